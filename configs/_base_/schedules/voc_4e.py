@@ -1,0 +1,11 @@
+# 4 epochs of a set repeated three times (12 passes), one step after the third.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=1)
+optim_wrapper = dict(
+    type='OptimWrapper',  # published with mixed precision: tools/train.py --amp
+    constructor='mmpetl.OwnerOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    paramwise_cfg=dict(no_decay=('absolute_pos_embed', 'relative_position_bias_table')),
+)
+param_scheduler = [
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=4, milestones=[3], gamma=0.1)
+]

@@ -1,0 +1,11 @@
+_base_ = '../recipes/vtab_cifar100.py'
+
+model = dict(
+    backbone=dict(method=dict(type='AdaptFormer', hidden_dims=8)),
+    # Label smoothing 0.1: V-PETL Bench, configs for cifar100.
+    head=dict(loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')),
+)
+optim_wrapper = dict(
+    optimizer=dict(lr=0.01, weight_decay=1.0),  # V-PETL Bench, scripts for cifar100
+    paramwise_cfg=dict(flat_decay_mult=1.0),  # one group there, decay on everything
+)

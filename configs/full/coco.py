@@ -1,0 +1,3 @@
+_base_ = '../recipes/coco.py'
+
+model = dict(backbone=dict(method=dict(type='Full')))

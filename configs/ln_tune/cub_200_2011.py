@@ -1,0 +1,3 @@
+_base_ = '../recipes/cub_200_2011.py'
+
+model = dict(backbone=dict(method=dict(type='LNTune')))

@@ -1,0 +1,4 @@
+_base_ = '../recipes/voc.py'
+
+# Every LayerNorm: Leiyi-Hu/mona, swin_transformer_norm_tuning.py.
+model = dict(backbone=dict(method=dict(type='LNTune')))

@@ -1,0 +1,125 @@
+"""Sites of mmpretrain's SwinTransformer, for classification and for dense tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinTransformer
+from mmpretrain.models.utils import resize_pos_embed
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    Affine,
+    PETLError,
+    WindowBackboneHost,
+    WindowBlockHost,
+    WindowSiteMap,
+)
+from mmpetl.registry import BACKBONES
+
+
+class PETLSwinBlock(WindowBlockHost, SwinBlock):
+    """A Swin block that runs sites."""
+
+    def window_and_shift(
+        self, grid: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        size, shift = self.attn.window_size, self.attn.shift_size
+        if min(grid) < size and not self.attn.pad_small_map:
+            raise PETLError(
+                f'the map {grid} is smaller than the window ({size}); set '
+                'pad_small_map=True, or use larger inputs'
+            )
+        if min(grid) == size and not self.attn.pad_small_map:
+            shift = 0
+        return (size, size), (shift, shift)
+
+    def position_bias(self, num_tokens: int) -> Tensor:
+        msa = self.attn.w_msa
+        rows = msa.relative_position_bias_table[msa.relative_position_index.flatten()]
+        return rows.view(num_tokens, num_tokens, -1).permute(2, 0, 1)
+
+    def attention_parts(self) -> dict[str, Any]:
+        msa = self.attn.w_msa
+        return {
+            'num_heads': msa.num_heads,
+            'qkv': msa.qkv,
+            'proj': msa.proj,
+            'dropout': msa.attn_drop.p if msa.training else 0.0,
+        }
+
+    def qkv_affine(self, name: str) -> Affine:
+        qkv = self.attn.w_msa.qkv
+        return Affine.of(name, qkv.weight, qkv.bias)
+
+    def drop_projection(self, x: Tensor) -> Tensor:
+        return self.attn.w_msa.proj_drop(x)
+
+    def ffn_parts(self):
+        (fc1, *between), fc2, behind = self.ffn.layers
+        return fc1, lambda x: between[1](between[0](x)), fc2, behind
+
+    def residual(self, branch: int, x: Tensor) -> Tensor:
+        if branch == 1:
+            return self.attn.drop(x)
+        return self.ffn.dropout_layer(self.ffn.gamma2(x))
+
+
+class PETLSwin(WindowBackboneHost, SwinTransformer):
+    """A Swin Transformer that runs sites."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        embed = self.patch_embed
+        if embed.adaptive_padding:
+            x = embed.adaptive_padding(x)
+        x, ctx = self.embed_patches(embed.projection, embed.norm, x)
+        if self.use_abs_pos_embed:
+            x = x + resize_pos_embed(
+                self.absolute_pos_embed,
+                self.patch_resolution,
+                ctx.grid,
+                self.interpolate_mode,
+                self.num_extra_tokens,
+            )
+        x = self.drop_after_pos(x)
+        x = self.after('embed', x, x, ctx)
+        return tuple(self.run_stages(self.stages, x, ctx))
+
+    def gather(
+        self, merge: nn.Module, x: Tensor, grid: tuple[int, ...]
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        x = x.transpose(1, 2).unflatten(2, grid)
+        if merge.adaptive_padding:
+            x = merge.adaptive_padding(x)
+        grid = tuple(n // 2 for n in x.shape[2:])
+        return merge.sampler(x).transpose(1, 2), grid
+
+    def repeat_four(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(4, dim=-1)
+
+
+@BACKBONES.register_module()
+class MMPretrainSwin(WindowSiteMap):
+    """``mmpretrain.SwinTransformer``."""
+
+    host = SwinTransformer
+    host_block = SwinBlock
+    swapped = PETLSwin
+    swapped_block = PETLSwinBlock
+    stages_name = 'stages'
+    channels_first = True
+
+    def check(self, backbone: nn.Module) -> None:
+        for path, block in self.blocks(backbone):
+            msa = block.attn.w_msa
+            if msa.scale != (msa.embed_dims // msa.num_heads) ** -0.5:
+                raise PETLError(f'{path}.attn has its own qk_scale; no sites for it')
+
+    def projection(self, backbone: nn.Module) -> nn.Module:
+        return backbone.patch_embed.projection
+
+    def block_facts(self, block: nn.Module):
+        attn = block.attn
+        window, shift = attn.window_size, attn.shift_size
+        heads, mlp = attn.w_msa.num_heads, block.ffn.feedforward_channels
+        return heads, mlp, (window, window), (shift, shift)

@@ -1,0 +1,135 @@
+"""Sites of mmpretrain's VisionTransformer (ViT, MAE, DINOv2, CLIP's image tower)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmpretrain.models.backbones.vision_transformer import (
+    TransformerEncoderLayer,
+    VisionTransformer,
+)
+from mmpretrain.models.utils import resize_pos_embed
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    BackboneHost,
+    BlockHost,
+    PETLError,
+    Site,
+    SiteMap,
+    block_sites,
+)
+from mmpetl.registry import BACKBONES
+
+
+class ViTBlock(BlockHost, TransformerEncoderLayer):
+    """An encoder layer that runs sites."""
+
+    def attention_parts(self) -> dict[str, Any]:
+        attn = self.attn
+        return {
+            'num_heads': attn.num_heads,
+            'qkv': attn.qkv,
+            'proj': attn.proj,
+            'dropout': attn.attn_drop if attn.training else 0.0,
+        }
+
+    def drop_projection(self, x: Tensor) -> Tensor:
+        return self.attn.proj_drop(x)
+
+    def ffn_parts(self):
+        (fc1, *between), fc2, behind = self.ffn.layers
+        return fc1, lambda x: between[1](between[0](x)), fc2, behind
+
+    def residual(self, branch: int, x: Tensor) -> Tensor:
+        if branch == 1:
+            return self.attn.out_drop(self.attn.gamma1(x))
+        return self.ffn.dropout_layer(self.ffn.gamma2(x))
+
+
+class PETLVisionTransformer(BackboneHost, VisionTransformer):
+    """A VisionTransformer that runs sites."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        embed = self.patch_embed
+        if embed.adaptive_padding:
+            x = embed.adaptive_padding(x)
+        x, ctx = self.embed_patches(embed.projection, embed.norm, x)
+        if self.cls_token is not None:
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            ctx.num_prefix = 1
+        x = x + resize_pos_embed(
+            self.pos_embed,
+            self.patch_resolution,
+            ctx.grid,
+            mode=self.interpolate_mode,
+            num_extra_tokens=self.num_extra_tokens,
+        )
+        x = self.pre_norm(self.drop_after_pos(x))
+        x = self.after('embed', x, x, ctx)
+        outs = []
+        last = len(self.layers) - 1
+        for i, block in enumerate(self.layers):
+            x = block(x, ctx)
+            if i in self.out_indices:
+                norm = self.ln1 if i == last and self.final_norm else None
+                outs.append(
+                    self._format_output(self.emit(x, norm, ctx, i)[1], ctx.grid)
+                )
+        return tuple(outs)
+
+
+@BACKBONES.register_module()
+class MMPretrainViT(SiteMap):
+    """``mmpretrain.VisionTransformer``."""
+
+    host = VisionTransformer
+    host_block = TransformerEncoderLayer
+    swapped = PETLVisionTransformer
+    swapped_block = ViTBlock
+
+    def check(self, backbone: nn.Module) -> None:
+        for i, block in enumerate(backbone.layers):
+            if not hasattr(block.ffn, 'layers'):
+                raise PETLError(
+                    f'layers.{i}.ffn is a {type(block.ffn).__name__}; the sites of '
+                    "mmpretrain's VisionTransformer need ffn_type='origin'"
+                )
+
+    def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        for i, block in enumerate(backbone.layers):
+            yield f'layers.{i}', block
+
+    def sites(self, backbone: nn.Module) -> list[Site]:
+        d = backbone.embed_dims
+        projection = backbone.patch_embed.projection
+        patch = projection.in_channels * math.prod(projection.kernel_size)
+        depth = len(backbone.layers)
+        facts = {'num_blocks': depth, 'embed_dims': d, 'patch_dims': patch, 'stage': 0}
+        sites = [Site('embed.proj', '', patch, d, has_grid=True, **facts)]
+        if backbone.patch_embed.norm is not None:
+            sites.append(Site('embed.norm', '', d, d, has_grid=True, **facts))
+        sites.append(Site('embed', '', d, d, has_grid=True, **facts))
+        for i, (path, block) in enumerate(self.blocks(backbone)):
+            heads = block.attn.num_heads
+            mlp = block.ffn.feedforward_channels
+            sites += block_sites(path, d, mlp, block=i, num_heads=heads, **facts)
+        facts['pooled'] = backbone.out_type == 'avg_featmap'
+        facts['has_grid'] = True
+        for i in sorted(backbone.out_indices):
+            if i == depth - 1 and backbone.final_norm:
+                sites.append(Site('out.norm', '', d, d, index=i, **facts))
+            sites.append(Site('out', '', d, d, index=i, **facts))
+        return sites
+
+    def ends(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        ends = {
+            'embed_proj': backbone.patch_embed.projection,
+            'embed_norm': backbone.patch_embed.norm,
+        }
+        if backbone.final_norm:
+            ends[f'out_norm_{len(backbone.layers) - 1}'] = backbone.ln1
+        return ends

@@ -1,0 +1,162 @@
+"""Import hooks that stand in for what the OpenMMLab wheels lack.
+
+Two finders join ``sys.meta_path``. The one at the end is asked only for modules that
+nothing else provides, so a compiled ``mmcv._ext`` or a complete mmaction2 is used
+untouched. The one at the front knows only the modules in which mmpretrain and mmaction2
+switch their multimodal models on.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+EXT = 'mmcv._ext'
+DRN = 'mmaction.models.localizers.drn'
+# Modules that say whether multimodal models are to be imported -> the folders below
+# <package>/models whose files then import from transformers.
+SWITCHES = {
+    'mmpretrain.utils.dependency': ('multimodal', 'utils'),
+    'mmaction.utils.dependency': ('multimodal',),
+}
+ORIGIN = 'mmpetl.compat'  # tells a stand-in from the real module
+
+
+def _fill_ext(module: ModuleType) -> None:
+    """Give ``mmcv._ext`` our kernels, and a telling error for every other op."""
+    from . import kernels
+
+    vars(module).update({name: getattr(kernels, name) for name in kernels.__all__})
+
+    def missing(name: str) -> Callable:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return kernels.missing_op(name)
+
+    module.__getattr__ = missing
+
+
+def _fill_drn(module: ModuleType) -> None:
+    """The one name that mmaction2's localizers import from here."""
+
+    class DRN:
+        """Placeholder: the wheel of mmaction2 does not ship this localizer."""
+
+        def __init__(self, *args, **kwargs) -> None:
+            raise ImportError(
+                'DRN was asked for, but this installation of mmaction2 lacks '
+                f'{DRN}; install mmaction2 from source to use it'
+            )
+
+    module.DRN = DRN
+
+
+_FILL: dict[str, Callable[[ModuleType], None]] = {
+    EXT: _fill_ext,
+    DRN: lambda module: None,
+    f'{DRN}.drn': _fill_drn,
+}
+
+
+class _StandInLoader(Loader):
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        _FILL[module.__name__](module)
+
+
+class StandInFinder(MetaPathFinder):
+    """Last in line: provides the modules of `_FILL` where no other finder does."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if fullname not in _FILL:
+            return None
+        return ModuleSpec(
+            fullname, _StandInLoader(), origin=ORIGIN, is_package=fullname == DRN
+        )
+
+
+def _unguarded_imports(folder: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of each plain top-level import from transformers in a folder.
+
+    Imports inside ``try`` are left out: those files cope by themselves.
+    """
+    for file in sorted(folder.rglob('*.py')):
+        for node in ast.parse(file.read_text(encoding='utf-8')).body:
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.level == 0
+                and (node.module or '').split('.')[0] == 'transformers'
+            ):
+                yield from ((node.module, alias.name) for alias in node.names)
+
+
+def transformers_serves(folders: Iterable[Path]) -> bool:
+    """Whether all that the files below ``folders`` take from transformers exists."""
+    for folder in folders:
+        for module, name in _unguarded_imports(folder):
+            # A lazy module may raise anything at all when one of its names is asked
+            # for; whatever it is, the multimodal models would meet it too.
+            try:
+                getattr(importlib.import_module(module), name)
+            except Exception:
+                return False
+    return True
+
+
+def _set_switch(module: ModuleType) -> None:
+    if module.WITH_MULTIMODAL:
+        models = Path(module.__file__).parents[1] / 'models'
+        folders = [models / name for name in SWITCHES[module.__name__]]
+        module.WITH_MULTIMODAL = transformers_serves(folders)
+
+
+class _SwitchLoader(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        _set_switch(module)
+
+
+class SwitchFinder(MetaPathFinder):
+    """First in line, for the switches alone: loads one, then corrects it."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        if fullname not in SWITCHES:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or not isinstance(spec.loader, SourceFileLoader):
+            return spec
+        return spec_from_file_location(
+            fullname, spec.origin, loader=_SwitchLoader(fullname, spec.origin)
+        )
+
+
+def install_hooks() -> None:
+    """Put both finders in place, once."""
+    if not any(isinstance(finder, SwitchFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, SwitchFinder())
+    if not any(isinstance(finder, StandInFinder) for finder in sys.meta_path):
+        sys.meta_path.append(StandInFinder())
+    # Imported before us, its models not yet: the switch can still be set.
+    for name in SWITCHES:
+        models = f'{name.partition(".")[0]}.models'
+        if name in sys.modules and models not in sys.modules:
+            _set_switch(sys.modules[name])

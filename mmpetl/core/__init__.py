@@ -1,0 +1,97 @@
+"""Sites, deltas, methods and how they join. Torch only, no task and no Runner."""
+
+from mmpetl.core.affine import Affine, BiasPart
+from mmpetl.core.attention import attend, softmax_attention, split_heads
+from mmpetl.core.context import Context
+from mmpetl.core.delta import Delta
+from mmpetl.core.errors import PETLError, suggest
+from mmpetl.core.fold import fold
+from mmpetl.core.host import BackboneHost, BlockHost, Host
+from mmpetl.core.inject import (
+    Injection,
+    disable,
+    eject,
+    enable,
+    find_injected,
+    inject,
+)
+from mmpetl.core.method import (
+    Method,
+    build_method,
+    check_kinds,
+    check_range,
+    kaiming_uniform_,
+    registered_methods,
+)
+from mmpetl.core.report import Counts, Owner, count_trainable, describe, owners
+from mmpetl.core.site import AFTER_ONLY, KINDS, Site
+from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
+from mmpetl.core.state import (
+    base_changes,
+    delta_state,
+    fingerprint,
+    frozen_keys,
+    load_delta_state,
+    tensor_digests,
+)
+from mmpetl.core.windows import (
+    WindowBackboneHost,
+    WindowBlockHost,
+    WindowSiteMap,
+    from_windows,
+    relative_index,
+    shift_mask,
+    to_windows,
+)
+
+__all__ = [
+    'AFTER_ONLY',
+    'KINDS',
+    'Affine',
+    'BackboneHost',
+    'BiasPart',
+    'BlockHost',
+    'Context',
+    'Counts',
+    'Delta',
+    'Host',
+    'Injection',
+    'Method',
+    'Owner',
+    'PETLError',
+    'Site',
+    'SiteMap',
+    'WindowBackboneHost',
+    'WindowBlockHost',
+    'WindowSiteMap',
+    'attend',
+    'base_changes',
+    'block_sites',
+    'build_method',
+    'check_kinds',
+    'check_range',
+    'count_trainable',
+    'delta_state',
+    'describe',
+    'disable',
+    'eject',
+    'enable',
+    'find_injected',
+    'find_site_map',
+    'fingerprint',
+    'fold',
+    'from_windows',
+    'frozen_keys',
+    'inject',
+    'kaiming_uniform_',
+    'load_delta_state',
+    'owners',
+    'registered_methods',
+    'relative_index',
+    'shift_mask',
+    'softmax_attention',
+    'split_heads',
+    'suggest',
+    'tensor_digests',
+    'to_windows',
+]

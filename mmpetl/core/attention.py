@@ -1,0 +1,123 @@
+"""Multi-head attention written with its sites, shared by all backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpetl.core.context import Context
+
+if TYPE_CHECKING:
+    from mmpetl.core.host import Host
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, heads * d) -> (B, heads, N, d), a view."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """``softmax(q k^T / sqrt(d) + bias + mask) v``.
+
+    Args:
+        q: (B, heads, Nq, d); in windowed attention B counts images times windows,
+            image-major.
+        k: (B, heads, Nk, d).
+        v: (B, heads, Nk, d).
+        bias: (heads, N, N) over the last N queries and keys. Tokens in front of
+            them get no bias.
+        mask: (windows, N, N), added per window, likewise over the last N.
+        dropout: Probability that an attention weight is dropped.
+
+    Returns:
+        (B, heads, Nq, d).
+    """
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    extra_q, extra_k = q.shape[-2] - bias.shape[-2], k.shape[-2] - bias.shape[-1]
+    if mask is None:
+        full = bias.unsqueeze(0)
+    else:
+        full = bias.unsqueeze(0) + mask.unsqueeze(1)
+    if extra_q or extra_k:
+        full = F.pad(full, (extra_k, 0, extra_q, 0))
+    full = full.to(q.dtype)
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, full, dropout_p=dropout)
+    # Windows move next to the heads, so that one (windows * heads, Nq, Nk) bias is
+    # broadcast over the images instead of being copied for each of them.
+    windows, heads = full.shape[:2]
+
+    def pack(t: Tensor) -> Tensor:
+        return t.reshape(-1, windows * heads, *t.shape[2:])
+
+    out = F.scaled_dot_product_attention(
+        pack(q), pack(k), pack(v), full.flatten(0, 1).unsqueeze(0), dropout_p=dropout
+    )
+    return out.reshape(-1, heads, *out.shape[2:])
+
+
+def attend(
+    host: Host,
+    x: Tensor,
+    ctx: Context,
+    *,
+    num_heads: int,
+    qkv: Callable[[Tensor], Tensor],
+    proj: nn.Module,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    qk_norm: tuple[nn.Module, nn.Module] | None = None,
+) -> Tensor:
+    """From what enters the fused projection to what leaves the output projection.
+
+    Args:
+        host: The block whose sites are run.
+        x: (B, N, C); in windowed attention (B * windows, N, C).
+        ctx: Facts of this forward pass.
+        num_heads: Attention heads.
+        qkv: The fused projection, (B, N, C) -> (B, N, 3 * D), rows q, k, v.
+        proj: The output projection.
+        bias: See :func:`softmax_attention`.
+        mask: See :func:`softmax_attention`.
+        dropout: See :func:`softmax_attention`.
+        qk_norm: Norms of queries and keys per head.
+
+    Returns:
+        (B, N, C).
+    """
+    x = host.before('attn.qkv', x, ctx)
+    y = qkv(x)
+    if host.plugged('attn.q') or host.plugged('attn.k') or host.plugged('attn.v'):
+        parts = [
+            host.after(kind, x, part, ctx)
+            for kind, part in zip(
+                ('attn.q', 'attn.k', 'attn.v'), y.chunk(3, dim=-1), strict=True
+            )
+        ]
+        if host.plugged('attn.qkv'):
+            y = host.after('attn.qkv', x, torch.cat(parts, dim=-1), ctx)
+            parts = y.chunk(3, dim=-1)
+        q, k, v = (split_heads(part, num_heads) for part in parts)
+    else:
+        y = host.after('attn.qkv', x, y, ctx)
+        q, k, v = y.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    if qk_norm is not None:
+        q, k = qk_norm[0](q), qk_norm[1](k)
+    q, k, v = host.before('attn.core', (q, k, v), ctx)
+    o = softmax_attention(q, k, v, bias, mask, dropout)
+    o = host.after('attn.core', (q, k, v), o, ctx)
+    o = o.transpose(1, 2).flatten(2)
+    return host.through('attn.proj', proj, o, ctx)

@@ -1,0 +1,37 @@
+"""What a delta may need beside its features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Context:
+    """Facts of one forward pass, handed to every delta.
+
+    Attributes:
+        grid: Extents of the token grid at this place, (H, W) or (T, H, W).
+        num_prefix: Tokens in front of the grid: class tokens, then extra tokens.
+        num_extra: How many of the prefix tokens a delta has added. They sit right
+            behind the class tokens.
+        scratch: A dict that lives for one forward pass, where side networks keep
+            what they collect.
+    """
+
+    __slots__ = ('grid', 'num_extra', 'num_prefix', 'scratch')
+
+    def __init__(self, grid: tuple[int, ...], num_prefix: int = 0) -> None:
+        self.grid = grid
+        self.num_prefix = num_prefix
+        self.num_extra = 0
+        self.scratch: dict[Any, Any] = {}
+
+    def fork(self) -> Context:
+        """A copy whose counts stay as they are now; ``scratch`` is shared.
+
+        Activation checkpointing runs a block again during backward, when the counts
+        of the pass have moved on.
+        """
+        copy = Context(self.grid, self.num_prefix)
+        copy.num_extra = self.num_extra
+        copy.scratch = self.scratch
+        return copy

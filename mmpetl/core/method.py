@@ -1,0 +1,183 @@
+"""Methods: what is plugged where. One paper per file in ``mmpetl/methods``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mmpetl.core.affine import Affine
+from mmpetl.core.delta import Delta
+from mmpetl.core.errors import PETLError, suggest
+from mmpetl.core.site import KINDS, Site
+from mmpetl.registry import METHODS
+
+
+class Method:
+    """Base of every method.
+
+    A subclass keeps each argument of its ``__init__`` as an attribute of the same
+    name, so that :meth:`config` can write it down.
+
+    Attributes:
+        targets: Kinds of the sites it plugs into. An instance may narrow or widen
+            them.
+        optional: Kinds it plugs into where a backbone offers them.
+        starts_as_identity: Whether a freshly injected backbone computes what the
+            base computes.
+        family: ``'baseline'``, ``'specification'``, ``'adapter'``, ``'prompt'``,
+            ``'prefix'``, ``'side'`` or ``'reparameterisation'``.
+    """
+
+    targets: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    starts_as_identity: bool = True
+    family: ClassVar[str] = ''
+
+    def wants(self, site: Site) -> bool:
+        """Whether a delta goes into this site."""
+        return site.kind in self.targets or site.kind in self.optional
+
+    def check(self, sites: list[Site]) -> None:
+        """Raise PETLError where the arguments do not fit the wanted sites."""
+
+    def share(self, sites: list[Site]) -> nn.Module | None:
+        """A module that all deltas of this method use, or None."""
+        return None
+
+    def build(self, site: Site) -> Delta:
+        """The delta for one site."""
+        raise NotImplementedError
+
+    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
+        """Whether a base parameter stays trainable.
+
+        Args:
+            name: Its full name in the backbone.
+            param: The parameter.
+            owner: The module that holds it.
+        """
+        return False
+
+    def initialise(
+        self, deltas: Mapping[Site, Delta], weights: Callable[[str, str], Affine]
+    ) -> None:
+        """Start values that are read off the base weights.
+
+        Args:
+            deltas: What :meth:`build` returned, by site.
+            weights: ``weights(host, kind)`` gives the base weights of a site.
+        """
+
+    def fold(self, site: Site, delta: Delta, affine: Affine) -> None:
+        """Write an exact equivalent of ``delta`` into the base weights."""
+        raise NotImplementedError
+
+    def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
+        """A pass over data before training that fills buffers."""
+        raise NotImplementedError
+
+    @property
+    def folds(self) -> bool:
+        """Whether a tuned backbone can become a plain one."""
+        return type(self).fold is not Method.fold
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the method needs a pass over data before training."""
+        return type(self).calibrate is not Method.calibrate
+
+    @classmethod
+    def stem(cls) -> str:
+        """Name of its file, which is the name of its configs and its page."""
+        return cls.__module__.rpartition('.')[2]
+
+    def config(self) -> dict[str, Any]:
+        """What builds this method again: ``dict(type='LoRA', rank=8, ...)``."""
+        names = inspect.signature(type(self).__init__).parameters
+        args = {name: getattr(self, name) for name in names if name != 'self'}
+        return {'type': type(self).__name__, **args}
+
+    def __repr__(self) -> str:
+        args = {k: v for k, v in self.config().items() if k != 'type'}
+        inside = ', '.join(f'{k}={v!r}' for k, v in args.items())
+        return f'{type(self).__name__}({inside})'
+
+
+def registered_methods() -> dict[str, type[Method]]:
+    """Every registered method by name."""
+    METHODS.import_from_location()
+    return dict(METHODS.module_dict)
+
+
+def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Method:
+    """A method from an instance, a class, a name, or ``dict(type=..., ...)``.
+
+    Raises:
+        PETLError: The name is unknown, or an argument does not exist or fit.
+    """
+    if isinstance(config, Method):
+        return config
+    if isinstance(config, type) and issubclass(config, Method):
+        return config()
+    args = {'type': config} if isinstance(config, str) else dict(config)
+    name = args.pop('type', None)
+    if isinstance(name, type) and issubclass(name, Method):
+        cls = name
+    else:
+        known = registered_methods()
+        cls = known.get(str(name).rpartition('.')[2])
+        if cls is None:
+            raise PETLError(
+                f'unknown method {name!r}.{suggest(str(name), known)} '
+                f'Registered: {", ".join(sorted(known))}'
+            )
+    accepted = [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
+    for arg in args:
+        if arg not in accepted:
+            raise PETLError(
+                f'{cls.__name__} has no argument {arg!r}.{suggest(arg, accepted)} '
+                f'It takes: {", ".join(accepted) or "none"}'
+            )
+    return cls(**args)
+
+
+def check_range(
+    method: Method | str,
+    name: str,
+    value: float,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Raise PETLError unless ``low <= value <= high``."""
+    inside = (low is None or value >= low) and (high is None or value <= high)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not inside:
+        who = method if isinstance(method, str) else type(method).__name__
+        bounds = [f'at least {low}' if low is not None else '']
+        bounds += [f'at most {high}' if high is not None else '']
+        need = ' and '.join(b for b in bounds if b)
+        raise PETLError(f'{who} needs {name} of {need}, got {value!r}')
+
+
+def check_kinds(
+    method: Method | str, kinds: Iterable[str], allowed: Iterable[str]
+) -> tuple[str, ...]:
+    """``kinds`` as a tuple; PETLError names the first that is not allowed."""
+    kinds, allowed = tuple(kinds), tuple(allowed)
+    who = method if isinstance(method, str) else type(method).__name__
+    for kind in kinds:
+        if kind not in allowed or kind not in KINDS:
+            raise PETLError(
+                f'{who} cannot act at {kind!r}.{suggest(kind, allowed)} '
+                f'It can at: {", ".join(allowed)}'
+            )
+    if not kinds:
+        raise PETLError(f'{who} needs at least one of: {", ".join(allowed)}')
+    return kinds
+
+
+def kaiming_uniform_(weight: Tensor) -> None:
+    """The start of PyTorch's Linear, a = sqrt(5), whatever the host's initialiser."""
+    nn.init.kaiming_uniform_(weight, a=5**0.5)

@@ -1,0 +1,119 @@
+"""Sites: the named places of a backbone, the vocabulary that methods speak.
+
+A transformer block is two sub-layers on a residual stream. Written with its sites,
+``x`` being the stream::
+
+    x = tokens.before(x)                    extra tokens join
+    h = norm1(x)
+    h = attn.before(h)
+    w = attn.qkv.before(h)                  windows, in windowed attention
+    q, k, v = rows of the fused projection  attn.q, attn.k, attn.v
+    q, k, v = attn.qkv.after(w, qkv)
+    q, k, v = attn.core.before((q, k, v))   keys and values may grow
+    o = attn.core.after((q, k, v), softmax(q k^T) v)
+    b = attn.proj(o)
+    b = attn.after(h, b)
+    y = attn.skip(x) + drop_path(scale(b))
+    x = attn.sum.after(x, y)
+    ... the same for ffn, with ffn.fc1 and ffn.fc2 for the projections ...
+    x = tokens.after(x)                     extra tokens leave
+
+``block`` wraps all of it; ``embed`` and ``out`` are the two ends of the backbone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KINDS: dict[str, str] = {
+    'embed.proj': 'output of the patch projection, before norm and positions',
+    'embed.norm': 'norm of the patch embedding, where the backbone has one',
+    'embed': 'token sequence that enters the first block, positions included',
+    'tokens': 'stream at the entry (before) and the exit (after) of a block, where '
+    'extra tokens join and leave',
+    'block': 'a whole block, stream in and stream out',
+    'norm1': 'norm in front of attention',
+    'norm2': 'norm in front of the feed-forward network',
+    'attn': 'attention sub-layer, before scale, stochastic depth and shortcut',
+    'attn.qkv': 'fused query, key and value projection',
+    'attn.q': 'query rows of the fused projection (after only)',
+    'attn.k': 'key rows of the fused projection (after only)',
+    'attn.v': 'value rows of the fused projection (after only)',
+    'attn.core': 'softmax(q k^T) v on (q, k, v), each (B, heads, N, head_dims)',
+    'attn.proj': 'output projection of attention',
+    'attn.skip': 'shortcut around attention',
+    'attn.sum': 'stream before and after the attention residual',
+    'ffn': 'feed-forward sub-layer, before scale, stochastic depth and shortcut',
+    'ffn.fc1': 'first linear of the feed-forward network, before the activation',
+    'ffn.fc2': 'second linear of the feed-forward network',
+    'ffn.skip': 'shortcut around the feed-forward network',
+    'ffn.sum': 'stream before and after the feed-forward residual',
+    'downsample.norm': 'norm of a patch merging',
+    'downsample': 'patch merging between two stages',
+    'out.norm': 'norm of an output',
+    'out': 'an output: x is the normed sequence with every token, y what leaves',
+}
+"""Every kind of site and its meaning, in the order of a forward pass."""
+
+AFTER_ONLY = frozenset({'attn.q', 'attn.k', 'attn.v'})
+"""Kinds that share one input, so that only ``after`` can differ among them."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of one backbone.
+
+    Attributes:
+        kind: A key of :data:`KINDS`.
+        host: Path of the module that runs the site, ``''`` for the backbone itself.
+        in_dims: Width of the features that enter.
+        out_dims: Width of the features that leave.
+        block: Running index over all blocks, None outside of blocks.
+        stage: Index of the stage, 0 in a plain transformer; for ``out`` the stage
+            (or block, in a plain transformer) whose features leave.
+        num_blocks: Blocks of the backbone.
+        num_heads: Attention heads of the block, None outside of blocks.
+        mlp_dims: Hidden width of the block's feed-forward network.
+        window: Extents of the attention window, None where attention is global.
+        shift: Shift of the window per axis, zeros where it is not shifted.
+        has_grid: Whether the features still form the grid of ``ctx.grid`` after
+            ``ctx.num_prefix`` leading tokens.
+        embed_dims: Width of the first stage.
+        patch_dims: Values per input patch (3 * 16 * 16 for ViT-B/16).
+        index: Which of several sites of one kind and host (outputs, mergings).
+        pooled: For ``out``: only one output, and its tokens are averaged.
+        channels_first: For ``downsample``: merged channels lie channel-major
+            (``nn.Unfold``) rather than neighbour-major (concatenation).
+    """
+
+    kind: str
+    host: str
+    in_dims: int
+    out_dims: int
+    block: int | None = None
+    stage: int | None = None
+    num_blocks: int = 0
+    num_heads: int | None = None
+    mlp_dims: int | None = None
+    window: tuple[int, ...] | None = None
+    shift: tuple[int, ...] | None = None
+    has_grid: bool = False
+    embed_dims: int = 0
+    patch_dims: int = 0
+    index: int | None = None
+    pooled: bool = False
+    channels_first: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the site in state dicts: ``attn_v``, ``out_3``."""
+        key = self.kind.replace('.', '_')
+        return key if self.index is None else f'{key}_{self.index}'
+
+    @property
+    def path(self) -> str:
+        """Where the deltas of this site live, ``layers.3.petl.attn_v``."""
+        return f'{self.host}.petl.{self.key}'.lstrip('.')
+
+    def __str__(self) -> str:
+        return f'{self.host}:{self.kind}'.lstrip(':')

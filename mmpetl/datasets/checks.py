@@ -1,0 +1,327 @@
+"""Checks of the data on disk before a run spends time on it.
+
+Annotation files are read, the files that they list are only looked up, not opened.
+Whatever is wrong is one line that names the list, the line and the file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import DATASETS as ALL_DATASETS
+
+from mmpetl.core import PETLError
+
+Checker = Callable[[Mapping[str, Any], str | None, int | None], int]
+
+
+def missing_folder(path: str | os.PathLike[str], what: str) -> PETLError:
+    """The error for a data folder that is not there; says what ``MMPETL_DATA`` is."""
+    root = os.environ.get('MMPETL_DATA')
+    state = f"is '{root}'" if root else "is not set, so configs look below 'data'"
+    return PETLError(
+        f"{what} needs the folder '{path}', which does not exist; the data root is the "
+        f'environment variable MMPETL_DATA, which {state}.'
+    )
+
+
+def check_config(cfg: Mapping[str, Any], phases: tuple[str, ...]) -> dict[str, int]:
+    """Check the data sets of the loaders of a config.
+
+    Args:
+        cfg: A whole config.
+        phases: Which loaders are going to be used, of ``train``, ``val`` and ``test``.
+
+    Returns:
+        Number of samples found, by phase, before any filtering by the data set.
+
+    Raises:
+        PETLError: See ``check_dataset``.
+    """
+    scope, num_classes = cfg.get('default_scope'), _classes_of_model(cfg.get('model'))
+    found = {}
+    for phase in phases:
+        loader = cfg.get(f'{phase}_dataloader')
+        if loader:
+            found[phase] = check_dataset(loader['dataset'], scope, num_classes)
+    return found
+
+
+def check_dataset(
+    cfg: Mapping[str, Any], scope: str | None = None, num_classes: int | None = None
+) -> int:
+    """Check that a data set's annotations and the files they list are there.
+
+    Args:
+        cfg: The ``dataset`` of a loader; repeated and joined sets are followed.
+        scope: The config's ``default_scope``, for names that bear no scope.
+        num_classes: Classes of the model's head, for lists that bear no class names.
+
+    Returns:
+        Number of samples found.
+
+    Raises:
+        PETLError: A folder, list or listed file is missing, a line is malformed, or a
+            label is out of range.
+    """
+    name = str(cfg['type']).rpartition('.')[-1]
+    inner = cfg.get('datasets') or [cfg[key] for key in ('dataset',) if key in cfg]
+    if inner:
+        return sum(check_dataset(part, scope, num_classes) for part in inner)
+    checker = _CHECKERS.get(name) or _checker_by_base(cfg['type'], scope)
+    return checker(cfg, scope, num_classes)
+
+
+def _classes_of_model(model: Mapping[str, Any] | None) -> int | None:
+    """Class count of a classifier's head; dense sets know their classes themselves."""
+    for key in ('head', 'cls_head'):
+        count = ((model or {}).get(key) or {}).get('num_classes')
+        if count:
+            return int(count)
+    return None
+
+
+def _class_names(cfg: Mapping[str, Any], scope: str | None) -> tuple[str, ...]:
+    """Class names given in the config, else those of the data set's class."""
+    given = (cfg.get('metainfo') or {}).get('classes')
+    if given is None:
+        cls = _resolve(cfg['type'], scope)
+        given = getattr(cls, 'METAINFO', {}).get('classes', ())
+    return tuple(given)
+
+
+def _resolve(name: Any, scope: str | None) -> Any:
+    if not isinstance(name, str):
+        return name
+    full = name if '.' in name or not scope else f'{scope}.{name}'
+    return ALL_DATASETS.get(full)
+
+
+def _checker_by_base(name: Any, scope: str | None) -> Checker:
+    """The check of the nearest known ancestor of a data set's class."""
+    for cls in getattr(_resolve(name, scope), '__mro__', ()):
+        if cls.__name__ in _CHECKERS:
+            return _CHECKERS[cls.__name__]
+    return _check_paths
+
+
+def _join(cfg: Mapping[str, Any], path: str) -> Path:
+    """``path`` below the data root, as MMEngine joins them."""
+    return Path(os.path.expanduser(os.path.join(cfg.get('data_root') or '', path)))
+
+
+def _need_folder(path: Path, cfg: Mapping[str, Any]) -> None:
+    if not path.is_dir():
+        raise missing_folder(path, str(cfg['type']))
+
+
+def _need_file(path: Path, cfg: Mapping[str, Any]) -> None:
+    if path.is_file():
+        return
+    if not path.parent.is_dir():
+        raise missing_folder(path.parent, str(cfg['type']))
+    raise PETLError(f"{cfg['type']} needs the file '{path}', which does not exist.")
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The non-empty lines of a list, with their numbers from 1."""
+    text = path.read_text(encoding='utf-8')
+    lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1)]
+    lines = [(i, line) for i, line in lines if line]
+    if not lines:
+        raise PETLError(f"The list '{path}' is empty.")
+    return lines
+
+
+def _check_own(
+    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
+) -> int:
+    """Our own sets check everything when they are built."""
+    dataset = ALL_DATASETS.build({**cfg, 'pipeline': []})
+    if num_classes is not None and dataset.num_classes > num_classes:
+        raise PETLError(
+            f"{cfg['type']} '{dataset.ann_file or dataset.folder}' has "
+            f'{dataset.num_classes} classes, the model has {num_classes}; set '
+            f"the head's num_classes."
+        )
+    return len(dataset)
+
+
+def _check_videos(
+    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
+) -> int:
+    """Lists of ``path label`` (VideoDataset) or ``folder frames label`` (Rawframe)."""
+    is_frames = 'Rawframe' in str(cfg['type'])
+    columns = (
+        ('frame folder', 'frame count', 'label')
+        if is_frames
+        else ('video path', 'label')
+    )
+    ann_file = _join(cfg, cfg['ann_file'])
+    _need_file(ann_file, cfg)
+    prefix = cfg.get('data_prefix') or {}
+    folder = _join(cfg, prefix.get('img' if is_frames else 'video') or '')
+    _need_folder(folder, cfg)
+    delimiter = cfg.get('delimiter', ' ')
+    lines = _lines(ann_file)
+    for number, line in lines:
+        where, parts = f'{ann_file}:{number}', line.split(delimiter)
+        if len(parts) != len(columns) or not parts[-1].lstrip('-').isdigit():
+            wanted = delimiter.join(f'<{column}>' for column in columns)
+            raise PETLError(f"{where}: '{line}' is not '{wanted}'.")
+        if not (folder / parts[0]).exists():
+            raise PETLError(f"{where}: there is no file '{folder / parts[0]}'.")
+        _need_label(int(parts[-1]), cfg.get('num_classes') or num_classes, where)
+    return len(lines)
+
+
+def _need_label(label: int, num_classes: int | None, where: str) -> None:
+    if label < 0 or (num_classes is not None and label >= num_classes):
+        top = 'up' if num_classes is None else f'to {num_classes - 1}'
+        raise PETLError(f'{where}: label {label} is out of range, classes are 0 {top}.')
+
+
+def _check_segmentation(
+    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
+) -> int:
+    """A folder of images with a map of the same stem for each."""
+    prefix = cfg['data_prefix']
+    images = _join(cfg, prefix['img_path'])
+    _need_folder(images, cfg)
+    cls = _resolve(cfg['type'], scope)
+    suffixes = {key: cfg.get(key) for key in ('img_suffix', 'seg_map_suffix')}
+    if not all(suffixes.values()):
+        suffixes = _default_suffixes(cls) | {k: v for k, v in suffixes.items() if v}
+    image_suffix, map_suffix = suffixes['img_suffix'], suffixes['seg_map_suffix']
+    if cfg.get('ann_file'):
+        ann_file = _join(cfg, cfg['ann_file'])
+        _need_file(ann_file, cfg)
+        stems = [(f'{ann_file}:{i}', line) for i, line in _lines(ann_file)]
+    else:
+        names = sorted(images.rglob(f'*{image_suffix}'))
+        stems = [
+            (str(p), str(p.relative_to(images))[: -len(image_suffix)]) for p in names
+        ]
+        if not stems:
+            raise PETLError(f"There is no *{image_suffix} in '{images}'.")
+    maps = _join(cfg, prefix['seg_map_path']) if prefix.get('seg_map_path') else None
+    if maps is not None:
+        _need_folder(maps, cfg)
+    for where, stem in stems:
+        if cfg.get('ann_file') and not (images / (stem + image_suffix)).is_file():
+            missing = images / (stem + image_suffix)
+            raise PETLError(f"{where}: there is no file '{missing}'.")
+        if maps is not None and not (maps / (stem + map_suffix)).is_file():
+            raise PETLError(f"{where}: there is no map '{maps / (stem + map_suffix)}'.")
+    return len(stems)
+
+
+def _default_suffixes(cls: Any) -> dict[str, str]:
+    """File name endings that a segmentation set's signature declares."""
+    found = {'img_suffix': '.jpg', 'seg_map_suffix': '.png'}
+    for ancestor in reversed(cls.__mro__):
+        init = ancestor.__dict__.get('__init__')
+        parameters = inspect.signature(init).parameters if init else {}
+        for key in found:
+            default = parameters[key].default if key in parameters else None
+            if isinstance(default, str):
+                found[key] = default
+    return found
+
+
+def _check_coco(
+    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
+) -> int:
+    """A COCO JSON: its categories include ours, its images are there."""
+    ann_file = _join(cfg, cfg['ann_file'])
+    _need_file(ann_file, cfg)
+    try:
+        data = json.loads(ann_file.read_text(encoding='utf-8'))
+        categories = {entry['id']: entry['name'] for entry in data['categories']}
+        images = {entry['id']: entry['file_name'] for entry in data['images']}
+        annotations = data.get('annotations', [])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PETLError(f"'{ann_file}' is not a COCO file: {error}") from None
+    absent = [n for n in _class_names(cfg, scope) if n not in categories.values()]
+    if absent:
+        raise PETLError(
+            f"'{ann_file}' lacks {len(absent)} of the classes of {cfg['type']}, "
+            f"'{absent[0]}' for one; set metainfo=dict(classes=...) to what it has."
+        )
+    for entry in annotations:
+        if entry['category_id'] not in categories:
+            raise PETLError(
+                f'{ann_file}: annotation {entry.get("id")} has category '
+                f'{entry["category_id"]}, which is not among the categories.'
+            )
+        if entry['image_id'] not in images:
+            raise PETLError(
+                f'{ann_file}: annotation {entry.get("id")} belongs to image '
+                f'{entry["image_id"]}, which is not listed.'
+            )
+    folder = _join(cfg, (cfg.get('data_prefix') or {}).get('img', ''))
+    _need_folder(folder, cfg)
+    for image_id, name in images.items():
+        if not (folder / name).is_file():
+            raise PETLError(
+                f"{ann_file}: image {image_id} names a missing file '{folder / name}'."
+            )
+    return len(images)
+
+
+def _check_xml(
+    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
+) -> int:
+    """A VOC list of image ids, each with an image and an XML of known classes."""
+    ann_file = _join(cfg, cfg['ann_file'])
+    _need_file(ann_file, cfg)
+    root = _join(cfg, (cfg.get('data_prefix') or {}).get('sub_data_root', ''))
+    names = set(_class_names(cfg, scope))
+    lines = _lines(ann_file)
+    for number, image_id in lines:
+        where = f'{ann_file}:{number}'
+        image = root / cfg.get('img_subdir', 'JPEGImages') / f'{image_id}.jpg'
+        xml = root / cfg.get('ann_subdir', 'Annotations') / f'{image_id}.xml'
+        for path in (image, xml):
+            if not path.is_file():
+                raise PETLError(f"{where}: there is no file '{path}'.")
+        try:
+            objects = ElementTree.parse(xml).getroot().findall('object')
+        except ElementTree.ParseError as error:
+            raise PETLError(f"{where}: '{xml}' is not readable XML: {error}") from None
+        for entry in objects:
+            name = entry.findtext('name')
+            if name not in names:
+                raise PETLError(
+                    f"{where}: '{xml}' holds class '{name}', which is none of the "
+                    f'{len(names)} classes of {cfg["type"]}.'
+                )
+    return len(lines)
+
+
+def _check_paths(
+    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
+) -> int:
+    """For sets of unknown layout: the root and the annotation file exist."""
+    if cfg.get('data_root'):
+        _need_folder(_join(cfg, ''), cfg)
+    if isinstance(cfg.get('ann_file'), str) and cfg['ann_file']:
+        _need_file(_join(cfg, cfg['ann_file']), cfg)
+    return 0
+
+
+_CHECKERS: Mapping[str, Checker] = {
+    'VTAB': _check_own,
+    'FGVC': _check_own,
+    'VideoDataset': _check_videos,
+    'RawframeDataset': _check_videos,
+    'BaseSegDataset': _check_segmentation,
+    'CocoDataset': _check_coco,
+    'XMLDataset': _check_xml,
+}

@@ -1,0 +1,159 @@
+"""The five fine-grained sets, with the splits of the VPT data release.
+
+Jia et al., "Visual Prompt Tuning", https://arxiv.org/abs/2203.12119. Each set is a
+folder with ``train.json``, ``val.json`` and ``test.json``, flat objects from image path
+to class id. Ids are neither contiguous nor 0-based, and a split may lack a class, so
+they are mapped to 0..C-1 through the sorted union of the three files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+
+from mmpetl.core import PETLError
+from mmpetl.datasets.checks import missing_folder
+from mmpetl.registry import DATASETS
+
+FGVC_SPLITS: Mapping[str, tuple[str, ...]] = {
+    'train': ('train',),
+    'val': ('val',),
+    'trainval': ('train', 'val'),
+    'test': ('test',),
+}
+
+
+@dataclass(frozen=True)
+class FGVCSet:
+    """One set: its folder below ``fgvc/``, where its images lie, and its sizes."""
+
+    name: str
+    folder: str
+    images: str
+    num_classes: int
+    num_train: int
+    num_val: int
+    num_test: int
+
+
+FGVC_SETS: Mapping[str, FGVCSet] = {
+    entry.name: entry
+    for entry in (
+        FGVCSet('cub_200_2011', 'CUB_200_2011', 'images', 200, 5_394, 600, 5_794),
+        FGVCSet('nabirds', 'nabirds', 'images', 555, 21_536, 2_393, 24_633),
+        FGVCSet('oxford_flowers', 'OxfordFlower', '', 102, 1_020, 1_020, 6_149),
+        FGVCSet('stanford_dogs', 'StanfordDogs', 'Images', 120, 10_800, 1_200, 8_580),
+        FGVCSet('stanford_cars', 'StanfordCars', '', 196, 7_329, 815, 8_041),
+    )
+}
+
+
+@DATASETS.register_module()
+class FGVC(BaseDataset):
+    """One split of one fine-grained set.
+
+    Args:
+        name: ``cub_200_2011``, ``nabirds``, ``oxford_flowers``, ``stanford_dogs`` or
+            ``stanford_cars``.
+        split: ``train``, ``val``, ``trainval`` or ``test``. VPT and V-PETL Bench
+            train on ``train``, GPS on ``trainval``; which one is part of a result.
+        data_root: The folder ``fgvc``, which holds the folders of the sets.
+        num_classes: Class count the files must have, if not the set's own (small
+            stand-ins in the same layout).
+        pipeline: Transforms, built in the default scope of the config.
+        test_mode: Set it on evaluation splits.
+        indices: Only the first few, or these, samples.
+
+    Raises:
+        PETLError: Unknown set or split, missing folder or file, malformed JSON, a class
+            count other than expected, or an entry that names a missing image.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_root: str | os.PathLike[str],
+        num_classes: int | None = None,
+        pipeline: list[Any] | tuple[Any, ...] = (),
+        test_mode: bool = False,
+        indices: int | list[int] | None = None,
+    ) -> None:
+        if name not in FGVC_SETS:
+            raise PETLError(
+                f"There is no FGVC set '{name}'; there are {', '.join(FGVC_SETS)}."
+            )
+        if split not in FGVC_SPLITS:
+            raise PETLError(
+                f"FGVC has no split '{split}'; there are {', '.join(FGVC_SPLITS)}."
+            )
+        self.entry = FGVC_SETS[name]
+        self.split = split
+        self.num_classes = num_classes or self.entry.num_classes
+        self.folder = Path(data_root).expanduser() / self.entry.folder
+        if not self.folder.is_dir():
+            raise missing_folder(self.folder, f'FGVC {name}')
+        self._files = {part: self._read(part) for part in ('train', 'val', 'test')}
+        super().__init__(
+            ann_file='',
+            metainfo=dict(classes=self._class_names()),
+            pipeline=list(pipeline),
+            test_mode=test_mode,
+            indices=indices,
+        )
+        del self._files
+
+    def _read(self, part: str) -> dict[str, int]:
+        """``{image path: class id}`` of one file, ids as integers."""
+        path = self.folder / f'{part}.json'
+        try:
+            entries = json.loads(path.read_text(encoding='utf-8'))
+            return {str(key): int(value) for key, value in entries.items()}
+        except FileNotFoundError:
+            raise PETLError(
+                f"FGVC {self.entry.name} has no '{path}'; its class map needs "
+                'train.json, val.json and test.json.'
+            ) from None
+        except (ValueError, AttributeError, TypeError) as error:
+            raise PETLError(
+                f"'{path}' is not a JSON object {{image path: class id}}: {error}"
+            ) from None
+
+    def _class_names(self) -> tuple[str, ...]:
+        """Name of each mapped class: the folder of its images, or its id."""
+        folders: dict[int, str] = {}
+        for entries in self._files.values():
+            for key, value in entries.items():
+                folders.setdefault(value, Path(key).parent.name)
+        ids = sorted(folders)
+        if len(ids) != self.num_classes:
+            raise PETLError(
+                f"FGVC {self.entry.name} in '{self.folder}' has {len(ids)} classes, "
+                f'expected {self.num_classes}; check that the three JSON files belong '
+                'together.'
+            )
+        self._label_of = {value: label for label, value in enumerate(ids)}
+        names = [folders[value] for value in ids]
+        return tuple(names if len(set(names)) == len(ids) else map(str, ids))
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One dict per entry: ``img_path`` and ``gt_label``."""
+        samples = []
+        for part in FGVC_SPLITS[self.split]:
+            for key, value in self._files[part].items():
+                path = self.folder / self.entry.images / key
+                if not path.is_file():
+                    raise PETLError(
+                        f"{self.folder / part}.json: entry '{key}' names a missing "
+                        f"file '{path}'."
+                    )
+                samples.append(dict(img_path=str(path), gt_label=self._label_of[value]))
+        if not samples:
+            raise PETLError(f"Split {self.split} of '{self.folder}' is empty.")
+        return samples

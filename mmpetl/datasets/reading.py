@@ -1,0 +1,112 @@
+"""A file that cannot be decoded is named in one line, whatever the task.
+
+The transforms that read files belong to four projects and fail in as many ways, some
+silently. ``guard_reading`` wraps the pipeline of a built data set; the pipeline in the
+config, and with it upstream's inferencers, stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mmengine.dataset import BaseDataset, Compose
+
+from mmpetl.core import PETLError
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+# The transforms that open files, by the verb their names begin with, and by decoder.
+_READERS = ('Load', 'Decord', 'PyAV', 'OpenCV', 'Pillow', 'RawFrame', 'Imdecode')
+
+
+class UnreadableFileError(PETLError):
+    """A listed file cannot be decoded.
+
+    A worker's exception reaches the main process as its whole traceback in one string;
+    its last line, where the message is, is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        if 'Original Traceback' in message:
+            message = message.rstrip().splitlines()[-1].split(': ', 1)[-1]
+        super().__init__(message)
+
+
+class GuardedPipeline:
+    """Runs the transforms of ``pipeline``; a reading one that fails names the file."""
+
+    def __init__(self, pipeline: Compose) -> None:
+        self.transforms = pipeline.transforms
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        """The packed sample, or None where a transform rejects it (drawn anew)."""
+        source = _files_of(data)
+        for transform in self.transforms:
+            name = type(transform).__name__
+            if not name.startswith(_READERS):
+                data = transform(data)
+            else:
+                data = _read(transform, data, source, name)
+            if data is None:
+                return None
+        return data
+
+    def __repr__(self) -> str:
+        lines = '\n'.join(f'    {transform}' for transform in self.transforms)
+        return f'{type(self).__name__}(\n{lines}\n)'
+
+
+def _files_of(data: Mapping[str, Any]) -> str:
+    keys = ('filename', 'frame_dir', 'img_path', 'seg_map_path')
+    files = [f"'{data[key]}'" for key in keys if data.get(key)]
+    return ' or '.join(files) or 'a sample without a file name'
+
+
+def _read(
+    transform: Callable[[dict], dict | None],
+    data: dict[str, Any],
+    source: str,
+    name: str,
+) -> dict[str, Any] | None:
+    try:
+        result = transform(data)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        why = f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+        raise UnreadableFileError(f'Cannot read {source} ({name}: {why}).') from error
+    # OpenCV opens any file and counts no frames in what it does not understand.
+    if result is not None and result.get('total_frames') == 0:
+        raise UnreadableFileError(f'Cannot read {source} ({name}: no frames in it).')
+    return result
+
+
+def guard_reading(dataset: Any) -> None:
+    """Wrap the pipelines of ``dataset`` and of the sets it repeats or joins, once.
+
+    Args:
+        dataset: A data set of MMEngine, wrapped or not. Others are left alone.
+    """
+    for inner in (getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())):
+        if inner is not None:
+            guard_reading(inner)
+    pipeline = getattr(dataset, 'pipeline', None)
+    if isinstance(dataset, BaseDataset) and isinstance(pipeline, Compose):
+        dataset.pipeline = GuardedPipeline(pipeline)
+
+
+def guard_runner(runner: Runner) -> None:
+    """Guard every data set that ``runner`` is going to build.
+
+    Call it between ``Runner.from_cfg`` and ``train``, ``val`` or ``test``: loaders are
+    built lazily, and an iteration-based loop starts their workers at once.
+    """
+    build = runner.build_dataloader
+
+    def build_guarded(*args: Any, **kwargs: Any) -> Any:
+        loader = build(*args, **kwargs)
+        guard_reading(loader.dataset)
+        return loader
+
+    runner.build_dataloader = build_guarded

@@ -1,0 +1,405 @@
+"""Loading base weights: every key of the model is accounted for, or nothing moves.
+
+Call it on the plain backbone, after ``init_weights`` and before anything is injected:
+initialising afterwards would overwrite the base, injecting before would hide it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmpetl.models.weights.containers import read_tensors, sha256_of
+from mmpetl.models.weights.errors import WeightsError, shorten
+from mmpetl.models.weights.facts import compare_facts
+from mmpetl.models.weights.layouts import (
+    FAMILY_TITLES,
+    Entries,
+    Entry,
+    Layout,
+    count_indexed,
+    find_layout,
+    trunk_prefix,
+)
+from mmpetl.models.weights.report import LoadReport
+from mmpetl.models.weights.resize import (
+    resize_grid,
+    resize_window,
+    resize_window_3d,
+    square_grid,
+)
+
+# What a file may hold that no backbone takes: (pattern on canonical names, reason).
+LEFT_ASIDE: tuple[tuple[str, str], ...] = (
+    (r'^(head|heads|head_dist|fc|cls_head)\.', 'head'),
+    (r'^pre_logits\.', 'pre_logits'),
+    (r'^proj$', 'projection to the text space'),
+    (r'^(decoder|encoder_to_decoder)', 'decoder'),
+    (r'^mask_token$', 'mask token of pre-training'),
+    (r'(^|\.)(relative_position_index|attn_mask)$', 'index or mask, rebuilt'),
+)
+HEAD_WEIGHT = re.compile(
+    r'^(?:.*[./])?(?:head|cls_head|heads)(?:[./](?:fc|head|fc_cls|layers[./]head))?'
+    r'[./](?:weight|kernel)$'
+)
+HINTS: tuple[tuple[str, str, str], ...] = (
+    (
+        'unexpected',
+        r'\.ls[12]\.gamma$',
+        'the file has layer scale: build the model with layer_scale_init_value',
+    ),
+    (
+        'missing',
+        r'\.ls[12]\.gamma$',
+        'the model has layer scale, the file has none',
+    ),
+    (
+        'unexpected',
+        r'^norm_pre\.',
+        'the file is CLIP-like: build the model with pre_norm=True',
+    ),
+    ('missing', r'^norm_pre\.', 'the model expects a CLIP-like file (pre_norm)'),
+    (
+        'missing',
+        r'^norm\.',
+        'the file was tuned with mean pooling and has no norm before it',
+    ),
+    ('unexpected', r'^(reg_token|register_tokens)$', 'the file has register tokens'),
+)
+
+
+@dataclass
+class _Host:
+    """A plain backbone, seen through its own naming."""
+
+    backbone: nn.Module
+    title: str
+    prefix: str
+    layout: Layout
+    entries: Entries
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The module below ``prefix``: the backbone itself, or timm's inside it."""
+        return self.backbone.get_submodule(self.prefix.rstrip('.'))
+
+
+@dataclass
+class _Plan:
+    """Canonical entries on their way from a file into a host."""
+
+    where: str
+    layout: Layout
+    entries: Entries
+    dropped: list[tuple[str, str]]
+    resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    fresh: dict[str, str]
+
+    def drop(self, name: str, reason: str) -> None:
+        self.dropped.append((self.entries.pop(name).source, reason))
+
+
+def load_base_weights(
+    backbone: nn.Module,
+    path: str | os.PathLike,
+    *,
+    head_classes: int | None = None,
+) -> LoadReport:
+    """Fill a plain backbone from an official weight file.
+
+    Known files: Google's ViT npz, ViTs in timm's names (MAE and DINOv2 among them),
+    OpenAI CLIP, Swin (authors', timm's and OpenMMLab's names), VideoMAE
+    (self-supervised, fine-tuned and AdaptFormer's copy), Video Swin, and files saved
+    from the backbone's own class. Position and relative-position tables are resized
+    where the model's input or window differs. Values are copied into the existing
+    parameters, so dtype and device stay the model's; no key is touched unless all fit.
+
+    Args:
+        backbone: mmpretrain, mmdet or mmseg ``VisionTransformer`` or
+            ``SwinTransformer``, mmaction ``VisionTransformer`` or
+            ``SwinTransformer3D``, timm ``VisionTransformer``, bare or inside
+            ``mmpretrain.TIMMBackbone``. Initialised, nothing injected.
+        path: npz, safetensors, torch or TorchScript file.
+        head_classes: If given, the classifier in the file must have as many classes:
+            21843 guards against a fine-tuned ViT in place of the 21k trunk. A file
+            without a classifier cannot be told apart and is refused too.
+
+    Returns:
+        What was matched, dropped, resized and left at its initial value.
+
+    Raises:
+        WeightsNotFoundError: Nothing at ``path``.
+        WeightsError: The file is damaged, foreign or made for another model; the one
+            line names the file, what differs and, where known, the way out.
+    """
+    where = os.fspath(path)
+    host = _inspect(backbone)
+    tensors, container = read_tensors(path)
+    found = _count_classes(tensors)
+    if head_classes is not None and found != head_classes:
+        has = f'one of {found} classes' if found else 'none'
+        raise WeightsError(
+            f'{where}: a classifier of {head_classes} classes is expected, the file '
+            f'has {has}; it is another training stage of the model'
+        )
+    plan = _read(tensors, where)
+    if plan.layout.family != host.layout.family:
+        raise WeightsError(
+            f'{where} holds {FAMILY_TITLES[plan.layout.family]} ({plan.layout.name} '
+            f'names), the model is {FAMILY_TITLES[host.layout.family]} ({host.title})'
+        )
+    _fit_norms(plan, host)
+    _leave_aside(plan, host)
+    _refuse_other_size(plan, host)
+    _resize(plan, host)
+    _refuse_mismatch(plan, host)
+    _copy(plan, host)
+    name_of = {name: entry.source for name, entry in host.entries.items()}
+    return LoadReport(
+        path=where,
+        sha256=sha256_of(path),
+        container=container,
+        layout=plan.layout.name,
+        family=plan.layout.family,
+        matched=tuple(host.prefix + name_of[name] for name in plan.entries),
+        dropped=tuple(plan.dropped),
+        resized=tuple(
+            (host.prefix + name_of[n], old, new) for n, old, new in plan.resized
+        ),
+        fresh=tuple((host.prefix + name_of[n], why) for n, why in plan.fresh.items()),
+        head_classes=found,
+        notes=tuple(_notes(plan, host)),
+    )
+
+
+def _inspect(backbone: nn.Module) -> _Host:
+    title = f'{type(backbone).__module__.split(".")[0]} {type(backbone).__name__}'
+    state = backbone.state_dict()
+    if any('.petl.' in f'.{name}' for name in state):
+        raise WeightsError(
+            f'{title} has a method injected; load the base weights before, or eject it'
+        )
+    buffers = {name for name, _ in backbone.named_buffers()}
+    state = {name: t for name, t in state.items() if name not in buffers}
+    prefix = trunk_prefix(state, title)
+    outside = [name for name in state if not name.startswith(prefix)]
+    if outside:
+        raise WeightsError(
+            f'{title} has more than a trunk ({shorten(outside)}); pass the backbone '
+            f'alone, which is .{prefix.rstrip(".")}'
+        )
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    layout = find_layout(inside, title)
+    if not layout.native:
+        raise WeightsError(f'{title} bears {layout.name} names, which only files have')
+    return _Host(backbone, title, prefix, layout, layout.read(inside))
+
+
+def _read(tensors: Mapping[str, Tensor], where: str) -> _Plan:
+    prefix = trunk_prefix(tensors, where)
+    inside = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    layout = find_layout(inside, where)
+    dropped = [
+        (name, _reason(name) or f'outside of {prefix.rstrip("./")}')
+        for name in tensors
+        if not name.startswith(prefix)
+    ]
+    entries = {
+        name: Entry(tensor, prefix + source)
+        for name, (tensor, source) in layout.read(inside).items()
+    }
+    return _Plan(where, layout, entries, dropped, [], {})
+
+
+def _reason(name: str) -> str | None:
+    for pattern, reason in LEFT_ASIDE:
+        if re.search(pattern, name):
+            return reason
+    return None
+
+
+def _leave_aside(plan: _Plan, host: _Host) -> None:
+    """Drop what no backbone takes, and excuse a model's own classifier."""
+    for name in list(plan.entries):
+        reason = _reason(name)
+        if reason is not None:
+            plan.drop(name, reason)
+    for name in host.entries:
+        if _reason(name) == 'head':
+            plan.fresh[name] = 'head'
+    # A sinusoid table is a buffer that VideoMAE's class builds for its own size.
+    sinusoid = host.layout.family == 'videomae' and 'pos_embed' not in host.entries
+    if sinusoid and 'pos_embed' in plan.entries:
+        plan.drop('pos_embed', 'position table, rebuilt')
+
+
+def _fit_norms(plan: _Plan, host: _Host) -> None:
+    """The norms behind the trunk differ by task; the rest of it does not."""
+    if host.layout.family in ('swin', 'video_swin'):
+        _fit_swin_norms(plan, host)
+        return
+    for kind in ('norm', 'fc_norm'):
+        in_file = [f'{kind}.{p}' for p in ('weight', 'bias')]
+        if in_file[0] in host.entries:
+            if kind == 'fc_norm' and in_file[0] not in plan.entries:
+                why = 'norm after pooling, not in a file that was not tuned with it'
+                plan.fresh.update({n: why for n in in_file if n in host.entries})
+            continue
+        for name in in_file:
+            if name in plan.entries:
+                plan.drop(name, f'{kind}, which the model does not have')
+
+
+def _fit_swin_norms(plan: _Plan, host: _Host) -> None:
+    last = count_indexed(host.entries, 'layers') - 1
+    lone = 'norm.weight' in host.entries
+    for part in ('weight', 'bias'):
+        dense = f'norm{last}.{part}'
+        if lone and dense in plan.entries:
+            plan.entries[f'norm.{part}'] = plan.entries.pop(dense)
+    for name in list(plan.entries):
+        if re.match(r'^norm\d*\.', name) and name not in host.entries:
+            plan.drop(name, 'output norm, which the model does not have')
+    for name in host.entries:
+        if re.match(r'^norm\d+\.', name) and name not in plan.entries:
+            plan.fresh[name] = 'output norm of a stage, not in the file'
+
+
+def _refuse_other_size(plan: _Plan, host: _Host) -> None:
+    difference = compare_facts(host.layout.family, plan.entries, host.entries)
+    if difference:
+        raise WeightsError(f'{plan.where} does not fit {host.title}: {difference}')
+
+
+def _resize(plan: _Plan, host: _Host) -> None:
+    for name, (tensor, source) in list(plan.entries.items()):
+        if name not in host.entries:
+            continue
+        target = tuple(host.entries[name].tensor.shape)
+        if name == 'pos_embed' and host.layout.family == 'vit':
+            new = _resize_positions(plan, host, tensor)
+        elif (
+            name.endswith('relative_position_bias_table')
+            and tensor.shape[0] != target[0]
+            and tensor.shape[1:] == target[1:]
+        ):
+            new = _resize_bias(plan, host, name, tensor, target[0])
+        else:
+            continue
+        if new.shape != tensor.shape:
+            plan.resized.append((name, tuple(tensor.shape), tuple(new.shape)))
+        plan.entries[name] = Entry(new, source)
+    if 'cls_token' in plan.entries and 'cls_token' not in host.entries:
+        plan.drop('cls_token', 'class token, which the model does not have')
+
+
+def _resize_positions(plan: _Plan, host: _Host, table: Tensor) -> Tensor:
+    """To the model's grid; a class token's row is kept, or cut where it has none."""
+    embed = host.trunk.patch_embed
+    new = getattr(embed, 'init_out_size', None) or embed.grid_size
+    new = (int(new[0]), int(new[1]))
+    host_prefix = host.entries['pos_embed'].tensor.shape[1] - new[0] * new[1]
+    count = table.shape[1]
+    has_token = 'cls_token' in plan.entries
+    num_prefix = int(has_token and square_grid(count - 1) is not None)
+    if num_prefix and host_prefix == 0 and 'cls_token' not in host.entries:
+        table, num_prefix, count = table[:, 1:], 0, count - 1
+    if num_prefix != host_prefix or count - num_prefix == new[0] * new[1]:
+        return table
+    old = square_grid(count - num_prefix)
+    if old is None:
+        raise WeightsError(
+            f'{plan.where}: its {count - num_prefix} positions are no square grid, so '
+            f'they cannot be resized to the {new[0]} x {new[1]} of {host.title}'
+        )
+    return resize_grid(table, old, new, num_prefix)
+
+
+def _resize_bias(
+    plan: _Plan, host: _Host, name: str, table: Tensor, rows: int
+) -> Tensor:
+    try:
+        if host.layout.family == 'swin':
+            return resize_window(table, rows)
+        owner = host.entries[name].source.removesuffix('.relative_position_bias_table')
+        window = host.trunk.get_submodule(owner).window_size
+        return resize_window_3d(table, tuple(window))
+    except ValueError as error:
+        raise WeightsError(
+            f'{plan.where}: {plan.entries[name].source} cannot be resized to the '
+            f'{rows} rows of {host.title}: {error}'
+        ) from None
+
+
+def _refuse_mismatch(plan: _Plan, host: _Host) -> None:
+    missing = [n for n in host.entries if n not in plan.entries and n not in plan.fresh]
+    unexpected = [n for n in plan.entries if n not in host.entries]
+    shapes = [
+        f'{plan.entries[name].source} {tuple(plan.entries[name].tensor.shape)} in the '
+        f'file, {tuple(entry.tensor.shape)} in the model'
+        for name, entry in host.entries.items()
+        if name in plan.entries
+        and plan.entries[name].tensor.shape != entry.tensor.shape
+    ]
+    problems = []
+    if missing:
+        names = shorten(host.prefix + host.entries[n].source for n in missing)
+        problems.append(f'{len(missing)} keys of the model are not in it ({names})')
+    if unexpected:
+        names = shorten(plan.entries[n].source for n in unexpected)
+        problems.append(f'{len(unexpected)} of its keys have no place ({names})')
+    if shapes:
+        problems.append(f'{len(shapes)} shapes differ ({shorten(shapes, 2)})')
+    if not problems:
+        return
+    groups = {'missing': missing, 'unexpected': unexpected}
+    hints = [
+        hint
+        for group, pattern, hint in HINTS
+        if any(re.search(pattern, name) for name in groups[group])
+    ]
+    raise WeightsError(
+        f'{plan.where} ({plan.layout.name} names) does not fit {host.title}: '
+        f'{"; ".join(problems + hints)}'
+    )
+
+
+@torch.no_grad()
+def _copy(plan: _Plan, host: _Host) -> None:
+    for tensor, source in plan.entries.values():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f'{plan.where}: {source} has non-finite values')
+    for name, (tensor, _) in plan.entries.items():
+        target = host.entries[name]
+        parameter = host.trunk.get_parameter(target.source)
+        parameter.copy_(host.layout.write(name, tensor))
+
+
+def _count_classes(tensors: Mapping[str, Tensor]) -> int | None:
+    for name, tensor in tensors.items():
+        if HEAD_WEIGHT.match(name) and tensor.dim() == 2:
+            return tensor.shape[-1 if name.endswith('/kernel') else 0]
+    return None
+
+
+def _notes(plan: _Plan, host: _Host) -> list[str]:
+    """What names cannot carry but features depend on."""
+    if plan.layout.name != 'OpenAI CLIP':
+        return []
+    notes = []
+    kinds = {type(m).__name__ for m in host.backbone.modules()}
+    if 'GELU' in kinds and 'QuickGELU' not in kinds:
+        notes.append('CLIP was trained with quick GELU, the model has the exact one')
+    epsilons = {m.eps for m in host.backbone.modules() if isinstance(m, nn.LayerNorm)}
+    if epsilons != {1e-5}:
+        notes.append(f'CLIP has a LayerNorm eps of 1e-5, the model {sorted(epsilons)}')
+    return notes

@@ -1,0 +1,82 @@
+"""Position tables for another input or window size.
+
+The rule is one for all: bicubic, ``align_corners=False``, no anti-aliasing, class
+token aside. timm anti-aliases and DINOv2's own code shifts the scale a little, so
+features of a resized table differ from theirs; at the native size nothing is touched.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def resize_grid(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix: int
+) -> Tensor:
+    """(1, num_prefix + h*w, C) from grid ``old`` to grid ``new``, both (h, w)."""
+    prefix, grid = table[:, :num_prefix], table[:, num_prefix:]
+    channels = table.shape[-1]
+    plane = grid.float().reshape(1, *old, channels).permute(0, 3, 1, 2)
+    plane = F.interpolate(plane, size=new, mode='bicubic', align_corners=False)
+    grid = plane.flatten(2).transpose(1, 2).to(table.dtype)
+    return torch.cat([prefix, grid], dim=1)
+
+
+def resize_window(table: Tensor, length: int) -> Tensor:
+    """Swin's (L, heads) table to ``length`` rows; both counts are odd squares.
+
+    Raises:
+        ValueError: A count of rows that no square window has.
+    """
+    old, new = _side(table.shape[0]), _side(length)
+    plane = table.float().t().reshape(1, -1, old, old)
+    plane = F.interpolate(plane, size=(new, new), mode='bicubic', align_corners=False)
+    return plane.flatten(2)[0].t().to(table.dtype)
+
+
+def resize_window_3d(table: Tensor, window: tuple[int, int, int]) -> Tensor:
+    """Video Swin's (L, heads) table to a (T, H, W) window.
+
+    The plane is bicubic, time linear. The old window is read off L, assuming it is
+    square in the plane and longer than one step.
+
+    Raises:
+        ValueError: L fits no or several such windows.
+    """
+    old = _windows_3d(table.shape[0])
+    if len(old) != 1:
+        raise ValueError(f'{table.shape[0]} rows fit the windows {old}')
+    depth, side, _ = (2 * n - 1 for n in old[0])
+    new_depth, *new_plane = (2 * n - 1 for n in window)
+    heads = table.shape[1]
+    cube = table.float().t().reshape(heads, depth, side, side)
+    cube = F.interpolate(cube, size=new_plane, mode='bicubic', align_corners=False)
+    lines = cube.flatten(2).transpose(1, 2)
+    lines = F.interpolate(lines, size=new_depth, mode='linear', align_corners=False)
+    return lines.transpose(1, 2).flatten(1).t().to(table.dtype)
+
+
+def square_grid(count: int) -> tuple[int, int] | None:
+    """(h, h) if ``count`` is a square, else None."""
+    side = isqrt(count)
+    return (side, side) if side * side == count else None
+
+
+def _side(rows: int) -> int:
+    side = isqrt(rows)
+    if side * side != rows or side % 2 == 0:
+        raise ValueError(f'{rows} rows fit no square window')
+    return side
+
+
+def _windows_3d(rows: int) -> list[tuple[int, int, int]]:
+    windows = []
+    for size in range(2, isqrt(rows) // 2 + 2):
+        depth, rest = divmod(rows, (2 * size - 1) ** 2)
+        if rest == 0 and depth % 2 == 1:
+            windows.append(((depth + 1) // 2, size, size))
+    return windows
