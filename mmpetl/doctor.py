@@ -157,7 +157,7 @@ def check_opencv(versions: Mapping[str, str]) -> list[Finding]:
 
 
 def check_mmcv(versions: Mapping[str, str]) -> list[Finding]:
-    """mmcv and mmcv-lite fill the same folder."""
+    """Both mmcv and mmcv-lite, which fill the same folder."""
     if 'mmcv' in versions and 'mmcv-lite' in versions:
         found = f'mmcv {versions["mmcv"]}, mmcv-lite {versions["mmcv-lite"]}'
         mend = (
@@ -169,7 +169,7 @@ def check_mmcv(versions: Mapping[str, str]) -> list[Finding]:
 
 
 def check_transformers(versions: Mapping[str, str]) -> list[Finding]:
-    """mmpretrain's and mmaction2's multimodal models want an old transformers."""
+    """A transformers too new for the multimodal models of the toolboxes."""
     found = versions.get('transformers')
     if found is None:
         return []
@@ -185,7 +185,7 @@ def check_transformers(versions: Mapping[str, str]) -> list[Finding]:
 def check_torch_pair(
     versions: Mapping[str, str], vision_requires: Iterable[str]
 ) -> list[Finding]:
-    """torchvision is built for exactly one torch.
+    """Whether torchvision has the one torch it is built for.
 
     Args:
         versions: Installed versions by canonical name.

@@ -20,6 +20,7 @@ model = dict(
             use_mean_pooling=True,
         ),
         checkpoint='{{ fileDirname }}/../../demo/weights/mini_video_vit.safetensors',
+        head=(),  # this base was trained by labels and has its norm
     ),
     cls_head=dict(num_classes=12, in_channels=96),
 )

@@ -7,5 +7,5 @@ model = dict(
 )
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3, weight_decay=1e-4),  # V-PETL Bench, scripts for cifar100
-    paramwise_cfg=dict(flat_decay_mult=1.0),  # one group there, decay on everything
+    paramwise_cfg=dict(decay_all=True),  # one group there, decay on everything
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 EXT = 'mmcv._ext'
-DRN = 'mmaction.models.localizers.drn'
+LOCALIZER = 'mmaction.models.localizers.drn'
 # Modules that say whether multimodal models are to be imported -> the folders below
 # <package>/models whose files then import from transformers.
 SWITCHES = {
@@ -52,7 +52,7 @@ def _fill_drn(module: ModuleType) -> None:
         def __init__(self, *args, **kwargs) -> None:
             raise ImportError(
                 'DRN was asked for, but this installation of mmaction2 lacks '
-                f'{DRN}; install mmaction2 from source to use it'
+                f'{LOCALIZER}; install mmaction2 from source to use it'
             )
 
     module.DRN = DRN
@@ -60,8 +60,8 @@ def _fill_drn(module: ModuleType) -> None:
 
 _FILL: dict[str, Callable[[ModuleType], None]] = {
     EXT: _fill_ext,
-    DRN: lambda module: None,
-    f'{DRN}.drn': _fill_drn,
+    LOCALIZER: lambda module: None,
+    f'{LOCALIZER}.drn': _fill_drn,
 }
 
 
@@ -82,10 +82,11 @@ class StandInFinder(MetaPathFinder):
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
+        """The stand-in for ``fullname``, or None."""
         if fullname not in _FILL:
             return None
         return ModuleSpec(
-            fullname, _StandInLoader(), origin=ORIGIN, is_package=fullname == DRN
+            fullname, _StandInLoader(), origin=ORIGIN, is_package=fullname == LOCALIZER
         )
 
 
@@ -139,6 +140,7 @@ class SwitchFinder(MetaPathFinder):
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
+        """The module itself, with a loader that corrects the switch, or None."""
         if fullname not in SWITCHES:
             return None
         spec = PathFinder.find_spec(fullname, path, target)

@@ -324,9 +324,7 @@ def sigmoid_focal_loss_backward(
     prob = logits.sigmoid()
     log_prob, log_rest = F.logsigmoid(logits), F.logsigmoid(-logits)
     positive = -alpha * (1 - prob) ** gamma * (1 - prob - gamma * prob * log_prob)
-    negative = (
-        -(1 - alpha) * prob**gamma * (gamma * (1 - prob) * log_rest - prob)
-    )
+    negative = -(1 - alpha) * prob**gamma * (gamma * (1 - prob) * log_rest - prob)
     grad = torch.where(target[:, None] == classes, positive, negative)
     if weight.numel():
         grad = grad * _class_weight(_wide(weight), target)[:, None]

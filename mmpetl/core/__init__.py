@@ -2,11 +2,18 @@
 
 from mmpetl.core.affine import Affine, BiasPart
 from mmpetl.core.attention import attend, softmax_attention, split_heads
+from mmpetl.core.bricks import (
+    PoolPrompts,
+    Prompts,
+    join_tokens,
+    leave_tokens,
+    on_maps,
+)
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.fold import fold
-from mmpetl.core.host import BackboneHost, BlockHost, Host
+from mmpetl.core.host import BackboneHost, BlockHost, Host, without_extra
 from mmpetl.core.inject import (
     Injection,
     disable,
@@ -59,6 +66,8 @@ __all__ = [
     'Method',
     'Owner',
     'PETLError',
+    'PoolPrompts',
+    'Prompts',
     'Site',
     'SiteMap',
     'WindowBackboneHost',
@@ -83,8 +92,11 @@ __all__ = [
     'from_windows',
     'frozen_keys',
     'inject',
+    'join_tokens',
     'kaiming_uniform_',
+    'leave_tokens',
     'load_delta_state',
+    'on_maps',
     'owners',
     'registered_methods',
     'relative_index',
@@ -94,4 +106,5 @@ __all__ = [
     'suggest',
     'tensor_digests',
     'to_windows',
+    'without_extra',
 ]

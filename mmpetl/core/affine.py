@@ -13,7 +13,8 @@ from mmpetl.core.errors import PETLError
 @dataclass(frozen=True)
 class BiasPart:
     """Rows ``start:stop`` of a bias. ``bias`` None and ``free``: no bias is stored,
-    and none is needed, since a constant added to all keys leaves softmax as it is."""
+    and none is needed, since a constant added to all keys leaves softmax as it is.
+    """
 
     start: int
     stop: int
@@ -29,18 +30,39 @@ class Affine:
         weight: (out, in) view of the base weight, or (out,) for a norm. Writing to
             it writes to the base.
         bias: Parts of the bias that together cover all ``out`` rows.
+        eps: What a norm adds to its variance, None for a projection.
     """
 
-    def __init__(self, name: str, weight: Tensor, bias: tuple[BiasPart, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        weight: Tensor,
+        bias: tuple[BiasPart, ...],
+        eps: float | None = None,
+    ) -> None:
         self.name = name
         self.weight = weight
         self.bias = bias
+        self.eps = eps
 
     @classmethod
-    def of(cls, name: str, weight: Tensor, bias: Tensor | None) -> Affine:
+    def of(
+        cls,
+        name: str,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float | None = None,
+    ) -> Affine:
         """The map of an ordinary Linear, convolution or norm."""
         view = weight if weight.ndim == 1 else weight.flatten(1)
-        return cls(name, view, (BiasPart(0, len(weight), bias),))
+        return cls(name, view, (BiasPart(0, len(weight), bias),), eps)
+
+    def full_bias(self) -> Tensor:
+        """A copy of the bias, (out,), with zeros where the base has none."""
+        zeros = torch.zeros_like(self.weight.reshape(len(self.weight), -1)[:, 0])
+        return torch.cat(
+            [zeros[p.start : p.stop] if p.bias is None else p.bias for p in self.bias]
+        )
 
     def rows(self, name: str, start: int, stop: int) -> Affine:
         """The same map restricted to the rows ``start:stop`` of its output."""
@@ -50,7 +72,9 @@ class Affine:
                 min(p.stop, stop) - start,
                 None
                 if p.bias is None
-                else p.bias[max(p.start, start) - p.start : min(p.stop, stop) - p.start],
+                else p.bias[
+                    max(p.start, start) - p.start : min(p.stop, stop) - p.start
+                ],
                 p.free,
             )
             for p in self.bias

@@ -149,7 +149,9 @@ class BlockHost(Host):
             'ffn.fc2': fc2,
         }
         if kind in modules:
-            return Affine.of(name, modules[kind].weight, modules[kind].bias)
+            module = modules[kind]
+            eps = getattr(module, 'eps', None)
+            return Affine.of(name, module.weight, module.bias, eps)
         if kind not in ('attn.qkv', 'attn.q', 'attn.k', 'attn.v'):
             return None
         qkv = self.qkv_affine(name)

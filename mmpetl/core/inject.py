@@ -49,6 +49,8 @@ class Injection:
     """Base parameters that train with the head: the checkpoint did not hold them."""
     frozen_drop_path: bool = False
     slots: dict[str, Slot] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the base came from: its config, checkpoint and fingerprint."""
 
     def selected(self) -> frozenset[str]:
         """Base parameters that train: what enabled methods select, and the head's."""
@@ -254,12 +256,10 @@ def _child(host: nn.Module, key: str) -> Plug:
     return host.petl._modules[key]
 
 
-def _wanted(
-    method: Method, module: nn.Module, sites: tuple[Site, ...]
-) -> list[Site]:
+def _wanted(method: Method, module: nn.Module, sites: tuple[Site, ...]) -> list[Site]:
     offered = {site.kind for site in sites}
     lacking = [kind for kind in method.targets if kind not in offered]
-    wanted = [site for site in sites if method.wants(site)]
+    wanted = method.choose(list(sites))
     if lacking or (method.targets and not wanted):
         raise PETLError(
             f'{type(method).__name__} needs site kind '
@@ -302,8 +302,7 @@ def _pick(state: Injection, slot: str | None) -> str:
         return next(iter(state.slots))
     if slot not in state.slots:
         raise PETLError(
-            f'no slot {slot!r}; there are: {", ".join(state.slots)} '
-            '(name one of them)'
+            f'no slot {slot!r}; there are: {", ".join(state.slots)} (name one of them)'
         )
     return slot
 

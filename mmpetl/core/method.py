@@ -40,6 +40,10 @@ class Method:
         """Whether a delta goes into this site."""
         return site.kind in self.targets or site.kind in self.optional
 
+    def choose(self, sites: list[Site]) -> list[Site]:
+        """The wanted ones of all sites; override where one depends on others."""
+        return [site for site in sites if self.wants(site)]
+
     def check(self, sites: list[Site]) -> None:
         """Raise PETLError where the arguments do not fit the wanted sites."""
 

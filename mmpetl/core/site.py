@@ -74,7 +74,8 @@ class Site:
         num_blocks: Blocks of the backbone.
         num_heads: Attention heads of the block, None outside of blocks.
         mlp_dims: Hidden width of the block's feed-forward network.
-        window: Extents of the attention window, None where attention is global.
+        window: Extents of the attention window, None where attention is global; for
+            ``out`` that of the blocks in front of it.
         shift: Shift of the window per axis, zeros where it is not shifted.
         has_grid: Whether the features still form the grid of ``ctx.grid`` after
             ``ctx.num_prefix`` leading tokens.

@@ -185,7 +185,9 @@ class WindowBackboneHost(BackboneHost):
         h = self.through('downsample.norm', merge.norm, h, ctx, index)
         return self.after('downsample', x, merge.reduction(h), ctx, index)
 
-    def run_stages(self, stages: nn.ModuleList, x: Tensor, ctx: Context) -> list[Tensor]:
+    def run_stages(
+        self, stages: nn.ModuleList, x: Tensor, ctx: Context
+    ) -> list[Tensor]:
         """Every stage in turn; outputs are (B, C, *grid), contiguous."""
         outs = []
         for i, stage in enumerate(stages):
@@ -273,7 +275,9 @@ class WindowSiteMap(SiteMap):
                 norm = getattr(backbone, f'norm{i}')
                 if not isinstance(norm, nn.Identity):
                     leaving.append(Site('out.norm', '', n, n, **at))
-                leaving.append(Site('out', '', n, n, pooled=pooled, **at))
+                leaving.append(
+                    Site('out', '', n, n, pooled=pooled, window=window, **at)
+                )
             if backbone.out_after_downsample:
                 sites += merging + leaving
             else:

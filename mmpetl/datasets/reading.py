@@ -35,10 +35,21 @@ class UnreadableFileError(PETLError):
 
 
 class GuardedPipeline:
-    """Runs the transforms of ``pipeline``; a reading one that fails names the file."""
+    """Runs the transforms of ``pipeline``; a reading one that fails names the file.
 
-    def __init__(self, pipeline: Compose) -> None:
+    Args:
+        pipeline: The data set's own.
+        num_labels: Labels that a segmentation map may hold, 0 to ``num_labels - 1``,
+            besides ``ignore``; None where maps are not looked at.
+        ignore: The label of pixels that do not count.
+    """
+
+    def __init__(
+        self, pipeline: Compose, num_labels: int | None = None, ignore: int = 255
+    ) -> None:
         self.transforms = pipeline.transforms
+        self.num_labels = num_labels
+        self.ignore = ignore
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
         """The packed sample, or None where a transform rejects it (drawn anew)."""
@@ -49,9 +60,20 @@ class GuardedPipeline:
                 data = transform(data)
             else:
                 data = _read(transform, data, source, name)
+                if self.num_labels is not None and name == 'LoadAnnotations':
+                    self._check_map(data)
             if data is None:
                 return None
         return data
+
+    def _check_map(self, data: dict[str, Any]) -> None:
+        labels = data['gt_seg_map']
+        top = int(labels.max(where=labels != self.ignore, initial=0))
+        if top >= self.num_labels:
+            raise UnreadableFileError(
+                f"Map '{data['seg_map_path']}' holds label {top} (after any reduction "
+                f'of zero), out of range 0 to {self.num_labels - 1}.'
+            )
 
     def __repr__(self) -> str:
         lines = '\n'.join(f'    {transform}' for transform in self.transforms)
@@ -93,7 +115,13 @@ def guard_reading(dataset: Any) -> None:
             guard_reading(inner)
     pipeline = getattr(dataset, 'pipeline', None)
     if isinstance(dataset, BaseDataset) and isinstance(pipeline, Compose):
-        dataset.pipeline = GuardedPipeline(pipeline)
+        # Segmentation sets are those that know of an ignored label.
+        ignore = getattr(dataset, 'ignore_index', None)
+        classes = dataset.metainfo.get('classes')
+        if ignore is None or not classes:
+            dataset.pipeline = GuardedPipeline(pipeline)
+        else:
+            dataset.pipeline = GuardedPipeline(pipeline, len(classes), ignore)
 
 
 def guard_runner(runner: Runner) -> None:

@@ -811,6 +811,12 @@ def test_a_fine_tuned_vit_is_refused_where_the_21k_trunk_is_asked_for(tmp_path):
     )
 
 
+def test_a_delta_is_no_base(tmp_path):
+    path = tmp_path / 'lora.safetensors'
+    save_file({'backbone.layers.0.petl.attn_q.0.down.weight': torch.ones(2, 2)}, path)
+    refuse(mm_vit(), path, 'holds a delta', 'not base weights')
+
+
 def test_an_injected_backbone_is_refused(tmp_path):
     path = tmp_path / 'vit.pth'
     torch.save(timm_vit().state_dict(), path)

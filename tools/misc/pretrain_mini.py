@@ -1,8 +1,8 @@
 """Pre-train a mini backbone on an upstream task drawn by the project.
 
 Draws the task's data if it is missing, trains with the stock MMEngine Runner, and
-writes three files: mini_NAME.safetensors (the backbone alone), mini_NAME.json (how to
-build it, what it was trained on, the accuracy reached) and mini_NAME.log.
+writes three files: NAME.safetensors (the backbone alone), NAME.json (how to build it,
+what it was trained on, the accuracy reached) and NAME.log.
 
 Example:
     python tools/misc/pretrain_mini.py configs/mini/pretrain/vit_letters.py
@@ -115,7 +115,7 @@ def main() -> None:
     mini.make(root, [cfg.upstream])
     runner = Runner.from_cfg(cfg)
     runner.train()
-    stem = Path(args.out) / f'mini_{name}'
+    stem = Path(args.out) / cfg.weights
     export(runner, stem, args.config)
     print(f'wrote {stem}.safetensors, .json and .log')
 

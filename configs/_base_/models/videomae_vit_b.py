@@ -29,6 +29,8 @@ model = dict(
         ),
         checkpoint='{{$MMPETL_WEIGHTS:checkpoints}}/videomae_pretrain_vit_b_1600.pth',
         method=dict(type='LinearProbe'),
+        # The self-supervised file has no such norm: it trains like the head.
+        head=('fc_norm',),
         frozen_drop_path=False,
     ),
     cls_head=dict(

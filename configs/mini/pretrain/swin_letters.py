@@ -7,6 +7,7 @@ python tools/misc/pretrain_mini.py configs/mini/pretrain/swin_letters.py
 
 _base_ = './_letters.py'
 
+weights = 'mini_swin'  # the files that tools/misc/pretrain_mini.py writes
 upstream = 'letters_in_clutter'
 model = dict(
     backbone=dict(

@@ -7,6 +7,7 @@ python tools/misc/pretrain_mini.py configs/mini/pretrain/videomae_moving_letters
 
 _base_ = './_moving_letters.py'
 
+weights = 'mini_video_vit'  # the files that tools/misc/pretrain_mini.py writes
 model = dict(
     backbone=dict(
         type='mmaction.VisionTransformer',

@@ -6,6 +6,7 @@ python tools/misc/pretrain_mini.py configs/mini/pretrain/vit_letters.py
 
 _base_ = './_letters.py'
 
+weights = 'mini_vit'  # the files that tools/misc/pretrain_mini.py writes
 model = dict(
     backbone=dict(
         type='mmpretrain.VisionTransformer',

@@ -69,7 +69,7 @@ def write_coco(folder: Path, train: int, val: int, seed: int) -> None:
                 {'id': image_id, 'file_name': name, 'height': height, 'width': width}
             )
             for thing in scene.things:
-                number = 10 * image_id + len(annotations) % 10
+                number = len(annotations) + 1  # pycocotools takes 0 for "no match"
                 annotations.append(_coco_annotation(thing, image_id, number))
         save_json(
             folder / 'annotations' / f'instances_{split}.json',
@@ -84,24 +84,22 @@ def write_coco(folder: Path, train: int, val: int, seed: int) -> None:
 
 
 def _coco_annotation(thing: Thing, image_id: int, number: int) -> dict:
+    """Outer outlines as polygons; holes are filled, since polygons cannot tell them."""
+    outlines, _ = cv2.findContours(
+        thing.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    outlines = [line for line in outlines if len(line) >= 3]
+    filled = cv2.fillPoly(np.zeros(thing.mask.shape, np.uint8), outlines, 1)
     left, top, right, bottom = thing.box
     return {
         'id': number,
         'image_id': image_id,
         'category_id': COCO_IDS[thing.kind],
         'bbox': [left, top, right - left, bottom - top],
-        'area': int(thing.mask.sum()),
+        'area': int(filled.sum()),
         'iscrowd': 0,
-        'segmentation': _polygons(thing.mask),
+        'segmentation': [line.ravel().tolist() for line in outlines],
     }
-
-
-def _polygons(mask: np.ndarray) -> list[list[int]]:
-    """Outer outlines as x, y, x, y, ...; holes are filled, as COCO's are."""
-    outlines, _ = cv2.findContours(
-        mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-    )
-    return [line.ravel().tolist() for line in outlines if len(line) >= 3]
 
 
 def write_voc(folder: Path, year: int, splits: dict[str, int], seed: int) -> None:

@@ -30,14 +30,24 @@ class Shift:
     turn: float = 0.0
     fade: float = 0.0
 
-    def __add__(self, other: Shift) -> Shift:
-        """One movement after another."""
+    def __sub__(self, start: Shift) -> Shift:
+        """The way from ``start`` to here; how visible the glyph is stays."""
         return Shift(
-            self.x + other.x,
-            self.y + other.y,
-            self.zoom + other.zoom,
-            self.turn + other.turn,
-            max(self.fade, other.fade),
+            self.x - start.x,
+            self.y - start.y,
+            self.zoom - start.zoom,
+            self.turn - start.turn,
+            self.fade,
+        )
+
+    def __rmul__(self, factor: float) -> Shift:
+        """The same way, ``factor`` times as far."""
+        return Shift(
+            factor * self.x,
+            factor * self.y,
+            factor * self.zoom,
+            factor * self.turn,
+            self.fade,
         )
 
 
@@ -92,18 +102,18 @@ MOTIONS: dict[str, Motion] = {
 
 
 def then(first: Motion, second: Motion) -> Motion:
-    """One motion in the first half of a clip, another in the second."""
+    """One motion in the first half of a clip, another in the second.
+
+    The turning point is where the glyph would rest, and both ways are a little
+    shorter, so that two equal motions do not lead out of the picture.
+    """
 
     def shift(t: float) -> Shift:
         if t < 0.5:
-            return first(2 * t)
-        return first(1.0) + second(2 * t - 1) + _negative(second(0.0))
+            return 0.7 * (first(2 * t) - first(1.0))
+        return 0.7 * (second(2 * t - 1) - second(0.0))
 
     return shift
-
-
-def _negative(shift: Shift) -> Shift:
-    return Shift(-shift.x, -shift.y, -shift.zoom, -shift.turn)
 
 
 @dataclass(frozen=True)

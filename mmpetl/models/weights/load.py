@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -180,7 +180,7 @@ def load_base_weights(
 def _inspect(backbone: nn.Module) -> _Host:
     title = f'{type(backbone).__module__.split(".")[0]} {type(backbone).__name__}'
     state = backbone.state_dict()
-    if any('.petl.' in f'.{name}' for name in state):
+    if _has_delta(state):
         raise WeightsError(
             f'{title} has a method injected; load the base weights before, or eject it'
         )
@@ -200,7 +200,16 @@ def _inspect(backbone: nn.Module) -> _Host:
     return _Host(backbone, title, prefix, layout, layout.read(inside))
 
 
+def _has_delta(names: Iterable[str]) -> bool:
+    return any('.petl.' in f'.{name}' for name in names)
+
+
 def _read(tensors: Mapping[str, Tensor], where: str) -> _Plan:
+    if _has_delta(tensors):
+        raise WeightsError(
+            f'{where} holds a delta (keys below petl), not base weights; give the file '
+            'that the delta was trained on, or fold the delta first'
+        )
     prefix = trunk_prefix(tensors, where)
     inside = {
         name.removeprefix(prefix): tensor

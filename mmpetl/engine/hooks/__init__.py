@@ -1,0 +1,15 @@
+"""Hooks fill buffers, guard and save. They never create parameters."""
+
+from mmpetl.engine.hooks.base_guard import BaseGuardHook
+from mmpetl.engine.hooks.calibration import CalibrationHook
+from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
+from mmpetl.engine.hooks.efficiency import EfficiencyHook
+from mmpetl.engine.hooks.nonfinite_guard import NonFiniteGuardHook
+
+__all__ = [
+    'BaseGuardHook',
+    'CalibrationHook',
+    'DeltaCheckpointHook',
+    'EfficiencyHook',
+    'NonFiniteGuardHook',
+]

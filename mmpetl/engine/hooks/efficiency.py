@@ -1,0 +1,126 @@
+"""What a run costs: parameters, memory, time; and the PPT metric."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmpetl.core import count_trainable, describe
+from mmpetl.engine.hooks.common import plain_model
+from mmpetl.evaluation.ppt import ppt
+from mmpetl.registry import HOOKS
+
+PRIMARY = (
+    'accuracy/top1',
+    'single-label/top1',
+    'acc/top1',
+    'mIoU',
+    'pascal_voc/mAP',
+    'coco/bbox_mAP',
+    'coco/segm_mAP',
+)
+"""Metrics, in percent or as fractions, of which PPT is computed."""
+
+FRACTIONS = ('pascal_voc/mAP', 'coco/bbox_mAP', 'coco/segm_mAP', 'acc/top1')
+"""Those of them that upstream reports in [0, 1]."""
+
+
+@HOOKS.register_module()
+class EfficiencyHook(Hook):
+    """Logs parameters by owner, step time and peak memory, and adds PPT to metrics.
+
+    Leaves ``efficiency.json`` in the work folder: counts, ``step_time_s`` (median
+    over training steps without data loading, the first five left out), ``train_s``,
+    ``peak_memory_bytes`` (allocated on the GPU, or the process's peak resident set
+    on a CPU), device, and the last metrics.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.record: dict[str, Any] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        self.counts = count_trainable(plain_model(runner))
+
+    def before_train(self, runner: Runner) -> None:
+        model = plain_model(runner)
+        self.counts = count_trainable(model)
+        runner.logger.info(describe(model))
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.started = time.perf_counter()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        self.step_started = time.perf_counter()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
+        self.steps.append(time.perf_counter() - self.step_started)
+
+    def after_train(self, runner: Runner) -> None:
+        later = self.steps[5:] or self.steps
+        on_gpu = torch.cuda.is_available()
+        self.record |= {
+            'counts': self.counts.as_dict(),
+            'step_time_s': statistics.median(later) if later else None,
+            'steps': len(self.steps),
+            'train_s': time.perf_counter() - self.started,
+            'peak_memory_bytes': peak_memory_bytes(),
+            'device': torch.cuda.get_device_name() if on_gpu else 'cpu',
+        }
+        self._write(runner)
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        self._add_ppt(runner, metrics, 'val')
+
+    def after_test_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        self._add_ppt(runner, metrics, 'test')
+
+    def _add_ppt(self, runner: Runner, metrics: dict | None, phase: str) -> None:
+        if not metrics:
+            return
+        for name in PRIMARY:
+            if name in metrics:
+                score = float(metrics[name]) / (1 if name in FRACTIONS else 100)
+                metrics[f'PPT/{name}'] = ppt(score, self.counts.backbone)
+        self.record[phase] = {k: float(v) for k, v in metrics.items()}
+        self.record['counts'] = self.counts.as_dict()
+        self._write(runner)
+
+    def _write(self, runner: Runner) -> None:
+        if is_main_process():
+            path = Path(runner.work_dir) / 'efficiency.json'
+            part = path.with_suffix('.json.part')
+            part.write_text(json.dumps(self.record, indent=2) + '\n')
+            part.replace(path)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory allocated on the GPU, or the process's peak resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024

@@ -1,0 +1,83 @@
+"""VPT-deep: fresh learned tokens in front of every block.
+
+Paper: Jia et al., "Visual Prompt Tuning", ECCV 2022, https://arxiv.org/abs/2203.12119,
+eq. (6)-(7).
+Differs from the authors' code: dropout is drawn per sample in every backbone (theirs
+per batch on Swin); where the tokens of a plain transformer are averaged, prompts stay
+out of the mean unless ``pool_prompts=True``; no projection of the prompts (theirs has
+one, off by default).
+"""
+
+from __future__ import annotations
+
+from mmpetl.core import (
+    Delta,
+    Method,
+    PETLError,
+    PoolPrompts,
+    Prompts,
+    Site,
+    check_range,
+)
+from mmpetl.registry import METHODS
+
+
+@METHODS.register_module()
+class VPTDeep(Method):
+    """Prompts ``E_l`` in front of block l; what block l - 1 made of its own is dropped.
+
+    Args:
+        num_tokens: Prompts per block, P >= 1. The paper chooses from 1 to 200 per
+            task.
+        drop_rate: Dropout on the prompts; 0.1 is the authors' on VTAB-1k, 0 on FGVC.
+        pool_prompts: Whether the last block's prompts take part where all tokens are
+            averaged. None does it in windowed backbones with one output, as published
+            for Swin, and nowhere else. True does it wherever the tokens of the single
+            output are averaged, as the authors did for MAE.
+    """
+
+    targets = ('tokens',)
+    optional = ('out',)
+    starts_as_identity = False
+    family = 'prompt'
+
+    def __init__(
+        self,
+        num_tokens: int = 10,
+        drop_rate: float = 0.1,
+        pool_prompts: bool | None = None,
+    ) -> None:
+        check_range(self, 'num_tokens', num_tokens, 1)
+        check_range(self, 'drop_rate', drop_rate, 0, 1)
+        self.num_tokens = num_tokens
+        self.drop_rate = drop_rate
+        self.pool_prompts = pool_prompts
+
+    def wants(self, site: Site) -> bool:
+        if site.kind == 'out':
+            wanted = self.pool_prompts
+            return site.pooled and (
+                site.window is not None if wanted is None else wanted
+            )
+        return site.kind == 'tokens'
+
+    def check(self, sites: list[Site]) -> None:
+        if self.pool_prompts and not any(site.kind == 'out' for site in sites):
+            raise PETLError(
+                'VPTDeep has pool_prompts=True, but this backbone does not average its '
+                'tokens into one output; leave pool_prompts out'
+            )
+
+    def build(self, site: Site) -> Delta:
+        if site.kind == 'out':
+            return PoolPrompts()
+        # The width of the first stage in every stage, as the authors have it.
+        bound = (6 / (site.patch_dims + site.embed_dims)) ** 0.5
+        return Prompts(
+            site.in_dims,
+            self.num_tokens,
+            bound,
+            self.drop_rate,
+            group='VPTDeep',
+            replaces=site.block > 0,
+        )

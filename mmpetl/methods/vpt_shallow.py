@@ -1,0 +1,83 @@
+"""VPT-shallow: learned tokens that join the sequence in front of the first block.
+
+Paper: Jia et al., "Visual Prompt Tuning", ECCV 2022, https://arxiv.org/abs/2203.12119,
+eq. (4)-(5).
+Differs from the authors' code: in windowed attention each image keeps its own prompts
+(theirs mixes prompts of different images of a batch, so that features depend on what
+else is in it); where the tokens of a plain transformer are averaged, prompts stay out
+of the mean unless ``pool_prompts=True``; no projection of the prompts (theirs has one,
+off by default).
+"""
+
+from __future__ import annotations
+
+from mmpetl.core import (
+    Delta,
+    Method,
+    PETLError,
+    PoolPrompts,
+    Prompts,
+    Site,
+    check_range,
+)
+from mmpetl.registry import METHODS
+
+
+@METHODS.register_module()
+class VPTShallow(Method):
+    """Prompts ``E`` in front of block 0 that travel through all blocks.
+
+    Args:
+        num_tokens: Prompts, P >= 1. V-PETL Bench uses 100; the paper chooses from
+            1 to 200 per task.
+        drop_rate: Dropout on the prompts; the authors' demo has none.
+        pool_prompts: Whether the prompts take part where all tokens are averaged.
+            None does it in windowed backbones with one output, as published for Swin,
+            and nowhere else. True does it wherever the tokens of the single output
+            are averaged, as the authors did for MAE.
+    """
+
+    targets = ('tokens',)
+    optional = ('out',)
+    starts_as_identity = False
+    family = 'prompt'
+
+    def __init__(
+        self,
+        num_tokens: int = 100,
+        drop_rate: float = 0.0,
+        pool_prompts: bool | None = None,
+    ) -> None:
+        check_range(self, 'num_tokens', num_tokens, 1)
+        check_range(self, 'drop_rate', drop_rate, 0, 1)
+        self.num_tokens = num_tokens
+        self.drop_rate = drop_rate
+        self.pool_prompts = pool_prompts
+
+    def wants(self, site: Site) -> bool:
+        if site.kind == 'out':
+            wanted = self.pool_prompts
+            return site.pooled and (
+                site.window is not None if wanted is None else wanted
+            )
+        return site.kind == 'tokens' and site.block == 0
+
+    def check(self, sites: list[Site]) -> None:
+        if self.pool_prompts and not any(site.kind == 'out' for site in sites):
+            raise PETLError(
+                'VPTShallow has pool_prompts=True, but this backbone does not average '
+                'its tokens into one output; leave pool_prompts out'
+            )
+
+    def build(self, site: Site) -> Delta:
+        if site.kind == 'out':
+            return PoolPrompts()
+        bound = (6 / (site.patch_dims + site.embed_dims)) ** 0.5
+        return Prompts(
+            site.in_dims,
+            self.num_tokens,
+            bound,
+            self.drop_rate,
+            group='VPTShallow',
+            replaces=False,
+        )

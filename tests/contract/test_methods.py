@@ -1,0 +1,99 @@
+"""What is promised across methods, and that nothing escapes the contract."""
+
+from __future__ import annotations
+
+import pkgutil
+from itertools import combinations
+
+import pytest
+import tiny
+import torch
+from tiny import SETTINGS, TINY, MethodCase, base, fits, images, outputs
+
+import mmpetl.backbones
+from mmpetl.core import Owner, PETLError, inject, owners, registered_methods
+
+
+def test_every_site_map_has_a_tiny_backbone() -> None:
+    files = {m.name for m in pkgutil.iter_modules(mmpetl.backbones.__path__)}
+    assert files == {t.site_map for t in TINY.values()}, (
+        'every file of mmpetl/backbones needs an entry in TINY of tests/tiny.py'
+    )
+
+
+def test_every_setting_is_of_a_registered_method() -> None:
+    assert SETTINGS.keys() <= registered_methods().keys()
+
+
+def test_a_method_fits_some_backbone_and_its_arguments_fit_the_tiny_ones(
+    method_case: MethodCase,
+) -> None:
+    served = [stem for stem in TINY if fits(method_case, stem)]
+    assert served
+    for stem in served:
+        try:
+            inject(base(stem), method_case.build())
+        except PETLError as error:
+            pytest.fail(
+                f'{method_case.name} does not fit the tiny {stem} ({error}); give it '
+                'small arguments in SETTINGS of tests/tiny.py'
+            )
+
+
+def test_a_backbone_that_lacks_a_site_is_refused_in_one_line(
+    method_case: MethodCase,
+) -> None:
+    refused = [stem for stem in TINY if not fits(method_case, stem)]
+    if not refused:
+        pytest.skip('every backbone offers what it needs')
+    for stem in refused:
+        with pytest.raises(PETLError, match='needs site kind') as error:
+            inject(base(stem), method_case.build())
+        assert '\n' not in str(error.value)
+
+
+def test_a_family_is_named(method_case: MethodCase) -> None:
+    assert method_case.build().family in {
+        'baseline',
+        'specification',
+        'adapter',
+        'prompt',
+        'prefix',
+        'side',
+        'reparameterisation',
+    }
+
+
+def _fingerprint(case: MethodCase, stem: str) -> tuple[tuple, list[torch.Tensor]]:
+    """Shapes of what the method trains, and outputs with numbers drawn in order."""
+    model = inject(base(stem, torch.float64), case.build())
+    model.eval()
+    mine = [n for n, o in owners(model).items() if o in (Owner.DELTA, Owner.SELECTED)]
+    params = dict(model.named_parameters())
+    # Selected base parameters are told apart by name, new ones by shape alone, so that
+    # a copied file with other names does not pass.
+    selected = [n for n in mine if 'petl' not in n.split('.')]
+    added = sorted((n for n in mine if n not in selected), key=_place)
+    g = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name in added:
+            p = params[name]
+            p.copy_(0.3 * torch.randn(p.shape, generator=g, dtype=torch.float64))
+        ys = outputs(model, images(stem, dtype=torch.float64))
+    return (tuple(selected), tuple(params[n].shape for n in added)), ys
+
+
+def _place(name: str) -> str:
+    """The host of a delta, so that deltas are ordered by where they are."""
+    return name.partition('petl')[0]
+
+
+def test_no_two_methods_are_the_same_computation(stem: str) -> None:
+    cases = [c for c in tiny.method_cases() if fits(c, stem)]
+    prints = {c.id: _fingerprint(c, stem) for c in cases}
+    for a, b in combinations(prints, 2):
+        shapes_a, ys_a = prints[a]
+        shapes_b, ys_b = prints[b]
+        if shapes_a == shapes_b:
+            far = max((p - q).abs().max() for p, q in zip(ys_a, ys_b, strict=True))
+            assert far > 1e-6, f'{a} and {b} compute the same on {stem}'

@@ -1,0 +1,414 @@
+"""Tiny backbones and method settings that the generic tests run over.
+
+A backbone is one entry of :data:`TINY`; a method needs an entry in :data:`SETTINGS`
+only where its defaults do not fit 32 channels and two blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    Method,
+    Owner,
+    build_method,
+    count_trainable,
+    find_injected,
+    inject,
+    owners,
+    registered_methods,
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A small instance of a backbone class.
+
+    Attributes:
+        site_map: Stem of the file in ``mmpetl/backbones`` that describes it.
+        build: Makes one.
+        shape: Input without the batch axis.
+        odd: A non-square input that needs padding wherever the backbone pads.
+        exact: Whether the swapped arithmetic is that of the original.
+        frozen_stages: Makes one with ``frozen_stages=1``, None where that is unknown.
+    """
+
+    site_map: str
+    build: Callable[..., nn.Module]
+    shape: tuple[int, ...]
+    odd: tuple[int, ...]
+    exact: bool
+    frozen_stages: Callable[[], nn.Module] | None = None
+
+
+def mmpretrain_vit(**args: Any) -> nn.Module:
+    from mmpretrain.models import VisionTransformer
+
+    arch = {
+        'embed_dims': 32,
+        'num_layers': 2,
+        'num_heads': 4,
+        'feedforward_channels': 64,
+    }
+    return VisionTransformer(
+        **{'arch': arch, 'img_size': 32, 'patch_size': 8, **args}
+    )
+
+
+def mmpretrain_swin(**args: Any) -> nn.Module:
+    from mmpretrain.models import SwinTransformer
+
+    arch = {'embed_dims': 16, 'depths': (2, 2), 'num_heads': (2, 4)}
+    plain = {
+        'arch': arch,
+        'img_size': 32,
+        'patch_size': 4,
+        'window_size': 4,
+        'drop_path_rate': 0.0,
+        'out_indices': (1,),
+    }
+    return SwinTransformer(**plain | args)
+
+
+def mmpretrain_swin_dense(**args: Any) -> nn.Module:
+    return mmpretrain_swin(**{'out_indices': (0, 1), 'pad_small_map': True} | args)
+
+
+def mmaction_vit(**args: Any) -> nn.Module:
+    from mmaction.models import VisionTransformer
+
+    plain = {
+        'img_size': 32,
+        'patch_size': 8,
+        'embed_dims': 32,
+        'depth': 2,
+        'num_heads': 4,
+        'mlp_ratio': 2,
+        'num_frames': 4,
+    }
+    return VisionTransformer(**plain | args)
+
+
+def mmaction_swin3d(**args: Any) -> nn.Module:
+    from mmaction.models import SwinTransformer3D
+
+    arch = {'embed_dims': 16, 'depths': (2, 2), 'num_heads': (2, 4)}
+    plain = {
+        'arch': arch,
+        'pretrained2d': False,
+        'patch_size': (2, 4, 4),
+        'window_size': (2, 4, 4),
+        'drop_path_rate': 0.0,
+        'out_indices': (1,),
+    }
+    return SwinTransformer3D(**plain | args)
+
+
+TIMM = {
+    'img_size': 32,
+    'patch_size': 8,
+    'embed_dim': 32,
+    'depth': 2,
+    'num_heads': 4,
+    'mlp_ratio': 2.0,
+}
+
+
+def timm_vit(**args: Any) -> nn.Module:
+    import timm
+
+    return timm.create_model('vit_tiny_patch16_224', **{**TIMM, 'num_classes': 5} | args)
+
+
+def mmpretrain_timm(**args: Any) -> nn.Module:
+    from mmpretrain.models import TIMMBackbone
+
+    return TIMMBackbone('vit_tiny_patch16_224', **TIMM | args)
+
+
+TINY: dict[str, Tiny] = {
+    'mmpretrain_vit': Tiny(
+        'mmpretrain_vit',
+        mmpretrain_vit,
+        (3, 32, 32),
+        (3, 37, 50),
+        exact=True,
+        frozen_stages=lambda: mmpretrain_vit(frozen_stages=1),
+    ),
+    'mmpretrain_swin': Tiny(
+        'mmpretrain_swin',
+        mmpretrain_swin_dense,
+        (3, 32, 32),
+        (3, 38, 53),
+        exact=False,
+        frozen_stages=lambda: mmpretrain_swin_dense(frozen_stages=1),
+    ),
+    'mmpretrain_swin_cls': Tiny(
+        'mmpretrain_swin', mmpretrain_swin, (3, 32, 32), (3, 38, 53), exact=False
+    ),
+    'mmaction_vit': Tiny(
+        'mmaction_vit', mmaction_vit, (3, 4, 32, 32), (3, 4, 24, 40), exact=False
+    ),
+    'mmaction_swin3d': Tiny(
+        'mmaction_swin3d',
+        mmaction_swin3d,
+        (3, 4, 32, 32),
+        (3, 5, 38, 53),
+        exact=False,
+        frozen_stages=lambda: mmaction_swin3d(frozen_stages=1),
+    ),
+    'timm_vit': Tiny('timm_vit', timm_vit, (3, 32, 32), (3, 32, 32), exact=True),
+    'mmpretrain_timm': Tiny(
+        'mmpretrain_timm', mmpretrain_timm, (3, 32, 32), (3, 32, 32), exact=True
+    ),
+}
+"""Every backbone that generic tests run over, by its id."""
+
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    'FacTTK': {'': {'rank': 4}},
+    'FacTTT': {'': {'rank': 4}},
+    'LoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 2,
+            'alpha': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+}
+"""Arguments by registered name and variant. A method without an entry is run with its
+defaults; where those do not fit the tiny backbones, the contract fails and says so."""
+
+
+class Nothing(Method):
+    """Plugs nothing and trains nothing: what is left is the swapped base."""
+
+    family = 'baseline'
+
+
+def randomise_(model: nn.Module, std: float = 0.2) -> nn.Module:
+    """Draw every parameter, so that no zero and no one hides a mistake."""
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            noise = torch.randn(param.shape, generator=g, dtype=torch.float64) * std
+            one = 1.0 if param.ndim == 1 and name.endswith('weight') else 0.0
+            param.copy_(one + noise)
+    return model
+
+
+@cache
+def _base(stem: str) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise_(TINY[stem].build())
+
+
+def base(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A fresh copy of a tiny backbone with random weights, in eval mode."""
+    model = copy.deepcopy(_base(stem)).to(dtype)
+    model.eval()
+    return model
+
+
+def images(
+    stem: str, batch: int = 2, odd: bool = False, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Input for a tiny backbone."""
+    shape = TINY[stem].odd if odd else TINY[stem].shape
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(batch, *shape, generator=g, dtype=torch.float64).to(dtype)
+
+
+def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """What the backbone gives, as a list."""
+    y = model(x)
+    return list(y) if isinstance(y, list | tuple) else [y]
+
+
+def loss_of(ys: list[Tensor]) -> Tensor:
+    """A scalar to which every output element adds with a weight of its own."""
+    total = torch.zeros((), dtype=torch.float64)
+    for y in ys:
+        g = torch.Generator().manual_seed(2)
+        w = torch.randn(y.shape, generator=g, dtype=torch.float64)
+        total = total + (y.double() * w).sum() / y.shape[0]
+    return total
+
+
+class Tuned(nn.Module):
+    """A backbone with a small head, as a task would have."""
+
+    def __init__(self, backbone: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.backbone = backbone
+        with torch.no_grad():
+            widths = [y.shape[self.axis(y)] for y in outputs(backbone, x)]
+        torch.manual_seed(3)
+        self.heads = nn.ModuleList(nn.Linear(w, 3) for w in widths).to(x.dtype)
+
+    @staticmethod
+    def axis(y: Tensor) -> int:
+        """Where the channels are: (B, C), (B, N, C) or (B, C, *grid)."""
+        return 2 if y.ndim == 3 else 1
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Scores per output, (B, 3)."""
+        return [
+            head(y.movedim(self.axis(y), -1).flatten(1, -2).mean(1) if y.ndim > 2 else y)
+            for head, y in zip(self.heads, outputs(self.backbone, x), strict=True)
+        ]
+
+
+def train(model: nn.Module, x: Tensor, steps: int = 2, lr: float = 0.02) -> None:
+    """Some steps of Adam on random targets."""
+    model.train()
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(params, lr=lr)
+    for step in range(steps):
+        optimizer.zero_grad()
+        torch.manual_seed(10 + step)
+        loss = sum(
+            nn.functional.cross_entropy(y, torch.arange(len(y)) % 3) for y in model(x)
+        )
+        loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+def shake_(model: nn.Module, std: float = 0.1, seed: int = 0) -> None:
+    """Move every tensor that the method trains, in the order of the parameters."""
+    g = torch.Generator().manual_seed(seed)
+    owner = owners(model)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if owner[name] in (Owner.DELTA, Owner.SELECTED):
+                noise = torch.randn(param.shape, generator=g, dtype=torch.float64)
+                param.add_((std * noise).to(param.dtype))
+
+
+def core(model: nn.Module) -> nn.Module:
+    """The module inside of ``model`` that holds the sites."""
+    return find_injected(model)[0][1]
+
+
+def trains_most(model: nn.Module) -> bool:
+    """Whether no second copy of the selected base is kept (full tuning)."""
+    slots = core(model).__dict__['_petl'].slots.values()
+    return any(slot.selected and slot.originals is None for slot in slots)
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """A registered method with the arguments it is tested with."""
+
+    id: str
+    name: str
+    args: tuple[tuple[str, Any], ...]
+
+    def build(self) -> Method:
+        """A new instance."""
+        return build_method({'type': self.name, **dict(self.args)})
+
+
+def snake(name: str) -> str:
+    """``VPTDeep`` -> ``vpt_deep``, ``LoRA`` -> ``lora``."""
+    known = {'LoRA': 'lora', 'LNTune': 'ln_tune', 'BitFit': 'bitfit'}
+    parts = re.sub(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', '_', name)
+    return known.get(name, parts.lower())
+
+
+def method_cases() -> Iterator[MethodCase]:
+    """Every registered method, with each of its variants."""
+    known = registered_methods()
+    stems = [cls.stem() for cls in known.values()]
+    for name, cls in sorted(known.items()):
+        stem = cls.stem() if stems.count(cls.stem()) == 1 else snake(name)
+        for variant, args in SETTINGS.get(name, {'': {}}).items():
+            case = f'{stem}:{variant}' if variant else stem
+            yield MethodCase(case, name, tuple(args.items()))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A method on a backbone."""
+
+    method: MethodCase
+    stem: str
+
+    @property
+    def id(self) -> str:
+        """``lora-mmpretrain_swin``."""
+        return f'{self.method.id}-{self.stem}'
+
+    def inject(self, dtype: torch.dtype = torch.float32, **args: Any) -> nn.Module:
+        """A fresh backbone of this pair, in eval mode."""
+        torch.manual_seed(4)
+        model = inject(base(self.stem, dtype), self.method.build(), **args)
+        model.eval()
+        return model
+
+
+@cache
+def offered(stem: str) -> set[str]:
+    """Kinds of sites of a tiny backbone."""
+    model = inject(base(stem), Nothing())
+    return {site.kind for site in core(model).__dict__['_petl'].sites}
+
+
+def fits(case: MethodCase, stem: str) -> bool:
+    """Whether the backbone offers every site kind that the method needs."""
+    return set(case.build().targets) <= offered(stem)
+
+
+def pairs() -> Iterator[Pair]:
+    """Every method on every backbone that offers what it needs."""
+    for case in method_cases():
+        for stem in TINY:
+            if fits(case, stem):
+                yield Pair(case, stem)
+
+
+def grid() -> str:
+    """Methods x backbones as text, for reading."""
+    rows = [f'{"":24}' + ' '.join(TINY)]
+    for case in method_cases():
+        cells = [('yes' if fits(case, s) else '-').ljust(len(s)) for s in TINY]
+        rows.append(f'{case.id:24}' + ' '.join(cells))
+    return '\n'.join(rows)
+
+
+__all__ = [
+    'SETTINGS',
+    'TINY',
+    'MethodCase',
+    'Nothing',
+    'Pair',
+    'Tiny',
+    'Tuned',
+    'base',
+    'core',
+    'count_trainable',
+    'fits',
+    'grid',
+    'images',
+    'loss_of',
+    'method_cases',
+    'offered',
+    'outputs',
+    'pairs',
+    'randomise_',
+    'shake_',
+    'snake',
+    'train',
+    'trains_most',
+]
