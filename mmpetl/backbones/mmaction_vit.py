@@ -16,6 +16,7 @@ from mmpetl.core import (
     BackboneHost,
     BiasPart,
     BlockHost,
+    PETLError,
     Site,
     SiteMap,
     block_sites,
@@ -108,6 +109,12 @@ class MMActionViT(SiteMap):
     host_block = Block
     swapped = PETLVideoMAE
     swapped_block = VideoMAEBlock
+
+    def check(self, backbone: nn.Module) -> None:
+        for path, block in self.blocks(backbone):
+            attn = block.attn
+            if attn.scale != (attn.embed_dims // attn.num_heads) ** -0.5:
+                raise PETLError(f'{path}.attn has its own qk_scale; no sites for it')
 
     def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for i, block in enumerate(backbone.blocks):

@@ -6,7 +6,6 @@ from mmpetl.core.bricks import (
     PoolPrompts,
     Prompts,
     join_tokens,
-    leave_tokens,
     on_maps,
 )
 from mmpetl.core.context import Context
@@ -94,7 +93,6 @@ __all__ = [
     'inject',
     'join_tokens',
     'kaiming_uniform_',
-    'leave_tokens',
     'load_delta_state',
     'on_maps',
     'owners',

@@ -25,41 +25,31 @@ def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
     return torch.cat((x[:, :p], y), dim=1) if p else y
 
 
-def _joined(ctx: Context) -> list[tuple[str, int]]:
-    """The groups of extra tokens in the stream, from front to back."""
-    return ctx.scratch.setdefault('joined', [])
-
-
-def join_tokens(x: Tensor, tokens: Tensor, ctx: Context, group: str) -> Tensor:
-    """Put extra tokens behind the ones that stand in front of the grid.
+def join_tokens(
+    x: Tensor, tokens: Tensor, ctx: Context, group: str, replaces: bool = False
+) -> Tensor:
+    """Put extra tokens behind all that stand in front of the grid.
 
     Args:
         x: (B, num_prefix + prod(grid), C).
         tokens: (B, P, C).
-        ctx: Facts of this forward pass; its counts are raised.
-        group: A name by which :func:`leave_tokens` finds them again.
+        ctx: Facts of this forward pass; its counts are brought up to date.
+        group: A name for these tokens.
+        replaces: Whether the group that joined first under this name leaves. First in,
+            first out: where two methods of one kind take turns, each replaces its own.
     """
-    at, count = ctx.num_prefix, tokens.shape[1]
-    _joined(ctx).append((group, count))
-    ctx.num_prefix += count
-    ctx.num_extra += count
-    return torch.cat((x[:, :at], tokens.to(x.dtype), x[:, at:]), dim=1)
-
-
-def leave_tokens(x: Tensor, ctx: Context, group: str) -> Tensor:
-    """Take the group that joined first under this name out of the stream.
-
-    First in, first out: where two methods of one kind take turns, each removes its
-    own.
-    """
-    joined = _joined(ctx)
-    i = next(i for i, (name, _) in enumerate(joined) if name == group)
-    count = joined[i][1]
-    at = ctx.num_prefix - ctx.num_extra + sum(n for _, n in joined[:i])
-    del joined[i]
-    ctx.num_prefix -= count
-    ctx.num_extra -= count
-    return torch.cat((x[:, :at], x[:, at + count :]), dim=1)
+    joined: list[tuple[str, int]] = ctx.scratch.setdefault('joined', [])
+    start = stop = end = ctx.num_prefix
+    if replaces:
+        i = next(i for i, (name, _) in enumerate(joined) if name == group)
+        start = end - ctx.num_extra + sum(count for _, count in joined[:i])
+        stop = start + joined.pop(i)[1]
+    joined.append((group, tokens.shape[1]))
+    grown = tokens.shape[1] - (stop - start)
+    ctx.num_prefix += grown
+    ctx.num_extra += grown
+    kept = x[:, :start], x[:, stop:end], tokens.to(x.dtype), x[:, end:]
+    return torch.cat([part for part in kept if part.shape[1]], dim=1)
 
 
 class Prompts(Delta):
@@ -90,24 +80,19 @@ class Prompts(Delta):
         self.replaces = replaces
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        if self.replaces:
-            x = leave_tokens(x, ctx, self.group)
         tokens = self.drop(self.E.expand(len(x), -1, -1))
-        return join_tokens(x, tokens, ctx, self.group)
+        return join_tokens(x, tokens, ctx, self.group, self.replaces)
 
 
 class PoolPrompts(Delta):
     """Let a mean over the grid be the mean over grid and extra tokens.
 
     What averages the grid stands behind the backbone, so each token of the grid gets
-    the same share: with N grid tokens g and P extra tokens e,
-    ``g + P / (N + P) * (mean(e) - mean(g))``.
+    the same share, ``g + mean([e; g]) - mean(g)`` with grid tokens g and extra ones e.
     """
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        own, p = ctx.num_prefix - ctx.num_extra, ctx.num_prefix
-        if not ctx.num_extra:
-            return y
-        extra, grid = x[:, own:p], y[:, own:]
-        share = (extra.mean(1) - grid.mean(1)) * (p - own) / (x.shape[1] - own)
-        return torch.cat((y[:, :own], grid + share.unsqueeze(1)), dim=1)
+        own = ctx.num_prefix - ctx.num_extra
+        grid = y[:, own:]
+        share = x[:, own:].mean(1, keepdim=True) - grid.mean(1, keepdim=True)
+        return torch.cat((y[:, :own], grid + share), dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -63,11 +64,11 @@ class Injection:
     def set_trainable(self, backbone: nn.Module) -> None:
         """Set ``requires_grad`` of every parameter of the backbone by ownership."""
         selected = self.selected()
+        disabled = [name for name, slot in self.slots.items() if not slot.enabled]
         off = tuple(
-            f'{site.path}.{name}.'
-            for name, slot in self.slots.items()
-            for site in slot.sites
-            if not slot.enabled
+            f'{path}.{name}.'
+            for name in disabled
+            for path in ('petl.shared', *(s.path for s in self.slots[name].sites))
         )
         for name, param in backbone.named_parameters():
             if name in self.base:
@@ -164,6 +165,7 @@ def inject(
     state: Injection | None = module.__dict__.get('_petl')
     if state is None:
         site_map = find_site_map(module)
+        site_map.check(module)
         sites = tuple(site_map.sites(module))
     else:
         site_map, sites = state.site_map, state.sites
@@ -185,7 +187,7 @@ def inject(
 
     if state is None:
         state = _adopt(module, site_map, sites, tuple(head), frozen_drop_path)
-    slot = slot or str(len(state.slots))
+    slot = slot or next(n for n in map(str, count()) if n not in state.slots)
     if shared is not None:
         _child(module, 'shared')[slot] = shared
     for site, delta in deltas.items():
@@ -369,7 +371,9 @@ def eject(
         _swap_selected(module, entry, name)
     hosts = {site.host: module.get_submodule(site.host) for site in entry.sites}
     for site in entry.sites:
-        del module.get_submodule(site.path)[name]
+        plug = module.get_submodule(site.path)
+        del plug[name]
+        plug.off.discard(name)
     for host in (*hosts.values(), module):
         petl = host._modules.get('petl')
         if petl is None:
@@ -381,10 +385,10 @@ def eject(
         if not petl._modules:
             del host._modules['petl']
     del state.slots[name]
-    if state.slots:
-        state.set_trainable(module)
-        return backbone
     training = module.training
+    if state.slots:
+        module.train(training)
+        return backbone
     del module.__dict__['_petl']
     state.site_map.unswap(module)
     for key, param in module.named_parameters():

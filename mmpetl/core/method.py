@@ -36,6 +36,10 @@ class Method:
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
 
+    def __init__(self) -> None:
+        # Without it a method that takes nothing would show the signature of `object`.
+        pass
+
     def wants(self, site: Site) -> bool:
         """Whether a delta goes into this site."""
         return site.kind in self.targets or site.kind in self.optional

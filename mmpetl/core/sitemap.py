@@ -73,11 +73,13 @@ class SiteMap:
         return found
 
     def check(self, backbone: nn.Module) -> None:
-        """Refuse variants of the class whose forward pass differs."""
+        """Refuse variants of the class whose forward pass differs.
+
+        Called before anything else is asked or changed.
+        """
 
     def swap(self, backbone: nn.Module) -> None:
         """Change the classes of the backbone and its blocks."""
-        self.check(backbone)
         for path, block in self.blocks(backbone):
             if type(block) is not self.host_block:
                 raise PETLError(

@@ -236,13 +236,15 @@ class LST(Method):
                 stages.setdefault(site.stage, []).append(site)
         for sites in stages.values():
             hosts = [HostBlock(site, weights) for site in sites]
-            total = sum(host.residual_size() for host in hosts)
-            kept = largest(total, len(total) // self.reduction)
-            for site, host in zip(sites, hosts, strict=True):
-                block = deltas[site].block
+            blocks = [deltas[site].block for site in sites]
+            for block, host in zip(blocks, hosts, strict=True):
                 block.norm1.eps = host.norm1.eps
                 block.norm2.eps = host.norm2.eps
-                if self.init == 'magnitude':
+            if self.init == 'magnitude':
+                total = sum(host.residual_size() for host in hosts)
+                # One set per stage: all its blocks share the residual stream.
+                kept = largest(total, len(total) // self.reduction)
+                for block, host in zip(blocks, hosts, strict=True):
                     host.prune_into(block, kept)
 
 
@@ -292,7 +294,6 @@ class HostBlock:
         qk, v = ((largest(size, width) + first).flatten() for size in (q + k, v))
         inner = self.heads * q.shape[-1]
         rows = torch.cat((qk, qk + inner, v + 2 * inner))
-        # A head that got narrower divides its logits by a smaller root.
         block.qkv.weight.copy_(weight[rows][:, kept])
         block.qkv.bias.copy_(bias[rows])
         block.proj.weight.copy_(self.proj.weight[kept][:, v])

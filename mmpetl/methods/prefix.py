@@ -2,9 +2,9 @@
 
 Paper: Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
 ACL 2021, https://arxiv.org/abs/2101.00190, eq. (3) and section 4.3 (the MLP).
-Differs from the authors' code: it is for language models; here the MLP is one per block,
-as in bruceyo/V-PETL, because widths differ between stages. In windows all P + N entries
-share one softmax, and prefixes get neither position bias nor mask.
+Differs from the authors' code: it is for language models; here the MLP is one per
+block, as in bruceyo/V-PETL, because widths differ between stages. In windows all P + N
+entries share one softmax, and prefixes get neither position bias nor mask.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def grow(qkv: tuple[Tensor, Tensor, Tensor], pk: Tensor, pv: Tensor):
         pv: Values, (P, heads * d).
     """
     q, k, v = qkv
-    b, heads = k.shape[:2]
-    pk, pv = (split_heads(p.to(k.dtype), heads).expand(b, -1, -1, -1)
-              for p in (pk[None], pv[None]))  # fmt: skip
+    shape = k.shape[0], -1, -1, -1
+    pk, pv = (
+        split_heads(p[None].to(k.dtype), k.shape[1]).expand(shape) for p in (pk, pv)
+    )
     return q, torch.cat((pk, k), dim=2), torch.cat((pv, v), dim=2)
 
 
@@ -137,7 +138,8 @@ def bake(backbone: nn.Module, slot: str = '0') -> nn.Module:
     method = None if entry is None else entry.method
     if not isinstance(method, Prefix) or method.parametrisation != 'mlp':
         raise PETLError(
-            f"slot {slot!r} holds {method!r}; baking needs Prefix(parametrisation='mlp')"
+            f'slot {slot!r} holds {method!r}; only a Prefix with '
+            "parametrisation='mlp' can be baked"
         )
     for site in entry.sites:
         plug = module.get_submodule(site.path)

@@ -110,7 +110,7 @@ def coco(tmp_path):
 def test_coco_file(coco):
     root, cfg, content = coco
     assert check_dataset(cfg, 'mmdet') == 1
-    with pytest.raises(PETLError, match=r"lacks 78 of the classes of CocoDataset"):
+    with pytest.raises(PETLError, match=r'lacks 78 of the classes of CocoDataset'):
         check_dataset({k: v for k, v in cfg.items() if k != 'metainfo'}, 'mmdet')
     content['annotations'][0]['category_id'] = 8
     (root / 'ann.json').write_text(json.dumps(content))

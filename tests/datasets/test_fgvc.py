@@ -1,4 +1,4 @@
-"""FGVC JSON splits: the class map comes from all three files, whichever is asked for."""
+"""FGVC JSON splits: the class map comes from all three files, whichever is read."""
 
 from __future__ import annotations
 

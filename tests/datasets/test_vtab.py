@@ -25,7 +25,7 @@ def write_task(root, folder='cifar', labels=(0, 99), split='test'):
 
 
 def test_table_matches_the_benchmark():
-    # Zhai et al.: 7 natural, 4 specialised, 8 structured; V-PETL Bench counts 940 classes
+    # Zhai et al.: 7 natural, 4 specialised, 8 structured tasks; 940 classes in all
     groups = [task.group for task in VTAB_TASKS.values()]
     assert groups == ['natural'] * 7 + ['specialised'] * 4 + ['structured'] * 8
     assert sum(task.num_classes for task in VTAB_TASKS.values()) == 940

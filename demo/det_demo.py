@@ -1,0 +1,52 @@
+"""Detect things in an image and write it with boxes and masks.
+
+Example:
+    python demo/det_demo.py scene.jpg configs/mini/voc.py \
+        --delta work_dirs/lora/mini/voc/epoch_12.pth \
+        --cfg-options model.backbone.method.type=LoRA
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from mmpetl import apis
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('input', help='an image')
+    parser.add_argument('config', help='config of the run')
+    parser.add_argument('--delta', help='published delta (.safetensors) or run (.pth)')
+    parser.add_argument('--out', help='picture to write')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--threshold', type=float, default=0.3, help='lowest score')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    out = args.out or f'{Path(args.input).stem}_det.png'
+    with apis.cli_errors():
+        config = apis.load_config(args.config, args.cfg_options)
+        model = apis.init_model(config, args.delta, args.device)
+        boxes = apis.predict_detection(model, args.input, args.threshold)
+        palette = model.dataset_meta.get('palette')
+        apis.draw_detection(args.input, boxes, out, palette)
+    for box in boxes:
+        corners = ', '.join(f'{c:.0f}' for c in box.corners)
+        print(f'{100 * box.score:5.1f}%  {box.name}  ({corners})')
+    print(f'{len(boxes)} boxes with a score of at least {args.threshold}')
+    print(f'written to {out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,49 @@
+"""Classify an image and write it with its classes and scores.
+
+Example:
+    python demo/image_demo.py digit.png configs/mini/digits.py \
+        --delta work_dirs/lora/mini/digits/epoch_40.pth \
+        --cfg-options model.backbone.method.type=LoRA
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from mmpetl import apis
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('input', help='an image')
+    parser.add_argument('config', help='config of the run')
+    parser.add_argument('--delta', help='published delta (.safetensors) or run (.pth)')
+    parser.add_argument('--out', help='picture to write')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--topk', type=int, default=5, help='classes to show')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    out = args.out or f'{Path(args.input).stem}_image.png'
+    with apis.cli_errors():
+        config = apis.load_config(args.config, args.cfg_options)
+        model = apis.init_model(config, args.delta, args.device)
+        found = apis.predict_image(model, args.input, args.topk)
+        apis.draw_image(args.input, found, out)
+    for item in found:
+        print(f'{100 * item.score:5.1f}%  {item.name}')
+    print(f'written to {out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,49 @@
+"""Segment an image and write it with colours and a legend.
+
+Example:
+    python demo/seg_demo.py scene.jpg configs/mini/ade20k.py \
+        --delta work_dirs/lora/mini/ade20k/iter_600.pth \
+        --cfg-options model.backbone.method.type=LoRA
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from mmpetl import apis
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('input', help='an image')
+    parser.add_argument('config', help='config of the run')
+    parser.add_argument('--delta', help='published delta (.safetensors) or run (.pth)')
+    parser.add_argument('--out', help='picture to write')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--opacity', type=float, default=0.6, help='0 to 1')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    out = args.out or f'{Path(args.input).stem}_seg.png'
+    with apis.cli_errors():
+        config = apis.load_config(args.config, args.cfg_options)
+        model = apis.init_model(config, args.delta, args.device)
+        result = apis.predict_segmentation(model, args.input)
+        apis.draw_segmentation(args.input, result, out, args.opacity)
+    for label, share in result.shares().items():
+        print(f'{100 * share:5.1f}%  {result.classes[label]}')
+    print(f'written to {out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,49 @@
+"""Classify a video and write it with its classes and scores.
+
+Example:
+    python demo/video_demo.py clip.mp4 configs/mini/hmdb51.py \
+        --delta work_dirs/lora/mini/hmdb51/epoch_20.pth \
+        --cfg-options model.backbone.method.type=LoRA
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from mmpetl import apis
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('input', help='a video')
+    parser.add_argument('config', help='config of the run')
+    parser.add_argument('--delta', help='published delta (.safetensors) or run (.pth)')
+    parser.add_argument('--out', help='.mp4 to write')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--topk', type=int, default=5, help='classes to show')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    out = args.out or f'{Path(args.input).stem}_video.mp4'
+    with apis.cli_errors():
+        config = apis.load_config(args.config, args.cfg_options)
+        model = apis.init_model(config, args.delta, args.device)
+        found = apis.predict_video(model, args.input, args.topk)
+        apis.draw_video(args.input, found, out)
+    for item in found:
+        print(f'{100 * item.score:5.1f}%  {item.name}')
+    print(f'written to {out}')
+
+
+if __name__ == '__main__':
+    main()

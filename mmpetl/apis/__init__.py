@@ -1,0 +1,50 @@
+"""What tools, demos and notebooks call. Heavy libraries load when used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    'build_runner': 'run',
+    'choose_device': 'run',
+    'cli_errors': 'run',
+    'load_config': 'run',
+    'test': 'run',
+    'train': 'run',
+    'DeltaFile': 'delta',
+    'export_delta': 'delta',
+    'load_delta': 'delta',
+    'read_delta': 'delta',
+    'count_config': 'counting',
+    'count_pairs': 'counting',
+    'fold_checkpoint': 'folding',
+    'stock_config': 'folding',
+    'class_names': 'model',
+    'init_model': 'model',
+    'pick_device': 'model',
+    'test_pipeline': 'model',
+    'Box': 'predict',
+    'Prediction': 'predict',
+    'Segmentation': 'predict',
+    'predict_detection': 'predict',
+    'predict_image': 'predict',
+    'predict_segmentation': 'predict',
+    'predict_video': 'predict',
+    'draw_detection': 'draw',
+    'draw_image': 'draw',
+    'draw_segmentation': 'draw',
+    'draw_video': 'draw',
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

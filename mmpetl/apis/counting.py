@@ -1,0 +1,109 @@
+"""Trainable parameters of configs and of methods on full-size backbones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmpetl.core import PETLError, build_method, count_trainable, inject, suggest
+
+FULL_SIZE: dict[str, dict[str, Any]] = {
+    'vit_b16': {
+        'type': 'mmpretrain.VisionTransformer',
+        'arch': 'b',
+        'img_size': 224,
+        'patch_size': 16,
+    },
+    'swin_b': {'type': 'mmpretrain.SwinTransformer', 'arch': 'base', 'img_size': 224},
+    'swin_l': {'type': 'mmpretrain.SwinTransformer', 'arch': 'large', 'img_size': 224},
+    'videomae_b': {
+        'type': 'mmaction.VisionTransformer',
+        'img_size': 224,
+        'patch_size': 16,
+        'embed_dims': 768,
+        'depth': 12,
+        'num_heads': 12,
+        'mlp_ratio': 4,
+        'qkv_bias': True,
+        'num_frames': 8,
+    },
+    'video_swin_b': {
+        'type': 'mmaction.SwinTransformer3D',
+        'arch': 'base',
+        'pretrained2d': False,
+        'patch_size': (2, 4, 4),
+        'window_size': (8, 7, 7),
+    },
+}
+"""Configs of the backbones that papers report counts on."""
+
+
+def count_config(config: Any) -> dict[str, Any]:
+    """Counts of a config's model by owner; no weight file is needed.
+
+    Args:
+        config: Path or ``Config``.
+
+    Returns:
+        ``method``, ``backbone`` (class), the four counts, ``percent`` of the backbone.
+    """
+    from mmpetl.apis.model import as_config, build_model, petl_backbone_of
+
+    config = copy.deepcopy(as_config(config))
+    node = petl_backbone_of(config)
+    if node is None or node.get('method') is None:
+        raise PETLError('the config has no method, so all of its model trains')
+    node['checkpoint'] = None
+    method = build_method(node['method'])
+    model = build_model(config, quiet=True)
+    kind = node['backbone']['type'].rpartition('.')[2]
+    return _row(type(method).__name__, kind, model)
+
+
+def count_pairs(
+    methods: Iterable[str], backbones: Iterable[str]
+) -> Iterator[dict[str, Any]]:
+    """Counts of methods, with their defaults, on backbones of :data:`FULL_SIZE`.
+
+    Yields:
+        A row as of :func:`count_config`; ``refused`` says why where the backbone
+        cannot serve the method.
+    """
+    methods = [build_method(name) for name in methods]
+    for stem in backbones:
+        if stem not in FULL_SIZE:
+            raise PETLError(
+                f'unknown backbone {stem!r}.{suggest(stem, FULL_SIZE)} '
+                f'There are: {", ".join(FULL_SIZE)}'
+            )
+        plain = _build(FULL_SIZE[stem])
+        for method in methods:
+            name = type(method).__name__
+            try:
+                model = inject(copy.deepcopy(plain), build_method(method.config()))
+            except PETLError as error:
+                yield {'method': name, 'backbone': stem, 'refused': str(error)}
+                continue
+            yield _row(name, stem, model)
+
+
+def _build(backbone: dict[str, Any]) -> Any:
+    import importlib
+
+    from mmpetl.registry import MODELS
+
+    importlib.import_module(f'{backbone["type"].partition(".")[0]}.registry')
+    return MODELS.build(dict(backbone))
+
+
+def _row(method: str, backbone: str, model: Any) -> dict[str, Any]:
+    counts = count_trainable(model)
+    whole = counts.backbone + counts.base
+    percent = 100 * counts.backbone / whole
+    return {
+        'method': method,
+        'backbone': backbone,
+        **counts.as_dict(),
+        'percent': percent,
+    }

@@ -1,0 +1,172 @@
+"""Every site that a backbone names is run, with the features it promises."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from tiny import TINY, Nothing, base, core, images, loss_of, outputs
+from torch import Tensor, nn
+
+from mmpetl.core import AFTER_ONLY, KINDS, Context, Delta, Method, Site, inject
+
+SEEN: list[tuple[Site, str]] = []
+
+
+def _shape(site: Site, x: Tensor, ctx: Context, dims: int) -> None:
+    assert x.ndim == 3
+    assert x.shape[-1] == dims, site
+    if site.has_grid:
+        assert x.shape[1] == ctx.num_prefix + math.prod(ctx.grid), site
+
+
+class Probe(Delta):
+    """Scales what passes by a trained number, and looks at it."""
+
+    def __init__(self, site: Site, port: str) -> None:
+        super().__init__()
+        self.site, self.port = site, port
+        self.scale = nn.Parameter(torch.tensor(1.1))
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        SEEN.append((self.site, 'before'))
+        if self.site.kind == 'attn.core':
+            q, k, v = x
+            return q, k, v * self.scale
+        return x * self.scale
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        SEEN.append((self.site, 'after'))
+        if self.site.kind == 'attn.core':
+            q, _, _ = x
+            assert q.ndim == 4
+            assert y.shape == q.shape
+            assert q.shape[1] == self.site.num_heads
+            assert q.shape[1] * q.shape[3] == self.site.in_dims
+        elif self.site.kind == 'downsample':
+            assert x.shape[-1] == self.site.in_dims
+            _shape(self.site, y, ctx, self.site.out_dims)
+        else:
+            if self.site.kind != 'embed.proj':
+                _shape(self.site, x, ctx, self.site.in_dims)
+            _shape(self.site, y, ctx, self.site.out_dims)
+        return y if self.port == 'before' else y * self.scale
+
+
+class Look(Method):
+    """Probes every site of one kind."""
+
+    def __init__(self, kind: str, port: str) -> None:
+        self.kind, self.port = kind, port
+        self.targets = (kind,)
+
+    def build(self, site: Site) -> Delta:
+        return (Probe if self.port == 'before' else After)(site, self.port)
+
+
+class After(Probe):
+    """A probe of ``after`` alone, as the sites of q, k and v ask for."""
+
+    before = Delta.before
+
+
+# Ports that no module stands behind: the first has nothing before it, the others
+# are two ends of one place.
+NO_BEFORE = {*AFTER_ONLY, 'embed.proj', 'embed', 'attn.sum', 'ffn.sum'}
+
+
+def _kinds(stem: str) -> list[str]:
+    model = inject(base(stem), Nothing())
+    return list(dict.fromkeys(s.kind for s in core(model).__dict__['_petl'].sites))
+
+
+def test_sites_run_where_and_with_what_they_promise(stem: str) -> None:
+    x = images(stem, odd=True)
+    plain = outputs(base(stem), x)
+    for kind in _kinds(stem):
+        for port in ('before', 'after') if kind not in NO_BEFORE else ('after',):
+            model = inject(base(stem), Look(kind, port))
+            sites = [s for s in core(model).__dict__['_petl'].sites if s.kind == kind]
+            SEEN.clear()
+            ys = outputs(model, x)
+            times = Counter(s for s, p in SEEN if p == port)
+            assert times == Counter(sites), (kind, port)
+            far = max((a - b).abs().max() for a, b in zip(ys, plain, strict=True))
+            loss_of(ys).backward()
+            grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+            grads = {n: g for n, g in grads.items() if 'petl' in n.split('.')}
+            assert len(grads) == len(sites)
+            assert all(g is not None for g in grads.values()), (kind, port)
+            # A norm undoes a scale in front of it, but for its epsilon.
+            assert far > 0, (kind, port)
+
+
+def test_sites_are_told_apart_and_stand_in_the_order_of_the_pass(stem: str) -> None:
+    model = inject(base(stem), Nothing())
+    sites = core(model).__dict__['_petl'].sites
+    assert len({s.path for s in sites}) == len(sites)
+    assert {s.kind for s in sites} <= KINDS.keys()
+    blocks = [s.block for s in sites if s.kind == 'block']
+    assert blocks == list(range(sites[0].num_blocks))
+    for site in sites:
+        if site.block is not None:
+            assert site.num_heads > 0
+            assert site.mlp_dims > 0
+    wide = [s for s in sites if s.kind == 'ffn.fc1']
+    assert all((s.in_dims < s.out_dims) and s.out_dims == s.mlp_dims for s in wide)
+
+
+def test_between_them_the_backbones_offer_every_kind() -> None:
+    offered = {kind for stem in TINY for kind in _kinds(stem)}
+    assert offered == KINDS.keys()
+
+
+class AddTokens(Delta):
+    """Two more tokens behind the class tokens, for one block."""
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        own = ctx.num_prefix - ctx.num_extra
+        more = torch.full_like(x[:, :1], 0.5).expand(-1, 2, -1)
+        ctx.num_prefix += 2
+        ctx.num_extra += 2
+        return torch.cat((x[:, :own], more, x[:, own:]), dim=1)
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        own = ctx.num_prefix - ctx.num_extra
+        ctx.num_prefix -= 2
+        ctx.num_extra -= 2
+        return torch.cat((y[:, :own], y[:, own + 2 :]), dim=1)
+
+
+class StayingTokens(AddTokens):
+    """Join at the first block and leave with the outputs."""
+
+    after = Delta.after
+
+
+class Tokens(Method):
+    """Adds constant tokens in every block, or in the first for good."""
+
+    targets = ('tokens',)
+
+    def __init__(self, stay: bool) -> None:
+        self.stay = stay
+
+    def wants(self, site: Site) -> bool:
+        return site.kind == 'tokens' and (not self.stay or site.block == 0)
+
+    def build(self, site: Site) -> Delta:
+        return StayingTokens() if self.stay else AddTokens()
+
+
+@pytest.mark.parametrize('stay', [False, True], ids=['each block', 'for good'])
+@torch.no_grad()
+def test_extra_tokens_act_and_never_leave(stem: str, stay: bool) -> None:
+    for odd in (False, True):
+        x = images(stem, odd=odd)
+        plain = outputs(base(stem), x)
+        ys = outputs(inject(base(stem), Tokens(stay)), x)
+        assert [y.shape for y in ys] == [y.shape for y in plain]
+        assert all((a - b).abs().max() > 1e-4 for a, b in zip(ys, plain, strict=True))

@@ -1,0 +1,325 @@
+"""The cases: how our models are built, and how the reference's names become ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from reference import Case, Rule
+from torch import Tensor, nn
+
+Facts = dict[str, Any]
+
+
+class Model(nn.Module):
+    """A backbone and the head that the reference has."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.backbone(x)
+        ys = list(y) if isinstance(y, list | tuple) else [y]
+        return ys if self.head is None else [self.head(y) for y in ys]
+
+
+def _mlp_dims(c: Facts) -> int:
+    return c.get('mlp_dim', c['embed_dim'] * c.get('mlp_ratio', 4))
+
+
+def mmpretrain_vit(c: Facts) -> nn.Module:
+    from mmpretrain.models import VisionTransformer
+
+    backbone = VisionTransformer(
+        arch={
+            'embed_dims': c['embed_dim'],
+            'num_layers': c['depth'],
+            'num_heads': c['num_heads'],
+            'feedforward_channels': _mlp_dims(c),
+        },
+        img_size=c['img_size'],
+        patch_size=c['patch_size'],
+        norm_cfg={'type': 'LN', 'eps': c['layernorm_eps']},
+    )
+    return Model(backbone, nn.Linear(c['embed_dim'], c['num_classes']))
+
+
+def timm_vit(c: Facts) -> nn.Module:
+    import timm
+
+    backbone = timm.create_model(
+        'vit_tiny_patch16_224',
+        img_size=c['img_size'],
+        patch_size=c['patch_size'],
+        embed_dim=c['embed_dim'],
+        depth=c['depth'],
+        num_heads=c['num_heads'],
+        mlp_ratio=_mlp_dims(c) / c['embed_dim'],
+        num_classes=c['num_classes'],
+    )
+    assert backbone.norm.eps == c['layernorm_eps']
+    return Model(backbone)
+
+
+def mmpretrain_swin(c: Facts) -> nn.Module:
+    from mmpretrain.models import SwinTransformer
+
+    return Model(
+        SwinTransformer(
+            arch={
+                'embed_dims': c['embed_dim'],
+                'depths': c['depths'],
+                'num_heads': c['num_heads'],
+            },
+            img_size=c['img_size'],
+            patch_size=c['patch_size'],
+            window_size=c['window_size'],
+            drop_path_rate=c['drop_path_rate'],
+            out_indices=c['out_indices'],
+            norm_cfg={'type': 'LN', 'eps': c['layernorm_eps']},
+            pad_small_map=True,
+        )
+    )
+
+
+class VideoHead(nn.Module):
+    """Average over two frames and the map, a 1x1x1 convolution, mean over time."""
+
+    def __init__(self, dims: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv3d(dims, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool3d(x, (2, *x.shape[3:]), stride=1)
+        return self.fc(x).mean((2, 3, 4))
+
+
+def mmaction_swin3d(c: Facts) -> nn.Module:
+    from mmaction.models import SwinTransformer3D
+
+    last = len(c['depths']) - 1
+    backbone = SwinTransformer3D(
+        arch={
+            'embed_dims': c['embed_dim'],
+            'depths': c['depths'],
+            'num_heads': c['num_heads'],
+        },
+        pretrained2d=False,
+        patch_size=tuple(c['patch_size']),
+        window_size=tuple(c['window_size']),
+        drop_path_rate=c['drop_path_rate'],
+        out_indices=(last,),
+    )
+    return Model(backbone, VideoHead(c['embed_dim'] * 2**last, c['num_classes']))
+
+
+def neighbours_inside(x: Tensor) -> Tensor:
+    """4 C merged channels: from neighbour-major (down, then right) to channel-major."""
+    near = x.unflatten(-1, (4, -1))
+    return near[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
+
+
+# From the names of timm's ViT, with deltas below `petl` as in our own state.
+TO_MMPRETRAIN_VIT = (
+    Rule(r'(cls_token|pos_embed|petl\..+)', r'backbone.\1'),
+    Rule(r'patch_embed\.proj\.(.+)', r'backbone.patch_embed.projection.\1'),
+    Rule(r'blocks\.(\d+)\.norm([12])\.(.+)', r'backbone.layers.\1.ln\2.\3'),
+    Rule(r'blocks\.(\d+)\.mlp\.fc1\.(.+)', r'backbone.layers.\1.ffn.layers.0.0.\2'),
+    Rule(r'blocks\.(\d+)\.mlp\.fc2\.(.+)', r'backbone.layers.\1.ffn.layers.1.\2'),
+    Rule(r'blocks\.(\d+)\.(.+)', r'backbone.layers.\1.\2'),
+    Rule(r'norm\.(.+)', r'backbone.ln1.\1'),
+)
+TO_TIMM_VIT = (Rule(r'(.+)', r'backbone.\1'),)
+
+BLOCK = r'layers\.(\d+)\.blocks\.(\d+)'
+OURS = r'backbone.stages.\1.blocks.\2'
+TO_MMPRETRAIN_SWIN = (
+    Rule(r'patch_embed\.proj\.(.+)', r'backbone.patch_embed.projection.\1'),
+    Rule(
+        r'layers\.(\d+)\.downsample\.(.+)',
+        r'backbone.stages.\1.downsample.\2',
+        change=neighbours_inside,
+    ),
+    Rule(rf'{BLOCK}\.attn\.(.+)', rf'{OURS}.attn.w_msa.\3'),
+    Rule(rf'{BLOCK}\.mlp\.fc1\.(.+)', rf'{OURS}.ffn.layers.0.0.\3'),
+    Rule(rf'{BLOCK}\.mlp\.fc2\.(.+)', rf'{OURS}.ffn.layers.1.\3'),
+    Rule(rf'{BLOCK}\.(.+)', rf'{OURS}.\3'),
+    Rule(r'(.+)', r'backbone.\1'),
+)
+TO_MMACTION_SWIN3D = (
+    Rule(r'fc\.0\.(.+)', r'head.fc.\1'),
+    Rule(r'norm\.(.+)', r'backbone.norm1.\1'),
+    Rule(r'(.+)', r'backbone.\1'),
+)
+
+
+def three(pattern: str, names: tuple[str, str, str], target: str) -> tuple[Rule, ...]:
+    """Rules that stack three separate projections into one."""
+    return tuple(
+        Rule(pattern.replace('QKV', name), target, part=(i, 3))
+        for i, name in enumerate(names)
+    )
+
+
+def vits(
+    file: str, method: dict[str, Any], *rules: Rule, split: tuple[str, ...] = ()
+) -> dict[str, Case]:
+    """The same reference on mmpretrain's and on timm's ViT.
+
+    Args:
+        file: Stem of its files.
+        method: Config of our method.
+        rules: From the reference's names to timm's, where they are not so already.
+        split: See :class:`Case`.
+    """
+    hosts = {
+        'mmpretrain_vit': (mmpretrain_vit, TO_MMPRETRAIN_VIT),
+        'timm_vit': (timm_vit, TO_TIMM_VIT),
+    }
+    return {
+        f'{file}-{host}': Case(file, build, method, (rules, base), split)
+        for host, (build, base) in hosts.items()
+    }
+
+
+def block_rule(theirs: str, ours: str) -> Rule:
+    """``blocks.3.<theirs>`` is ``blocks.3.petl.<ours>``."""
+    return Rule(rf'blocks\.(\d+)\.{theirs}', rf'blocks.\1.petl.{ours}')
+
+
+CASES: dict[str, Case] = {
+    **vits('vit_baseline', {'type': 'Full'}),
+    **vits(
+        'adapter_houlsby',
+        {
+            'type': 'Adapter',
+            'style': 'houlsby',
+            'hidden_dims': 8,
+            'scale': 0.1,
+            'activation': 'relu',
+        },
+        block_rule(r'ft_(attn)_module\.(down|up)_proj\.(.+)', r'attn.0.\3.\4'),
+        block_rule(r'ft_(mlp)_module\.(down|up)_proj\.(.+)', r'ffn.0.\3.\4'),
+    ),
+    **vits(
+        'adaptformer',
+        {'type': 'AdaptFormer', 'hidden_dims': 8, 'scale': 0.1},
+        *three(
+            r'blocks\.(\d+)\.attn\.QKV_proj\.(.+)',
+            ('q', 'k', 'v'),
+            r'blocks.\1.attn.qkv.\2',
+        ),
+        Rule(r'blocks\.(\d+)\.(fc[12]\..+)', r'blocks.\1.mlp.\2'),
+        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
+    ),
+    **vits(
+        'lora_peft',
+        {'type': 'LoRA', 'rank': 4, 'alpha': 8, 'targets': ['attn.qkv', 'ffn.fc1']},
+        Rule(r'.+\.head\.original_module\..+', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+        Rule(
+            r'.+\.blocks\.(\d+)\.attn\.qkv\.lora_([AB])\.default\.weight',
+            r'blocks.\1.petl.attn_qkv.0.\2',
+        ),
+        Rule(
+            r'.+\.blocks\.(\d+)\.mlp\.fc1\.lora_([AB])\.default\.weight',
+            r'blocks.\1.petl.ffn_fc1.0.\2',
+        ),
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'vpt_deep',
+        {'type': 'VPTDeep', 'num_tokens': 3},
+        Rule(r'transformer\.prompt_embeddings', r'blocks.0.petl.tokens.0.E'),
+        Rule(
+            r'transformer\.deep_prompt_embeddings\.0', r'blocks.1.petl.tokens.0.E'
+        ),
+        Rule(
+            r'transformer\.deep_prompt_embeddings\.1', r'blocks.2.petl.tokens.0.E'
+        ),
+        Rule(r'transformer\.embeddings\.position_embeddings', r'pos_embed'),
+        Rule(r'transformer\.embeddings\.cls_token', r'cls_token'),
+        Rule(
+            r'transformer\.embeddings\.patch_embeddings\.(.+)', r'patch_embed.proj.\1'
+        ),
+        *three(
+            r'transformer\.encoder\.layer\.(\d+)\.attn\.QKV\.(.+)',
+            ('query', 'key', 'value'),
+            r'blocks.\1.attn.qkv.\2',
+        ),
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.attn\.out\.(.+)',
+            r'blocks.\1.attn.proj.\2',
+        ),
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.attention_norm\.(.+)',
+            r'blocks.\1.norm1.\2',
+        ),
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.ffn_norm\.(.+)',
+            r'blocks.\1.norm2.\2',
+        ),
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.ffn\.(.+)', r'blocks.\1.mlp.\2'
+        ),
+        Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
+        split=('transformer.deep_prompt_embeddings',),
+    ),
+    **vits(
+        'fact_tt',
+        {'type': 'FacTTT', 'rank': 4, 'scale': 0.5},
+        Rule(r'FacT([uv])\.weight', r'petl.shared.0.stage0.\1'),
+        block_rule(r'attn\.(q|k|v|proj)_FacTs\.weight', r'attn_\2.0.core'),
+        block_rule(r'mlp\.(fc[12])_FacTs\.weight', r'ffn_\2.0.core'),
+    ),
+    **vits(
+        'repadapter_attn',
+        {
+            'type': 'RepAdapter',
+            'style': 'attn',
+            'hidden_dims': 8,
+            'groups': 2,
+            'scale': 0.5,
+        },
+        block_rule(r'adapter_attn\.conv_A\.(.+)', r'attn_qkv.0.down.\2'),
+        block_rule(r'adapter_attn\.conv_B\.(.+)', r'attn_qkv.0.up.\2'),
+    ),
+    **vits(
+        'dtl',
+        {'type': 'DTL', 'rank': 2, 'add_after': [2, 3], 'beta': 100.0},
+        Rule(r'lora_dict\.(\d+)\.lora_([AB])', r'blocks.\1.petl.block.0.\2'),
+    ),
+    'swin_baseline_ms-mmpretrain_swin': Case(
+        'swin_baseline_ms', mmpretrain_swin, {'type': 'Full'}, (TO_MMPRETRAIN_SWIN,)
+    ),
+    'mona-mmpretrain_swin': Case(
+        'mona',
+        mmpretrain_swin,
+        {'type': 'Mona'},
+        (
+            tuple(
+                Rule(rf'{BLOCK}\.my_module_{i}\.{theirs}', rf'{OURS}.petl.{site}.0.{ours}')
+                for i, site in ((1, 'attn_sum'), (2, 'ffn_sum'))
+                for theirs, ours in (
+                    (r'gamma', 'gamma'),
+                    (r'gammax', 'gamma_x'),
+                    (r'norm\.(.+)', r'norm.\3'),
+                    (r'project1\.(.+)', r'down.\3'),
+                    (r'project2\.(.+)', r'up.\3'),
+                    (r'adapter_conv\.conv1\.(.+)', r'conv.dw3.\3'),
+                    (r'adapter_conv\.conv2\.(.+)', r'conv.dw5.\3'),
+                    (r'adapter_conv\.conv3\.(.+)', r'conv.dw7.\3'),
+                    (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
+                )
+            )
+            + TO_MMPRETRAIN_SWIN,
+        ),
+    ),
+    'video_swin_baseline-mmaction_swin3d': Case(
+        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
+    ),
+}
+"""Every case by its id: the file, and the backbone it is held against."""

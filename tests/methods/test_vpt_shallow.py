@@ -1,0 +1,177 @@
+"""VPT-shallow: prompts that travel through all blocks."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from full_size import counts
+
+import mmpetl
+from mmpetl.core import Context, PETLError, attention, softmax_attention
+from mmpetl.core.bricks import PoolPrompts
+from mmpetl.core.inject import injection_of
+from mmpetl.methods.vpt_shallow import VPTShallow
+
+P = 3
+
+
+def tuned(stem: str, **args) -> torch.nn.Module:
+    model = mmpetl.inject(tiny.base(stem, torch.double), VPTShallow(P, **args))
+    tiny.shake_(model, 1.0)
+    model.eval()
+    return model
+
+
+def prompts(model: torch.nn.Module) -> torch.nn.Parameter:
+    (found,) = [p for n, p in model.named_parameters() if n.endswith('.E')]
+    return found
+
+
+def plugged(model: torch.nn.Module) -> list[str]:
+    return [site.kind for site in injection_of(model)[1].slots['0'].sites]
+
+
+@pytest.mark.parametrize(
+    ('host', 'width'), [('vit_b', 768), ('swin_b', 128), ('swin_l_dense', 192)]
+)
+def test_count_is_tokens_times_width_of_the_first_stage(host, width):
+    assert counts(host, VPTShallow(100)).delta == 100 * width
+
+
+def test_published_count_on_vit_b():
+    assert counts('vit_b', VPTShallow()).delta == 76_800
+
+
+@pytest.mark.parametrize(
+    ('facts', 'bound'),
+    [((3 * 16 * 16, 768), 0.0625), ((3 * 4 * 4, 128), (6 / 176) ** 0.5)],
+)
+def test_prompts_start_uniform_within_the_published_bound(facts, bound):
+    patch, dims = facts
+    site = mmpetl.Site('tokens', 'b', dims, dims, 0, patch_dims=patch, embed_dims=dims)
+    start = VPTShallow(1000).build(site).E.detach()
+    assert start.abs().max() <= bound
+    assert start.abs().max() > 0.999 * bound
+    assert start.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+
+
+def test_equals_a_plain_vit_with_the_prompts_in_its_sequence():
+    plain, model = tiny.base('timm_vit', torch.double), tuned('timm_vit')
+    x = tiny.images('timm_vit', dtype=torch.double)
+    h = plain._pos_embed(plain.patch_embed(x))
+    h = torch.cat((h[:, :1], prompts(model).expand(2, -1, -1), h[:, 1:]), dim=1)
+    want = plain.head(plain.norm(plain.blocks(h))[:, 0])
+    torch.testing.assert_close(model(x), want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('pool', [None, True])
+def test_videomae_pools_the_tubes_or_also_the_prompts(pool):
+    stem = 'mmaction_vit'
+    plain, model = tiny.base(stem, torch.double), tuned(stem, pool_prompts=pool)
+    x = tiny.images(stem, dtype=torch.double)
+    h = plain.patch_embed(x)[0] + plain.pos_embed
+    h = torch.cat((prompts(model).expand(2, -1, -1), h), dim=1)
+    for block in plain.blocks:
+        h = block(h)
+    want = plain.fc_norm((h if pool else h[:, P:]).mean(1))
+    torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_without_attention_leave_the_frozen_output(stem, monkeypatch):
+    """Logits of minus infinity: the keys and values of the prompts are left out."""
+    x = tiny.images(stem, odd=True, dtype=torch.double)
+    frozen = tiny.outputs(mmpetl.inject(tiny.base(stem, torch.double), tiny.Nothing()), x)
+    model = tuned(stem, pool_prompts=False)
+    assert not torch.equal(tiny.outputs(model, x)[0], frozen[0])
+    own = 1 if tiny.TINY[stem].exact else 0
+
+    def blind(q, k, v, *args):
+        k, v = (torch.cat((t[:, :, :own], t[:, :, own + P :]), dim=2) for t in (k, v))
+        return softmax_attention(q, k, v, *args)
+
+    monkeypatch.setattr(attention, 'softmax_attention', blind)
+    for got, want in zip(tiny.outputs(model, x), frozen, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
+
+
+def test_order_of_the_prompts_does_not_matter(stem):
+    x, model = tiny.images(stem, dtype=torch.double), tuned(stem)
+    before = tiny.outputs(model, x)
+    with torch.no_grad():
+        prompts(model).copy_(prompts(model).flip(0))
+    for got, want in zip(tiny.outputs(model, x), before, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_an_image_does_not_see_the_rest_of_its_batch(stem):
+    x, model = tiny.images(stem, 4, odd=True, dtype=torch.double), tuned(stem)
+    together = tiny.outputs(model, x)
+    for i in range(4):
+        alone = tiny.outputs(model, x[i : i + 1])
+        for got, want in zip(alone, together, strict=True):
+            torch.testing.assert_close(got[0], want[i], rtol=1e-9, atol=1e-9)
+
+
+def test_windows_share_prompts_and_average_them_per_image():
+    """One windowed attention, written out with loops over images and windows."""
+    model = tuned('mmpretrain_swin_cls')
+    block = model.stages[0].blocks[0]
+    msa, size, d = block.attn.w_msa, 4, 16
+    ctx = Context((8, 12), P)
+    h = torch.randn(2, P + 96, d, dtype=torch.double)
+    table = msa.relative_position_bias_table[msa.relative_position_index.flatten()]
+    bias = torch.zeros(2, P + 16, P + 16, dtype=torch.double)
+    bias[:, P:, P:] = table.view(16, 16, 2).permute(2, 0, 1)
+    want = torch.zeros_like(h)
+    for i in range(2):
+        grid = h[i, P:].view(8, 12, d)
+        out, made = torch.zeros_like(grid), []
+        for r in range(0, 8, size):
+            for c in range(0, 12, size):
+                window = grid[r : r + size, c : c + size].reshape(-1, d)
+                w = torch.cat((h[i, :P], window))
+                q, k, v = msa.qkv(w).view(-1, 3, 2, d // 2).permute(1, 2, 0, 3)
+                a = (q @ k.transpose(1, 2) / (d // 2) ** 0.5 + bias).softmax(-1)
+                o = msa.proj((a @ v).transpose(0, 1).flatten(1))
+                made.append(o[:P])
+                out[r : r + size, c : c + size] = o[P:].view(size, size, d)
+        want[i] = torch.cat((torch.stack(made).mean(0), out.reshape(-1, d)))
+    torch.testing.assert_close(block.attention(h, ctx), want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('host', ['mmpretrain_swin', 'mmaction_swin3d'])
+def test_merging_sees_a_prompt_as_four_equal_neighbours(host):
+    model = tuned(host)
+    stage = (model.stages if host == 'mmpretrain_swin' else model.layers)[0]
+    e = torch.randn(1, 1, 16, dtype=torch.double)
+    grid = (2, 2) if host == 'mmpretrain_swin' else (1, 2, 2)
+    gathered, _ = model.gather(stage.downsample, e.expand(1, 4, 16), grid)
+    torch.testing.assert_close(model.repeat_four(e), gathered, rtol=0, atol=0)
+
+
+def test_prompts_are_pooled_where_published_and_nowhere_else():
+    where = {stem: plugged(tuned(stem)) for stem in tiny.TINY}
+    pooled = {stem for stem, kinds in where.items() if 'out' in kinds}
+    assert pooled == {'mmpretrain_swin_cls', 'mmaction_swin3d'}
+    assert 'out' not in plugged(tuned('mmpretrain_swin_cls', pool_prompts=False))
+
+
+def test_pooled_mean_is_that_over_grid_and_prompts():
+    ctx = Context((2, 3), 1 + P)
+    ctx.num_extra = P
+    x = torch.randn(2, 1 + P + 6, 8, dtype=torch.double)
+    y = torch.cat((x[:, :1], x[:, 1 + P :]), dim=1)
+    got = PoolPrompts().after(x, y, ctx)
+    torch.testing.assert_close(got[:, 1:].mean(1), x[:, 1:].mean(1))
+    assert torch.equal(got[:, 0], x[:, 0])
+
+
+def test_pooling_a_class_token_is_refused():
+    with pytest.raises(PETLError, match='pool_prompts=True.*does not average'):
+        tuned('mmpretrain_vit', pool_prompts=True)
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(PETLError, match='num_tokens of at least 1, got 0'):
+        VPTShallow(0)

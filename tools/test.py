@@ -1,0 +1,53 @@
+"""Evaluate a run checkpoint (.pth) or a published delta (.safetensors).
+
+Example: python tools/test.py configs/mini/digits.py work_dirs/lora/mini/digits/epoch_50.pth \
+    --cfg-options model.backbone.method.type=LoRA
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from mmengine.config import DictAction
+
+from mmpetl.apis.run import choose_device, cli_errors, load_config, test
+
+
+def parse_args() -> argparse.Namespace:
+    """Flags as upstream has them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint or delta')
+    parser.add_argument('--work-dir', help='folder of the log')
+    parser.add_argument('--out', help='write the metrics to this JSON file')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
+    )
+    parser.add_argument(
+        '--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none'
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main() -> None:
+    """Evaluate and, where asked, write the metrics."""
+    args = parse_args()
+    with cli_errors():
+        choose_device(args.device)
+        config = load_config(args.config, args.cfg_options, args.work_dir)
+        metrics = test(config, args.checkpoint, launcher=args.launcher)
+        if args.out and int(os.environ.get('RANK', 0)) == 0:
+            with open(args.out, 'w', encoding='utf-8') as file:
+                json.dump({k: float(v) for k, v in metrics.items()}, file, indent=2)
+
+
+if __name__ == '__main__':
+    main()
