@@ -67,7 +67,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=42)
     parser.add_argument('--lr', type=float, help='learning rate for all methods')
     parser.add_argument('--split', choices=('test', 'val'), default='test')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/digits'))
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/digits'), help='table and picture'
+    )
     parser.add_argument('--jobs', type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument('--fresh', action='store_true', help='forget what is finished')
     return parser.parse_args()
@@ -95,7 +97,7 @@ def make_config(name: str, args: argparse.Namespace) -> Any:
             'train_dataloader.dataset.split': 'train800',
             'test_dataloader.dataset.split': 'val200',
         }
-    folder = args.out / f'{args.split}-{args.shots}-seed{args.seed}' / name.lower()
+    folder = Path('work_dirs/digits') / f'{args.split}-{args.shots}-seed{args.seed}' / name.lower()
     return load_config(CONFIG, options, folder)
 
 
@@ -210,7 +212,7 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
 
         raise PETLError(
             f'{len(failures)} of {len(args.methods)} methods failed '
-            f'({", ".join(failures)}); their console.log below {args.out} says why'
+            f'({", ".join(failures)}); their console.log below work_dirs/digits says why'
         )
     return [records[name] for name in args.methods]
 

@@ -95,6 +95,11 @@ class MMActionSwin3D(WindowSiteMap):
     stages_name = 'layers'
     channels_first = False
 
+    def example(self) -> nn.Module:
+        return SwinTransformer3D(
+            arch='base', pretrained2d=False, patch_size=(2, 4, 4), window_size=(8, 7, 7)
+        )
+
     def check(self, backbone: nn.Module) -> None:
         for path, block in self.blocks(backbone):
             attn = block.attn

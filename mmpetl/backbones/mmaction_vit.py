@@ -110,6 +110,9 @@ class MMActionViT(SiteMap):
     swapped = PETLVideoMAE
     swapped_block = VideoMAEBlock
 
+    def example(self) -> nn.Module:
+        return VisionTransformer(norm_cfg={'type': 'LN', 'eps': 1e-6})
+
     def check(self, backbone: nn.Module) -> None:
         for path, block in self.blocks(backbone):
             attn = block.attn

@@ -109,6 +109,9 @@ class MMPretrainSwin(WindowSiteMap):
     stages_name = 'stages'
     channels_first = True
 
+    def example(self) -> nn.Module:
+        return SwinTransformer(arch='base')
+
     def check(self, backbone: nn.Module) -> None:
         for path, block in self.blocks(backbone):
             msa = block.attn.w_msa

@@ -15,5 +15,8 @@ class MMPretrainTimm(SiteMap):
 
     host = TIMMBackbone
 
+    def example(self) -> nn.Module:
+        return TIMMBackbone('vit_base_patch16_224')
+
     def core(self, backbone: nn.Module) -> nn.Module:
         return backbone.timm_model

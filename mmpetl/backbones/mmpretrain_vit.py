@@ -91,6 +91,9 @@ class MMPretrainViT(SiteMap):
     swapped = PETLVisionTransformer
     swapped_block = ViTBlock
 
+    def example(self) -> nn.Module:
+        return VisionTransformer(arch='base', out_type='cls_token')
+
     def check(self, backbone: nn.Module) -> None:
         for i, block in enumerate(backbone.layers):
             if not hasattr(block.ffn, 'layers'):

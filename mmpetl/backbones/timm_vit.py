@@ -85,6 +85,9 @@ class TimmViT(SiteMap):
     swapped = PETLTimmViT
     swapped_block = TimmBlock
 
+    def example(self) -> nn.Module:
+        return VisionTransformer(num_classes=0)
+
     def check(self, backbone: nn.Module) -> None:
         if not isinstance(backbone.patch_drop, nn.Identity):
             raise PETLError(

@@ -20,6 +20,7 @@ from mmpetl.core.inject import (
     enable,
     find_injected,
     inject,
+    wanted_sites,
 )
 from mmpetl.core.method import (
     Method,
@@ -104,5 +105,6 @@ __all__ = [
     'suggest',
     'tensor_digests',
     'to_windows',
+    'wanted_sites',
     'without_extra',
 ]

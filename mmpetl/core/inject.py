@@ -212,6 +212,20 @@ def inject(
     return backbone
 
 
+def wanted_sites(
+    backbone: nn.Module, method: Method | type[Method] | str | Mapping[str, Any]
+) -> list[Site]:
+    """The sites a method would plug into; the backbone stays as it is.
+
+    Raises:
+        PETLError: The backbone cannot serve the method.
+    """
+    module = core_of(backbone)
+    state = module.__dict__.get('_petl')
+    sites = state.sites if state else tuple(find_site_map(module).sites(module))
+    return _wanted(build_method(method), module, sites)
+
+
 def _adopt(
     module: nn.Module,
     site_map: SiteMap,

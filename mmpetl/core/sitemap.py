@@ -37,6 +37,10 @@ class SiteMap:
     swapped: type[BackboneHost]
     swapped_block: type[BlockHost]
 
+    def example(self) -> nn.Module:
+        """An instance of the size that papers use, for the support grid and counts."""
+        raise NotImplementedError
+
     def core(self, backbone: nn.Module) -> nn.Module:
         """The module that holds the blocks; a wrapper returns what it wraps."""
         return backbone
