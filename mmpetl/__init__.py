@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from mmpetl import compat
 from mmpetl.version import __version__
 
-compat.install()
+try:
+    from mmpetl import compat
+
+    compat.install()
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'mmpetl needs a package that is not installed: {error.name}. '
+        '`python mmpetl/doctor.py` says what is missing and how to mend it'
+    ) from error
 
 from mmpetl.core import (  # noqa: E402
     Delta,

@@ -59,9 +59,7 @@ def mmpretrain_vit(**args: Any) -> nn.Module:
         'num_heads': 4,
         'feedforward_channels': 64,
     }
-    return VisionTransformer(
-        **{'arch': arch, 'img_size': 32, 'patch_size': 8, **args}
-    )
+    return VisionTransformer(**{'arch': arch, 'img_size': 32, 'patch_size': 8, **args})
 
 
 def mmpretrain_swin(**args: Any) -> nn.Module:
@@ -126,7 +124,9 @@ TIMM = {
 def timm_vit(**args: Any) -> nn.Module:
     import timm
 
-    return timm.create_model('vit_tiny_patch16_224', **{**TIMM, 'num_classes': 5} | args)
+    return timm.create_model(
+        'vit_tiny_patch16_224', **{**TIMM, 'num_classes': 5} | args
+    )
 
 
 def mmpretrain_timm(**args: Any) -> nn.Module:
@@ -175,8 +175,19 @@ TINY: dict[str, Tiny] = {
 
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    # Its mean over patches is another feature than the class token of the base.
+    'DTL': {
+        '': {'rank': 2, 'patch_mean': False},
+        'plus': {
+            'rank': 2,
+            'add_after': [0, 1],
+            'patch_mean': False,
+            'kernel_size': 4,
+        },
+    },
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
+    'LST': {'': {}, 'random': {'reduction': 4, 'init': 'random'}},
     'LoRA': {
         '': {'rank': 2},
         'all': {
@@ -188,6 +199,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Arguments by registered name and variant. A method without an entry is run with its
 defaults; where those do not fit the tiny backbones, the contract fails and says so."""
+
+STILL: dict[str, dict[str, str]] = {
+    # A class token attends for the last time in the last block, so what convolutions
+    # do to the patches there is never read.
+    'Mona': dict.fromkeys(('mmpretrain_vit', 'timm_vit'), r'\.1\.petl\..*\.conv\.'),
+    # Of two blocks DTL adds behind the last one only, so the same holds for DTL+.
+    'DTL': dict.fromkeys(('mmpretrain_vit', 'timm_vit'), r'petl\.shared\.0\.'),
+}
+"""Pattern of the tensors that never move, by registered name and backbone."""
 
 
 class Nothing(Method):
@@ -264,7 +284,9 @@ class Tuned(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Scores per output, (B, 3)."""
         return [
-            head(y.movedim(self.axis(y), -1).flatten(1, -2).mean(1) if y.ndim > 2 else y)
+            head(
+                y.movedim(self.axis(y), -1).flatten(1, -2).mean(1) if y.ndim > 2 else y
+            )
             for head, y in zip(self.heads, outputs(self.backbone, x), strict=True)
         ]
 
@@ -389,6 +411,7 @@ def grid() -> str:
 
 __all__ = [
     'SETTINGS',
+    'STILL',
     'TINY',
     'MethodCase',
     'Nothing',

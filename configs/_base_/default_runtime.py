@@ -16,6 +16,7 @@ custom_hooks = [
     dict(type='mmpetl.NonFiniteGuardHook'),
 ]
 
+model_wrapper_cfg = dict(type='mmpetl.PETLDistributedDataParallel')
 # No dist_cfg: the launching tool picks nccl or gloo by the devices it finds.
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -6,7 +6,7 @@ import copy
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,6 @@ def init_model(
 
     place = pick_device(device)
     config = as_config(config)
-    if delta is not None and not Path(delta).suffix and not Path(delta).exists():
-        delta = Path(f'{delta}.safetensors')
     model = build_model(config)
     known = dataset_meta(config)
     if delta is not None and find_injected(model):
@@ -177,9 +175,11 @@ def _load_plain(model: nn.Module, path: Path) -> dict[str, Any]:
     return dict(meta.get('dataset_meta') or {})
 
 
-def test_dataset(config: Any) -> Mapping[str, Any]:
-    """Config of the innermost dataset that is tested, or an empty one."""
-    for phase in ('test', 'val', 'train'):
+def find_dataset(
+    config: Any, phases: Sequence[str] = ('test', 'val', 'train')
+) -> Mapping[str, Any]:
+    """Config of the first phase's innermost dataset, or an empty one."""
+    for phase in phases:
         node = (config.get(f'{phase}_dataloader') or {}).get('dataset')
         while isinstance(node, Mapping):
             inner = next((node[k] for k in WRAPPED if node.get(k)), None)
@@ -191,7 +191,7 @@ def test_dataset(config: Any) -> Mapping[str, Any]:
 
 def test_pipeline(config: Any) -> list[dict[str, Any]]:
     """What the test set's pictures go through, as the config says it."""
-    pipeline = test_dataset(config).get('pipeline') or config.get('test_pipeline')
+    pipeline = find_dataset(config).get('pipeline') or config.get('test_pipeline')
     return [dict(step) for step in pipeline or ()]
 
 
@@ -201,7 +201,7 @@ def dataset_meta(config: Any) -> dict[str, Any]:
     In this order: ``metainfo`` in the config, the class's own ``METAINFO``, folder
     names in a video list, the dataset itself where its files are there.
     """
-    node = test_dataset(config)
+    node = find_dataset(config)
     known = dict(node.get('metainfo') or {})
     if not known.get('classes') and node.get('type'):
         from mmengine.registry import DATASETS
@@ -226,7 +226,10 @@ def _classes_on_disk(config: Any, node: Mapping[str, Any]) -> list[str] | None:
     from mmengine.registry import DATASETS
 
     if str(node['type']).rpartition('.')[2] == 'VideoDataset':
-        return _classes_of_list(Path(node.get('ann_file', '')))
+        # A test list need not hold every class.
+        lists = (find_dataset(config, phases) for phases in (('train',), ('test',)))
+        found = [_classes_of_list(Path(n.get('ann_file', ''))) or [] for n in lists]
+        return max(found, key=len) or None
     if not str(node['type']).startswith('mmpetl.'):
         return None
     try:

@@ -142,10 +142,12 @@ def build_runner(
     Raises:
         PETLError: Something the config names is missing or does not fit.
     """
+    from mmengine.dist import is_main_process
     from mmengine.registry import RUNNERS, init_default_scope
     from mmengine.runner import Runner
 
-    from mmpetl.compat.distributed import init_dist_any
+    from mmpetl.compat import init_dist_any
+    from mmpetl.datasets.reading import guard_runner
 
     config.launcher = launcher
     init_dist_any(launcher)
@@ -153,10 +155,15 @@ def build_runner(
     if check_data:
         from mmpetl.datasets.checks import check_config
 
-        check_config(config, check_data)
+        if is_main_process():
+            check_config(config, check_data)
     if 'runner_type' in config:
-        return RUNNERS.build(config)
-    return Runner.from_cfg(config)
+        runner = RUNNERS.build(config)
+    else:
+        runner = Runner.from_cfg(config)
+    # Loaders are built later; a corrupt file is then named in one line.
+    guard_runner(runner)
+    return runner
 
 
 def train(config: Any, **kwargs: Any) -> Any:

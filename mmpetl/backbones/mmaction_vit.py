@@ -26,7 +26,8 @@ from mmpetl.registry import BACKBONES
 
 class VideoMAEBlock(BlockHost, Block):
     """A block that runs sites. Its attention has biases for queries and values only,
-    and reads the weight of ``qkv`` without ever calling it."""
+    and reads the weight of ``qkv`` without ever calling it.
+    """
 
     def attention_parts(self) -> dict[str, Any]:
         attn = self.attn

@@ -12,8 +12,10 @@ from mmpetl.core.errors import PETLError
 
 @dataclass(frozen=True)
 class BiasPart:
-    """Rows ``start:stop`` of a bias. ``bias`` None and ``free``: no bias is stored,
-    and none is needed, since a constant added to all keys leaves softmax as it is.
+    """Rows ``start:stop`` of a bias, None where the base stores none.
+
+    ``free``: none is needed either, since a constant added to all keys leaves softmax
+    as it is.
     """
 
     start: int

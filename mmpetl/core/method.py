@@ -160,8 +160,12 @@ def check_range(
     high: float | None = None,
 ) -> None:
     """Raise PETLError unless ``low <= value <= high``."""
-    inside = (low is None or value >= low) and (high is None or value <= high)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not inside:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (
+        not is_number
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+    ):
         who = method if isinstance(method, str) else type(method).__name__
         bounds = [f'at least {low}' if low is not None else '']
         bounds += [f'at most {high}' if high is not None else '']

@@ -64,7 +64,7 @@ class Adapter(Method):
                 f'got {activation!r}'
             )
         check_range(self, 'hidden_dims', hidden_dims, 1)
-        check_range(self, 'scale', scale)
+        check_range(self, 'scale', scale, 0)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
         self.style = style
         self.hidden_dims = hidden_dims

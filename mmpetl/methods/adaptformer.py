@@ -58,7 +58,7 @@ class AdaptFormer(Method):
                 f'AdaptFormer needs input {" or ".join(INPUTS)}, got {input!r}'
             )
         check_range(self, 'hidden_dims', hidden_dims, 1)
-        check_range(self, 'scale', scale)
+        check_range(self, 'scale', scale, 0)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
         self.hidden_dims = hidden_dims
         self.scale = scale

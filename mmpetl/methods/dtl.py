@@ -71,7 +71,8 @@ class DTLDelta(Delta):
         if not self.adds:
             return y
         h = ctx.scratch[self.shared, self.stage]
-        h = h * torch.sigmoid(self.beta * h.float()).to(h.dtype)
+        at_least = torch.promote_types(h.dtype, torch.float32)
+        h = h * torch.sigmoid(self.beta * h.to(at_least)).to(h.dtype)
         if len(self.shared):
             h = on_maps(self.shared[str(self.stage)], h, ctx)
         return y + h
@@ -120,6 +121,8 @@ class DTL(Method):
         check_range(self, 'beta', beta, 0)
         if kernel_size is not None:
             check_range(self, 'kernel_size', kernel_size, 1)
+        if add_after is not None and not len(add_after):
+            raise PETLError('DTL needs at least one block in add_after; None chooses')
         self.rank = rank
         self.add_after = None if add_after is None else tuple(add_after)
         self.beta = beta
@@ -138,6 +141,13 @@ class DTL(Method):
 
     def choose(self, sites: list[Site]) -> list[Site]:
         blocks = [site for site in sites if site.kind == 'block']
+        there = {site.block for site in blocks}
+        for block in self.add_after or ():
+            if block not in there:
+                raise PETLError(
+                    f'DTL is to add behind block {block}; this backbone has blocks 0 to '
+                    f'{len(there) - 1}'
+                )
         fed = {site.stage for site in blocks if self.adds(site)}
         chosen = [site for site in blocks if site.stage in fed]
         if self.patch_mean:
@@ -149,16 +159,7 @@ class DTL(Method):
         return chosen
 
     def check(self, sites: list[Site]) -> None:
-        blocks = [site for site in sites if site.kind == 'block']
-        wrong = [
-            b for b in self.add_after or () if b not in {site.block for site in blocks}
-        ]
-        if wrong:
-            raise PETLError(
-                f'DTL is to add behind block {wrong[0]}; this backbone has blocks 0 to '
-                f'{blocks[0].num_blocks - 1}'
-            )
-        narrow = min(site.in_dims for site in blocks)
+        narrow = min(site.in_dims for site in sites)
         if self.rank >= narrow:
             raise PETLError(
                 f'DTL needs rank below the width ({narrow}), got {self.rank}'

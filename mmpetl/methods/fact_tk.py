@@ -107,7 +107,7 @@ class FacTTK(Method):
                 f'FacTTK needs layout {" or ".join(LAYOUTS)}, got {layout!r}'
             )
         check_range(self, 'rank', rank, 1)
-        check_range(self, 'scale', scale)
+        check_range(self, 'scale', scale, 0)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
         self.rank = rank
         self.scale = scale

@@ -144,7 +144,7 @@ class FacTTT(Method):
         self, rank: int = 16, scale: float = 1.0, drop_rate: float = 0.1
     ) -> None:
         check_range(self, 'rank', rank, 1)
-        check_range(self, 'scale', scale)
+        check_range(self, 'scale', scale, 0)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
         self.rank = rank
         self.scale = scale

@@ -92,7 +92,7 @@ class RepAdapter(Method):
             )
         check_range(self, 'hidden_dims', hidden_dims, 1)
         check_range(self, 'groups', groups, 1)
-        check_range(self, 'scale', scale)
+        check_range(self, 'scale', scale, 0)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
         if hidden_dims % groups:
             raise PETLError(

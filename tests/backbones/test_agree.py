@@ -66,7 +66,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], list[tuple[int, ...]]]] = {
         # Smaller than a window in one axis, and in both.
         [IMAGE, (3, 38, 53), (3, 12, 40), (3, 9, 11)],
     ),
-    'swin-abs-pos': ('mmpretrain_swin', {'use_abs_pos_embed': True}, [IMAGE, (3, 48, 64)]),
+    'swin-abs-pos': (
+        'mmpretrain_swin',
+        {'use_abs_pos_embed': True},
+        [IMAGE, (3, 48, 64)],
+    ),
     'swin-after-downsample': (
         'mmpretrain_swin_dense',
         {'out_after_downsample': True},
@@ -183,7 +187,9 @@ def test_gradients_agree(variant: str) -> None:
             x = _input(size, torch.float64).requires_grad_()
             model.zero_grad()
             loss_of(outputs(model, x)).backward()
-            grads.append({n: p.grad for n, p in model.named_parameters()} | {'': x.grad})
+            grads.append(
+                {n: p.grad for n, p in model.named_parameters()} | {'': x.grad}
+            )
         assert grads[0].keys() == grads[1].keys()
         scale = max(g.abs().max() for g in grads[0].values() if g is not None)
         for name, grad in grads[0].items():

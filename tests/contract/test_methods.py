@@ -52,6 +52,22 @@ def test_a_backbone_that_lacks_a_site_is_refused_in_one_line(
         assert '\n' not in str(error.value)
 
 
+@torch.no_grad()
+def test_what_does_not_start_as_the_base_differs_somewhere(
+    method_case: MethodCase,
+) -> None:
+    if method_case.build().starts_as_identity:
+        pytest.skip('held bit for bit by the contract')
+    changed = []
+    for stem in TINY:
+        if fits(method_case, stem):
+            x = images(stem)
+            tuned = outputs(inject(base(stem), method_case.build()), x)
+            plain = outputs(base(stem), x)
+            changed.append(not all(map(torch.allclose, tuned, plain)))
+    assert any(changed)
+
+
 def test_a_family_is_named(method_case: MethodCase) -> None:
     assert method_case.build().family in {
         'baseline',

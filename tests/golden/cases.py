@@ -234,12 +234,8 @@ CASES: dict[str, Case] = {
         'vpt_deep',
         {'type': 'VPTDeep', 'num_tokens': 3},
         Rule(r'transformer\.prompt_embeddings', r'blocks.0.petl.tokens.0.E'),
-        Rule(
-            r'transformer\.deep_prompt_embeddings\.0', r'blocks.1.petl.tokens.0.E'
-        ),
-        Rule(
-            r'transformer\.deep_prompt_embeddings\.1', r'blocks.2.petl.tokens.0.E'
-        ),
+        Rule(r'transformer\.deep_prompt_embeddings\.0', r'blocks.1.petl.tokens.0.E'),
+        Rule(r'transformer\.deep_prompt_embeddings\.1', r'blocks.2.petl.tokens.0.E'),
         Rule(r'transformer\.embeddings\.position_embeddings', r'pos_embed'),
         Rule(r'transformer\.embeddings\.cls_token', r'cls_token'),
         Rule(
@@ -262,9 +258,7 @@ CASES: dict[str, Case] = {
             r'transformer\.encoder\.layer\.(\d+)\.ffn_norm\.(.+)',
             r'blocks.\1.norm2.\2',
         ),
-        Rule(
-            r'transformer\.encoder\.layer\.(\d+)\.ffn\.(.+)', r'blocks.\1.mlp.\2'
-        ),
+        Rule(r'transformer\.encoder\.layer\.(\d+)\.ffn\.(.+)', r'blocks.\1.mlp.\2'),
         Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
         split=('transformer.deep_prompt_embeddings',),
     ),
@@ -301,7 +295,10 @@ CASES: dict[str, Case] = {
         {'type': 'Mona'},
         (
             tuple(
-                Rule(rf'{BLOCK}\.my_module_{i}\.{theirs}', rf'{OURS}.petl.{site}.0.{ours}')
+                Rule(
+                    rf'{BLOCK}\.my_module_{i}\.{theirs}',
+                    rf'{OURS}.petl.{site}.0.{ours}',
+                )
                 for i, site in ((1, 'attn_sum'), (2, 'ffn_sum'))
                 for theirs, ours in (
                     (r'gamma', 'gamma'),

@@ -1,8 +1,8 @@
 """Reading reference vectors and holding them against our modules.
 
 A case is a pair of files in ``tests/data/golden`` (numbers in ``.npz``, facts in
-``.json``) and a :class:`Case`: how our model is built from the facts, and by which rules
-the reference's tensor names become ours.
+``.json``) and a :class:`Case`: how our model is built from the facts, and by which
+rules the reference's tensor names become ours.
 """
 
 from __future__ import annotations

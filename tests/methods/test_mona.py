@@ -100,7 +100,9 @@ def test_formula_on_a_map():
 def test_commutes_with_a_shift_of_the_map_in_its_interior():
     made, wide = delta(), stream(12 * 13).view(2, 12, 13, 12)
     left, right = (
-        made.after(None, part.reshape(2, 144, 12), Context((12, 12))).view(2, 12, 12, 12)
+        made.after(None, part.reshape(2, 144, 12), Context((12, 12))).view(
+            2, 12, 12, 12
+        )
         for part in (wide[:, :, :12], wide[:, :, 1:])
     )
     inside = slice(4, 8)

@@ -97,7 +97,9 @@ def test_windows_have_one_softmax_without_bias_or_mask_on_prefixes(monkeypatch):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_prefixes_without_mass_leave_the_frozen_output(stem, variant, monkeypatch):
     x = tiny.images(stem, odd=True, dtype=torch.double)
-    frozen = tiny.outputs(mmpetl.inject(tiny.base(stem, torch.double), tiny.Nothing()), x)
+    frozen = tiny.outputs(
+        mmpetl.inject(tiny.base(stem, torch.double), tiny.Nothing()), x
+    )
     model = tuned(stem, variant)
     assert not torch.equal(tiny.outputs(model, x)[0], frozen[0])
 

@@ -106,7 +106,9 @@ def test_prompt_outputs_do_not_reach_the_next_block(stem):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(('host', 'pools'), list(zip(SWINS, (False, True, True), strict=True)))
+@pytest.mark.parametrize(
+    ('host', 'pools'), list(zip(SWINS, (False, True, True), strict=True))
+)
 def test_only_a_pooled_output_sees_the_last_prompt_outputs(host, pools):
     x, model = tiny.images(host, dtype=torch.double), tuned(host)
     before = tiny.outputs(model, x)
@@ -121,7 +123,9 @@ def test_only_a_pooled_output_sees_the_last_prompt_outputs(host, pools):
 
 def test_prompts_without_attention_leave_the_frozen_output(stem, monkeypatch):
     x = tiny.images(stem, odd=True, dtype=torch.double)
-    frozen = tiny.outputs(mmpetl.inject(tiny.base(stem, torch.double), tiny.Nothing()), x)
+    frozen = tiny.outputs(
+        mmpetl.inject(tiny.base(stem, torch.double), tiny.Nothing()), x
+    )
     model = tuned(stem, pool_prompts=False)
     own = int(stem in CLASS_TOKEN)
 

@@ -82,7 +82,9 @@ def test_videomae_pools_the_tubes_or_also_the_prompts(pool):
 def test_prompts_without_attention_leave_the_frozen_output(stem, monkeypatch):
     """Logits of minus infinity: the keys and values of the prompts are left out."""
     x = tiny.images(stem, odd=True, dtype=torch.double)
-    frozen = tiny.outputs(mmpetl.inject(tiny.base(stem, torch.double), tiny.Nothing()), x)
+    frozen = tiny.outputs(
+        mmpetl.inject(tiny.base(stem, torch.double), tiny.Nothing()), x
+    )
     model = tuned(stem, pool_prompts=False)
     assert not torch.equal(tiny.outputs(model, x)[0], frozen[0])
     own = int(stem in CLASS_TOKEN)

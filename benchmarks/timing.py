@@ -1,0 +1,80 @@
+"""Ratios of run times within one run, for machines that are noisy.
+
+Every round times every case once, in an order drawn anew; a ratio is taken within its
+round, and the median over the rounds is reported with its quartiles.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How long a case takes relative to another, over rounds."""
+
+    median: float
+    low: float
+    high: float
+    seconds: float
+    """Median time of the case itself."""
+
+    def __str__(self) -> str:
+        return f'{self.median:.3f} ({self.low:.3f} to {self.high:.3f})'
+
+
+def sync() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def time_rounds(
+    cases: Mapping[str, Callable[[], None]], rounds: int, seed: int = 0
+) -> dict[str, list[float]]:
+    """Seconds of each case in each round, after one warm-up round."""
+    rng = random.Random(seed)
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for i in range(rounds + 1):
+        for name in rng.sample(list(cases), len(cases)):
+            sync()
+            started = time.perf_counter()
+            cases[name]()
+            sync()
+            if i:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], case: str, reference: str) -> Ratio:
+    """``case`` relative to ``reference``."""
+    pairs = zip(times[case], times[reference], strict=True)
+    ratios = sorted(a / b for a, b in pairs)
+    low, _, high = (
+        statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    )
+    return Ratio(
+        statistics.median(ratios), low, high, statistics.median(times[case])
+    )
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows as a Markdown table, the first being the header."""
+    width = len(rows[0])
+    lines = [rows[0], [':---', *['---:'] * (width - 1)], *rows[1:]]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def header(rounds: int) -> str:
+    """Where and how a table was measured."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    return (
+        f'torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, '
+        f'median of {rounds} interleaved rounds (quartiles in brackets)'
+    )

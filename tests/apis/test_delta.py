@@ -1,0 +1,243 @@
+"""Deltas on disk: what goes in comes out, and what does not belong is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpetl import apis
+from mmpetl.core import PETLError, delta_state
+
+LORA = {'type': 'LoRA', 'rank': 2}
+
+
+def scores(model: torch.nn.Module) -> torch.Tensor:
+    model.eval()
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        return model(torch.randn(3, 3, 32, 32, generator=g), mode='tensor')
+
+
+@pytest.fixture
+def published(bench):
+    """Config, tuned model and its published delta."""
+    config = bench.config(LORA)
+    model = bench.tuned(config)
+    path = apis.export_delta(model, config, bench.folder / 'pub' / 'ants', {'acc': 0.5})
+    return config, model, path
+
+
+@pytest.mark.parametrize('method', [LORA, {'type': 'SSF'}, {'type': 'BitFit'}])
+def test_a_published_delta_gives_the_same_model(bench, method):
+    config = bench.config(method)
+    model = bench.tuned(config)
+    path = apis.export_delta(model, config, bench.folder / 'delta')
+    again = apis.load_delta(config, path)
+    assert torch.equal(scores(model), scores(again))
+    assert set(delta_state(model)) == set(apis.read_delta(path).state)
+
+
+def test_the_record_says_what_is_needed(published):
+    _, model, path = published
+    record = json.loads(path.with_suffix('.json').read_text())
+    assert record['format'] == 1
+    assert record['method']['type'] == 'LoRA'
+    assert record['method']['rank'] == 2
+    assert record['backbone']['arch']['embed_dims'] == 32
+    assert record['base'] == 'base.pth'
+    assert record['classes'] == ['ant', 'bee', 'cat', 'dog']
+    assert record['metrics'] == {'acc': 0.5}
+    assert record['preprocessing'][1] == {'type': 'Resize', 'scale': 32}
+    assert record['tensors']['values'] == sum(
+        v.numel() for v in delta_state(model).values()
+    )
+    assert str(path.parent.parent) not in json.dumps(record)
+
+
+def test_the_delta_is_small_and_data_only(published):
+    _, model, path = published
+    whole = sum(v.numel() * 4 for v in model.state_dict().values())
+    assert path.stat().st_size < whole / 5
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        'ants.json',
+        'ants.safetensors',
+    ]
+    with pytest.raises(pickle.UnpicklingError):
+        pickle.loads(path.read_bytes())
+
+
+def test_either_file_or_the_stem_names_a_delta(published):
+    _, _, path = published
+    for name in (path, path.with_suffix('.json'), path.with_suffix('')):
+        assert apis.read_delta(name).path == path
+
+
+def test_a_run_checkpoint_is_accepted(bench):
+    from mmpetl.engine.hooks.delta_checkpoint import delta_meta
+
+    config = bench.config(LORA)
+    model = bench.tuned(config)
+    run = bench.folder / 'epoch_1.pth'
+    meta = {'mmpetl': delta_meta(model), 'dataset_meta': {'classes': ['w', 'x', 'y', 'z']}}
+    torch.save({'meta': meta, 'state_dict': delta_state(model)}, run)
+    assert torch.equal(scores(apis.load_delta(config, run)), scores(model))
+    published = apis.export_delta(run, config, bench.folder / 'from_run')
+    assert apis.read_delta(published).dataset['classes'] == ['w', 'x', 'y', 'z']
+
+
+def test_metrics_come_from_best_checkpoints_only(bench):
+    from mmengine.logging import HistoryBuffer
+
+    from mmpetl.engine.hooks.delta_checkpoint import delta_meta
+
+    config = bench.config(LORA)
+    model = bench.tuned(config)
+    buffer = HistoryBuffer()
+    buffer.update(41.0)
+    buffer.update(73.5)
+    content = {
+        'meta': {'mmpetl': delta_meta(model)},
+        'state_dict': delta_state(model),
+        'message_hub': {'log_scalars': {'val/top1': buffer, 'train/loss': buffer}},
+    }
+    for name, metrics in (('best_top1_epoch_2.pth', {'top1': 73.5}), ('epoch_2.pth', {})):
+        torch.save(content, bench.folder / name)
+        assert apis.read_delta(bench.folder / name).metrics == metrics
+
+
+def refusal(model, path) -> str:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(PETLError) as error:
+        apis.load_delta(model, path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_another_base_is_refused(bench, published):
+    _, _, path = published
+    other = bench.config(LORA, bench.base('other', seed=9), 'other_run')
+    message = refusal(bench.tuned(other), path)
+    assert 'base.pth' in message
+    assert 'other.pth' in message
+
+
+def test_another_method_is_refused(bench, published):
+    message = refusal(bench.tuned(bench.config({'type': 'SSF'})), published[2])
+    assert 'the delta is of LoRA, the model has SSF' in message
+
+
+def test_other_arguments_are_refused(bench, published):
+    message = refusal(bench.tuned(bench.config({'type': 'LoRA', 'rank': 4})), published[2])
+    assert "'rank': 2" in message
+    assert "'rank': 4" in message
+
+
+def test_another_depth_is_refused(bench, published):
+    arch = {'embed_dims': 32, 'num_layers': 3, 'num_heads': 4, 'feedforward_channels': 64}
+    base = bench.base('deep', arch=arch)
+    message = refusal(bench.tuned(bench.config(LORA, base, arch=arch)), published[2])
+    assert '2 blocks' in message
+    assert 'has 3' in message
+
+
+def test_another_head_is_refused(bench, published):
+    config = bench.config(LORA)
+    config.write_text(config.read_text().replace('num_classes=4', 'num_classes=7'))
+    message = refusal(bench.tuned(config), published[2])
+    assert 'head.fc.bias has shape (4,) in the delta and (7,)' in message
+
+
+def test_a_model_without_a_method_is_refused(bench, published):
+    message = refusal(bench.tuned(bench.config(None)), published[2])
+    assert 'delta of LoRA, the model has no method' in message
+
+
+def change(path: Path, **facts) -> None:
+    record = json.loads(path.read_text())
+    record.update(facts)
+    path.write_text(json.dumps(record))
+
+
+def test_another_format_is_refused(published):
+    config, _, path = published
+    change(path.with_suffix('.json'), format=99, version='7.0')
+    with pytest.raises(PETLError, match='format 99, this mmpetl reads 1.*mmpetl 7.0'):
+        apis.load_delta(config, path)
+
+
+def test_a_damaged_delta_is_refused(published):
+    _, _, path = published
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(PETLError, match='damaged, or the two files are of two exports'):
+        apis.read_delta(path)
+    path.with_suffix('.json').write_text('{"format": 1')
+    with pytest.raises(PETLError, match='damaged or no JSON'):
+        apis.read_delta(path)
+    path.with_suffix('.json').write_text('{"format": 1}')
+    with pytest.raises(PETLError, match="it lacks 'method'"):
+        apis.read_delta(path)
+
+
+def test_missing_files_are_named(published):
+    _, _, path = published
+    path.with_suffix('.json').unlink()
+    with pytest.raises(FileNotFoundError, match='there is no .*ants.json'):
+        apis.read_delta(path)
+    with pytest.raises(FileNotFoundError, match='there is no .*none.safetensors'):
+        apis.read_delta(path.with_name('none'))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path(tmp_path / 'ran').write_text, ('x',))
+
+    torch.save({'meta': {}, 'state_dict': {}, 'x': Evil()}, tmp_path / 'evil.pth')
+    with pytest.raises(PETLError, match=r'evil.pth cannot be loaded'):
+        apis.read_delta(tmp_path / 'evil.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_base_weights_are_no_delta(bench):
+    with pytest.raises(PETLError, match='no delta of mmpetl.*backbone.checkpoint'):
+        apis.read_delta(bench.base())
+
+
+def test_non_finite_values_are_not_published(bench):
+    config = bench.config(LORA)
+    model = bench.tuned(config)
+    with torch.no_grad():
+        model.head.fc.bias[1] = float('nan')
+    with pytest.raises(PETLError, match=r'head\.fc\.bias holds values that are not fin'):
+        apis.export_delta(model, config, bench.folder / 'bad')
+    assert not (bench.folder / 'bad.json').exists()
+
+
+def test_the_config_of_another_run_is_refused(bench):
+    model = bench.tuned(bench.config(LORA))
+    with pytest.raises(PETLError, match='delta of LoRA, the config has SSF'):
+        apis.export_delta(model, bench.config({'type': 'SSF'}), bench.folder / 'x')
+
+
+def test_a_failed_export_leaves_the_old_one(published, monkeypatch):
+    import os
+
+    config, model, path = published
+    before = path.read_bytes(), path.with_suffix('.json').read_bytes()
+
+    def full(*_):
+        raise OSError(28, 'No space left on device', 'ants')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(PETLError, match='cannot write ants: No space left'):
+        apis.export_delta(model, config, path, {'acc': 0.9})
+    assert (path.read_bytes(), path.with_suffix('.json').read_bytes()) == before
+    assert len(list(path.parent.iterdir())) == 2
