@@ -47,8 +47,7 @@ def examples() -> dict[str, torch.nn.Module]:
         module = importlib.import_module(f'mmpetl.backbones.{info.name}')
         for site_map in BACKBONES.module_dict.values():
             if site_map.__module__ == module.__name__:
-                with torch.device('meta'):
-                    result[info.name] = site_map().example()
+                result[info.name] = site_map().example().to('meta')
     return result
 
 
