@@ -74,7 +74,9 @@ class Bench:
         torch.manual_seed(seed)
         module = _build({**BACKBONE, **changes})
         path = self.folder / f'{name}.pth'
-        torch.save({k: torch.randn_like(v) * 0.1 for k, v in module.state_dict().items()}, path)
+        torch.save(
+            {k: torch.randn_like(v) * 0.1 for k, v in module.state_dict().items()}, path
+        )
         return path
 
     def config(

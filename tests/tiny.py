@@ -204,8 +204,6 @@ STILL: dict[str, dict[str, str]] = {
     # A class token attends for the last time in the last block, so what convolutions
     # do to the patches there is never read.
     'Mona': dict.fromkeys(('mmpretrain_vit', 'timm_vit'), r'\.1\.petl\..*\.conv\.'),
-    # Of two blocks DTL adds behind the last one only, so the same holds for DTL+.
-    'DTL': dict.fromkeys(('mmpretrain_vit', 'timm_vit'), r'petl\.shared\.0\.'),
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
 
@@ -229,8 +227,9 @@ def randomise_(model: nn.Module, std: float = 0.2) -> nn.Module:
 
 @cache
 def _base(stem: str) -> nn.Module:
-    torch.manual_seed(0)
-    return randomise_(TINY[stem].build())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return randomise_(TINY[stem].build())
 
 
 def base(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:

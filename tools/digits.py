@@ -77,7 +77,11 @@ def parse_args() -> argparse.Namespace:
 
 def make_config(name: str, args: argparse.Namespace) -> Any:
     """The config of one run."""
+    from mmengine.logging import MMLogger
+
     from mmpetl.apis.run import load_config
+
+    MMLogger.get_current_instance().setLevel('WARNING')
 
     epochs, warm_up = args.epochs, max(1, args.epochs // 10)
     options = {
@@ -91,6 +95,7 @@ def make_config(name: str, args: argparse.Namespace) -> Any:
         'param_scheduler.1.end': epochs,
         'param_scheduler.1.T_max': epochs - warm_up,
         'train_dataloader.dataset.indices': args.shots,
+        'default_hooks.checkpoint.interval': epochs,
     }
     if args.split == 'val':
         options |= {

@@ -347,5 +347,3 @@ def _finite(tensor: Tensor) -> bool:
 
 def _more(names: list[str]) -> str:
     return f' (and {len(names) - 1} more)' if len(names) > 1 else ''
-
-

@@ -192,9 +192,7 @@ def _ranking_height(width: int, count: int) -> int:
     return row * count + row // 2
 
 
-def _ranking(
-    canvas: Image.Image, predictions: Sequence[Prediction], top: int
-) -> None:
+def _ranking(canvas: Image.Image, predictions: Sequence[Prediction], top: int) -> None:
     """Rows of name, bar and score, from ``top`` on."""
     draw = ImageDraw.Draw(canvas)
     size = _text_size(canvas.width)

@@ -60,7 +60,9 @@ def fold_checkpoint(
     stem = out.with_suffix('') if out.suffix in ('.pth', '.py', '.safetensors') else out
     target = {s: stem.with_name(stem.name + s) for s in ('.pth', '.py', '.safetensors')}
     buffer = io.BytesIO()
-    torch.save({'meta': {'dataset_meta': model.dataset_meta}, 'state_dict': state}, buffer)
+    torch.save(
+        {'meta': {'dataset_meta': model.dataset_meta}, 'state_dict': state}, buffer
+    )
     files = {
         target['.pth']: buffer.getvalue(),
         target['.py']: plain.pretty_text.encode(),

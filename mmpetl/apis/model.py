@@ -206,9 +206,12 @@ def dataset_meta(config: Any) -> dict[str, Any]:
     if not known.get('classes') and node.get('type'):
         from mmengine.registry import DATASETS
 
-        with scope_of(config):
-            cls = node['type']
-            cls = DATASETS.get(cls) if isinstance(cls, str) else cls
+        cls = node['type']
+        if isinstance(cls, str):
+            with scope_of(config) as scope:
+                # `get` alone would not look into the scope.
+                with DATASETS.switch_scope_and_registry(scope) as registry:
+                    cls = registry.get(cls)
         known = {**getattr(cls, 'METAINFO', {}), **known}
         if not known.get('classes'):
             known['classes'] = _classes_on_disk(config, node)

@@ -145,8 +145,8 @@ class DTL(Method):
         for block in self.add_after or ():
             if block not in there:
                 raise PETLError(
-                    f'DTL is to add behind block {block}; this backbone has blocks 0 to '
-                    f'{len(there) - 1}'
+                    f'DTL is to add behind block {block}; this backbone has blocks '
+                    f'0 to {len(there) - 1}'
                 )
         fed = {site.stage for site in blocks if self.adds(site)}
         chosen = [site for site in blocks if site.stage in fed]

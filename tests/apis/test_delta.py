@@ -82,7 +82,10 @@ def test_a_run_checkpoint_is_accepted(bench):
     config = bench.config(LORA)
     model = bench.tuned(config)
     run = bench.folder / 'epoch_1.pth'
-    meta = {'mmpetl': delta_meta(model), 'dataset_meta': {'classes': ['w', 'x', 'y', 'z']}}
+    meta = {
+        'mmpetl': delta_meta(model),
+        'dataset_meta': {'classes': ['w', 'x', 'y', 'z']},
+    }
     torch.save({'meta': meta, 'state_dict': delta_state(model)}, run)
     assert torch.equal(scores(apis.load_delta(config, run)), scores(model))
     published = apis.export_delta(run, config, bench.folder / 'from_run')
@@ -104,7 +107,10 @@ def test_metrics_come_from_best_checkpoints_only(bench):
         'state_dict': delta_state(model),
         'message_hub': {'log_scalars': {'val/top1': buffer, 'train/loss': buffer}},
     }
-    for name, metrics in (('best_top1_epoch_2.pth', {'top1': 73.5}), ('epoch_2.pth', {})):
+    for name, metrics in (
+        ('best_top1_epoch_2.pth', {'top1': 73.5}),
+        ('epoch_2.pth', {}),
+    ):
         torch.save(content, bench.folder / name)
         assert apis.read_delta(bench.folder / name).metrics == metrics
 
@@ -133,13 +139,20 @@ def test_another_method_is_refused(bench, published):
 
 
 def test_other_arguments_are_refused(bench, published):
-    message = refusal(bench.tuned(bench.config({'type': 'LoRA', 'rank': 4})), published[2])
+    message = refusal(
+        bench.tuned(bench.config({'type': 'LoRA', 'rank': 4})), published[2]
+    )
     assert "'rank': 2" in message
     assert "'rank': 4" in message
 
 
 def test_another_depth_is_refused(bench, published):
-    arch = {'embed_dims': 32, 'num_layers': 3, 'num_heads': 4, 'feedforward_channels': 64}
+    arch = {
+        'embed_dims': 32,
+        'num_layers': 3,
+        'num_heads': 4,
+        'feedforward_channels': 64,
+    }
     base = bench.base('deep', arch=arch)
     message = refusal(bench.tuned(bench.config(LORA, base, arch=arch)), published[2])
     assert '2 blocks' in message
@@ -216,7 +229,9 @@ def test_non_finite_values_are_not_published(bench):
     model = bench.tuned(config)
     with torch.no_grad():
         model.head.fc.bias[1] = float('nan')
-    with pytest.raises(PETLError, match=r'head\.fc\.bias holds values that are not fin'):
+    with pytest.raises(
+        PETLError, match=r'head\.fc\.bias holds values that are not fin'
+    ):
         apis.export_delta(model, config, bench.folder / 'bad')
     assert not (bench.folder / 'bad.json').exists()
 
@@ -241,3 +256,46 @@ def test_a_failed_export_leaves_the_old_one(published, monkeypatch):
         apis.export_delta(model, config, path, {'acc': 0.9})
     assert (path.read_bytes(), path.with_suffix('.json').read_bytes()) == before
     assert len(list(path.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ('scope', 'dataset', 'count', 'first'),
+    [
+        ('mmseg', 'ADE20KDataset', 150, 'wall'),
+        ('mmdet', 'CocoDataset', 80, 'person'),
+        ('mmdet', 'VOCDataset', 20, 'aeroplane'),
+    ],
+)
+def test_class_names_come_from_the_dataset_class(scope, dataset, count, first):
+    from mmengine.config import Config
+
+    from mmpetl.apis.model import dataset_meta
+
+    inner = {'type': dataset, 'ann_file': 'absent', 'pipeline': []}
+    for node in (inner, {'type': 'RepeatDataset', 'times': 2, 'dataset': inner}):
+        config = {'default_scope': scope, 'test_dataloader': {'dataset': node}}
+        known = dataset_meta(Config(config))
+        assert len(known['classes']) == len(known['palette']) == count
+        assert known['classes'][0] == first
+
+
+def test_class_names_come_from_the_folders_of_a_video_list(tmp_path):
+    from mmengine.config import Config
+
+    from mmpetl.apis.model import dataset_meta
+
+    def names(train: str, test: str):
+        node = {}
+        for phase, text in (('train', train), ('test', test)):
+            (tmp_path / phase).write_text(text)
+            dataset = {'type': 'VideoDataset', 'ann_file': str(tmp_path / phase)}
+            node[f'{phase}_dataloader'] = {'dataset': dataset}
+        return dataset_meta(Config({'default_scope': 'mmaction', **node})).get(
+            'classes'
+        )
+
+    whole = 'nod/a.mp4 0\nwave/b b.mp4 1\nnod/c.mp4 0\n'
+    assert names(whole, 'nod/d.mp4 0\n') == ['nod', 'wave']
+    assert names('nod/a.mp4 0\nwave/b.mp4 0\n', '') is None  # two names, one label
+    assert names('nod/a.mp4 0\nwave/b.mp4 2\n', '') is None  # nothing names label 1
+    assert names('1.mp4 0\n2.mp4 1\n', '') is None  # no folders

@@ -30,8 +30,9 @@ def _work(rank: int, port: int, configs: list[dict], folder: str) -> None:
     try:
         for i, config in enumerate(configs):
             x = images('timm_vit', batch=4)
+            backbone = base('timm_vit')
             torch.manual_seed(4)
-            model = Tuned(inject(base('timm_vit'), config), x)
+            model = Tuned(inject(backbone, config), x)
             model.train()
             wrapped = nn.parallel.DistributedDataParallel(
                 model, find_unused_parameters=False
@@ -61,8 +62,9 @@ def _alone(config: dict) -> dict[str, torch.Tensor]:
     from mmpetl.core import delta_state, inject
 
     x = images('timm_vit', batch=4)
+    backbone = base('timm_vit')
     torch.manual_seed(4)
-    model = Tuned(inject(base('timm_vit'), config), x)
+    model = Tuned(inject(backbone, config), x)
     model.train()
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(params, lr=0.1)

@@ -63,7 +63,12 @@ def test_bad_input_is_one_line_and_exit_code_1(bench, picture):
         (text, config): 'text.png',
         (picture, bench.folder / 'none.py'): 'there is no config',
         (picture, config, '--device', 'cuda:63'): "device 'cuda:63' is not there",
-        (picture, config, '--delta', 'none.safetensors'): 'there is no none.safetensors',
+        (
+            picture,
+            config,
+            '--delta',
+            'none.safetensors',
+        ): 'there is no none.safetensors',
     }
     for args, message in cases.items():
         done = demo('image_demo', *args, '--out', bench.folder / 'out.png')

@@ -174,18 +174,27 @@ def test_two_slots_are_one_with_all_their_prompts(host):
 
 
 def test_beside_vpt_shallow_each_keeps_its_own():
-    x = tiny.images('mmpretrain_vit', dtype=torch.double)
-    deep = tuned('mmpretrain_vit')
-    want = deep(x)[0]
-    both = mmpetl.inject(tiny.base('mmpretrain_vit', torch.double), VPTShallow(4))
+    x = tiny.images('timm_vit', dtype=torch.double)
+    plain = tiny.base('timm_vit', torch.double)
+    both = mmpetl.inject(tiny.base('timm_vit', torch.double), VPTShallow(4))
     mmpetl.inject(both, VPTDeep(P))
-    with torch.no_grad():
-        for a, b in zip(blocks(deep), blocks(both), strict=True):
-            b.petl.tokens['1'].E.copy_(a.petl.tokens['0'].E)
+    tiny.shake_(both, 1.0)
     both.eval()
-    assert not torch.equal(both(x)[0], want)
+    lasting = both.blocks[0].petl.tokens['0'].E
+    h = plain._pos_embed(plain.patch_embed(x))
+    h = torch.cat((h[:, :1], lasting.expand(2, -1, -1), h[:, 1:]), dim=1)
+    for i, block in enumerate(plain.blocks):
+        fresh = both.blocks[i].petl.tokens['1'].E.expand(2, -1, -1)
+        h = block(torch.cat((h[:, :5], fresh, h[:, 5:]), dim=1))
+        h = torch.cat((h[:, :5], h[:, 5 + P :]), dim=1)
+    want = plain.head(plain.norm(h)[:, 0])
+    torch.testing.assert_close(both(x), want, rtol=1e-9, atol=1e-9)
     mmpetl.disable(both, '0')
-    torch.testing.assert_close(both(x)[0], want, rtol=1e-12, atol=1e-12)
+    alone = tuned('timm_vit')
+    with torch.no_grad():
+        for a, b in zip(blocks(alone), blocks(both), strict=True):
+            a.petl.tokens['0'].E.copy_(b.petl.tokens['1'].E)
+    torch.testing.assert_close(both(x), alone(x), rtol=1e-12, atol=1e-12)
 
 
 def test_dropout_is_drawn_per_sample():

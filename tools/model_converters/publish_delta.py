@@ -53,7 +53,9 @@ def main() -> None:
         delta = apis.read_delta(path)
     size = delta.meta['tensors']
     print(f'{path}: {size["values"]:,} values, {size["bytes"]:,} bytes')
-    print(f'{path.with_suffix(".json")}: {delta.meta["method"]} on {delta.meta["base"]}')
+    print(
+        f'{path.with_suffix(".json")}: {delta.meta["method"]} on {delta.meta["base"]}'
+    )
 
 
 if __name__ == '__main__':

@@ -60,12 +60,12 @@ param_scheduler = [
         type='CosineAnnealingLR',
         eta_min=1e-6,
         begin=0,
-        end=10,
-        T_max=10,
+        end=6,
+        T_max=6,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
+train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=1)
 val_cfg = dict()
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=75),
