@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,8 @@ def test_another_head_is_refused(bench, published):
     config = bench.config(LORA)
     config.write_text(config.read_text().replace('num_classes=4', 'num_classes=7'))
     message = refusal(bench.tuned(config), published[2])
-    assert 'head.fc.bias has shape (4,) in the delta and (7,)' in message
+    # safetensors keeps no order, so either of the two may be named.
+    assert re.search(r'head\.fc\.\w+ has shape \(4,.* in the delta and \(7,', message)
 
 
 def test_a_model_without_a_method_is_refused(bench, published):
