@@ -1,0 +1,174 @@
+"""Bad input to the tools: one line, a non-zero exit code, nothing harmed."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = str(ROOT / 'configs' / 'mini' / 'digits.py')
+VIDEO = str(ROOT / 'configs' / 'mini' / 'hmdb51.py')
+WEIGHTS = ROOT / 'demo' / 'weights'
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    """Own tiny copies, to be spoilt."""
+    from mmpetl.datasets.mini import make
+
+    root = tmp_path / 'data'
+    make(root, names=['vtab-1k/digits'], size='tiny')
+    monkeypatch.setenv('MMPETL_DATA', str(root))
+    return root
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """``refused(tool, *argv)`` runs a tool and returns its one line."""
+
+    def run(tool: str, *argv: str, options: tuple[str, ...] = ()) -> str:
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
+        args = [tool, *argv, '--work-dir', str(tmp_path / 'run')]
+        args += ['--cfg-options', 'log_level=ERROR', *options]
+        monkeypatch.setattr(sys, 'argv', args)
+        with pytest.raises(SystemExit) as info:
+            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+        assert info.value.code == 1
+        lines = [x for x in capsys.readouterr().err.splitlines() if 'error: ' in x]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+def test_missing_config(refused):
+    line = refused('train.py', str(ROOT / 'configs' / 'mini' / 'digit.py'))
+    assert "there is no config" in line
+    assert "Did you mean 'digits.py'?" in line
+
+
+def test_unknown_method(refused):
+    line = refused('train.py', DIGITS, options=('model.backbone.method.type=LoRa',))
+    assert "unknown method 'LoRa'. Did you mean 'LoRA'?" in line
+
+
+def test_unknown_argument_of_a_method(refused):
+    options = ('model.backbone.method.type=LoRA', 'model.backbone.method.ranks=4')
+    line = refused('train.py', DIGITS, options=options)
+    assert "LoRA has no argument 'ranks'. Did you mean 'rank'?" in line
+
+
+def test_a_method_that_does_not_fit_the_backbone(refused, data):
+    options = ('model.backbone.method.type=LoRA', 'model.backbone.method.rank=200')
+    line = refused('train.py', DIGITS, options=options)
+    assert 'rank below the narrowest projection (96), got 200' in line
+
+
+def test_missing_base_weights(refused, data):
+    line = refused(
+        'train.py', DIGITS, options=('model.backbone.checkpoint=/nowhere/vit.pth',)
+    )
+    assert '/nowhere/vit.pth' in line
+
+
+def test_base_weights_of_another_size(refused, data):
+    options = (
+        'model.backbone.backbone.arch.embed_dims=48',
+        'model.head.in_channels=48',
+        'model.backbone.backbone.arch.feedforward_channels=144',
+    )
+    line = refused('train.py', DIGITS, options=options)
+    assert '96' in line
+    assert '48' in line
+
+
+def test_foreign_base_weights(refused, data, tmp_path):
+    file = tmp_path / 'resnet.pth'
+    torch.save({'conv1.weight': torch.zeros(4, 3, 7, 7)}, file)
+    line = refused('train.py', DIGITS, options=(f'model.backbone.checkpoint={file}',))
+    assert 'resnet.pth' in line
+
+
+def test_missing_data_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMPETL_DATA', str(tmp_path / 'nowhere'))
+    line = refused('train.py', DIGITS)
+    assert 'nowhere' in line
+    assert 'MMPETL_DATA' in line
+
+
+def test_a_list_line_that_names_a_missing_file(refused, data):
+    task = data / 'vtab-1k' / 'digits'
+    first = (task / 'train800val200.txt').read_text().splitlines()[0].split()[0]
+    (task / first).unlink()
+    line = refused('train.py', DIGITS)
+    assert 'train800val200.txt' in line
+    assert Path(first).name in line
+
+
+def test_a_label_out_of_range(refused, data):
+    names = data / 'vtab-1k' / 'digits' / 'train800val200.txt'
+    lines = names.read_text().splitlines()
+    lines[3] = f'{lines[3].split()[0]} 10'
+    names.write_text('\n'.join(lines) + '\n')
+    line = refused('train.py', DIGITS)
+    assert 'train800val200.txt' in line
+    assert '10' in line
+
+
+def test_a_corrupt_image(refused, data):
+    task = data / 'vtab-1k' / 'digits'
+    first = (task / 'train800val200.txt').read_text().splitlines()[0].split()[0]
+    (task / first).write_bytes(b'\xff\xd8 not a picture')
+    assert Path(first).name in refused('train.py', DIGITS)
+
+
+def test_a_corrupt_image_in_a_data_worker(refused, data):
+    task = data / 'vtab-1k' / 'digits'
+    first = (task / 'train800val200.txt').read_text().splitlines()[0].split()[0]
+    (task / first).write_bytes(b'')
+    line = refused('train.py', DIGITS, options=('train_dataloader.num_workers=1',))
+    assert Path(first).name in line
+
+
+def test_a_corrupt_video(refused, data):
+    from mmpetl.datasets.mini import make
+
+    make(data, names=['hmdb51'], size='tiny')
+    for video in (data / 'hmdb51').rglob('*.mp4'):
+        video.write_bytes(b'not a video')
+    line = refused('train.py', VIDEO, options=('model.backbone.checkpoint=None',))
+    assert '.mp4' in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is there')
+def test_a_device_that_is_not_there(refused, data):
+    line = refused('train.py', DIGITS, '--device', 'cuda')
+    assert 'torch sees no GPU; use --device cpu' in line
+    assert '--amp needs a GPU' in refused('train.py', DIGITS, '--amp')
+
+
+def test_missing_checkpoints(refused, data):
+    assert 'there is no checkpoint x.pth' in refused('test.py', DIGITS, 'x.pth')
+    line = refused('train.py', DIGITS, '--resume', 'x.pth')
+    assert 'there is no checkpoint x.pth' in line
+
+
+def test_a_base_file_offered_as_a_delta(refused, data, tmp_path):
+    file = tmp_path / 'base.pth'
+    torch.save({'state_dict': {'x': torch.zeros(1)}, 'meta': {}}, file)
+    line = refused('test.py', DIGITS, str(file))
+    assert 'is no delta of mmpetl' in line
+
+
+def test_a_loss_that_is_not_finite(refused, data, tmp_path):
+    line = refused(
+        'train.py', DIGITS, options=('optim_wrapper.optimizer.lr=1e30',)
+    )
+    assert 'the loss is' in line
+    assert '.jpg' in line
