@@ -196,6 +196,61 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
         },
     },
+    'LoRand': {
+        '': {'branches': 2, 'rank': 3},
+        'zero': {
+            'branches': 3,
+            'rank': 2,
+            'shared_kernels': False,
+            'inside_drop_path': True,
+            'zero_init': True,
+        },
+    },
+    'NOAH': {
+        '': {},
+        'lora': {'num_tokens': 0, 'rank': 3, 'hidden_dims': 0},
+        'supernet': {
+            'num_tokens': 3,
+            'rank': 3,
+            'hidden_dims': 4,
+            'space': {'widths': [1, 3], 'depths': [1, 2]},
+        },
+    },
+    'SCT': {
+        '': {'num_channels': 8, 'zero_init': True, 'scale': 0.5},
+        'mlp': {'num_channels': 20, 'position': 'mlp', 'scale': 0.5},
+        'qkv': {
+            'num_channels': 6,
+            'position': 'qkv',
+            'scale': 0.5,
+            'scale_on_x': True,
+            'last_blocks': 1,
+        },
+    },
+    'UTuning': {
+        '': {'num_tokens': 3, 'hidden_dims': 3},
+        'prompt': {
+            'mha': 'prompt',
+            'ffn': 'lora',
+            'block': 'adapter',
+            'num_tokens': 2,
+            'hidden_dims': 4,
+            'rank': 2,
+            'ffn_mode': 'parallel',
+        },
+        'lora': {
+            'mha': 'lora',
+            'ffn': 'adapter',
+            'block': 'lora',
+            'hidden_dims': 2,
+            'rank': 3,
+            'ffn_mode': 'parallel',
+            'block_mode': 'parallel',
+        },
+    },
+    'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
+    'PolyhistorLite': {'': {'rank': 2}},
+    'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
 }
 """Arguments by registered name and variant. A method without an entry is run with its
 defaults; where those do not fit the tiny backbones, the contract fails and says so."""

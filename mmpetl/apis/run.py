@@ -26,8 +26,10 @@ def cli_errors() -> Iterator[None]:
         print(f'error: {one_line(error)}', file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print('error: interrupted; --resume continues from the last checkpoint',
-              file=sys.stderr)
+        print(
+            'error: interrupted; --resume continues from the last checkpoint',
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
 
 

@@ -97,9 +97,10 @@ class PETLVideoMAE(BackboneHost, VisionTransformer):
             if self.return_feat_map:
                 x = x.unflatten(1, ctx.grid)
                 return x.permute(0, 4, 1, 2, 3)
-            return x[:, 0]
+            return self.hand_over(x[:, 0], ctx, last)
         pooled = self.emit(x, None, ctx, last)[1].mean(1, keepdim=True)
-        return self.through('out.norm', self.fc_norm, pooled, ctx, last).squeeze(1)
+        pooled = self.through('out.norm', self.fc_norm, pooled, ctx, last)
+        return self.hand_over(pooled.squeeze(1), ctx, last)
 
 
 @BACKBONES.register_module()
@@ -144,6 +145,8 @@ class MMActionViT(SiteMap):
             grid = not pooled
             sites.append(Site('out.norm', '', d, d, has_grid=grid, **facts))
         sites.append(Site('out', '', d, d, has_grid=True, pooled=pooled, **facts))
+        if not backbone.return_feat_map:
+            sites.append(Site('feature', '', d, d, pooled=pooled, **facts))
         return sites
 
     def ends(self, backbone: nn.Module) -> dict[str, nn.Module]:

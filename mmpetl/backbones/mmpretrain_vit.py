@@ -76,9 +76,8 @@ class PETLVisionTransformer(BackboneHost, VisionTransformer):
             x = block(x, ctx)
             if i in self.out_indices:
                 norm = self.ln1 if i == last and self.final_norm else None
-                outs.append(
-                    self._format_output(self.emit(x, norm, ctx, i)[1], ctx.grid)
-                )
+                y = self._format_output(self.emit(x, norm, ctx, i)[1], ctx.grid)
+                outs.append(self.hand_over(y, ctx, i) if y.ndim == 2 else y)
         return tuple(outs)
 
 
@@ -126,6 +125,9 @@ class MMPretrainViT(SiteMap):
             if i == depth - 1 and backbone.final_norm:
                 sites.append(Site('out.norm', '', d, d, index=i, **facts))
             sites.append(Site('out', '', d, d, index=i, **facts))
+            if backbone.out_type in ('cls_token', 'avg_featmap'):
+                vector = {**facts, 'has_grid': False}
+                sites.append(Site('feature', '', d, d, index=i, **vector))
         return sites
 
     def ends(self, backbone: nn.Module) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from mmpetl.core import (
     Site,
     SiteMap,
     block_sites,
+    patches_of,
 )
 from mmpetl.registry import BACKBONES
 
@@ -53,17 +54,31 @@ class PETLTimmViT(BackboneHost, VisionTransformer):
     def forward_features(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
+        return self.tokens_of(x, attn_mask, is_causal)[0]
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        x, ctx = self.tokens_of(x, attn_mask, is_causal)
+        y = self.forward_head(x)
+        return self.hand_over(y, ctx, len(self.blocks) - 1) if y.ndim == 2 else y
+
+    def tokens_of(
+        self, x: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> tuple[Tensor, Context]:
+        """The normed tokens, and the facts of the pass that made them."""
         if attn_mask is not None or is_causal:
             raise PETLError('a backbone with sites takes no attn_mask and no is_causal')
         size = tuple(x.shape[-2:])
         embed = self.patch_embed
         ctx = Context(tuple(embed.dynamic_feat_size(size)))
+        ctx.images = x
         tokens = embed(x)
         # timm keeps the grid where the input size may vary; deltas see (B, N, C).
         grid_shape = tokens.shape
         if self.plugged('embed.proj') or self.plugged('embed.norm'):
             tokens = embed.proj(x).flatten(2).transpose(1, 2)
-            tokens = self.after('embed.proj', tokens, tokens, ctx)
+            tokens = self.after('embed.proj', patches_of(embed.proj, x), tokens, ctx)
             tokens = self.through('embed.norm', embed.norm, tokens, ctx)
             tokens = tokens.view(grid_shape)
         x = self.norm_pre(self.patch_drop(self._pos_embed(tokens)))
@@ -72,7 +87,7 @@ class PETLTimmViT(BackboneHost, VisionTransformer):
         for block in self.blocks:
             block.with_cp = self.grad_checkpointing
             x = block(x, ctx)
-        return self.emit(x, self.norm, ctx, len(self.blocks) - 1)[1]
+        return self.emit(x, self.norm, ctx, len(self.blocks) - 1)[1], ctx
 
 
 @BACKBONES.register_module()
@@ -124,6 +139,9 @@ class TimmViT(SiteMap):
         if not isinstance(backbone.norm, nn.Identity):
             sites.append(Site('out.norm', '', d, d, **facts))
         sites.append(Site('out', '', d, d, **facts))
+        # The width of what a classifier inside of the model reads is not free.
+        if isinstance(backbone.head, nn.Identity) and backbone.global_pool:
+            sites.append(Site('feature', '', d, d, **{**facts, 'has_grid': False}))
         return sites
 
     def ends(self, backbone: nn.Module) -> dict[str, nn.Module]:

@@ -8,11 +8,25 @@ from mmpetl.core.bricks import (
     join_tokens,
     on_maps,
 )
+from mmpetl.core.calibration import (
+    Calibrated,
+    Place,
+    inputs_and_labels,
+    one_epoch,
+    warn_uncalibrated,
+    watching,
+)
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.fold import fold
-from mmpetl.core.host import BackboneHost, BlockHost, Host, without_extra
+from mmpetl.core.host import (
+    BackboneHost,
+    BlockHost,
+    Host,
+    patches_of,
+    without_extra,
+)
 from mmpetl.core.inject import (
     Injection,
     disable,
@@ -58,6 +72,7 @@ __all__ = [
     'BackboneHost',
     'BiasPart',
     'BlockHost',
+    'Calibrated',
     'Context',
     'Counts',
     'Delta',
@@ -66,6 +81,7 @@ __all__ = [
     'Method',
     'Owner',
     'PETLError',
+    'Place',
     'PoolPrompts',
     'Prompts',
     'Site',
@@ -92,11 +108,14 @@ __all__ = [
     'from_windows',
     'frozen_keys',
     'inject',
+    'inputs_and_labels',
     'join_tokens',
     'kaiming_uniform_',
     'load_delta_state',
     'on_maps',
+    'one_epoch',
     'owners',
+    'patches_of',
     'registered_methods',
     'relative_index',
     'shift_mask',
@@ -106,5 +125,7 @@ __all__ = [
     'tensor_digests',
     'to_windows',
     'wanted_sites',
+    'warn_uncalibrated',
+    'watching',
     'without_extra',
 ]

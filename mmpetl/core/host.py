@@ -7,9 +7,11 @@ these; parameters, buffers, keys and ``isinstance`` stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -129,8 +131,9 @@ class BlockHost(Host):
             h = self.through(f'norm{branch}', norm, x, ctx)
             h = self.before(name, h, ctx)
             b = self.after(name, h, inside(h, ctx), ctx)
-            skip = self.through(f'{name}.skip', _identity, x, ctx)
-            y = skip + self.residual(branch, b)
+            scaled = partial(self.residual, branch)
+            r = self.through(f'{name}.branch', scaled, b, ctx)
+            y = self.through(f'{name}.skip', _identity, x, ctx) + r
             x = self.after(f'{name}.sum', x, y, ctx)
         return x
 
@@ -161,6 +164,7 @@ class BlockHost(Host):
         return qkv.rows(name, i * third, (i + 1) * third)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        ctx.again = self.sublayers
         x = self.before('tokens', x, ctx)
         x = self.before('block', x, ctx)
         if self.with_cp and torch.is_grad_enabled():
@@ -203,10 +207,13 @@ class BackboneHost(Host):
         Returns:
             (B, prod(grid), C) and a context without prefix tokens.
         """
+        images = x
         x = projection(x)
         ctx = Context(tuple(x.shape[2:]))
+        ctx.images = images
         x = x.flatten(2).transpose(1, 2)
-        x = self.after('embed.proj', x, x, ctx)
+        if self.plugged('embed.proj'):
+            x = self.after('embed.proj', patches_of(projection, images), x, ctx)
         if norm is not None:
             x = self.through('embed.norm', norm, x, ctx)
         return x, ctx
@@ -231,6 +238,10 @@ class BackboneHost(Host):
             x = self.through('out.norm', norm, x, ctx, index)
         return x, self.after('out', x, without_extra(x, ctx), ctx, index)
 
+    def hand_over(self, x: Tensor, ctx: Context, index: int) -> Tensor:
+        """Run the site ``feature`` on the vectors of an output, (B, C) -> (B, C')."""
+        return self.through('feature', _identity, x.unsqueeze(1), ctx, index).squeeze(1)
+
 
 def without_extra(x: Tensor, ctx: Context) -> Tensor:
     """The sequence without the tokens that deltas have added."""
@@ -238,3 +249,24 @@ def without_extra(x: Tensor, ctx: Context) -> Tensor:
         return x
     own = ctx.num_prefix - ctx.num_extra
     return torch.cat((x[:, :own], x[:, ctx.num_prefix :]), dim=1)
+
+
+def patches_of(projection: nn.Module, x: Tensor) -> Tensor:
+    """What a convolution sees at each of its places.
+
+    Args:
+        projection: A convolution over any number of axes, without dilation.
+        x: (B, C, *extents).
+
+    Returns:
+        (B, places, C * prod(kernel)), in the order of ``projection.weight.flatten(1)``.
+    """
+    pads = [p for p in reversed(projection.padding) for _ in range(2)]
+    x = F.pad(x, pads) if any(pads) else x
+    axes = range(2, x.ndim)
+    kernel, stride = projection.kernel_size, projection.stride
+    for axis, size, step in zip(axes, kernel, stride, strict=True):
+        x = x.unfold(axis, size, step)
+    n = len(kernel)
+    x = x.permute(0, *axes, 1, *range(2 + n, 2 + 2 * n))
+    return x.flatten(1 + n).flatten(1, n)

@@ -198,8 +198,12 @@ def inject(
     for part in (*deltas.values(), *((shared,) if shared is not None else ())):
         part.to(like.device, like.dtype)
 
-    def weights(host: str, kind: str) -> Affine:
-        site = next(s for s in sites if s.host == host and s.kind == kind)
+    def weights(host: str, kind: str, index: int | None = None) -> Affine:
+        site = next(
+            s
+            for s in sites
+            if s.host == host and s.kind == kind and index in (None, s.index)
+        )
         return site_map.affine(module, site)
 
     with torch.no_grad():
@@ -270,6 +274,11 @@ def _child(host: nn.Module, key: str) -> Plug:
     if key not in host.petl._modules:
         host.petl.add_module(key, Plug())
     return host.petl._modules[key]
+
+
+def plug_of(module: nn.Module, site: Site) -> Plug:
+    """The plug of a site, made when it is first asked for."""
+    return _child(module.get_submodule(site.host), site.key)
 
 
 def _wanted(method: Method, module: nn.Module, sites: tuple[Site, ...]) -> list[Site]:

@@ -25,14 +25,17 @@ class Method:
         targets: Kinds of the sites it plugs into. An instance may narrow or widen
             them.
         optional: Kinds it plugs into where a backbone offers them.
+        calibration_pipeline: Whose transforms the training data go through in
+            :meth:`calibrate`, those of ``'train'`` or of ``'test'``.
         starts_as_identity: Whether a freshly injected backbone computes what the
             base computes.
         family: ``'baseline'``, ``'specification'``, ``'adapter'``, ``'prompt'``,
-            ``'prefix'``, ``'side'`` or ``'reparameterisation'``.
+            ``'prefix'``, ``'side'``, ``'reparameterisation'`` or ``'multi_task'``.
     """
 
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    calibration_pipeline: ClassVar[str] = 'train'
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
 
@@ -70,13 +73,14 @@ class Method:
         return False
 
     def initialise(
-        self, deltas: Mapping[Site, Delta], weights: Callable[[str, str], Affine]
+        self, deltas: Mapping[Site, Delta], weights: Callable[..., Affine]
     ) -> None:
         """Start values that are read off the base weights.
 
         Args:
             deltas: What :meth:`build` returned, by site.
-            weights: ``weights(host, kind)`` gives the base weights of a site.
+            weights: ``weights(host, kind)`` gives the base weights of a site;
+                ``weights('', kind, index)`` those of one of several outputs.
         """
 
     def fold(self, site: Site, delta: Delta, affine: Affine) -> None:
@@ -84,8 +88,17 @@ class Method:
         raise NotImplementedError
 
     def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
-        """A pass over data before training that fills buffers."""
+        """A pass over data before training that fills buffers.
+
+        Args:
+            backbone: The injected backbone, or the whole model around it.
+            batches: The training data; see :attr:`calibration_pipeline`.
+        """
         raise NotImplementedError
+
+    def feature_dims(self, site: Site) -> int:
+        """Width of the vector that leaves at a ``feature`` site, for the head."""
+        return site.out_dims
 
     @property
     def folds(self) -> bool:

@@ -13,12 +13,14 @@ A transformer block is two sub-layers on a residual stream. Written with its sit
     o = attn.core.after((q, k, v), softmax(q k^T) v)
     b = attn.proj(o)
     b = attn.after(h, b)
-    y = attn.skip(x) + drop_path(scale(b))
+    r = attn.branch(b)                      scale and stochastic depth
+    y = attn.skip(x) + r
     x = attn.sum.after(x, y)
     ... the same for ffn, with ffn.fc1 and ffn.fc2 for the projections ...
     x = tokens.after(x)                     extra tokens leave
 
-``block`` wraps all of it; ``embed`` and ``out`` are the two ends of the backbone.
+``block`` wraps all of it; ``embed`` and ``out`` are the two ends of the backbone, and
+``feature`` is the vector that a plain transformer hands to a head outside of it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KINDS: dict[str, str] = {
-    'embed.proj': 'output of the patch projection, before norm and positions',
+    'embed.proj': 'patch projection, patches in (after only), before norm and '
+    'positions',
     'embed.norm': 'norm of the patch embedding, where the backbone has one',
     'embed': 'token sequence that enters the first block, positions included',
     'tokens': 'stream at the entry (before) and the exit (after) of a block, where '
@@ -41,17 +44,24 @@ KINDS: dict[str, str] = {
     'attn.v': 'value rows of the fused projection (after only)',
     'attn.core': 'softmax(q k^T) v on (q, k, v), each (B, heads, N, head_dims)',
     'attn.proj': 'output projection of attention',
+    'attn.branch': 'scale and stochastic depth behind attention; what leaves joins the '
+    'shortcut',
     'attn.skip': 'shortcut around attention',
     'attn.sum': 'stream before and after the attention residual',
     'ffn': 'feed-forward sub-layer, before scale, stochastic depth and shortcut',
     'ffn.fc1': 'first linear of the feed-forward network, before the activation',
     'ffn.fc2': 'second linear of the feed-forward network',
+    'ffn.branch': 'scale and stochastic depth behind the feed-forward network; what '
+    'leaves joins the shortcut',
     'ffn.skip': 'shortcut around the feed-forward network',
     'ffn.sum': 'stream before and after the feed-forward residual',
     'downsample.norm': 'norm of a patch merging',
+    'downsample.reduction': 'projection of a patch merging, behind its norm',
     'downsample': 'patch merging between two stages',
     'out.norm': 'norm of an output',
     'out': 'an output: x is the normed sequence with every token, y what leaves',
+    'feature': 'the vector (B, 1, C) of an output that a head outside of the backbone '
+    'reads; its width may change',
 }
 """Every kind of site and its meaning, in the order of a forward pass."""
 
@@ -81,7 +91,8 @@ class Site:
             ``ctx.num_prefix`` leading tokens.
         embed_dims: Width of the first stage.
         patch_dims: Values per input patch (3 * 16 * 16 for ViT-B/16).
-        index: Which of several sites of one kind and host (outputs, mergings).
+        index: Which of several sites of one kind and host (outputs, features,
+            mergings).
         pooled: For ``out``: only one output, and its tokens are averaged.
         channels_first: For ``downsample``: merged channels lie channel-major
             (``nn.Unfold``) rather than neighbour-major (concatenation).

@@ -88,7 +88,7 @@ class TaskSwitch(nn.Module):
         if len(asked) > 1 and (self._asked is None or not self.once_for_all):
             raise PETLError(
                 f'{len(asked)} tasks ({", ".join(asked)}) share this backbone; get '
-                'their features from mmpetl.core.task_features(backbone, x, tasks)'
+                'their features from mmpetl.core.tasks.task_features'
             )
         return asked
 

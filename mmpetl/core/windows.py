@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -177,13 +177,19 @@ class WindowBackboneHost(BackboneHost):
         self, index: int, merge: nn.Module, x: Tensor, ctx: Context
     ) -> Tensor:
         """Patch merging behind stage ``index``, with its sites."""
+        ctx.again = partial(self.merged, index, merge)
         x = self.before('downsample', x, ctx, index)
+        y = self.merged(index, merge, x, ctx)
+        return self.after('downsample', x, y, ctx, index)
+
+    def merged(self, index: int, merge: nn.Module, x: Tensor, ctx: Context) -> Tensor:
+        """What lies between the two ports of ``downsample``; it moves ``ctx.grid``."""
         p = ctx.num_prefix
         h, ctx.grid = self.gather(merge, x[:, p:], ctx.grid)
         if p:
             h = torch.cat((self.repeat_four(x[:, :p]), h), dim=1)
         h = self.through('downsample.norm', merge.norm, h, ctx, index)
-        return self.after('downsample', x, merge.reduction(h), ctx, index)
+        return self.through('downsample.reduction', merge.reduction, h, ctx, index)
 
     def run_stages(
         self, stages: nn.ModuleList, x: Tensor, ctx: Context
@@ -267,6 +273,7 @@ class WindowSiteMap(SiteMap):
                 order = {'channels_first': self.channels_first}
                 merging = [
                     Site('downsample.norm', '', wide, wide, **at, **order),
+                    Site('downsample.reduction', '', wide, out, **at, **order),
                     Site('downsample', '', d, out, **at, **order),
                 ]
             leaving = []
@@ -292,6 +299,7 @@ class WindowSiteMap(SiteMap):
         for i, stage in enumerate(self.stages(backbone)):
             if stage.downsample is not None:
                 ends[f'downsample_norm_{i}'] = stage.downsample.norm
+                ends[f'downsample_reduction_{i}'] = stage.downsample.reduction
             if i in backbone.out_indices:
                 ends[f'out_norm_{i}'] = getattr(backbone, f'norm{i}')
         return ends

@@ -1,6 +1,7 @@
 """Data sets that upstream lacks, and checks of data on disk."""
 
 from mmpetl.datasets.checks import check_config, check_dataset
+from mmpetl.datasets.dense_tasks import DenseTasks
 from mmpetl.datasets.fgvc import FGVC, FGVC_SETS
 from mmpetl.datasets.reading import UnreadableFileError, guard_reading, guard_runner
 from mmpetl.datasets.vtab import VTAB, VTAB_TASKS
@@ -10,6 +11,7 @@ __all__ = [
     'FGVC_SETS',
     'VTAB',
     'VTAB_TASKS',
+    'DenseTasks',
     'UnreadableFileError',
     'check_config',
     'check_dataset',

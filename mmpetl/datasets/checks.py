@@ -319,6 +319,7 @@ def _check_paths(
 _CHECKERS: Mapping[str, Checker] = {
     'VTAB': _check_own,
     'FGVC': _check_own,
+    'DenseTasks': _check_own,
     'VideoDataset': _check_videos,
     'RawframeDataset': _check_videos,
     'BaseSegDataset': _check_segmentation,

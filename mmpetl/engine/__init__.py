@@ -8,6 +8,7 @@ from mmpetl.engine.hooks import (
     EfficiencyHook,
     NonFiniteGuardHook,
 )
+from mmpetl.engine.loops import NOAHSearchLoop, NOAHSupernetLoop
 from mmpetl.engine.optim import OwnerOptimWrapperConstructor
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     'CalibrationHook',
     'DeltaCheckpointHook',
     'EfficiencyHook',
+    'NOAHSearchLoop',
+    'NOAHSupernetLoop',
     'NonFiniteGuardHook',
     'OwnerOptimWrapperConstructor',
     'PETLDistributedDataParallel',

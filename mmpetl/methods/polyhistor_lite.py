@@ -32,7 +32,7 @@ from mmpetl.registry import METHODS
 ACTIVATIONS = {'gelu': F.gelu, 'swish': F.silu}
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
-"""``Wd`` (C / reduction, C), ``bd``, ``Wu`` (C, C / reduction), ``bu`` of one adapter."""
+"""``Wd`` (C / reduction, C), ``bd``, ``Wu`` (C, C / reduction) and ``bu``."""
 
 
 def linear(in_dims: int, out_dims: int) -> nn.Linear:

@@ -5,8 +5,8 @@ Dense Scene Understanding", AAAI 2024, https://arxiv.org/abs/2312.08733.
 A RECONSTRUCTION. There is no public code, and the form of the paper's "knowledge
 extraction module" is not known to us. Known are: a shared adapter beside the
 feed-forward network, a very small module per task, one backbone pass for all tasks,
-projections that share their parameters in the Lite variant, and about 1 % (Lite: 0.36 %)
-of trainable parameters.
+projections that share their parameters in the Lite variant, and a share of trainable
+parameters of about 1 % (Lite: 0.36 %).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class VMTAdapter(Method):
 
     Args:
         tasks: Names of the tasks. A multi-task model fills in those of its heads.
-        reduction: Width of the features over that of the bottleneck.
+        reduction: Width of the features over that of the bottleneck, rounded down.
         lite: Whether the up projection is the transposed down projection.
     """
 
@@ -114,10 +114,10 @@ class VMTAdapter(Method):
     def check(self, sites: list[Site]) -> None:
         widths = {}
         for site in sites:
-            if site.kind == 'ffn' and site.in_dims % self.reduction:
+            if site.kind == 'ffn' and site.in_dims < self.reduction:
                 raise PETLError(
-                    f'VMTAdapter needs widths that its reduction of {self.reduction} '
-                    f'divides; {site} has {site.in_dims} channels'
+                    f'VMTAdapter needs a reduction of at most the width; {site} has '
+                    f'{site.in_dims} channels, got {self.reduction}'
                 )
             if site.kind == 'ffn':
                 widths[site.stage] = site.in_dims

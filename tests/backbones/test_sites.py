@@ -49,8 +49,7 @@ class Probe(Delta):
             assert x.shape[-1] == self.site.in_dims
             _shape(self.site, y, ctx, self.site.out_dims)
         else:
-            if self.site.kind != 'embed.proj':
-                _shape(self.site, x, ctx, self.site.in_dims)
+            _shape(self.site, x, ctx, self.site.in_dims)
             _shape(self.site, y, ctx, self.site.out_dims)
         return y if self.port == 'before' else y * self.scale
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from mmpetl.core import (
     Owner,
     PETLError,
+    Site,
     base_changes,
     build_method,
     count_trainable,
@@ -70,6 +71,11 @@ def of_method(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: params[n] for n, o in owners(model).items() if o in mine}
 
 
+def offered_sites(model: nn.Module) -> tuple[Site, ...]:
+    """Every site of an injected backbone."""
+    return core(model).__dict__['_petl'].sites
+
+
 def is_delta(name: str) -> bool:
     return 'petl' in name.split('.')
 
@@ -79,7 +85,13 @@ def test_output_equals_the_base_at_step_0(pair: Pair) -> None:
     model, x = pair.inject(), images(pair.stem)
     plain = outputs(inject(base(pair.stem), Nothing()), x)
     ys = outputs(model, x)
-    assert [y.shape for y in ys] == [y.shape for y in plain]
+    if feature := [s for s in offered_sites(model) if s.kind == 'feature']:
+        dims = [pair.method.build().feature_dims(s) for s in feature]
+        assert [y.shape for y in ys] == [
+            (len(y), d) for y, d in zip(plain, dims, strict=True)
+        ]
+    else:
+        assert [y.shape for y in ys] == [y.shape for y in plain]
     if pair.method.build().starts_as_identity:
         assert same(ys, plain)
 

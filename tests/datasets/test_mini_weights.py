@@ -65,7 +65,8 @@ def test_weights_are_those_that_the_sidecar_describes(name):
     count = sum(parameter.numel() for parameter in backbone.parameters())
     assert count == facts['parameters']
     assert all(torch.isfinite(value).all() for value in backbone.state_dict().values())
-    assert facts['accuracy']['top1'] > 20 * 100 / UPSTREAM_CLASSES[facts['upstream']]
+    chance = 100 / UPSTREAM_CLASSES[facts['upstream']]
+    assert facts['accuracy']['top1'] > 8 * chance
     last = [
         line
         for line in (WEIGHTS / f'{name}.log').read_text().splitlines()

@@ -70,6 +70,7 @@ def video_swin_b() -> nn.Module:
 FULL_SIZE: dict[str, Callable[[], nn.Module]] = {
     'vit_b': vit_b,
     'timm_vit_b': timm_vit_b,
+    'swin_t_dense': lambda: swin('tiny', (0, 1, 2, 3)),
     'swin_b': lambda: swin('base', (3,)),
     'swin_b_dense': lambda: swin('base', (0, 1, 2, 3)),
     'swin_l': lambda: swin('large', (3,)),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import dense, images, letters, videos
+from . import dense, images, letters, multi_task, videos
 from .images import ImageCounts
 from .storage import is_complete, write_once
 
@@ -110,6 +110,10 @@ _SETS: dict[str, _Set] = {
     'VOCdevkit/VOC2012': _Set(_voc(2012), {'tiny': (4,), 'small': (200,)}),
     'ADEChallengeData2016': _Set(
         lambda folder, counts, seed: dense.write_ade20k(folder, *counts, seed),
+        {'tiny': (4, 2), 'small': (400, 80)},
+    ),
+    'nyud_mt': _Set(
+        lambda folder, counts, seed: multi_task.write_nyud_mt(folder, *counts, seed),
         {'tiny': (4, 2), 'small': (400, 80)},
     ),
 }

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from mmengine.dist import broadcast, is_distributed, is_main_process
 from mmengine.hooks import Hook
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
-from mmpetl.core import find_injected
+from mmpetl.core import Method, find_injected
 from mmpetl.engine.hooks.common import plain_model
+from mmpetl.engine.hooks.delta_checkpoint import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
 
 
@@ -16,7 +22,10 @@ from mmpetl.registry import HOOKS
 class CalibrationHook(Hook):
     """Runs ``Method.calibrate`` once before training, on rank 0, and broadcasts.
 
-    A resumed run skips it: the buffers it fills are in the checkpoint.
+    Rank 0 sees the whole training set, so that the result does not depend on the number
+    of processes. A run that is resumed, or that starts from a calibrated delta, skips
+    it: the buffers it fills are in the checkpoint. Training draws the same random
+    numbers with and without it.
     """
 
     priority = 'HIGH'
@@ -26,13 +35,56 @@ class CalibrationHook(Hook):
             return
         model = plain_model(runner)
         for _, module in find_injected(model):
-            slots = module.__dict__['_petl'].slots.values()
-            methods = [s.method for s in slots if s.method.calibrates]
-            for method in methods:
+            for name, slot in module.__dict__['_petl'].slots.items():
+                if not slot.method.calibrates or self._done(module, name):
+                    continue
                 if is_main_process():
-                    runner.logger.info(f'calibrating {method!r}')
-                    method.calibrate(model, runner.train_loop.dataloader)
+                    self._calibrate(runner, model, slot.method)
                 if is_distributed():
                     with torch.no_grad():
                         for tensor in module.state_dict().values():
                             broadcast(tensor)
+
+    def _done(self, module: torch.nn.Module, slot: str) -> bool:
+        done = dict(module.named_buffers()).get(f'petl.shared.{slot}.done')
+        return done is not None and bool(done)
+
+    def _calibrate(
+        self, runner: Runner, model: torch.nn.Module, method: Method
+    ) -> None:
+        runner.logger.info(f'calibrating {method!r}')
+        state = rng_state()
+        method.calibrate(model, training_data(runner, method.calibration_pipeline))
+        set_rng_state(state)
+
+
+def training_data(runner: Runner, pipeline: str) -> DataLoader:
+    """The training data of a run, with the transforms of ``'train'`` or ``'test'``.
+
+    Only the transforms of a dataset with a ``pipeline`` can be exchanged; where the run
+    tests on none, those of validation serve, and else those of training.
+    """
+    loader = runner.train_loop.dataloader
+    if pipeline == 'train':
+        return loader
+    config = copy.deepcopy(_dataset(runner.cfg.get('train_dataloader')))
+    others = (_dataset(runner.cfg.get(f'{k}_dataloader')) for k in ('test', 'val'))
+    transforms = next((d.pipeline for d in others if d and 'pipeline' in d), None)
+    if config is None or 'pipeline' not in config or transforms is None:
+        return loader
+    config.pipeline = copy.deepcopy(transforms)
+    return DataLoader(
+        DATASETS.build(config),
+        batch_size=loader.batch_sampler.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+def _dataset(loader: Any) -> Any:
+    """The config of a loader's dataset, of the inner one where it is wrapped."""
+    config = loader.get('dataset') if isinstance(loader, dict) else None
+    while config is not None and isinstance(config.get('dataset'), dict):
+        config = config.dataset
+    return config

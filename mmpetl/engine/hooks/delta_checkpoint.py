@@ -129,9 +129,7 @@ class DeltaCheckpointHook(CheckpointHook):
 
     # ---------------------------------------------------------------- saving
 
-    def _save_checkpoint_with_step(
-        self, runner: Runner, step: int, meta: dict
-    ) -> None:
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = []
         if self.max_keep_ckpts > 0 and (
             not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step

@@ -1,0 +1,4 @@
+_base_ = '../recipes/nyud_mt.py'
+
+# No public configuration; the recipe's values stand. Tasks are those of the heads.
+model = dict(backbone=dict(method=dict(type='VMTAdapter')))

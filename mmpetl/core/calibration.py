@@ -1,0 +1,209 @@
+"""What methods need for a pass over data: batches, labels, and a look at sites."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from mmpetl.core.context import Context
+from mmpetl.core.delta import Delta
+from mmpetl.core.errors import PETLError
+from mmpetl.core.inject import Injection, find_injected, plug_of
+from mmpetl.core.method import Method
+from mmpetl.core.site import Site
+
+Look = Callable[[Any, Any, Context], None]
+
+
+class Calibrated(nn.Module):
+    """Says in every checkpoint whether the data pass of a method has been made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('done', torch.zeros((), dtype=torch.bool))
+
+
+def warn_uncalibrated(delta: Delta, what: str) -> None:
+    """Warn, once per delta, where training goes on without the data pass.
+
+    Args:
+        delta: One whose method shares a :class:`Calibrated`.
+        what: What it does meanwhile, for the message.
+    """
+    if not delta.training or delta.__dict__.get('_looked'):
+        return
+    delta.__dict__['_looked'] = True  # once: reading a flag makes a GPU wait
+    if not delta.shared.done:
+        warnings.warn(
+            f'{what}: no data pass has chosen any. Add mmpetl.CalibrationHook to the '
+            'run, or call calibrate(model, batches) of the method',
+            stacklevel=3,
+        )
+
+
+class Place:
+    """Where a method sits: the module with the sites, its slot, and its deltas.
+
+    Args:
+        model: An injected backbone, or a model that contains one.
+        method: The method itself, or an equal one.
+
+    Raises:
+        PETLError: The model does not hold the method.
+    """
+
+    def __init__(self, model: nn.Module, method: Method) -> None:
+        for _, module in find_injected(model):
+            state: Injection = module.__dict__['_petl']
+            for name, slot in state.slots.items():
+                if slot.method is method or slot.method.config() == method.config():
+                    self.module, self.state, self.slot = module, state, name
+                    self.sites = slot.sites
+                    return
+        raise PETLError(
+            f'{type(model).__name__} does not hold {method!r}; inject it before '
+            'calibrating'
+        )
+
+    def delta(self, site: Site) -> Delta:
+        """The method's delta at a site."""
+        return self.module.get_submodule(f'{site.path}.{self.slot}')
+
+    @property
+    def calibrated(self) -> Calibrated:
+        """The record of the data pass."""
+        return self.module.get_submodule(f'petl.shared.{self.slot}')
+
+
+class _Views(Dataset):
+    """Each sample several times, as its random transforms make it."""
+
+    def __init__(self, inner: Dataset, views: int) -> None:
+        self.inner, self.views = inner, views
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> list[Any]:
+        return [self.inner[index] for _ in range(self.views)]
+
+
+class _CollateViews:
+    """One collated batch per view."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[list[Any]]) -> list[Any]:
+        return [self.collate(list(view)) for view in zip(*samples, strict=True)]
+
+
+def one_epoch(
+    batches: Iterable[Any],
+    *,
+    views: int = 1,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+) -> Iterator[list[Any]]:
+    """Every sample once, whatever the sampler of a data loader says.
+
+    The loader of a run may share samples out to several processes, or never end.
+
+    Args:
+        batches: A data loader, or any iterable of batches.
+        views: How often each sample of a loader is read; a random transform then
+            gives several views of it. Other iterables repeat the batch.
+        batch_size: Samples per batch of a loader, by default its own.
+        shuffle: Whether a loader's samples are drawn in random order.
+
+    Yields:
+        One batch per view.
+    """
+    if not isinstance(batches, DataLoader):
+        for batch in batches:
+            yield [batch] * views
+        return
+    size = batch_size or batches.batch_size or batches.batch_sampler.batch_size
+    loader = DataLoader(
+        _Views(batches.dataset, views),
+        batch_size=size,
+        shuffle=shuffle,
+        num_workers=batches.num_workers,
+        worker_init_fn=batches.worker_init_fn,
+        collate_fn=_CollateViews(batches.collate_fn),
+    )
+    yield from loader
+
+
+def inputs_and_labels(
+    model: nn.Module, module: nn.Module, batch: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What enters the backbone, and one label per input, None where there is none.
+
+    Args:
+        model: The whole model. One with a ``data_preprocessor`` gets its batches as
+            OpenMMLab collates them, any other one as ``(inputs, labels)``.
+        module: The backbone.
+        batch: A batch.
+
+    Returns:
+        (B, ...) and (B,) integers. Clips of one video count as inputs of their own.
+    """
+    if hasattr(model, 'data_preprocessor'):
+        data = model.data_preprocessor(batch, False)
+        inputs, samples = data['inputs'], data.get('data_samples') or []
+        labels = [getattr(sample, 'gt_label', None) for sample in samples]
+        # A sample may have no label, or several; dense ones have maps and boxes.
+        single = labels and all(t is not None and t.numel() == 1 for t in labels)
+        labels = torch.cat([t.flatten() for t in labels]) if single else None
+        if inputs.ndim == 6:  # videos, (B, clips, C, T, H, W)
+            clips = inputs.shape[1]
+            inputs = inputs.flatten(0, 1)
+            labels = None if labels is None else labels.repeat_interleave(clips)
+    else:
+        inputs, labels = batch
+    like = next(module.parameters())
+    inputs = inputs.to(like.device, like.dtype)
+    return inputs, None if labels is None else labels.to(like.device)
+
+
+class _Watcher(Delta):
+    """Shows what passes, and changes nothing."""
+
+    def __init__(self, look: Look) -> None:
+        super().__init__()
+        self.look = look
+
+    def after(self, x: Any, y: Any, ctx: Context) -> Any:
+        self.look(x, y, ctx)
+        return y
+
+
+@contextmanager
+def watching(module: nn.Module, looks: Mapping[Site, Look]) -> Iterator[None]:
+    """Call ``look(x, y, ctx)`` whenever a site runs.
+
+    Args:
+        module: The module with the sites.
+        looks: By site; each sees what entered and what leaves.
+    """
+    slot = 'watching'
+    plugs = {site: plug_of(module, site) for site in looks}
+    for site, plug in plugs.items():
+        plug[slot] = _Watcher(looks[site])
+    try:
+        yield
+    finally:
+        for site, plug in plugs.items():
+            del plug[slot]
+            if not len(plug):
+                petl = module.get_submodule(site.host)._modules['petl']
+                del petl._modules[site.key]
+                if not petl._modules:
+                    del module.get_submodule(site.host)._modules['petl']

@@ -1,0 +1,343 @@
+"""GPS: the few weights of every neuron whose gradients are largest.
+
+Paper: Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning",
+CVPR 2024, https://arxiv.org/abs/2312.10136, section 3.
+Differs from the authors' code: none in the algebra. There a mask zeroes the gradients
+of whole weights; here a vector of values at fixed places is added to frozen weights, so
+that optimizer state and checkpoint are as small as the count, and neither weight decay
+nor momentum can move what is not selected. With Adam and no weight decay both take the
+same steps. Relative position tables count as position embeddings and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    Affine,
+    Calibrated,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Place,
+    Site,
+    check_range,
+    inputs_and_labels,
+    one_epoch,
+    warn_uncalibrated,
+    watching,
+    without_extra,
+)
+from mmpetl.registry import METHODS
+
+CRITERIA = ('supcon', 'task')
+TEMPERATURE = 0.07
+MOST_FOR_TASK = 1000
+
+
+class SparseRows(torch.autograd.Function):
+    """``out_o = sum_k values_ok x[index_ok]`` without a dense weight or its gradient.
+
+    x: (M, in_dims), values and index: (out_dims, K).
+    """
+
+    @staticmethod
+    def forward(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+        out = x.index_select(-1, index[:, 0]).mul_(values[:, 0])
+        for k in range(1, index.shape[1]):
+            out.addcmul_(x.index_select(-1, index[:, k]), values[:, k])
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, values, index = ctx.saved_tensors
+        to_x = to_values = None
+        if ctx.needs_input_grad[0]:
+            # One product of matrices is faster than adding K columns at a time.
+            to_x = grad @ dense_rows(values, index, x.shape[-1])
+        if ctx.needs_input_grad[1]:
+            columns = [
+                (x.index_select(-1, index[:, k]) * grad).sum(0)
+                for k in range(index.shape[1])
+            ]
+            to_values = torch.stack(columns, dim=-1)
+        return to_x, to_values, None
+
+
+def dense_rows(values: Tensor, index: Tensor, dims: int) -> Tensor:
+    """The weight with ``values`` at ``index`` and zeros elsewhere, (out_dims, dims)."""
+    weight = values.new_zeros(len(values), dims)
+    return weight.scatter(1, index.long(), values)
+
+
+class GPSDelta(Delta):
+    """``y + x D^T``, D with K entries per row at ``index``.
+
+    x: (B, N, in_dims), y: (B, N, out_dims); values: (out_dims, K), zero at the start;
+    index: (out_dims, K).
+    """
+
+    def __init__(self, in_dims: int, out_dims: int, num_weights: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(out_dims, num_weights))
+        first = torch.arange(num_weights, dtype=torch.int32)
+        self.register_buffer('index', first.repeat(out_dims, 1))
+        self.in_dims = in_dims
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
+        rows = x.to(y.dtype).flatten(0, -2)
+        update = SparseRows.apply(rows, self.values.to(y.dtype), self.index)
+        return y + update.view(y.shape)
+
+
+def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor | None:
+    """Supervised contrastive loss, mean over the anchors that have a positive.
+
+    ``-1 / |P| sum_p log(exp(f_a f_p / t) / sum_{j != a} exp(f_a f_j / t))`` with
+    unit vectors f and the positives P, the others of the anchor's label.
+
+    Args:
+        features: (B, C), of any length.
+        labels: (B,).
+
+    Returns:
+        A scalar, None where no anchor has a positive.
+    """
+    f = F.normalize(features, dim=-1)
+    self_pair = torch.eye(len(f), dtype=torch.bool, device=f.device)
+    logits = (f @ f.T / TEMPERATURE).masked_fill(self_pair, -torch.inf)
+    log_share = logits - logits.logsumexp(-1, keepdim=True)
+    positive = (labels[:, None] == labels[None]) & ~self_pair
+    count = positive.sum(-1)
+    if not count.any():
+        return None
+    per_anchor = -log_share.masked_fill(~positive, 0).sum(-1)
+    return (per_anchor[count > 0] / count[count > 0]).mean()
+
+
+def task_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The model's own training loss on a batch.
+
+    Args:
+        model: A model of OpenMMLab, or one that gives scores (B, classes).
+        batch: What it takes, or ``(inputs, labels)``.
+    """
+    if hasattr(model, 'data_preprocessor'):
+        losses = model(**model.data_preprocessor(batch, True), mode='loss')
+        return model.parse_losses(losses)[0]
+    inputs, labels = batch
+    return F.cross_entropy(model(inputs), labels)
+
+
+@METHODS.register_module()
+class GPS(Method):
+    """Gradient-based parameter selection.
+
+    Which weights train is chosen by a pass over the labelled training data before
+    training (:meth:`calibrate`, which ``mmpetl.CalibrationHook`` runs) and kept in the
+    state. Every linear map of the backbone takes part, patch embedding and patch
+    merging included.
+
+    Args:
+        num_weights: K, how many weights of every row train, 1 <= K <= width of the
+            narrowest input; 1 on most tasks in the authors' scripts.
+        criterion: Whose gradients choose: ``'supcon'``, the supervised contrastive loss
+            of two views of every image, which no head takes part in; or ``'task'``, the
+            model's own loss (cross-entropy through the head in a classifier). Dense
+            tasks have no label per image and need ``'task'``.
+        train_bias: Whether all biases but those of norms train as well, and layer
+            scales, as in the authors' code.
+        max_images: Most images that the pass looks at; None means all, and 1000 for
+            ``criterion='task'``.
+    """
+
+    targets = ('embed.proj', 'attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
+    optional = ('downsample.reduction',)
+    family = 'specification'
+
+    def __init__(
+        self,
+        num_weights: int = 1,
+        criterion: Literal['supcon', 'task'] = 'supcon',
+        train_bias: bool = True,
+        max_images: int | None = None,
+    ) -> None:
+        check_range(self, 'num_weights', num_weights, 1)
+        if criterion not in CRITERIA:
+            raise PETLError(
+                f'GPS needs criterion {" or ".join(CRITERIA)}, got {criterion!r}'
+            )
+        if max_images is not None:
+            check_range(self, 'max_images', max_images, 1)
+        self.num_weights = num_weights
+        self.criterion = criterion
+        self.train_bias = train_bias
+        self.max_images = max_images
+
+    def check(self, sites: list[Site]) -> None:
+        narrow = min(site.in_dims for site in sites)
+        if self.num_weights > narrow:
+            raise PETLError(
+                f'GPS needs num_weights of at most {narrow}, the weights in a row of '
+                f'the narrowest projection, got {self.num_weights}'
+            )
+
+    def share(self, sites: list[Site]) -> Calibrated:
+        return Calibrated()
+
+    def build(self, site: Site) -> GPSDelta:
+        return GPSDelta(site.in_dims, site.out_dims, self.num_weights)
+
+    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
+        if not self.train_bias or isinstance(owner, nn.LayerNorm):
+            return False
+        *path, last = name.split('.')
+        # Layer scales are called gamma in timm and VideoMAE, gamma1 in mmpretrain.
+        if any(part.startswith('gamma') for part in (*path, last)):
+            return True
+        # VideoMAE keeps its biases as q_bias and v_bias beside a bias-less Linear.
+        return param.ndim == 1 and (last == 'bias' or last.endswith('_bias'))
+
+    def gradients(
+        self, backbone: nn.Module, batches: Iterable[Any]
+    ) -> dict[Site, Tensor]:
+        """Gradient of the criterion at every weight, summed over the batches.
+
+        Nothing is updated. Dropout and stochastic depth act, also in the frozen trunk.
+
+        Returns:
+            (out_dims, in_dims) in float32 by site.
+
+        Raises:
+            PETLError: There are no data, labels of one class only, or none.
+        """
+        place = Place(backbone, self)
+        module = place.module
+        weights = {
+            site: _parameter(module, place.state.site_map.affine(module, site))
+            for site in place.sites
+        }
+        limit = self.max_images
+        if limit is None and self.criterion == 'task':
+            limit = MOST_FOR_TASK
+        seen, classes = 0, set()
+        views = 2 if self.criterion == 'supcon' else 1
+        with _only_trains(backbone, place, list(weights.values())):
+            for batch in one_epoch(batches, views=views, shuffle=True):
+                if limit is not None and seen >= limit:
+                    break
+                if self.criterion == 'task':
+                    loss, count = task_loss(backbone, batch[0]), _size(batch[0])
+                else:
+                    loss, labels = self._contrast(backbone, place, batch)
+                    classes |= set(labels.tolist())
+                    count = len(labels)
+                seen += count
+                if loss is not None:
+                    loss.backward()
+            grads = {
+                site: torch.zeros_like(p) if p.grad is None else p.grad
+                for site, p in weights.items()
+            }
+        if not seen:
+            raise PETLError('GPS chooses weights by data, and there are none')
+        if self.criterion == 'supcon' and len(classes) == 1:
+            raise PETLError(
+                'GPS contrasts classes, and the data hold one only '
+                f'({classes.pop()}); give it labelled data of two classes or more'
+            )
+        return {site: grad.flatten(1).float() for site, grad in grads.items()}
+
+    def _contrast(
+        self, backbone: nn.Module, place: Place, batch: list[Any]
+    ) -> tuple[Tensor | None, Tensor]:
+        """Loss and labels of the views of one batch, without the head."""
+        found: list[Tensor] = []
+        out = [site for site in place.state.sites if site.kind == 'out'][-1]
+
+        def look(x: Tensor, y: Tensor, ctx: Context) -> None:
+            found.append(_feature(out, without_extra(x, ctx), ctx))
+
+        pairs = [inputs_and_labels(backbone, place.module, view) for view in batch]
+        if any(labels is None for _, labels in pairs):
+            raise PETLError(
+                "GPS with criterion='supcon' needs one label per image, and these data "
+                "have none; choose criterion='task'"
+            )
+        with watching(place.module, {out: look}):
+            place.module(torch.cat([inputs for inputs, _ in pairs]))
+        labels = torch.cat([labels for _, labels in pairs])
+        return supervised_contrast(found[0].float(), labels), pairs[0][1]
+
+    def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
+        """Choose, in every row, the weights with the largest :meth:`gradients`.
+
+        Raises:
+            PETLError: There are no data, labels of one class only, or none.
+        """
+        place = Place(backbone, self)
+        for site, grad in self.gradients(backbone, batches).items():
+            chosen = grad.abs().topk(self.num_weights, dim=-1).indices
+            place.delta(site).index.copy_(chosen.sort(dim=-1).values)
+        place.calibrated.done.fill_(True)
+
+    def fold(self, site: Site, delta: GPSDelta, affine: Affine) -> None:
+        affine.add_(dense_rows(delta.values, delta.index, delta.in_dims))
+
+
+def _parameter(module: nn.Module, affine: Affine) -> nn.Parameter:
+    """The parameter that an affine map is a view of."""
+    start = affine.weight.data_ptr()
+    return next(p for p in module.parameters() if p.data_ptr() == start)
+
+
+def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:
+    """What a classifier would read: the class token, or the mean of the grid.
+
+    Args:
+        out: The output.
+        x: (B, own prefix + prod(grid), C), normed.
+        ctx: Facts of this forward pass.
+    """
+    own = ctx.num_prefix - ctx.num_extra
+    return x[:, own:].mean(1) if out.pooled or not own else x[:, 0]
+
+
+def _size(batch: Any) -> int:
+    """Images in a batch."""
+    return len(batch['inputs'] if isinstance(batch, dict) else batch[0])
+
+
+@contextmanager
+def _only_trains(backbone: nn.Module, place: Place, weights: list[nn.Parameter]):
+    """Let gradients reach ``weights`` and nothing else, with every module training."""
+    before = {p: p.requires_grad for p in backbone.parameters()}
+    modes = {m: m.training for m in backbone.modules()}
+    for param in before:
+        param.requires_grad_(False)
+    for param in weights:
+        param.requires_grad_(True)
+        param.grad = None
+    for module in modes:
+        module.training = True
+    try:
+        yield
+    finally:
+        for param, flag in before.items():
+            param.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+        for param in weights:
+            param.grad = None

@@ -1,0 +1,69 @@
+"""Partial-k: the last blocks train as they are, everything in front stays frozen.
+
+A baseline without a paper of its own; as in Jia et al., "Visual Prompt Tuning", ECCV
+2022, https://arxiv.org/abs/2203.12119, section 4.1.
+Differs from public code: blocks are counted, not matched by letters in names, and the
+final norm trains on self-supervised video models too (theirs looks for a bare name and
+leaves ``norm`` frozen there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from mmpetl.core import Affine, Delta, Method, PETLError, Site, check_range
+from mmpetl.registry import METHODS
+
+
+@METHODS.register_module()
+class PartialK(Method):
+    """Train the last blocks, what merges patches between them, and the final norm.
+
+    Args:
+        num_blocks: How many of the last blocks, k >= 1; 1, 2 and 4 in the literature.
+            Where they reach over a patch merging, that trains as well.
+        include_final_norm: Whether the norm behind the last block trains. Public code
+            for classification has it, public code for dense tasks has not.
+    """
+
+    family = 'specification'
+
+    def __init__(self, num_blocks: int = 1, include_final_norm: bool = True) -> None:
+        check_range(self, 'num_blocks', num_blocks, 1)
+        self.num_blocks = num_blocks
+        self.include_final_norm = include_final_norm
+
+    def choose(self, sites: list[Site]) -> list[Site]:
+        """No site at all; it only looks where the blocks are."""
+        blocks = [site for site in sites if site.kind == 'block']
+        if self.num_blocks > len(blocks):
+            raise PETLError(
+                f'PartialK needs num_blocks of at most {len(blocks)}, the blocks of '
+                f'this backbone, got {self.num_blocks}'
+            )
+        kept = blocks[-self.num_blocks :]
+        self._hosts = tuple(site.host for site in kept)
+        self._ends = [
+            site
+            for site in sites
+            if site.kind.startswith('downsample.')
+            and kept[0].stage <= site.index < kept[-1].stage
+        ]
+        if self.include_final_norm:
+            self._ends += [site for site in sites if site.kind == 'out.norm'][-1:]
+        return []
+
+    def initialise(
+        self, deltas: Mapping[Site, Delta], weights: Callable[..., Affine]
+    ) -> None:
+        found = [weights(site.host, site.kind, site.index) for site in self._ends]
+        # Modules outside of blocks have other names in every backbone, so they are told
+        # by their tensors.
+        self._tensors = {id(affine.weight) for affine in found}
+        self._tensors |= {id(part.bias) for affine in found for part in affine.bias}
+
+    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
+        inside = any(name.startswith(f'{host}.') for host in self._hosts)
+        return inside or id(param) in self._tensors

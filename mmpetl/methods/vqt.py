@@ -1,0 +1,117 @@
+"""VQT: learned queries look into every frozen block, and a head reads what they saw.
+
+Paper: Tu et al., "Visual Query Tuning: Towards Effective Usage of Intermediate
+Representations for Parameter and Memory Efficient Transfer Learning", CVPR 2023,
+https://arxiv.org/abs/2212.03220.
+Differs from the authors' code: theirs puts the queries into the token sequence and runs
+both together; here they run through the block by themselves, against the keys and
+values of the tokens, which is the same result without a graph through the trunk. Where
+the trunk has stochastic depth (off by default), queries draw their own. Compressing the
+feature afterwards, and its means over queries, are left out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpetl.core import Context, Delta, Method, Site, check_range
+from mmpetl.registry import METHODS
+
+
+class Observations(nn.Module):
+    """Holds nothing; tells the queries of one method from those of another."""
+
+
+class QueryDelta(Delta):
+    """``Y = Block(drop(E))`` whose keys and values are those of the tokens.
+
+    x, y: (B, N, C), the stream, which stays as it is; E: (T, C); Y: (B, T, C).
+    """
+
+    def __init__(
+        self, dims: int, num_tokens: int, bound: float, drop_rate: float
+    ) -> None:
+        super().__init__()
+        self.E = nn.Parameter(torch.empty(num_tokens, dims).uniform_(-bound, bound))
+        self.drop = nn.Dropout(drop_rate)
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        queries = self.drop(self.E.expand(len(x), -1, -1)).to(x.dtype)
+        apart = ctx.fork()
+        # Queries are class-like tokens in front of a grid without places.
+        apart.num_prefix, apart.num_extra = queries.shape[1], 0
+        apart.grid = (0,) * len(ctx.grid)
+        own = self.shared
+        apart.scratch = {(own, 'kv'): ctx.scratch.pop((own, 'kv')), (own, 'ask'): True}
+        ctx.scratch.setdefault((own, 'seen'), []).append(ctx.again(queries, apart))
+        return y
+
+
+class KeyValueDelta(Delta):
+    """Remembers keys and values of the tokens, and lends them to the queries."""
+
+    def before(self, x: tuple[Tensor, ...], ctx: Context) -> tuple[Tensor, ...]:
+        key = (self.shared, 'kv')
+        if (self.shared, 'ask') in ctx.scratch:
+            return x[0], *ctx.scratch[key]
+        kept = x[1:]
+        if torch.is_grad_enabled():
+            # Views would keep the tokens' queries alive until backward as well.
+            kept = tuple(t.contiguous() for t in kept)
+        ctx.scratch[key] = kept
+        return x
+
+
+class ConcatDelta(Delta):
+    """``[n(z); n(vec Y_1); ...; n(vec Y_l)]`` with ``n`` dividing by the length.
+
+    y: (B, 1, C), the feature z of the trunk.
+    """
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        seen = [s.flatten(1).unsqueeze(1) for s in ctx.scratch[self.shared, 'seen']]
+        return torch.cat([F.normalize(part, dim=-1) for part in (y, *seen)], dim=-1)
+
+
+@METHODS.register_module()
+class VQT(Method):
+    """Visual query tuning.
+
+    The feature grows to ``C (1 + L T)``, L blocks being in front of it, and so must
+    the head: :meth:`feature_dims`.
+
+    Args:
+        num_tokens: Queries per block, T >= 1. The authors take 1, 10 or 20 per task.
+        drop_rate: Dropout on the queries, 0.1 in the authors' code.
+    """
+
+    targets = ('block', 'attn.core', 'feature')
+    starts_as_identity = False
+    family = 'prefix'
+
+    def __init__(self, num_tokens: int = 1, drop_rate: float = 0.1) -> None:
+        check_range(self, 'num_tokens', num_tokens, 1)
+        check_range(self, 'drop_rate', drop_rate, 0, 1)
+        self.num_tokens = num_tokens
+        self.drop_rate = drop_rate
+
+    def choose(self, sites: list[Site]) -> list[Site]:
+        # What lies behind the last feature is never read.
+        last = max((s.index for s in sites if s.kind == 'feature'), default=-1)
+        return [s for s in sites if self.wants(s) and (s.block or 0) <= last]
+
+    def share(self, sites: list[Site]) -> Observations:
+        return Observations()
+
+    def build(self, site: Site) -> Delta:
+        if site.kind == 'feature':
+            return ConcatDelta()
+        if site.kind == 'attn.core':
+            return KeyValueDelta()
+        bound = (6 / (site.patch_dims + site.embed_dims)) ** 0.5
+        return QueryDelta(site.in_dims, self.num_tokens, bound, self.drop_rate)
+
+    def feature_dims(self, site: Site) -> int:
+        return site.out_dims * (1 + (site.index + 1) * self.num_tokens)

@@ -1,0 +1,95 @@
+"""Real processes: kill -9 and resume, and two processes that train together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / 'configs' / 'mini' / 'digits.py')
+OPTIONS = (
+    'model.backbone.method.type=LoRA',
+    'train_cfg.max_epochs=6',
+    'train_dataloader.batch_size=4',
+    'default_hooks.logger.interval=1',
+)
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch) -> dict[str, str]:
+    from mmpetl.datasets.mini import make
+
+    make(tmp_path / 'data', names=['vtab-1k/digits'], size='tiny')
+    return {
+        **os.environ,
+        'MMPETL_DATA': str(tmp_path / 'data'),
+        'OMP_NUM_THREADS': '1',
+        'PYTHON': sys.executable,
+        'CUDA_VISIBLE_DEVICES': '',
+    }
+
+
+def command(work_dir: Path, *more: str) -> list[str]:
+    tool = str(ROOT / 'tools' / 'train.py')
+    return [sys.executable, tool, CONFIG, '--work-dir', str(work_dir), *more] + [
+        '--cfg-options',
+        *OPTIONS,
+    ]
+
+
+def final_state(work_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(work_dir / 'epoch_6.pth', weights_only=True)['state_dict']
+
+
+def test_kill_9_and_resume_give_the_weights_of_a_whole_run(tmp_path, environment):
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    log = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+    subprocess.run(command(whole), env=environment, check=True, **log)
+    process = subprocess.Popen(command(killed), env=environment, **log)
+    deadline = time.monotonic() + 120
+    while not (killed / 'last_checkpoint').exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / 'epoch_6.pth').exists()
+    subprocess.run(command(killed, '--resume'), env=environment, check=True, **log)
+    mine, theirs = final_state(whole), final_state(killed)
+    assert list(mine) == list(theirs)
+    for key, value in mine.items():
+        assert torch.equal(value, theirs[key]), key
+
+
+def test_two_processes_train_together_without_a_gpu(tmp_path, environment):
+    work_dir = tmp_path / 'two'
+    script = [str(ROOT / 'tools' / 'dist_train.sh'), CONFIG, '2']
+    script += ['--work-dir', str(work_dir), '--cfg-options', *OPTIONS]
+    environment['PORT'] = str(29600 + os.getpid() % 300)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # The thirty samples are shared: 30 / 2 processes / batches of 4, rounded up.
+    assert '[6][4/4]' in done.stdout + done.stderr
+    assert final_state(work_dir)
+
+
+def test_an_error_in_several_processes_is_one_line_each(tmp_path, environment):
+    script = [str(ROOT / 'tools' / 'dist_train.sh'), CONFIG, '2', '--cfg-options']
+    environment['PORT'] = str(29900 + os.getpid() % 90)
+    done = subprocess.run(
+        [*script, 'model.backbone.method.type=LoRa'],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    lines = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
+    assert len(lines) == 2
+    assert all("Did you mean 'LoRA'?" in line for line in lines)
