@@ -59,9 +59,7 @@ def ratio(times: Mapping[str, list[float]], case: str, reference: str) -> Ratio:
     low, _, high = (
         statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     )
-    return Ratio(
-        statistics.median(ratios), low, high, statistics.median(times[case])
-    )
+    return Ratio(statistics.median(ratios), low, high, statistics.median(times[case]))
 
 
 def markdown(rows: list[list[str]]) -> str:

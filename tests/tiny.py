@@ -196,6 +196,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
         },
     },
+    'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
+    'E3VA': {'': {'rank': 4}},
+    'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
+    'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
     'LoRand': {
         '': {'branches': 2, 'rank': 3},
         'zero': {
@@ -248,6 +252,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'block_mode': 'parallel',
         },
     },
+    'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},

@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,8 @@ METHODS = (
     'LinearProbe',
     'Full',
     'BitFit',
-    'LNTune',
     'SSF',
     'LoRA',
-    'Adapter',
     'AdaptFormer',
     'VPTDeep',
     'LST',
@@ -63,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--methods', nargs='+', default=list(METHODS))
     parser.add_argument('--shots', type=int, default=200, help='labelled images')
-    parser.add_argument('--epochs', type=int, default=40)
+    parser.add_argument('--epochs', type=int, default=25)
     parser.add_argument('--seed', type=int, default=42)
     parser.add_argument('--lr', type=float, help='learning rate for all methods')
     parser.add_argument('--split', choices=('test', 'val'), default='test')
@@ -87,14 +84,14 @@ def make_config(name: str, args: argparse.Namespace) -> Any:
     options = {
         'model.backbone.method': {'type': name, **SIZES.get(name, {})},
         'randomness.seed': args.seed,
-        'optim_wrapper.optimizer.lr': args.lr
-        or LEARNING_RATES.get(name, DEFAULT_RATE),
+        'optim_wrapper.optimizer.lr': args.lr or LEARNING_RATES.get(name, DEFAULT_RATE),
         'train_cfg.max_epochs': epochs,
         'param_scheduler.0.end': warm_up,
         'param_scheduler.1.begin': warm_up,
         'param_scheduler.1.end': epochs,
         'param_scheduler.1.T_max': epochs - warm_up,
         'train_dataloader.dataset.indices': args.shots,
+        'train_dataloader.batch_size': 32,
         'default_hooks.checkpoint.interval': epochs,
     }
     if args.split == 'val':
@@ -102,7 +99,8 @@ def make_config(name: str, args: argparse.Namespace) -> Any:
             'train_dataloader.dataset.split': 'train800',
             'test_dataloader.dataset.split': 'val200',
         }
-    folder = Path('work_dirs/digits') / f'{args.split}-{args.shots}-seed{args.seed}' / name.lower()
+    group = f'{args.split}-{args.shots}-seed{args.seed}'
+    folder = Path('work_dirs/digits') / group / name.lower()
     return load_config(CONFIG, options, folder)
 
 
@@ -163,6 +161,19 @@ def run_one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def run_guarded(
+    task: tuple[str, argparse.Namespace],
+) -> tuple[str, dict[str, Any] | str]:
+    """The record of a method, or what went wrong; the other methods go on."""
+    import traceback
+
+    try:
+        return task[0], run_one(*task)
+    except Exception as error:
+        traceback.print_exc()
+        return task[0], f'{type(error).__name__}: {error}'
+
+
 def finished(name: str, args: argparse.Namespace) -> dict[str, Any] | None:
     """The record of an earlier, equal run."""
     config = make_config(name, args)
@@ -192,32 +203,30 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
         if record:
             records[name] = record
     waiting = [name for name in args.methods if name not in records]
-    # Forked before torch has started threads: children share the loaded libraries,
-    # and peak memory is counted from what they begin with.
+    # Forked before torch has started threads: children share the loaded libraries, and
+    # peak memory is counted from what they begin with; hence a process per method.
     context = multiprocessing.get_context('fork')
     console = Console()
     failures = {}
     with (
-        ProcessPoolExecutor(args.jobs, context, max_tasks_per_child=None) as pool,
+        context.Pool(args.jobs, maxtasksperchild=1) as pool,
         Live(make_table(args, records), console=console, refresh_per_second=2) as live,
     ):
-        futures = {pool.submit(run_one, name, args): name for name in waiting}
-        for future in as_completed(futures):
-            name = futures[future]
-            try:
-                records[name] = future.result()
-            except Exception as error:  # the other methods go on
-                failures[name] = error
-                console.print(f'{name} failed: {error}')
+        tasks = [(name, args) for name in waiting]
+        for name, result in pool.imap_unordered(run_guarded, tasks, chunksize=1):
+            if isinstance(result, str):
+                failures[name] = result
+                console.print(f'{name} failed: {result}')
             else:
-                keep(records[name], args)
+                records[name] = result
+                keep(result, args)
             live.update(make_table(args, records))
     if failures:
         from mmpetl.core import PETLError
 
         raise PETLError(
             f'{len(failures)} of {len(args.methods)} methods failed '
-            f'({", ".join(failures)}); their console.log below work_dirs/digits says why'
+            f'({", ".join(failures)}); console.log below work_dirs/digits says why'
         )
     return [records[name] for name in args.methods]
 

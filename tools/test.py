@@ -1,6 +1,7 @@
 """Evaluate a run checkpoint (.pth) or a published delta (.safetensors).
 
-Example: python tools/test.py configs/mini/digits.py work_dirs/lora/mini/digits/epoch_50.pth \
+Example: python tools/test.py configs/mini/digits.py \
+    work_dirs/lora/mini/digits/epoch_40.pth \
     --cfg-options model.backbone.method.type=LoRA
 """
 

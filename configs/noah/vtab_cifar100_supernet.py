@@ -22,21 +22,13 @@ test_cfg = None
 train_cfg = dict(type='mmpetl.NOAHSupernetLoop', max_epochs=500)
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=1e-4))
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-6 / 5e-4,
-        begin=0,
-        end=10,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
+    dict(type='LinearLR', start_factor=2e-3, end=10, convert_to_iter_based=True),
     dict(
         type='CosineAnnealingLR',
         T_max=490,
         eta_min=1e-5,
         begin=10,
         end=500,
-        by_epoch=True,
         convert_to_iter_based=True,
     ),
 ]

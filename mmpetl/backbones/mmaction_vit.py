@@ -25,8 +25,10 @@ from mmpetl.registry import BACKBONES
 
 
 class VideoMAEBlock(BlockHost, Block):
-    """A block that runs sites. Its attention has biases for queries and values only,
-    and reads the weight of ``qkv`` without ever calling it.
+    """A block that runs sites.
+
+    Its attention has biases for queries and values only, and reads the weight of
+    ``qkv`` without ever calling it.
     """
 
     def attention_parts(self) -> dict[str, Any]:

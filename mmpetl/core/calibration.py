@@ -105,11 +105,7 @@ class _CollateViews:
 
 
 def one_epoch(
-    batches: Iterable[Any],
-    *,
-    views: int = 1,
-    batch_size: int | None = None,
-    shuffle: bool = False,
+    batches: Iterable[Any], *, views: int = 1, shuffle: bool = False
 ) -> Iterator[list[Any]]:
     """Every sample once, whatever the sampler of a data loader says.
 
@@ -119,7 +115,6 @@ def one_epoch(
         batches: A data loader, or any iterable of batches.
         views: How often each sample of a loader is read; a random transform then
             gives several views of it. Other iterables repeat the batch.
-        batch_size: Samples per batch of a loader, by default its own.
         shuffle: Whether a loader's samples are drawn in random order.
 
     Yields:
@@ -129,10 +124,9 @@ def one_epoch(
         for batch in batches:
             yield [batch] * views
         return
-    size = batch_size or batches.batch_size or batches.batch_sampler.batch_size
     loader = DataLoader(
         _Views(batches.dataset, views),
-        batch_size=size,
+        batch_size=batches.batch_size or batches.batch_sampler.batch_size,
         shuffle=shuffle,
         num_workers=batches.num_workers,
         worker_init_fn=batches.worker_init_fn,

@@ -18,22 +18,27 @@ from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.inject import find_injected
-from mmpetl.core.method import Method
 
 
-def check_tasks(method: Method, tasks: Iterable[str]) -> tuple[str, ...]:
+def check_tasks(user: object, tasks: Iterable[str]) -> tuple[str, ...]:
     """``tasks`` as a tuple of distinct names that can be names of modules.
 
+    Args:
+        user: The method or model that they are for, named in errors.
+        tasks: Names; one name alone may stand without a list.
+
     Raises:
-        PETLError: There is none, one stands twice, or one is no identifier.
+        PETLError: There is none, one stands twice, or one cannot name a module.
     """
-    who = type(method).__name__
+    who = type(user).__name__
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     if not names:
         raise PETLError(f'{who} needs at least one task')
     for name in names:
         if not isinstance(name, str) or not name.isidentifier():
             raise PETLError(f'{who} needs identifiers as task names, got {name!r}')
+        if hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name):
+            raise PETLError(f'{who} cannot call a task {name!r}; choose another name')
         if names.count(name) > 1:
             raise PETLError(f'{who} got the task {name!r} twice')
     return names

@@ -7,8 +7,7 @@ from typing import Any
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIMIZERS
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
 from mmpetl.core import Owner, PETLError, owners, suggest

@@ -322,22 +322,29 @@ def _size(batch: Any) -> int:
 
 @contextmanager
 def _only_trains(backbone: nn.Module, place: Place, weights: list[nn.Parameter]):
-    """Let gradients reach ``weights`` and nothing else, with every module training."""
-    before = {p: p.requires_grad for p in backbone.parameters()}
+    """Let gradients reach ``weights`` and nothing else, with the trunk in train mode.
+
+    Afterwards everything is as it was, running statistics of heads included.
+    """
+    flags = {p: p.requires_grad for p in backbone.parameters()}
     modes = {m: m.training for m in backbone.modules()}
-    for param in before:
+    buffers = {b: b.clone() for b in backbone.buffers()}
+    for param in flags:
         param.requires_grad_(False)
     for param in weights:
         param.requires_grad_(True)
         param.grad = None
-    for module in modes:
-        module.training = True
+    for name, module in backbone.named_modules():
+        module.training = 'petl' not in name.split('.')
     try:
         yield
     finally:
-        for param, flag in before.items():
+        for param, flag in flags.items():
             param.requires_grad_(flag)
         for module, mode in modes.items():
             module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                buffer.copy_(value)
         for param in weights:
             param.grad = None

@@ -3,9 +3,9 @@
 Paper: Yin et al., "1% VS 100%: Parameter-Efficient Low Rank Adapter for Dense
 Predictions", CVPR 2023.
 No code was released with the paper; order and place are those of the first author's
-later code. Differs from that code: the kernels K are shared between both projections, as
-in the paper (``shared_kernels=False`` gives each its own). Plain transformers and video
-are our extension.
+later code. Differs from that code: the kernels K are shared between both projections,
+as in the paper (``shared_kernels=False`` gives each its own). Plain transformers and
+video are our extension.
 """
 
 from __future__ import annotations

@@ -37,7 +37,6 @@ from mmpetl.core import (
 from mmpetl.registry import METHODS
 
 POSITIONS = {'attn': ('attn.sum',), 'mlp': ('ffn.fc2',), 'qkv': ('attn.q', 'attn.v')}
-BATCH_SIZE = 50
 
 
 class SCTDelta(Delta):
@@ -230,7 +229,7 @@ class SCT(Method):
         backbone.eval()
         try:
             with watching(module, {watched[s]: look(s) for s in place.sites}):
-                for (batch,) in one_epoch(batches, batch_size=BATCH_SIZE):
+                for (batch,) in one_epoch(batches):
                     inputs, labels = inputs_and_labels(backbone, module, batch)
                     labelled = labels is not None
                     if not labelled:

@@ -60,8 +60,8 @@ class SNF(Method):
             published one; the authors' code has 16.
         zero_init: Whether the planar flows start at zero, so that the model starts as
             the frozen one.
-        blocks: How many blocks, from the first on. None takes 12 of a plain transformer,
-            as the authors' code does, and all of a windowed one.
+        blocks: How many blocks, from the first on. None takes 12 of a plain
+            transformer, as the authors' code does, and all of a windowed one.
     """
 
     targets = ('attn.skip', 'ffn.skip')

@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
 from mmpetl.core import PETLError, registered_methods, suggest
-from mmpetl.core.tasks import task_features, task_switch
+from mmpetl.core.tasks import check_tasks, task_features, task_switch
 from mmpetl.registry import MODELS
 
 Samples = Sequence[BaseDataElement]
@@ -188,10 +188,9 @@ class MultiTaskModel(BaseModel):
         data_preprocessor: Mapping[str, Any] | None = None,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        if not heads:
-            raise PETLError('MultiTaskModel needs a head for at least one task')
+        tasks = check_tasks(self, heads)
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.backbone = MODELS.build(with_tasks(backbone, tuple(heads)))
+        self.backbone = MODELS.build(with_tasks(backbone, tasks))
         self.heads = nn.ModuleDict(
             {task: MODELS.build(dict(head)) for task, head in heads.items()}
         )

@@ -50,7 +50,11 @@ def test_recipes_are_linear_probes_open_to_one_override(name):
 def test_leaves_are_short_and_bear_their_stem(name):
     text = (CONFIGS / f'{name}.py').read_text()
     stem, dataset = name.split('/')
-    assert f"_base_ = '../recipes/{dataset}.py'" in text
+    for phase in ('_supernet', '_search', '_retrain'):
+        dataset = dataset.removesuffix(phase)
+    # The search of a method with phases reads the config of its supernet.
+    bases = (f'../recipes/{dataset}.py', f'./{dataset}_supernet.py')
+    assert any(f"_base_ = '{base}'" in text for base in bases)
     kind = load(name).model.backbone.method.type.lower()
     assert kind == stem.replace('_', '')
     assert len(text.splitlines()) <= 40
@@ -153,6 +157,74 @@ PUBLISHED = {
         'val_evaluator.eval_mode': '11points',
         'model.backbone.backbone.out_indices': (1, 2, 3),
     },
+    'partial_k/coco': {f'{METHOD}.include_final_norm': False},
+    'hydra/vtab_cifar100': {
+        LR: 5e-4,
+        DECAY: 1e-4,
+        BATCH: 16,
+        f'{METHOD}.rank': 2,
+        f'{METHOD}.scale': 0.1,
+        f'{METHOD}.drop_rate': 0.2,
+    },
+    'convpass/vtab_cifar100': {
+        LR: 1e-3,
+        DECAY: 1e-4,
+        BATCH: 64,
+        f'{METHOD}.hidden_dims': 8,
+        f'{METHOD}.scale': 0.1,
+        f'{METHOD}.conv_init': 'identity',
+        f'{METHOD}.drop_path_rate': 0.1,
+    },
+    'diff_fit/vtab_cifar100': {LR: 1e-3, DECAY: 0.0, BATCH: 64},
+    'sct/vtab_cifar100': {
+        LR: 0.013,
+        DECAY: 1.0,
+        BATCH: 64,
+        SMOOTH: 0.1,
+        EPOCHS: 100,
+        f'{METHOD}.num_channels': 96,
+        f'{METHOD}.scale': 0.4,
+        'param_scheduler.0.start_factor': 1e-6 / 0.013,
+        'param_scheduler.1.eta_min': 1e-5,
+    },
+    'gps/vtab_cifar100': {
+        LR: 1e-2,
+        DECAY: 0.0,
+        BATCH: 32,
+        DROP_PATH: 0.0,
+        EPOCHS: 100,
+        f'{METHOD}.num_weights': 1,
+        'optim_wrapper.optimizer.type': 'Adam',
+        'param_scheduler.0.start_factor': 1e-7 / 1e-2,
+        'param_scheduler.1.eta_min': 1e-8,
+        'model.head.loss.type': 'CrossEntropyLoss',
+    },
+    'noah/vtab_cifar100': {LR: 1e-3, DECAY: 1e-4, BATCH: 64, EPOCHS: 100},
+    'noah/vtab_cifar100_supernet': {
+        LR: 5e-4,
+        DECAY: 1e-4,
+        BATCH: 64,
+        EPOCHS: 500,
+        DROP_PATH: 0.1,
+        'model.backbone.frozen_drop_path': True,
+        'param_scheduler.0.start_factor': 1e-6 / 5e-4,
+        'param_scheduler.0.end': 10,
+        'param_scheduler.1.eta_min': 1e-5,
+        'train_dataloader.dataset.split': 'train800',
+        f'{METHOD}.space': {'widths': [1, 5, 10], 'depths': [3, 6, 9, 12]},
+    },
+    'noah/vtab_cifar100_search': {
+        'train_cfg.limit': 640_000,
+        'val_dataloader.dataset.split': 'val200',
+        'train_dataloader.dataset.split': 'train800',
+        'test_dataloader': None,
+    },
+    'noah/vtab_cifar100_retrain': {
+        LR: 1e-3,
+        DECAY: 1e-4,
+        EPOCHS: 100,
+        'train_dataloader.dataset.split': 'train800val200',
+    },
     'adapter/coco': {f'{METHOD}.style': 'houlsby', f'{METHOD}.drop_rate': 0.1},
 }
 
@@ -201,6 +273,15 @@ COUNTS = {
     'ssf/vtab_cifar100': 205_824,
     'vpt_shallow/vtab_cifar100': 76_800,
     'vpt_deep/vtab_cifar100': 5 * 9_216,
+    'hydra/vtab_cifar100': 239_712,
+    'convpass/vtab_cifar100': 327_552,
+    'diff_fit/vtab_cifar100': 140_544,
+    'sct/vtab_cifar100': 111_744,
+    'gps/vtab_cifar100': 167_424,
+    'partial_k/coco': 12_601_632,
+    'partial_k/ade20k': 28_339_632,
+    'noah/vtab_cifar100': 320_330,
+    'noah/vtab_cifar100_supernet': 6_461_616,
     'adapter/cub_200_2011': 230_544,
     'lora/cub_200_2011': 589_824,
     'prefix/cub_200_2011': 364_727 - 180_407,

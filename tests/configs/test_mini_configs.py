@@ -23,6 +23,7 @@ PRETRAIN = {
     'ade20k': 'swin_letters',
     'coco': 'swin_letters',
     'voc': 'swin_letters',
+    'nyud_mt': 'swin_letters',
 }
 
 
@@ -67,6 +68,7 @@ def mini_root(tmp_path_factory):
             'ADEChallengeData2016',
             'coco',
             'VOCdevkit',
+            'nyud_mt',
         ],
         size='tiny',
     )

@@ -65,9 +65,7 @@ def test_what_does_not_start_as_the_base_differs_somewhere(
             tuned = outputs(inject(base(stem), method_case.build()), x)
             plain = outputs(base(stem), x)
             alike = [y.shape == z.shape for y, z in zip(tuned, plain, strict=True)]
-            changed.append(
-                not all(alike) or not all(map(torch.allclose, tuned, plain))
-            )
+            changed.append(not all(alike) or not all(map(torch.allclose, tuned, plain)))
     assert any(changed)
 
 

@@ -112,9 +112,15 @@ def test_two_multi_task_methods_at_once_are_refused():
 
 def test_asking_ends_with_its_block_even_after_an_error():
     switch = TaskSwitch(TASKS, once_for_all=False)
-    with pytest.raises(RuntimeError), switch.asking(['depth']):
+    with switch.asking(['depth']):
         assert switch.asked() == ('depth',)
-        raise RuntimeError
+
+    def fail():
+        with switch.asking(['depth']):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with pytest.raises(PETLError, match='3 tasks'):
         switch.asked()
 
@@ -125,6 +131,7 @@ def test_asking_ends_with_its_block_even_after_an_error():
         ([], 'at least one task'),
         (['seg', 'seg'], "'seg' twice"),
         (['a.b'], "identifiers as task names, got 'a.b'"),
+        (['keys'], "cannot call a task 'keys'"),
     ],
 )
 @pytest.mark.parametrize('name', METHODS)

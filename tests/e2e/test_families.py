@@ -186,7 +186,9 @@ def test_from_training_to_a_picture(name, data, tmp_path, monkeypatch):
     x = torch.randn(family.shape, generator=torch.Generator().manual_seed(0))
     tuned.eval()
     with torch.no_grad():
-        for a, b in zip(as_tuple(tuned.backbone(x)), as_tuple(plain.backbone(x)), strict=True):
+        for a, b in zip(
+            as_tuple(tuned.backbone(x)), as_tuple(plain.backbone(x)), strict=True
+        ):
             assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
     out = tmp_path / ('drawn.mp4' if 'video' in name else 'drawn.png')

@@ -7,6 +7,7 @@ import copy
 import pytest
 from pictures import BACKBONE
 
+
 @pytest.fixture
 def make_runner(tmp_path):
     """``make_runner(folder, by_epoch=True, **overrides)`` builds a Runner."""

@@ -12,9 +12,7 @@ from mmpetl.core import PETLError
 from mmpetl.engine import OwnerOptimWrapperConstructor
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(
-    make_runner, tmp_path
-):
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(make_runner, tmp_path):
     runner = make_runner(spoil=5)
     with pytest.raises(PETLError, match=r'the loss is nan .*picture_\d+\.jpg') as info:
         runner.train()

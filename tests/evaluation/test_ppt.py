@@ -8,7 +8,12 @@ from mmpetl.evaluation import ppt
 
 # score in percent, million parameters, printed PPT: LoRA and Mona on VOC and ADE20K
 # in the README of V-PETL Bench
-PRINTED = [(87.5, 4.57, 0.74), (50.34, 4.57, 0.43), (51.36, 5.08, 0.43), (87.3, 5.08, 0.73)]
+PRINTED = [
+    (87.5, 4.57, 0.74),
+    (50.34, 4.57, 0.43),
+    (51.36, 5.08, 0.43),
+    (87.3, 5.08, 0.73),
+]
 
 
 @pytest.mark.parametrize(('score', 'millions', 'printed'), PRINTED)

@@ -78,20 +78,13 @@ def formula(subnet: Subnet, dims: list[int]) -> int:
 # ------------------------------------------------------------------- algebra
 
 
-@pytest.mark.parametrize('std', [0, 0.3])
-def test_zero_up_projections_and_no_prompts_are_the_frozen_model(stem, std):
+def test_zero_up_projections_and_no_prompts_are_the_frozen_model(stem):
     x = tiny.images(stem)
     model = mmpetl.inject(tiny.base(stem), NOAH(num_tokens=0))
-    with torch.no_grad():
-        for delta in parts(model).values():
-            for part in (getattr(delta, 'A', None), getattr(delta, 'down', None)):
-                weight = getattr(part, 'weight', part)
-                if weight is not None:
-                    weight.add_(std * torch.randn_like(weight))
+    model.eval()
+    assert {name for name, _ in parts(model)} == {'rank', 'hidden_dims'}
     frozen = mmpetl.inject(tiny.base(stem), tiny.Nothing())
-    for got, want in zip(
-        tiny.outputs(model.eval() or model, x), tiny.outputs(frozen, x), strict=True
-    ):
+    for got, want in zip(tiny.outputs(model, x), tiny.outputs(frozen, x), strict=True):
         assert torch.equal(got, want)
 
 

@@ -88,6 +88,8 @@ def test_counts():
     # The scalar of each of the 12 blocks is not in the formula of the Lite variant.
     lite = counts('swin_t_dense', VMTAdapter(FOUR, lite=True)).delta
     assert lite == 139_476 + per_task * 4 + 12
+    narrow = counts('swin_t_dense', VMTAdapter(FOUR, 32, lite=True)).delta
+    assert narrow == 67_392 + 138 + 4_416 + per_task * 4 + 12
 
 
 def test_lite_ties_both_projections():

@@ -49,7 +49,7 @@ def refused(tmp_path, monkeypatch, capsys):
 
 def test_missing_config(refused):
     line = refused('train.py', str(ROOT / 'configs' / 'mini' / 'digit.py'))
-    assert "there is no config" in line
+    assert 'there is no config' in line
     assert "Did you mean 'digits.py'?" in line
 
 
@@ -167,8 +167,6 @@ def test_a_base_file_offered_as_a_delta(refused, data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite(refused, data, tmp_path):
-    line = refused(
-        'train.py', DIGITS, options=('optim_wrapper.optimizer.lr=1e30',)
-    )
+    line = refused('train.py', DIGITS, options=('optim_wrapper.optimizer.lr=1e30',))
     assert 'the loss is' in line
     assert '.jpg' in line

@@ -59,6 +59,51 @@ def last_scores(lines: list[str]) -> dict[str, float]:
     return scores
 
 
+def inflate(weights: Path, model) -> dict:
+    """The state of a Video Swin that starts as a Swin on every frame.
+
+    Args:
+        weights: Backbone weights of an ``mmpretrain.SwinTransformer`` of equal sizes.
+        model: The recognizer with an ``mmaction.SwinTransformer3D``.
+
+    Returns:
+        State of the recognizer's backbone: projections of patches spread over the
+        frames of a tubelet, position tables repeated over the offsets in time.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    renames = (
+        ('stages.', 'layers.'),
+        ('.w_msa.', '.'),
+        ('.ffn.layers.0.0.', '.mlp.fc1.'),
+        ('.ffn.layers.1.', '.mlp.fc2.'),
+        ('patch_embed.projection.', 'patch_embed.proj.'),
+    )
+    target = model.backbone.state_dict()
+    state = {}
+    for key, value in load_file(weights).items():
+        for old, new in renames:
+            key = key.replace(old, new)
+        if key.endswith('relative_position_index'):
+            continue
+        if key == 'patch_embed.proj.weight':
+            frames = target[key].shape[2]
+            value = value.unsqueeze(2).repeat(1, 1, frames, 1, 1) / frames
+        elif key.endswith('relative_position_bias_table'):
+            value = value.repeat(len(target[key]) // len(value), 1)
+        elif '.downsample.' in key:
+            # nn.Unfold puts channels outermost and neighbours by rows; Video Swin
+            # puts neighbours outermost, by columns.
+            by_neighbour = value.unflatten(-1, (-1, 4)).movedim(-1, -2)
+            order = torch.tensor([0, 2, 1, 3])
+            value = by_neighbour.index_select(-2, order).flatten(-2)
+        state[f'backbone.{key}'] = value
+    lacking = {f'backbone.{k}' for k in target} - set(state)
+    assert all(k.endswith('relative_position_index') for k in lacking), lacking
+    return state
+
+
 def export(runner, stem: Path, config_file: str) -> None:
     """Write ``stem``.safetensors, .json and .log, each whole or not at all."""
     import torch
@@ -114,6 +159,14 @@ def main() -> None:
     cfg.resume = args.resume
     mini.make(root, [cfg.upstream])
     runner = Runner.from_cfg(cfg)
+    if cfg.get('inflate') and not args.resume:
+        import torch
+
+        start = Path(cfg.work_dir) / 'inflated.pth'
+        weights = Path(args.out) / f'{cfg.inflate}.safetensors'
+        torch.save({'state_dict': inflate(weights, runner.model)}, start)
+        # Loaded by the Runner after it has initialised the model.
+        runner._load_from = str(start)
     runner.train()
     stem = Path(args.out) / cfg.weights
     export(runner, stem, args.config)

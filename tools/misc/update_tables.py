@@ -1,9 +1,10 @@
-"""Write the generated tables: the support grid and the index of methods.
+"""Write the generated tables: support grid, index of methods, digits comparison.
 
 Example: python tools/misc/update_tables.py --check
 
-Both are computed from the registries: a method is supported where every site kind it
-needs is offered. Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
+Grid and index are computed from the registries: a method is supported where every site
+kind it needs is offered. The digits are those that tools/digits.py left in docs/digits. Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is
+replaced.
 """
 
 from __future__ import annotations
@@ -131,14 +132,16 @@ def main() -> int:
     parser.add_argument('--check', action='store_true', help='only say what is stale')
     args = parser.parse_args()
     backbones = examples()
+    digits = (ROOT / 'docs' / 'digits' / 'table.md').read_text(encoding='utf-8')
     pages = {
-        ROOT / 'README.md': ('grid', grid(backbones)),
-        ROOT / 'docs' / 'methods' / 'README.md': ('index', index(backbones)),
+        ROOT / 'README.md': {'grid': grid(backbones), 'digits': digits.strip()},
+        ROOT / 'docs' / 'methods' / 'README.md': {'index': index(backbones)},
     }
     stale = []
-    for path, (name, content) in pages.items():
-        old = path.read_text(encoding='utf-8')
-        new = replace(old, name, content)
+    for path, parts in pages.items():
+        old = new = path.read_text(encoding='utf-8')
+        for name, content in parts.items():
+            new = replace(new, name, content)
         if new != old:
             stale.append(str(path.relative_to(ROOT)))
             if not args.check:

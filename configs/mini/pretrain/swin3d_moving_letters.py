@@ -1,4 +1,4 @@
-"""Mini Video Swin on moving letters.
+"""Mini Video Swin on moving letters, starting from the mini Swin, inflated.
 
 0.85M parameters, 24 motions, 7,200 clips of 16 frames, seen as 8 frames
 of 32 px.
@@ -8,6 +8,7 @@ python tools/misc/pretrain_mini.py configs/mini/pretrain/swin3d_moving_letters.p
 _base_ = './_moving_letters.py'
 
 weights = 'mini_video_swin'  # the files that tools/misc/pretrain_mini.py writes
+inflate = 'mini_swin'
 model = dict(
     backbone=dict(
         type='mmaction.SwinTransformer3D',

@@ -62,24 +62,27 @@ def training_data(runner: Runner, pipeline: str) -> DataLoader:
     """The training data of a run, with the transforms of ``'train'`` or ``'test'``.
 
     Only the transforms of a dataset with a ``pipeline`` can be exchanged; where the run
-    tests on none, those of validation serve, and else those of training.
+    tests on none, those of validation serve, and else those of training. Test images
+    may differ in size, so they come in batches of the size of the test loader.
     """
     loader = runner.train_loop.dataloader
-    if pipeline == 'train':
+    config = _dataset(runner.cfg.get('train_dataloader'))
+    if pipeline == 'train' or config is None or 'pipeline' not in config:
         return loader
-    config = copy.deepcopy(_dataset(runner.cfg.get('train_dataloader')))
-    others = (_dataset(runner.cfg.get(f'{k}_dataloader')) for k in ('test', 'val'))
-    transforms = next((d.pipeline for d in others if d and 'pipeline' in d), None)
-    if config is None or 'pipeline' not in config or transforms is None:
-        return loader
-    config.pipeline = copy.deepcopy(transforms)
-    return DataLoader(
-        DATASETS.build(config),
-        batch_size=loader.batch_sampler.batch_size,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-    )
+    for phase in ('test', 'val'):
+        other = runner.cfg.get(f'{phase}_dataloader')
+        dataset = _dataset(other)
+        if dataset is not None and 'pipeline' in dataset:
+            config = copy.deepcopy(config)
+            config.pipeline = copy.deepcopy(dataset.pipeline)
+            return DataLoader(
+                DATASETS.build(config),
+                batch_size=other.get('batch_size', 1),
+                num_workers=loader.num_workers,
+                collate_fn=loader.collate_fn,
+                worker_init_fn=loader.worker_init_fn,
+            )
+    return loader
 
 
 def _dataset(loader: Any) -> Any:

@@ -1,0 +1,6 @@
+_base_ = '../recipes/voc.py'
+
+# The last block without a norm: Leiyi-Hu/mona, swin_transformer_partial_1.py.
+model = dict(
+    backbone=dict(method=dict(type='PartialK', num_blocks=1, include_final_norm=False))
+)

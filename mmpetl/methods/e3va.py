@@ -1,0 +1,189 @@
+"""E3VA: a highway of adapters beside the frozen blocks, up to the feature pyramid.
+
+Paper: Yin et al., "Parameter-efficient is not sufficient: Exploring Parameter, Memory,
+and Time Efficient Adapter Tuning for Dense Predictions", ACM MM 2024,
+https://arxiv.org/abs/2306.09729.
+A reconstruction: no code is public, and only the abstract and captions were at hand.
+From them come the highway, parallel dual-low-rank adapters on what attention and MLP
+give, down-sampling taken over from the backbone, trainable norms in front of the
+pyramid, and no backward pass through the backbone. Ours are the equations, the rank and
+hidden width (which meet both published sizes), the start, and plain transformers and
+video.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_range,
+    kaiming_uniform_,
+    without_extra,
+)
+from mmpetl.registry import METHODS
+
+
+class DualLowRank(nn.Module):
+    """``A(v) = W_U gelu(W_D v + b_D) + b_U``, ``W_D = U_d V_d`` and ``W_U = U_u V_u``.
+
+    The hidden width is C / 2; V_u starts at zero.
+    """
+
+    def __init__(self, dims: int, rank: int) -> None:
+        super().__init__()
+        hidden = dims // 2
+        self.V_d = nn.Linear(dims, rank, bias=False)
+        self.U_d = nn.Linear(rank, hidden)
+        self.V_u = nn.Linear(hidden, rank, bias=False)
+        self.U_u = nn.Linear(rank, dims)
+        for layer in (self.V_d, self.U_d, self.U_u):
+            kaiming_uniform_(layer.weight)
+        nn.init.zeros_(self.U_d.bias)
+        nn.init.zeros_(self.V_u.weight)
+        nn.init.zeros_(self.U_u.bias)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return self.U_u(self.V_u(F.gelu(self.U_d(self.V_d(v)))))
+
+
+class Highway(nn.Module):
+    """Holds nothing; its identity tells one highway from another."""
+
+
+class EntryDelta(Delta):
+    """The highway starts as the embedded tokens."""
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        ctx.scratch[self.shared, 'h'] = without_extra(y, ctx)
+        return y
+
+
+class BranchDelta(Delta):
+    """Remembers what a residual adds, behind scale and stochastic depth."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        ctx.scratch[self.shared, self.kind] = without_extra(y, ctx)
+        return y
+
+
+class HighwayDelta(Delta):
+    """``h <- h + a + A_1(a)``, ``h <- h + m + A_2(m)`` behind a block.
+
+    a and m: (B, N, C), what attention and MLP added to the frozen stream.
+    """
+
+    def __init__(self, dims: int, rank: int) -> None:
+        super().__init__()
+        self.attn = DualLowRank(dims, rank)
+        self.ffn = DualLowRank(dims, rank)
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        h = ctx.scratch[self.shared, 'h']
+        for kind, adapter in (('attn', self.attn), ('ffn', self.ffn)):
+            v = ctx.scratch.pop((self.shared, f'{kind}.branch'))
+            h = h + v + adapter(v)
+        ctx.scratch[self.shared, 'h'] = h
+        return y
+
+
+class MergeDelta(Delta):
+    """The backbone's own patch merging takes the highway to the next stage."""
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        apart = ctx.fork()
+        apart.num_prefix, apart.num_extra = ctx.num_prefix - ctx.num_extra, 0
+        h = ctx.scratch[self.shared, 'h']
+        ctx.scratch[self.shared, 'h'] = ctx.again(h, apart)
+        return x
+
+
+class ExitDelta(Delta):
+    """The highway leaves in place of the frozen stream, in front of the norm."""
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        h = ctx.scratch[self.shared, 'h'].to(x.dtype)
+        if not ctx.num_extra:
+            return h
+        own = ctx.num_prefix - ctx.num_extra
+        extra = x[:, own : ctx.num_prefix]
+        return torch.cat((h[:, :own], extra, h[:, own:]), dim=1)
+
+
+class NormDelta(Delta):
+    """``gamma * y + beta``: with the frozen norm in front a trainable one."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dims))
+        self.beta = nn.Parameter(torch.zeros(dims))
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        return self.gamma * y + self.beta
+
+
+@METHODS.register_module()
+class E3VA(Method):
+    """Adapter highway.
+
+    Args:
+        rank: Rank of each of the four factors, 1 <= rank <= width / 2.
+    """
+
+    targets = ('embed', 'attn.branch', 'ffn.branch', 'block', 'out')
+    optional = ('downsample', 'out.norm')
+    family = 'side'
+
+    def __init__(self, rank: int = 16) -> None:
+        check_range(self, 'rank', rank, 1)
+        self.rank = rank
+
+    def choose(self, sites: list[Site]) -> list[Site]:
+        outs = [site for site in sites if site.kind == 'out']
+        windowed = any(site.window is not None for site in outs)
+        last = max((site.index for site in outs), default=0)
+        end = max((i for i, site in enumerate(sites) if site.kind == 'out'), default=0)
+        chosen = []
+        for i, site in enumerate(sites):
+            # What lies behind the last output is never read.
+            place = site.stage if windowed else site.block
+            read = i <= end and (site.block is None or place <= last)
+            # A norm behind a mean over tokens goes with the head, which may train it.
+            if self.wants(site) and read and (site.kind != 'out.norm' or site.has_grid):
+                chosen.append(site)
+        return chosen
+
+    def check(self, sites: list[Site]) -> None:
+        dims = [site.out_dims for site in sites if site.kind == 'block']
+        if any(d % 2 for d in dims):
+            raise PETLError(f'E3VA halves the width; this backbone has {min(dims)}')
+        if self.rank > min(dims) // 2:
+            raise PETLError(
+                f'E3VA needs rank of at most half the width ({min(dims) // 2}), '
+                f'got {self.rank}'
+            )
+
+    def share(self, sites: list[Site]) -> Highway:
+        return Highway()
+
+    def build(self, site: Site) -> Delta:
+        if site.kind == 'block':
+            return HighwayDelta(site.out_dims, self.rank)
+        if site.kind == 'out.norm':
+            return NormDelta(site.out_dims)
+        if site.kind in ('attn.branch', 'ffn.branch'):
+            return BranchDelta(site.kind)
+        return {'embed': EntryDelta, 'downsample': MergeDelta, 'out': ExitDelta}[
+            site.kind
+        ]()

@@ -1,0 +1,229 @@
+"""LAST: a side network of tiny attention layers corrects the frozen feature.
+
+Paper: Tang et al., "Low-rank Attention Side-Tuning for Parameter-Efficient
+Fine-Tuning", 2024, https://arxiv.org/abs/2402.04009.
+A reconstruction: no code is public, and only the abstract and reviews were at hand.
+From them come the groups of frozen blocks, attention in r dimensions without MLP,
+frozen outputs and the correction that takes the frozen terms out. Ours are the depth
+and rank of each group (the published size fits but does not fix them), the norm, the
+start, the indices of the correction, and everything on windowed and video backbones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_range,
+    from_windows,
+    kaiming_uniform_,
+    shift_mask,
+    softmax_attention,
+    to_windows,
+    without_extra,
+)
+from mmpetl.registry import METHODS
+
+
+class LowRankAttention(nn.Module):
+    """``O softmax(q k^T / sqrt(r)) v`` with q, k, v of r dimensions from ``LN(x)``."""
+
+    def __init__(self, site: Site, rank: int) -> None:
+        super().__init__()
+        self.window, self.shift = site.window, site.shift
+        self.norm = nn.LayerNorm(site.out_dims)
+        self.qkv = nn.Linear(site.out_dims, 3 * rank, bias=False)
+        self.out = nn.Linear(rank, site.out_dims, bias=False)
+        kaiming_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """What the unit adds: (B, N, C) -> (B, N, C)."""
+        h = self.qkv(self.norm(x))
+        if self.window is None:
+            return self.out(self.attend(h))
+        # An axis that is no longer than the window is one window, unshifted.
+        axes = list(zip(grid, self.window, self.shift, strict=True))
+        window = tuple(min(n, w) for n, w, _ in axes)
+        shift = tuple(0 if n <= w else s for n, w, s in axes)
+        n = math.prod(window)
+        bias = h.new_zeros(1, n, n)
+        mask = shift_mask(grid, window, shift, h.device)
+        o = self.attend(to_windows(h, grid, window, shift), bias, mask)
+        return self.out(from_windows(o, grid, window, shift))
+
+    @staticmethod
+    def attend(
+        h: Tensor, bias: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """One head over q, k and v side by side: (B, N, 3 r) -> (B, N, r)."""
+        q, k, v = h.unsqueeze(1).chunk(3, dim=-1)
+        return softmax_attention(q, k, v, bias, mask).squeeze(1)
+
+
+class SideStream(nn.Module):
+    """Holds nothing; its identity tells one side network from another."""
+
+
+class EntryDelta(Delta):
+    """The side network of a stage starts from what enters the stage."""
+
+    def __init__(self, stage: int) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        z = without_extra(y, ctx)
+        # Sums of many feature maps lose too much in half precision.
+        total = z.to(torch.promote_types(z.dtype, torch.float32))
+        ctx.scratch[self.shared, self.stage] = total, None
+        return y
+
+
+class GroupDelta(Delta):
+    """``u_i = F_i(u_{i-1} + z_i)`` behind a group of blocks, F_i of T units.
+
+    Kept as ``e_i = u_i - sum_{j <= i} z_j`` beside the sum itself, which needs no
+    gradient: the final feature ``u_m - sum_{j < m} z_j`` is then ``z_m + e_m``.
+    """
+
+    def __init__(self, site: Site, rank: int, units: int, num_parallel: int) -> None:
+        super().__init__()
+        self.stage = site.stage
+        self.units = nn.ModuleList(
+            nn.ModuleList(LowRankAttention(site, rank) for _ in range(units))
+            for _ in range(num_parallel)
+        )
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        total, past = ctx.scratch[self.shared, self.stage]
+        total = total + without_extra(y, ctx)
+        now = []
+        for p, units in enumerate(self.units):
+            e = None if past is None else past[p]
+            for unit in units:
+                u = total if e is None else total + e
+                step = unit(u.to(y.dtype), ctx.grid)
+                e = step.to(total.dtype) if e is None else e + step
+            now.append(e)
+        ctx.scratch[self.shared, self.stage] = total, now
+        return y
+
+
+class CorrectionDelta(Delta):
+    """``z_m + e_m`` in front of the output's norm; parallel networks share the batch.
+
+    x: (B, num_prefix + prod(grid), C) -> (P B, num_prefix + prod(grid), C).
+    """
+
+    def __init__(self, stage: int) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        _, corrections = ctx.scratch[self.shared, self.stage]
+        features = [self.corrected(x, e.to(x.dtype), ctx) for e in corrections]
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    @staticmethod
+    def corrected(x: Tensor, e: Tensor, ctx: Context) -> Tensor:
+        """The sum of x and e; tokens that other deltas have added stay as they are."""
+        if not ctx.num_extra:
+            return x + e
+        p, own = ctx.num_prefix, ctx.num_prefix - ctx.num_extra
+        parts = x[:, :own] + e[:, :own], x[:, own:p], x[:, p:] + e[:, own:]
+        return torch.cat(parts, dim=1)
+
+
+@METHODS.register_module()
+class LAST(Method):
+    """Low-rank attention side-tuning.
+
+    Args:
+        rank: Dimensions of queries, keys and values, 1 <= r < width.
+        units: Attention layers per group, T >= 1.
+        group_size: Frozen blocks per group; it divides the depth of every stage.
+        num_parallel: Side networks on one pass of the trunk, for a search over
+            hyperparameters. Their features leave one behind the other in the batch,
+            (P B, ...), for P heads.
+    """
+
+    targets = ('embed', 'block', 'out')
+    optional = ('downsample',)
+    family = 'side'
+
+    def __init__(
+        self,
+        rank: int = 4,
+        units: int = 4,
+        group_size: int = 1,
+        num_parallel: int = 1,
+    ) -> None:
+        check_range(self, 'rank', rank, 1)
+        check_range(self, 'units', units, 1)
+        check_range(self, 'group_size', group_size, 1)
+        check_range(self, 'num_parallel', num_parallel, 1)
+        self.rank = rank
+        self.units = units
+        self.group_size = group_size
+        self.num_parallel = num_parallel
+        self.starts_as_identity = num_parallel == 1
+
+    def choose(self, sites: list[Site]) -> list[Site]:
+        outs = [site for site in sites if site.kind == 'out']
+        windowed = any(site.window is not None for site in outs)
+        # A stage without an output, and what lies behind the last one, is never read.
+        stages = {site.stage for site in outs} if windowed else {0}
+        last = max((site.index for site in outs), default=0)
+        chosen = []
+        for stage in sorted(stages):
+            blocks = [s for s in sites if s.kind == 'block' and s.stage == stage]
+            if not windowed:
+                blocks = [s for s in blocks if s.block <= last]
+            if len(blocks) % self.group_size:
+                raise PETLError(
+                    f'LAST needs groups that fill a stage; stage {stage} has '
+                    f'{len(blocks)} blocks, and group_size is {self.group_size}'
+                )
+            chosen += blocks[self.group_size - 1 :: self.group_size]
+        return [
+            site
+            for site in sites
+            if site in chosen
+            or site.kind == 'out'
+            or (site.kind == 'embed' and 0 in stages)
+            or (site.kind == 'downsample' and site.index + 1 in stages)
+        ]
+
+    def check(self, sites: list[Site]) -> None:
+        blocks = [site for site in sites if site.kind == 'block']
+        narrow = min(site.out_dims for site in blocks)
+        if self.rank >= narrow:
+            raise PETLError(
+                f'LAST needs rank below the width ({narrow}), got {self.rank}'
+            )
+        for site in sites:
+            dims = {b.out_dims for b in blocks if b.stage == site.stage}
+            if site.kind == 'out' and site.window and dims != {site.in_dims}:
+                raise PETLError(
+                    'LAST corrects what a stage gives; this backbone emits it behind '
+                    'the patch merging (out_after_downsample)'
+                )
+
+    def share(self, sites: list[Site]) -> SideStream:
+        return SideStream()
+
+    def build(self, site: Site) -> Delta:
+        if site.kind == 'block':
+            return GroupDelta(site, self.rank, self.units, self.num_parallel)
+        if site.kind == 'out':
+            return CorrectionDelta(site.stage)
+        return EntryDelta(0 if site.kind == 'embed' else site.index + 1)

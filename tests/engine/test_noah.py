@@ -1,0 +1,658 @@
+"""NOAH's phases: train a supernet, search in it, train what was found."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from mmpetl.core import PETLError, delta_state
+from mmpetl.engine.evolution import Candidate, Evolution, Search, front, rank
+from mmpetl.engine.hooks.delta_checkpoint import AtomicLocalBackend
+from mmpetl.engine.loops.noah import NOAHSearchLoop, read_search
+from mmpetl.methods.noah import WIDTHS, SearchSpace, Subnet, Supernet
+
+SPACE = {'widths': [1, 2, 3], 'depths': [1, 2]}
+HELD = {'num_tokens': 3, 'rank': 3, 'hidden_dims': 3}
+METHOD = {'type': 'NOAH', **HELD, 'space': SPACE}
+PLAN = {
+    'generations': 3,
+    'population': 6,
+    'parents': 3,
+    'mutations': 2,
+    'crossovers': 2,
+}
+
+# --------------------------------------------------------------- the algorithm
+
+
+def total(subnet: Subnet) -> int:
+    return sum(sum(getattr(subnet, name)) for name in WIDTHS)
+
+
+def toy(limit: int, seed: int = 0, **plan) -> Search:
+    """Subnets of three blocks, as large as the sum of their widths."""
+    space = SearchSpace((1, 2, 3), (1, 2, 3))
+    return Search(space, 3, total, limit, settings=Evolution(**plan), seed=seed)
+
+
+@pytest.mark.parametrize('limit', [3, 7, 14, 27])
+@pytest.mark.parametrize('seed', [0, 1])
+def test_evolution_finds_the_known_optimum_and_never_an_illegal_subnet(limit, seed):
+    asked: list[Subnet] = []
+
+    def fitness(subnet: Subnet) -> float:
+        asked.append(subnet)
+        return total(subnet)
+
+    best = rank(toy(limit, seed).run(fitness))[0]
+    assert best.score == limit
+    assert all(3 <= total(s) <= limit for s in asked)
+    assert len(set(asked)) == len(asked), 'a subnet was scored twice'
+
+
+def test_evolution_beats_random_draws_of_the_same_number():
+    """A fitness with one optimum in 59,319 that random draws rarely meet."""
+    wanted = Subnet((3, 1, 2), (2, 0, 0), (1, 3, 0))
+
+    def fitness(subnet: Subnet) -> float:
+        pairs = zip(
+            (w for n in WIDTHS for w in getattr(subnet, n)),
+            (w for n in WIDTHS for w in getattr(wanted, n)),
+            strict=True,
+        )
+        return -sum(abs(a - b) for a, b in pairs)
+
+    def mean_best(**plan) -> float:
+        found = [rank(toy(27, s, **plan).run(fitness))[0].score for s in range(6)]
+        return sum(found) / len(found)
+
+    evolved = mean_best()
+    assert evolved > mean_best(mutations=0, crossovers=0)
+    assert evolved == 0
+
+
+def test_a_generation_holds_what_the_paper_asks_for():
+    scored = toy(27).run(total)
+    plan = Evolution()
+    assert {c.generation for c in scored} == set(range(plan.generations + 1))
+    for generation in range(plan.generations + 1):
+        mine = [c.origin for c in scored if c.generation == generation]
+        assert len(mine) == plan.population
+        assert mine.count('mutation') <= plan.mutations
+        assert mine.count('crossover') <= plan.crossovers
+        if generation == 0:
+            assert set(mine) == {'random'}
+    assert 'crossover' in {c.origin for c in scored}
+
+
+def test_a_search_continues_from_its_record_as_if_never_interrupted():
+    whole = toy(14).run(total)
+    for stop in (0, 1, 7):
+        part = [c for c in whole if c.generation <= stop]
+        assert toy(14).run(total, part, stop + 1) == whole
+
+
+def test_another_seed_proposes_other_subnets():
+    assert toy(14, 0).propose(0, []) != toy(14, 1).propose(0, [])
+
+
+def parents_of(search: Search, number: int = 4) -> list[Subnet]:
+    rng = random.Random(3)
+    return [search.space.draw(rng, search.num_blocks) for _ in range(number)]
+
+
+def test_published_mutation_never_changes_a_width_that_stays():
+    search = toy(27, mutate_width=False, touch=0.5, new_depth=0.5)
+    rng, changed = random.Random(0), 0
+    for _ in range(300):
+        (parent,) = parents_of(search, 1)
+        child = search.mutate(rng, [parent])
+        for name in WIDTHS:
+            old, new = getattr(parent, name), getattr(child, name)
+            both = [(a, b) for a, b in zip(old, new, strict=True) if a and b]
+            assert all(a == b for a, b in both)
+            depth = sum(w > 0 for w in new)
+            assert all(new[:depth])
+            assert not any(new[depth:])
+        changed += child != parent
+    assert 50 < changed < 250
+
+
+def test_an_untouched_child_is_as_frequent_as_the_probabilities_say():
+    """(1 - 0.2 * 0.4 * 2/3)^3: a new depth is the old one in a third of the cases."""
+    search = toy(27, mutate_width=False)
+    rng, (parent,) = random.Random(0), parents_of(search, 1)
+    same = sum(search.mutate(rng, [parent]) == parent for _ in range(4000)) / 4000
+    assert same == pytest.approx((1 - 0.08 * 2 / 3) ** 3, abs=0.02)
+
+
+def test_mutation_of_widths_is_ours_and_on_by_default():
+    search = toy(27, new_depth=0.0)
+    rng, (parent,) = random.Random(0), parents_of(search, 1)
+    children = [search.mutate(rng, [parent]) for _ in range(200)]
+    depths = {
+        tuple(sum(w > 0 for w in getattr(c, n)) for n in WIDTHS) for c in children
+    }
+    assert len(depths) == 1
+    assert len(set(children)) > 20
+
+
+def test_crossover_inherits_whole_lists():
+    search = toy(27)
+    parents, rng = parents_of(search, 3), random.Random(0)
+    mixed = 0
+    for _ in range(100):
+        child = search.cross(rng, parents)
+        for name in WIDTHS:
+            assert getattr(child, name) in {getattr(p, name) for p in parents}
+        mixed += child not in parents
+    assert mixed > 20
+
+
+def test_a_small_space_ends_with_all_of_it():
+    space = SearchSpace((1, 2), (1,))
+    search = Search(space, 1, total, 100, settings=Evolution(population=50))
+    scored = search.run(total)
+    assert len(scored) == len({c.subnet for c in scored}) == 8
+    assert rank(scored)[0].score == 6
+
+
+@pytest.mark.parametrize(
+    ('limit', 'at_least'), [(2, 0), (27, 28), (10, 11), (0, 0), (-1, 0)]
+)
+def test_a_budget_that_no_subnet_meets_is_refused(limit, at_least):
+    with pytest.raises(
+        PETLError, match=r'no subnet of the space has .* they have 3 to 27; change'
+    ) as error:
+        Search(SearchSpace((1, 2, 3), (1, 2, 3)), 3, total, limit, at_least)
+    assert '\n' not in str(error.value)
+
+
+def test_a_budget_between_two_sizes_is_refused_once_it_is_tried():
+    search = Search(SearchSpace((10,), (1, 3)), 3, total, 45, 41)
+    with pytest.raises(PETLError, match=r'none of [\d,]+ subnets drawn .* 41 and 45'):
+        search.run(total)
+
+
+def test_a_budget_that_random_draws_miss_starts_from_the_smallest():
+    space = SearchSpace((1, 1000), (1, 12))
+    search = Search(space, 12, total, 3, settings=Evolution(generations=1))
+    scored = search.run(total)
+    assert [c.origin for c in scored[:1]] in (['extreme'], ['random'])
+    assert {total(c.subnet) for c in scored} == {3}
+
+
+def test_equal_scores_rank_the_smaller_first_and_the_front_rises():
+    def make(params, score):
+        return Candidate(0, 'random', Subnet((params,), (1,), (1,)), params, score)
+
+    scored = [make(5, 2.0), make(3, 2.0), make(9, 3.0), make(4, 1.0), make(1, 0.5)]
+    assert [(c.params, c.score) for c in rank(scored)[:2]] == [(9, 3.0), (3, 2.0)]
+    edge = [(c.params, c.score) for c in front(scored)]
+    assert edge == [(1, 0.5), (3, 2.0), (9, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ('plan', 'message'),
+    [
+        ({'population': 0}, 'the search needs population of at least 1'),
+        ({'parents': 0}, 'parents of at least 1'),
+        ({'touch': 1.5}, 'touch of at least 0 and at most 1'),
+        ({'generations': -1}, 'generations of at least 0'),
+    ],
+)
+def test_settings_out_of_range_are_named(plan, message):
+    with pytest.raises(PETLError, match=message):
+        Evolution(**plan)
+
+
+# ------------------------------------------------------------------- phase 1
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without a word."""
+
+
+class KillAt(Hook):
+    priority = 'LOWEST'
+
+    def __init__(self, iteration: int, how=None) -> None:
+        self.iteration = iteration
+        self.how = how
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration:
+            if self.how is None:
+                raise Killed
+            os.kill(os.getpid(), self.how)
+
+
+def assert_equal_weights(one, other) -> None:
+    mine, theirs = delta_state(one.model), delta_state(other.model)
+    assert list(mine) == list(theirs)
+    for key, value in mine.items():
+        assert torch.equal(value, theirs[key]), key
+
+
+def in_a_child(work) -> int:
+    """Run ``work`` in a process of its own and give how it ended."""
+    process = multiprocessing.get_context('fork').Process(target=work)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.fixture
+def supernet(make_runner):
+    """``supernet(folder, **overrides)``: a runner of phase 1."""
+
+    def make(folder='supernet', max_epochs=4, seed=0, **overrides):
+        train_cfg = {
+            'type': 'mmpetl.NOAHSupernetLoop',
+            'max_epochs': max_epochs,
+            'val_interval': max_epochs,
+            'seed': seed,
+        }
+        return make_runner(
+            folder, **{'method': METHOD, 'train_cfg': train_cfg, **overrides}
+        )
+
+    return make
+
+
+@pytest.fixture
+def search(make_runner, tmp_path):
+    """``search(folder, **train_cfg)``: a runner of phase 2."""
+
+    def make(folder='search', method=None, overrides=None, **train_cfg):
+        return make_runner(
+            folder,
+            method=method or METHOD,
+            train_cfg={
+                'type': 'mmpetl.NOAHSearchLoop',
+                'supernet': str(tmp_path / 'supernet'),
+                'evolution': PLAN,
+                **train_cfg,
+            },
+            param_scheduler=None,
+            **(overrides or {}),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize('kill_at', [3, 8])
+def test_a_killed_supernet_run_resumes_to_the_same_weights(supernet, kill_at):
+    whole = supernet('whole')
+    whole.train()
+    with pytest.raises(Killed):
+        supernet('killed', hooks=[KillAt(kill_at)]).train()
+    resumed = supernet('killed', resume=True)
+    resumed.train()
+    assert resumed.iter == 20
+    assert_equal_weights(whole, resumed)
+
+
+def test_a_supernet_run_survives_kill_9(supernet):
+    whole = supernet('whole')
+    whole.train()
+    code = in_a_child(
+        lambda: supernet('killed', hooks=[KillAt(13, signal.SIGKILL)]).train()
+    )
+    assert code == -signal.SIGKILL
+    resumed = supernet('killed', resume=True)
+    resumed.train()
+    assert_equal_weights(whole, resumed)
+
+
+def test_another_subnet_is_drawn_at_each_step_and_the_largest_is_left(supernet):
+    seen = []
+
+    class Watch(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            net = runner.train_loop.supernet
+            seen.append(tuple(d.width for d in net.deltas.values()))
+
+    runner = supernet(hooks=[Watch()])
+    runner.train()
+    assert len(seen) == 20
+    assert len(set(seen)) > 10
+    assert all(set(widths) <= {0, 1, 2, 3} for widths in seen)
+    assert {d.width for d in runner.train_loop.supernet.deltas.values()} == {3}
+
+
+def test_only_slices_that_were_drawn_move(supernet):
+    """A space of width 1 in the first block, in a supernet that holds more."""
+    method = {**METHOD, 'space': {'widths': [1], 'depths': [1]}}
+    runner = supernet(
+        method=method,
+        optim_wrapper={
+            'optimizer': {'type': 'AdamW', 'lr': 1e-2, 'weight_decay': 0.0},
+            'constructor': 'mmpetl.OwnerOptimWrapperConstructor',
+        },
+    )
+    before = {k: v.clone() for k, v in delta_state(runner.model).items()}
+    runner.train()
+    moved = {
+        k.rpartition('petl.')[2]: (v != before[k])
+        for k, v in delta_state(runner.model).items()
+        if 'layers.0' in k
+    }
+    after = delta_state(runner.model)
+    assert all(torch.equal(after[k], before[k]) for k in after if 'layers.1' in k)
+    for key, where in moved.items():
+        tall = key.endswith(('.E', '.A', 'down.weight', 'down.bias'))
+        if key.endswith('up.bias'):
+            assert where.any()
+        else:
+            inside, outside = (where[:1], where[1:])
+            if not tall:
+                inside, outside = where[:, :1], where[:, 1:]
+            assert inside.any(), key
+            assert not outside.any(), key
+
+
+def test_phase_1_needs_a_supernet(supernet):
+    fixed = {'type': 'NOAH', **HELD}
+    with pytest.raises(PETLError, match='0 NOAH supernets, one is needed'):
+        supernet(method=fixed).train()
+
+
+def test_several_processes_must_look_for_unused_parameters(supernet, monkeypatch):
+    import torch.distributed as dist
+
+    from mmpetl.engine import PETLDistributedDataParallel
+
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+    monkeypatch.setenv('MASTER_PORT', str(port))
+    plain = supernet('plain')
+    plain.train()
+    dist.init_process_group('gloo', rank=0, world_size=1)
+    try:
+        strict = supernet('strict')
+        strict.model = PETLDistributedDataParallel(strict.model)
+        with pytest.raises(PETLError, match='find_unused_parameters=True'):
+            strict.train()
+        runner = supernet('wrapped')
+        runner.model = PETLDistributedDataParallel(
+            runner.model, find_unused_parameters=True
+        )
+        runner.train()
+    finally:
+        dist.destroy_process_group()
+    theirs = delta_state(runner.model.module)
+    for key, value in delta_state(plain.model).items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------- phase 2
+
+
+@pytest.fixture
+def trained(supernet, tmp_path):
+    supernet(max_epochs=2).train()
+    return tmp_path / 'supernet'
+
+
+def test_the_search_leaves_a_log_a_picture_and_what_it_found(trained, search, tmp_path):
+    runner = search(limit=1000)
+    runner.train()
+    folder = tmp_path / 'search'
+    lines = [json.loads(t) for t in (folder / 'search.jsonl').open()]
+    settings = lines[0]['settings']
+    assert settings['space'] == SPACE
+    assert settings['limit'] == 1000
+    scored = [line for line in lines if 'origin' in line]
+    assert [line['done'] for line in lines if 'done' in line] == [0, 1, 2, 3]
+    found = json.loads((folder / 'found.json').read_text())
+    best = max(scored, key=lambda c: (c['score'], -c['params']))
+    assert {k: found[k] for k in (*WIDTHS, 'params', 'score')} == {
+        k: best[k] for k in (*WIDTHS, 'params', 'score')
+    }
+    net = Supernet(runner.model)
+    for line in scored:
+        assert net.size(Subnet.of(line)) == line['params'] <= 1000
+    assert (folder / 'search.png').read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
+    assert not list(folder.glob('*.part'))
+    assert len({line['score'] for line in scored}) > 1, 'the scores say nothing'
+
+
+def test_scores_are_those_of_the_ordinary_validation(
+    trained, search, make_runner, tmp_path
+):
+    """A stand-alone model with the slices of the supernet gets the same accuracy."""
+    runner = search()
+    runner.train()
+    found = json.loads((tmp_path / 'search' / 'found.json').read_text())
+    # The same pictures, flipped as they were when the search read them.
+    batches = runner.train_loop._batches
+    fixed = make_runner('fixed', method={'type': 'NOAH', **Subnet.of(found).as_dict()})
+    mine, held = delta_state(fixed.model), delta_state(runner.model)
+    with torch.no_grad():
+        for key, value in mine.items():
+            value.copy_(held[key][tuple(slice(n) for n in value.shape)])
+    right = count = 0
+    fixed.model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            for sample in fixed.model.val_step(batch):
+                right += int(sample.pred_label) == int(sample.gt_label)
+                count += 1
+    assert count == 40
+    assert 100 * right / count == pytest.approx(found['score'], abs=1e-4)
+
+
+@pytest.mark.parametrize('kill_at', [2, 15])
+def test_a_killed_search_resumes_to_the_same_result(
+    trained, search, tmp_path, kill_at, monkeypatch
+):
+    search('whole').train()
+
+    evaluate, asked = NOAHSearchLoop.evaluate, []
+
+    def killing(self, subnet):
+        asked.append(subnet)
+        if len(asked) == kill_at:
+            raise Killed
+        return evaluate(self, subnet)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NOAHSearchLoop, 'evaluate', killing)
+        with pytest.raises(Killed):
+            search('killed').train()
+    search('killed', overrides={'resume': True}).train()
+    for name in ('search.jsonl', 'found.json'):
+        whole = (tmp_path / 'whole' / name).read_text()
+        assert (tmp_path / 'killed' / name).read_text() == whole
+
+
+def test_a_search_survives_kill_9_and_does_not_score_twice(
+    trained, search, tmp_path, monkeypatch
+):
+    search('whole').train()
+    evaluate, asked = NOAHSearchLoop.evaluate, []
+
+    def counting(self, subnet):
+        asked.append(subnet)
+        if in_child and len(asked) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return evaluate(self, subnet)
+
+    monkeypatch.setattr(NOAHSearchLoop, 'evaluate', counting)
+    in_child = True
+    assert in_a_child(lambda: search('killed').train()) == -signal.SIGKILL
+    in_child = False
+    resumed = search('killed', overrides={'resume': True})
+    resumed.train()
+    whole = (tmp_path / 'whole' / 'search.jsonl').read_text()
+    assert (tmp_path / 'killed' / 'search.jsonl').read_text() == whole
+    every = sum('origin' in json.loads(t) for t in whole.splitlines())
+    assert len(asked) == every - 6, 'the first generation of six was scored again'
+
+
+def test_an_interrupted_write_keeps_the_generations_before(
+    trained, search, tmp_path, monkeypatch
+):
+    put, count = AtomicLocalBackend.put, 0
+
+    def fail_third(self, obj, path):
+        nonlocal count
+        count += str(path).endswith('search.jsonl')
+        if count == 3:
+            raise OSError('disk full')
+        put(self, obj, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicLocalBackend, 'put', fail_third)
+        with pytest.raises(OSError, match='disk full'):
+            search().train()
+    assert read_search(tmp_path / 'search' / 'search.jsonl', {})[1] == 2
+    search(overrides={'resume': True}).train()
+    assert (tmp_path / 'search' / 'found.json').is_file()
+
+
+def test_a_finished_search_resumed_with_more_generations_goes_on(
+    trained, search, tmp_path
+):
+    search('short', evolution={**PLAN, 'generations': 1}).train()
+    search('short', overrides={'resume': True}).train()
+    search('whole').train()
+    for name in ('search.jsonl', 'found.json'):
+        whole = (tmp_path / 'whole' / name).read_text()
+        assert (tmp_path / 'short' / name).read_text() == whole
+
+
+def test_without_resume_a_search_starts_anew(trained, search, tmp_path):
+    search().train()
+    search(seed=1).train()
+    first = (tmp_path / 'search' / 'search.jsonl').open().readline()
+    assert json.loads(first)['settings']['seed'] == 1
+
+
+def test_resuming_with_another_space_is_refused(trained, search):
+    search().train()
+    other = {**METHOD, 'space': {'widths': [1, 2], 'depths': [1, 2]}}
+    with pytest.raises(
+        PETLError,
+        match=r"was begun with space={'widths': \[1, 2, 3\].*now it is {'widths': \[1, "
+        r'2\].*another work folder',
+    ) as error:
+        search(method=other, overrides={'resume': True}).train()
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('change', [{'limit': 1000}, {'seed': 5}])
+def test_resuming_with_other_settings_is_refused(trained, search, change):
+    search().train()
+    key, value = next(iter(change.items()))
+    with pytest.raises(PETLError, match=f'was begun with {key}=.*now it is {value}'):
+        search(overrides={'resume': True}, **change).train()
+
+
+def test_resuming_on_another_supernet_is_refused(trained, supernet, search, tmp_path):
+    search().train()
+    supernet('other', max_epochs=2, seed=1).train()
+    with pytest.raises(PETLError, match='was begun with supernet='):
+        search(supernet=str(tmp_path / 'other'), overrides={'resume': True}).train()
+
+
+def test_a_supernet_of_another_space_is_refused(trained, search):
+    other = {**METHOD, 'space': {'widths': [1, 2], 'depths': [1, 2]}}
+    with pytest.raises(PETLError, match='the delta was made by .*use the same arg'):
+        search(method=other).train()
+
+
+def test_a_budget_that_no_subnet_of_the_supernet_meets_is_refused(search):
+    with pytest.raises(PETLError, match=r'no subnet of the space has between 0 and 10'):
+        search(limit=10).train()
+
+
+def test_a_search_without_a_supernet_is_refused(search):
+    with pytest.raises(PETLError, match='no checkpoint of a supernet.*train one first'):
+        search().train()
+    with pytest.raises(PETLError, match='0 NOAH supernets'):
+        search(method={'type': 'NOAH'}).train()
+
+
+def test_a_search_without_validation_data_is_refused(trained, search):
+    runner = search()
+    runner._val_loop = None
+    with pytest.raises(PETLError, match='scores subnets on validation data'):
+        runner.train()
+
+
+def test_an_unknown_metric_or_setting_is_named(trained, search):
+    with pytest.raises(PETLError, match=r"'mIoU', which .* reports: accuracy/top1"):
+        search(metric='mIoU').train()
+    with pytest.raises(PETLError, match="no setting 'size'; it takes: generations"):
+        search(evolution={'size': 3}).train()
+
+
+# ------------------------------------------------------------------- phase 3
+
+
+@pytest.fixture
+def found(trained, search, tmp_path):
+    search().train()
+    return {'type': 'NOAH', 'found': str(tmp_path / 'search' / 'found.json')}
+
+
+def test_the_found_subnet_is_trained_from_fresh_modules(
+    found, trained, make_runner, tmp_path
+):
+    runner = make_runner('retrain', method=found)
+    start = {k: v.clone() for k, v in delta_state(runner.model).items()}
+    content = torch.load(trained / 'epoch_2.pth', weights_only=True)['state_dict']
+    deltas = [k for k in start if '.petl.' in k]
+    assert deltas
+    for key in deltas:
+        inherited = content[key][tuple(slice(n) for n in start[key].shape)]
+        if start[key].any():
+            assert not torch.equal(start[key], inherited), key
+        elif inherited.any():
+            assert key.endswith(('.B', '.bias', 'up.weight')), key
+    runner.train()
+    saved = torch.load(tmp_path / 'retrain' / 'epoch_4.pth', weights_only=True)
+    method = saved['meta']['mmpetl']['method']
+    widths = json.loads((tmp_path / 'search' / 'found.json').read_text())
+    assert {n: method[n] for n in WIDTHS} == {n: widths[n] for n in WIDTHS}
+    assert method['found'] is None
+
+
+def test_a_killed_retraining_resumes_to_the_same_weights(found, make_runner):
+    whole = make_runner('whole', method=found)
+    whole.train()
+    with pytest.raises(Killed):
+        make_runner('killed', method=found, hooks=[KillAt(13)]).train()
+    resumed = make_runner('killed', method=found, resume=True)
+    resumed.train()
+    assert_equal_weights(whole, resumed)
+
+
+def test_a_retrained_delta_loads_without_the_search(found, make_runner, tmp_path):
+    trained = make_runner('retrain', method=found)
+    trained.train()
+    file = tmp_path / 'retrain' / 'epoch_4.pth'
+    method = torch.load(file, weights_only=True)['meta']['mmpetl']['method']
+    (tmp_path / 'search' / 'found.json').unlink()
+    loaded = make_runner('loaded', method=method, load_from=str(file))
+    loaded.load_or_resume()
+    assert_equal_weights(trained, loaded)
+
+
+def test_retraining_without_a_found_subnet_is_refused(make_runner, tmp_path):
+    method = {'type': 'NOAH', 'found': str(tmp_path / 'found.json')}
+    with pytest.raises(PETLError, match='there is no found subnet') as error:
+        make_runner(method=method)
+    assert '\n' not in str(error.value)

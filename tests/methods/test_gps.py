@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import copy
+
+import plain_vit
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from full_size import counts
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import mmpetl
+from mmpetl.core import Owner, PETLError, delta_state, load_delta_state, owners
+from mmpetl.methods.gps import GPS, SparseRows, dense_rows, supervised_contrast
+
+
+@pytest.mark.parametrize(
+    ('size', 'k', 'number'),
+    [
+        ('vit_b', 1, 167_424),
+        ('vit_b', 2, 251_136),
+        ('timm_vit_b', 1, 167_424),
+        ('swin_b', 1, 218_624),
+        ('swin_b', 2, 328_832),
+        ('swin_l', 1, 327_936),
+        ('swin_l', 2, 493_248),
+    ],
+)
+def test_count(size: str, k: int, number: int) -> None:
+    got = counts(size, GPS(num_weights=k))
+    assert got.delta + got.selected == number
+
+
+def test_formula_on_vit() -> None:
+    rows = 12 * (2304 + 768 + 3072 + 768) + 768
+    got = counts('vit_b', GPS(num_weights=3))
+    assert (got.delta, got.selected) == (3 * rows, rows)
+    assert counts('vit_b', GPS(train_bias=False)).selected == 0
+    # No key bias in VideoMAE.
+    assert counts('videomae_b', GPS()).selected == rows - 12 * 768
+
+
+def test_every_linear_map_takes_part(stem: str) -> None:
+    model = mmpetl.inject(tiny.base(stem), GPS(2))
+    linear = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    rows = sum(
+        len(m.weight)
+        for n, m in model.named_modules()
+        if isinstance(m, linear) and 'petl' not in n and 'head' not in n
+    )
+    own = owners(model)
+    values = [p for n, p in model.named_parameters() if own[n] is Owner.DELTA]
+    assert sum(p.numel() for p in values) == 2 * rows
+    trains = [n for n, o in own.items() if o is Owner.SELECTED]
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm)]
+    assert not [n for n in trains if n.rpartition('.')[0] in norms]
+    assert all(n.endswith('bias') for n in trains)
+
+
+@pytest.mark.parametrize('name', ['timm', 'mmpretrain'])
+def test_layer_scales_train(name: str) -> None:
+    if name == 'timm':
+        model = tiny.timm_vit(init_values=0.1)
+    else:
+        model = tiny.mmpretrain_vit(layer_scale_init_value=0.1)
+    mmpetl.inject(model, GPS())
+    own = owners(model)
+    scales = [n for n in own if 'gamma' in n]
+    assert len(scales) == 4
+    assert all(own[n] is Owner.SELECTED for n in scales)
+
+
+@torch.no_grad()
+def pick_(model: nn.Module, seed: int = 0) -> None:
+    """Random places in every row."""
+    g = torch.Generator().manual_seed(seed)
+    for name, module in model.named_modules():
+        if type(module).__name__ == 'GPSDelta':
+            rows, k = module.index.shape
+            for r in range(rows):
+                place = torch.randperm(module.in_dims, generator=g)[:k]
+                module.index[r] = place.int()
+            assert 'petl' in name
+
+
+@pytest.mark.parametrize('k', [1, 3])
+def test_sparse_product_and_its_gradients(k: int) -> None:
+    x = torch.randn(7, 9, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(5, k, dtype=torch.float64, requires_grad=True)
+    index = torch.stack([torch.randperm(9)[:k] for _ in range(5)]).int()
+    torch.testing.assert_close(
+        SparseRows.apply(x, values, index), x @ dense_rows(values, index, 9).T
+    )
+    assert torch.autograd.gradcheck(
+        lambda a, b: SparseRows.apply(a, b, index), (x, values)
+    )
+
+
+@pytest.mark.parametrize('k', [1, 2])
+def test_equals_the_plain_model_with_edited_weights(stem: str, k: int) -> None:
+    model = mmpetl.inject(tiny.base(stem, torch.float64), GPS(k, train_bias=False))
+    model.eval()
+    pick_(model)
+    tiny.shake_(model)
+    x = tiny.images(stem, odd=True, dtype=torch.float64)
+    with torch.no_grad():
+        want = tiny.outputs(model, x)
+        untouched = tiny.outputs(tiny.base(stem, torch.float64), x)
+        folded = mmpetl.core.fold(model)
+        edited = dict(folded.named_parameters())
+        for name, p in tiny.base(stem, torch.float64).named_parameters():
+            moved = (p != edited[name]).sum().item()
+            rows = len(p)
+            is_weight = p.ndim >= 2 and not name.endswith(('token', 'embed', 'table'))
+            is_weight = is_weight and not name.startswith('head')
+            assert moved == (k * rows if is_weight else 0), name
+        for a, b, c in zip(want, tiny.outputs(folded, x), untouched, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+            assert (a - c).abs().max() > 1e-3
+
+
+# -------------------------------------------------------------------- the training
+
+
+def masked_twin(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The dense form: a plain model and a mask for each weight; biases train."""
+    twin = tiny.base('timm_vit', torch.float64)
+    masks = {}
+    names = {
+        'attn_qkv': 'attn.qkv',
+        'attn_proj': 'attn.proj',
+        'ffn_fc1': 'mlp.fc1',
+        'ffn_fc2': 'mlp.fc2',
+    }
+    places = {
+        f'blocks.{i}.petl.{k}': f'blocks.{i}.{v}'
+        for i in (0, 1)
+        for k, v in names.items()
+    }
+    places['petl.embed_proj'] = 'patch_embed.proj'
+    for theirs, ours in places.items():
+        delta = model.get_submodule(f'{theirs}.0')
+        weight = twin.get_submodule(ours).weight
+        mask = dense_rows(torch.ones_like(delta.values), delta.index, delta.in_dims)
+        masks[f'{ours}.weight'] = mask.view(weight.shape)
+        masks[f'{ours}.bias'] = torch.ones_like(twin.get_submodule(ours).bias)
+    for name in ('head.weight', 'head.bias'):
+        masks[name] = torch.ones_like(twin.get_parameter(name))
+    return twin, masks
+
+
+def test_twenty_steps_equal_those_with_masked_gradients() -> None:
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), GPS(2))
+    pick_(model)
+    twin, masks = masked_twin(model)
+    start = copy.deepcopy(twin.state_dict())
+    x = tiny.images('timm_vit', batch=6, dtype=torch.float64)
+    labels = torch.arange(6) % 5
+    mine = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
+    theirs = torch.optim.Adam(twin.parameters(), 1e-2)
+    for _ in range(20):
+        for net, optimizer in ((model, mine), (twin, theirs)):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), labels).backward()
+            if net is twin:
+                for name, p in twin.named_parameters():
+                    p.grad *= masks.get(name, 0)
+            optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), twin(x), rtol=1e-6, atol=1e-6)
+        assert (model(x) - tiny.base('timm_vit', torch.float64)(x)).abs().max() > 0.1
+        folded = mmpetl.core.fold(model).state_dict()
+    for name, value in folded.items():
+        torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-6, atol=1e-6)
+        outside = masks.get(name, torch.zeros_like(value)) == 0
+        assert torch.equal(value[outside], start[name][outside]), name
+
+
+def test_state_and_optimizer_are_as_small_as_the_count() -> None:
+    model = mmpetl.inject(tiny.base('mmpretrain_vit'), GPS())
+    tiny.train(
+        tiny.Tuned(model, tiny.images('mmpretrain_vit')), tiny.images('mmpretrain_vit')
+    )
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(params)
+    sum(p.sum() for p in params).backward()
+    optimizer.step()
+    count = sum(p.numel() for p in params)
+    kept = sum(v['exp_avg'].numel() for v in optimizer.state.values())
+    assert kept == count
+    state = delta_state(model)
+    rows = sum(v.numel() for k, v in state.items() if k.endswith('values'))
+    index = sum(v.numel() for k, v in state.items() if k.endswith('index'))
+    assert rows == index
+    assert sum(v.numel() for v in state.values()) == count + index + 1
+    assert {v.dtype for k, v in state.items() if k.endswith('index')} == {torch.int32}
+
+
+def test_neither_decay_nor_momentum_moves_the_rest() -> None:
+    model = mmpetl.inject(tiny.base('timm_vit'), GPS())
+    before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(params, 0.1, momentum=0.9, weight_decay=0.5)
+    x = tiny.images('timm_vit')
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    after = dict(model.named_parameters())
+    assert before
+    assert all(torch.equal(p, after[n]) for n, p in before.items())
+
+
+# ------------------------------------------------------------------- the data pass
+
+
+def by_hand(f: torch.Tensor, labels: torch.Tensor) -> float:
+    """The loss pair by pair."""
+    f = f / f.norm(dim=1, keepdim=True)
+    per_anchor = []
+    for a in range(len(f)):
+        others = [j for j in range(len(f)) if j != a]
+        below = sum(torch.exp(f[a] @ f[j] / 0.07) for j in others)
+        same = [p for p in others if labels[p] == labels[a]]
+        if same:
+            logs = [torch.log(torch.exp(f[a] @ f[p] / 0.07) / below) for p in same]
+            per_anchor.append(-sum(logs) / len(logs))
+    return sum(per_anchor) / len(per_anchor)
+
+
+def test_contrast_equals_the_formula() -> None:
+    f = torch.randn(9, 6, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 0, 3])  # the last has no positive
+    torch.testing.assert_close(supervised_contrast(f, labels), by_hand(f, labels))
+    assert supervised_contrast(f, torch.arange(9)) is None
+
+
+def data(count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    x = tiny.images('timm_vit', batch=count, dtype=torch.float64)
+    return x, torch.arange(count) % 3
+
+
+def plain_gradients(batches: list) -> dict[str, torch.Tensor]:
+    """Gradients of the contrast on a plain model, two equal views of every image."""
+    plain = tiny.base('timm_vit', torch.float64)
+    for x, labels in batches:
+        f = plain.forward_features(torch.cat((x, x)))[:, 0]
+        by_hand(f, torch.cat((labels, labels))).backward()
+    return {n: p.grad for n, p in plain.named_parameters()}
+
+
+def test_gradients_are_those_of_the_plain_model() -> None:
+    x, labels = data(4)
+    method = GPS()
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    grads = method.gradients(model, [(x, labels)])
+    want = plain_gradients([(x, labels)])
+    found = {str(site): g for site, g in grads.items()}
+    assert len(found) == 9
+    for name, key in (
+        ('embed.proj', 'patch_embed.proj'),
+        ('blocks.0:attn.qkv', 'blocks.0.attn.qkv'),
+        ('blocks.1:ffn.fc2', 'blocks.1.mlp.fc2'),
+    ):
+        expected = want[f'{key}.weight'].flatten(1).float()
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize('k', [1, 3])
+def test_exactly_the_largest_of_every_row_are_chosen(k: int, monkeypatch) -> None:
+    method = GPS(k)
+    model = mmpetl.inject(tiny.base('timm_vit'), method)
+
+    def made_up(self, backbone, batches):
+        g = torch.Generator().manual_seed(3)
+        sites = model._petl.slots['0'].sites
+        return {
+            s: torch.randn(s.out_dims, s.in_dims, generator=g)
+            for s in sorted(sites, key=str)
+        }
+
+    monkeypatch.setattr(GPS, 'gradients', made_up)
+    method.calibrate(model, [])
+    for site, grad in made_up(None, None, None).items():
+        index = model.get_submodule(f'{site.path}.0').index
+        for row, picked in zip(grad.abs(), index.tolist(), strict=True):
+            assert len(set(picked)) == k
+            assert picked == sorted(row.argsort()[-k:].tolist())
+    assert model.petl.shared['0'].done
+
+
+def test_two_half_epochs_sum_to_one() -> None:
+    x, labels = data(8)
+    halves = [(x[:4], labels[:4]), (x[4:], labels[4:])]
+    method = GPS()
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    whole = method.gradients(model, halves)
+    one, two = (method.gradients(model, [half]) for half in halves)
+    for site, grad in whole.items():
+        torch.testing.assert_close(grad, one[site] + two[site], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize('criterion', ['supcon', 'task'])
+def test_the_pass_leaves_no_trace(criterion: str) -> None:
+    x, labels = data()
+    method = GPS(criterion=criterion)
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    flags = [p.requires_grad for p in model.parameters()]
+    modes = [m.training for m in model.modules()]
+    head = []
+    model.head.weight.register_hook(head.append)
+    method.calibrate(model, [(x, labels)])
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+    assert head == []
+    own = [k for k in state if not torch.equal(state[k], model.state_dict()[k])]
+    assert own
+    assert all(k.endswith(('.index', '.done')) for k in own)
+
+
+def test_supcon_does_not_know_the_head_and_the_task_does() -> None:
+    x, labels = data()
+    found = {}
+    for criterion in ('supcon', 'task'):
+        for factor in (1.0, 3.0):
+            method = GPS(criterion=criterion)
+            model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+            with torch.no_grad():
+                model.head.weight.mul_(factor)
+            grads = method.gradients(model, [(x, labels)])
+            found[criterion, factor] = torch.cat([g.flatten() for g in grads.values()])
+    assert torch.equal(found['supcon', 1.0], found['supcon', 3.0])
+    assert not torch.allclose(found['task', 1.0], found['task', 3.0], 1e-2)
+
+
+def test_task_gradients_are_those_of_cross_entropy() -> None:
+    x, labels = data()
+    method = GPS(criterion='task')
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    grads = {str(s): g for s, g in method.gradients(model, [(x, labels)]).items()}
+    plain = tiny.base('timm_vit', torch.float64)
+    F.cross_entropy(plain(x), labels).backward()
+    want = plain.blocks[0].mlp.fc1.weight.grad.float()
+    torch.testing.assert_close(grads['blocks.0:ffn.fc1'], want, rtol=1e-4, atol=1e-7)
+
+
+class Noisy(Dataset):
+    """Another view at every reading."""
+
+    def __init__(self) -> None:
+        self.x, self.labels = data(8)
+        self.read = []
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int):
+        self.read.append(i)
+        return self.x[i] + 0.1 * torch.randn(3, 32, 32), self.labels[i]
+
+
+def test_every_image_of_a_loader_is_read_twice() -> None:
+    dataset = Noisy()
+    sampler = torch.utils.data.SubsetRandomSampler([0, 1])  # as one process of four
+    loader = DataLoader(dataset, batch_size=4, sampler=sampler)
+    method = GPS()
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    seen = []
+    model.patch_embed.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    method.calibrate(model, loader)
+    assert sorted(dataset.read) == sorted(2 * list(range(8)))
+    assert [len(x) for x in seen] == [8, 8]
+    assert not torch.equal(seen[0][:4], seen[0][4:])
+    assert (seen[0][:4] - seen[0][4:]).abs().max() < 1.5
+
+
+def test_at_most_so_many_images() -> None:
+    x, labels = data(8)
+    method = GPS(max_images=3)
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    batches = list(zip(x.split(2), labels.split(2), strict=True))
+    few = method.gradients(model, batches)
+    first = method.gradients(model, batches[:2])
+    assert all(torch.equal(few[s], first[s]) for s in few)
+
+
+@pytest.mark.parametrize('name', list(tiny.TINY))
+def test_chooses_on_every_backbone(name: str) -> None:
+    method = GPS(2)
+    model = mmpetl.inject(tiny.base(name), method)
+    x, labels = tiny.images(name, batch=4), torch.tensor([0, 1, 0, 1])
+    method.calibrate(model, [(x, labels)])
+    chosen = [
+        b for n, b in model.named_buffers() if n.endswith('.index') and 'petl' in n
+    ]
+    default = torch.arange(2, dtype=torch.int32)
+    assert all((b.diff(dim=-1) > 0).all() for b in chosen)
+    assert sum((b != default).any().item() for b in chosen) > len(chosen) // 2
+
+
+def test_the_choice_survives_saving_and_loading() -> None:
+    x, labels = data()
+    method = GPS(2)
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    method.calibrate(model, [(x, labels)])
+    tiny.shake_(model)
+    other = mmpetl.inject(tiny.base('timm_vit', torch.float64), GPS(2))
+    load_delta_state(other, delta_state(model))
+    model.eval()
+    other.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x), other(x))
+    own = plain_vit.delta(model, 0, 'attn_qkv').index
+    assert torch.equal(plain_vit.delta(other, 0, 'attn_qkv').index, own)
+
+
+@pytest.mark.parametrize(
+    ('batches', 'message'),
+    [
+        ([], 'there are none'),
+        ([(data()[0], torch.full((8,), 4))], r'the data hold one only \(4\)'),
+        ([(data()[0], None)], "one label per image.*choose criterion='task'"),
+    ],
+)
+def test_data_that_cannot_choose(batches: list, message: str) -> None:
+    method = GPS()
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(PETLError, match=message):
+        method.calibrate(model, batches)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ({'num_weights': 0}, 'num_weights of at least 1, got 0'),
+        ({'criterion': 'ce'}, "criterion supcon or task, got 'ce'"),
+        ({'max_images': 0}, 'max_images of at least 1, got 0'),
+    ],
+)
+def test_bad_argument_is_named(args: dict, message: str) -> None:
+    with pytest.raises(PETLError, match=message):
+        GPS(**args)
+
+
+def test_more_weights_than_a_row_has() -> None:
+    with pytest.raises(PETLError, match='num_weights of at most 32, .*got 33'):
+        mmpetl.inject(tiny.base('timm_vit'), GPS(33))
