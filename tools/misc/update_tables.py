@@ -3,8 +3,8 @@
 Example: python tools/misc/update_tables.py --check
 
 Grid and index are computed from the registries: a method is supported where every site
-kind it needs is offered. The digits are those that tools/digits.py left in docs/digits. Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is
-replaced.
+kind it needs is offered. The digits are those that tools/digits.py left in docs/digits.
+Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
 from __future__ import annotations

@@ -420,10 +420,10 @@ def draw_search(
     if limit <= 1.5 * max(c.params for c in scored):
         axes.axvline(limit / 1000, color='grey', ls='--', label=f'budget {limit:,}')
     axes.set_xlabel('parameters of the subnet, thousands (head excluded)')
-    axes.set_ylabel(f'{metric} on the validation split, weights of the supernet')
-    axes.set_title(f'{len(scored)} subnets')
+    axes.set_ylabel(f'{metric} on validation data')
+    axes.set_title(f'{len(scored)} subnets with the weights of the supernet')
     axes.grid(alpha=0.3)
-    axes.legend(loc='lower right')
+    figure.legend(loc='outside lower center', ncols=3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
