@@ -41,7 +41,9 @@ class Step:
 
     def __init__(self, net: nn.Module, x: torch.Tensor) -> None:
         self.net, self.x = net, x
-        self.head = nn.Linear(768, 10).to(x.device)
+        with torch.no_grad():
+            width = net(x)[0].shape[-1]  # some methods hand over another
+        self.head = nn.Linear(width, 10).to(x.device)
         params = [p for p in net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW([*params, *self.head.parameters()], 1e-4)
 

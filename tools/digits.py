@@ -82,7 +82,7 @@ def make_config(name: str, args: argparse.Namespace) -> Any:
     options = {
         'model.backbone.method': {'type': name, **SIZES.get(name, {})},
         'randomness.seed': args.seed,
-        'optim_wrapper.optimizer.lr': args.lr or LEARNING_RATES.get(name, DEFAULT_RATE),
+        'optim_wrapper.optimizer.lr': args.lr,
         'train_cfg.max_epochs': epochs,
         'param_scheduler.0.end': warm_up,
         'param_scheduler.1.begin': warm_up,

@@ -61,6 +61,8 @@ def load_config(
     """
     from mmengine.config import Config
 
+    from mmpetl.apis.heads import fit_head
+
     path = Path(path)
     if not path.is_file():
         root = next((p for p in path.parents if p.is_dir()), Path('.'))
@@ -71,6 +73,7 @@ def load_config(
     if options:
         config.merge_from_dict(dict(options))
     _check_method(config)
+    fit_head(config)
     if work_dir is not None:
         config.work_dir = str(work_dir)
     elif not config.get('work_dir'):

@@ -40,39 +40,53 @@ from mmpetl.registry import METHODS
 CRITERIA = ('supcon', 'task')
 TEMPERATURE = 0.07
 MOST_FOR_TASK = 1000
+FEW = 8
+"""Adding so many entries per row one by one is faster than a product of matrices."""
 
 
 class SparseRows(torch.autograd.Function):
-    """``out_o = sum_k values_ok x[index_ok]`` without a dense weight or its gradient.
+    """``y_o + sum_k values_ok x[index_ok]``, without a dense weight or its gradient.
 
-    x: (M, in_dims), values and index: (out_dims, K).
+    y: (M, out_dims), x: (M, in_dims), values and index: (out_dims, K).
     """
 
     @staticmethod
-    def forward(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
-        out = x.index_select(-1, index[:, 0]).mul_(values[:, 0])
+    def forward(y: Tensor, x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+        out = torch.addcmul(y, x.index_select(-1, index[:, 0]), values[:, 0])
         for k in range(1, index.shape[1]):
             out.addcmul_(x.index_select(-1, index[:, k]), values[:, k])
         return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, values, index = ctx.saved_tensors
         to_x = to_values = None
-        if ctx.needs_input_grad[0]:
-            # One product of matrices is faster than adding K columns at a time.
-            to_x = grad @ dense_rows(values, index, x.shape[-1])
         if ctx.needs_input_grad[1]:
+            to_x = _to_inputs(grad, values, index, x.shape[-1])
+        if ctx.needs_input_grad[2]:
             columns = [
-                (x.index_select(-1, index[:, k]) * grad).sum(0)
+                x.index_select(-1, index[:, k]).mul_(grad).sum(0)
                 for k in range(index.shape[1])
             ]
             to_values = torch.stack(columns, dim=-1)
-        return to_x, to_values, None
+        return grad, to_x, to_values, None
+
+
+def _to_inputs(grad: Tensor, values: Tensor, index: Tensor, dims: int) -> Tensor:
+    """``grad D``, (M, dims), for the D of :func:`dense_rows`."""
+    if index.shape[1] > FEW:
+        return grad @ dense_rows(values, index, dims)
+    total = grad.new_zeros(len(grad), dims)
+    for k in range(index.shape[1]):
+        columns = index[:, k].long().expand(len(grad), -1)
+        total.scatter_add_(-1, columns, grad * values[:, k])
+    return total
 
 
 def dense_rows(values: Tensor, index: Tensor, dims: int) -> Tensor:
@@ -98,8 +112,9 @@ class GPSDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
         rows = x.to(y.dtype).flatten(0, -2)
-        update = SparseRows.apply(rows, self.values.to(y.dtype), self.index)
-        return y + update.view(y.shape)
+        values = self.values.to(y.dtype)
+        out = SparseRows.apply(y.flatten(0, -2), rows, values, self.index)
+        return out.view(y.shape)
 
 
 def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor | None:

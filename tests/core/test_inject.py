@@ -97,7 +97,7 @@ def test_missing_site_kinds_are_named_with_what_is_offered() -> None:
     model = base(VIT)
     with pytest.raises(PETLError, match='Merge needs site kind downsample;') as error:
         inject(model, Merge())
-    assert 'offers attn, attn.core' in str(error.value)
+    assert 'offers attn, attn.branch, attn.core' in str(error.value)
     assert type(model) is type(base(VIT))
     assert '_petl' not in model.__dict__
 

@@ -85,16 +85,17 @@ def pick_(model: nn.Module, seed: int = 0) -> None:
             assert 'petl' in name
 
 
-@pytest.mark.parametrize('k', [1, 3])
+@pytest.mark.parametrize('k', [1, 3, 9])  # a few, and more than a few
 def test_sparse_product_and_its_gradients(k: int) -> None:
     x = torch.randn(7, 9, dtype=torch.float64, requires_grad=True)
     values = torch.randn(5, k, dtype=torch.float64, requires_grad=True)
     index = torch.stack([torch.randperm(9)[:k] for _ in range(5)]).int()
+    y = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(
-        SparseRows.apply(x, values, index), x @ dense_rows(values, index, 9).T
+        SparseRows.apply(y, x, values, index), y + x @ dense_rows(values, index, 9).T
     )
     assert torch.autograd.gradcheck(
-        lambda a, b: SparseRows.apply(a, b, index), (x, values)
+        lambda *args: SparseRows.apply(*args, index), (y, x, values)
     )
 
 

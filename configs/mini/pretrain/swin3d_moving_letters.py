@@ -20,3 +20,16 @@ model = dict(
     ),
     cls_head=dict(type='mmaction.I3DHead', in_channels=192, spatial_type='avg'),
 )
+# Half of the shared schedule: the inflated start has its shapes and learns motion soon.
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=1e-6,
+        begin=0,
+        end=3,
+        T_max=3,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(max_epochs=3)
