@@ -47,7 +47,8 @@ FEW = 8
 class SparseRows(torch.autograd.Function):
     """``y_o + sum_k values_ok x[index_ok]``, without a dense weight or its gradient.
 
-    y: (M, out_dims), x: (M, in_dims), values and index: (out_dims, K).
+    y: (..., out_dims), x: (..., in_dims), values and index: (out_dims, K). What leaves
+    has the strides of y, and with them the order of later sums.
     """
 
     @staticmethod
@@ -67,11 +68,13 @@ class SparseRows(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, values, index = ctx.saved_tensors
         to_x = to_values = None
+        rows = grad.reshape(-1, grad.shape[-1])
         if ctx.needs_input_grad[1]:
-            to_x = _to_inputs(grad, values, index, x.shape[-1])
+            to_x = _to_inputs(rows, values, index, x.shape[-1]).view(x.shape)
         if ctx.needs_input_grad[2]:
+            x = x.reshape(-1, x.shape[-1])
             columns = [
-                x.index_select(-1, index[:, k]).mul_(grad).sum(0)
+                x.index_select(-1, index[:, k]).mul_(rows).sum(0)
                 for k in range(index.shape[1])
             ]
             to_values = torch.stack(columns, dim=-1)
@@ -111,10 +114,8 @@ class GPSDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
-        rows = x.to(y.dtype).flatten(0, -2)
         values = self.values.to(y.dtype)
-        out = SparseRows.apply(y.flatten(0, -2), rows, values, self.index)
-        return out.view(y.shape)
+        return SparseRows.apply(y, x.to(y.dtype), values, self.index)
 
 
 def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor | None:

@@ -15,6 +15,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core import (
     Context,
@@ -106,16 +107,35 @@ class GroupDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         total, past = ctx.scratch[self.shared, self.stage]
         total = total + without_extra(y, ctx)
+        past = past or [None] * len(self.units)
         now = []
-        for p, units in enumerate(self.units):
-            e = None if past is None else past[p]
-            for unit in units:
-                u = total if e is None else total + e
-                step = unit(u.to(y.dtype), ctx.grid)
-                e = step.to(total.dtype) if e is None else e + step
+        for units, e in zip(self.units, past, strict=True):
+            args = units, total, e, y.dtype, ctx.grid
+            if torch.is_grad_enabled():
+                # A unit is a few products, but would keep two maps of full width.
+                e = checkpoint(
+                    self.grown, *args, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                e = self.grown(*args)
             now.append(e)
         ctx.scratch[self.shared, self.stage] = total, now
         return y
+
+    @staticmethod
+    def grown(
+        units: nn.ModuleList,
+        total: Tensor,
+        e: Tensor | None,
+        dtype: torch.dtype,
+        grid: tuple[int, ...],
+    ) -> Tensor:
+        """The correction e, None for nothing yet, with what the units add to it."""
+        for unit in units:
+            u = total if e is None else total + e
+            step = unit(u.to(dtype), grid)
+            e = step.to(total.dtype) if e is None else e + step
+        return e
 
 
 class CorrectionDelta(Delta):

@@ -32,7 +32,17 @@ def published(bench):
     return config, model, path
 
 
-@pytest.mark.parametrize('method', [LORA, {'type': 'SSF'}, {'type': 'BitFit'}])
+@pytest.mark.parametrize(
+    'method',
+    [
+        LORA,
+        {'type': 'SSF'},
+        {'type': 'BitFit'},
+        {'type': 'SCT', 'num_channels': 8},
+        {'type': 'GPS', 'num_weights': 2},
+    ],
+    ids=lambda method: method['type'],
+)
 def test_a_published_delta_gives_the_same_model(bench, method):
     config = bench.config(method)
     model = bench.tuned(config)

@@ -123,6 +123,7 @@ def export(runner, stem: Path, config_file: str) -> None:
         std=plain(preprocessor.std),
         channels='RGB',
         upstream=runner.cfg.upstream,
+        inflated_from=runner.cfg.get('inflate'),
         command=f'python tools/misc/pretrain_mini.py {config_file}',
         seed=runner.cfg.randomness.seed,
         epochs=runner.max_epochs,
