@@ -27,7 +27,7 @@ model = dict(
 _clip = dict(
     type='SampleFrames',
     clip_len=8,
-    frame_interval=2,
+    frame_interval=4,
     num_clips=1,
     out_of_bound_opt='repeat_last',
 )

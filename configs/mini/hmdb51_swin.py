@@ -1,4 +1,4 @@
-"""Drawn clips in the layout of HMDB51, mini Video Swin at 64 px, 12 classes."""
+"""Drawn clips in the layout of HMDB51, mini Video Swin at 32 px, 12 classes."""
 
 _base_ = '../recipes/hmdb51_swin.py'
 
@@ -24,7 +24,7 @@ model = dict(
 _clip = dict(
     type='SampleFrames',
     clip_len=8,
-    frame_interval=2,
+    frame_interval=4,
     num_clips=1,
     out_of_bound_opt='repeat_last',
 )
@@ -36,23 +36,23 @@ train_pipeline = [
     dict(type='DecordInit'),
     _clip,
     dict(type='DecordDecode'),
-    dict(type='Resize', scale=(64, 64), keep_ratio=False),
+    dict(type='Resize', scale=(32, 32), keep_ratio=False),
     *_pack,
 ]
 val_pipeline = [
     dict(type='DecordInit'),
     dict(_clip, test_mode=True),
     dict(type='DecordDecode'),
-    dict(type='Resize', scale=(-1, 64)),
-    dict(type='CenterCrop', crop_size=64),
+    dict(type='Resize', scale=(-1, 32)),
+    dict(type='CenterCrop', crop_size=32),
     *_pack,
 ]
 test_pipeline = [
     dict(type='DecordInit'),
     dict(_clip, num_clips=2, test_mode=True),
     dict(type='DecordDecode'),
-    dict(type='Resize', scale=(-1, 64)),
-    dict(type='ThreeCrop', crop_size=64),
+    dict(type='Resize', scale=(-1, 32)),
+    dict(type='ThreeCrop', crop_size=32),
     *_pack,
 ]
 del _clip, _pack
