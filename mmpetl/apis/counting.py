@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 from mmpetl.core import PETLError, build_method, count_trainable, inject, suggest
 
@@ -77,15 +81,36 @@ def count_pairs(
                 f'unknown backbone {stem!r}.{suggest(stem, FULL_SIZE)} '
                 f'There are: {", ".join(FULL_SIZE)}'
             )
-        plain = _build(FULL_SIZE[stem])
+        with without_memory():
+            plain = _build(FULL_SIZE[stem])
         for method in methods:
             name = type(method).__name__
             try:
-                model = inject(copy.deepcopy(plain), build_method(method.config()))
+                with without_memory():
+                    model = inject(copy.deepcopy(plain), build_method(method.config()))
             except PETLError as error:
                 yield {'method': name, 'backbone': stem, 'refused': str(error)}
                 continue
             yield _row(name, stem, model)
+
+
+class _RatesOnCPU(TorchFunctionMode):
+    """Backbones read their stochastic depth rates off ``torch.linspace``."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.linspace:
+            kwargs = {**kwargs, 'device': 'cpu'}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules built in this context have shapes and no numbers."""
+    with torch.device('meta'), _RatesOnCPU():
+        yield
 
 
 def _build(backbone: dict[str, Any]) -> Any:

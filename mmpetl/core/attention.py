@@ -53,6 +53,12 @@ def softmax_attention(
     if extra_q or extra_k:
         full = F.pad(full, (extra_k, 0, extra_q, 0))
     full = full.to(q.dtype)
+    if full.requires_grad and not q.is_cuda:
+        # No fused kernel of the CPU has a gradient for its bias, and the fallback
+        # scales queries and keys apart: the plain formula is faster.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        scores = (scores.unflatten(0, (-1, len(full))) + full).flatten(0, 1)
+        return F.dropout(scores.softmax(-1), dropout) @ v
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, full, dropout_p=dropout)
     # Windows move next to the heads, so that one (windows * heads, Nq, Nk) bias is

@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 import mmpetl
+from mmpetl.apis.counting import without_memory
 from mmpetl.core import Counts, count_trainable
 
 FGVC_HEAD = 180_407
 """Parameters of a 768-wide linear head, mean over the classes of the five FGVC sets."""
-
-
-class _LinspaceOnCPU(TorchFunctionMode):
-    """Upstream reads stochastic depth rates off ``torch.linspace``."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.linspace:
-            kwargs = {**kwargs, 'device': 'cpu'}
-        return func(*args, **kwargs)
 
 
 def vit_b() -> nn.Module:
@@ -83,7 +72,7 @@ FULL_SIZE: dict[str, Callable[[], nn.Module]] = {
 
 def counts(stem: str, method: Any) -> Counts:
     """What trains when ``method`` is injected into a full-size backbone."""
-    with torch.device('meta'), _LinspaceOnCPU():
+    with without_memory():
         model = mmpetl.inject(FULL_SIZE[stem](), method)
     assert all(p.is_meta for p in model.parameters())
     return count_trainable(model)
