@@ -2,7 +2,8 @@
 # make test     install into .venv, then run the test suite
 #
 # Variables: VENV (.venv), PYTHON (an interpreter, 3.10 to 3.12, to make it with),
-# TESTS (arguments for pytest, e.g. TESTS='tests/compat -k nms').
+# TESTS (arguments for pytest, e.g. TESTS='tests/compat -k nms'), JOBS (processes that
+# run the tests, 2).
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -11,6 +12,7 @@ export PIP_CONSTRAINT := $(CURDIR)/requirements/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(PY) -m pip
 TESTS ?=
+JOBS ?= 2
 
 GUI_OPENCV := opencv-python opencv-contrib-python opencv-python-headless
 
@@ -20,7 +22,7 @@ digits: install
 	$(PY) tools/digits.py
 
 test: install-tests
-	$(PY) -m pytest -q $(TESTS)
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
 
 doctor: install
 	$(PY) -m mmpetl.doctor
