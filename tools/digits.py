@@ -56,7 +56,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--methods', nargs='+', default=list(METHODS))
+    parser.add_argument(
+        '--methods', nargs='+', default=list(METHODS), help='names, or all'
+    )
     parser.add_argument('--shots', type=int, default=200, help='labelled images')
     parser.add_argument('--epochs', type=int, default=25)
     parser.add_argument('--seed', type=int, default=42)
@@ -278,6 +280,18 @@ def write_results(records: list[dict[str, Any]], args: argparse.Namespace) -> No
     draw(records, args)
 
 
+def spread(places: list[float], gap: float) -> list[float]:
+    """Ascending places in [0, 1], moved as little apart as ``gap`` asks for."""
+    result = list(places)
+    for i in range(1, len(result)):
+        result[i] = max(result[i], result[i - 1] + gap)
+    if result:
+        result[-1] = min(result[-1], 1.0)
+    for i in range(len(result) - 2, -1, -1):
+        result[i] = min(result[i], result[i + 1] - gap)
+    return result
+
+
 def draw(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Accuracy against trainable parameters of the backbone."""
     import matplotlib
@@ -285,30 +299,34 @@ def draw(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+    height = max(5.0, 0.24 * len(records))
+    figure, axes = plt.subplots(figsize=(8, height), layout='constrained')
     colours = plt.get_cmap('tab10').colors
     ordered = sorted(records, key=lambda r: r['accuracy'])
-    gap = 0.045 * max(1.0, ordered[-1]['accuracy'] - ordered[0]['accuracy'])
-    at = -float('inf')
-    for i, record in enumerate(ordered):
-        x = max(record['backbone_params'], 300)
-        y = record['accuracy']
-        # Labels keep a distance, so that near equals can both be read.
-        at = max(at + gap, y)
-        axes.plot(x, y, 'o', ms=8, color=colours[i % 10])
+    low, high = ordered[0]['accuracy'], ordered[-1]['accuracy']
+    span = max(1.0, high - low)
+    axes.set_ylim(low - 0.05 * span, high + 0.05 * span)
+    places = spread(
+        [(0.05 + (r['accuracy'] - low) / span) / 1.1 for r in ordered],
+        gap=0.17 / height,
+    )
+    # Names stand in a column beside the plot, each tied to its point.
+    for i, (record, place) in enumerate(zip(ordered, places, strict=True)):
+        point = max(record['backbone_params'], 300), record['accuracy']
+        colour = colours[i % 10]
+        axes.plot(*point, 'o', ms=7, color=colour)
         axes.annotate(
             record['method'],
-            (x, y),
-            xytext=(x * 1.25, at),
-            textcoords='data',
+            point,
+            xytext=(1.04, place),
+            textcoords='axes fraction',
             va='center',
             fontsize=9,
-            color=colours[i % 10],
-            arrowprops={'arrowstyle': '-', 'lw': 0.5, 'color': colours[i % 10]},
+            color=colour,
+            annotation_clip=False,
+            arrowprops={'arrowstyle': '-', 'lw': 0.4, 'color': colour},
         )
     axes.set_xscale('log')
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * 4)
     axes.set_xlabel('trainable parameters of the backbone (LinearProbe: none)')
     axes.set_ylabel(f'accuracy on held-out digits ({args.split}), %')
     axes.set_title(f'mini ViT, {args.shots} labelled digits, seed {args.seed}')
@@ -325,9 +343,12 @@ def main() -> None:
     with cli_errors():
         started = time.perf_counter()
         os.environ.setdefault('MMPETL_DATA', str(ROOT / 'data' / 'mini'))
+        from mmpetl.core import check_range, registered_methods
+
+        if args.methods == ['all']:
+            args.methods = sorted(registered_methods(), key=str.lower)
         for name in args.methods:
             make_config(name, args)
-        from mmpetl.core import check_range
 
         check_range('digits', '--shots', args.shots, 10, 1000)
         check_range('digits', '--epochs', args.epochs, 2)
