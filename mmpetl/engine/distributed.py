@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from torch import nn
 
@@ -27,11 +26,8 @@ class PETLDistributedDataParallel(MMDistributedDataParallel):
     def __init__(
         self, module: nn.Module, device_ids: list[int] | None = None, **kwargs: Any
     ) -> None:
-        on_gpu = next(module.parameters()).is_cuda
-        if not on_gpu:
+        if not next(module.parameters()).is_cuda:
             module = revert_sync_batchnorm(module)
             device_ids = None
         kwargs.setdefault('broadcast_buffers', False)
         super().__init__(module=module, device_ids=device_ids, **kwargs)
-        if on_gpu:
-            torch.cuda.synchronize()

@@ -68,9 +68,16 @@ def petl_backbone(
             'checkpoint; set pretrained2d=False and name the weights as `checkpoint` '
             'of mmpetl.PETLBackbone'
         )
+    if checkpoint is not None and 'Pretrained' in str(getattr(module, 'init_cfg', '')):
+        # It would read a second file, unchecked.
+        raise PETLError(
+            'name the base weights once: drop init_cfg=dict(type="Pretrained") '
+            'of the backbone, since mmpetl.PETLBackbone has a checkpoint'
+        )
+    if hasattr(module, 'init_weights'):
+        # With a checkpoint too: it may not hold the norms of dense outputs.
+        module.init_weights()
     if checkpoint is None:
-        if hasattr(module, 'init_weights'):
-            module.init_weights()
         print_log(
             f'THE BASE IS RANDOM: {type(module).__name__} got no checkpoint. Name one '
             'with model.backbone.checkpoint=FILE, unless this is a trial run.',
@@ -80,7 +87,6 @@ def petl_backbone(
     else:
         from mmpetl.models.weights import load_base_weights
 
-        _initialise(module)
         report = load_base_weights(module, checkpoint)
         print_log(report.summary(), logger='current')
     if method is None:
@@ -115,18 +121,6 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
             f'unknown backbone {kind!r}; write its scope in front, as in '
             "'mmpretrain.VisionTransformer'"
         ) from error
-
-
-def _initialise(module: nn.Module) -> None:
-    """Initialise what the checkpoint may not hold (norms of dense outputs)."""
-    if hasattr(module, 'init_weights'):
-        # A Pretrained init_cfg would read a second file, unchecked.
-        if getattr(module, 'init_cfg', None) and 'Pretrained' in str(module.init_cfg):
-            raise PETLError(
-                'name the base weights once: drop init_cfg=dict(type="Pretrained") '
-                'of the backbone, since mmpetl.PETLBackbone has a checkpoint'
-            )
-        module.init_weights()
 
 
 def _mark_initialised(module: nn.Module) -> None:

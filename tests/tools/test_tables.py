@@ -23,13 +23,12 @@ def test_every_method_has_a_page():
     from mmpetl.core import registered_methods
 
     pages = {path.stem for path in (ROOT / 'docs' / 'methods').glob('*.md')}
-    methods = {cls.stem() for cls in registered_methods().values()}
     ours = {
         cls.stem()
         for cls in registered_methods().values()
         if cls.__module__.startswith('mmpetl.methods.')
     }
-    assert ours <= methods
+    assert ours
     assert ours - pages == set()
 
 
