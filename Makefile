@@ -52,7 +52,8 @@ $(VENV)/.mmpetl-installed: setup.py mmpetl/version.py requirements/constraints.t
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.mmpetl-tests-installed: requirements/tests.txt $(VENV)/.mmpetl-installed
+$(VENV)/.mmpetl-tests-installed: requirements/tests.txt requirements/benchmark.txt \
+    requirements/cluster.txt $(VENV)/.mmpetl-installed
 	$(PIP) install -q -r requirements/tests.txt
 	@touch $@
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+EXTRAS = ('benchmark', 'cluster', 'tests', 'optional')
 
 
 def requirements(name: str) -> list[str]:
     """Lines of ``requirements/<name>.txt`` that name a package."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    return [line for line in map(str.strip, lines) if line and line[0] != '#']
+    return [line for line in map(str.strip, lines) if line and line[0] not in '#-']
 
 
 def version() -> str:
@@ -33,7 +34,7 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['mmpetl', 'mmpetl.*']),
     install_requires=requirements('runtime') + requirements('openmmlab'),
-    extras_require={name: requirements(name) for name in ('tests', 'optional')},
+    extras_require={name: requirements(name) for name in EXTRAS},
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3.10',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 import re
@@ -93,4 +94,13 @@ def init_dist_any(launcher: str, timeout_s: float | None = None) -> str | None:
     if timeout_s is not None:
         options['timeout'] = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(backend, rank=rank, world_size=world_size, **options)
+    if backend == 'gloo':
+        # Its threads must have ended before the interpreter unloads them; otherwise the
+        # process aborts now and then after its work is done.
+        atexit.register(_close)
     return backend
+
+
+def _close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
