@@ -54,7 +54,8 @@ $(VENV)/.mmpetl-installed: setup.py mmpetl/version.py requirements/constraints.t
 
 $(VENV)/.mmpetl-tests-installed: requirements/tests.txt requirements/benchmark.txt \
     requirements/cluster.txt $(VENV)/.mmpetl-installed
-	$(PIP) install -q -r requirements/tests.txt
+	$(PIP) install -q -r requirements/tests.txt -r requirements/benchmark.txt \
+	  -r requirements/cluster.txt
 	@touch $@
 
 clean:

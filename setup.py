@@ -11,7 +11,7 @@ EXTRAS = ('benchmark', 'cluster', 'tests', 'optional')
 def requirements(name: str) -> list[str]:
     """Lines of ``requirements/<name>.txt`` that name a package."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    return [line for line in map(str.strip, lines) if line and line[0] not in '#-']
+    return [line for line in map(str.strip, lines) if line and line[0] != '#']
 
 
 def version() -> str:
