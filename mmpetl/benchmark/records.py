@@ -1,0 +1,245 @@
+"""One record per run: what was asked, what ran it, what came out.
+
+A record is a JSON file that is written whole or not at all. Tables, statistics and the
+report page read records only, so that every figure can be recomputed from them.
+
+Layout of a benchmark folder::
+
+    <out>/plan.json                    the resolved plan
+    <out>/runs/<id>/record.json        the record
+    <out>/runs/<id>/config.py          the resolved config
+    <out>/runs/<id>/predictions.npz    logits (N, C) float32, labels (N,) int64
+    <out>/runs/<id>/delta.safetensors  the trained numbers, with delta.json
+    <out>/runs/<id>/lock               held by the process that works on the run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmpetl.core import PETLError
+
+FORMAT = 1
+STATUSES = ('done', 'failed')
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell of the matrix.
+
+    Args:
+        recipe: Name of a recipe below ``configs/``: ``vtab/cifar100``, ``mini/digits``.
+        method: Name in the registry: ``LoRA``.
+        seed: Seed of initialisation and data order.
+        protocol: ``honest`` or ``published``.
+        stage: ``final``, or ``tune``, which never reads the test set.
+        options: Dotted config keys that depart from recipe and method.
+        variant: Short name of what the options change; part of the id.
+    """
+
+    recipe: str
+    method: str
+    seed: int = 42
+    protocol: str = 'honest'
+    stage: str = 'final'
+    options: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ''
+
+    @property
+    def id(self) -> str:
+        """Readable, unique, and fit for a folder's name."""
+        parts = [self.recipe.replace('/', '-'), self.method.lower()]
+        if self.options or self.variant:
+            text = json.dumps(dict(self.options), sort_keys=True, default=str)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            parts.append('-'.join(filter(None, (self.variant, digest))))
+        if self.stage != 'final':
+            parts.append(self.stage)
+        if self.protocol != 'honest':
+            parts.append(self.protocol)
+        parts.append(f's{self.seed}')
+        return re.sub(r'[^\w.+-]', '_', '--'.join(parts))
+
+
+@dataclass
+class Record:
+    """What is known of one run.
+
+    Attributes:
+        job: What was asked.
+        status: ``done`` or ``failed``.
+        family: Family of the method: ``adapter``, ``prompt``, ...
+        settings: Arguments of the method that depart from its defaults.
+        task: Id of the dataset, as in the catalogue and the published tables.
+        group: Group of the task within its suite: ``natural``, ``fgvc``, ...
+        backbone: Name of the backbone: ``ViT-B/16``.
+        metrics: Every metric of the final reading, by its evaluator's name.
+        primary: Name of the metric that tables rank by. Higher is better.
+        ppt: PPT of the primary metric.
+        counts: Trainable parameters by owner: ``delta``, ``selected``, ``head``.
+        curves: Name to list of (step, value); ``loss``, ``lr``, metrics of validation.
+        config_hash: Digest of the resolved config without folders and logging.
+        base: ``file`` and ``fingerprint`` of the base weights.
+        preprocessing: Named preset: normalisation, augmentation, interpolation.
+        test_reads: How often the test set was scored in this run.
+        seconds: Wall time of the run, over all its attempts.
+        step_seconds: Median time of a training step.
+        peak_memory_bytes: Peak over the run.
+        device: Name of the device.
+        versions: Package versions.
+        commit: Commit of the project, ``-dirty`` appended where it had edits; or None.
+        started: ISO 8601 time, UTC.
+        finished: ISO 8601 time, UTC.
+        attempts: How many times it was begun after a failure.
+        error: What went wrong, with its traceback; None where nothing did.
+        search: Budget and trials of the search that chose the settings, or None.
+    """
+
+    job: Job
+    status: str
+    family: str = ''
+    settings: dict[str, Any] = field(default_factory=dict)
+    task: str = ''
+    group: str = ''
+    backbone: str = ''
+    metrics: dict[str, float] = field(default_factory=dict)
+    primary: str = ''
+    ppt: float | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    config_hash: str = ''
+    base: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    test_reads: int = 0
+    seconds: float = 0.0
+    step_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    device: str = ''
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    started: str = ''
+    finished: str = ''
+    attempts: int = 1
+    error: str | None = None
+    search: dict[str, Any] | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The primary metric; None of a failed run."""
+        return self.metrics.get(self.primary)
+
+    @property
+    def trainable(self) -> int:
+        """Trainable parameters of the backbone; the head does not count."""
+        return self.counts.get('delta', 0) + self.counts.get('selected', 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that :meth:`from_json` reads back."""
+        return {'format': FORMAT, 'id': self.job.id, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], source: str = 'record') -> Record:
+        """The record of a dict.
+
+        Raises:
+            PETLError: The format is not ours, or fields are missing or unknown.
+        """
+        data = dict(data)
+        found = data.pop('format', None)
+        if found != FORMAT:
+            raise PETLError(
+                f'{source} has format {found!r}; this mmpetl reads format {FORMAT}'
+            )
+        data.pop('id', None)
+        try:
+            record = cls(**{**data, 'job': Job(**data['job'])})
+        except (KeyError, TypeError) as error:
+            raise PETLError(f'{source} is not a record: {error}') from None
+        if record.status not in STATUSES:
+            raise PETLError(
+                f'{source} has status {record.status!r}; there are {", ".join(STATUSES)}'
+            )
+        return record
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    with open(part, 'w', encoding='utf-8') as file:
+        # NaN is no JSON; a curve that has one must say null.
+        json.dump(data, file, indent=1, allow_nan=False)
+        file.write('\n')
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+class RecordStore:
+    """The records of one benchmark folder.
+
+    Args:
+        out: The folder; made when the first record is written.
+    """
+
+    def __init__(self, out: str | os.PathLike) -> None:
+        self.out = Path(out)
+
+    def folder(self, job: Job) -> Path:
+        """Where a run lives."""
+        return self.out / 'runs' / job.id
+
+    def read(self, job: Job) -> Record | None:
+        """The record of a job; None if it has none yet."""
+        path = self.folder(job) / 'record.json'
+        return read_record(path) if path.is_file() else None
+
+    def write(self, record: Record) -> None:
+        """Keep a record, whole or not at all."""
+        write_json(self.folder(record.job) / 'record.json', record.to_json())
+
+    def all(self) -> list[Record]:
+        """Every record of the folder, by id."""
+        return [read_record(p) for p in sorted(self.out.glob('runs/*/record.json'))]
+
+    @contextmanager
+    def claim(self, job: Job) -> Iterator[bool]:
+        """Whether this process, and no other, may work on a job.
+
+        The operating system drops the lock when its process ends, however it ends.
+        """
+        folder = self.folder(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / 'lock', 'a', encoding='ascii') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def read_record(path: str | os.PathLike) -> Record:
+    """A record from its file.
+
+    Raises:
+        PETLError: The file is not a record.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise PETLError(f'cannot read the record {path}: {error}') from None
+    if not isinstance(data, dict):
+        raise PETLError(f'{path} is not a record: it holds no object')
+    return Record.from_json(data, str(path))
