@@ -167,7 +167,8 @@ class Record:
             raise PETLError(f'{source} is not a record: {error}') from None
         if record.status not in STATUSES:
             raise PETLError(
-                f'{source} has status {record.status!r}; there are {", ".join(STATUSES)}'
+                f'{source} has status {record.status!r}, which is none of '
+                f'{", ".join(STATUSES)}'
             )
         return record
 
