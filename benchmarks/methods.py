@@ -1,6 +1,7 @@
-"""A training step of each method on ViT-B/16, relative to what its trunk costs.
+"""A training step of each method, relative to what its trunk costs.
 
 Example: python benchmarks/methods.py --methods LoRA LST --rounds 7
+         python benchmarks/methods.py --backbone swin_b --depth 4 --batch 1
 
 *Bound*: the same frozen ViT with one trainable tensor in block 0, so forward plus
 activation gradients down to that block: no in-backbone method can be cheaper. *Forward*
@@ -36,20 +37,65 @@ def make_vit(depth: int) -> nn.Module:
     return VisionTransformer(arch=arch, out_type='cls_token')
 
 
+def make_swin(depth: int) -> nn.Module:
+    """Swin-B of mmpretrain with the four outputs of dense tasks."""
+    from mmpretrain.models import SwinTransformer
+
+    arch = {
+        'embed_dims': 128,
+        'depths': [2, 2, depth, 2],
+        'num_heads': [4, 8, 16, 32],
+    }
+    torch.manual_seed(0)
+    return SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3))
+
+
+def first_block(net: nn.Module) -> nn.Module:
+    """The block that the bound trains a bias of."""
+    return (
+        net.stages[0].blocks[0].attn.w_msa
+        if hasattr(net, 'stages')
+        else (net.layers[0].attn)
+    )
+
+
+BACKBONES = {'vit_b': make_vit, 'swin_b': make_swin}
+# Methods of the published tables of dense tasks.
+DENSE = (
+    'AdaptFormer',
+    'Adapter',
+    'BitFit',
+    'E3VA',
+    'Full',
+    'LNTune',
+    'LinearProbe',
+    'LoRA',
+    'LoRand',
+    'Mona',
+    'PartialK',
+)
+
+
 class Step:
-    """Forward, backward and an AdamW step of a backbone with a linear head."""
+    """Forward, backward and an AdamW step of a backbone, a linear head per output."""
 
     def __init__(self, net: nn.Module, x: torch.Tensor) -> None:
         self.net, self.x = net, x
         with torch.no_grad():
-            width = net(x)[0].shape[-1]  # some methods hand over another
-        self.head = nn.Linear(width, 10).to(x.device)
+            outs = net(x)  # some methods hand over another width
+        self.head = nn.ModuleList(nn.Linear(out.shape[1], 10) for out in outs)
+        self.head.to(x.device)
         params = [p for p in net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW([*params, *self.head.parameters()], 1e-4)
 
     def loss(self) -> torch.Tensor:
         """A scalar loss."""
-        return self.head(self.net(self.x)[0]).square().mean()
+        pairs = zip(self.head, self.net(self.x), strict=True)
+        # Class tokens are (B, C), maps (B, C, H, W).
+        return sum(
+            head(out.flatten(2).mT if out.ndim == 4 else out).square().mean()
+            for head, out in pairs
+        )
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -80,22 +126,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--methods', nargs='+', help='default: all')
+    parser.add_argument('--backbone', choices=BACKBONES, default='vit_b')
+    parser.add_argument(
+        '--methods', nargs='+', help='default: all, on swin_b those of dense tasks'
+    )
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--batch', type=int, default=4)
-    parser.add_argument('--depth', type=int, default=12, help='blocks of the ViT')
+    parser.add_argument(
+        '--depth', type=int, default=12, help='blocks, of swin_b in stage 3'
+    )
     args = parser.parse_args()
+    make = BACKBONES[args.backbone]
+    every = DENSE if args.backbone == 'swin_b' else sorted(registered_methods())
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     x = torch.randn(args.batch, 3, 224, 224, device=device)
 
     def frozen_step() -> Step:
         # The bound: nothing but block 0's query bias trains below the head.
-        net = make_vit(args.depth)
+        net = make(args.depth)
         mmpetl.inject(net, 'LinearProbe')
-        net.layers[0].attn.qkv.bias.requires_grad_(True)
+        first_block(net).qkv.bias.requires_grad_(True)
         return Step(net.to(device), x)
 
-    trunk = make_vit(args.depth).to(device)
+    trunk = make(args.depth).to(device)
     mmpetl.inject(trunk, 'LinearProbe')
 
     def forward() -> None:
@@ -116,12 +169,12 @@ def main() -> None:
         'bound': frozen_step(),
         'forward': forward,
     }
-    full_net = make_vit(args.depth).to(device)
+    full_net = make(args.depth).to(device)
     mmpetl.inject(full_net, 'Full')
     references['full'] = Step(full_net, x)
     full_kept = references['full'].kept_bytes()
-    for name in args.methods or sorted(registered_methods()):
-        net = make_vit(args.depth)
+    for name in args.methods or every:
+        net = make(args.depth)
         mmpetl.inject(net, name)
         net.train()
         step = Step(net.to(device), x)
@@ -135,7 +188,8 @@ def main() -> None:
             ]
         )
         print(*rows[-1], sep='  ', flush=True)
-    print(f'\n{header(args.rounds)}, batch {args.batch}, {args.depth} blocks\n')
+    case = f'batch {args.batch}, {args.backbone}, depth {args.depth}'
+    print(f'\n{header(args.rounds)}, {case}\n')
     print(markdown(rows))
 
 
