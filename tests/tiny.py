@@ -198,6 +198,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},
+    'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
     'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
     'LoRand': {
@@ -255,6 +256,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
+    'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
 }
 """Arguments by registered name and variant. A method without an entry is run with its

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,23 @@ def join_tokens(
     return torch.cat([part for part in kept if part.shape[1]], dim=1)
 
 
+def projections(inner_dims: int, widths: Iterable[int]) -> nn.ModuleDict:
+    """One ``Linear(inner_dims, width)`` per width, for prompts that are narrower.
+
+    They start from a Kaiming normal of the fan out, as in VPT's code.
+    """
+    found = {}
+    for width in sorted(set(widths)):
+        found[str(width)] = nn.Linear(inner_dims, width)
+        nn.init.kaiming_normal_(found[str(width)].weight, a=0, mode='fan_out')
+    return nn.ModuleDict(found)
+
+
 class Prompts(Delta):
     """Learned tokens that join the stream: ``[class; drop(E); grid]``.
+
+    Where E has another width than the stream, the projection for C that the deltas
+    share (:func:`projections`) brings it there: ``[class; drop(E F^T + b); grid]``.
 
     Args:
         dims: Width of the stream, C.
@@ -62,6 +77,7 @@ class Prompts(Delta):
         drop_rate: Dropout on E, drawn anew for every sample.
         group: Name of the group they form in the stream.
         replaces: Whether the group of the block before leaves first.
+        inner_dims: Width of E where it is projected, else None.
     """
 
     def __init__(
@@ -72,15 +88,19 @@ class Prompts(Delta):
         drop_rate: float,
         group: str,
         replaces: bool,
+        inner_dims: int | None = None,
     ) -> None:
         super().__init__()
-        self.E = nn.Parameter(torch.empty(num_tokens, dims).uniform_(-bound, bound))
+        self.projection = None if inner_dims is None else str(dims)
+        start = torch.empty(num_tokens, dims if inner_dims is None else inner_dims)
+        self.E = nn.Parameter(start.uniform_(-bound, bound))
         self.drop = nn.Dropout(drop_rate)
         self.group = group
         self.replaces = replaces
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        tokens = self.drop(self.E.expand(len(x), -1, -1))
+        e = self.E if self.projection is None else self.shared[self.projection](self.E)
+        tokens = self.drop(e.expand(len(x), -1, -1))
         return join_tokens(x, tokens, ctx, self.group, self.replaces)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -201,3 +202,69 @@ def watching(module: nn.Module, looks: Mapping[Site, Look]) -> Iterator[None]:
                 del petl._modules[site.key]
                 if not petl._modules:
                     del module.get_submodule(site.host)._modules['petl']
+
+
+def task_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The model's own training loss on a batch.
+
+    Args:
+        model: A model of OpenMMLab, or one that gives scores (B, classes).
+        batch: What it takes, or ``(inputs, labels)``.
+    """
+    if hasattr(model, 'data_preprocessor'):
+        losses = model(**model.data_preprocessor(batch, True), mode='loss')
+        return model.parse_losses(losses)[0]
+    inputs, labels = batch
+    return F.cross_entropy(model(inputs), labels)
+
+
+def batch_size(batch: Any) -> int:
+    """Samples in a batch of OpenMMLab, or in ``(inputs, labels)``."""
+    return len(batch['inputs'] if isinstance(batch, Mapping) else batch[0])
+
+
+def one_by_one(batch: Any) -> Iterator[Any]:
+    """Every sample of a batch as a batch of its own."""
+    for i in range(batch_size(batch)):
+        if isinstance(batch, Mapping):
+            yield {key: value[i : i + 1] for key, value in batch.items()}
+        else:
+            yield tuple(None if v is None else v[i : i + 1] for v in batch)
+
+
+@contextmanager
+def only_trains(
+    backbone: nn.Module, weights: list[nn.Parameter], train_mode: bool
+) -> Iterator[None]:
+    """Let gradients reach ``weights`` and nothing else; deltas are in eval mode.
+
+    Afterwards everything is as it was, running statistics of heads included.
+
+    Args:
+        backbone: An injected backbone, or the whole model around it.
+        weights: Parameters of it.
+        train_mode: Whether the rest is in train mode, so that dropout and stochastic
+            depth act.
+    """
+    flags = {p: p.requires_grad for p in backbone.parameters()}
+    modes = {m: m.training for m in backbone.modules()}
+    buffers = {b: b.clone() for b in backbone.buffers()}
+    for param in flags:
+        param.requires_grad_(False)
+    for param in weights:
+        param.requires_grad_(True)
+        param.grad = None
+    for name, module in backbone.named_modules():
+        module.training = train_mode and 'petl' not in name.split('.')
+    try:
+        yield
+    finally:
+        for param, flag in flags.items():
+            param.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                buffer.copy_(value)
+        for param in weights:
+            param.grad = None

@@ -49,6 +49,8 @@ class Injection:
     head: frozenset[str] = frozenset()
     """Base parameters that train with the head: the checkpoint did not hold them."""
     frozen_drop_path: bool = False
+    training: bool = True
+    """The mode that was asked for; a frozen backbone itself says ``training=False``."""
     slots: dict[str, Slot] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     """Where the base came from: its config, checkpoint and fingerprint."""
@@ -84,6 +86,7 @@ class Injection:
         """
         # A host with frozen stages clears requires_grad of all that lies in them.
         self.set_trainable(backbone)
+        self.training = mode
 
         def visit(module: nn.Module, parent: bool) -> None:
             params = list(module.parameters())
@@ -209,7 +212,7 @@ def inject(
     with torch.no_grad():
         method.initialise(deltas, weights)
     state.slots[slot] = _slot(method, module, state, tuple(wanted))
-    module.train(module.training)
+    module.train(state.training)
     for part in module.modules():
         if hasattr(part, '_is_init'):
             part._is_init = True
@@ -257,6 +260,7 @@ def _adopt(
         digests=tensor_digests(params),
         head=frozenset(n for n in params if any(_below(n, h) for h in head)),
         frozen_drop_path=frozen_drop_path,
+        training=module.training,
     )
     site_map.swap(module)
     module.__dict__['_petl'] = state
@@ -360,7 +364,7 @@ def _switch(backbone: nn.Module, slot: str | None, on: bool) -> None:
     for site in entry.sites:
         plug = module.get_submodule(site.path)
         (plug.off.discard if on else plug.off.add)(name)
-    module.train(module.training)
+    module.train(state.training)
 
 
 def enable(backbone: nn.Module, slot: str | None = None) -> None:
@@ -408,13 +412,12 @@ def eject(
         if not petl._modules:
             del host._modules['petl']
     del state.slots[name]
-    training = module.training
     if state.slots:
-        module.train(training)
+        module.train(state.training)
         return backbone
     del module.__dict__['_petl']
     state.site_map.unswap(module)
     for key, param in module.named_parameters():
         param.requires_grad_(key in state.trainable_before)
-    module.train(training)
+    module.train(state.training)
     return backbone

@@ -31,6 +31,8 @@ class Method:
             base computes.
         family: ``'baseline'``, ``'specification'``, ``'adapter'``, ``'prompt'``,
             ``'prefix'``, ``'side'``, ``'reparameterisation'`` or ``'multi_task'``.
+        scales: Whether what it changes at a site can be scaled down to nothing; not
+            where it puts something else in place of the base's feature.
     """
 
     targets: tuple[str, ...] = ()
@@ -38,6 +40,7 @@ class Method:
     calibration_pipeline: ClassVar[str] = 'train'
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
+    scales: ClassVar[bool] = True
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.

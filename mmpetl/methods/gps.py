@@ -3,15 +3,17 @@
 Paper: Zhang et al., "Gradient-based Parameter Selection for Efficient Fine-Tuning",
 CVPR 2024, https://arxiv.org/abs/2312.10136, section 3.
 Differs from the authors' code: none in the algebra. There a mask zeroes the gradients
-of whole weights; here a vector of values at fixed places is added to frozen weights, so
-that optimizer state and checkpoint are as small as the count, and neither weight decay
-nor momentum can move what is not selected. With Adam and no weight decay both take the
-same steps. Relative position tables count as position embeddings and stay.
+of whole weights (``mode='mask'`` here); by default a vector of values at fixed places
+is added to frozen weights, so that optimizer state and checkpoint are as small as the
+count, and neither weight decay nor momentum can move what is not selected. With Adam
+and no weight decay both take the same steps. Relative position tables count as position
+embeddings and stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -28,9 +30,12 @@ from mmpetl.core import (
     PETLError,
     Place,
     Site,
+    batch_size,
     check_range,
     inputs_and_labels,
     one_epoch,
+    only_trains,
+    task_loss,
     warn_uncalibrated,
     watching,
     without_extra,
@@ -38,6 +43,8 @@ from mmpetl.core import (
 from mmpetl.registry import METHODS
 
 CRITERIA = ('supcon', 'task')
+MODES = ('values', 'mask')
+LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
 TEMPERATURE = 0.07
 MOST_FOR_TASK = 1000
 FEW = 8
@@ -118,6 +125,42 @@ class GPSDelta(Delta):
         return SparseRows.apply(y, x.to(y.dtype), values, self.index)
 
 
+class GPSMask(Delta):
+    """Passes y on; the gradient of the weight keeps K entries per row, at ``index``.
+
+    index: (out_dims, K).
+    """
+
+    def __init__(self, in_dims: int, out_dims: int, num_weights: int) -> None:
+        super().__init__()
+        first = torch.arange(num_weights, dtype=torch.int32)
+        self.register_buffer('index', first.repeat(out_dims, 1))
+        self.in_dims = in_dims
+
+    def watch(self, weight: nn.Parameter) -> None:
+        """Name the weight whose gradient is masked."""
+        # In a tuple it is no parameter of this module, and copies keep the link.
+        self.__dict__['_weight'] = (weight,)
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
+        (weight,) = self._weight
+        # A copy of the model has a weight of its own, on which nothing hangs yet.
+        if weight.requires_grad and self.__dict__.get('_hooked') != id(weight):
+            self.__dict__['_hooked'] = id(weight)
+            me = weakref.ref(self)  # the mask ends with the delta
+            weight.register_hook(lambda grad: _masked(me(), grad))
+        return y
+
+
+def _masked(delta: GPSMask | None, grad: Tensor) -> Tensor | None:
+    """The gradient at the chosen places; None (as it is) where none are to be kept."""
+    if delta is None or getattr(delta.shared, 'looks', False):
+        return None
+    ones = torch.ones_like(delta.index, dtype=grad.dtype)
+    return grad * dense_rows(ones, delta.index, delta.in_dims).view_as(grad)
+
+
 def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor | None:
     """Supervised contrastive loss, mean over the anchors that have a positive.
 
@@ -143,20 +186,6 @@ def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor | None:
     return (per_anchor[count > 0] / count[count > 0]).mean()
 
 
-def task_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The model's own training loss on a batch.
-
-    Args:
-        model: A model of OpenMMLab, or one that gives scores (B, classes).
-        batch: What it takes, or ``(inputs, labels)``.
-    """
-    if hasattr(model, 'data_preprocessor'):
-        losses = model(**model.data_preprocessor(batch, True), mode='loss')
-        return model.parse_losses(losses)[0]
-    inputs, labels = batch
-    return F.cross_entropy(model(inputs), labels)
-
-
 @METHODS.register_module()
 class GPS(Method):
     """Gradient-based parameter selection.
@@ -177,6 +206,9 @@ class GPS(Method):
             scales, as in the authors' code.
         max_images: Most images that the pass looks at; None means all, and 1000 for
             ``criterion='task'``.
+        mode: ``'values'``, or ``'mask'`` to train whole weights with masked gradients,
+            for comparison: optimizer state and checkpoint are then those of full
+            fine-tuning, and weight decay moves every weight.
     """
 
     targets = ('embed.proj', 'attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
@@ -189,18 +221,22 @@ class GPS(Method):
         criterion: Literal['supcon', 'task'] = 'supcon',
         train_bias: bool = True,
         max_images: int | None = None,
+        mode: Literal['values', 'mask'] = 'values',
     ) -> None:
         check_range(self, 'num_weights', num_weights, 1)
         if criterion not in CRITERIA:
             raise PETLError(
                 f'GPS needs criterion {" or ".join(CRITERIA)}, got {criterion!r}'
             )
+        if mode not in MODES:
+            raise PETLError(f'GPS needs mode {" or ".join(MODES)}, got {mode!r}')
         if max_images is not None:
             check_range(self, 'max_images', max_images, 1)
         self.num_weights = num_weights
         self.criterion = criterion
         self.train_bias = train_bias
         self.max_images = max_images
+        self.mode = mode
 
     def check(self, sites: list[Site]) -> None:
         narrow = min(site.in_dims for site in sites)
@@ -213,10 +249,23 @@ class GPS(Method):
     def share(self, sites: list[Site]) -> Calibrated:
         return Calibrated()
 
-    def build(self, site: Site) -> GPSDelta:
-        return GPSDelta(site.in_dims, site.out_dims, self.num_weights)
+    def build(self, site: Site) -> GPSDelta | GPSMask:
+        cls = GPSMask if self.mode == 'mask' else GPSDelta
+        return cls(site.in_dims, site.out_dims, self.num_weights)
+
+    def initialise(
+        self, deltas: Mapping[Site, Delta], weights: Callable[[str, str], Affine]
+    ) -> None:
+        if self.mode == 'mask':
+            for site, delta in deltas.items():
+                weight = weights(site.host, site.kind).weight
+                # That of a convolution is seen as a matrix.
+                whole = isinstance(weight, nn.Parameter)
+                delta.watch(weight if whole else weight._base)
 
     def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
+        if self.mode == 'mask' and param.ndim >= 2 and isinstance(owner, LINEAR):
+            return True
         if not self.train_bias or isinstance(owner, nn.LayerNorm):
             return False
         *path, last = name.split('.')
@@ -250,12 +299,15 @@ class GPS(Method):
             limit = MOST_FOR_TASK
         seen, classes = 0, set()
         views = 2 if self.criterion == 'supcon' else 1
-        with _only_trains(backbone, place, list(weights.values())):
+        with (
+            only_trains(backbone, list(weights.values()), train_mode=True),
+            _whole_gradients(place),
+        ):
             for batch in one_epoch(batches, views=views, shuffle=True):
                 if limit is not None and seen >= limit:
                     break
                 if self.criterion == 'task':
-                    loss, count = task_loss(backbone, batch[0]), _size(batch[0])
+                    loss, count = task_loss(backbone, batch[0]), batch_size(batch[0])
                 else:
                     loss, labels = self._contrast(backbone, place, batch)
                     classes |= set(labels.tolist())
@@ -309,8 +361,19 @@ class GPS(Method):
             place.delta(site).index.copy_(chosen.sort(dim=-1).values)
         place.calibrated.done.fill_(True)
 
-    def fold(self, site: Site, delta: GPSDelta, affine: Affine) -> None:
-        affine.add_(dense_rows(delta.values, delta.index, delta.in_dims))
+    def fold(self, site: Site, delta: GPSDelta | GPSMask, affine: Affine) -> None:
+        if self.mode == 'values':  # a masked weight is in place
+            affine.add_(dense_rows(delta.values, delta.index, delta.in_dims))
+
+
+@contextmanager
+def _whole_gradients(place: Place) -> Iterator[None]:
+    """Leave gradients unmasked, so that a second choice sees all of them."""
+    place.calibrated.looks = True
+    try:
+        yield
+    finally:
+        del place.calibrated.looks
 
 
 def _parameter(module: nn.Module, affine: Affine) -> nn.Parameter:
@@ -329,38 +392,3 @@ def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:
     """
     own = ctx.num_prefix - ctx.num_extra
     return x[:, own:].mean(1) if out.pooled or not own else x[:, 0]
-
-
-def _size(batch: Any) -> int:
-    """Images in a batch."""
-    return len(batch['inputs'] if isinstance(batch, dict) else batch[0])
-
-
-@contextmanager
-def _only_trains(backbone: nn.Module, place: Place, weights: list[nn.Parameter]):
-    """Let gradients reach ``weights`` and nothing else, with the trunk in train mode.
-
-    Afterwards everything is as it was, running statistics of heads included.
-    """
-    flags = {p: p.requires_grad for p in backbone.parameters()}
-    modes = {m: m.training for m in backbone.modules()}
-    buffers = {b: b.clone() for b in backbone.buffers()}
-    for param in flags:
-        param.requires_grad_(False)
-    for param in weights:
-        param.requires_grad_(True)
-        param.grad = None
-    for name, module in backbone.named_modules():
-        module.training = 'petl' not in name.split('.')
-    try:
-        yield
-    finally:
-        for param, flag in flags.items():
-            param.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers.items():
-                buffer.copy_(value)
-        for param in weights:
-            param.grad = None

@@ -4,18 +4,20 @@ Paper: Sung et al., "LST: Ladder Side-Tuning for Parameter and Memory Efficient 
 Learning", NeurIPS 2022, https://arxiv.org/abs/2206.06522, sections 3.2 and 3.3.
 Differs from the authors' code: theirs is for language models and for CLIP's ResNet. For
 vision transformers the side block is one of the host's kind with the host's heads, and
-what leaves the side network is the feature. Side blocks start from the channels of the
-host that are largest in magnitude (theirs: largest Fisher information, which needs
-data). Windowed backbones (a side width per stage, a patch merging of its own) and dense
-outputs are our extension.
+what leaves the side network is the feature. By default side blocks start from the
+channels of the host that are largest in magnitude, which needs no data; the paper's
+choice by Fisher information is ``init='fisher'``. Windowed backbones (a side width per
+stage, a patch merging of its own) and dense outputs are our extension.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +25,33 @@ from torch import Tensor, nn
 
 from mmpetl.core import (
     Affine,
+    Calibrated,
     Context,
     Delta,
     Method,
     PETLError,
+    Place,
     Site,
     check_range,
+    disable,
+    enable,
     from_windows,
+    one_by_one,
+    one_epoch,
+    only_trains,
     shift_mask,
     softmax_attention,
     split_heads,
+    task_loss,
     to_windows,
+    warn_uncalibrated,
     without_extra,
 )
 from mmpetl.registry import METHODS
 
-INITS = ('magnitude', 'random')
+INITS = ('magnitude', 'fisher', 'random')
+FISHER_IMAGES = 1024
+"""So many training images the paper estimates the Fisher information from."""
 TEMPERATURE = 0.1
 
 
@@ -121,6 +134,8 @@ class EntryDelta(Delta):
         self.down = nn.Linear(site.out_dims, site.out_dims // reduction)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        if isinstance(self.shared, Calibrated):
+            warn_uncalibrated(self, "LST with init='fisher' starts from random blocks")
         ctx.scratch[self.shared] = self.down(without_extra(y, ctx))
         return y
 
@@ -194,22 +209,32 @@ class LST(Method):
         reduction: Width of the backbone over that of the side network; 8 in the
             paper.
         init: Where side blocks start. ``'magnitude'`` copies the channels of the
-            host's blocks that have the largest weights; ``'random'`` draws them.
+            host's blocks that have the largest weights; ``'fisher'``, the paper's
+            choice, those with the largest Fisher information in a pass over labelled
+            training data (:meth:`calibrate`, which ``mmpetl.CalibrationHook`` runs);
+            ``'random'`` draws them.
     """
 
     targets = ('embed', 'block', 'out')
     optional = ('downsample',)
     starts_as_identity = False
     family = 'side'
+    scales = False
 
     def __init__(
-        self, reduction: int = 8, init: Literal['magnitude', 'random'] = 'magnitude'
+        self,
+        reduction: int = 8,
+        init: Literal['magnitude', 'fisher', 'random'] = 'magnitude',
     ) -> None:
         check_range(self, 'reduction', reduction, 1)
         if init not in INITS:
-            raise PETLError(f'LST has init {" and ".join(INITS)}, got {init!r}')
+            raise PETLError(f'LST has init {" or ".join(INITS)}, got {init!r}')
         self.reduction = reduction
         self.init = init
+
+    @property
+    def calibrates(self) -> bool:
+        return self.init == 'fisher'
 
     def check(self, sites: list[Site]) -> None:
         for site in sites:
@@ -221,8 +246,8 @@ class LST(Method):
                     'take a smaller reduction'
                 )
 
-    def share(self, sites: list[Site]) -> SideStream:
-        return SideStream()
+    def share(self, sites: list[Site]) -> nn.Module:
+        return Calibrated() if self.init == 'fisher' else SideStream()
 
     def build(self, site: Site) -> Delta:
         return PARTS[site.kind](site, self.reduction)
@@ -230,22 +255,131 @@ class LST(Method):
     def initialise(
         self, deltas: Mapping[Site, Delta], weights: Callable[[str, str], Affine]
     ) -> None:
+        for site, delta in deltas.items():
+            if site.kind == 'block':
+                delta.block.norm1.eps = weights(site.host, 'norm1').eps
+                delta.block.norm2.eps = weights(site.host, 'norm2').eps
+        if self.init == 'magnitude':
+            self._prune(deltas, weights, weights)
+
+    def _prune(
+        self,
+        deltas: Mapping[Site, Delta],
+        weights: Callable[[str, str], Affine],
+        sizes: Callable[[str, str], Affine],
+    ) -> None:
+        """Start side blocks from the channels of their hosts that are largest."""
         stages: dict[int, list[Site]] = {}
         for site in deltas:
             if site.kind == 'block':
                 stages.setdefault(site.stage, []).append(site)
         for sites in stages.values():
-            hosts = [HostBlock(site, weights) for site in sites]
-            blocks = [deltas[site].block for site in sites]
-            for block, host in zip(blocks, hosts, strict=True):
-                block.norm1.eps = host.norm1.eps
-                block.norm2.eps = host.norm2.eps
-            if self.init == 'magnitude':
-                total = sum(host.residual_size() for host in hosts)
-                # One set per stage: all its blocks share the residual stream.
-                kept = largest(total, len(total) // self.reduction)
-                for block, host in zip(blocks, hosts, strict=True):
-                    host.prune_into(block, kept)
+            hosts = [HostBlock(site, weights, sizes) for site in sites]
+            total = sum(host.residual_size() for host in hosts)
+            # One set per stage: all its blocks share the residual stream.
+            kept = largest(total, len(total) // self.reduction)
+            for site, host in zip(sites, hosts, strict=True):
+                host.prune_into(deltas[site].block, kept)
+
+    def information(
+        self, backbone: nn.Module, batches: Iterable[Any]
+    ) -> dict[nn.Parameter, Tensor]:
+        """Empirical Fisher information of every weight of the frozen blocks.
+
+        The mean over samples of the squared gradient of the model's own loss, with the
+        head on the frozen feature, everything in eval mode; at most 1024 samples.
+
+        Returns:
+            By parameter, in its shape.
+
+        Raises:
+            PETLError: There are no data, or no labels.
+        """
+        place = Place(backbone, self)
+        module = place.module
+        # A view of the weight of a site lies in the storage of a parameter.
+        owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
+        params = [
+            owner[tensor.untyped_storage().data_ptr()]
+            for site in place.sites
+            if site.kind == 'block'
+            for kind in BLOCK_PARTS
+            for tensor in _tensors(_affine(place, site.host, kind))
+        ]
+        params = list(dict.fromkeys(params))
+        total = {
+            p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+            for p in params
+        }
+        seen, modes = 0, {m: m.training for m in backbone.modules()}
+        disable(module, place.slot)
+        try:
+            with only_trains(backbone, params, train_mode=False):
+                for (batch,) in one_epoch(batches, shuffle=True):
+                    if seen >= FISHER_IMAGES:
+                        break
+                    if not isinstance(batch, Mapping) and batch[1] is None:
+                        raise PETLError(
+                            "LST with init='fisher' needs labels, and these data have "
+                            "none; choose init='magnitude'"
+                        )
+                    for sample in islice(one_by_one(batch), FISHER_IMAGES - seen):
+                        seen += 1
+                        loss = task_loss(backbone, sample)
+                        grads = torch.autograd.grad(loss, params, allow_unused=True)
+                        for p, grad in zip(params, grads, strict=True):
+                            if grad is not None:
+                                total[p] += grad.to(total[p].dtype).square()
+        finally:
+            enable(module, place.slot)
+            for part, mode in modes.items():
+                part.training = mode
+        if not seen:
+            raise PETLError("LST with init='fisher' prunes by data, and there are none")
+        return {p: t / seen for p, t in total.items()}
+
+    @torch.no_grad()
+    def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
+        """Start the side blocks from the channels with the most :meth:`information`.
+
+        Raises:
+            PETLError: There are no data, or no labels.
+        """
+        place = Place(backbone, self)
+        with torch.enable_grad():
+            found = self.information(backbone, batches)
+        by_storage = {p.untyped_storage().data_ptr(): (p, f) for p, f in found.items()}
+
+        def same_place(tensor: Tensor) -> Tensor:
+            param, info = by_storage[tensor.untyped_storage().data_ptr()]
+            start = tensor.storage_offset() - param.storage_offset()
+            return info.as_strided(tensor.shape, tensor.stride(), start)
+
+        def sizes(host: str, kind: str) -> Affine:
+            affine = _affine(place, host, kind)
+            bias = tuple(
+                part if part.bias is None else replace(part, bias=same_place(part.bias))
+                for part in affine.bias
+            )
+            return Affine(affine.name, same_place(affine.weight), bias)
+
+        self._prune(
+            {site: place.delta(site) for site in place.sites},
+            lambda host, kind: _affine(place, host, kind),
+            sizes,
+        )
+        place.calibrated.done.fill_(True)
+
+
+def _affine(place: Place, host: str, kind: str) -> Affine:
+    """The map of a kind inside a block."""
+    site = next(s for s in place.state.sites if (s.host, s.kind) == (host, kind))
+    return place.state.site_map.affine(place.module, site)
+
+
+def _tensors(affine: Affine) -> list[Tensor]:
+    """Views of the parameters of a map."""
+    return [affine.weight, *(p.bias for p in affine.bias if p.bias is not None)]
 
 
 def largest(size: Tensor, count: int) -> Tensor:
@@ -253,28 +387,41 @@ def largest(size: Tensor, count: int) -> Tensor:
     return size.topk(count, dim=-1).indices.sort(dim=-1).values
 
 
+BLOCK_PARTS = ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'ffn.fc1', 'ffn.fc2')
+
+
 class HostBlock:
     """The weights of a host's block, and how large each channel is.
 
-    The size of a channel is the sum of the magnitudes of all weights attached to it.
+    The size of a channel is the sum over all weights attached to it.
+
+    Args:
+        site: The block.
+        weights: ``weights(host, kind)``: a map inside of it.
+        sizes: In the same shapes what each weight counts for, by its magnitude.
     """
 
-    def __init__(self, site: Site, weights: Callable[[str, str], Affine]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        weights: Callable[[str, str], Affine],
+        sizes: Callable[[str, str], Affine],
+    ) -> None:
         self.heads = site.num_heads
-        self.norm1 = weights(site.host, 'norm1')
-        self.qkv = weights(site.host, 'attn.qkv')
-        self.proj = weights(site.host, 'attn.proj')
-        self.norm2 = weights(site.host, 'norm2')
-        self.fc1 = weights(site.host, 'ffn.fc1')
-        self.fc2 = weights(site.host, 'ffn.fc2')
+        parts = [weights(site.host, kind) for kind in BLOCK_PARTS]
+        self.norm1, self.qkv, self.proj, self.norm2, self.fc1, self.fc2 = parts
+        self.size = {kind: sizes(site.host, kind) for kind in BLOCK_PARTS}
+
+    def sized(self, *kinds: str) -> list[tuple[Tensor, Tensor]]:
+        """What weight and bias of each part count for, none below zero."""
+        parts = [self.size[kind] for kind in kinds]
+        return [(part.weight.abs(), part.full_bias().abs()) for part in parts]
 
     def residual_size(self) -> Tensor:
         """Of each channel of the residual stream, (C,)."""
-        into = [a.weight.abs().sum(0) for a in (self.qkv, self.fc1)]
-        out = [
-            a.weight.abs().sum(1) + a.full_bias().abs() for a in (self.proj, self.fc2)
-        ]
-        norms = [a.weight.abs() + a.full_bias().abs() for a in (self.norm1, self.norm2)]
+        into = [w.sum(0) for w, _ in self.sized('attn.qkv', 'ffn.fc1')]
+        out = [w.sum(1) + b for w, b in self.sized('attn.proj', 'ffn.fc2')]
+        norms = [w + b for w, b in self.sized('norm1', 'norm2')]
         return sum(into + out + norms)
 
     def prune_into(self, block: SideBlock, kept: Tensor) -> None:
@@ -286,11 +433,11 @@ class HostBlock:
         # Queries and keys of a head meet channel by channel, values and the output
         # projection likewise, so each pair keeps channels of its own in every head.
         weight, bias = self.qkv.weight, self.qkv.full_bias()
-        rows = weight.abs().sum(1) + bias.abs()
-        q, k, v = rows.view(3, self.heads, -1)
-        v = v + self.proj.weight.abs().sum(0).view(self.heads, -1)
+        (w, b), (out, _) = self.sized('attn.qkv', 'attn.proj')
+        q, k, v = (w.sum(1) + b).view(3, self.heads, -1)
+        v = v + out.sum(0).view(self.heads, -1)
         width = block.proj.in_features // self.heads
-        first = torch.arange(self.heads, device=rows.device)[:, None] * q.shape[-1]
+        first = torch.arange(self.heads, device=q.device)[:, None] * q.shape[-1]
         qk, v = ((largest(size, width) + first).flatten() for size in (q + k, v))
         inner = self.heads * q.shape[-1]
         rows = torch.cat((qk, qk + inner, v + 2 * inner))
@@ -299,9 +446,8 @@ class HostBlock:
         block.proj.weight.copy_(self.proj.weight[kept][:, v])
         block.proj.bias.copy_(self.proj.full_bias()[kept])
 
-        size = self.fc1.weight.abs().sum(1) + self.fc1.full_bias().abs()
-        size = size + self.fc2.weight.abs().sum(0)
-        hidden = largest(size, block.fc1.out_features)
+        (w, b), (out, _) = self.sized('ffn.fc1', 'ffn.fc2')
+        hidden = largest(w.sum(1) + b + out.sum(0), block.fc1.out_features)
         block.fc1.weight.copy_(self.fc1.weight[hidden][:, kept])
         block.fc1.bias.copy_(self.fc1.full_bias()[hidden])
         block.fc2.weight.copy_(self.fc2.weight[kept][:, hidden])

@@ -4,11 +4,13 @@ Paper: Jia et al., "Visual Prompt Tuning", ECCV 2022, https://arxiv.org/abs/2203
 eq. (6)-(7).
 Differs from the authors' code: dropout is drawn per sample in every backbone (theirs
 per batch on Swin); where the tokens of a plain transformer are averaged, prompts stay
-out of the mean unless ``pool_prompts=True``; no projection of the prompts (theirs has
-one, off by default).
+out of the mean unless ``pool_prompts=True``; a projection of the prompts, in theirs for
+one width, has a map per stage width in windowed backbones.
 """
 
 from __future__ import annotations
+
+from torch import nn
 
 from mmpetl.core import (
     Delta,
@@ -18,6 +20,7 @@ from mmpetl.core import (
     Prompts,
     Site,
     check_range,
+    projections,
 )
 from mmpetl.registry import METHODS
 
@@ -34,6 +37,9 @@ class VPTDeep(Method):
             averaged. None does it in windowed backbones with one output, as published
             for Swin, and nowhere else. True does it wherever the tokens of the single
             output are averaged, as the authors did for MAE.
+        project_dims: Width in which prompts are learned; a linear map that all blocks
+            of one width share brings them to the stream. None learns them there, as in
+            the paper's runs.
     """
 
     targets = ('tokens',)
@@ -46,12 +52,16 @@ class VPTDeep(Method):
         num_tokens: int = 10,
         drop_rate: float = 0.1,
         pool_prompts: bool | None = None,
+        project_dims: int | None = None,
     ) -> None:
         check_range(self, 'num_tokens', num_tokens, 1)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
+        if project_dims is not None:
+            check_range(self, 'project_dims', project_dims, 1)
         self.num_tokens = num_tokens
         self.drop_rate = drop_rate
         self.pool_prompts = pool_prompts
+        self.project_dims = project_dims
 
     def wants(self, site: Site) -> bool:
         if site.kind == 'out':
@@ -68,11 +78,18 @@ class VPTDeep(Method):
                 'tokens into one output; leave pool_prompts out'
             )
 
+    def share(self, sites: list[Site]) -> nn.ModuleDict | None:
+        if self.project_dims is None:
+            return None
+        widths = [site.in_dims for site in sites if site.kind == 'tokens']
+        return projections(self.project_dims, widths)
+
     def build(self, site: Site) -> Delta:
         if site.kind == 'out':
             return PoolPrompts()
         # The width of the first stage in every stage, as the authors have it.
-        bound = (6 / (site.patch_dims + site.embed_dims)) ** 0.5
+        dims = self.project_dims or site.embed_dims
+        bound = (6 / (site.patch_dims + dims)) ** 0.5
         return Prompts(
             site.in_dims,
             self.num_tokens,
@@ -80,4 +97,5 @@ class VPTDeep(Method):
             self.drop_rate,
             group='VPTDeep',
             replaces=site.block > 0,
+            inner_dims=self.project_dims,
         )

@@ -5,11 +5,12 @@ eq. (4)-(5).
 Differs from the authors' code: in windowed attention each image keeps its own prompts
 (theirs mixes prompts of different images of a batch, so that features depend on what
 else is in it); where the tokens of a plain transformer are averaged, prompts stay out
-of the mean unless ``pool_prompts=True``; no projection of the prompts (theirs has one,
-off by default).
+of the mean unless ``pool_prompts=True``.
 """
 
 from __future__ import annotations
+
+from torch import nn
 
 from mmpetl.core import (
     Delta,
@@ -19,6 +20,7 @@ from mmpetl.core import (
     Prompts,
     Site,
     check_range,
+    projections,
 )
 from mmpetl.registry import METHODS
 
@@ -35,6 +37,8 @@ class VPTShallow(Method):
             None does it in windowed backbones with one output, as published for Swin,
             and nowhere else. True does it wherever the tokens of the single output
             are averaged, as the authors did for MAE.
+        project_dims: Width in which prompts are learned; a linear map brings them to
+            the stream. None learns them there, as in the paper's runs.
     """
 
     targets = ('tokens',)
@@ -47,12 +51,16 @@ class VPTShallow(Method):
         num_tokens: int = 100,
         drop_rate: float = 0.0,
         pool_prompts: bool | None = None,
+        project_dims: int | None = None,
     ) -> None:
         check_range(self, 'num_tokens', num_tokens, 1)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
+        if project_dims is not None:
+            check_range(self, 'project_dims', project_dims, 1)
         self.num_tokens = num_tokens
         self.drop_rate = drop_rate
         self.pool_prompts = pool_prompts
+        self.project_dims = project_dims
 
     def wants(self, site: Site) -> bool:
         if site.kind == 'out':
@@ -69,10 +77,17 @@ class VPTShallow(Method):
                 'its tokens into one output; leave pool_prompts out'
             )
 
+    def share(self, sites: list[Site]) -> nn.ModuleDict | None:
+        if self.project_dims is None:
+            return None
+        widths = [site.in_dims for site in sites if site.kind == 'tokens']
+        return projections(self.project_dims, widths)
+
     def build(self, site: Site) -> Delta:
         if site.kind == 'out':
             return PoolPrompts()
-        bound = (6 / (site.patch_dims + site.embed_dims)) ** 0.5
+        dims = self.project_dims or site.embed_dims
+        bound = (6 / (site.patch_dims + dims)) ** 0.5
         return Prompts(
             site.in_dims,
             self.num_tokens,
@@ -80,4 +95,5 @@ class VPTShallow(Method):
             self.drop_rate,
             group='VPTShallow',
             replaces=False,
+            inner_dims=self.project_dims,
         )

@@ -69,6 +69,26 @@ def test_what_does_not_start_as_the_base_differs_somewhere(
     assert any(changed)
 
 
+SELECTING = {'BitFit', 'DiffFit', 'Full', 'GPS', 'HST', 'LNTune', 'PartialK'}
+"""Methods that train some of the base; tests of their own say which of it."""
+
+
+def test_only_what_is_added_trains_unless_base_is_selected(
+    method_case: MethodCase,
+) -> None:
+    # Class token, windows, and a fused projection without biases of the keys.
+    stems = ('mmpretrain_vit', 'mmpretrain_swin', 'mmaction_vit')
+    for stem in [s for s in stems if fits(method_case, s)]:
+        model = inject(base(stem), method_case.build())
+        trains = {n for n, p in model.named_parameters() if p.requires_grad}
+        owner = owners(model)
+        assert trains == {n for n, o in owner.items() if o is not Owner.BASE}
+        added = {n for n in owner if 'petl' in n.split('.')}
+        assert added == {n for n, o in owner.items() if o is Owner.DELTA}
+        selected = {n for n, o in owner.items() if o is Owner.SELECTED}
+        assert bool(selected) is (method_case.name in SELECTING)
+
+
 def test_a_family_is_named(method_case: MethodCase) -> None:
     assert method_case.build().family in {
         'baseline',

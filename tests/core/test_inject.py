@@ -264,6 +264,19 @@ def test_a_delta_holds_nothing_of_the_frozen_base() -> None:
     assert all('petl' in k.split('.') or k.startswith('heads.') for k in keys)
 
 
+def test_switching_and_ejecting_keep_the_mode_that_was_asked_for() -> None:
+    for mode in (True, False):
+        model = base('timm_vit')
+        model.train(mode)
+        mmpetl.inject(model, LoRA(rank=2))
+        mmpetl.disable(model)
+        mmpetl.enable(model)
+        deltas = [m for n, m in model.named_modules() if '.petl.' in n]
+        assert deltas and all(m.training is mode for m in deltas)
+        mmpetl.eject(model)
+        assert all(m.training is mode for m in model.modules())
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from killing import KillAt, Killed
 
 from mmpetl import apis
 from mmpetl.apis.run import build_runner
@@ -100,23 +100,6 @@ FAMILIES = {
         (1, 3, 64, 96),
     ),
 }
-
-
-class Killed(BaseException):
-    """Stands for a process that ends without a word."""
-
-
-class KillAt(Hook):
-    """Ends the run right after an iteration."""
-
-    priority = 'LOWEST'
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.iteration:
-            raise Killed
 
 
 @pytest.fixture(scope='module')

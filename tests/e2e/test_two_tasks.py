@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import KillAt, Killed
 from mmengine.hooks import Hook
 
 from mmpetl import apis
@@ -33,20 +34,6 @@ SHORT = {
     'default_hooks.checkpoint.interval': 1,
     'default_hooks.logger.interval': 1,
 }
-
-
-class Killed(BaseException):
-    """Stands for a process that ends without a word."""
-
-
-class KillAt(Hook):
-    """Ends the run right after an iteration."""
-
-    priority = 'LOWEST'
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == 3:
-            raise Killed
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +78,7 @@ def test_trains_resumes_and_reports_both_metrics(name, data, tmp_path, monkeypat
     assert moved == {key for key in before if 'petl' in key.split('.')}
 
     killed = build_runner(config('killed'))
-    killed.register_hook(KillAt())
+    killed.register_hook(KillAt(3))
     with pytest.raises(Killed):
         killed.train()
     resumed = build_runner(config('killed', resume=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from killing import KillAt, Killed
 from pictures import BACKBONE
 
 from mmpetl.core import PETLError, delta_state
@@ -17,23 +17,6 @@ from mmpetl.engine.hooks.delta_checkpoint import (
     rng_state,
     set_rng_state,
 )
-
-
-class Killed(BaseException):
-    """Stands for a process that ends without a word."""
-
-
-class KillAt(Hook):
-    """Ends the run right after an iteration."""
-
-    priority = 'LOWEST'
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.iteration:
-            raise Killed
 
 
 def assert_equal_weights(one, other) -> None:

@@ -11,6 +11,7 @@ import socket
 
 import pytest
 import torch
+from killing import KillAt, Killed
 from mmengine.hooks import Hook
 
 from mmpetl.core import PETLError, delta_state
@@ -215,24 +216,6 @@ def test_settings_out_of_range_are_named(plan, message):
 
 
 # ------------------------------------------------------------------- phase 1
-
-
-class Killed(BaseException):
-    """Stands for a process that ends without a word."""
-
-
-class KillAt(Hook):
-    priority = 'LOWEST'
-
-    def __init__(self, iteration: int, how=None) -> None:
-        self.iteration = iteration
-        self.how = how
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.iteration:
-            if self.how is None:
-                raise Killed
-            os.kill(os.getpid(), self.how)
 
 
 def assert_equal_weights(one, other) -> None:

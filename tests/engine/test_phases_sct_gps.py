@@ -1,4 +1,4 @@
-"""SCT and GPS in a run: chosen once, by data, and never again after a kill."""
+"""SCT, GPS and LST in a run: chosen once, by data, and never again after a kill."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from killing import KillAt, Killed
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
@@ -20,30 +21,14 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks import calibration
 from mmpetl.methods.gps import GPS
+from mmpetl.methods.lst import LST
 from mmpetl.methods.sct import SCT
 
 METHODS = {
     'sct': {'type': 'SCT', 'num_channels': 8},
     'gps': {'type': 'GPS', 'num_weights': 2},
 }
-TARGETS = {'sct': SCT, 'gps': GPS}
-
-
-class Killed(BaseException):
-    """Stands for a process that ends without a word."""
-
-
-class KillAt(Hook):
-    """Ends the run right after an iteration."""
-
-    priority = 'LOWEST'
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.iteration:
-            raise Killed
+TARGETS = {'sct': SCT, 'gps': GPS, 'lst': LST}
 
 
 @pytest.fixture
@@ -104,6 +89,24 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert resumed.iter == 20
     assert same(chosen(resumed), chosen(whole))
     assert same(weights(resumed), weights(whole))
+
+
+def test_lst_prunes_once_by_fisher_information_and_resumes(make_runner, passes):
+    method = {'type': 'LST', 'reduction': 4, 'init': 'fisher'}
+    whole = make_runner('whole', method=method)
+    drawn = weights(whole)
+    whole.train()
+    assert passes == ['lst']
+    assert chosen(whole)['petl.shared.0.done']
+    with pytest.raises(Killed):
+        make_runner('killed', method=method, hooks=[KillAt(13)]).train()
+    passes.clear()
+    resumed = make_runner('killed', method=method, resume=True)
+    resumed.train()
+    assert passes == []
+    assert same(weights(resumed), weights(whole))
+    key = next(k for k in drawn if k.endswith('block.norm1.weight'))
+    assert not torch.equal(drawn[key], weights(whole)[key])
 
 
 @pytest.mark.parametrize('name', METHODS)

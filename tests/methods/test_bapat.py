@@ -116,3 +116,14 @@ def test_bad_arguments_are_refused():
         PATT(0)
     with pytest.raises(PETLError, match='adapter_dims of at least 1, got 0'):
         BAPAT(adapter_dims=0)
+
+
+def test_serves_padded_maps_that_are_no_squares(stem):
+    for odd in (False, True):
+        x = tiny.images(stem, odd=odd)
+        want = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
+        model = mmpetl.inject(tiny.base(stem), small())
+        model.eval()
+        got = tiny.outputs(model, x)
+        assert [y.shape for y in got] == [y.shape for y in want]
+        assert all(torch.isfinite(y).all() for y in got)

@@ -172,3 +172,14 @@ def test_quick_gelu_is_that_of_the_paper() -> None:
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)
     torch.testing.assert_close(quick_gelu(x), q(x))
     assert (quick_gelu(x) - F.gelu(x)).abs().max() < 0.021
+
+
+def test_serves_padded_maps_that_are_no_squares(stem: str) -> None:
+    for odd in (False, True):
+        x = tiny.images(stem, odd=odd)
+        want = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
+        model = mmpetl.inject(tiny.base(stem), Convpass(hidden_dims=4))
+        model.eval()
+        got = tiny.outputs(model, x)
+        assert [y.shape for y in got] == [y.shape for y in want]
+        assert all(torch.isfinite(y).all() for y in got)

@@ -144,11 +144,12 @@ def test_side_state_does_not_cross_a_patch_merging():
     torch.testing.assert_close(second, want, rtol=1e-10, atol=1e-10)
 
 
-def test_an_even_kernel_keeps_the_size_and_the_class_token():
+@pytest.mark.parametrize('side', [4, 14])
+def test_an_even_kernel_keeps_the_size_and_the_class_token(side):
     model = deep(DTL(kernel_size=4, add_after=[0]), 2)
     tiny.shake_(model, 0.3)
-    delta, ctx = deltas(model)[0], Context((4, 4), 1)
-    x = torch.randn(2, 17, 32, dtype=torch.double)
+    delta, ctx = deltas(model)[0], Context((side, side), 1)
+    x = torch.randn(2, 1 + side**2, 32, dtype=torch.double)
     delta.before(x, ctx)
     y = torch.zeros_like(x)
     got = delta.after(x, y, ctx)
@@ -169,3 +170,35 @@ def test_a_block_that_is_not_there_is_refused():
 def test_a_rank_above_the_width_is_refused():
     with pytest.raises(PETLError, match=r'below the width \(32\), got 32'):
         deep(DTL(32))
+
+
+def test_of_twelve_blocks_the_first_seven_build_no_graph():
+    model, seen = deep(DTL(), 12), []
+    tiny.shake_(model, 0.2)
+    for block in model.blocks:
+        block.norm1.register_forward_hook(lambda m, i, y: seen.append(i[0]))
+    model.train()
+    x = tiny.images('timm_vit', dtype=torch.double)
+    alone = model(x)
+    assert [z.requires_grad for z in seen] == [False] * 7 + [True] * 5
+    alone.square().sum().backward()
+    # The recursion written out, with everything in the graph.
+    plain = deep(tiny.Nothing(), 12)
+    z = plain._pos_embed(plain.patch_embed(x)).detach().requires_grad_()
+    h = torch.zeros_like(z)
+    factors = [
+        tuple(t.detach().clone().requires_grad_() for t in (delta.A, delta.B))
+        for delta in deltas(model)
+    ]
+    for i, (a, b) in enumerate(factors):
+        h = h + z @ a.T @ b.T
+        z = plain.blocks[i](z, Context((4, 4), 1))
+        if i >= 6:
+            z = z + h * torch.sigmoid(100 * h)
+    whole = plain.head(plain.norm(z[:, 1:].mean(1)))
+    whole.square().sum().backward()
+    torch.testing.assert_close(alone, whole, rtol=1e-9, atol=1e-9)
+    for delta, (a, b) in zip(deltas(model), factors, strict=True):
+        for got, want in ((delta.A.grad, a.grad), (delta.B.grad, b.grad)):
+            torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+            assert got.any()

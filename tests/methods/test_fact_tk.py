@@ -169,3 +169,43 @@ def test_every_increment_has_at_most_the_rank(layout: str) -> None:
 def test_bad_layout_is_named() -> None:
     with pytest.raises(PETLError, match="layout tucker or official, got 'cp'"):
         FacTTK(layout='cp')
+
+
+@pytest.mark.parametrize('layout', ['tucker', 'official'])
+@pytest.mark.parametrize('name', ['mmpretrain_vit', 'mmpretrain_swin'])
+def test_starts_as_the_frozen_model_bit_for_bit(name: str, layout: str) -> None:
+    x = tiny.images(name)
+    plain = mmpetl.inject(tiny.base(name), tiny.Nothing())
+    model = mmpetl.inject(tiny.base(name), FacTTK(rank=4, layout=layout))
+    model.eval()
+    for a, b in zip(tiny.outputs(plain, x), tiny.outputs(model, x), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('layout', ['tucker', 'official'])
+@pytest.mark.parametrize('key', FIRST)
+def test_the_weights_of_a_core_change_only_its_own_linear(
+    key: str, layout: str
+) -> None:
+    def folded(moved: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = plain_vit.tuned(FacTTK(rank=3, layout=layout))
+        shared = model.petl.get_submodule('shared.0.stage0')
+        if moved:
+            with torch.no_grad():
+                shared.weights[:, 8 + FIRST[key]].add_(1.0)
+        return dict(mmpetl.core.fold(model).named_parameters())
+
+    a, b = folded(False), folded(True)
+    layer = {'attn_proj': 'attn.proj', 'ffn_fc1': 'mlp.fc1', 'ffn_fc2': 'mlp.fc2'}
+    name = f'blocks.1.{layer.get(key, "attn.qkv")}.weight'
+    assert [n for n in a if not torch.equal(a[n], b[n])] == [name]
+    squares = [
+        w.split(32, dim=1 if key == 'ffn_fc2' else 0) for w in (a[name], b[name])
+    ]
+    changed = [not torch.equal(x, y) for x, y in zip(*squares, strict=True)]
+    assert any(changed)
+    if layout == 'tucker' or key not in COUNT:
+        # One square alone; the official layout mixes those of fc1, and those of fc2.
+        own = FIRST[key] if name.endswith('qkv.weight') else 0
+        assert [i for i, moved in enumerate(changed) if moved] == [own]

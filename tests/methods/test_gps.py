@@ -77,7 +77,7 @@ def pick_(model: nn.Module, seed: int = 0) -> None:
     """Random places in every row."""
     g = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
-        if type(module).__name__ == 'GPSDelta':
+        if type(module).__name__ in ('GPSDelta', 'GPSMask'):
             rows, k = module.index.shape
             for r in range(rows):
                 place = torch.randperm(module.in_dims, generator=g)[:k]
@@ -442,6 +442,7 @@ def test_data_that_cannot_choose(batches: list, message: str) -> None:
         ({'num_weights': 0}, 'num_weights of at least 1, got 0'),
         ({'criterion': 'ce'}, "criterion supcon or task, got 'ce'"),
         ({'max_images': 0}, 'max_images of at least 1, got 0'),
+        ({'mode': 'dense'}, "mode values or mask, got 'dense'"),
     ],
 )
 def test_bad_argument_is_named(args: dict, message: str) -> None:
@@ -452,3 +453,124 @@ def test_bad_argument_is_named(args: dict, message: str) -> None:
 def test_more_weights_than_a_row_has() -> None:
     with pytest.raises(PETLError, match='num_weights of at most 32, .*got 33'):
         mmpetl.inject(tiny.base('timm_vit'), GPS(33))
+
+
+def test_after_some_steps_only_the_selected_entries_differ() -> None:
+    model = mmpetl.inject(tiny.base('timm_vit'), GPS(2, train_bias=False))
+    pick_(model)
+    places = {
+        'blocks.0.attn.qkv.weight': plain_vit.delta(model, 0, 'attn_qkv').index,
+        'blocks.1.mlp.fc2.weight': plain_vit.delta(model, 1, 'ffn_fc2').index,
+        'patch_embed.proj.weight': model.petl.get_submodule('embed_proj.0').index,
+    }
+    tiny.train(
+        tiny.Tuned(model, tiny.images('timm_vit')), tiny.images('timm_vit'), steps=5
+    )
+    after = dict(mmpetl.core.fold(model).named_parameters())
+    for name, index in places.items():
+        old = tiny.base('timm_vit').get_parameter(name).flatten(1)
+        chosen = torch.zeros_like(old, dtype=torch.bool)
+        chosen = chosen.scatter(1, index.long(), torch.ones_like(index).bool())
+        new = after[name].flatten(1)
+        assert torch.equal(old[~chosen], new[~chosen]), name
+        assert (old[chosen] != new[chosen]).all(), name
+
+
+@torch.no_grad()
+def test_a_merged_checkpoint_loads_in_the_plain_backbone(stem: str) -> None:
+    model = mmpetl.inject(tiny.base(stem), GPS(2))
+    pick_(model)
+    tiny.shake_(model)
+    model.eval()
+    merged = mmpetl.core.fold(model)
+    plain = tiny.TINY[stem].build()
+    plain.load_state_dict(merged.state_dict(), strict=True)
+    plain.eval()
+    x = tiny.images(stem, odd=True)
+    for a, b in zip(tiny.outputs(plain, x), tiny.outputs(merged, x), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(a, tiny.outputs(tiny.base(stem), x)[-1])
+
+
+# ------------------------------------------------------------------------ mode='mask'
+
+
+def adam_steps(model: nn.Module, steps: int = 20) -> None:
+    x = tiny.images('timm_vit', batch=6, dtype=torch.float64)
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(params, 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), torch.arange(6) % 5).backward()
+        optimizer.step()
+
+
+def masked(k: int = 2) -> nn.Module:
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), GPS(k, mode='mask'))
+    pick_(model)
+    return model
+
+
+def test_mask_mode_takes_the_steps_of_the_values() -> None:
+    dense = masked()
+    sparse = mmpetl.inject(tiny.base('timm_vit', torch.float64), GPS(2))
+    pick_(sparse)
+    start = {k: v.clone() for k, v in dense.state_dict().items()}
+    for model in (dense, sparse):
+        adam_steps(model)
+    folded = mmpetl.core.fold(sparse).state_dict()
+    for name, value in mmpetl.core.fold(dense).state_dict().items():
+        torch.testing.assert_close(value, folded[name], rtol=1e-6, atol=1e-6)
+        if name.endswith('weight') and value.ndim > 1 and not name.startswith('head'):
+            moved = (value != start[name]).sum().item()
+            assert moved == 2 * len(value), name
+
+
+def test_mask_mode_trains_the_weights_behind_the_sites_and_no_others(stem: str) -> None:
+    model = mmpetl.inject(tiny.base(stem), GPS(mode='mask'))
+    core = tiny.core(model)
+    own = owners(core)
+    watched = {
+        id(m._weight[0]) for m in core.modules() if type(m).__name__ == 'GPSMask'
+    }
+    wide = {
+        id(p)
+        for n, p in core.named_parameters()
+        if own[n] is Owner.SELECTED and p.ndim >= 2
+    }
+    assert watched == wide
+
+
+def test_a_copy_of_a_masked_model_is_masked_itself() -> None:
+    model = masked()
+    adam_steps(model, 1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    twin = copy.deepcopy(model)
+    adam_steps(twin, 2)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    start = tiny.base('timm_vit', torch.float64)
+    for name in ('blocks.0.attn.qkv.weight', 'blocks.1.mlp.fc1.weight'):
+        now, then = twin.get_parameter(name), start.get_parameter(name)
+        assert (now != then).sum() == 2 * len(now)
+
+
+def test_a_second_choice_sees_whole_gradients() -> None:
+    x, labels = data(4)
+    fresh = mmpetl.inject(
+        tiny.base('timm_vit', torch.float64), method := GPS(mode='mask')
+    )
+    want = {str(s): g for s, g in method.gradients(fresh, [(x, labels)]).items()}
+    fresh(x).sum().backward()  # masks hang on the weights now
+    fresh.zero_grad()
+    for site, grad in method.gradients(fresh, [(x, labels)]).items():
+        torch.testing.assert_close(grad, want[str(site)])
+        assert (grad != 0).sum() > 2 * len(grad)
+
+
+def test_masks_end_with_folding() -> None:
+    model = masked()
+    adam_steps(model, 1)
+    plain = mmpetl.core.fold(model).requires_grad_()
+    plain(tiny.images('timm_vit', dtype=torch.float64)).square().sum().backward()
+    grad = plain.blocks[0].mlp.fc1.weight.grad
+    assert (grad != 0).all()

@@ -112,3 +112,31 @@ def test_a_rank_as_wide_as_the_projection_is_refused() -> None:
         PETLError, match=r'below the narrowest projection \(32\), got 32'
     ):
         mmpetl.inject(tiny.mmpretrain_vit(), LoRA(rank=32))
+
+
+def test_folding_in_and_out_again_restores_the_weights() -> None:
+    base, tuned = pair(torch.float64, rank=2, alpha=6.0)
+    factors = {
+        n: p.detach().clone() for n, p in tuned.named_parameters() if 'petl' in n
+    }
+    mmpetl.fold(tuned)
+    assert (tuned.layers[0].attn.qkv.weight - base.layers[0].attn.qkv.weight).any()
+    # The same factors with the other sign take out what was written in.
+    mmpetl.inject(tuned, LoRA(rank=2, alpha=6.0))
+    with torch.no_grad():
+        for name, param in tuned.named_parameters():
+            if name in factors:
+                param.copy_(factors[name] * (-1 if name.endswith('.B') else 1))
+    mmpetl.fold(tuned)
+    want = dict(base.named_parameters())
+    assert [n for n, _ in tuned.named_parameters()] == list(want)
+    for name, param in tuned.named_parameters():
+        assert (param - want[name]).abs().max() <= 1e-12, name
+
+
+def test_a_folded_model_cannot_be_folded_twice() -> None:
+    _, tuned = pair(torch.float32, rank=2)
+    weight = mmpetl.fold(tuned).layers[0].attn.qkv.weight.clone()
+    with pytest.raises(PETLError, match='holds 0 injected backbones'):
+        mmpetl.fold(tuned)
+    assert torch.equal(tuned.layers[0].attn.qkv.weight, weight)

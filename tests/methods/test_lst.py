@@ -9,8 +9,9 @@ from full_size import counts
 from torch import nn
 
 import mmpetl
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, delta_state, load_delta_state
 from mmpetl.core.inject import injection_of
+from mmpetl.methods import lst
 from mmpetl.methods.lst import LST
 
 
@@ -275,5 +276,203 @@ def test_a_width_that_heads_do_not_divide_is_refused():
 
 
 def test_an_unknown_start_is_refused():
-    with pytest.raises(PETLError, match="magnitude and random, got 'fisher'"):
-        LST(init='fisher')
+    with pytest.raises(PETLError, match="fisher or random, got 'hessian'"):
+        LST(init='hessian')
+
+
+# -------------------------------------------------------- start by Fisher information
+
+
+def samples(host: str = 'timm_vit', count: int = 6) -> list:
+    """Two batches, the second one smaller."""
+    x = tiny.images(host, batch=count, dtype=torch.double)
+    return list(zip(x.split(4), (torch.arange(count) % 3).split(4), strict=True))
+
+
+def squared_gradients(batches: list) -> dict[str, torch.Tensor]:
+    """Of the plain model, image by image, mean over the images."""
+    plain = tiny.base('timm_vit', torch.double)
+    x, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    total = {n: torch.zeros_like(p) for n, p in plain.named_parameters()}
+    for image, label in zip(x, labels, strict=True):
+        plain.zero_grad()
+        nn.functional.cross_entropy(plain(image[None]), label[None]).backward()
+        for n, p in plain.named_parameters():
+            total[n] += p.grad**2 / len(x)
+    return total
+
+
+def test_fisher_keeps_what_squared_gradients_of_single_samples_say():
+    plain, method = tiny.base('timm_vit', torch.double), LST(8, 'fisher')
+    model = mmpetl.inject(tiny.base('timm_vit', torch.double), method)
+    method.calibrate(model, samples())
+    f = squared_gradients(samples())
+    residual = torch.zeros(32, dtype=torch.double)
+    for i in range(2):
+        at = f'blocks.{i}.'
+        residual += f[at + 'attn.qkv.weight'].sum(0) + f[at + 'mlp.fc1.weight'].sum(0)
+        for out in ('attn.proj', 'mlp.fc2'):
+            residual += f[f'{at}{out}.weight'].sum(1) + f[f'{at}{out}.bias']
+        for norm in ('norm1', 'norm2'):
+            residual += f[f'{at}{norm}.weight'] + f[f'{at}{norm}.bias']
+    kept = sorted(residual.argsort()[-4:].tolist())
+    by_size = mmpetl.inject(tiny.base('timm_vit', torch.double), LST(8))
+    for i, side in enumerate(parts(model, 'block')):
+        host, at, own = plain.blocks[i], f'blocks.{i}.', side.block
+        assert torch.equal(own.norm2.weight, host.norm2.weight[kept])
+        rows = f[at + 'attn.qkv.weight'].sum(1) + f[at + 'attn.qkv.bias']
+        q, k, v = rows.view(3, 4, 8)
+        v = v + f[at + 'attn.proj.weight'].sum(0).view(4, 8)
+        both, value = (q + k).argmax(1), v.argmax(1)  # one channel per head is left
+        row = torch.arange(4) * 8
+        inner = torch.cat((row + both, row + both + 32, row + value + 64))
+        want = host.attn.qkv.weight[inner][:, kept]
+        assert torch.equal(own.qkv.weight, want)
+        assert torch.equal(own.proj.weight, host.attn.proj.weight[kept][:, row + value])
+        size = f[at + 'mlp.fc1.weight'].sum(1) + f[at + 'mlp.fc1.bias']
+        size = size + f[at + 'mlp.fc2.weight'].sum(0)
+        hidden = sorted(size.argsort()[-8:].tolist())
+        assert torch.equal(own.fc1.weight, host.mlp.fc1.weight[hidden][:, kept])
+        assert torch.equal(own.fc2.bias, host.mlp.fc2.bias[kept])
+        other = parts(by_size, 'block')[i].block
+        assert not torch.equal(own.qkv.weight, other.qkv.weight)
+
+
+@pytest.mark.parametrize('host', ['timm_vit', 'mmpretrain_vit', 'mmaction_vit'])
+def test_fisher_without_reduction_gives_the_host_block(host):
+    """On the backbones that give features alone a head stands behind."""
+    method = LST(1, 'fisher')
+    model = mmpetl.inject(tiny.base(host, torch.double), method)
+    x = tiny.images(host, batch=4, dtype=torch.double)
+    whole = model if host == 'timm_vit' else nn.Sequential(model, Head())
+    method.calibrate(whole, [(x, torch.tensor([0, 1, 0, 2]))])
+    plain = tiny.base(host, torch.double)
+    hosts = plain.layers if host == 'mmpretrain_vit' else plain.blocks
+    h = torch.randn(2, 17, 32, dtype=torch.double)
+    for block, side in zip(hosts, parts(model, 'block'), strict=True):
+        torch.testing.assert_close(side.block(h, (4, 4)), block(h))
+
+
+class Head(nn.Module):
+    """A linear head on the last feature, mean over a map."""
+
+    def __init__(self, dims: int = 32) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dims, 3).double()
+
+    def forward(self, y) -> torch.Tensor:
+        y = y[-1] if isinstance(y, list | tuple) else y
+        return self.linear(y.flatten(2).mean(2) if y.ndim > 2 else y)
+
+
+@pytest.mark.parametrize('host', ['mmpretrain_swin_cls', 'mmaction_swin3d'])
+def test_fisher_keeps_a_set_of_channels_per_stage(host):
+    method = LST(4, 'fisher')
+    model = mmpetl.inject(tiny.base(host, torch.double), method)
+    x = tiny.images(host, batch=3, dtype=torch.double)
+    method.calibrate(nn.Sequential(model, Head()), [(x, torch.tensor([0, 1, 2]))])
+    for i, (block, side) in enumerate(
+        zip(blocks(model), parts(model, 'block'), strict=True)
+    ):
+        weight, own = block.norm1.weight, side.block.norm1.weight
+        kept = [int((weight == w).nonzero()[0, 0]) for w in own]
+        assert kept == sorted(kept)
+        assert len(kept) == (4, 4, 8, 8)[i]
+        host = block.ffn.layers[1] if hasattr(block, 'ffn') else block.mlp.fc2
+        assert torch.equal(side.block.fc2.bias, host.bias[kept])
+
+
+def test_fisher_pass_leaves_no_trace_but_side_blocks():
+    method = LST(8, 'fisher')
+    model = mmpetl.inject(tiny.base('timm_vit', torch.double), method)
+    model.train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    flags = [p.requires_grad for p in model.parameters()]
+    modes = [m.training for m in model.modules()]
+    method.calibrate(model, samples())
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, state[k])}
+    done = 'petl.shared.0.done'
+    assert done in moved
+    assert all('.block.' in k for k in moved - {done})
+    assert any('.block.qkv.' in k for k in moved)
+
+
+def test_fisher_looks_at_so_many_images_at_most(monkeypatch):
+    method = LST(8, 'fisher')
+    model = mmpetl.inject(tiny.base('timm_vit', torch.double), method)
+    monkeypatch.setattr(lst, 'FISHER_IMAGES', 3)
+    few = method.information(model, samples())
+    ((x, labels), _) = samples()
+    first = method.information(model, [(x[:3], labels[:3])])
+    assert few
+    assert all(torch.equal(few[p], first[p]) for p in few)
+    assert all((f >= 0).all() for f in few.values())
+
+
+def test_fisher_takes_batches_of_openmmlab():
+    from mmpretrain.models import ImageClassifier
+    from mmpretrain.structures import DataSample
+
+    method = LST(8, 'fisher')
+    model = ImageClassifier(
+        backbone=mmpetl.inject(tiny.base('mmpretrain_vit'), method),
+        head={'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': 32},
+        data_preprocessor={'mean': [0.0] * 3, 'std': [1.0] * 3, 'to_rgb': False},
+    )
+    x = tiny.images('mmpretrain_vit', batch=4)
+    labels = [0, 1, 2, 0]
+    batch = {
+        'inputs': list(x),
+        'data_samples': [DataSample().set_gt_label(i) for i in labels],
+    }
+    found = method.information(model, [batch])
+    plain, fc = tiny.base('mmpretrain_vit'), model.head.fc
+    weight = plain.layers[1].ffn.layers[1].weight
+    want = torch.zeros_like(weight)
+    for image, label in zip(x, labels, strict=True):
+        scores = fc(plain(image[None])[-1])
+        loss = nn.functional.cross_entropy(scores, torch.tensor([label]))
+        want += torch.autograd.grad(loss, weight)[0] ** 2 / 4
+    got = found[model.backbone.layers[1].ffn.layers[1].weight]
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-9)
+
+
+def test_fisher_start_is_saved_and_not_made_again():
+    method = LST(8, 'fisher')
+    model = mmpetl.inject(tiny.base('timm_vit', torch.double), method)
+    assert method.calibrates
+    assert not LST().calibrates
+    method.calibrate(model, samples())
+    other = mmpetl.inject(tiny.base('timm_vit', torch.double), LST(8, 'fisher'))
+    load_delta_state(other, delta_state(model))
+    assert other.petl.shared['0'].done
+    x = tiny.images('timm_vit', dtype=torch.double)
+    model.eval(), other.eval()
+    assert torch.equal(model(x), other(x))
+
+
+def test_fisher_without_its_pass_is_told():
+    model = mmpetl.inject(tiny.base('timm_vit'), LST(8, 'fisher'))
+    model.train()
+    with pytest.warns(UserWarning, match='starts from random blocks: no data pass'):
+        model(tiny.images('timm_vit'))
+
+
+@pytest.mark.parametrize(
+    ('batches', 'message'),
+    [
+        ([], 'prunes by data, and there are none'),
+        ([(samples()[0][0], None)], 'needs labels, and these data have none'),
+    ],
+)
+def test_fisher_needs_labelled_data(batches, message):
+    method = LST(8, 'fisher')
+    model = mmpetl.inject(tiny.base('timm_vit', torch.double), method)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(PETLError, match=message):
+        method.calibrate(model, batches)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad for n, p in model.named_parameters() if 'petl' in n)

@@ -169,3 +169,29 @@ def test_only_an_mlp_can_be_baked():
 def test_unknown_parametrisation_is_refused():
     with pytest.raises(PETLError, match="direct and mlp, got 'lstm'"):
         Prefix(parametrisation='lstm')
+
+
+@torch.no_grad()
+def test_without_a_single_prefix_the_frozen_model_is_left(stem):
+    """P = 0 is refused as an argument; here the algebra meets it."""
+    x = tiny.images(stem, odd=True)
+    frozen = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
+    model = mmpetl.inject(tiny.base(stem), Prefix(P))
+    model.eval()
+    assert not torch.equal(tiny.outputs(model, x)[0], frozen[0])
+    for delta in deltas(model):
+        delta.Pk = torch.nn.Parameter(delta.Pk[:0])
+        delta.Pv = torch.nn.Parameter(delta.Pv[:0])
+    for got, want in zip(tiny.outputs(model, x), frozen, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_serves_padded_maps_that_are_no_squares(stem):
+    for odd in (False, True):
+        x = tiny.images(stem, odd=odd)
+        want = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
+        model = mmpetl.inject(tiny.base(stem), Prefix(P))
+        model.eval()
+        got = tiny.outputs(model, x)
+        assert [y.shape for y in got] == [y.shape for y in want]
+        assert all(torch.isfinite(y).all() for y in got)

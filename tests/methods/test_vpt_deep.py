@@ -8,7 +8,14 @@ import torch
 from full_size import counts, widths
 
 import mmpetl
-from mmpetl.core import Context, PETLError, Site, attention, softmax_attention
+from mmpetl.core import (
+    Context,
+    PETLError,
+    Prompts,
+    Site,
+    attention,
+    softmax_attention,
+)
 from mmpetl.methods.vpt_deep import VPTDeep
 from mmpetl.methods.vpt_shallow import VPTShallow
 
@@ -209,3 +216,55 @@ def test_dropout_is_drawn_per_sample():
 def test_no_prompts_are_refused():
     with pytest.raises(PETLError, match='num_tokens of at least 1, got 0'):
         VPTDeep(0)
+
+
+@torch.no_grad()
+def test_without_a_single_prompt_the_frozen_model_is_left(stem):
+    """P = 0 is refused as an argument; here the algebra meets it."""
+    x = tiny.images(stem, odd=True)
+    frozen = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
+    model = mmpetl.inject(tiny.base(stem), VPTDeep(P))
+    model.eval()
+    assert not torch.equal(tiny.outputs(model, x)[0], frozen[0])
+    for module in model.modules():
+        if isinstance(module, Prompts):
+            module.E = torch.nn.Parameter(module.E[:0])
+    for got, want in zip(tiny.outputs(model, x), frozen, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_serves_padded_maps_that_are_no_squares(stem):
+    for odd in (False, True):
+        x = tiny.images(stem, odd=odd)
+        want = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
+        model = mmpetl.inject(tiny.base(stem), VPTDeep(P))
+        model.eval()
+        got = tiny.outputs(model, x)
+        assert [y.shape for y in got] == [y.shape for y in want]
+        assert all(torch.isfinite(y).all() for y in got)
+
+
+@pytest.mark.parametrize('host', ['timm_vit', 'mmpretrain_swin', 'mmaction_swin3d'])
+def test_blocks_of_one_width_share_the_projection_of_their_prompts(host):
+    x, plain = tiny.images(host, dtype=torch.double), tuned(host)
+    model = tuned(host, project_dims=5)
+    maps = {k: m for n, m in model.named_modules() for k, m in _maps(n, m)}
+    assert set(maps) == ({'32'} if host == 'timm_vit' else {'16', '32'})
+    with torch.no_grad():
+        for mine, theirs in zip(prompts(plain), prompts(model), strict=True):
+            assert theirs.shape == (P, 5)
+            mine.copy_(maps[str(mine.shape[1])](theirs))
+    for got, want in zip(tiny.outputs(model, x), tiny.outputs(plain, x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def _maps(name: str, module: torch.nn.Module) -> list:
+    return list(module.items()) if name.endswith('petl.shared.0') else []
+
+
+def test_projected_prompts_count():
+    method = VPTDeep(10, project_dims=64)
+    assert counts('vit_b', method).delta == 12 * 10 * 64 + 64 * 768 + 768
+    widths_b = (128, 256, 512, 1024)
+    want = 24 * 10 * 64 + sum(64 * d + d for d in widths_b)
+    assert counts('swin_b', method).delta == want

@@ -9,7 +9,7 @@ from full_size import counts
 
 import mmpetl
 from mmpetl.core import Context, PETLError, Site, attention, softmax_attention
-from mmpetl.core.bricks import PoolPrompts
+from mmpetl.core.bricks import PoolPrompts, Prompts
 from mmpetl.core.inject import injection_of
 from mmpetl.methods.vpt_shallow import VPTShallow
 
@@ -178,3 +178,53 @@ def test_pooling_a_class_token_is_refused():
 def test_no_prompts_are_refused():
     with pytest.raises(PETLError, match='num_tokens of at least 1, got 0'):
         VPTShallow(0)
+
+
+@torch.no_grad()
+def test_without_a_single_prompt_the_frozen_model_is_left(stem):
+    """P = 0 is refused as an argument; here the algebra meets it."""
+    x = tiny.images(stem, odd=True)
+    frozen = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
+    model = mmpetl.inject(tiny.base(stem), VPTShallow(P))
+    model.eval()
+    assert not torch.equal(tiny.outputs(model, x)[0], frozen[0])
+    for module in model.modules():
+        if isinstance(module, Prompts):
+            module.E = torch.nn.Parameter(module.E[:0])
+    for got, want in zip(tiny.outputs(model, x), frozen, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_serves_padded_maps_that_are_no_squares(stem):
+    for odd in (False, True):
+        x = tiny.images(stem, odd=odd)
+        want = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
+        model = mmpetl.inject(tiny.base(stem), VPTShallow(P))
+        model.eval()
+        got = tiny.outputs(model, x)
+        assert [y.shape for y in got] == [y.shape for y in want]
+        assert all(torch.isfinite(y).all() for y in got)
+
+
+def test_projected_prompts_are_those_of_the_map_written_out():
+    x, plain = tiny.images('timm_vit', dtype=torch.double), tuned('timm_vit')
+    model = tuned('timm_vit', project_dims=5)
+    assert prompts(model).shape == (P, 5)
+    (map_,) = model.petl.shared['0'].values()
+    with torch.no_grad():
+        prompts(plain).copy_(prompts(model) @ map_.weight.T + map_.bias)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-9, atol=1e-9)
+
+
+def test_projected_prompts_count_and_start():
+    method = VPTShallow(100, project_dims=64)
+    assert counts('vit_b', method).delta == 100 * 64 + 64 * 768 + 768
+    site = Site('tokens', 'b', 768, 768, 0, patch_dims=768, embed_dims=768)
+    start = VPTShallow(1000, project_dims=64).build(site).E.detach()
+    bound = (6 / (768 + 64)) ** 0.5
+    assert 0.999 * bound < start.abs().max() <= bound
+    weight = method.share([site])['768'].weight
+    # Kaiming normal of the fan out.
+    assert weight.std().item() == pytest.approx((2 / 768) ** 0.5, rel=0.02)
+    with pytest.raises(PETLError, match='project_dims of at least 1, got 0'):
+        VPTShallow(project_dims=0)
