@@ -116,19 +116,33 @@ def clip(frames: int = 4, size: int = SIZE) -> torch.Tensor:
     )
 
 
-@torch.no_grad()
-def assert_equal_features(ours, reference, tolerance: float) -> None:
-    ours = ours[-1] if isinstance(ours, tuple) else ours
-    gap = (ours - reference).abs().max().item()
-    print(f'max |difference| {gap:.1e} at scale {reference.abs().max():.2f}')
-    assert reference.std() > 0.05
-    assert gap <= tolerance
+@pytest.fixture
+def same_features(record_property):
+    """Equality of features; the largest difference goes into the test's report.
+
+    ``tools/misc/check_weight_formats.py`` prints these reports as a table.
+    """
+
+    @torch.no_grad()
+    def same(ours, reference, tolerance: float, what: str) -> None:
+        ours = ours[-1] if isinstance(ours, tuple) else ours
+        gap = (ours - reference).abs().max().item()
+        record_property('format', what)
+        record_property('max_difference', gap)
+        record_property('scale', reference.abs().max().item())
+        record_property('tolerance', tolerance)
+        assert reference.std() > 0.05
+        assert gap <= tolerance
+
+    return same
 
 
 # --- ViT -----------------------------------------------------------------------
 
 
-def google_arrays(head: int | None = 11, pre_logits: bool = False) -> dict:
+def google_arrays(
+    head: int | None = 11, pre_logits: bool = False, patch: int = PATCH
+) -> dict:
     """Random arrays in the shapes of the official Flax checkpoints."""
     rng = np.random.default_rng(1)
     dim = WIDTH // HEADS
@@ -138,7 +152,7 @@ def google_arrays(head: int | None = 11, pre_logits: bool = False) -> dict:
 
     arrays = {
         'cls': draw(1, 1, WIDTH),
-        'embedding/kernel': draw(PATCH, PATCH, 3, WIDTH),
+        'embedding/kernel': draw(patch, patch, 3, WIDTH),
         'embedding/bias': draw(WIDTH),
         'Transformer/posembed_input/pos_embedding': draw(1, 17, WIDTH),
         'Transformer/encoder_norm/scale': 1 + draw(WIDTH),
@@ -169,17 +183,26 @@ def google_arrays(head: int | None = 11, pre_logits: bool = False) -> dict:
 
 
 @pytest.mark.parametrize('pre_logits', [True, False], ids=['original', 'augreg'])
-def test_google_npz_gives_the_features_timm_reads_from_it(tmp_path, pre_logits):
+@pytest.mark.parametrize('patch', [8, 14])
+def test_google_npz_gives_the_features_timm_reads_from_it(
+    tmp_path, same_features, pre_logits, patch
+):
     path = tmp_path / 'ViT-B_16.npz'
-    np.savez(path, **google_arrays(pre_logits=pre_logits))
-    reference = timm_vit(num_classes=11)
+    np.savez(path, **google_arrays(pre_logits=pre_logits, patch=patch))
+    sizes = dict(img_size=4 * patch, patch_size=patch)
+    reference = timm_vit(num_classes=11, **sizes)
     reference.load_pretrained(str(path))
-    host = mm_vit()
+    host = mm_vit(**sizes)
     report = load_base_weights(host, path)
-    tokens = reference.forward_features(image())
-    assert_equal_features(host(image()), tokens[:, 0], 1e-6)
+    pixels = image(4 * patch)
+    tokens = reference.forward_features(pixels)
+    release = 'original' if pre_logits else 'AugReg'
+    what = f'Google npz, {release} keys, patch {patch} | mmpretrain ViT | timm'
+    same_features(host(pixels), tokens[:, 0], 1e-6, what)
     assert report.layout == 'Google npz'
     assert report.head_classes == 11
+    # AugReg's files have no pre_logits, but neither has one with a head of 11.
+    assert report.release == ('original in21k' if pre_logits else None)
     reasons = {reason for _, reason in report.dropped}
     assert reasons == {'head', 'pre_logits'} if pre_logits else {'head'}
     assert set(report.matched) == set(host.state_dict())
@@ -189,7 +212,7 @@ def test_google_npz_gives_the_features_timm_reads_from_it(tmp_path, pre_logits):
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
 @pytest.mark.parametrize('init_values', [None, 0.1], ids=['mae', 'dinov2'])
-def test_timm_names_give_timm_features(tmp_path, suffix, init_values):
+def test_timm_names_give_timm_features(tmp_path, same_features, suffix, init_values):
     reference = timm_vit(init_values=init_values)
     state = reference.state_dict()
     state['mask_token'] = torch.zeros(1, WIDTH)
@@ -201,7 +224,9 @@ def test_timm_names_give_timm_features(tmp_path, suffix, init_values):
     host = mm_vit(layer_scale_init_value=init_values or 0.0)
     report = load_base_weights(host, path)
     expected = reference.forward_features(image())[:, 0]
-    assert_equal_features(host(image()), expected, 1e-6)
+    kind = 'DINOv2 (layer scale)' if init_values else 'MAE, timm'
+    what = f'{kind}, {suffix} | mmpretrain ViT | timm'
+    same_features(host(image()), expected, 1e-6, what)
     assert report.layout == 'timm ViT'
     assert report.dropped == (('mask_token', 'mask token of pre-training'),)
     assert report.head_classes is None
@@ -221,13 +246,14 @@ def clip_host(**kwargs) -> nn.Module:
     return mm_vit(**{'pre_norm': True, 'layer_cfgs': layer, 'norm_cfg': norm, **kwargs})
 
 
-def test_clip_in_timm_names(tmp_path):
+def test_clip_in_timm_names(tmp_path, same_features):
     reference = clip_reference()
     save_file(reference.state_dict(), tmp_path / 'clip.safetensors')
     host = clip_host()
     load_base_weights(host, tmp_path / 'clip.safetensors')
     expected = reference.forward_features(image())[:, 0]
-    assert_equal_features(host(image()), expected, 1e-6)
+    what = 'CLIP, timm keys | mmpretrain ViT | timm'
+    same_features(host(image()), expected, 1e-6, what)
 
 
 def openai_state() -> dict[str, torch.Tensor]:
@@ -289,7 +315,9 @@ def scripted(state: dict[str, torch.Tensor]) -> torch.jit.ScriptModule:
 
 
 @pytest.mark.parametrize('container', ['state dict', 'TorchScript'])
-def test_openai_clip_gives_the_features_timm_reads_from_it(tmp_path, container):
+def test_openai_clip_gives_the_features_timm_reads_from_it(
+    tmp_path, same_features, container
+):
     state = {k: v.half() for k, v in openai_state().items()}
     path = tmp_path / 'ViT-B-16.pt'
     if container == 'TorchScript':
@@ -305,7 +333,8 @@ def test_openai_clip_gives_the_features_timm_reads_from_it(tmp_path, container):
     host = clip_host()
     report = load_base_weights(host, path)
     expected = reference.forward_features(image())[:, 0]
-    assert_equal_features(host(image()), expected, 1e-6)
+    what = f'CLIP, OpenAI keys, {container} | mmpretrain ViT | timm'
+    same_features(host(image()), expected, 1e-6, what)
     assert report.layout == 'OpenAI CLIP'
     assert report.container.startswith('Torch' if container[0] == 'T' else 'torch')
     assert ('visual.proj', 'projection to the text space') in report.dropped
@@ -323,7 +352,7 @@ def test_clip_on_a_model_with_other_gelu_and_eps_is_noted(tmp_path):
 
 
 @pytest.mark.parametrize('wrapped', [False, True], ids=['bare', 'TIMMBackbone'])
-def test_google_npz_loads_into_timm(tmp_path, wrapped):
+def test_google_npz_loads_into_timm(tmp_path, same_features, wrapped):
     path = tmp_path / 'vit.npz'
     np.savez(path, **google_arrays())
     reference = timm_vit(num_classes=11)
@@ -335,8 +364,12 @@ def test_google_npz_loads_into_timm(tmp_path, wrapped):
         host.timm_model = inner
     report = load_base_weights(host, path)
     inner = host.timm_model if wrapped else host
-    assert_equal_features(
-        inner.forward_features(image()), reference.forward_features(image()), 1e-6
+    name = 'timm ViT in TIMMBackbone' if wrapped else 'timm ViT'
+    same_features(
+        inner.forward_features(image()),
+        reference.forward_features(image()),
+        1e-6,
+        f'Google npz | {name} | timm',
     )
     prefix = 'timm_model.' if wrapped else ''
     assert f'{prefix}blocks.1.attn.qkv.weight' in report.matched
@@ -378,6 +411,25 @@ def test_position_table_is_resized_as_mmpretrain_does_it(tmp_path):
     assert torch.allclose(host.pos_embed, expected, atol=1e-6)
     assert torch.equal(host.pos_embed[:, 0], reference.pos_embed[:, 0])
     assert report.resized == (('pos_embed', (1, 50, WIDTH), (1, 17, WIDTH)),)
+
+
+def test_a_resized_position_table_gives_timm_features(tmp_path, same_features):
+    """DINOv2's case: trained at a larger input. timm would anti-alias unless told."""
+    source = timm_vit(img_size=56, init_values=0.1)
+    path = tmp_path / 'dinov2.pth'
+    torch.save(source.state_dict(), path)
+    reference = timm_vit(init_values=0.1)
+    state = source.state_dict()
+    state['pos_embed'] = timm.layers.resample_abs_pos_embed(
+        state['pos_embed'], [4, 4], antialias=False
+    )
+    reference.load_state_dict(state)
+    host = mm_vit(layer_scale_init_value=0.1)
+    report = load_base_weights(host, path)
+    assert report.resized
+    expected = reference.forward_features(image())[:, 0]
+    what = 'DINOv2, positions 7 x 7 -> 4 x 4 | mmpretrain ViT | timm'
+    same_features(host(image()), expected, 1e-6, what)
 
 
 def test_mean_pooling_leaves_the_norm_after_it_fresh(tmp_path):
@@ -431,14 +483,15 @@ def official_swin(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize('names', ['official', 'timm'])
-def test_swin_gives_timm_features_in_mmpretrain(tmp_path, names):
+def test_swin_gives_timm_features_in_mmpretrain(tmp_path, same_features, names):
     reference = timm_swin()
     state = official_swin(reference) if names == 'official' else reference.state_dict()
     torch.save({'model': state}, tmp_path / 'swin.pth')
     host = mm_swin()
     report = load_base_weights(host, tmp_path / 'swin.pth')
     expected = reference.forward_features(image(128)).permute(0, 3, 1, 2)
-    assert_equal_features(host(image(128)), expected, 1e-5)
+    what = f'Swin, {names} keys | mmpretrain Swin | timm'
+    same_features(host(image(128)), expected, 1e-5, what)
     assert report.layout == f'{names} Swin'
     assert report.head_classes == 21
     assert report.fresh == ()
@@ -447,7 +500,7 @@ def test_swin_gives_timm_features_in_mmpretrain(tmp_path, names):
 
 
 @pytest.mark.parametrize('cls', [DetSwin, SegSwin], ids=['mmdet', 'mmseg'])
-def test_swin_gives_timm_features_in_dense_toolboxes(tmp_path, cls):
+def test_swin_gives_timm_features_in_dense_toolboxes(tmp_path, same_features, cls):
     reference = timm_swin(img_size=256)
     torch.save({'model': official_swin(reference)}, tmp_path / 'swin.pth')
     host = randomise(cls(window_size=4, mlp_ratio=4, **swin_kwargs()), 9)
@@ -464,7 +517,8 @@ def test_swin_gives_timm_features_in_dense_toolboxes(tmp_path, cls):
         x = stage(x)
         normed = nn.functional.layer_norm(x, x.shape[-1:])
         ours = host(image(256))[i]
-        assert_equal_features(ours, normed.permute(0, 3, 1, 2), 1e-5)
+        what = f'Swin, official keys | {cls.__module__[:5]} Swin, stage {i} | timm'
+        same_features(ours, normed.permute(0, 3, 1, 2), 1e-5, what)
 
 
 def test_dense_swin_files_keep_their_output_norms(tmp_path):
@@ -500,6 +554,29 @@ def test_window_tables_are_resized_as_mmseg_does_it(tmp_path):
     assert torch.allclose(new, theirs.get_parameter(key), atol=1e-6)
 
 
+def test_resized_window_tables_give_timm_features(tmp_path, same_features):
+    from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
+
+    source = timm_swin(img_size=224)
+    path = tmp_path / 'swin.pth'
+    torch.save({'model': official_swin(source)}, path)
+    reference = timm_swin(img_size=224, window_size=7)
+    state = source.state_dict()
+    for name, tensor in state.items():
+        if name.endswith('relative_position_bias_table'):
+            state[name] = resize_rel_pos_bias_table_simple(
+                tensor, (7, 7), (169, tensor.shape[1])
+            )
+    reference.load_state_dict(state, strict=False)
+    arch = swin_kwargs()
+    host = randomise(mmpretrain.SwinTransformer(arch=arch, img_size=224), 9)
+    report = load_base_weights(host, path)
+    assert len(report.resized) == 7
+    expected = reference.forward_features(image(224)).permute(0, 3, 1, 2)
+    what = 'Swin, official keys, window 4 -> 7 | mmpretrain Swin | timm'
+    same_features(host(image(224)), expected, 1e-5, what)
+
+
 # --- video ---------------------------------------------------------------------
 
 
@@ -512,12 +589,13 @@ def official_videomae(model: nn.Module, prefix: str = '') -> dict[str, torch.Ten
     return state
 
 
-def test_self_supervised_videomae_drops_decoder_and_norm(tmp_path):
+def test_self_supervised_videomae_drops_decoder_and_norm(tmp_path, same_features):
     reference = video_mae()
     state = official_videomae(reference, 'encoder.')
     for part in ('weight', 'bias'):
         state[f'encoder.norm.{part}'] = state.pop(f'encoder.fc_norm.{part}')
     state['decoder.blocks.0.norm1.weight'] = torch.ones(8)
+    state['decoder.head.weight'] = torch.ones(1536, 8)  # predicts pixels
     state['encoder_to_decoder.weight'] = torch.ones(8, WIDTH)
     state['mask_token'] = torch.zeros(1, 1, 8)
     args = argparse.Namespace(batch_size=8)
@@ -525,6 +603,7 @@ def test_self_supervised_videomae_drops_decoder_and_norm(tmp_path):
     host = randomise(video_mae(num_frames=8), 8)
     positions = host.pos_embed.clone()
     report = load_base_weights(host, tmp_path / 'checkpoint.pth')
+    assert report.head_classes is None
     assert [name for name, _ in report.fresh] == ['fc_norm.weight', 'fc_norm.bias']
     assert {reason for _, reason in report.dropped} == {
         'decoder',
@@ -536,11 +615,12 @@ def test_self_supervised_videomae_drops_decoder_and_norm(tmp_path):
     load_base_weights(host, tmp_path / 'checkpoint.pth')
     with torch.no_grad():
         host.fc_norm.load_state_dict(reference.fc_norm.state_dict())
-    assert_equal_features(host(clip()), reference(clip()), 0)
+    what = 'VideoMAE, self-supervised | mmaction ViT | mmaction'
+    same_features(host(clip()), reference(clip()), 0, what)
 
 
 @pytest.mark.parametrize('kind', ['fine-tuned', 'AdaptFormer', 'mmaction'])
-def test_videomae_files_give_equal_features(tmp_path, kind):
+def test_videomae_files_give_equal_features(tmp_path, same_features, kind):
     reference = video_mae()
     state = official_videomae(reference)
     if kind == 'fine-tuned':
@@ -563,12 +643,13 @@ def test_videomae_files_give_equal_features(tmp_path, kind):
     torch.save(content, tmp_path / 'video.pth')
     host = randomise(video_mae(), 8)
     report = load_base_weights(host, tmp_path / 'video.pth')
-    assert_equal_features(host(clip()), reference(clip()), 0)
+    what = f'VideoMAE, {kind} | mmaction ViT | mmaction'
+    same_features(host(clip()), reference(clip()), 0, what)
     assert report.layout == layout
     assert report.head_classes == (None if kind == 'AdaptFormer' else 400)
 
 
-def test_video_swin_renames_the_last_norm_alone(tmp_path):
+def test_video_swin_renames_the_last_norm_alone(tmp_path, same_features):
     reference = video_swin()
     state = {}
     for name, tensor in reference.state_dict().items():
@@ -578,7 +659,8 @@ def test_video_swin_renames_the_last_norm_alone(tmp_path):
     torch.save({'state_dict': state}, tmp_path / 'vswin.pth')
     host = randomise(video_swin(), 8)
     report = load_base_weights(host, tmp_path / 'vswin.pth')
-    assert_equal_features(host(clip(4, 64)), reference(clip(4, 64)), 0)
+    what = 'Video Swin | mmaction Swin | mmaction'
+    same_features(host(clip(4, 64)), reference(clip(4, 64)), 0, what)
     assert report.layout == 'Video Swin'
     assert report.head_classes == 400
 
@@ -632,8 +714,9 @@ def refuse(host: nn.Module, path, *parts: str, **kwargs) -> None:
         (b'\x99\x00\x00\x00\x00\x00\x00\x00{"a', 'is truncated or damaged'),
     ],
 )
-def test_files_that_are_no_weights(tmp_path, content, part):
-    path = tmp_path / 'swin.pth'
+@pytest.mark.parametrize('name', ['swin.pth', 'ViT-B_16.npz'])
+def test_files_that_are_no_weights(tmp_path, name, content, part):
+    path = tmp_path / name
     path.write_bytes(content)
     refuse(mm_vit(), path, part)
 
@@ -732,6 +815,20 @@ def test_files_of_another_size(tmp_path):
     refuse(mm_swin(), path, 'depth 2-2-4-1 in the file, 2-2-2-1 in the model')
 
 
+def module_of(tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """A module whose parameters have these names."""
+    root = nn.Module()
+    for name, tensor in tensors.items():
+        *way, leaf = name.split('.')
+        node = root
+        for part in way:
+            if not hasattr(node, part):
+                node.add_module(part, nn.Module())
+            node = getattr(node, part)
+        node.register_parameter(leaf, nn.Parameter(tensor))
+    return root
+
+
 @pytest.mark.parametrize(
     ('offered', 'wanted', 'parts'),
     [
@@ -748,16 +845,28 @@ def test_published_sizes_are_called_by_name(tmp_path, offered, wanted, parts):
 
     path = tmp_path / 'vit.pth'
     torch.save(stand_in(*offered), path)
-    host = nn.Module()
-    for name, tensor in stand_in(*wanted).items():
-        *way, leaf = name.split('.')
-        node = host
-        for part in way:
-            if not hasattr(node, part):
-                node.add_module(part, nn.Module())
-            node = getattr(node, part)
-        node.register_parameter(leaf, nn.Parameter(tensor))
+    host = module_of(stand_in(*wanted))
     refuse(host, path, *parts)
+
+
+def test_a_swin_b_offered_for_a_swin_l_is_called_by_name(tmp_path):
+    def stand_in(width: int) -> dict[str, torch.Tensor]:
+        state = {'patch_embed.proj.weight': torch.zeros(width, 1, 1, 1)}
+        for stage, depth in enumerate((2, 2, 18, 2)):
+            for block in range(depth):
+                name = f'layers.{stage}.blocks.{block}.attn.qkv.weight'
+                state[name] = torch.zeros(1)
+        return state
+
+    path = tmp_path / 'swin_large_patch4_window7_224_22k.pth'
+    downsample = {'layers.0.downsample.norm.weight': torch.zeros(1)}
+    torch.save({'model': {**stand_in(128), **downsample}}, path)
+    refuse(
+        module_of(stand_in(192)),
+        path,
+        'embed width 128 in the file, 192 in the model',
+        'a Swin-B offered for a Swin-L',
+    )
 
 
 def test_keys_that_do_not_match_are_named_with_the_way_out(tmp_path):

@@ -1,9 +1,10 @@
-"""Write the generated tables: support grid, index of methods, digits comparison.
+"""Write the generated tables: grid, index of methods, data sets, weights, digits.
 
 Example: python tools/misc/update_tables.py --check
 
 Grid and index are computed from the registries: a method is supported where every site
-kind it needs is offered. The digits are those that tools/digits.py left in docs/digits.
+kind it needs is offered. Data sets are those of the catalogue, weight files those of
+the registry. The digits are those that tools/digits.py left in docs/digits.
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
@@ -28,6 +29,8 @@ from mmpetl.core import (
     registered_methods,
     wanted_sites,
 )
+from mmpetl.datasets.catalog import DatasetFacts, select
+from mmpetl.models.weights import KNOWN_FILES
 from mmpetl.registry import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +99,75 @@ def index(backbones: dict[str, torch.nn.Module]) -> str:
     return table(lines)
 
 
+def weight_files() -> str:
+    """One line per known weight file; a dash where nothing is known."""
+    head = ['file', 'what it is', 'keys', 'classifier', 'checksum', 'recipes']
+    lines = [head, [':---'] * len(head)]
+    for known in KNOWN_FILES:
+        name = f'[`{known.name}`]({known.url})' if known.url else f'`{known.name}`'
+        # A whole digest is in the registry; its beginning is enough to the eye.
+        digest = (known.sha256 or known.sha256_start or '')[:8]
+        sums = f'sha256 {digest}...' if digest else ''
+        sums = sums or (f'md5 {known.md5_start}...' if known.md5_start else '-')
+        classes = {None: '-', 0: 'none'}.get(known.head_classes, known.head_classes)
+        recipes = ', '.join(f'`{recipe}`' for recipe in known.recipes) or '-'
+        title = '; '.join(filter(None, [known.title, known.note]))
+        lines.append([name, title, known.layout, str(classes), sums, recipes])
+    return table(lines)
+
+
+def data_sets() -> str:
+    """The catalogue: a table per benchmark, and what goes wrong with each set."""
+    titles = {
+        'vtab': 'VTAB-1k',
+        'fgvc': 'FGVC',
+        'video': 'Video',
+        'dense': 'Dense prediction',
+        'study': 'Extra sets of the study',
+    }
+    parts = []
+    for benchmark, title in titles.items():
+        chosen = select([benchmark])
+        parts += [f'### {title}', _catalogue(chosen)]
+        sources = dict.fromkeys((f.source, f.title.partition(',')[0]) for f in chosen)
+        if len({source for source, _ in sources}) == 1:
+            parts.append(f'Source: {chosen[0].source}.')
+        else:
+            lines = [f'- {name}: {source}' for source, name in sources]
+            parts.append('Sources:\n\n' + '\n'.join(lines))
+        traps = [f'- `{f.id}`: {" ".join(f.traps)}' for f in chosen if f.traps]
+        if traps:
+            parts.append('Traps:\n\n' + '\n'.join(traps))
+    return '\n' + '\n\n'.join(parts) + '\n'
+
+
+def _catalogue(chosen: tuple[DatasetFacts, ...]) -> str:
+    head = ['id', 'what', 'group', 'classes', 'samples', 'folder', 'metric', 'licence']
+    lines = [head, [':---', ':---', ':---', '---:', ':---', ':---', ':---', ':---']]
+    for facts in chosen:
+        classes = str(facts.num_classes)
+        if facts.subset:
+            classes = f'{facts.subset} of {facts.num_classes}'
+        sizes = [
+            f'{split.name} {"varies" if split.size is None else f"{split.size:,}"}'
+            for split in facts.splits
+            if facts.layout != 'vtab' or split.name == 'test'
+        ]
+        lines.append(
+            [
+                f'`{facts.id}`',
+                facts.title,
+                facts.group,
+                classes,
+                ', '.join(sizes),
+                f'`{facts.path}`',
+                ', '.join(facts.metrics),
+                facts.licence,
+            ]
+        )
+    return table(lines)
+
+
 def methods() -> dict[str, type[Method]]:
     """Registered methods by name: baselines first, then by family."""
     order = ('baseline', 'specification')
@@ -136,6 +208,8 @@ def main() -> int:
     pages = {
         ROOT / 'README.md': {'grid': grid(backbones), 'digits': digits.strip()},
         ROOT / 'docs' / 'methods' / 'README.md': {'index': index(backbones)},
+        ROOT / 'docs' / 'datasets.md': {'catalogue': data_sets()},
+        ROOT / 'docs' / 'weights.md': {'files': weight_files()},
     }
     stale = []
     for path, parts in pages.items():

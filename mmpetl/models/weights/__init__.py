@@ -6,13 +6,24 @@ VideoMAE. Files and models are both translated into it, so a file format and a h
 class meet without knowing each other.
 """
 
+from mmpetl.models.weights.download import check_file, fetch
 from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
+from mmpetl.models.weights.identity import FileFacts, describe_file
 from mmpetl.models.weights.load import load_base_weights
+from mmpetl.models.weights.registry import KNOWN_FILES, KnownFile, find_known, needed_by
 from mmpetl.models.weights.report import LoadReport
 
 __all__ = [
+    'KNOWN_FILES',
+    'FileFacts',
+    'KnownFile',
     'LoadReport',
     'WeightsError',
     'WeightsNotFoundError',
+    'check_file',
+    'describe_file',
+    'fetch',
+    'find_known',
     'load_base_weights',
+    'needed_by',
 ]

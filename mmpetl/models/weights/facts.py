@@ -37,7 +37,7 @@ def compare_facts(family: str, in_file: Entries, in_model: Entries) -> str:
     ]
     if not lines:
         return ''
-    offered, wanted = _size_name(family, in_file), _size_name(family, in_model)
+    offered, wanted = size_name(family, in_file), size_name(family, in_model)
     tail = f': a {offered} offered for a {wanted}' if offered and wanted else ''
     return ', '.join(lines) + (tail if offered != wanted else '')
 
@@ -68,8 +68,14 @@ def _depths(family: str, entries: Entries) -> list[int]:
     ]
 
 
-def _size_name(family: str, entries: Entries) -> str | None:
+def depth_of(family: str, entries: Entries) -> int:
+    """Number of blocks, all stages together."""
+    return sum(_depths(family, entries))
+
+
+def size_name(family: str, entries: Entries) -> str | None:
+    """``'ViT-B'``, ``'Swin-L'``; None for a size that nobody has published."""
     width = entries['patch_embed.proj.weight'].tensor.shape[0]
     sizes = VIT_SIZES if family in ('vit', 'videomae') else SWIN_SIZES
-    size = sizes.get((width, sum(_depths(family, entries))))
+    size = sizes.get((width, depth_of(family, entries)))
     return size and f'{NAMES[family]}-{size}'

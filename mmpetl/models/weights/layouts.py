@@ -326,6 +326,21 @@ def count_indexed(names: Mapping[str, object], group: str) -> int:
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
+# A decoder's head predicts pixels: VideoMAE's self-supervised file has one.
+HEAD_WEIGHT = re.compile(
+    r'^(?!(?:.*[./])?decoder)(?:.*[./])?(?:head|cls_head|heads)'
+    r'(?:[./](?:fc|head|fc_cls|layers[./]head))?[./](?:weight|kernel)$'
+)
+
+
+def count_classes(tensors: Tensors) -> int | None:
+    """Outputs of the classifier among ``tensors``, if there is one."""
+    for name, tensor in tensors.items():
+        if HEAD_WEIGHT.match(name) and tensor.dim() == 2:
+            return tensor.shape[-1 if name.endswith('/kernel') else 0]
+    return None
+
+
 def _patch_axes(tensors: Tensors, name: str) -> int:
     """Axes of a patch embedding's kernel: 4 for images, 5 for clips, 0 if absent."""
     tensor = tensors.get(f'patch_embed.{name}.weight')

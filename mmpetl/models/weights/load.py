@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from mmpetl.models.weights.containers import read_tensors, sha256_of
 from mmpetl.models.weights.errors import WeightsError, shorten
 from mmpetl.models.weights.facts import compare_facts
+from mmpetl.models.weights.identity import check_name, describe
 from mmpetl.models.weights.layouts import (
     FAMILY_TITLES,
     Entries,
     Entry,
     Layout,
+    count_classes,
     count_indexed,
     find_layout,
     trunk_prefix,
@@ -42,10 +44,6 @@ LEFT_ASIDE: tuple[tuple[str, str], ...] = (
     (r'^(decoder|encoder_to_decoder)', 'decoder'),
     (r'^mask_token$', 'mask token of pre-training'),
     (r'(^|\.)(relative_position_index|attn_mask)$', 'index or mask, rebuilt'),
-)
-HEAD_WEIGHT = re.compile(
-    r'^(?:.*[./])?(?:head|cls_head|heads)(?:[./](?:fc|head|fc_cls|layers[./]head))?'
-    r'[./](?:weight|kernel)$'
 )
 HINTS: tuple[tuple[str, str, str], ...] = (
     (
@@ -134,13 +132,15 @@ def load_base_weights(
 
     Raises:
         WeightsNotFoundError: Nothing at ``path``.
-        WeightsError: The file is damaged, foreign or made for another model; the one
-            line names the file, what differs and, where known, the way out.
+        WeightsError: The file is damaged, foreign or made for another model, or it
+            bears the name of a published file and is another stage of that model's
+            training; the one line names the file, what differs and, where known, the
+            way out.
     """
     where = os.fspath(path)
     host = _inspect(backbone)
     tensors, container = read_tensors(path)
-    found = _count_classes(tensors)
+    found = count_classes(tensors)
     if head_classes is not None and found != head_classes:
         has = f'one of {found} classes' if found else 'none'
         raise WeightsError(
@@ -153,9 +153,11 @@ def load_base_weights(
             f'{where} holds {FAMILY_TITLES[plan.layout.family]} ({plan.layout.name} '
             f'names), the model is {FAMILY_TITLES[host.layout.family]} ({host.title})'
         )
+    facts = describe(tensors, plan.layout, plan.entries)
     _fit_norms(plan, host)
     _leave_aside(plan, host)
     _refuse_other_size(plan, host)
+    remark = check_name(path, facts)
     _resize(plan, host)
     _refuse_mismatch(plan, host)
     _copy(plan, host)
@@ -173,7 +175,8 @@ def load_base_weights(
         ),
         fresh=tuple((host.prefix + name_of[n], why) for n, why in plan.fresh.items()),
         head_classes=found,
-        notes=tuple(_notes(plan, host)),
+        release=facts.release,
+        notes=tuple(filter(None, [remark, *_notes(plan, host)])),
     )
 
 
@@ -391,13 +394,6 @@ def _copy(plan: _Plan, host: _Host) -> None:
         target = host.entries[name]
         parameter = host.trunk.get_parameter(target.source)
         parameter.copy_(host.layout.write(name, tensor))
-
-
-def _count_classes(tensors: Mapping[str, Tensor]) -> int | None:
-    for name, tensor in tensors.items():
-        if HEAD_WEIGHT.match(name) and tensor.dim() == 2:
-            return tensor.shape[-1 if name.endswith('/kernel') else 0]
-    return None
 
 
 def _notes(plan: _Plan, host: _Host) -> list[str]:

@@ -22,6 +22,8 @@ class LoadReport:
         fresh: (key, reason) for keys that keep the model's own initial values.
         head_classes: Outputs of the classifier in the file, if it has one. 1000
             tells a fine-tuned ImageNet-1k file from a 21k trunk.
+        release: ``'original in21k'`` or ``'AugReg in21k'`` for Google's ImageNet-21k
+            files, told apart by their keys.
         notes: Anything else that the user should see.
     """
 
@@ -35,11 +37,13 @@ class LoadReport:
     resized: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     fresh: tuple[tuple[str, str], ...] = ()
     head_classes: int | None = None
+    release: str | None = None
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One paragraph for the log: counts by reason, not one line per key."""
-        parts = [f'{len(self.matched)} tensors from {self.path} ({self.layout})']
+        origin = ', '.join(filter(None, [self.layout, self.release]))
+        parts = [f'{len(self.matched)} tensors from {self.path} ({origin})']
         if self.head_classes is not None:
             parts.append(f'classifier of {self.head_classes} classes left aside')
         for key, old, new in self.resized[:1]:

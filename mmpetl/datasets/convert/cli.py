@@ -1,0 +1,64 @@
+"""What ``tools/dataset_converters`` share: arguments, errors, last words."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmpetl.core import PETLError
+from mmpetl.datasets.convert.jobs import default_workers
+
+
+def parser_for(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments that every converter has."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--data-root',
+        dest='root',
+        type=Path,
+        default=Path(os.environ.get('MMPETL_DATA', 'data')),
+        help='data root to write below (default: MMPETL_DATA, else data)',
+    )
+    parser.add_argument(
+        '--workers',
+        type=_positive,
+        default=default_workers(),
+        help='threads (default: %(default)s)',
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError('at least 1')
+    return number
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can mend becomes one line on stderr and exit code 1."""
+    try:
+        yield
+    except (PETLError, FileNotFoundError) as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print('error: interrupted; run it again to go on', file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def tell(folder: Path, found: Iterable[tuple[str, int, int | None]]) -> None:
+    """Counts beside the official ones, so that a short copy shows."""
+    print(folder)
+    for name, count, official in found:
+        note = ''
+        if official is not None and official != count:
+            note = f'  (the official set has {official:,})'
+        print(f'  {name:24} {count:>9,}{note}')

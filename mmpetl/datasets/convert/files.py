@@ -1,0 +1,100 @@
+"""Files and folders that are whole or not there, and a look into each file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+
+from mmpetl.core import PETLError
+
+PART = '.part'
+PICTURES = frozenset({'.jpg', '.jpeg', '.png', '.bmp'})
+
+
+def write_whole(path: Path, content: bytes, durable: bool = False) -> None:
+    """Write beside the name, then rename.
+
+    Args:
+        path: The file; its folder is made.
+        content: All of it.
+        durable: Wait for the disk; for the lists that declare a set complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + PART)
+    try:
+        with part.open('wb') as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise PETLError(f'cannot write {path}: {error.strerror}') from None
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a list, one entry a line."""
+    write_whole(path, ''.join(f'{line}\n' for line in lines).encode(), durable=True)
+
+
+def look_into(name: PurePath, content: bytes) -> str:
+    """Why a file's content is unusable, ``''`` if it is sound.
+
+    Pictures are decoded to the last row, since a cut JPEG has a sound header.
+    """
+    suffix = name.suffix.lower()
+    try:
+        if suffix in PICTURES:
+            from PIL import Image
+
+            with Image.open(io.BytesIO(content)) as picture:
+                picture.load()
+        elif suffix == '.json':
+            json.loads(content)
+        elif suffix == '.xml':
+            ElementTree.fromstring(content)
+        elif suffix in ('.txt', '.csv'):
+            content.decode('utf-8')
+    except (OSError, ValueError, SyntaxError, ElementTree.ParseError) as error:
+        lines = str(error).splitlines()
+        return lines[0] if lines else type(error).__name__
+    return ''
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path | None]:
+    """A folder that gets its name when it is complete.
+
+    Yields:
+        Where to write, with what an earlier call has left there; None if the folder
+        is there and nothing is to be done.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        yield None
+        return
+    partial = partial_of(folder)
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
+    for leftover in partial.rglob(f'*{PART}'):
+        leftover.unlink()
+    if folder.is_dir():
+        folder.rmdir()  # empty
+    partial.rename(folder)
+
+
+def partial_of(folder: Path) -> Path:
+    """Where ``staged`` collects a folder's files."""
+    return folder.with_name(f'.{folder.name}.partial')
+
+
+def unless_there(path: Path, make: Callable[[], bytes]) -> bool:
+    """Write a file unless it is there; whether it was written."""
+    if path.is_file():
+        return False
+    write_whole(path, make())
+    return True

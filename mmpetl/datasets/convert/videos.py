@@ -1,0 +1,467 @@
+"""Something-Something V2, Kinetics-400 and HMDB51: clips and lists in MMAction2's form.
+
+A list line is ``<path below the video folder> <label>``. A path must hold no blank, so
+class folders are renamed with underscores.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmpetl.core import PETLError
+from mmpetl.datasets.catalog import facts_of
+from mmpetl.datasets.convert.dense import Counts
+from mmpetl.datasets.convert.files import PART, write_lines
+from mmpetl.datasets.convert.jobs import run_all
+
+VIDEOS = ('.mp4', '.avi', '.mkv', '.webm')
+Encoder = Literal['ffmpeg', 'opencv']
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A listed clip: its path below the video folder, and its label."""
+
+    path: str
+    label: int
+
+
+# --- looking into clips ------------------------------------------------------
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a clip; its first and its last one are decoded.
+
+    Raises:
+        PETLError: It cannot be opened, holds no frame, or does not decode to its end.
+    """
+    import decord
+
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        frames = len(reader)
+        if frames:
+            reader[0]
+            reader[frames - 1]
+    except Exception as error:  # decord raises its own and plain RuntimeErrors
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        why = lines[-1] if lines else type(error).__name__
+        raise PETLError(f'cannot read the clip {path}: {why}') from None
+    if not frames:
+        raise PETLError(f'the clip {path} holds no frame')
+    return frames
+
+
+# --- re-encoding -------------------------------------------------------------
+
+
+def find_encoder(wanted: Encoder) -> Callable[[Path, Path], None]:
+    """What re-encodes a clip.
+
+    ``ffmpeg`` writes H.264 at CRF 18. ``opencv`` needs nothing to be installed, but
+    writes MPEG-4 part 2, whose loss is larger: a result should say so.
+
+    Raises:
+        PETLError: ffmpeg is not on the PATH.
+    """
+    if wanted == 'opencv':
+        return _encode_opencv
+    program = shutil.which('ffmpeg')
+    if program is None:
+        raise PETLError(
+            'ffmpeg is not on the PATH; install it, or re-encode with --encoder opencv '
+            '(MPEG-4 part 2, a larger loss)'
+        )
+
+    timing = _keep_timing(program)
+
+    def encode(source: Path, target: Path) -> None:
+        command = [program, '-nostdin', '-v', 'error', '-y', '-i', str(source), '-an']
+        # H.264 in 4:2:0 needs even sides. The clip's own frames and times are kept.
+        command += ['-vf', 'pad=ceil(iw/2)*2:ceil(ih/2)*2', *timing]
+        command += ['-c:v', 'libx264', '-crf', '18', '-preset', 'fast']
+        command += ['-pix_fmt', 'yuv420p', '-threads', '1', '-f', 'mp4', str(target)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f'exit {done.returncode}']
+            raise PETLError(f'ffmpeg cannot re-encode {source}: {lines[-1]}')
+
+    return encode
+
+
+def _keep_timing(program: str) -> list[str]:
+    """The option that neither repeats nor drops frames; renamed in ffmpeg 5.1."""
+    done = subprocess.run([program, '-version'], capture_output=True, text=True)
+    number = re.match(r'ffmpeg version n?(\d+)\.(\d+)', done.stdout)
+    is_old = number is not None and (int(number[1]), int(number[2])) < (5, 1)
+    return ['-vsync' if is_old else '-fps_mode', 'passthrough']
+
+
+def _encode_opencv(source: Path, target: Path) -> None:
+    import cv2
+
+    clip = cv2.VideoCapture(str(source))
+    rate = clip.get(cv2.CAP_PROP_FPS) or 12.0
+    writer = None
+    try:
+        while True:
+            found, frame = clip.read()
+            if not found:
+                break
+            if writer is None:
+                height, width = frame.shape[:2]
+                codec = cv2.VideoWriter_fourcc(*'mp4v')
+                writer = cv2.VideoWriter(str(target), codec, rate, (width, height))
+                if not writer.isOpened():
+                    raise PETLError(f'OpenCV has no writer for {target}')
+            writer.write(frame)
+    finally:
+        clip.release()
+        if writer is not None:
+            writer.release()
+    if writer is None:
+        raise PETLError(f'OpenCV cannot read a frame of {source}')
+
+
+def reencode(source: Path, target: Path, encode: Callable[[Path, Path], None]) -> bool:
+    """Re-encode one clip unless it is there; it gets its name when it decodes.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        PETLError: The source or the result does not decode, or frames were lost.
+    """
+    if target.is_file():
+        return False
+    before = count_frames(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix tells OpenCV the container.
+    part = target.with_name(f'{target.stem}{PART}{target.suffix}')
+    try:
+        encode(source, part)
+        after = count_frames(part)
+        if after != before:
+            raise PETLError(
+                f'{source} has {before} frames, its copy {after}; nothing was kept'
+            )
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+# --- Something-Something V2 --------------------------------------------------
+
+
+def convert_ssv2(
+    videos: Path,
+    labels: Path,
+    root: Path,
+    encoder: Encoder = 'ffmpeg',
+    workers: int = 1,
+) -> Counts:
+    """``ssv2/videos/<id>.mp4`` from ``<id>.webm``, and the two lists.
+
+    Args:
+        videos: Folder with the ``.webm`` (or ``.mp4``) clips of the release.
+        labels: Folder with the annotation files of the release, in either naming:
+            ``labels.json``, ``train.json``, ``validation.json``, or each with
+            ``something-something-v2-`` in front.
+        root: Data root.
+        encoder: See ``find_encoder``.
+        workers: Clips at a time.
+
+    Raises:
+        PETLError: Missing or malformed annotations, a listed clip that is missing or
+            does not decode, or no ffmpeg.
+    """
+    facts = facts_of('ssv2')
+    folder = root / facts.path
+    table = {
+        template: int(number)
+        for template, number in _read_ssv2(labels, 'labels').items()
+    }
+    lists: dict[str, list[Clip]] = {}
+    for split, name in (('train', 'train'), ('val', 'validation')):
+        entries = _read_ssv2(labels, name)
+        lists[split] = [_ssv2_clip(entry, table, name) for entry in entries]
+    clips = [clip for part in lists.values() for clip in part]
+    todo = [c for c in clips if not (folder / 'videos' / c.path).is_file()]
+    if todo:
+        encode = find_encoder(encoder)
+        found = {path.stem: path for path in videos.rglob('*') if path.suffix in VIDEOS}
+        missing = [c.path for c in todo if Path(c.path).stem not in found]
+        if missing:
+            raise PETLError(
+                f'{len(missing):,} of {len(clips):,} listed clips are not in {videos}, '
+                f'{Path(missing[0]).stem}.webm for one'
+            )
+
+        def work(clip: Clip) -> bool:
+            source = found[Path(clip.path).stem]
+            return reencode(source, folder / 'videos' / clip.path, encode)
+
+        run_all(todo, work, workers, 'ssv2', len(todo))
+    return _write_lists(folder, facts_of('ssv2').splits, lists)
+
+
+def _read_ssv2(folder: Path, name: str) -> Any:
+    for file in (f'{name}.json', f'something-something-v2-{name}.json'):
+        path = folder / file
+        if path.is_file():
+            try:
+                return json.loads(path.read_text(encoding='utf-8'))
+            except ValueError as error:
+                raise PETLError(f'{path} is no JSON: {error}') from None
+    raise PETLError(
+        f'{folder} has neither {name}.json nor something-something-v2-{name}.json'
+    )
+
+
+def _ssv2_clip(entry: Any, table: Mapping[str, int], name: str) -> Clip:
+    try:
+        # The table has no brackets around the placeholders.
+        template = entry['template'].replace('[', '').replace(']', '')
+        return Clip(f'{int(entry["id"])}.mp4', table[template])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PETLError(
+            f'{name}.json: an entry is not {{id, template}} with a template of '
+            f'labels.json ({type(error).__name__}: {error})'
+        ) from None
+
+
+# --- Kinetics-400 ------------------------------------------------------------
+
+
+def convert_kinetics400(
+    root: Path,
+    annotations: Mapping[str, Path] | None = None,
+    workers: int = 1,
+    check: bool = True,
+) -> Counts:
+    """Lists of the clips in ``kinetics400/videos_train`` and ``videos_val``.
+
+    Clips lie below a folder per class, or flat with the release's CSV files beside
+    them (``label,youtube_id,time_start,time_end,split``). Labels are the positions of
+    the class names, blanks as underscores, in alphabetical order over both splits. A
+    clip that does not decode is left out and named in
+    ``kinetics400_<split>_unreadable.txt``.
+
+    Args:
+        root: Data root.
+        annotations: CSV by split, needed for flat folders.
+        workers: Clips that are looked into at a time.
+        check: Open each clip; without it, none is left out.
+
+    Raises:
+        PETLError: No clips, or clips whose class is unknown.
+    """
+    facts = facts_of('kinetics400')
+    folder = root / facts.path
+    found = {
+        split.name: _classified(
+            folder / split.images, (annotations or {}).get(split.name)
+        )
+        for split in facts.splits
+    }
+    classes = sorted({name for clips in found.values() for _, name in clips})
+    if len(classes) > facts.num_classes:
+        raise PETLError(f'{folder} holds {len(classes)} classes, expected 400')
+    label_of = {name: label for label, name in enumerate(classes)}
+    lists: dict[str, list[Clip]] = {}
+    for split in facts.splits:
+        videos = folder / split.images
+        clips = [Clip(path, label_of[name]) for path, name in found[split.name]]
+        if check:
+            clips, bad = _readable(videos, clips, workers, f'kinetics400 {split.name}')
+            report = folder / f'kinetics400_{split.name}_unreadable.txt'
+            if bad:
+                write_lines(report, bad)
+            else:
+                report.unlink(missing_ok=True)
+        lists[split.name] = clips
+    return _write_lists(folder, facts.splits, lists)
+
+
+def _classified(videos: Path, table: Path | None) -> list[tuple[str, str]]:
+    """(path below ``videos``, class) of each clip; class folders lose their blanks."""
+    if not videos.is_dir():
+        raise PETLError(f'there is no {videos}; put the clips of the release there')
+    for below in sorted(videos.iterdir()):
+        if below.is_dir() and ' ' in below.name:
+            target = videos / below.name.replace(' ', '_')
+            if target.exists():
+                raise PETLError(f'{below} and {target} are one class; merge them')
+            below.rename(target)
+    by_name = _kinetics_table(table) if table else {}
+    clips = []
+    for path in sorted(videos.rglob('*')):
+        if path.suffix not in VIDEOS or not path.is_file():
+            continue
+        inside = path.relative_to(videos)
+        if len(inside.parts) == 2:
+            name = inside.parts[0]
+        else:
+            # 0123456789a_000012_000022: the id itself may hold underscores.
+            name = by_name.get(path.stem) or by_name.get(path.stem.rsplit('_', 2)[0])
+        if name is None:
+            raise PETLError(
+                f'the class of {path} is unknown: put it in a folder per class, or '
+                'give the CSV of its split'
+            )
+        if ' ' in str(inside):
+            raise PETLError(f'{path} holds a blank, which separates columns; rename it')
+        clips.append((inside.as_posix(), name))
+    if not clips:
+        raise PETLError(f'{videos} holds no clip ({", ".join(VIDEOS)})')
+    return clips
+
+
+def _kinetics_table(path: Path) -> dict[str, str]:
+    """Clip name, and bare id, to class with underscores."""
+    try:
+        with path.open(encoding='utf-8', newline='') as file:
+            rows = list(csv.DictReader(file))
+        table = {}
+        for row in rows:
+            name = row['label'].strip().replace(' ', '_')
+            start, end = int(row['time_start']), int(row['time_end'])
+            table[row['youtube_id']] = name
+            table[f'{row["youtube_id"]}_{start:06d}_{end:06d}'] = name
+    except FileNotFoundError:
+        raise PETLError(f'there is no {path}') from None
+    except (KeyError, ValueError, AttributeError) as error:
+        raise PETLError(
+            f'{path} has no columns label, youtube_id, time_start, time_end ({error})'
+        ) from None
+    return table
+
+
+def _readable(
+    videos: Path, clips: list[Clip], workers: int, title: str
+) -> tuple[list[Clip], list[str]]:
+    def work(clip: Clip) -> bool:
+        try:
+            return count_frames(videos / clip.path) > 0
+        except PETLError:
+            return False
+
+    sound = run_all(clips, work, workers, title, len(clips))
+    good = [clip for clip, is_sound in zip(clips, sound, strict=True) if is_sound]
+    bad = [
+        clip.path for clip, is_sound in zip(clips, sound, strict=True) if not is_sound
+    ]
+    return good, bad
+
+
+# --- HMDB51 ------------------------------------------------------------------
+
+
+def convert_hmdb51(videos: Path, splits: Path, root: Path, workers: int = 1) -> Counts:
+    """``hmdb51/videos/<class>/<clip>.avi`` and the lists of the three splits.
+
+    Python opens no rar archive: unpack ``hmdb51_org.rar``, the 51 archives in it, and
+    ``test_train_splits.rar`` first.
+
+    Args:
+        videos: Folder with a folder of clips per class.
+        splits: Folder with ``<class>_test_split<1-3>.txt``.
+        root: Data root.
+        workers: Clips that are copied and looked into at a time.
+
+    Raises:
+        PETLError: Missing clips or split files, or a clip that does not decode.
+    """
+    facts = facts_of('hmdb51')
+    folder = root / facts.path
+    tables = _hmdb51_tables(splits)
+    classes = sorted({name for name, _ in tables})
+    if len(classes) > facts.num_classes:
+        raise PETLError(f'{splits} names {len(classes)} classes, expected 51')
+    lists: dict[str, list[Clip]] = {split.name: [] for split in facts.splits}
+    clips: dict[str, Clip] = {}
+    for label, name in enumerate(classes):
+        for number in (1, 2, 3):
+            tail = '' if number == 1 else f'_{number}'
+            for file, part in tables.get((name, number), {}).items():
+                clip = Clip(f'{name}/{file}', label)
+                clips[clip.path] = clip
+                # 1 trains, 2 tests, 0 is in neither part of this split.
+                if part in (1, 2):
+                    lists[('train' if part == 1 else 'val') + tail].append(clip)
+    source_of = {}
+    for path in clips:
+        if not (folder / 'videos' / path).is_file():
+            source_of[path] = videos / path
+    missing = [path for path, source in source_of.items() if not source.is_file()]
+    if missing:
+        raise PETLError(
+            f'{len(missing):,} of {len(clips):,} listed clips are not in {videos}, '
+            f'{missing[0]} for one; unpack the rar archive of each class there'
+        )
+
+    def work(path: str) -> None:
+        count_frames(source_of[path])
+        _copy_whole(source_of[path], folder / 'videos' / path)
+
+    run_all(source_of, work, workers, 'hmdb51', len(source_of))
+    return _write_lists(folder, facts.splits, lists)
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + PART)
+    try:
+        shutil.copyfile(source, part)
+        os.replace(part, target)
+    except OSError as error:
+        raise PETLError(f'cannot copy {source} to {target}: {error.strerror}') from None
+
+
+def _hmdb51_tables(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
+    """(class, split number) to {file: part}."""
+    tables: dict[tuple[str, int], dict[str, int]] = {}
+    for path in sorted(folder.rglob('*_test_split[123].txt')):
+        name, _, number = path.stem.rpartition('_test_split')
+        rows = {}
+        for count, line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
+            columns = line.split()
+            if not columns:
+                continue
+            if len(columns) != 2 or columns[1] not in ('0', '1', '2'):
+                raise PETLError(f"{path}:{count}: {line!r} is not '<clip> <0|1|2>'")
+            rows[columns[0]] = int(columns[1])
+        tables[name, int(number)] = rows
+    if not tables:
+        raise PETLError(
+            f'{folder} has no <class>_test_split1.txt; unpack test_train_splits.rar '
+            'there (unrar x, 7z x)'
+        )
+    return tables
+
+
+# --- lists -------------------------------------------------------------------
+
+
+def _write_lists(
+    folder: Path, splits: Sequence[Any], lists: Mapping[str, Iterable[Clip]]
+) -> Counts:
+    """Write the lists, which declare the set complete, and count them."""
+    counts: Counts = []
+    for split in splits:
+        lines = [f'{clip.path} {clip.label}' for clip in lists[split.name]]
+        if not lines and split.optional:
+            continue
+        write_lines(folder / split.file, lines)
+        counts.append((split.name, len(lines), split.size))
+    return counts
