@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.dataset import BaseDataset
 
 from mmpetl.core import PETLError
+from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.checks import missing_folder
 from mmpetl.registry import DATASETS
 
@@ -29,28 +29,8 @@ FGVC_SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class FGVCSet:
-    """One set: its folder below ``fgvc/``, where its images lie, and its sizes."""
-
-    name: str
-    folder: str
-    images: str
-    num_classes: int
-    num_train: int
-    num_val: int
-    num_test: int
-
-
-FGVC_SETS: Mapping[str, FGVCSet] = {
-    entry.name: entry
-    for entry in (
-        FGVCSet('cub_200_2011', 'CUB_200_2011', 'images', 200, 5_394, 600, 5_794),
-        FGVCSet('nabirds', 'nabirds', 'images', 555, 21_536, 2_393, 24_633),
-        FGVCSet('oxford_flowers', 'OxfordFlower', '', 102, 1_020, 1_020, 6_149),
-        FGVCSet('stanford_dogs', 'StanfordDogs', 'Images', 120, 10_800, 1_200, 8_580),
-        FGVCSet('stanford_cars', 'StanfordCars', '', 196, 7_329, 815, 8_041),
-    )
+FGVC_SETS: Mapping[str, DatasetFacts] = {
+    facts.id: facts for facts in CATALOG.values() if facts.benchmark == 'fgvc'
 }
 
 
@@ -62,7 +42,8 @@ class FGVC(BaseDataset):
         name: ``cub_200_2011``, ``nabirds``, ``oxford_flowers``, ``stanford_dogs`` or
             ``stanford_cars``.
         split: ``train``, ``val``, ``trainval`` or ``test``. VPT and V-PETL Bench
-            train on ``train``, GPS on ``trainval``; which one is part of a result.
+            train on ``train``, GPS on ``trainval``; which one it was stands in
+            ``metainfo['split']``, for it is part of a result.
         data_root: The folder ``fgvc``, which holds the folders of the sets.
         num_classes: Class count the files must have, if not the set's own (small
             stand-ins in the same layout).
@@ -97,6 +78,7 @@ class FGVC(BaseDataset):
         self.split = split
         self.num_classes = num_classes or self.entry.num_classes
         self.folder = Path(data_root).expanduser() / self.entry.folder
+        self.images = self.folder / self.entry.splits[0].images
         if not self.folder.is_dir():
             raise missing_folder(self.folder, f'FGVC {name}')
         self._files = {part: self._read(part) for part in ('train', 'val', 'test')}
@@ -107,6 +89,8 @@ class FGVC(BaseDataset):
             test_mode=test_mode,
             indices=indices,
         )
+        # Not through metainfo=: MMEngine takes a string there for a file's name.
+        self._metainfo |= dict(dataset=name, split=split)
         del self._files
 
     def _read(self, part: str) -> dict[str, int]:
@@ -117,7 +101,7 @@ class FGVC(BaseDataset):
             return {str(key): int(value) for key, value in entries.items()}
         except FileNotFoundError:
             raise PETLError(
-                f"FGVC {self.entry.name} has no '{path}'; its class map needs "
+                f"FGVC {self.entry.id} has no '{path}'; its class map needs "
                 'train.json, val.json and test.json.'
             ) from None
         except (ValueError, AttributeError, TypeError) as error:
@@ -134,7 +118,7 @@ class FGVC(BaseDataset):
         ids = sorted(folders)
         if len(ids) != self.num_classes:
             raise PETLError(
-                f"FGVC {self.entry.name} in '{self.folder}' has {len(ids)} classes, "
+                f"FGVC {self.entry.id} in '{self.folder}' has {len(ids)} classes, "
                 f'expected {self.num_classes}; check that the three JSON files belong '
                 'together.'
             )
@@ -147,7 +131,7 @@ class FGVC(BaseDataset):
         samples = []
         for part in FGVC_SPLITS[self.split]:
             for key, value in self._files[part].items():
-                path = self.folder / self.entry.images / key
+                path = self.images / key
                 if not path.is_file():
                     raise PETLError(
                         f"{self.folder / part}.json: entry '{key}' names a missing "

@@ -10,74 +10,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmengine.dataset import BaseDataset
 
 from mmpetl.core import PETLError
+from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.checks import missing_folder
 from mmpetl.registry import DATASETS
 
-Group = Literal['natural', 'specialised', 'structured']
-
-VTAB_SPLITS = ('train800', 'val200', 'train800val200', 'test')
-
-
-@dataclass(frozen=True)
-class VTABTask:
-    """One task: its folder below ``vtab-1k/``, group, class count and test-set size."""
-
-    name: str
-    folder: str
-    group: Group
-    num_classes: int
-    num_test: int
-
-
-def _task(
-    name: str, group: Group, num_classes: int, num_test: int, folder: str = ''
-) -> VTABTask:
-    return VTABTask(name, folder or name, group, num_classes, num_test)
-
-
-VTAB_TASKS: Mapping[str, VTABTask] = {
-    task.name: task
-    for task in (
-        _task('cifar100', 'natural', 100, 10_000, folder='cifar'),
-        _task('caltech101', 'natural', 102, 6_084),
-        _task('dtd', 'natural', 47, 1_880),
-        _task('oxford_flowers102', 'natural', 102, 6_149),
-        _task('oxford_iiit_pet', 'natural', 37, 3_669),
-        _task('svhn', 'natural', 10, 26_032),
-        _task('sun397', 'natural', 397, 21_750),
-        _task('patch_camelyon', 'specialised', 2, 32_768),
-        _task('eurosat', 'specialised', 10, 5_400),
-        _task('resisc45', 'specialised', 45, 6_300),
-        _task('diabetic_retinopathy', 'specialised', 5, 42_670),
-        _task('clevr_count', 'structured', 8, 15_000),
-        _task('clevr_dist', 'structured', 6, 15_000),
-        _task('dmlab', 'structured', 6, 22_735),
-        _task('kitti', 'structured', 4, 711),
-        _task('dsprites_loc', 'structured', 16, 73_728),
-        _task('dsprites_ori', 'structured', 16, 73_728),
-        _task('smallnorb_azi', 'structured', 18, 12_150),
-        _task('smallnorb_ele', 'structured', 9, 12_150),
-    )
+VTAB_TASKS: Mapping[str, DatasetFacts] = {
+    facts.id: facts for facts in CATALOG.values() if facts.benchmark == 'vtab'
 }
+
+VTAB_SPLITS = tuple(split.name for split in VTAB_TASKS['cifar100'].splits)
 
 # Spellings met in other projects; the folder on disk may bear any of them.
 VTAB_ALIASES: Mapping[str, str] = {
-    'cifar': 'cifar100',
-    'cifar_100': 'cifar100',
-    'oxford_pet': 'oxford_iiit_pet',
-    'pets': 'oxford_iiit_pet',
-    'flowers102': 'oxford_flowers102',
+    alias: facts.id for facts in VTAB_TASKS.values() for alias in facts.aliases
 }
 
 
-def vtab_task(name: str) -> VTABTask | None:
+def vtab_task(name: str) -> DatasetFacts | None:
     """The benchmark task of that name or alias, or None where it is none of the 19."""
     return VTAB_TASKS.get(VTAB_ALIASES.get(name, name))
 
@@ -121,7 +76,7 @@ class VTAB(BaseDataset):
                 f"'{task}' is none of the 19 VTAB-1k tasks ({', '.join(VTAB_TASKS)}); "
                 'for a set of your own in the same layout give num_classes.'
             )
-        self.task = known.name if known else task
+        self.task = known.id if known else task
         self.split = split
         self.num_classes = known.num_classes if num_classes is None else num_classes
         self.folder = self._find_folder(Path(data_root).expanduser(), task, known)
@@ -132,13 +87,14 @@ class VTAB(BaseDataset):
             test_mode=test_mode,
             indices=indices,
         )
+        # Not through metainfo=: MMEngine takes a string there for a file's name.
+        self._metainfo |= dict(dataset=self.task, split=split)
 
     @staticmethod
-    def _find_folder(root: Path, task: str, known: VTABTask | None) -> Path:
+    def _find_folder(root: Path, task: str, known: DatasetFacts | None) -> Path:
         names = [task]
         if known:
-            aliases = [a for a, name in VTAB_ALIASES.items() if name == known.name]
-            names += [known.folder, known.name, *aliases]
+            names += [known.folder, known.id, *known.aliases]
         for name in names:
             if (root / name).is_dir():
                 return root / name

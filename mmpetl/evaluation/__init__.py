@@ -1,6 +1,7 @@
 """Metrics that upstream lacks."""
 
+from mmpetl.evaluation.masked_accuracy import MaskedAccuracy
 from mmpetl.evaluation.multi_task import DepthError, relative_improvement
 from mmpetl.evaluation.ppt import ppt
 
-__all__ = ['DepthError', 'ppt', 'relative_improvement']
+__all__ = ['DepthError', 'MaskedAccuracy', 'ppt', 'relative_improvement']

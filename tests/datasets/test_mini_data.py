@@ -11,15 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from mmpetl.datasets import mini
-from mmpetl.datasets.mini import dense, glyphs, images, motion, scenes, videos
+from mmpetl.datasets import CORRUPTIONS, mini
+from mmpetl.datasets.mini import dense, glyphs, images, motion, scenes, storage, videos
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp('mini')
-    mini.make(folder, size='tiny')
-    return folder
+def root(tiny_root) -> Path:
+    return tiny_root
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -113,6 +111,56 @@ def test_an_interrupted_set_is_not_there(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / 'vtab-1k').iterdir()] == ['svhn']
 
 
+def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    names, done = ['svhn', 'counting', 'dtd', 'dsprites_loc'], []
+
+    def report(name: str, made: bool) -> None:
+        done.append((name.rpartition('/')[2], made))
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mini.make(tmp_path, names, 'tiny', report=report)
+    before = digest(tmp_path)
+    mini.make(tmp_path, names, 'tiny', report=report)
+    assert [made for _, made in done] == [True, True, False, False, True, True]
+    after = digest(tmp_path)
+    assert before.items() <= after.items()
+    assert not (tmp_path / storage.SCRATCH).exists()
+
+
+def test_two_processes_make_a_set_once(tmp_path):
+    import multiprocessing
+
+    context = multiprocessing.get_context('fork')
+    queue = context.Queue()
+
+    def work() -> None:
+        mini.make(tmp_path, ['dtd'], 'tiny', report=lambda _, made: queue.put(made))
+
+    workers = [context.Process(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    made = [queue.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert sorted(made) == [False, False, True]
+    assert mini.is_made(tmp_path, 'vtab-1k/dtd', 'tiny')
+
+
+def test_the_stamp_says_what_is_in_a_set(root):
+    manifest = storage.read_stamp(root / 'vtab-1k/dtd')['manifest']
+    assert set(manifest) == {
+        f'vtab-1k/dtd/{split}.txt'
+        for split in ('train800', 'val200', 'train800val200', 'test')
+    }
+    entry = manifest['vtab-1k/dtd/train800.txt']
+    content = (root / 'vtab-1k/dtd/train800.txt').read_bytes()
+    assert entry['sha256'] == hashlib.sha256(content).hexdigest()
+    assert entry['count'] == 47
+    assert entry['labels'] == list(range(47))
+
+
 def test_foreign_files_are_never_replaced(tmp_path):
     real = tmp_path / 'coco' / 'train2017' / '000000000009.jpg'
     real.parent.mkdir(parents=True)
@@ -175,6 +223,55 @@ def test_digits_are_the_real_ones_each_once(tmp_path):
     assert np.mean(data.target[nearest] == [label for _, label in seen]) > 0.99
 
 
+@pytest.mark.parametrize('task', ['counting', 'textures'])
+def test_own_tasks_are_of_32_px_and_show_their_classes(root, task):
+    lines = entries(root / f'vtab-1k/{task}/train800.txt')
+    assert len(lines) == 20
+    assert {label for _, label in lines} == set(range({'counting': 6}.get(task, 8)))
+    for name, _ in lines:
+        picture = cv2.imread(str(root / f'vtab-1k/{task}' / name))
+        assert picture.shape == (32, 32, 3)
+
+
+def test_a_counted_picture_holds_as_many_figures():
+    rng = np.random.default_rng(0)
+    for label in range(images.NUM_COUNTS):
+        found = []
+        for _ in range(20):
+            picture = images._draw_few(rng, label).astype(float)
+            away = np.abs(picture - np.median(picture, (0, 1))).sum(-1) > 120
+            # a moon or a ring may fall into parts, never so that the median changes
+            found.append(cv2.connectedComponents(away.astype(np.uint8))[0] - 1)
+        assert np.median(found) == label + 1
+
+
+@pytest.mark.parametrize('task', ['digits', 'counting', 'textures'])
+def test_corrupted_copies_are_of_the_test_split(root, task):
+    plain = entries(root / f'vtab-1k/{task}/test.txt')[:4]
+    folder = root / f'vtab-1k/{task}_c'
+    kinds = sorted(path.name for path in folder.iterdir() if path.name != 'images')
+    assert set(kinds) == {'.mmpetl-mini.json', 'none', *CORRUPTIONS}
+
+    def read(path: Path) -> np.ndarray:
+        return cv2.imread(str(path)).astype(float)
+
+    own = [read(root / f'vtab-1k/{task}' / name) for name, _ in plain]
+    kept = entries(folder / 'none/0.txt')
+    assert [label for _, label in kept] == [label for _, label in plain]
+    for picture, (name, _) in zip(own, kept, strict=True):
+        assert np.array_equal(picture, read(folder / name))
+    for kind in CORRUPTIONS:
+        change = []
+        for severity in range(1, 6):
+            lines = entries(folder / kind / f'{severity}.txt')
+            assert [label for _, label in lines] == [label for _, label in plain]
+            pictures = [read(folder / name) for name, _ in lines]
+            pairs = zip(own, pictures, strict=True)
+            change.append(np.mean([np.abs(a - b).mean() for a, b in pairs]))
+        assert change[0] > 0.5
+        assert change[4] > change[0]
+
+
 @pytest.mark.parametrize(
     ('task', 'classes'),
     [
@@ -220,6 +317,20 @@ def test_clips_are_real_mp4_of_the_stated_length(root, task):
             assert 0 <= label < len(facts.casts)
             assert path.endswith('.mp4')
             assert ' ' not in path
+
+
+def test_the_three_splits_of_hmdb51_part_the_same_clips(root):
+    parts = {}
+    for number in (1, 2, 3):
+        lists = [
+            entries(root / f'hmdb51/hmdb51_{name}_split_{number}_videos.txt')
+            for name in ('train', 'val')
+        ]
+        assert [len(lines) for lines in lists] == [4, 2]
+        parts[number] = {name for name, _ in lists[1]}
+        assert len(set(lists[0]) | set(lists[1])) == 6
+    assert not parts[1] & parts[2]
+    assert not parts[2] & parts[3]
 
 
 def test_no_two_motions_are_the_same():

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 
 import mmpetl  # noqa: F401  the stock packages import after it
-from mmpetl.datasets import mini
+from mmpetl.datasets import CATALOG, FGVC, VTAB, StudyImages, VideoList
 from mmpetl.datasets.mini import dense
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp('readers')
-    names = ['svhn', 'hmdb51', 'coco', 'VOCdevkit', 'ADEChallengeData2016']
-    mini.make(folder, names, 'tiny')
-    return folder
+def root(tiny_root) -> Path:
+    return tiny_root
 
 
 def test_mmpretrain_reads_a_vtab_list(root):
@@ -27,7 +24,7 @@ def test_mmpretrain_reads_a_vtab_list(root):
         ann_file='train800val200.txt',
         pipeline=[dict(type='mmpretrain.LoadImageFromFile')],
     )
-    assert len(data) == 12
+    assert len(data) == 10 + 4  # every class once, and the validation pictures
     assert data[0]['img'].shape == (64, 64, 3)
 
 
@@ -111,19 +108,71 @@ def test_mmseg_reduces_the_label_zero(root):
     assert {int(label) + 1 for label in labels if label != 255} <= official
 
 
-def test_our_own_datasets_read_all_image_sets(tmp_path):
-    from mmpetl.datasets.fgvc import FGVC, FGVC_SETS
-    from mmpetl.datasets.mini.images import VTAB_CLASSES
-    from mmpetl.datasets.vtab import VTAB, VTAB_SPLITS
+def test_mmseg_reads_the_maps_of_voc(root):
+    mmseg = pytest.importorskip('mmseg.datasets')
+    labels = set()
+    for split, count in (('train', 3), ('val', 1)):
+        data = mmseg.PascalVOCDataset(
+            data_root=str(root / 'VOCdevkit/VOC2012'),
+            ann_file=f'ImageSets/Segmentation/{split}.txt',
+            data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+            pipeline=[
+                dict(type='mmseg.LoadImageFromFile'),
+                dict(type='mmseg.LoadAnnotations'),
+            ],
+        )
+        assert len(data) == count
+        for sample in data:
+            assert sample['gt_seg_map'].shape == sample['img'].shape[:2]
+            labels |= set(np.unique(sample['gt_seg_map']).tolist())
+    assert {0, 255} < labels <= {*range(21), 255}
 
-    mini.make(tmp_path, ['vtab-1k', 'fgvc'], 'tiny')
-    for task, classes in VTAB_CLASSES.items():
-        for split in VTAB_SPLITS:
-            data = VTAB(task, split, data_root=tmp_path / 'vtab-1k')
-            assert data.num_classes == classes
-            assert len(data) > 0
-    for name, facts in FGVC_SETS.items():
-        data = FGVC(name, 'train', data_root=tmp_path / 'fgvc')
-        assert len(data.metainfo['classes']) == facts.num_classes
-        labels = {data.get_data_info(index)['gt_label'] for index in range(len(data))}
-        assert labels == set(range(facts.num_classes))
+
+def test_masks_of_voc_show_the_things_of_their_boxes(root):
+    from xml.etree import ElementTree
+
+    from PIL import Image
+
+    folder = root / 'VOCdevkit/VOC2012'
+    for path in sorted((folder / 'SegmentationClass').iterdir()):
+        with Image.open(path) as picture:
+            assert picture.mode == 'P'
+            labels = np.asarray(picture)
+            # the first colours of the official palette: dark red, dark green, olive
+            assert picture.getpalette()[3:12] == [128, 0, 0, 0, 128, 0, 128, 128, 0]
+        tree = ElementTree.parse(folder / 'Annotations' / f'{path.stem}.xml')
+        named = {entry.text for entry in tree.iter('name')}
+        drawn = {dense.VOC_CLASSES[k - 1] for k in np.unique(labels) if 0 < k < 255}
+        assert drawn == named
+
+
+OURS = [f for f in CATALOG.values() if f.layout in ('vtab', 'fgvc', 'list', 'classes')]
+
+
+@pytest.mark.parametrize('facts', OURS, ids=lambda facts: facts.id)
+def test_our_classes_read_every_image_set(root, facts):
+    for split in facts.splits:
+        if facts.benchmark == 'vtab':
+            data = VTAB(facts.id, split.name, root / facts.base)
+        elif facts.benchmark == 'fgvc':
+            data = FGVC(facts.id, split.name, root / facts.base)
+        else:
+            data = StudyImages(facts.id, split.name, root)
+        assert len(data) > 0
+        assert data.num_classes == facts.num_classes == len(data.metainfo['classes'])
+        assert data.metainfo['dataset'] == facts.id
+        assert data.metainfo['split'] == split.name
+        if split is facts.splits[0] and facts.id != 'imagenet_v2':
+            labels = [data.get_data_info(i)['gt_label'] for i in range(len(data))]
+            few = facts.id == 'imagenet_sketch'
+            assert len(set(labels)) == (40 if few else facts.num_present)
+
+
+@pytest.mark.parametrize('id', ['kinetics400', 'ssv2', 'hmdb51'])
+def test_our_class_reads_every_video_list(root, id):
+    facts = CATALOG[id]
+    for split in facts.splits:
+        folder = root / facts.path
+        data = VideoList(folder / split.file, folder / split.images, facts.num_classes)
+        assert len(data) == (4 if split.name.startswith('train') else 2)
+        assert Path(data[0]['filename']).is_file()

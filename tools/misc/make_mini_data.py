@@ -4,6 +4,7 @@ Point MMPETL_DATA at the folder and the recipes for the full sets read them as t
 are. What is complete is skipped; an interrupted set is made anew.
 
 Example:
+    python tools/misc/make_mini_data.py --root data/mini --all
     python tools/misc/make_mini_data.py --root data/mini --only digits coco ssv2
 """
 
@@ -11,7 +12,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from mmpetl.datasets import mini
 
@@ -21,9 +30,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--root', required=True, help='data root to write below')
-    parser.add_argument(
-        '--only', nargs='+', metavar='NAME', help='sets (default: all but upstream)'
+    parser.add_argument('--root', help='data root to write below')
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('--only', nargs='+', metavar='NAME', help='sets, or folders')
+    which.add_argument(
+        '--all',
+        action='store_true',
+        help='all but the large sets that the mini backbones were trained on '
+        f'({", ".join(mini.UPSTREAM)}); the default',
     )
     parser.add_argument('--size', choices=['tiny', 'small'], default='small')
     parser.add_argument('--seed', type=int, default=0)
@@ -32,24 +46,43 @@ def main() -> int:
     if args.list:
         print('\n'.join(mini.NAMES))
         return 0
-
-    started = time.perf_counter()
-
-    def report(name: str, made: bool) -> None:
-        nonlocal started
-        seconds = time.perf_counter() - started
-        print(f'{name:32} {f"{seconds:6.1f} s" if made else "there":>9}', flush=True)
-        started = time.perf_counter()
-
+    if not args.root:
+        parser.error('--root says where to write')
     try:
-        mini.make(args.root, args.only, args.size, args.seed, report)
+        made = make(args)
     except (ValueError, OSError) as error:
-        print(f'make_mini_data: {error}', file=sys.stderr)
+        print(f'make_mini_data: error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('make_mini_data: interrupted; run again to go on', file=sys.stderr)
         return 130
+    print(f'{args.root}: {made["made"]} sets made, {made["there"]} were there')
     return 0
+
+
+def make(args: argparse.Namespace) -> dict[str, int]:
+    """Write what lacks, one line a set; how many were made and how many were there."""
+    names = mini.names_for(args.only)
+    counts = {'made': 0, 'there': 0}
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(names[0], total=len(names))
+        for name in names:
+            progress.update(task, description=f'{name:32}')
+
+            def report(name: str, made: bool) -> None:
+                key = 'made' if made else 'there'
+                counts[key] += 1
+                progress.console.print(f'{name:40} {key}')
+                progress.advance(task)
+
+            mini.make(args.root, [name], args.size, args.seed, report)
+    return counts
 
 
 if __name__ == '__main__':

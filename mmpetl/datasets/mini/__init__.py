@@ -6,6 +6,7 @@ read them unchanged. Names are folders below the root, ``vtab-1k/digits`` for on
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import zlib
 from collections.abc import Callable, Iterable
@@ -13,11 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import dense, images, letters, multi_task, videos
-from .images import ImageCounts
-from .storage import is_complete, write_once
+from mmpetl.core import PETLError
+from mmpetl.datasets.catalog import CATALOG
+from mmpetl.datasets.items import list_path, read_items
+from mmpetl.datasets.subsets import sha256_of
 
-__all__ = ['NAMES', 'UPSTREAM', 'make', 'names_for']
+from . import dense, images, letters, multi_task, study, videos
+from .images import OWN_TASKS, VTAB_CLASSES, ImageCounts
+from .storage import is_complete, read_stamp, write_once
+
+__all__ = [
+    'NAMES',
+    'UPSTREAM',
+    'describe',
+    'is_made',
+    'make',
+    'names_for',
+    'read_stamp',
+]
 
 Size = Literal['tiny', 'small']
 
@@ -33,12 +47,14 @@ class _Set:
 
     Args:
         write: Called with the folder, the counts and the seed.
-        counts: Per size: (train, val) or (train, val, test); for FGVC also the side
-            of a picture, px.
+        counts: Per size, what ``write`` takes: mostly (train, val) or (train, val,
+            test).
+        like: The set whose seed it shares, where it shows the same pictures.
     """
 
     write: Callable[[Path, tuple[int, ...], int], None]
     counts: dict[str, tuple[int, ...]]
+    like: str = ''
 
 
 def _letters(side: int, clutter: bool, suffix: str) -> Callable:
@@ -58,7 +74,9 @@ def _vtab(task: str) -> _Set:
     def write(folder: Path, counts: tuple[int, ...], seed: int) -> None:
         images.write_vtab(folder, task, ImageCounts(*counts), seed)
 
-    return _Set(write, {'tiny': (8, 4, 8), 'small': (800, 200, 400)})
+    return _Set(
+        write, {'tiny': (max(8, VTAB_CLASSES[task]), 4, 8), 'small': (800, 200, 400)}
+    )
 
 
 def _fgvc(task: str) -> _Set:
@@ -72,8 +90,36 @@ def _fgvc(task: str) -> _Set:
     )
 
 
-def _digits(folder: Path, counts: tuple[int, ...], seed: int) -> None:
-    images.write_digits(folder, ImageCounts(*counts) if counts else None, seed)
+def _own(task: str) -> _Set:
+    def write(folder: Path, counts: tuple[int, ...], seed: int) -> None:
+        counts = ImageCounts(*counts) if counts else None
+        images.write_vtab_splits(folder, OWN_TASKS[task](counts, seed))
+
+    return _Set(write, {'tiny': (20, 10, 10), 'small': ()})
+
+
+def _corrupted(task: str) -> _Set:
+    def write(folder: Path, counts: tuple[int, ...], seed: int) -> None:
+        keep, *own = counts
+        own = ImageCounts(*own) if own else None
+        images.write_corrupted(folder, task, own, keep, seed)
+
+    sizes = {'tiny': (4, 20, 10, 10), 'small': (150,)}
+    return _Set(write, sizes, like=f'vtab-1k/{task}')
+
+
+def _many_shot(name: str) -> _Set:
+    def write(folder: Path, counts: tuple[int, ...], seed: int) -> None:
+        study.write_many_shot(folder, name, *counts, seed)
+
+    return _Set(write, {'tiny': (5, 1, 12), 'small': (5, 5, 500)})
+
+
+def _shifted(id: str) -> _Set:
+    def write(folder: Path, counts: tuple[int, ...], seed: int) -> None:
+        study.write_shifted(folder, id, *counts, seed)
+
+    return _Set(write, {'tiny': (40,), 'small': (1000,)})
 
 
 def _voc(year: int) -> Callable:
@@ -94,7 +140,8 @@ _SETS: dict[str, _Set] = {
     'moving_letters': _Set(
         _videos('moving_letters', 64), {'tiny': (24, 24), 'small': (7200, 720)}
     ),
-    'vtab-1k/digits': _Set(_digits, {'tiny': (20, 10, 10), 'small': ()}),
+    **{f'vtab-1k/{task}': _own(task) for task in OWN_TASKS},
+    **{f'vtab-1k/{task}_c': _corrupted(task) for task in OWN_TASKS},
     **{f'vtab-1k/{task}': _vtab(task) for task in images.VTAB_CLASSES},
     **{f'fgvc/{task}': _fgvc(task) for task in images.FGVC_TASKS},
     'kinetics400': _Set(
@@ -102,6 +149,12 @@ _SETS: dict[str, _Set] = {
     ),
     'ssv2': _Set(_videos('ssv2', 80), {'tiny': (4, 2), 'small': (480, 160)}),
     'hmdb51': _Set(_videos('hmdb51', 80), {'tiny': (4, 2), 'small': (360, 120)}),
+    'hmdb51_frames': _Set(
+        lambda folder, counts, seed: videos.write_frames(
+            folder, 'hmdb51', *counts, 80, seed
+        ),
+        {'tiny': (4, 2), 'small': (36, 12)},
+    ),
     'coco': _Set(
         lambda folder, counts, seed: dense.write_coco(folder, *counts, seed),
         {'tiny': (4, 2), 'small': (400, 80)},
@@ -116,6 +169,16 @@ _SETS: dict[str, _Set] = {
         lambda folder, counts, seed: multi_task.write_nyud_mt(folder, *counts, seed),
         {'tiny': (4, 2), 'small': (400, 80)},
     ),
+    **{f'many_shot/{name}': _many_shot(name) for name in study.POOLS},
+    'imagenet': _Set(
+        lambda folder, counts, seed: study.write_imagenet(folder, *counts, seed),
+        {'tiny': (1, 20, 40), 'small': (4, 1000, 1000)},
+    ),
+    **{
+        facts.path: _shifted(facts.id)
+        for facts in CATALOG.values()
+        if facts.layout == 'classes'
+    },
 }
 
 NAMES: tuple[str, ...] = tuple(_SETS)
@@ -180,19 +243,42 @@ def make(
         raise ValueError(f"size must be 'tiny' or 'small', got {size!r}")
     folders = {}
     for name in names_for(names):
-        folder = Path(root) / name
         recipe = _recipe(name, size, seed)
         own = _SETS[name]
-        own_seed = _seed_of(name, seed)
+        own_seed = _seed_of(own.like or name, seed)
 
         def write(partial: Path, own=own, own_seed=own_seed, recipe=recipe) -> None:
             own.write(partial, tuple(recipe['counts']), own_seed)
 
-        made = write_once(folder, recipe, write)
+        made = write_once(Path(root), name, recipe, write, describe)
         if report is not None:
             report(name, made)
-        folders[name] = folder
+        folders[name] = Path(root) / name
     return folders
+
+
+def describe(root: str | Path) -> dict[str, dict]:
+    """What lies below a data root, by the list (or folder) of each split that is there.
+
+    Args:
+        root: Holds sets of the catalogue, or some of their folders.
+
+    Returns:
+        Path below ``root`` to ``count``, ``labels`` (those that occur, sorted) and, of
+        a list, its ``sha256``.
+    """
+    found = {}
+    for facts in CATALOG.values():
+        for split in facts.splits:
+            path = list_path(facts, split, Path(root))
+            with contextlib.suppress(PETLError):  # not there
+                items = read_items(facts, split, Path(root))
+                labels = {label for item in items for label in item.labels}
+                entry = {'count': len(items), 'labels': sorted(labels)}
+                if split.file:
+                    entry['sha256'] = sha256_of(path)
+                found[path.relative_to(root).as_posix()] = entry
+    return found
 
 
 def _seed_of(name: str, seed: int) -> int:

@@ -8,33 +8,11 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
+from mmpetl.datasets.classes import COCO_CLASSES, COCO_IDS, VOC_CLASSES
+
 from .glyphs import DIGITS, SHAPES
 from .scenes import Scene, Thing, draw_scene
 from .storage import save_json, save_lines, save_picture
-
-COCO_CLASSES = (
-    *('person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck'),
-    *('boat', 'traffic light', 'fire hydrant', 'stop sign', 'parking meter'),
-    *('bench', 'bird', 'cat', 'dog', 'horse', 'sheep', 'cow', 'elephant', 'bear'),
-    *('zebra', 'giraffe', 'backpack', 'umbrella', 'handbag', 'tie', 'suitcase'),
-    *('frisbee', 'skis', 'snowboard', 'sports ball', 'kite', 'baseball bat'),
-    *('baseball glove', 'skateboard', 'surfboard', 'tennis racket', 'bottle'),
-    *('wine glass', 'cup', 'fork', 'knife', 'spoon', 'bowl', 'banana', 'apple'),
-    *('sandwich', 'orange', 'broccoli', 'carrot', 'hot dog', 'pizza', 'donut'),
-    *('cake', 'chair', 'couch', 'potted plant', 'bed', 'dining table', 'toilet'),
-    *('tv', 'laptop', 'mouse', 'remote', 'keyboard', 'cell phone', 'microwave'),
-    *('oven', 'toaster', 'sink', 'refrigerator', 'book', 'clock', 'vase'),
-    *('scissors', 'teddy bear', 'hair drier', 'toothbrush'),
-)
-_COCO_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
-COCO_IDS = tuple(number for number in range(1, 91) if number not in _COCO_GAPS)
-"""The official category ids: 1-90 with ten numbers unused."""
-
-VOC_CLASSES = (
-    *('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat'),
-    *('chair', 'cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person'),
-    *('pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor'),
-)
 
 COCO_GLYPHS = tuple(DIGITS)
 """Glyph ``k`` plays the ``k``-th official class; the other 70 stay empty."""
@@ -103,9 +81,13 @@ def _coco_annotation(thing: Thing, image_id: int, number: int) -> dict:
 
 
 def write_voc(folder: Path, year: int, splits: dict[str, int], seed: int) -> None:
-    """One year of VOC: ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``."""
+    """One year of VOC: ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+
+    2012 has label maps too, three quarters of its pictures for training.
+    """
     rng = np.random.default_rng(seed)
     number = 0
+    mapped = []
     for split, count in splits.items():
         names = []
         for _ in range(count):
@@ -117,7 +99,48 @@ def write_voc(folder: Path, year: int, splits: dict[str, int], seed: int) -> Non
             path.parent.mkdir(parents=True, exist_ok=True)
             _voc_tree(scene, name, year).write(path)
             names.append(name)
+            if year == 2012:
+                _save_voc_map(folder / 'SegmentationClass' / f'{name}.png', scene)
+                mapped.append(name)
         save_lines(folder / 'ImageSets' / 'Main' / f'{split}.txt', names)
+    if mapped:
+        cut = 3 * len(mapped) // 4
+        for split, names in (('train', mapped[:cut]), ('val', mapped[cut:])):
+            save_lines(folder / 'ImageSets' / 'Segmentation' / f'{split}.txt', names)
+
+
+VOC_RIM = 255
+"""Label of the rim around each thing, which does not count."""
+
+
+def voc_labels(scene: Scene) -> np.ndarray:
+    """Label per pixel, (H, W) uint8: 0 is ground, 1 to 20 the classes, 255 a rim."""
+    labels = np.zeros(scene.ground.shape, np.uint8)
+    for thing in scene.things:
+        mask = thing.mask.astype(np.uint8)
+        wide = cv2.dilate(mask, np.ones((3, 3), np.uint8)).astype(bool)
+        labels[wide & ~thing.mask] = VOC_RIM
+        labels[thing.mask] = thing.kind + 1
+    return labels
+
+
+def _voc_palette() -> list[int]:
+    """The official colours: bits of the label, dealt out to red, green and blue."""
+    colours = []
+    for label in range(256):
+        for channel in range(3):
+            bits = [label >> (3 * k + channel) & 1 for k in range(3)]
+            colours.append(sum(bit << (7 - k) for k, bit in enumerate(bits)))
+    return colours
+
+
+def _save_voc_map(path: Path, scene: Scene) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(voc_labels(scene))  # grey; a palette makes it indexed
+    picture.putpalette(_voc_palette())
+    picture.save(path)
 
 
 def _voc_tree(scene: Scene, name: str, year: int) -> ElementTree.ElementTree:

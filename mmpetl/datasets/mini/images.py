@@ -9,6 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mmpetl.datasets.catalog import CATALOG
+from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+
 from .glyphs import (
     DIGITS,
     SHAPES,
@@ -39,25 +42,9 @@ class ImageCounts:
 # --- VTAB-1k -----------------------------------------------------------------
 
 VTAB_CLASSES = {
-    'cifar': 100,
-    'caltech101': 102,
-    'dtd': 47,
-    'oxford_flowers102': 102,
-    'oxford_iiit_pet': 37,
-    'svhn': 10,
-    'sun397': 397,
-    'patch_camelyon': 2,
-    'eurosat': 10,
-    'resisc45': 45,
-    'diabetic_retinopathy': 5,
-    'clevr_count': 8,
-    'clevr_dist': 6,
-    'dmlab': 6,
-    'kitti': 4,
-    'dsprites_loc': 16,
-    'dsprites_ori': 16,
-    'smallnorb_azi': 18,
-    'smallnorb_ele': 9,
+    facts.folder: facts.num_classes
+    for facts in CATALOG.values()
+    if facts.benchmark == 'vtab'
 }
 
 
@@ -68,10 +55,31 @@ def _blank(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]
     return canvas, ink
 
 
-def _draw_number(rng: np.random.Generator, label: int, width: int) -> np.ndarray:
-    """The label itself, written with ``width`` figures, 64 px."""
-    side = 64
-    canvas, ink = _blank(rng, side)
+def number_picture(
+    rng: np.random.Generator,
+    label: int,
+    width: int,
+    side: int = 64,
+    colours: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """The label itself, written with ``width`` figures.
+
+    Args:
+        rng: Source of all randomness.
+        label: What is written.
+        width: How many figures, with leading zeros.
+        side: Of the picture, px.
+        colours: Ink and ground; drawn if not given.
+
+    Returns:
+        (side, side, 3) uint8 RGB.
+    """
+    if colours is None:
+        canvas, ink = _blank(rng, side)
+    else:
+        ink, ground = colours
+        canvas = np.empty((side, side, 3), np.float32)
+        canvas[:] = ground
     fonts = fonts_for('0')
     font = fonts[rng.integers(len(fonts))]
     step = side / (width + 0.4)
@@ -81,13 +89,14 @@ def _draw_number(rng: np.random.Generator, label: int, width: int) -> np.ndarray
     for index, char in enumerate(f'{label:0{width}d}'):
         pose = Pose(x + step * index, y, size, rng.uniform(-10, 10), shear)
         paint(canvas, place(glyph_mask(char, font), pose, side, side), ink)
-    canvas += rng.normal(0, 4, canvas.shape)
+    if colours is None:
+        canvas += rng.normal(0, 4, canvas.shape)
     return to_picture(canvas)
 
 
 def _number(classes: int) -> Draw:
     width = len(str(classes - 1))
-    return lambda rng, label: _draw_number(rng, label, width)
+    return lambda rng, label: number_picture(rng, label, width)
 
 
 def _single(
@@ -124,7 +133,7 @@ def _far(rng: np.random.Generator, share: float) -> Pose:
     return Pose(x, y, 56 - 44 * share, rng.uniform(0, 360))
 
 
-def _vtab_draw(task: str) -> Draw:
+def vtab_draw(task: str) -> Draw:
     """What a task shows: its own kind of question, asked about glyphs."""
     classes = VTAB_CLASSES[task]
     if task == 'clevr_count':
@@ -156,17 +165,26 @@ def _vtab_draw(task: str) -> Draw:
 
 def write_vtab(folder: Path, task: str, counts: ImageCounts, seed: int) -> None:
     """A drawn task with the official task's name, class count and kind of question."""
-    draw = _vtab_draw(task)
     rng = np.random.default_rng(seed)
+    write_vtab_splits(folder, _drawn(rng, vtab_draw(task), VTAB_CLASSES[task], counts))
+
+
+Splits = dict[str, list[tuple[np.ndarray, int]]]
+"""Split to pictures with labels."""
+
+
+def _drawn(
+    rng: np.random.Generator, draw: Draw, classes: int, counts: ImageCounts
+) -> Splits:
     splits = {}
     for split, count in (
         ('train800', counts.train),
         ('val200', counts.val),
         ('test', counts.test),
     ):
-        labels = _labels(rng, count, VTAB_CLASSES[task])
+        labels = _labels(rng, count, classes)
         splits[split] = [(draw(rng, label), label) for label in labels]
-    _write_vtab_splits(folder, splits)
+    return splits
 
 
 def _labels(rng: np.random.Generator, count: int, classes: int) -> list[int]:
@@ -174,7 +192,7 @@ def _labels(rng: np.random.Generator, count: int, classes: int) -> list[int]:
     return rng.permutation(np.arange(count) % classes).tolist()
 
 
-def write_digits(folder: Path, counts: ImageCounts | None, seed: int) -> None:
+def digits(counts: ImageCounts | None, seed: int) -> Splits:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 grey values, at 32 px.
 
     Real data: 800 for training, 200 for validation and the other 797 for the test,
@@ -196,7 +214,7 @@ def write_digits(folder: Path, counts: ImageCounts | None, seed: int) -> None:
             (_enlarge(data.images[index]), int(data.target[index])) for index in chosen
         ]
         start += count
-    _write_vtab_splits(folder, splits)
+    return splits
 
 
 def _enlarge(grey: np.ndarray) -> np.ndarray:
@@ -207,9 +225,116 @@ def _enlarge(grey: np.ndarray) -> np.ndarray:
     )
 
 
-def _write_vtab_splits(
-    folder: Path, splits: dict[str, list[tuple[np.ndarray, int]]]
+def counting(counts: ImageCounts | None, seed: int) -> Splits:
+    """One to six figures at 32 px; the class is how many: a structured task."""
+    counts = counts or ImageCounts(800, 200, 800)
+    rng = np.random.default_rng(seed)
+    return _drawn(rng, _draw_few, NUM_COUNTS, counts)
+
+
+def _draw_few(rng: np.random.Generator, label: int) -> np.ndarray:
+    canvas, ink = _blank(rng, 32)
+    for cell in rng.permutation(9)[: label + 1]:
+        x, y = (np.array([cell % 3, cell // 3]) + 0.5) * (32 / 3)
+        pose = Pose(
+            x + rng.uniform(-1, 1),
+            y + rng.uniform(-1, 1),
+            rng.uniform(7, 9.5),
+            rng.uniform(0, 360),
+        )
+        mask = glyph_mask(SHAPES[rng.integers(len(SHAPES))])
+        paint(canvas, place(mask, pose, 32, 32), ink)
+    canvas += rng.normal(0, 4, canvas.shape)
+    return to_picture(canvas)
+
+
+def textures(counts: ImageCounts | None, seed: int) -> Splits:
+    """Eight patterns at 32 px in any two colours: a specialised task."""
+    counts = counts or ImageCounts(800, 200, 800)
+    rng = np.random.default_rng(seed)
+    return _drawn(rng, _draw_texture, len(TEXTURES), counts)
+
+
+NUM_COUNTS = 6
+
+TEXTURES = (
+    *('flat stripes', 'upright stripes', 'slanting stripes', 'checks'),
+    *('dots', 'rings', 'fine grain', 'blobs'),
+)
+
+
+def _draw_texture(rng: np.random.Generator, label: int) -> np.ndarray:
+    """A pattern of random scale, phase and colours, under noise."""
+    side = 32
+    ink, ground = colour_pair(rng)
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    x, y = x + rng.uniform(0, side), y + rng.uniform(0, side)
+    rate = 2 * np.pi / rng.uniform(5, 10)
+    name = TEXTURES[label]
+    if name == 'flat stripes':
+        wave = np.sin(rate * y)
+    elif name == 'upright stripes':
+        wave = np.sin(rate * x)
+    elif name == 'slanting stripes':
+        wave = np.sin(rate * (x + rng.choice((-1, 1)) * y) / np.sqrt(2))
+    elif name == 'checks':
+        wave = np.sin(rate * x) * np.sin(rate * y)
+    elif name == 'dots':
+        wave = np.cos(rate * x) + np.cos(rate * y) - 0.9
+    elif name == 'rings':
+        middle = rng.uniform(0.3, 0.7, 2) * side
+        rows, cols = np.mgrid[:side, :side]
+        wave = np.sin(rate * np.hypot(rows - middle[0], cols - middle[1]))
+    else:
+        noise = rng.normal(0, 1, (side, side)).astype(np.float32)
+        spread = 0.5 if name == 'fine grain' else rng.uniform(1.8, 2.6)
+        wave = cv2.GaussianBlur(noise, (0, 0), spread)
+        wave /= wave.std()
+    cover = 1 / (1 + np.exp(-rng.uniform(2, 6) * wave))
+    canvas = np.empty((side, side, 3), np.float32)
+    canvas[:] = ground
+    paint(canvas, cover, ink)
+    canvas += rng.normal(0, 12, canvas.shape)
+    return to_picture(canvas)
+
+
+OWN_TASKS: dict[str, Callable[[ImageCounts | None, int], Splits]] = {
+    'digits': digits,
+    'counting': counting,
+    'textures': textures,
+}
+"""Tasks of 32 px in the layout of VTAB-1k that are none of its nineteen."""
+
+
+def write_corrupted(
+    folder: Path, task: str, counts: ImageCounts | None, keep: int, seed: int
 ) -> None:
+    """The first ``keep`` test pictures of a task, corrupted in every way and severity.
+
+    ``<kind>/<severity>.txt`` lists ``images/<kind>/<severity>/000000.jpg <label>``;
+    ``none/0.txt`` lists the same pictures as they are.
+
+    Args:
+        folder: Where.
+        task: A key of :data:`OWN_TASKS`.
+        counts: Those of the task.
+        keep: Pictures in each list.
+        seed: That of the task, so that the pictures are those of its test split.
+    """
+    test = OWN_TASKS[task](counts, seed)['test'][:keep]
+    cells = [('none', 0), *((k, s) for k in CORRUPTIONS for s in SEVERITIES)]
+    for kind, severity in cells:
+        lines = []
+        for index, (picture, label) in enumerate(test):
+            if severity:
+                picture = corrupt(picture, kind, severity, seed=index)
+            name = f'images/{kind}/{severity}/{index:06d}.jpg'
+            save_picture(folder / name, picture)
+            lines.append(f'{name} {label}')
+        save_lines(folder / kind / f'{severity}.txt', lines)
+
+
+def write_vtab_splits(folder: Path, splits: Splits) -> None:
     """The lists and pictures; ``train800val200`` has picture files of its own."""
     both = splits['train800'] + splits['val200']
     for split, items in {**splits, 'train800val200': both}.items():

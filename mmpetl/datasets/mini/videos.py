@@ -11,7 +11,7 @@ import numpy as np
 
 from .glyphs import DIGITS, LETTERS, SHAPES
 from .motion import MOTIONS, Actor, draw_clip, save_clip, then
-from .storage import save_lines
+from .storage import save_lines, save_picture
 
 Cast = Callable[[np.random.Generator], list[Actor]]
 """Draws who is in a clip of one class."""
@@ -50,6 +50,7 @@ class VideoTask:
         folders: Split to video folder.
         path: Class and running number to a path below the video folder.
         frames: Length of a clip.
+        partitions: How many ways the clips are split into training and test.
     """
 
     casts: tuple[Cast, ...]
@@ -57,6 +58,7 @@ class VideoTask:
     folders: dict[str, str]
     path: Callable[[int, int], str]
     frames: int = 40
+    partitions: int = 1
 
 
 def _split_lists(pattern: str) -> dict[str, str]:
@@ -92,6 +94,7 @@ VIDEO_TASKS = {
         _split_lists('hmdb51_{}_split_1_videos.txt'),
         {'train': 'videos', 'val': 'videos'},
         lambda label, number: f'mini_{label:02d}/mini_{number:05d}.mp4',
+        partitions=3,
     ),
 }
 
@@ -102,14 +105,40 @@ def write_videos(
     """Lists of ``path label`` and the clips they name."""
     facts = VIDEO_TASKS[task]
     rng = np.random.default_rng(seed)
+    lines = []
+    for split, count in (('train', train), ('val', val)):
+        start = len(lines)
+        for index in range(count):
+            label = index % len(facts.casts)
+            clip = draw_clip(rng, facts.casts[label](rng), facts.frames, side)
+            name = facts.path(label, len(lines))
+            save_clip(folder / facts.folders[split] / name, clip)
+            lines.append(f'{name} {label}')
+        save_lines(folder / facts.lists[split], lines[start:])
+    for number in range(2, facts.partitions + 1):
+        # The other splits part the same clips elsewhere, as the official ones do.
+        turned = lines[val * (number - 1) :] + lines[: val * (number - 1)]
+        for split, part in (('train', turned[:train]), ('val', turned[train:])):
+            name = facts.lists[split].replace('split_1', f'split_{number}')
+            save_lines(folder / name, part)
+
+
+def write_frames(
+    folder: Path, task: str, train: int, val: int, side: int, seed: int
+) -> None:
+    """The same clips as folders of frames; a list line is ``folder frames label``."""
+    facts = VIDEO_TASKS[task]
+    rng = np.random.default_rng(seed)
     number = 0
     for split, count in (('train', train), ('val', val)):
         lines = []
         for index in range(count):
             label = index % len(facts.casts)
             clip = draw_clip(rng, facts.casts[label](rng), facts.frames, side)
-            name = facts.path(label, number)
-            save_clip(folder / facts.folders[split] / name, clip)
-            lines.append(f'{name} {label}')
+            name = str(Path(facts.path(label, number)).with_suffix(''))
+            for frame, picture in enumerate(clip, start=1):
+                file = folder / 'rawframes' / name / f'img_{frame:05d}.jpg'
+                save_picture(file, picture)
+            lines.append(f'{name} {len(clip)} {label}')
             number += 1
-        save_lines(folder / facts.lists[split], lines)
+        save_lines(folder / facts.lists[split].replace('videos', 'rawframes'), lines)

@@ -1,0 +1,432 @@
+"""The verifier passes whole sets and finds each planted fault, in every layout."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmpetl.datasets.catalog import CATALOG, DatasetFacts
+from mmpetl.datasets.items import list_path, read_items
+from mmpetl.datasets.mini.storage import STAMP
+from mmpetl.datasets.verify import Report, verify
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'misc' / 'verify_dataset.py'
+
+# One or two sets of each layout; those of a kind differ in labels and folders only.
+SETS = (
+    *('svhn', 'patch_camelyon', 'oxford_flowers', 'stanford_dogs'),
+    *('kinetics400', 'ssv2', 'hmdb51', 'coco', 'ade20k', 'voc', 'voc_seg'),
+    *('clevr_dist_1k', 'imagenet_r'),
+)
+LISTED = tuple(id for id in SETS if CATALOG[id].splits[0].file)
+
+
+@pytest.fixture
+def copy(tiny_root, tmp_path) -> Callable[[str], Path]:
+    """``copy(id)`` gives a data root that holds one set, to be spoilt."""
+
+    def make(id: str) -> Path:
+        path = 'VOCdevkit' if id.startswith('voc') else CATALOG[id].path
+        shutil.copytree(tiny_root / path, tmp_path / path)
+        return tmp_path
+
+    return make
+
+
+def look(root: Path, id: str, **kwargs) -> Report:
+    return verify(CATALOG[id], root, **{'sample': None, 'mini': True} | kwargs)
+
+
+def text_of(report: Report) -> str:
+    return '\n'.join(f'{f.split}: {f.what}' for f in report.faults)
+
+
+def items_of(root: Path, id: str, split: int = 0) -> list:
+    facts = CATALOG[id]
+    return read_items(facts, facts.splits[split], root)
+
+
+def list_of(root: Path, id: str, split: int = 0) -> Path:
+    facts = CATALOG[id]
+    return list_path(facts, facts.splits[split], root)
+
+
+def edit(path: Path, change: Callable[[list], list]) -> None:
+    """Change the entries of a list: lines, JSON pairs, or images of COCO."""
+    if path.suffix != '.json':
+        lines = change(path.read_text().splitlines())
+        path.write_text(''.join(f'{line}\n' for line in lines))
+        return
+    data = json.loads(path.read_text())
+    if 'images' in data:
+        data['images'] = change(data['images'])
+        kept = {image['id'] for image in data['images']}
+        data['annotations'] = [a for a in data['annotations'] if a['image_id'] in kept]
+    else:
+        data = dict(change(list(data.items())))
+    path.write_text(json.dumps(data))
+
+
+def relabel(change: Callable[[int], int]) -> Callable[[list], list]:
+    """Change the labels of list lines or of JSON pairs."""
+
+    def apply(entries: list) -> list:
+        if entries and isinstance(entries[0], tuple):
+            return [(key, change(value)) for key, value in entries]
+        parts = [line.rpartition(' ') for line in entries]
+        return [f'{name} {change(int(label))}' for name, _, label in parts]
+
+    return apply
+
+
+# --- whole sets --------------------------------------------------------------
+
+
+@pytest.mark.parametrize('id', CATALOG)
+def test_a_healthy_mini_set_passes(tiny_root, id):
+    report = look(tiny_root, id, sample=2)
+    assert text_of(report) == ''
+    assert report.ok
+    assert report.state == 'healthy mini set'
+    assert report.opened > 0
+    assert all(found == wanted for found, wanted in report.counts.values())
+
+
+@pytest.mark.parametrize('id', SETS)
+def test_a_mini_set_does_not_pass_for_the_official_data(tiny_root, id):
+    report = look(tiny_root, id, mini=False, sample=1)
+    assert report.state == 'faulty'
+    assert 'holds a drawn mini set, not the official data' in text_of(report)
+
+
+@pytest.mark.parametrize(
+    'id', ['svhn', 'sun397', 'nabirds', 'stanford_cars', 'clevr_dist_1k', 'imagenet_a']
+)
+def test_official_data_are_held_against_the_catalogue(copy, id):
+    root = copy(id)
+    (root / CATALOG[id].path / STAMP).unlink()
+    report = look(root, id, mini=False)
+    expected = [s for s in CATALOG[id].splits if s.size != report.counts[s.name][0]]
+    assert text_of(report).count('samples, expected') == len(expected) > 0
+    assert len(report.faults) == len(expected)
+    # with the sizes that are there, it is whole
+    splits = [replace(s, size=report.counts[s.name][0]) for s in CATALOG[id].splits]
+    own: DatasetFacts = replace(CATALOG[id], splits=tuple(splits))
+    report = verify(own, root, sample=None)
+    assert text_of(report) == ''
+    assert report.state == 'healthy'
+    assert report.classes == (own.num_present, own.num_present)
+    assert 'has no stamp' in text_of(verify(own, root, sample=1, mini=True))
+
+
+def test_what_is_not_there_is_absent(tmp_path):
+    report = look(tmp_path, 'coco', mini=False)
+    assert (report.state, report.ok) == ('absent', False)
+    assert report.findings[0].todo == 'get it: cocodataset.org'
+
+
+def test_copies_of_kinetics_differ(copy):
+    root = copy('kinetics400')
+    (root / 'kinetics400' / STAMP).unlink()
+    report = look(root, 'kinetics400', mini=False)
+    remarks = [f.what for f in report.findings if not f.fault]
+    assert remarks == [f'{n} samples; copies of this set differ' for n in (4, 2)]
+
+
+# --- planted faults ----------------------------------------------------------
+
+
+@pytest.mark.parametrize('id', LISTED)
+def test_a_missing_file_is_found(copy, id):
+    root = copy(id)
+    path = items_of(root, id)[0].path
+    path.unlink()
+    assert f"1 listed files are missing, '{path}'" in text_of(look(root, id))
+
+
+@pytest.mark.parametrize('id', ['ade20k', 'voc_seg'])
+def test_a_missing_map_is_found(copy, id):
+    root = copy(id)
+    mask = items_of(root, id)[0].mask
+    mask.unlink()
+    assert f"1 listed files are missing, '{mask}'" in text_of(look(root, id))
+
+
+@pytest.mark.parametrize('id', SETS)
+def test_a_missing_list_is_found(copy, id):
+    root = copy(id)
+    place = list_of(root, id)
+    if place.is_file():
+        place.unlink()
+        assert f"there is no '{place}'" in text_of(look(root, id))
+    else:
+        shutil.rmtree(place)
+        report = look(root, id)
+        assert not report.ok
+
+
+@pytest.mark.parametrize('id', SETS)
+def test_a_wrong_count_is_found(copy, id):
+    root = copy(id)
+    found = len(items_of(root, id))
+    if id in LISTED:
+        edit(list_of(root, id), lambda entries: entries[:-1])
+    else:
+        items_of(root, id)[-1].path.unlink()
+    assert f'{found - 1} samples, expected {found}' in text_of(look(root, id))
+
+
+@pytest.mark.parametrize('id', [id for id in LISTED if CATALOG[id].layout != 'vtab'])
+def test_overlapping_splits_are_found(copy, id):
+    root = copy(id)
+    facts = CATALOG[id]
+    last = {'voc': 2, 'voc_seg': 2}.get(id, 1)
+    source, target = list_of(root, id), list_of(root, id, last)
+    if id == 'coco':
+        name = items_of(root, id)[0].path.name
+        shutil.copy(items_of(root, id)[0].path, target.parents[1] / 'val2017' / name)
+        edit(target, lambda images: [{**images[0], 'file_name': name}, *images[1:]])
+    elif target.suffix == '.json':
+        key = next(iter(json.loads(source.read_text())))
+        edit(target, lambda pairs: [(key, pairs[0][1]), *pairs[1:]])
+    else:
+        line = source.read_text().splitlines()[0]
+        edit(target, lambda lines: [line, *lines[1:]])
+    first, other = facts.splits[0].name, facts.splits[last].name
+    assert f"{other}: 1 files are in '{first}' too" in text_of(look(root, id))
+
+
+@pytest.mark.parametrize('id', ['svhn', 'patch_camelyon'])
+def test_equal_pictures_under_other_names_are_found(copy, id):
+    root = copy(id)
+    folder = root / CATALOG[id].path / 'images'
+    shutil.copy(folder / 'train800/000003.jpg', folder / 'test/000001.jpg')
+    text = text_of(look(root, id))
+    assert "test: 1 of 8 pictures are in 'train800' too" in text
+
+
+def test_the_joined_split_is_the_two_parts(copy):
+    root = copy('svhn')
+    folder = root / 'vtab-1k/svhn'
+    # every label moved on by one, which no range can tell
+    edit(folder / 'train800val200.txt', relabel(lambda label: (label + 1) % 10))
+    text = text_of(look(root, 'svhn'))
+    assert 'train800val200: 14 labels differ from those of train800 and val200' in text
+    shutil.copy(
+        folder / 'images/test/000000.jpg', folder / 'images/train800/000000.jpg'
+    )
+    remarks = [f.what for f in look(root, 'svhn').findings if not f.fault]
+    assert any('1 pictures differ' in remark for remark in remarks)
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'empty', 'page', 'noise'])
+@pytest.mark.parametrize('id', SETS)
+def test_a_damaged_file_is_found(copy, id, damage):
+    root = copy(id)
+    path = items_of(root, id)[1].path
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            'truncated': content[: len(content) // 2],
+            'empty': b'',
+            'page': b'<!DOCTYPE html><html>Access denied</html>',
+            'noise': b'\x00' * len(content),
+        }[damage]
+    )
+    text = text_of(look(root, id))
+    assert "files are damaged: '" in text
+    assert str(path) in text
+
+
+def test_a_sample_opens_few_and_all_opens_all(copy):
+    root = copy('svhn')
+    assert look(root, 'svhn', sample=3).opened == 4 * 3
+    seen = []
+    report = look(root, 'svhn', progress=lambda done, total: seen.append((done, total)))
+    assert report.opened == report.listed == 10 + 4 + 14 + 8
+    assert seen[-1] == (36, 36)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize('id', ['svhn', 'patch_camelyon', 'clevr_dist_1k'])
+def test_labels_from_one_are_found(copy, id):
+    root = copy(id)
+    for index in range(4):
+        edit(list_of(root, id, index), relabel(lambda label: label + 1))
+    count = CATALOG[id].num_classes
+    text = text_of(look(root, id))
+    assert f'labels run from 1 to {count}: they are shifted by one' in text
+
+
+@pytest.mark.parametrize('id', ['kinetics400', 'ssv2', 'hmdb51'])
+def test_labels_from_one_are_found_where_not_all_classes_are_drawn(copy, id):
+    root = copy(id)
+    for index in range(len(CATALOG[id].splits)):
+        edit(list_of(root, id, index), relabel(lambda label: label + 1))
+    assert 'class 4 should not be there' in text_of(look(root, id))
+
+
+@pytest.mark.parametrize('id', ['oxford_flowers', 'stanford_dogs'])
+def test_ids_of_another_numbering_are_found(copy, id):
+    root = copy(id)
+    # train from 1 to C, val from 0 on: the union has one id too many
+    edit(list_of(root, id, 1), lambda pairs: [(pairs[0][0], 0), *pairs[1:]])
+    text = text_of(look(root, id))
+    count = CATALOG[id].num_classes
+    assert f'hold {count + 1} class ids, expected {count}' in text
+    assert 'val: 1 class ids are not in train.json, 0 for one' in text
+
+
+@pytest.mark.parametrize('id', ['stanford_dogs', 'hmdb51'])
+def test_a_folder_with_two_labels_is_found(copy, id):
+    root = copy(id)
+    swap = {0: 1, 1: 0} if id == 'hmdb51' else {k: 121 - k for k in range(1, 121)}
+    edit(list_of(root, id, 1), relabel(lambda label: swap.get(label, label)))
+    assert 'class folders bear several labels' in text_of(look(root, id))
+
+
+@pytest.mark.parametrize('id', ['svhn', 'clevr_dist_1k'])
+def test_a_class_that_never_occurs_is_found(copy, id):
+    root = copy(id)
+    for index in range(4):
+        edit(
+            list_of(root, id, index), relabel(lambda label: 4 if label == 3 else label)
+        )
+    count = CATALOG[id].num_classes
+    text = text_of(look(root, id))
+    assert f'{count - 1} classes occur, expected {count}, none of class 3' in text
+
+
+def test_foreign_categories_are_found(copy):
+    root = copy('coco')
+    path = list_of(root, 'coco')
+    data = json.loads(path.read_text())
+    for entry in data['categories']:
+        entry['name'] += '_2'
+    path.write_text(json.dumps(data))
+    text = text_of(look(root, 'coco'))
+    assert 'train: objects of classes that are none of the 80' in text
+
+
+def test_foreign_objects_of_voc_are_found(copy):
+    root = copy('voc')
+    xml = items_of(root, 'voc')[0].others[0]
+    name = xml.read_text().split('<name>')[1].split('<')[0]
+    xml.write_text(xml.read_text().replace(f'<name>{name}<', '<name>unicorn<'))
+    text = text_of(look(root, 'voc'))
+    assert 'trainval2007: objects of classes that are none of the 20' in text
+    xml.write_text('<annotation>')
+    assert 'is not readable XML' in text_of(look(root, 'voc'))
+
+
+@pytest.mark.parametrize(
+    ('id', 'label', 'ok'),
+    [
+        ('ade20k', 150, True),
+        ('ade20k', 151, False),
+        ('voc_seg', 20, True),
+        ('voc_seg', 21, False),
+        ('voc_seg', 255, True),
+    ],
+)
+def test_a_map_beyond_the_classes_is_found(copy, id, label, ok):
+    root = copy(id)
+    mask = items_of(root, id)[0].mask
+    labels = np.array(Image.open(mask))
+    labels[5:9, 5:9] = label
+    Image.fromarray(labels).save(mask)
+    text = text_of(look(root, id))
+    assert ok == ('' == text)
+    assert ok or f"map '{mask}' holds label {label}, beyond {label - 1}" in text
+    Image.fromarray(labels[:-1]).save(mask)
+    assert 'its picture' in text_of(look(root, id))
+
+
+def test_subsets_that_were_changed_are_found(copy):
+    root = copy('clevr_dist_1k')
+    folder = root / 'many_shot/clevr_dist'
+    (folder / STAMP).unlink()
+    train, val = folder / '1k/train.txt', folder / '1k/val.txt'
+    first, second = train.read_text().splitlines()[0], val.read_text().splitlines()[0]
+    edit(train, lambda lines: sorted([second, *lines[1:]]))
+    edit(val, lambda lines: sorted([first, *lines[1:]]))
+    text = text_of(look(root, 'clevr_dist_1k', mini=False))
+    assert f"'{train}' is not what seed 0 draws" in text
+    edit(folder / 'train.txt', lambda lines: lines[::-1])
+    text = text_of(look(root, 'clevr_dist_1k', mini=False))
+    assert 'is not the list that the subsets were drawn from' in text
+
+
+def test_any_change_of_a_mini_list_is_found(copy):
+    root = copy('ssv2')
+    edit(list_of(root, 'ssv2'), lambda lines: lines[::-1])
+    assert 'its checksum differs' in text_of(look(root, 'ssv2'))
+
+
+@pytest.mark.parametrize('id', LISTED)
+def test_a_malformed_list_is_named(copy, id):
+    root = copy(id)
+    path = list_of(root, id)
+    path.write_bytes(b'\xff\xfe{"' if path.suffix == '.json' else b'\xff\xfe one two\n')
+    report = look(root, id)
+    assert not report.ok
+    assert str(path) in text_of(report)
+    assert all('\n' not in finding.what for finding in report.findings)
+
+
+# --- the tool ----------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, 'argv', ['verify_dataset.py', *argv])
+        monkeypatch.delenv('MMPETL_DATA', raising=False)
+        with pytest.raises(SystemExit) as info:
+            runpy.run_path(str(TOOL), run_name='__main__')
+        out, err = capsys.readouterr()
+        return info.value.code, out, err
+
+    return run
+
+
+def test_the_tool_says_it_by_table_and_exit_code(run, copy):
+    root = copy('svhn')
+    where = ('--data-root', str(root))
+    code, out, _ = run('svhn', *where, '--mini')
+    assert code == 0
+    assert 'healthy mini set' in out
+    assert 'not the official data' in out
+    assert run('svhn', *where)[0] == 1
+    code, out, _ = run('vtab', *where, '--mini')
+    assert code == 1
+    assert '18 absent' in out
+    assert run('vtab', *where, '--mini', '--present')[0] == 0
+    items_of(root, 'svhn')[0].path.unlink()
+    code, out, _ = run('svhn', *where, '--mini', '--json')
+    assert code == 1
+    (report,) = json.loads(out)
+    assert report['state'] == 'faulty'
+    assert report['counts']['test'] == [8, 8]
+    assert any('listed files are missing' in f['what'] for f in report['findings'])
+
+
+def test_the_tool_refuses_what_is_not_there(run, tmp_path):
+    code, _, err = run('svnh', '--data-root', str(tmp_path))
+    assert code == 1
+    assert "error: There is no data set 'svnh'. Did you mean 'svhn'?" in err
+    code, _, err = run('svhn', '--data-root', str(tmp_path / 'nowhere'))
+    assert code == 1
+    assert "error: there is no data root '" in err
+    code, _, err = run('svhn', '--data-root', str(tmp_path), '--present')
+    assert code == 1
+    assert 'none of the data sets asked for is in' in err
