@@ -33,6 +33,10 @@ setup(
     author='The mmpetl authors',
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['mmpetl', 'mmpetl.*']),
+    package_data={
+        'mmpetl.benchmark.published': ['*.csv', 'README.md'],
+        'mmpetl.benchmark.report': ['page.html', 'page.css', 'page.js'],
+    },
     install_requires=requirements('runtime') + requirements('openmmlab'),
     extras_require={name: requirements(name) for name in EXTRAS},
     classifiers=[

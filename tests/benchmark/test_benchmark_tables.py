@@ -1,0 +1,326 @@
+"""Tables say what they average, and never average what they must not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.statistics_tables import compare, draw
+from mmpetl.benchmark.tables import (
+    METRICS,
+    build_table,
+    build_tables,
+    labels_of,
+    metric_of,
+    percent,
+    render,
+)
+from mmpetl.core import PETLError
+from mmpetl.engine.hooks.efficiency import FRACTIONS
+from mmpetl.evaluation.ppt import ppt
+
+
+def record(method='LoRA', task='cifar100', score=70.0, seed=42, **changes):
+    job = Job(f'vtab/{task}', method, seed, changes.pop('protocol', 'honest'))
+    job = replace(job, **changes.pop('job', {}))
+    groups = {'cifar100': 'natural', 'svhn': 'natural', 'dmlab': 'structured'}
+    facts = dict(
+        family='reparameterisation',
+        task=task,
+        group=groups.get(task, ''),
+        backbone='ViT-B/16',
+        metrics={} if score is None else {'accuracy/top1': score},
+        primary='' if score is None else 'accuracy/top1',
+        counts={} if score is None else {'delta': 294_912, 'head': 76_900},
+    )
+    status = 'failed' if score is None else 'done'
+    return Record(job, status, **{**facts, **changes})
+
+
+def three_tasks():
+    return [
+        record('LoRA', 'cifar100', 70.0, 1),
+        record('LoRA', 'cifar100', 72.0, 2),
+        record('LoRA', 'svhn', 80.0, 1),
+        record('LoRA', 'svhn', 84.0, 2),
+        record('LoRA', 'dmlab', 40.0, 1),
+        record('LoRA', 'dmlab', 46.0, 2),
+    ]
+
+
+def test_means_are_plain_and_by_group_with_their_names():
+    (table,) = build_tables(three_tasks())
+    (row,) = table.rows
+    # Tasks: 71, 82, 43. Groups: natural 76.5, structured 43.
+    assert row.means['plain'].value == pytest.approx((71 + 82 + 43) / 3)
+    assert row.means['group'].value == pytest.approx((76.5 + 43) / 2)
+    assert row.means['plain'].label == 'plain mean (3 tasks)'
+    assert row.means['group'].label == 'group mean (2 groups)'
+    # Per seed: (70 + 80 + 40) / 3 and (72 + 84 + 46) / 3, n - 1 below.
+    gap = (72 + 84 + 46 - 70 - 80 - 40) / 3
+    assert row.means['plain'].spread == pytest.approx(gap / 2**0.5)
+    text = render(table)
+    assert 'plain mean (3 tasks)' in text
+    assert 'group mean (2 groups)' in text
+    assert ' mean |' not in text.replace('(3 tasks)', '')
+
+
+def test_ppt_is_of_the_plain_mean_and_the_exact_count():
+    (table,) = build_tables(three_tasks())
+    value = ppt((71 + 82 + 43) / 300, 294_912)
+    assert table.rows[0].ppt == pytest.approx(value)
+    assert f'| {value:.3f} |' in render(table)
+    assert '294,912' in render(table)
+
+
+def test_protocols_and_backbones_are_never_mixed():
+    mixed = [record(), record(protocol='published'), record(backbone='Swin-B', seed=7)]
+    tables = build_tables(mixed)
+    assert [(t.protocol, t.backbone) for t in tables] == [
+        ('honest', 'Swin-B'),
+        ('honest', 'ViT-B/16'),
+        ('published', 'ViT-B/16'),
+    ]
+    assert all(len(table.rows) == 1 for table in tables)
+    assert 'published protocol' in tables[2].title
+    metric = METRICS['accuracy/top1']
+    labels = labels_of(mixed)
+    with pytest.raises(PETLError, match='protocols'):
+        build_table(mixed[:2], 'vtab', 'ViT-B/16', metric, labels)
+    with pytest.raises(PETLError, match='backbones'):
+        build_table([mixed[0], mixed[2]], 'vtab', 'ViT-B/16', metric, labels)
+
+
+def test_metrics_are_never_mixed():
+    def dense(task, name, value):
+        return record(task=task, metrics={name: value}, primary=name, group='dense')
+
+    rows = [dense('voc', 'pascal_voc/mAP', 0.85), dense('ade20k', 'mIoU', 47.4)]
+    tables = build_tables(rows)
+    assert {(t.metric.key, t.rows[0].means['plain'].value) for t in tables} == {
+        ('ap_box', 85.0),
+        ('miou', 47.4),
+    }
+
+
+def test_scales_are_those_of_the_evaluators():
+    scaled = {name for name, metric in METRICS.items() if metric.scale == 100}
+    assert scaled >= set(FRACTIONS)
+    assert all(metric_of(name).scale == 100 for name in FRACTIONS)
+    assert metric_of('segmentation/mIoU') == METRICS['mIoU']
+    assert metric_of('depth/rmse').label == 'depth/rmse'
+
+
+def test_missing_and_failed_cells_are_shown_and_spoil_the_mean_openly():
+    rows = [
+        *three_tasks(),
+        record('BitFit', 'cifar100', 90.0, 1),
+        record('BitFit', 'svhn', None, 1),
+        record('BitFit', 'svhn', None, 2),
+    ]
+    (table,) = build_tables(rows)
+    full, bitfit = table.rows
+    assert [cell.state for cell in bitfit.cells.values()] == [
+        'partial',
+        'failed',
+        'missing',
+    ]
+    # 90 is higher than every mean of LoRA, and yet no winner: it is one task of three.
+    assert (full.label, full.rank) == ('LoRA', 1.0)
+    assert bitfit.ppt is None
+    assert bitfit.rank is None
+    text = render(table)
+    assert '90.00 (n=1) | failed | – ' in text
+    assert '90.00 (1/3)' in text
+    assert 'k of K tasks' in text
+
+
+def test_a_failed_run_that_knows_only_its_job_finds_its_place():
+    lost = Record(Job('vtab/svhn', 'LoRA', 3), 'failed', error='killed')
+    (table,) = build_tables([*three_tasks(), lost])
+    (row,) = table.rows
+    assert row.cells['svhn'].failed == (3,)
+    assert row.cells['svhn'].state == 'partial'
+
+
+def test_tuning_runs_and_the_pruned_are_no_rows():
+    tune = record('BitFit', job={'stage': 'tune'})
+    pruned = replace(record('SSF', job={'stage': 'tune'}), status='pruned')
+    (table,) = build_tables([*three_tasks(), tune, pruned])
+    assert [row.label for row in table.rows] == ['LoRA']
+    with pytest.raises(PETLError, match='none of 1 records is a final run'):
+        build_tables([tune])
+
+
+def test_variants_are_rows_of_their_own():
+    small = record(job={'options': {'a.rank': 2}, 'variant': 'small'})
+    (table,) = build_tables([record(), small])
+    assert sorted(row.label for row in table.rows) == ['LoRA', 'LoRA (small)']
+
+
+def test_options_may_differ_from_task_to_task():
+    first = record(job={'options': {'lr': 0.1, 'a.rank': 2}})
+    second = record(task='svhn', job={'options': {'lr': 0.3, 'a.rank': 4}})
+    (table,) = build_tables([first, second])
+    assert [row.label for row in table.rows] == ['LoRA']
+
+
+def test_several_options_on_one_task_are_rows_that_say_what_differs():
+    def job(rank, seed=42):
+        options = {'train_cfg.max_epochs': 3, 'a.rank': rank}
+        return record(seed=seed, job={'options': options})
+
+    # Two seeds with two settings are two rows too, and no spread.
+    (table,) = build_tables([job(2), job(4, seed=43), record('BitFit')])
+    assert sorted(row.label for row in table.rows) == [
+        'BitFit',
+        'LoRA (rank=2)',
+        'LoRA (rank=4)',
+    ]
+
+
+def test_doubles_are_refused():
+    with pytest.raises(PETLError, match='two records are LoRA on cifar100'):
+        build_tables([record(), replace(record(), seconds=3.0)])
+
+
+def test_different_base_weights_are_told():
+    rows = three_tasks()
+    rows[0].base = {'file': 'a.npz', 'fingerprint': '1'}
+    rows[1].base = {'file': 'b.npz', 'fingerprint': '2'}
+    (table,) = build_tables(rows)
+    assert any('Not like for like' in note for note in table.notes)
+
+
+def test_a_test_set_that_was_read_twice_is_told():
+    rows = three_tasks()
+    rows[0].test_reads, rows[1].test_reads = 1, 2
+    (table,) = build_tables(rows)
+    assert table.warnings == (
+        '1 run of the honest protocol scored the test set more than once.',
+    )
+    assert table.warnings[0] in render(table)
+
+
+def test_a_stored_ppt_that_does_not_follow_is_told():
+    rows = three_tasks()
+    rows[0].ppt = 0.123
+    (table,) = build_tables(rows)
+    assert any('1 record with a stored PPT' in note for note in table.notes)
+    assert percent(rows[0]) == 70.0
+
+
+def test_published_rows_stand_below_ours_with_marks():
+    from mmpetl.datasets.vtab import VTAB_TASKS
+
+    rows = [
+        record(method, task, 60.0, group=facts.group)
+        for method in ('BitFit', 'LoRA')
+        for task, facts in VTAB_TASKS.items()
+    ]
+    (table,) = build_tables(rows, published=True)
+    labels = [row.label for row in table.rows]
+    assert labels[0] in ('BitFit', 'LoRA')
+    place = labels.index('BitFit')
+    assert labels[place + 1] == '[BitFit, V-PETL Bench]'
+    row = table.rows[place + 1]
+    assert row.means['plain'].value == pytest.approx(62.05, abs=0.005)
+    assert row.printed_ppt == '0.61†'
+    assert row.ppt == pytest.approx(0.6178, abs=1e-4)
+    assert any(note.startswith('† BitFit: printed PPT 0.61') for note in table.notes)
+    lora = table.rows[labels.index('[LoRA, V-PETL Bench]')]
+    assert lora.printed_ppt == '0.71'
+    assert lora.rank is None
+    # Ours do not change by their company.
+    assert '[' not in ''.join(table.scores())
+
+
+def test_no_published_figure_is_said():
+    (table,) = build_tables([record(task='digits', group='natural')], published=True)
+    assert 'No published figure' in table.notes[-1]
+
+
+def test_csv_has_numbers_in_columns_of_their_own():
+    (table,) = build_tables(three_tasks())
+    (line,) = csv.DictReader(io.StringIO(render(table, 'csv')))
+    assert float(line['cifar100']) == 71.0
+    assert float(line['cifar100 spread']) == pytest.approx(2**0.5, abs=1e-5)
+    assert line['cifar100 seeds'] == '2'
+    assert line['protocol'] == 'honest'
+    assert line['plain mean (3 tasks) tasks'] == '3/3'
+
+
+def test_names_cannot_break_a_table():
+    evil = record(job={'variant': 'a|b & c_d% [x] <i>'})
+    (table,) = build_tables([evil])
+    lines = [x for x in render(table).splitlines() if x.startswith('|')]
+    assert len({x.replace('\\|', '').count('|') for x in lines}) == 1
+    assert '<i>' not in render(table)
+    tex = render(table, 'tex')
+    assert r'a|b \& c\_d\% {[}x{]} $<$i$>$' in tex
+
+
+def test_latex_rows_have_as_many_cells_as_the_head():
+    (table,) = build_tables(three_tasks())
+    rows = [x for x in render(table, 'tex').splitlines() if x.endswith('\\\\')]
+    assert len({x.count(' & ') for x in rows}) == 1
+    assert '$\\pm$' in rows[1]
+
+
+def test_by_group_leaves_the_tasks_out():
+    (table,) = build_tables(three_tasks())
+    head = render(table, by='group').splitlines()[2]
+    assert 'cifar100' not in head
+    assert 'natural (2)' in head
+    with pytest.raises(PETLError, match='by task or by group'):
+        render(table, by='suite')
+    with pytest.raises(PETLError, match='md, csv, tex'):
+        render(table, 'xlsx')
+
+
+def test_comparison_of_a_table(tmp_path):
+    rows = [r for r in synthetic.records(1500) if r.job.recipe.startswith('vtab')]
+    keep = ('LoRA', 'BitFit', 'LinearProbe', 'Full')
+    tables = build_tables([r for r in rows if r.job.method in keep])
+    text = compare(tables[0])
+    assert 'Friedman' in text
+    assert 'correction of Holm' in text
+    (path,) = draw(tables, tmp_path / 'cd.png')
+    assert path.is_file()
+
+
+def test_tables_of_a_folder_recompute_from_its_records(tmp_path):
+    store = RecordStore(tmp_path)
+    for item in three_tasks():
+        store.write(item)
+    assert build_tables(store.all()) == build_tables(three_tasks())
+
+
+@pytest.mark.parametrize('form', ['md', 'csv', 'tex'])
+def test_the_tool_writes_every_format(form, tmp_path, monkeypatch):
+    store = RecordStore(tmp_path)
+    for item in three_tasks():
+        store.write(item)
+    target = tmp_path / f'table.{form}'
+    tool = Path(__file__).parents[2] / 'tools' / 'benchmark' / 'table.py'
+    options = ['--out', str(tmp_path), '--format', form, '--to', str(target)]
+    monkeypatch.setattr(sys, 'argv', [str(tool), *options])
+    runpy.run_path(str(tool), run_name='__main__')
+    assert target.read_text() == render(build_tables(three_tasks())[0], form)
+
+
+def test_the_tool_refuses_an_empty_folder_in_one_line(tmp_path, monkeypatch, capsys):
+    tool = Path(__file__).parents[2] / 'tools' / 'benchmark' / 'table.py'
+    monkeypatch.setattr(sys, 'argv', [str(tool), '--out', str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(tool), run_name='__main__')
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.count('\n') == 1

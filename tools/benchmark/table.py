@@ -1,0 +1,82 @@
+"""Tables of a benchmark folder, from its records only.
+
+Examples:
+    python tools/benchmark/table.py --out work_dirs/bench/mini
+    python tools/benchmark/table.py --out work_dirs/bench/vtab --by group --published
+    python tools/benchmark/table.py --out work_dirs/bench/vtab --format tex --to a.tex
+    python tools/benchmark/table.py --out work_dirs/bench/mini --compare --picture c.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmpetl.apis.run import cli_errors
+from mmpetl.benchmark.records import RecordStore
+from mmpetl.benchmark.statistics_tables import compare, draw
+from mmpetl.benchmark.tables import FORMATS, build_tables, render
+from mmpetl.core import PETLError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--out', required=True, help='the benchmark folder')
+    parser.add_argument('--format', choices=FORMATS, default='md')
+    parser.add_argument(
+        '--by',
+        choices=('task', 'group'),
+        default='task',
+        help='columns per task, or per group of tasks only (default: task)',
+    )
+    parser.add_argument(
+        '--published', action='store_true', help='with the figures others printed'
+    )
+    parser.add_argument('--protocol', choices=('honest', 'published'))
+    parser.add_argument('--suite', nargs='+', help='only these, such as vtab')
+    parser.add_argument(
+        '--compare',
+        action='store_true',
+        help='ranks and paired tests instead of scores (Markdown)',
+    )
+    parser.add_argument(
+        '--margin',
+        type=float,
+        default=0.0,
+        help='differences up to this many points are ties (default: 0)',
+    )
+    parser.add_argument('--picture', help='write a critical-difference picture here')
+    parser.add_argument('--to', help='write to this file instead of the screen')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with cli_errors():
+        records = RecordStore(args.out).all()
+        if not records:
+            raise PETLError(f'{args.out} holds no record; run a plan into it first')
+        tables = build_tables(records, args.published, args.protocol, args.suite)
+        if args.compare:
+            texts = [compare(table, args.margin) for table in tables]
+        else:
+            texts = [render(table, args.format, args.by) for table in tables]
+        text = '\n'.join(texts)
+        if args.to:
+            path = Path(args.to)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f'{path.name}.part')
+            part.write_text(text, encoding='utf-8')
+            part.replace(path)
+            print(path)
+        else:
+            print(text, end='')
+        if args.picture:
+            for path in draw(tables, args.picture):
+                print(path)
+
+
+if __name__ == '__main__':
+    main()
