@@ -28,7 +28,9 @@ def published(bench):
     """Config, tuned model and its published delta."""
     config = bench.config(LORA)
     model = bench.tuned(config)
-    path = apis.export_delta(model, config, bench.folder / 'pub' / 'ants', {'acc': 0.5})
+    run = apis.load_config(config)
+    run.preprocessing = {'normalisation': 'half', 'augmentation': None}
+    path = apis.export_delta(model, run, bench.folder / 'pub' / 'ants', {'acc': 0.5})
     return config, model, path
 
 
@@ -62,6 +64,7 @@ def test_the_record_says_what_is_needed(published):
     assert record['base'] == 'base.pth'
     assert record['classes'] == ['ant', 'bee', 'cat', 'dog']
     assert record['metrics'] == {'acc': 0.5}
+    assert record['preset'] == {'normalisation': 'half', 'augmentation': None}
     assert record['preprocessing'][1] == {'type': 'Resize', 'scale': 32}
     assert record['tensors']['values'] == sum(
         v.numel() for v in delta_state(model).values()
@@ -187,6 +190,14 @@ def change(path: Path, **facts) -> None:
     record = json.loads(path.read_text())
     record.update(facts)
     path.write_text(json.dumps(record))
+
+
+def test_a_delta_from_before_an_argument_existed_is_read(published):
+    config, _, path = published
+    method = json.loads(path.with_suffix('.json').read_text())['method']
+    del method['drop_rate']
+    change(path.with_suffix('.json'), method=method)
+    apis.load_delta(config, path)
 
 
 def test_another_format_is_refused(published):

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from mmpetl.core import (
     PETLError,
+    build_method,
     find_injected,
     fingerprint,
     frozen_keys,
@@ -295,10 +296,10 @@ def check_delta_meta(model: torch.nn.Module, meta: Mapping[str, Any]) -> None:
             f'the delta is of a backbone with {meta["num_blocks"]} blocks, this one '
             f'has {here["num_blocks"]}; build the backbone that the delta was made on'
         )
-    if _plain(meta['method']) != _plain(here['method']):
+    if _full(meta['method']) != _full(here['method']):
         raise PETLError(
-            f'the delta was made by {_plain(meta["method"])}, the model has '
-            f'{_plain(here["method"])}; use the same arguments'
+            f'the delta was made by {_full(meta["method"])}, the model has '
+            f'{_full(here["method"])}; use the same arguments'
         )
     if meta['fingerprint'] != here['fingerprint']:
         raise PETLError(
@@ -311,6 +312,12 @@ def check_delta_meta(model: torch.nn.Module, meta: Mapping[str, Any]) -> None:
 def _named(method: Any) -> str:
     methods = method if isinstance(method, list) else [method]
     return ' + '.join(m['type'] for m in methods)
+
+
+def _full(method: Any) -> Any:
+    """A method's arguments with those that its file is too old to know, at default."""
+    methods = method if isinstance(method, list) else [method]
+    return [_plain(build_method(dict(m)).config()) for m in methods]
 
 
 def _plain(value: Any) -> Any:
