@@ -58,7 +58,7 @@ def draw_spread(
             if np.isfinite(values[i, j]):
                 axis.plot(
                     values[i, j],
-                    row,
+                    row + 0.07 * (j % 5 - 2),  # equal scores stay visible
                     {'Full': 'D', 'LinearProbe': 'x'}.get(method, 'o'),
                     ms=5,
                     color='black' if not tuned[j] else charts.colour_of(families[j]),
@@ -68,6 +68,7 @@ def draw_spread(
     axis.set_yticks(
         range(len(tasks)), [f'{tasks[i]}  ({spans[i]:.1f})' for i in order], fontsize=9
     )
+    axis.set_ylim(-0.6, len(tasks) - 0.4)
     axis.set_xlabel('score, mean over seeds (Full: diamond, LinearProbe: cross)')
     axis.grid(alpha=0.3, axis='x')
     shown = [f for f, t in zip(families, tuned, strict=True) if t]

@@ -309,6 +309,8 @@ def compare(args: argparse.Namespace, to: Path) -> list[str]:
         else f'Shifted sets: {", ".join(k.replace("_", " ") for k in args.kinds)} at '
         f'severity {", ".join(map(str, args.severities))}.'
     )
+    if args.limit:
+        words += f' {args.limit:,} samples of each.'
     draw(task, found, args.alphas, words, to)
     write(task, found, args, words, to)
     for name, row in found.items():
