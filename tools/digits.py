@@ -40,16 +40,6 @@ METHODS = (
     'LST',
 )
 
-# Sizes that suit a width of 96; everything else is the method's own default.
-SIZES = {
-    'LoRA': {'rank': 4},
-    'VPTDeep': {'num_tokens': 8},
-    'LST': {'reduction': 2},
-    'BAPAT': {'hidden_dims': 16, 'adapter_dims': 16},
-    'PATT': {'hidden_dims': 16},
-    'HST': {'dims': [32, 48, 64], 'num_heads': [2, 4, 8]},  # six blocks
-}
-
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
@@ -77,12 +67,13 @@ def make_config(name: str, args: argparse.Namespace) -> Any:
     from mmengine.logging import MMLogger
 
     from mmpetl.apis.run import load_config
+    from mmpetl.benchmark.sizes import MINI
 
     MMLogger.get_current_instance().setLevel('WARNING')
 
     epochs, warm_up = args.epochs, max(1, args.epochs // 10)
     options = {
-        'model.backbone.method': {'type': name, **SIZES.get(name, {})},
+        'model.backbone.method': {'type': name, **MINI.get(name, {})},
         'randomness.seed': args.seed,
         'optim_wrapper.optimizer.lr': args.lr,
         'train_cfg.max_epochs': epochs,

@@ -23,6 +23,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint or delta')
+    parser.add_argument(
+        '--protocol',
+        choices=('honest', 'published'),
+        help='that of the run; not needed with the config in its work folder',
+    )
     parser.add_argument('--work-dir', help='folder of the log')
     parser.add_argument('--out', help='write the metrics to this JSON file')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
@@ -43,7 +48,9 @@ def main() -> None:
     args = parse_args()
     with cli_errors():
         choose_device(args.device)
-        config = load_config(args.config, args.cfg_options, args.work_dir)
+        config = load_config(
+            args.config, args.cfg_options, args.work_dir, protocol=args.protocol
+        )
         metrics = test(config, args.checkpoint, launcher=args.launcher)
         if args.out and int(os.environ.get('RANK', 0)) == 0:
             with open(args.out, 'w', encoding='utf-8') as file:

@@ -20,7 +20,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or configs/lora/vtab/svhn.py')
+    parser.add_argument(
+        '--protocol',
+        choices=('honest', 'published'),
+        help='published scores the test set while training and keeps the best epoch',
+    )
+    parser.add_argument(
+        '--stage',
+        choices=('final', 'tune'),
+        help='tune trains on a part and scores on validation data, to choose settings',
+    )
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     parser.add_argument(
         '--resume',
@@ -51,7 +61,13 @@ def main() -> None:
     args = parse_args()
     with cli_errors():
         choose_device(args.device)
-        config = load_config(args.config, args.cfg_options, args.work_dir)
+        config = load_config(
+            args.config,
+            args.cfg_options,
+            args.work_dir,
+            protocol=args.protocol,
+            stage=args.stage,
+        )
         if args.no_validate:
             config.val_cfg = config.val_dataloader = config.val_evaluator = None
         if args.amp:

@@ -2,8 +2,9 @@
 
 _base_ = '../recipes/ade20k.py'
 
+preprocessing = dict(normalisation='half')
 model = dict(
-    data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3, size=(128, 128)),
+    data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
         backbone=dict(
             _delete_=True,

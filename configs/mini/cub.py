@@ -1,7 +1,8 @@
 """Drawn emblems in the layout of CUB-200-2011, mini ViT at 32 px."""
 
-_base_ = '../recipes/cub_200_2011.py'
+_base_ = '../recipes/fgvc/cub_200_2011.py'
 
+preprocessing = dict(augmentation=None)  # the pipelines below
 model = dict(
     backbone=dict(
         backbone=dict(

@@ -3,8 +3,10 @@
 1,000 labelled images for training (800 and 200), 797 for the test, 32 x 32.
 """
 
-_base_ = '../recipes/vtab_cifar100.py'
+_base_ = '../recipes/vtab/cifar100.py'
 
+dataset = None  # not of the catalogue
+preprocessing = dict(size=32)
 model = dict(
     backbone=dict(
         backbone=dict(
@@ -21,21 +23,12 @@ model = dict(
     ),
     head=dict(num_classes=10, in_channels=96),
 )
-train_pipeline = [
-    dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='PackInputs'),
-]
-test_pipeline = train_pipeline
 train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(task='digits', num_classes=10, pipeline=train_pipeline),
+    dataset=dict(task='digits', num_classes=10),
 )
-test_dataloader = dict(
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(task='digits', num_classes=10, pipeline=test_pipeline),
-)
+test_dataloader = train_dataloader
 train_cfg = dict(max_epochs=40)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, end=4, convert_to_iter_based=True),

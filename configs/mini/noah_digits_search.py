@@ -22,7 +22,6 @@ val_dataloader = dict(
         num_classes=10,
         split='val200',
         data_root='{{$MMPETL_DATA:data}}/vtab-1k',
-        pipeline={{_base_.test_pipeline}},
         test_mode=True,
     ),
 )

@@ -5,8 +5,9 @@ PolyhistorLite needs model.backbone.method.rank=6 here, the first stage being na
 
 _base_ = '../recipes/nyud_mt.py'
 
+preprocessing = dict(normalisation='half')
 model = dict(
-    data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3, size=(128, 128)),
+    data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
         backbone=dict(
             _delete_=True,

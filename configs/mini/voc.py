@@ -2,8 +2,8 @@
 
 _base_ = '../recipes/voc.py'
 
+preprocessing = dict(normalisation='half')
 model = dict(
-    data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3),
     backbone=dict(
         backbone=dict(
             _delete_=True,

@@ -12,6 +12,8 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
+dataset = 'ade20k'
+preprocessing = dict(normalisation='imagenet')
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=16000),

@@ -11,3 +11,6 @@ _base_ = [
     '../_base_/schedules/coco_36e.py',
     '../_base_/default_runtime.py',
 ]
+
+dataset = 'coco'
+preprocessing = dict(normalisation='imagenet')

@@ -12,4 +12,5 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(cls_head=dict(num_classes=51))
+dataset = 'hmdb51'
+preprocessing = dict(normalisation='imagenet')

@@ -12,4 +12,5 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
+preprocessing = dict(normalisation='imagenet')
 default_hooks = dict(checkpoint=dict(interval=20))

@@ -12,4 +12,5 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(cls_head=dict(num_classes=174))
+dataset = 'ssv2'
+preprocessing = dict(normalisation='imagenet')

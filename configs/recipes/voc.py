@@ -12,3 +12,6 @@ _base_ = [
     '../_base_/schedules/voc_4e.py',
     '../_base_/default_runtime.py',
 ]
+
+dataset = 'voc'
+preprocessing = dict(normalisation='imagenet')

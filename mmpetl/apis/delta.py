@@ -15,6 +15,7 @@ belong to, what the pictures went through, and what the classes are called:
 ``scope``           upstream package of the task
 ``model``           config of the whole model, file names without folders
 ``preprocessing``   test pipeline
+``preset``          its name: normalisation, augmentation, interpolation, size
 ``classes``         names by label, null where nothing names them
 ``palette``         an RGB triple for each class, or null
 ``metrics``         what was measured, as the exporter was told or the checkpoint says
@@ -119,6 +120,7 @@ def export_delta(
         'scope': config.get('default_scope'),
         'model': portable_model(config),
         'preprocessing': to_data(test_pipeline(config)),
+        'preset': to_data(config.get('preprocessing')),
         'classes': to_data(dataset.get('classes')),
         'palette': to_data(dataset.get('palette')),
         'metrics': to_data(delta.metrics if metrics is None else dict(metrics)),

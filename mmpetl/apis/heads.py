@@ -12,6 +12,9 @@ from mmpetl.core import Method, build_method, wanted_sites
 
 HEADS = ('head', 'cls_head')
 
+_WIDTHS: dict[tuple[str, str], int] = {}
+"""Widths found so far: a table of settings asks for the same one many times."""
+
 
 def feature_width(method: Method, backbone: Mapping[str, Any]) -> int | None:
     """Width of the vector that ``method`` makes of a backbone's last output.
@@ -28,6 +31,14 @@ def feature_width(method: Method, backbone: Mapping[str, Any]) -> int | None:
     """
     if type(method).feature_dims is Method.feature_dims:
         return None
+    asked = repr(method), repr(dict(backbone))
+    if asked not in _WIDTHS:
+        _WIDTHS[asked] = _built_width(method, backbone)
+    return _WIDTHS[asked]
+
+
+def _built_width(method: Method, backbone: Mapping[str, Any]) -> int:
+    """Build the backbone, for only its sites know the width."""
     from mmpetl.registry import MODELS
 
     importlib.import_module(f'{backbone["type"].partition(".")[0]}.registry')

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from mmpetl.core import PETLError, registered_methods, suggest
+from mmpetl.core import PETLError, registered_methods
 
 Device = Literal['auto', 'cpu', 'cuda']
 
@@ -45,40 +45,112 @@ def load_config(
     path: str | os.PathLike,
     options: Mapping[str, Any] | None = None,
     work_dir: str | os.PathLike | None = None,
+    *,
+    protocol: str | None = None,
+    stage: str | None = None,
 ) -> Any:
-    """Read a config and say where its run lives.
+    """Read a config, write it out in plain upstream terms, say where its run lives.
 
     Configs are Python and run when they are read: use only those you trust.
 
     Args:
-        path: A config file.
+        path: A config file, or a row of a table: ``configs/lora/vtab/svhn.py``.
         options: Dotted keys that override it.
         work_dir: Folder of the run; by default that of the config, or
             ``work_dirs/<method>/<dataset>``.
+        protocol: ``honest`` or ``published``; by default the config's, or ``honest``.
+        stage: ``final`` or ``tune``; by default ``final``.
 
     Raises:
-        PETLError: There is no such file.
+        PETLError: There is no such file, or a name in it is unknown.
     """
-    from mmengine.config import Config
-
-    from mmpetl.apis.heads import fit_head
+    from mmpetl.apis.compose import read_config
 
     path = Path(path)
-    if not path.is_file():
-        root = next((p for p in path.parents if p.is_dir()), Path('.'))
-        near = suggest(path.name, {p.name for p in root.rglob('*.py')})
-        raise PETLError(f'there is no config {path}.{near}')
-    # `custom_imports` of a config comes too late for its own types.
-    config = Config.fromfile(path)
-    if options:
-        config.merge_from_dict(dict(options))
+    return finish_config(
+        read_config(path), options, work_dir, path=path, protocol=protocol, stage=stage
+    )
+
+
+def finish_config(
+    config: Any,
+    options: Mapping[str, Any] | None = None,
+    work_dir: str | os.PathLike | None = None,
+    *,
+    path: Path | None = None,
+    name: str | None = None,
+    protocol: str | None = None,
+    stage: str | None = None,
+) -> Any:
+    """Write out dataset, protocol and preprocessing of a config, then its options.
+
+    A config with a ``stage`` has been written out before (a run's own copy) and keeps
+    what it says. For the rest see :func:`load_config`.
+
+    Args:
+        config: As it was read; changed in place.
+        options: Dotted keys that override it.
+        work_dir: Folder of the run.
+        path: Where it was read, from which the folder follows.
+        name: ``<method>/<dataset>``, where there is no path.
+        protocol: See :func:`load_config`.
+        stage: See :func:`load_config`.
+    """
+    from mmpetl.apis.compose import FIRST, fill_dataset
+    from mmpetl.apis.heads import fit_head
+    from mmpetl.apis.preprocessing import apply_preprocessing
+    from mmpetl.apis.protocols import apply_schedule, check_names, overlay
+
+    options = dict(options or {})
+    first = {k: options.pop(k) for k in list(options) if k.partition('.')[0] in FIRST}
+    protocol = _one_of('protocol', protocol, first.pop('protocol', None))
+    stage = _one_of('stage', stage, first.pop('stage', None))
+    if 'stage' in config:
+        _refuse_changes(config, {'protocol': protocol, 'stage': stage}, first)
+    elif config.get('model'):
+        protocol = protocol or config.get('protocol') or 'honest'
+        stage = stage or 'final'
+        check_names(protocol, stage)
+        overlay(config, protocol, stage)
+        config.merge_from_dict(first)
+        fill_dataset(config)
+        asked = [k.partition('.')[2] for k in first if k.startswith('preprocessing')]
+        apply_preprocessing(config, asked)
+        apply_schedule(config)
+    config.merge_from_dict(options)
     _check_method(config)
     fit_head(config)
     if work_dir is not None:
         config.work_dir = str(work_dir)
     elif not config.get('work_dir'):
-        config.work_dir = str(Path('work_dirs') / run_name(config, path))
+        name = name or run_name(config, path)
+        if first.get('dataset'):  # another set in the same recipe, another folder
+            name = f'{name.rpartition("/")[0]}/{first["dataset"]}'
+        marks = {protocol, stage} - {None, 'honest', 'final'}
+        config.work_dir = str(Path('work_dirs') / '-'.join((name, *sorted(marks))))
     return config
+
+
+def _one_of(key: str, given: str | None, option: str | None) -> str | None:
+    """A name that may be given as an argument or among the options, not as both."""
+    if given and option and given != option:
+        raise PETLError(f'{key} is {given} and, among the options, {option}; say one')
+    return given or option
+
+
+def _refuse_changes(
+    config: Any, names: Mapping[str, str | None], first: Mapping[str, Any]
+) -> None:
+    """Raise where a config that is written out is asked to become another."""
+    for key, value in {**names, **first}.items():
+        here = config
+        for part in key.split('.'):
+            here = (here or {}).get(part)
+        if value is not None and here != value:
+            raise PETLError(
+                f'{key}={value} cannot change a config that is written out, where it '
+                f'is {here}; start from the recipe'
+            )
 
 
 def run_name(config: Any, path: Path) -> str:

@@ -30,7 +30,7 @@ from typing import Any
 from mmpetl.core import PETLError
 
 FORMAT = 1
-STATUSES = ('done', 'failed')
+STATUSES = ('done', 'failed', 'pruned')
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Job:
         stage: ``final``, or ``tune``, which never reads the test set.
         options: Dotted config keys that depart from recipe and method.
         variant: Short name of what the options change; part of the id.
+        leaf: Whether to start from the pair's published settings instead of the recipe.
     """
 
     recipe: str
@@ -54,6 +55,7 @@ class Job:
     stage: str = 'final'
     options: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ''
+    leaf: bool = False
 
     @property
     def id(self) -> str:
@@ -63,6 +65,8 @@ class Job:
             text = json.dumps(dict(self.options), sort_keys=True, default=str)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]
             parts.append('-'.join(filter(None, (self.variant, digest))))
+        if self.leaf:
+            parts.append('leaf')
         if self.stage != 'final':
             parts.append(self.stage)
         if self.protocol != 'honest':
@@ -77,7 +81,7 @@ class Record:
 
     Attributes:
         job: What was asked.
-        status: ``done`` or ``failed``.
+        status: ``done``, ``failed``, or ``pruned`` of a trial that was cut short.
         family: Family of the method: ``adapter``, ``prompt``, ...
         settings: Arguments of the method that depart from its defaults.
         task: Id of the dataset, as in the catalogue and the published tables.
@@ -228,6 +232,18 @@ class RecordStore:
                 yield False
                 return
             yield True
+
+    def held(self, job: Job) -> bool:
+        """Whether some process works on a job; the lock is left as it is."""
+        path = self.folder(job) / 'lock'
+        if not path.is_file():
+            return False
+        with open(path, encoding='ascii') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
 
 def read_record(path: str | os.PathLike) -> Record:

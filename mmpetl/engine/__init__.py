@@ -7,9 +7,11 @@ from mmpetl.engine.hooks import (
     DeltaCheckpointHook,
     EfficiencyHook,
     NonFiniteGuardHook,
+    TrainableEMAHook,
 )
 from mmpetl.engine.loops import NOAHSearchLoop, NOAHSupernetLoop
 from mmpetl.engine.optim import OwnerOptimWrapperConstructor
+from mmpetl.engine.schedulers import TimmCosineLR
 
 __all__ = [
     'BaseGuardHook',
@@ -21,4 +23,6 @@ __all__ = [
     'NonFiniteGuardHook',
     'OwnerOptimWrapperConstructor',
     'PETLDistributedDataParallel',
+    'TimmCosineLR',
+    'TrainableEMAHook',
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmpetl.apis.run import load_config
 from mmpetl.registry import MODELS
 
 pytest.importorskip('mmdet')
@@ -84,8 +85,9 @@ def test_trains_and_tests_on_mini_data(name, method, mini_root, tmp_path, monkey
     from mmpetl.datasets import check_config, guard_runner
 
     monkeypatch.setenv('MMPETL_DATA', str(mini_root))
-    cfg = Config.fromfile(CONFIGS / f'mini/{name}.py')
-    cfg.merge_from_dict({'model.backbone.method.type': method})
+    cfg = load_config(
+        CONFIGS / f'mini/{name}.py', {'model.backbone.method.type': method}
+    )
     cfg.work_dir = str(tmp_path)
     cfg.experiment_name = f'{name}_{method}_{time.time_ns()}'
     limit = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'

@@ -1,103 +1,20 @@
-# Something-Something V2: 168,913 training videos, 24,777 validation videos,
-# which papers call test because the test labels are not public.
-# 8 frames, stride 4, one clip from a random start; no flip, no colour change.
-train_pipeline = [
-    dict(type='DecordInit'),
-    dict(
-        type='SampleFrames',
-        clip_len=8,
-        frame_interval=4,
-        num_clips=1,
-        out_of_bound_opt='repeat_last',
-    ),
-    dict(type='DecordDecode'),
-    dict(
-        type='MultiScaleCrop',
-        input_size=224,
-        scales=(1, 0.875, 0.75, 0.66),
-        max_wh_scale_gap=1,
-        num_fixed_crops=13,
-    ),
-    dict(type='Resize', scale=(224, 224), keep_ratio=False),
-    dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs'),
-]
-# Validation: one clip from the middle, centre crop, so that two runs can be compared.
-val_pipeline = [
-    dict(type='DecordInit'),
-    dict(
-        type='SampleFrames',
-        clip_len=8,
-        frame_interval=4,
-        num_clips=1,
-        out_of_bound_opt='repeat_last',
-        test_mode=True,
-    ),
-    dict(type='DecordDecode'),
-    dict(type='Resize', scale=(-1, 224)),
-    dict(type='CenterCrop', crop_size=224),
-    dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs'),
-]
-# Test: 4 clips x 3 crops, mean of the logits.
-test_pipeline = [
-    dict(type='DecordInit'),
-    dict(
-        type='SampleFrames',
-        clip_len=8,
-        frame_interval=4,
-        num_clips=4,
-        out_of_bound_opt='repeat_last',
-        test_mode=True,
-    ),
-    dict(type='DecordDecode'),
-    dict(type='Resize', scale=(-1, 224)),
-    dict(type='ThreeCrop', crop_size=224),
-    dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs'),
-]
+# Something-Something V2: 168,913 training videos, 24,777 validation videos, which
+# papers call test because the test labels are not public.
+_base_ = './video.py'
 
+_root = '{{$MMPETL_DATA:data}}/ssv2'
+_val = dict(
+    dataset=dict(
+        ann_file=f'{_root}/sthv2_val_list_videos.txt',
+        data_prefix=dict(video=f'{_root}/videos'),
+    )
+)
 train_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='VideoDataset',
-        ann_file='{{$MMPETL_DATA:data}}/ssv2/sthv2_train_list_videos.txt',
-        data_prefix=dict(video='{{$MMPETL_DATA:data}}/ssv2/videos'),
-        pipeline=train_pipeline,
-    ),
+        ann_file=f'{_root}/sthv2_train_list_videos.txt',
+        data_prefix=dict(video=f'{_root}/videos'),
+    )
 )
-val_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='VideoDataset',
-        ann_file='{{$MMPETL_DATA:data}}/ssv2/sthv2_val_list_videos.txt',
-        data_prefix=dict(video='{{$MMPETL_DATA:data}}/ssv2/videos'),
-        pipeline=val_pipeline,
-        test_mode=True,
-    ),
-)
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='VideoDataset',
-        ann_file='{{$MMPETL_DATA:data}}/ssv2/sthv2_val_list_videos.txt',
-        data_prefix=dict(video='{{$MMPETL_DATA:data}}/ssv2/videos'),
-        pipeline=test_pipeline,
-        test_mode=True,
-    ),
-)
-val_evaluator = dict(
-    type='AccMetric', metric_options=dict(top_k_accuracy=dict(topk=(1, 5)))
-)
-test_evaluator = val_evaluator
-val_cfg = dict()
-test_cfg = dict()
+val_dataloader = _val
+test_dataloader = _val
+del _root, _val

@@ -6,8 +6,6 @@ model = dict(
     type='Recognizer3D',
     data_preprocessor=dict(
         type='ActionDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
         format_shape='NCTHW',
     ),
     backbone=dict(
@@ -33,7 +31,6 @@ model = dict(
     ),
     cls_head=dict(
         type='I3DHead',
-        num_classes=400,
         in_channels=1024,
         spatial_type='avg',
         dropout_ratio=0.0,

@@ -6,8 +6,6 @@ model = dict(
     type='Recognizer3D',
     data_preprocessor=dict(
         type='ActionDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
         format_shape='NCTHW',
     ),
     backbone=dict(
@@ -35,7 +33,6 @@ model = dict(
     ),
     cls_head=dict(
         type='TimeSformerHead',
-        num_classes=400,
         in_channels=768,
         init_std=0.01,
         dropout_ratio=0.0,

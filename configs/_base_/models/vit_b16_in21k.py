@@ -7,10 +7,7 @@ visualizer = dict(
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(
-        # The in21k checkpoint saw inputs in [-1, 1].
-        mean=[127.5, 127.5, 127.5],
-        std=[127.5, 127.5, 127.5],
-        to_rgb=True,
+        to_rgb=True,  # mean and std follow from `preprocessing`
     ),
     backbone=dict(
         type='mmpetl.PETLBackbone',
@@ -29,7 +26,6 @@ model = dict(
     ),
     head=dict(
         type='LinearClsHead',
-        num_classes=1000,
         in_channels=768,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),

@@ -1,0 +1,3 @@
+_base_ = '../_base_/tables/vpetl_fgvc.py'
+
+method = dict(type='AdaptFormer', hidden_dims=8)

@@ -1,3 +1,0 @@
-_base_ = '../recipes/cub_200_2011.py'
-
-model = dict(backbone=dict(method=dict(type='LNTune')))

@@ -1,0 +1,7 @@
+# The grid of the study "Lessons Learned" (OSU-MLB/ViT_PEFT_Vision) on VTAB-1k. It adds
+# to q, k and v; the targets here stay q and v, the default.
+space = {
+    'optim_wrapper.optimizer.lr': [1e-3, 1e-2],
+    'optim_wrapper.optimizer.weight_decay': [1e-4, 1e-3],
+    'model.backbone.method.rank': [1, 8, 16, 32],
+}

@@ -1,0 +1,5 @@
+"""Stanford Cars (fine-grained): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/fgvc.py'
+
+dataset = 'stanford_cars'

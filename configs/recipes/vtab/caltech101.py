@@ -1,0 +1,5 @@
+"""Caltech-101 (VTAB-1k): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/vtab.py'
+
+dataset = 'caltech101'

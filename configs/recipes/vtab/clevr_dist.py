@@ -1,0 +1,5 @@
+"""CLEVR, distance of the closest object (VTAB-1k): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/vtab.py'
+
+dataset = 'clevr_dist'

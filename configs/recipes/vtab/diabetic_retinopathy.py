@@ -1,0 +1,5 @@
+"""Diabetic Retinopathy, btgraham-300 (VTAB-1k): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/vtab.py'
+
+dataset = 'diabetic_retinopathy'

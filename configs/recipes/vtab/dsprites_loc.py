@@ -1,0 +1,5 @@
+"""dSprites, x position (VTAB-1k): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/vtab.py'
+
+dataset = 'dsprites_loc'

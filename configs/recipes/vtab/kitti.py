@@ -1,0 +1,5 @@
+"""KITTI, distance of the closest vehicle (VTAB-1k): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/vtab.py'
+
+dataset = 'kitti'

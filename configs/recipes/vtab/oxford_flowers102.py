@@ -1,0 +1,5 @@
+"""Oxford Flowers-102 (VTAB-1k): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/vtab.py'
+
+dataset = 'oxford_flowers102'

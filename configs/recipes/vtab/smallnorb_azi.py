@@ -1,0 +1,5 @@
+"""smallNORB, azimuth (VTAB-1k): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/vtab.py'
+
+dataset = 'smallnorb_azi'

@@ -1,0 +1,5 @@
+"""SUN397 (VTAB-1k): linear probing as it stands."""
+
+_base_ = '../../_base_/recipes/vtab.py'
+
+dataset = 'sun397'

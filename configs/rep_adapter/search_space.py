@@ -1,0 +1,7 @@
+# The grid of the study "Lessons Learned" (OSU-MLB/ViT_PEFT_Vision) on VTAB-1k.
+space = {
+    'optim_wrapper.optimizer.lr': [1e-3, 1e-2],
+    'optim_wrapper.optimizer.weight_decay': [1e-4, 1e-3],
+    'model.backbone.method.hidden_dims': [8, 16, 32],
+    'model.backbone.method.scale': [0.1, 0.5, 1, 5, 10],
+}

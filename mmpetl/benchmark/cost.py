@@ -1,0 +1,268 @@
+"""What a plan will take, before it is run.
+
+An estimate of a pair (recipe, method, options) comes from records of the same pair
+where there are some, or else from a calibration: the run is built, a few steps are
+taken, and it is thrown away. Calibrations are kept below ``calibration`` in the
+benchmark's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmengine.hooks import Hook
+
+from mmpetl.benchmark.executors import Executor
+from mmpetl.benchmark.job import Task
+from mmpetl.benchmark.records import Job, Record, RecordStore
+
+STEPS = 3
+"""Steps that a calibration measures, after one that warms up."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one job of a pair is expected to take.
+
+    Attributes:
+        steps: Training steps.
+        seconds: Wall time on the device where it was measured.
+        memory_bytes: Peak memory; None where the system does not tell.
+        source: ``records`` or ``calibration``.
+    """
+
+    steps: int
+    seconds: float
+    memory_bytes: int | None
+    source: Literal['records', 'calibration']
+
+
+def key_of(job: Job) -> Job:
+    """The job that stands for all seeds of a pair."""
+    return dataclasses.replace(job, seed=0)
+
+
+def estimates(jobs: Iterable[Job], out: str | os.PathLike) -> dict[str, Estimate]:
+    """Estimates by a job's id, as far as records and calibrations tell."""
+    store, trial = RecordStore(out), RecordStore(Path(out) / 'calibration')
+    by_key: dict[str, list[Record]] = {}
+    jobs = list(jobs)
+    for job in jobs:
+        record = store.read(job)
+        if record is not None and record.status == 'done':
+            by_key.setdefault(key_of(job).id, []).append(record)
+    found: dict[str, Estimate] = {}
+    for job in jobs:
+        key = key_of(job)
+        if key.id in found:
+            continue
+        if key.id in by_key:
+            found[key.id] = _of_records(by_key[key.id])
+            continue
+        record = trial.read(key)
+        if record is not None and record.status == 'done':
+            found[key.id] = _of_calibration(record)
+    return {job.id: found[key_of(job).id] for job in jobs if key_of(job).id in found}
+
+
+def _of_records(records: Sequence[Record]) -> Estimate:
+    peaks = [r.peak_memory_bytes for r in records if r.peak_memory_bytes is not None]
+    steps = [int(r.curves['loss'][-1][0]) for r in records if r.curves.get('loss')]
+    return Estimate(
+        max(steps, default=0),
+        statistics.median(r.seconds for r in records),
+        max(peaks, default=None),
+        'records',
+    )
+
+
+def _of_calibration(record: Record) -> Estimate:
+    facts = record.metrics
+    seconds = (
+        facts['startup_s']
+        + facts['steps'] * (record.step_seconds or 0.0)
+        + facts['test_batches'] * facts['test_batch_s']
+    )
+    return Estimate(
+        int(facts['steps']), seconds, record.peak_memory_bytes, 'calibration'
+    )
+
+
+def to_calibrate(jobs: Iterable[Job], out: str | os.PathLike) -> list[Job]:
+    """One job for each pair of which nothing is known."""
+    known = estimates(jobs := list(jobs), out)
+    keys = {key_of(job).id: key_of(job) for job in jobs if job.id not in known}
+    return list(keys.values())
+
+
+def calibrate(
+    jobs: Sequence[Job],
+    out: str | os.PathLike,
+    executor: Executor,
+    toolboxes: Sequence[str] = (),
+    watch: Callable[[Any], None] | None = None,
+) -> dict[str, str]:
+    """Measure pairs; returns the ids of those that failed, with the failure."""
+    from mmpetl.benchmark.sweep import Sweep
+
+    place = Path(out) / 'calibration'
+    store = RecordStore(place)
+    for job in jobs:
+        record = store.read(job)
+        if record is not None and record.status == 'failed':
+            # What lacked last time, data for one, may be there now.
+            (store.folder(job) / 'record.json').unlink()
+    run = f'{__name__}:measure'
+    sweep = Sweep(jobs, place, executor, 0, toolboxes, run=run, watch=watch)
+    return sweep.run().failed
+
+
+def measure(task: Task, folder: Path) -> Record:
+    """Build a run, take a few steps, and note what they cost."""
+    from mmpetl.apis.run import build_runner
+    from mmpetl.benchmark import facts
+    from mmpetl.benchmark.compose import compose_job, config_hash
+    from mmpetl.benchmark.job import _forget
+
+    began = time.perf_counter()
+    resting = facts.release_peak()
+    config = compose_job(task.job, folder)
+    digest = config_hash(config)
+    config.pop('phases', None)
+    config.experiment_name = f'{folder.name}-{os.getpid()}'
+    config.resume = False
+    hook = _StepsHook(began)
+    try:
+        runner = build_runner(config)
+        runner.register_hook(hook)
+        try:
+            runner.train()
+        except _Enough:
+            pass
+        peak = _peak(facts, resting)
+        batches, seconds = _test_cost(runner)
+    finally:
+        _forget(config.experiment_name)
+    steps, batches = _with_phases(task.job, runner.max_iters, batches)
+    return Record(
+        job=task.job,
+        status='done',
+        metrics={
+            'steps': steps,
+            'startup_s': hook.startup,
+            'test_batches': batches,
+            'test_batch_s': seconds,
+        },
+        config_hash=digest,
+        step_seconds=statistics.median(hook.steps),
+        peak_memory_bytes=peak,
+        seconds=time.perf_counter() - began,
+        device=facts.device(),
+        versions=facts.versions(),
+        commit=facts.commit(),
+    )
+
+
+class _Enough(Exception):
+    """The steps that were wanted are taken."""
+
+
+class _StepsHook(Hook):
+    """Times a few steps, data loading included, and stops."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.startup = 0.0
+        self.steps: list[float] = []
+        self._last: float | None = None
+
+    def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._last is None:
+            self.startup = now - self.began
+        else:
+            self.steps.append(now - self._last)
+        self._last = now
+        if len(self.steps) == STEPS or runner.iter + 1 == runner.max_iters:
+            if not self.steps:
+                self.steps.append(self.startup)
+            raise _Enough
+
+
+def _peak(facts: Any, resting: int | None) -> int | None:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = facts.peak_resident()
+    return None if peak is None or resting is None else max(0, peak - resting)
+
+
+def _test_cost(runner: Any) -> tuple[int, float]:
+    """Batches of the test set, and seconds for one; zeros where there is none."""
+    import torch
+
+    if not runner.cfg.get('test_dataloader'):
+        return 0, 0.0
+    loader = runner.build_dataloader(runner.cfg.test_dataloader)
+    began = time.perf_counter()
+    batch = next(iter(loader))
+    runner.model.eval()
+    with torch.no_grad():
+        runner.model.test_step(batch)
+    return len(loader), time.perf_counter() - began
+
+
+def _with_phases(job: Job, steps: int, batches: int) -> tuple[int, int]:
+    """Add the supernet's steps and the search's scoring of a job with phases."""
+    from mmpetl.engine.evolution import Evolution
+
+    phases = job.options.get('phases')
+    if not phases:
+        return steps, batches
+    epochs = job.options.get('train_cfg.max_epochs')
+    supernet = phases.get('supernet', {}).get('max_epochs', epochs)
+    evolution = Evolution(**phases.get('search', {}).get('evolution', {}))
+    scored = evolution.population + evolution.generations * (
+        evolution.mutations + evolution.crossovers
+    )
+    # 800 of 1,000 images train the supernet, the 200 others score: two batches of 128.
+    extra = round(0.8 * steps * supernet / epochs) if epochs else steps
+    return steps + extra, batches + 2 * scored
+
+
+@dataclass(frozen=True)
+class Total:
+    """Cost of the jobs that are left.
+
+    Attributes:
+        seconds: Of all of them one after another.
+        memory_bytes: The most that one needs.
+        unknown: Jobs of which nothing is known; the sum leaves them out.
+    """
+
+    seconds: float
+    memory_bytes: int | None
+    unknown: int
+
+
+def total(jobs: Sequence[Job], known: Mapping[str, Estimate]) -> Total:
+    """Add up the estimates of jobs."""
+    mine = [known[job.id] for job in jobs if job.id in known]
+    peaks = [e.memory_bytes for e in mine if e.memory_bytes is not None]
+    return Total(
+        sum(e.seconds for e in mine), max(peaks, default=None), len(jobs) - len(mine)
+    )

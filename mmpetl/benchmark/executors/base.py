@@ -1,0 +1,61 @@
+"""What every executor offers."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from mmpetl.benchmark.job import Outcome, Task
+from mmpetl.benchmark.records import RecordStore
+
+PRELOAD = 'MMPETL_PRELOAD'
+"""Variable that names the toolboxes to load before workers are forked."""
+
+
+class Executor(abc.ABC):
+    """Runs tasks somewhere.
+
+    Attributes:
+        retries_itself: Whether it begins failed and lost tasks again by its own means;
+            the sweep then does not.
+    """
+
+    retries_itself: bool = False
+
+    def start(  # noqa: B027
+        self, toolboxes: Sequence[str] = (), retries: int = 1
+    ) -> None:
+        """Get ready, where there is something to do.
+
+        Args:
+            toolboxes: Packages that the tasks will use, ``mmpretrain`` for one.
+            retries: How often a task is begun again.
+        """
+
+    @property
+    @abc.abstractmethod
+    def slots(self) -> int:
+        """How many tasks run at a time, as far as is known."""
+
+    @property
+    @abc.abstractmethod
+    def free(self) -> int:
+        """How many tasks it takes now."""
+
+    @abc.abstractmethod
+    def submit(self, task: Task) -> None:
+        """Take a task."""
+
+    @abc.abstractmethod
+    def wait(self, timeout: float) -> list[Outcome]:
+        """Outcomes that have come in, after at most ``timeout`` seconds or the next.
+
+        A task whose worker has died comes back as ``lost``.
+        """
+
+    def started(self, task: Task) -> bool:
+        """Whether a submitted task has left the queue, as far as is known."""
+        return RecordStore(task.out).held(task.job)
+
+    def close(self) -> None:  # noqa: B027
+        """Stop what still runs, which later runs continue, and clean up."""

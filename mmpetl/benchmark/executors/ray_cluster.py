@@ -1,0 +1,147 @@
+"""Jobs on a Ray cluster: one given by address, or one of this machine alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from mmpetl.benchmark.executors.base import Executor
+from mmpetl.benchmark.executors.local import cores
+from mmpetl.benchmark.job import Outcome, Task, work
+from mmpetl.core import PETLError, check_range
+
+STORE_BYTES = 100 * 2**20
+"""Object store of a cluster of our own: tasks and outcomes are small."""
+
+
+class JobFailed(Exception):
+    """A job failed and may be begun again, which is Ray's business."""
+
+
+class RayExecutor(Executor):
+    """Scheduling, placement and retries are Ray's.
+
+    Workers read and write the benchmark's folder, so all nodes need it under one path.
+
+    Args:
+        workers: Jobs at a time on a cluster of our own; by default one per core.
+        per_gpu: Jobs that share a GPU, where the cluster has some.
+        address: Of a cluster that runs (``ray start --head``), ``auto`` for the one of
+            this machine. By default ``RAY_ADDRESS``, and a cluster of our own where
+            that is not set either.
+
+    Raises:
+        PETLError: Ray is not installed, or no cluster answers.
+    """
+
+    retries_itself = True
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        per_gpu: int = 1,
+        address: str | None = None,
+    ) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise PETLError(
+                'the executor ray needs Ray: pip install mmpetl[cluster]'
+            ) from None
+        if workers is not None:
+            check_range('executor ray', 'workers', workers, 1)
+        check_range('executor ray', 'per_gpu', per_gpu, 1)
+        self._ray = ray
+        self._workers = workers
+        self._per_gpu = per_gpu
+        self._address = address or os.environ.get('RAY_ADDRESS') or None
+        self._remote: Any = None
+        self._refs: dict[Any, Task] = {}
+        self._own = False
+        self._slots = workers or cores()
+
+    def start(self, toolboxes: Sequence[str] = (), retries: int = 1) -> None:
+        ray = self._ray
+        if not ray.is_initialized():
+            self._connect()
+        has = ray.cluster_resources()
+        gpus = int(has.get('GPU', 0))
+        self._slots = gpus * self._per_gpu or int(has.get('CPU', 1))
+        self._remote = ray.remote(
+            num_cpus=1,
+            num_gpus=1 / self._per_gpu if gpus else 0,
+            max_retries=retries,
+            retry_exceptions=[JobFailed],
+        )(remote_work)
+
+    def _connect(self) -> None:
+        # Nobody asked for statistics to be sent anywhere.
+        os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+        options: dict[str, Any] = {
+            'log_to_driver': False,
+            'logging_level': 'ERROR',
+            'include_dashboard': False,
+        }
+        if self._address:
+            options = {'address': self._address, **options}
+            del options['include_dashboard']
+        else:
+            options |= {'num_cpus': self._slots, 'object_store_memory': STORE_BYTES}
+        try:
+            self._ray.init(**options)
+        except Exception as error:
+            where = self._address or 'this machine'
+            reason = ' '.join(str(error).split())[:300]
+            raise PETLError(
+                f'cannot reach or start a Ray cluster at {where}: {reason}'
+            ) from error
+        self._own = True
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @property
+    def free(self) -> int:
+        # The queue is Ray's.
+        return 1_000_000
+
+    def submit(self, task: Task) -> None:
+        self._refs[self._remote.remote(task)] = task
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        if not self._refs:
+            return []
+        ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=timeout)
+        return [self._end(ref) for ref in ready]
+
+    def _end(self, ref: Any) -> Outcome:
+        task = self._refs.pop(ref)
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, JobFailed):
+                return Outcome(task.job.id, 'failed', str(cause))
+            note = ' '.join(str(cause).split())
+            return Outcome(task.job.id, 'lost', f'its worker failed: {note[:300]}')
+        except self._ray.exceptions.RayError as error:
+            note = ' '.join(str(error).split())
+            return Outcome(task.job.id, 'lost', f'its worker died: {note[:300]}')
+
+    def close(self) -> None:
+        for ref in self._refs:
+            self._ray.cancel(ref, force=True)
+        self._refs.clear()
+        if self._own:
+            self._ray.shutdown()
+            self._own = False
+
+
+def remote_work(task: Task) -> Outcome:
+    """What a worker of the cluster does."""
+    outcome = work(task)
+    if outcome.again:
+        raise JobFailed(outcome.note)
+    return outcome

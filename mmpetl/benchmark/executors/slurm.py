@@ -1,0 +1,148 @@
+"""Jobs on Slurm, through submitit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mmpetl.benchmark.executors.base import Executor
+from mmpetl.benchmark.executors.local import cores
+from mmpetl.benchmark.job import Outcome, Task, work
+from mmpetl.core import PETLError
+
+QUEUE = 1000
+"""Jobs of ours that wait in Slurm's queue or run, at most."""
+
+DEFAULTS = {'timeout_min': 240, 'name': 'mmpetl'}
+
+
+class SlurmExecutor(Executor):
+    """Job arrays of submitit.
+
+    A job that is preempted or runs out of time is put back into the queue by submitit
+    and continues from its checkpoint. Nodes need the benchmark's folder under one path,
+    on a file system that locks (flock).
+
+    Args:
+        cluster: ``slurm``; ``local`` runs processes of this machine, ``debug`` runs
+            here. By default slurm where it is found, else local.
+        workers: Most jobs in the queue; by default 1,000 on Slurm, elsewhere one per
+            core.
+        parameters: What submitit takes: ``timeout_min``, ``gpus_per_node``,
+            ``cpus_per_task``, ``mem_gb``, ``slurm_partition``,
+            ``slurm_array_parallelism``, ...
+
+    Raises:
+        PETLError: submitit is not installed, or takes no such parameter.
+    """
+
+    def __init__(
+        self,
+        cluster: str | None = None,
+        workers: int | None = None,
+        **parameters: Any,
+    ) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise PETLError(
+                'the executor slurm needs submitit: pip install mmpetl[cluster]'
+            ) from None
+        self._submitit = submitit
+        self._cluster = cluster
+        self._parameters = {**DEFAULTS, **parameters}
+        self._executor: Any = None
+        self._waiting: list[Task] = []
+        self._jobs: dict[str, Any] = {}
+        self._check()
+        on_slurm = self._make(Path('.')).cluster == 'slurm'
+        self._most = workers or (QUEUE if on_slurm else cores())
+
+    def _make(self, folder: Path) -> Any:
+        try:
+            executor = self._submitit.AutoExecutor(folder, cluster=self._cluster)
+            executor.update_parameters(**self._parameters)
+        except (NameError, ValueError, RuntimeError, AssertionError) as error:
+            reason = ' '.join(str(error).split())[:300]
+            raise PETLError(f'executor slurm: {reason}') from None
+        return executor
+
+    def _check(self) -> None:
+        known = ('slurm', 'local', 'debug')
+        if self._cluster is not None and self._cluster not in known:
+            raise PETLError(
+                f'executor slurm: there is no cluster {self._cluster!r}. There are: '
+                f'{", ".join(known)}'
+            )
+
+    @property
+    def slots(self) -> int:
+        return self._parameters.get('slurm_array_parallelism', self._most)
+
+    @property
+    def free(self) -> int:
+        return self._most - len(self._jobs) - len(self._waiting)
+
+    def submit(self, task: Task) -> None:
+        self._waiting.append(task)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        if self._waiting:
+            if self._executor is None:
+                self._executor = self._make(Path(self._waiting[0].out) / 'slurm')
+            # One array for all: a scheduler likes few requests.
+            jobs = self._executor.map_array(Work(), self._waiting)
+            names = (task.job.id for task in self._waiting)
+            self._jobs |= dict(zip(names, jobs, strict=True))
+            self._waiting = []
+        deadline = time.monotonic() + timeout
+        while True:
+            ended = [name for name, job in self._jobs.items() if job.done()]
+            if ended or time.monotonic() >= deadline:
+                return [self._end(name) for name in ended]
+            time.sleep(min(0.1, timeout))
+
+    def _end(self, name: str) -> Outcome:
+        job = self._jobs.pop(name)
+        try:
+            return job.result()
+        except Exception as error:
+            # Whatever kept the answer from us: the job itself records its failures.
+            note = ' '.join(str(error).split())
+            return Outcome(name, 'lost', f'its worker died: {note[:300]}')
+
+    def close(self) -> None:
+        for job in self._jobs.values():
+            job.cancel()
+        self._jobs.clear()
+        self._waiting = []
+
+
+class Work:
+    """The function that submitit sends; it continues after a preemption."""
+
+    def __call__(self, task: Task) -> Outcome:
+        return work(task)
+
+    def checkpoint(self, task: Task) -> Any:
+        """What submitit puts back into the queue: the same, for runs resume."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, task)
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` as arguments of :class:`SlurmExecutor`.
+
+    Raises:
+        PETLError: One is not of that form.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not (key and equals):
+            raise PETLError(f'--slurm takes KEY=VALUE, got {pair!r}')
+        found[key] = int(value) if value.isdigit() else value
+    return found

@@ -1,0 +1,442 @@
+"""Plans: methods x recipes x seeds, from a small YAML file to a list of jobs.
+
+A plan holds these keys; ``methods`` and ``recipes`` are needed::
+
+    name: mini                          its file's stem by default
+    methods: [all]                      names, stems, families, or all
+    recipes: [mini/digits, vtab/*]      names as of configs/recipes, or patterns
+    seeds: [42, 43]
+    protocol: honest                    or published
+    leaves: false                       true: a pair's published settings where it has
+    sizes: mini                         a table of mmpetl.benchmark.sizes
+    settings: {LoRA: {rank: 4}}         arguments of methods, on top of sizes
+    options: {train_cfg.max_epochs: 3}  dotted config keys, for every job
+    method_options: {NOAH: {...}}       the same, for one method
+    recipe_options: {vtab/*: {...}}     the same, for recipes
+    include: ['LoRA', 'prompt@vtab/*']  method (or family) @ recipe; all by default
+    exclude: ['NOAH@mini/cub']
+    data: [digits]                      mini sets to write before the first job
+
+Pairs that cannot be, since a backbone lacks the sites that a method acts at, are
+computed and listed with the reason; they are no failures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mmpetl.benchmark.compose import METHOD, split_options
+from mmpetl.benchmark.records import Job, write_json
+from mmpetl.benchmark.sizes import sizes
+from mmpetl.core import PETLError, registered_methods, suggest
+
+ALL = 'all'
+PROTOCOLS = ('honest', 'published')
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run; see the module's text for the keys."""
+
+    name: str
+    methods: tuple[str, ...]
+    recipes: tuple[str, ...]
+    seeds: tuple[int, ...] = (42,)
+    protocol: str = 'honest'
+    leaves: bool = False
+    sizes: str = ''
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A pair that cannot be, and why."""
+
+    recipe: str
+    method: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A plan's jobs, what cannot be, and the toolboxes that the jobs use."""
+
+    plan: Plan
+    jobs: tuple[Job, ...]
+    refused: tuple[Refusal, ...]
+    toolboxes: tuple[str, ...]
+
+
+LISTS = ('methods', 'recipes', 'seeds', 'include', 'exclude', 'data')
+MAPPINGS = ('settings', 'options', 'method_options', 'recipe_options')
+
+
+def plans_folder() -> Path:
+    """Where the presets lie."""
+    from mmpetl.apis.compose import config_root
+
+    return config_root() / 'plans'
+
+
+def read_plan(name: str | os.PathLike, **changes: Any) -> Plan:
+    """A plan from a preset's name or a file.
+
+    Args:
+        name: ``mini``, or the path of a YAML file.
+        changes: Keys that override the file's; None leaves a key.
+
+    Raises:
+        PETLError: No such plan, or one that says something wrong.
+    """
+    path = Path(name)
+    if path.suffix not in ('.yaml', '.yml'):
+        path = plans_folder() / f'{name}.yaml'
+    if not path.is_file():
+        known = sorted(p.stem for p in plans_folder().glob('*.yaml'))
+        raise PETLError(
+            f'there is no plan {str(name)!r}.{suggest(str(name), known)} Presets: '
+            f'{", ".join(known)}; or name a .yaml file'
+        )
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = ' '.join(str(error).split())
+        raise PETLError(f'cannot read the plan {path}: {reason}') from None
+    if not isinstance(data, Mapping):
+        raise PETLError(f'{path} is no plan: it holds no keys (methods, recipes, ...)')
+    data = {'name': path.stem, **data}
+    data |= {key: value for key, value in changes.items() if value is not None}
+    return parse_plan(data, str(path))
+
+
+def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
+    """A plan from the keys of its file, checked.
+
+    Raises:
+        PETLError: The first thing that is wrong, in a line.
+    """
+    known = [f.name for f in fields(Plan)]
+    for key in data:
+        if key not in known:
+            raise PETLError(
+                f'{where} has a key {key!r}.{suggest(str(key), known)} A plan has: '
+                f'{", ".join(known)}'
+            )
+    for key in ('name', 'methods', 'recipes'):
+        if not data.get(key):
+            raise PETLError(f'{where} needs {key}')
+    data = dict(data)
+    for key in LISTS:
+        if key in data:
+            data[key] = _list(data[key], key, where)
+    for key in MAPPINGS:
+        if not isinstance(data.get(key, {}), Mapping):
+            raise PETLError(f'{where}: {key} needs "name: value" lines')
+    for key in ('settings', 'method_options', 'recipe_options'):
+        for name, values in data.get(key, {}).items():
+            if not isinstance(values, Mapping):
+                raise PETLError(f'{where}: {key} of {name} needs "name: value" lines')
+    for seed in data.get('seeds', ()):
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise PETLError(f'{where}: seeds are whole numbers from 0, got {seed!r}')
+    plan = Plan(**data)
+    if plan.protocol not in PROTOCOLS:
+        raise PETLError(
+            f'{where}: there is no protocol {plan.protocol!r}.'
+            f'{suggest(str(plan.protocol), PROTOCOLS)} There are: '
+            f'{", ".join(PROTOCOLS)}'
+        )
+    if not isinstance(plan.leaves, bool):
+        raise PETLError(f'{where}: leaves is true or false, got {plan.leaves!r}')
+    if plan.sizes:
+        sizes(plan.sizes)
+    for name in (*plan.settings, *plan.method_options):
+        choose_methods([name])
+    return plan
+
+
+def _list(value: Any, key: str, where: str) -> tuple[Any, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    kind = int if key == 'seeds' else str
+    for item in values:
+        if not isinstance(item, kind):
+            raise PETLError(f'{where}: {key} holds {item!r}, which is no {KIND[kind]}')
+    if key in ('methods', 'recipes', 'seeds') and not values:
+        raise PETLError(f'{where} needs {key}')
+    return tuple(dict.fromkeys(values))
+
+
+KIND = {int: 'whole number', str: 'name'}
+
+
+def choose_methods(names: Iterable[str]) -> list[str]:
+    """Registered methods for names, stems, families, or ``all``.
+
+    Raises:
+        PETLError: A name that stands for nothing.
+    """
+    known = registered_methods()
+    chosen: dict[str, None] = {}
+    for name in names:
+        found = [
+            method
+            for method, cls in known.items()
+            if name in (ALL, method, cls.stem(), cls.family)
+        ]
+        if not found:
+            families = sorted({cls.family for cls in known.values()})
+            raise PETLError(
+                f'unknown method or family {name!r}.'
+                f'{suggest(name, [*known, *families])} Families: '
+                f'{", ".join(families)}; methods: {", ".join(sorted(known))}'
+            )
+        chosen.update(dict.fromkeys(sorted(found, key=str.lower)))
+    return list(chosen)
+
+
+def choose_recipes(patterns: Iterable[str]) -> list[str]:
+    """Recipes for names and patterns, in the order of the patterns.
+
+    Raises:
+        PETLError: A name or pattern that fits none.
+    """
+    from mmpetl.apis.compose import recipe_names
+
+    known = recipe_names()
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        found = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            raise PETLError(
+                f'there is no recipe {pattern!r}.{suggest(pattern, known)} There are: '
+                f'{", ".join(known)}'
+            )
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def matches(pattern: str, method: str, family: str, recipe: str) -> bool:
+    """Whether a filter names a pair: ``LoRA``, ``prompt@vtab/*``, ``@mini/digits``."""
+    left, _, right = pattern.partition('@')
+    names_method = any(fnmatch.fnmatchcase(n, left or '*') for n in (method, family))
+    return names_method and fnmatch.fnmatchcase(recipe, right or '*')
+
+
+def check_filters(
+    filters: Sequence[str], methods: Sequence[str], recipes: Sequence[str]
+) -> None:
+    """Raise PETLError where a filter fits no pair: it is then misspelt."""
+    known = registered_methods()
+    for pattern in filters:
+        if not any(
+            matches(pattern, m, known[m].family, r) for m in methods for r in recipes
+        ):
+            raise PETLError(
+                f'the filter {pattern!r} fits no pair of the plan; write it as METHOD, '
+                'FAMILY, @RECIPE or METHOD@RECIPE'
+            )
+
+
+def resolve(plan: Plan) -> Resolved:
+    """The jobs of a plan: by seed, then by recipe, then by method.
+
+    Raises:
+        PETLError: A name in it is unknown, or nothing is left to run.
+    """
+    known = registered_methods()
+    methods, recipes = choose_methods(plan.methods), choose_recipes(plan.recipes)
+    check_filters((*plan.include, *plan.exclude), methods, recipes)
+    for pattern in plan.recipe_options:
+        if not any(fnmatch.fnmatchcase(recipe, pattern) for recipe in recipes):
+            raise PETLError(
+                f'recipe_options speak of {pattern!r}, which is no recipe of the plan'
+            )
+    leaves = _leaves() if plan.leaves else frozenset()
+    cells: list[Job] = []
+    refused: list[Refusal] = []
+    boxes: set[str] = set()
+    for recipe in recipes:
+        wanted = [m for m in methods if _kept(plan, m, known[m].family, recipe)]
+        if not wanted:
+            continue
+        config = _composed(plan, recipe, wanted[0])
+        checker = Support(config)
+        for method in wanted:
+            options = options_of(plan, method, recipe)
+            reason = checker.reason(method, options)
+            if reason:
+                refused.append(Refusal(recipe, method, reason))
+                continue
+            leaf = (known[method].stem(), recipe) in leaves
+            job = Job(
+                recipe, method, protocol=plan.protocol, options=options, leaf=leaf
+            )
+            cells.append(job)
+            boxes.add(config.get('default_scope', 'mmpretrain'))
+    if not cells:
+        why = f'; {refused[0].reason}' if refused else ''
+        raise PETLError(f'the plan {plan.name} has nothing to run{why}')
+    jobs = [_seeded(job, seed) for seed in plan.seeds for job in cells]
+    return Resolved(plan, tuple(jobs), tuple(refused), tuple(sorted(boxes)))
+
+
+def _composed(plan: Plan, recipe: str, method: str) -> Any:
+    """A recipe with the options of the plan, which must fit it."""
+    from mmpetl.apis.compose import compose
+
+    _, options = split_options(options_of(plan, method, recipe))
+    try:
+        return compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
+    except (KeyError, IndexError, TypeError) as error:
+        reason = ' '.join(str(error.args[0] if error.args else error).split())
+        raise PETLError(
+            f'the options of the plan {plan.name} do not fit the recipe {recipe} '
+            f'({plan.protocol} protocol): {reason[:200]}'
+        ) from None
+
+
+def _seeded(job: Job, seed: int) -> Job:
+    return dataclasses.replace(job, seed=seed)
+
+
+def _leaves() -> frozenset[tuple[str, str]]:
+    from mmpetl.apis.compose import published_pairs
+
+    return frozenset(published_pairs())
+
+
+def _kept(plan: Plan, method: str, family: str, recipe: str) -> bool:
+    kept = not plan.include or any(
+        matches(p, method, family, recipe) for p in plan.include
+    )
+    return kept and not any(matches(p, method, family, recipe) for p in plan.exclude)
+
+
+def options_of(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
+    """The dotted keys of a pair: the plan's, the recipe's, the method's."""
+    stem = registered_methods()[method].stem()
+    args = dict(sizes(plan.sizes).get(method, {})) if plan.sizes else {}
+    options = dict(plan.options)
+    for pattern, values in plan.recipe_options.items():
+        if fnmatch.fnmatchcase(recipe, pattern):
+            options |= values
+    for name in (stem, method):
+        args |= plan.settings.get(name, {})
+        options |= plan.method_options.get(name, {})
+    return {**options, **{f'{METHOD}{name}': value for name, value in args.items()}}
+
+
+class Support:
+    """Which methods a recipe's backbone can serve.
+
+    Args:
+        config: The recipe with any method in it.
+    """
+
+    def __init__(self, config: Any) -> None:
+        from mmpetl.apis.model import petl_backbone_of
+
+        node = petl_backbone_of(config)
+        self._spec = None if node is None else dict(node['backbone'])
+        self._several = str(config.model.get('type', '')).endswith('MultiTaskModel')
+        self._plain: Any = None
+
+    def reason(self, method: str, options: Mapping[str, Any]) -> str | None:
+        """Why a method cannot be used here; None where it can."""
+        from mmpetl.core import build_method, wanted_sites
+
+        if self._spec is None:
+            return 'the recipe has no mmpetl.PETLBackbone'
+        several = registered_methods()[method].family == 'multi_task'
+        if several and not self._several:
+            return f'{method} is for several tasks at once; the recipe has one'
+        args = {
+            key.removeprefix(METHOD): value
+            for key, value in options.items()
+            if key.startswith(METHOD)
+        }
+        built = build_method({'type': method, **args})
+        try:
+            wanted_sites(self._backbone(), built)
+        except PETLError as error:
+            return ' '.join(str(error).split())
+        return None
+
+    def _backbone(self) -> Any:
+        """The backbone without numbers: building it costs no memory."""
+        if self._plain is None:
+            import importlib
+            import warnings
+
+            from mmpetl.apis.counting import without_memory
+            from mmpetl.registry import MODELS
+
+            importlib.import_module(f'{self._spec["type"].partition(".")[0]}.registry')
+            with without_memory(), warnings.catch_warnings():
+                # Upstream's, of torch.meshgrid.
+                warnings.simplefilter('ignore')
+                self._plain = MODELS.build(dict(self._spec))
+        return self._plain
+
+
+def write_plan(resolved: Resolved, out: str | os.PathLike) -> Path:
+    """Keep a resolved plan as ``plan.json``: what is asked, jobs, refusals."""
+    path = Path(out) / 'plan.json'
+    data = {
+        'plan': dataclasses.asdict(resolved.plan),
+        'jobs': [{'id': j.id, **dataclasses.asdict(j)} for j in resolved.jobs],
+        'refused': [dataclasses.asdict(r) for r in resolved.refused],
+        'toolboxes': list(resolved.toolboxes),
+    }
+    write_json(path, data)
+    return path
+
+
+def read_jobs(out: str | os.PathLike) -> tuple[list[Job], list[Refusal]]:
+    """The jobs and refusals of a folder's ``plan.json``.
+
+    Raises:
+        PETLError: There is none, or it is damaged.
+    """
+    import json
+
+    path = Path(out) / 'plan.json'
+    try:
+        data = json.loads(path.read_text(encoding='utf-8'))
+        jobs = []
+        for item in data['jobs']:
+            item.pop('id')
+            jobs.append(Job(**item))
+        return jobs, [Refusal(**item) for item in data['refused']]
+    except FileNotFoundError:
+        raise PETLError(
+            f'{out} holds no plan.json; run a plan there first (tools/benchmark/run.py)'
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PETLError(f'{path} is damaged: {error}') from None
+
+
+def prepare_data(plan: Plan, root: Path) -> dict[str, Path]:
+    """Write the mini sets that a plan needs; what is complete stays."""
+    if not plan.data:
+        return {}
+    from mmpetl.datasets.mini import make
+
+    try:
+        return make(root, names=plan.data)
+    except ValueError as error:
+        raise PETLError(f'the plan {plan.name}: {error}') from None

@@ -1,0 +1,683 @@
+"""A fair search: the same budget for every method, and the test set read once.
+
+Trials train on the part of the training data that stage ``tune`` leaves, and are
+scored on the held-out part (train800 and val200 of VTAB-1k). The first trial of every
+method is its default setting, so that the best trial is never worse on validation data.
+After the budget is spent, the best setting trains on all training data, once per seed,
+and each of these runs reads the test set once. Their records hold the budget and every
+trial.
+
+Optuna proposes (TPE) and prunes (median). Its study lies in a journal file beside the
+records; a search that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from mmpetl.benchmark.compose import METHOD, compose_job
+from mmpetl.benchmark.executors import Executor
+from mmpetl.benchmark.job import Pruned, Task
+from mmpetl.benchmark.records import Job, Record, RecordStore, write_json
+from mmpetl.benchmark.sweep import Dispatcher, Sweep, environment
+from mmpetl.core import PETLError, build_method, check_range, registered_methods
+
+FALLBACK: Mapping[str, Any] = {
+    'optim_wrapper.optimizer.lr': {'low': 1e-4, 'high': 3e-2, 'log': True},
+    'optim_wrapper.optimizer.weight_decay': {'low': 1e-5, 'high': 1e-1, 'log': True},
+}
+"""What is searched where a method has no space of its own; whoever asks is told."""
+
+READINGS = 10
+"""Validations of a trial, about, if its recipe counts epochs."""
+
+
+def optuna() -> Any:
+    """The package, or one line that says how to get it.
+
+    Raises:
+        PETLError: It is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise PETLError(
+            'the search needs Optuna: pip install mmpetl[benchmark]'
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+class FileLock:
+    """A lock for Optuna's journal that the system drops when its holder dies."""
+
+    def __init__(self, path: str) -> None:
+        self._path = f'{path}.lock'
+        self._file: Any = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        file = open(self._path, 'a', encoding='ascii')
+        fcntl.flock(file, fcntl.LOCK_EX)
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        """Let go."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) -> Any:
+    """The study in a journal, made if it is not there.
+
+    Args:
+        journal: The file.
+        budget: Trials in all; the sampler's and pruner's first phase depend on it.
+        seed: Seed of the sampler.
+        warmup: Steps before which nothing is pruned.
+    """
+    package = optuna()
+    backend = package.storages.journal.JournalFileBackend(
+        str(journal), lock_obj=FileLock(str(journal))
+    )
+    first = max(2, budget // 4)
+    sampler = package.samplers.TPESampler(
+        n_startup_trials=first, seed=seed, constant_liar=True
+    )
+    pruner = package.pruners.MedianPruner(n_startup_trials=first, n_warmup_steps=warmup)
+    return package.create_study(
+        storage=package.storages.JournalStorage(backend),
+        sampler=sampler,
+        pruner=pruner,
+        study_name='search',
+        direction='maximize',
+        load_if_exists=True,
+    )
+
+
+class PruningHook(Hook):
+    """Reports a trial's validations, and stops it where others did better.
+
+    Args:
+        journal: Journal of the study.
+        trial: Number of the trial.
+        budget: As of :func:`load_study`.
+        warmup: As of :func:`load_study`.
+    """
+
+    # After the hook that writes the validation down.
+    priority = 'VERY_LOW'
+
+    def __init__(self, journal: str, trial: int, budget: int, warmup: int) -> None:
+        package = optuna()
+        study = load_study(journal, budget, 0, warmup)
+        known = study.get_trials(deepcopy=False)[trial]
+        self.trial = package.trial.Trial(study, known._trial_id)
+        self.reported = set(known.intermediate_values)
+
+    def after_val_epoch(
+        self, runner: Any, metrics: dict[str, float] | None = None
+    ) -> None:
+        from mmpetl.benchmark.job import primary_of
+        from mmpetl.engine.hooks.run_log import plain_metrics
+
+        found = plain_metrics(metrics or {})
+        name, step = primary_of(found), runner.iter
+        if name not in found or found[name] != found[name]:
+            return
+        if step not in self.reported:
+            self.trial.report(found[name], step)
+            self.reported.add(step)
+        if step < runner.max_iters and self.trial.should_prune():
+            raise Pruned
+
+
+def space_of(method: str, warn: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+    """The search space of a method, and where it is from.
+
+    A method without a space is searched over learning rate and weight decay alone, and
+    ``warn`` is told so.
+    """
+    from mmpetl.apis.compose import config_root, search_space
+
+    stem = registered_methods()[method].stem()
+    path = config_root() / stem / 'search_space.py'
+    if path.is_file():
+        return search_space(stem), f'configs/{stem}/search_space.py'
+    warn(
+        f'{method} has no configs/{stem}/search_space.py; learning rate and weight '
+        'decay alone are searched, and the records say so'
+    )
+    return {k: dict(v) for k, v in FALLBACK.items()}, 'fallback'
+
+
+def suggest_from(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a trial proposes."""
+    return {key: _suggest(trial, key, values) for key, values in space.items()}
+
+
+def _suggest(trial: Any, key: str, values: Any) -> Any:
+    if isinstance(values, Mapping):
+        low, high, log = values['low'], values['high'], bool(values.get('log', False))
+        whole = isinstance(low, int) and isinstance(high, int)
+        kind = trial.suggest_int if whole else trial.suggest_float
+        return kind(key, low, high, log=log)
+    return decode(trial.suggest_categorical(key, [encode(v) for v in values]))
+
+
+def encode(value: Any) -> Any:
+    """A choice as Optuna keeps it: lists and dicts as text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return MARK + json.dumps(value)
+
+
+def decode(value: Any) -> Any:
+    """Undo :func:`encode`."""
+    if isinstance(value, str) and value.startswith(MARK):
+        return json.loads(value.removeprefix(MARK))
+    return value
+
+
+MARK = 'json:'
+
+
+@dataclass
+class Trial:
+    """One setting that was tried.
+
+    Attributes:
+        number: 0 is the method's default.
+        options: What was searched.
+        job: Its run.
+        status: ``running``, then as the record says.
+        value: The metric on validation data; None where it failed or was pruned.
+        seconds: What it took.
+    """
+
+    number: int
+    options: dict[str, Any]
+    job: Job
+    status: str = 'running'
+    value: float | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For records."""
+        return {
+            'number': self.number,
+            'options': self.options,
+            'status': self.status,
+            'value': self.value,
+            'seconds': self.seconds,
+            'run': self.job.id,
+        }
+
+
+@dataclass
+class MethodSearch:
+    """The trials of one method.
+
+    Args:
+        method: Its name.
+        recipe: The recipe.
+        base: Options that all trials share.
+        budget: Trials, the default setting included.
+        out: The benchmark's folder.
+        seed: Of the trials' runs and of the sampler.
+        warn: Called with a line where something is not as asked.
+    """
+
+    method: str
+    recipe: str
+    base: Mapping[str, Any]
+    budget: int
+    out: Path
+    seed: int = 42
+    warn: Callable[[str], None] = print
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.space, self.space_from = space_of(self.method, self.warn)
+        default = self._job({})
+        config = compose_job(default, self.folder / 'unused')
+        self.tune_options = validate_often(config)
+        self.warmup = _warmup(config)
+        self.default = {k: value_at(config, k) for k in self.space}
+        self.split = splits_of(config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.journal = self.folder / 'journal.log'
+        self._study: Any = None
+        self._check_same()
+
+    @property
+    def folder(self) -> Path:
+        """Where the study lies."""
+        name = f'{self.recipe.replace("/", "-")}--{self.method.lower()}'
+        return self.out / 'search' / name
+
+    @property
+    def study(self) -> Any:
+        """Optuna's."""
+        if self._study is None:
+            self._study = load_study(self.journal, self.budget, self.seed, self.warmup)
+            done = len(self._study.get_trials(deepcopy=False))
+            if done:
+                # A sampler that begins anew would propose its first settings again.
+                self._study = load_study(
+                    self.journal, self.budget, self.seed + done, self.warmup
+                )
+        return self._study
+
+    def _check_same(self) -> None:
+        """Refuse to go on with trials of another space or other options."""
+        path = self.folder / 'settings.json'
+        now = json.loads(
+            json.dumps(
+                {
+                    'space': self.space,
+                    'base': dict(self.base),
+                    'seed': self.seed,
+                    'recipe': self.recipe,
+                }
+            )
+        )
+        if path.is_file():
+            was = json.loads(path.read_text(encoding='utf-8'))
+            for key in now:
+                if was.get(key) != now[key]:
+                    raise PETLError(
+                        f'{self.folder} holds a search with another {key}; search '
+                        'in another folder, or with the same'
+                    )
+        else:
+            write_json(path, now)
+
+    def _job(self, options: Mapping[str, Any]) -> Job:
+        tune = getattr(self, 'tune_options', {})
+        return Job(
+            self.recipe,
+            self.method,
+            seed=self.seed,
+            stage='tune',
+            options={**self.base, **tune, **options},
+            variant='trial',
+        )
+
+    def begin(self) -> list[Trial]:
+        """Trials that an earlier call has left: the default, and what was cut short."""
+        left = [Trial(0, dict(self.default), self._job({}))]
+        for frozen in self.study.get_trials(deepcopy=False):
+            options = {k: decode(v) for k, v in frozen.params.items()}
+            left.append(Trial(frozen.number + 1, options, self._job(options)))
+        self.trials = {trial.number: trial for trial in left}
+        return left
+
+    @property
+    def wants(self) -> bool:
+        """Whether the budget has room for another trial."""
+        return len(self.trials) < self.budget
+
+    def ask(self) -> Trial:
+        """The next trial."""
+        proposal = self.study.ask()
+        options = suggest_from(proposal, self.space)
+        trial = Trial(proposal.number + 1, options, self._job(options))
+        self.trials[trial.number] = trial
+        return trial
+
+    def pruner(self, trial: Trial) -> dict[str, Any] | None:
+        """What the run of a trial needs to prune itself; the default is never cut."""
+        if trial.number == 0:
+            return None
+        return {
+            'journal': str(self.journal.absolute()),
+            'trial': trial.number - 1,
+            'budget': self.budget,
+            'warmup': self.warmup,
+        }
+
+    def tell(self, trial: Trial, record: Record) -> None:
+        """Take a trial's record."""
+        trial.status, trial.seconds = record.status, record.seconds
+        trial.value = record.score if record.status == 'done' else None
+        if trial.status == 'done' and trial.value is None:
+            trial.status = 'failed'
+        if trial.number == 0:
+            return
+        states = optuna().trial.TrialState
+        state = {'done': states.COMPLETE, 'pruned': states.PRUNED}.get(
+            trial.status, states.FAIL
+        )
+        known = self.study.get_trials(deepcopy=False)[trial.number - 1]
+        if not known.state.is_finished():
+            value = trial.value if state == states.COMPLETE else None
+            self.study.tell(trial.number - 1, value, state=state)
+
+    @property
+    def best(self) -> Trial:
+        """The best trial; of equal ones the first, so that a tie keeps the default.
+
+        Raises:
+            PETLError: Every trial failed.
+        """
+        done = [t for t in self.trials.values() if t.value is not None]
+        if not done:
+            raise PETLError(
+                f'all {len(self.trials)} trials of {self.method} failed; see '
+                f'{self.out}/runs/{self.trials[0].job.id}/console.log'
+            )
+        return min(done, key=lambda t: (-t.value, t.number))
+
+    def to_json(self) -> dict[str, Any]:
+        """What the records of the final runs hold."""
+        best = self.best
+        return {
+            'budget': self.budget,
+            'split': self.split,
+            'sampler': 'TPE',
+            'pruner': 'median',
+            'seed': self.seed,
+            'space': self.space,
+            'space_from': self.space_from,
+            'default_value': self.trials[0].value,
+            'best': best.number,
+            'best_value': best.value,
+            'trials': [self.trials[n].to_json() for n in sorted(self.trials)],
+        }
+
+    def final_jobs(self, seeds: Iterable[int]) -> list[Job]:
+        """Runs of the best setting on all training data."""
+        best = self.best
+        # The default is what the base options say already.
+        chosen = best.options if best.number else {}
+        return [
+            Job(
+                self.recipe,
+                self.method,
+                seed=seed,
+                options={**self.base, **chosen},
+                variant='searched',
+            )
+            for seed in seeds
+        ]
+
+
+def validate_often(config: Any) -> dict[str, Any]:
+    """Options that give a trial a curve to be pruned by."""
+    epochs = config.train_cfg.get('max_epochs')
+    if not epochs:
+        return {}
+    return {'train_cfg.val_interval': max(1, epochs // READINGS)}
+
+
+def _warmup(config: Any) -> int:
+    """Steps before which nothing is pruned: a third, where steps are counted."""
+    steps = config.train_cfg.get('max_iters')
+    return steps // 3 if steps else 1
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value of a dotted key; of a method's argument its default.
+
+    Raises:
+        PETLError: The config has no such key.
+    """
+    if key.startswith(METHOD):
+        args = build_method(config.model.backbone.method).config()
+        name = key.removeprefix(METHOD)
+        if name in args:
+            return args[name]
+    node: Any = config
+    for part in key.split('.'):
+        try:
+            node = node[int(part)] if isinstance(node, list | tuple) else node[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise PETLError(
+                f'the search space speaks of {key!r}, which the recipe does not have'
+            ) from None
+    return node
+
+
+def splits_of(config: Any) -> str:
+    """Names of the data that trials train on and are scored on."""
+    names = []
+    for phase in ('train', 'val'):
+        dataset = config[f'{phase}_dataloader']['dataset']
+        names.append(str(dataset.get('split') or dataset.get('part') or phase))
+    return ' / '.join(names)
+
+
+class Search:
+    """Searches of several methods on one recipe, then their final runs.
+
+    Args:
+        methods: Names of methods.
+        recipe: Name of the recipe.
+        out: The benchmark's folder.
+        executor: Where trials run.
+        trials: Budget of each method, its default setting included.
+        seeds: Of the final runs.
+        base: Options by method that all of its runs share.
+        seed: Of trials and samplers.
+        retries: Of a run that failed.
+        toolboxes: Packages that the runs use.
+        warn: Called with a line where something is not as asked.
+        watch: Called with the search now and then.
+        poll_s: Seconds between looks at a run that another process holds.
+        run: What does the work of a task; see :class:`mmpetl.benchmark.job.Task`.
+
+    Raises:
+        PETLError: A method or the recipe is unknown, or the budget is too small.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[str],
+        recipe: str,
+        out: str | os.PathLike,
+        executor: Executor,
+        trials: int = 12,
+        seeds: Sequence[int] = (42, 43, 44),
+        base: Mapping[str, Mapping[str, Any]] | None = None,
+        seed: int = 42,
+        retries: int = 1,
+        toolboxes: Sequence[str] = (),
+        warn: Callable[[str], None] = print,
+        watch: Callable[[Search], None] | None = None,
+        poll_s: float = 2.0,
+        run: str = Task.run,
+    ) -> None:
+        check_range('the search', 'trials', trials, 1)
+        optuna()
+        self.out = Path(out).absolute()
+        self.executor = executor
+        self.seeds = tuple(seeds)
+        self.retries = retries
+        self.toolboxes = tuple(toolboxes)
+        self.watch = watch or (lambda search: None)
+        self.poll_s = poll_s
+        self.run_name = run
+        self.store = RecordStore(self.out)
+        self.finals: Sweep | None = None
+        self.searches = [
+            MethodSearch(
+                name, recipe, (base or {}).get(name, {}), trials, self.out, seed, warn
+            )
+            for name in methods
+        ]
+
+    def run(self) -> dict[str, list[Record]]:
+        """Tune every method, then train and test; records by method.
+
+        An interrupt ends the workers and is passed on; the next call continues.
+        """
+        with self._alone():
+            self.tune()
+            return self.finish()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second search in the folder: budgets are counted by one."""
+        path = self.out / 'search' / 'lock'
+        with open(path, 'a', encoding='ascii') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PETLError(
+                    f'another process searches in {self.out}; wait for it, or search '
+                    'in another folder'
+                ) from None
+            yield
+
+    def tune(self) -> None:
+        """Spend the budgets; what is on record is not run again."""
+        sweep = Sweep([], self.out, self.executor, self.retries)
+        self.dispatcher = Dispatcher(
+            self.executor, self.retries, self.poll_s, sweep.log
+        )
+        self._pending: dict[str, list[tuple[MethodSearch, Trial]]] = {}
+        self.executor.start(self.toolboxes, self.retries)
+        try:
+            for search in self.searches:
+                for trial in search.begin():
+                    self._put(search, trial)
+            while True:
+                self._fill()
+                if not self.dispatcher.busy:
+                    break
+                for task, _ in self.dispatcher.step():
+                    self._end(task)
+                self.watch(self)
+        finally:
+            self.executor.close()
+
+    def _fill(self) -> None:
+        """Propose while workers are idle: later proposals know more."""
+        progress = True
+        while progress:
+            progress = False
+            for search in self.searches:
+                if len(self._pending) >= self.executor.slots:
+                    return
+                if search.wants:
+                    self._put(search, search.ask())
+                    progress = True
+
+    def _put(self, search: MethodSearch, trial: Trial) -> None:
+        record = self.store.read(trial.job)
+        if record is not None and record.status != 'failed':
+            search.tell(trial, record)
+            return
+        waiting = self._pending.setdefault(trial.job.id, [])
+        waiting.append((search, trial))
+        if len(waiting) == 1:
+            self.dispatcher.put(
+                Task(
+                    trial.job,
+                    str(self.out),
+                    self.retries,
+                    env=environment(),
+                    pruner=search.pruner(trial),
+                    run=self.run_name,
+                )
+            )
+
+    def _end(self, task: Task) -> None:
+        record = self.store.read(task.job)
+        for search, trial in self._pending.pop(task.job.id):
+            if record is None:
+                raise PETLError(f'the run {task.job.id} has left no record')
+            search.tell(trial, record)
+
+    def finish(self) -> dict[str, list[Record]]:
+        """Train the best settings on all data, and read the test set once each."""
+        found = {s.method: s.to_json() for s in self.searches}
+        jobs = {s.method: s.final_jobs(self.seeds) for s in self.searches}
+        for search in self.searches:
+            write_json(search.folder / 'trials.json', found[search.method])
+        self.finals = _FinalSweep(
+            [job for some in jobs.values() for job in some],
+            self.out,
+            self.executor,
+            self.retries,
+            self.toolboxes,
+            self.run_name,
+            poll_s=self.poll_s,
+            watch=lambda sweep: self.watch(self),
+        )
+        self.finals.found = found
+        self.finals.run()
+        return {
+            method: [r for job in some if (r := self.store.read(job)) is not None]
+            for method, some in jobs.items()
+        }
+
+
+class _FinalSweep(Sweep):
+    """A sweep whose records hold the search that chose their settings."""
+
+    found: Mapping[str, Any]
+
+    def task(self, job: Job) -> Task:
+        return dataclasses.replace(super().task(job), search=self.found[job.method])
+
+
+@contextmanager
+def shown(title: str) -> Any:
+    """A live table of a search; gives what :class:`Search` takes as ``watch``."""
+    import sys
+
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(file=sys.stdout)
+    with Live(console=console, refresh_per_second=2) as live:
+        yield lambda search: live.update(table_of(title, search))
+    if not console.is_terminal:
+        console.print()  # a table in a file does not end its line
+
+
+def table_of(title: str, search: Search) -> Any:
+    """Trials and best values so far."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column('method')
+    for column in ('trials', 'pruned', 'failed', 'default', 'best', 'final runs'):
+        table.add_column(column, justify='right')
+    for one in search.searches:
+        over = [t for t in one.trials.values() if t.status != 'running']
+        values = [t.value for t in over if t.value is not None]
+        first = one.trials.get(0)
+        finals = search.finals.jobs if search.finals else []
+        mine = [j.id for j in finals if j.method == one.method]
+        done = sum(n in search.finals.records for n in mine) if mine else 0
+        table.add_row(
+            one.method,
+            f'{len(over)}/{one.budget}',
+            str(sum(t.status == 'pruned' for t in over)),
+            str(sum(t.status == 'failed' for t in over)),
+            _number(first.value if first else None),
+            _number(max(values, default=None)),
+            f'{done}/{len(search.seeds)}',
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return '-' if value is None else f'{value:.2f}'

@@ -1,0 +1,265 @@
+"""Run what is left of a plan, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mmpetl.benchmark.executors import Executor
+from mmpetl.benchmark.job import Outcome, Task, is_final, lost, outcome_of
+from mmpetl.benchmark.records import Job, Record, RecordStore
+
+ENVIRONMENT = ('MMPETL_DATA', 'MMPETL_WEIGHTS')
+"""Variables that a job's result depends on, as folders."""
+
+
+class Dispatcher:
+    """Tasks in, final outcomes out: retries, and jobs that others hold, in between.
+
+    Args:
+        executor: Where tasks run.
+        retries: How often a task that failed or was lost is begun again.
+        poll_s: Seconds between looks at a job that another runner holds.
+        report: Called with a line for the log.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        retries: int = 1,
+        poll_s: float = 2.0,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        self.executor = executor
+        self.retries = retries
+        self.poll_s = poll_s
+        self.report = report or (lambda line: None)
+        self.queue: deque[Task] = deque()
+        self.running: dict[str, Task] = {}
+        self.elsewhere: dict[str, tuple[float, Task]] = {}
+        self._losses: Counter[str] = Counter()
+
+    @property
+    def busy(self) -> bool:
+        """Whether outcomes are still to come."""
+        return bool(self.queue or self.running or self.elsewhere)
+
+    def put(self, task: Task) -> None:
+        """Take a task."""
+        self.queue.append(task)
+
+    def step(self, timeout: float = 0.5) -> list[tuple[Task, Outcome]]:
+        """Hand out what there is room for, and wait a moment for what ends.
+
+        Returns:
+            Tasks that are over, with ``done``, ``failed`` or ``pruned``.
+        """
+        over = list(self._others())
+        while self.queue and self.executor.free > 0:
+            task = self.queue.popleft()
+            if task.job.id in self.running:
+                # Two tasks of one job: the second waits for what the first leaves.
+                self.elsewhere[task.job.id] = (time.monotonic() + self.poll_s, task)
+                continue
+            self.running[task.job.id] = task
+            self.report(f'begins   {task.job.id}')
+            self.executor.submit(task)
+        if not self.running:
+            if not over and self.elsewhere:
+                time.sleep(min(timeout, self.poll_s))
+            return over
+        for outcome in self.executor.wait(timeout):
+            task = self.running.pop(outcome.id)
+            over += self._end(task, outcome)
+        return over
+
+    def _others(self) -> Iterator[tuple[Task, Outcome]]:
+        """Look after the jobs that other runners hold."""
+        now = time.monotonic()
+        for name, (due, task) in list(self.elsewhere.items()):
+            if due > now:
+                continue
+            store = RecordStore(task.out)
+            record = store.read(task.job)
+            if record is not None and is_final(record, self.retries):
+                del self.elsewhere[name]
+                yield task, outcome_of(record, self.retries)
+                continue
+            with store.claim(task.job) as free:
+                pass
+            if free and name not in self.running:
+                del self.elsewhere[name]
+                self.queue.append(task)
+            else:
+                self.elsewhere[name] = (now + self.poll_s, task)
+
+    def _end(self, task: Task, outcome: Outcome) -> Iterator[tuple[Task, Outcome]]:
+        name = outcome.id
+        if outcome.status == 'elsewhere':
+            self.report(f'held     {name} by another process')
+            self.elsewhere[name] = (time.monotonic() + self.poll_s, task)
+        elif outcome.status == 'lost':
+            self._losses[name] += 1
+            self.report(f'lost     {name}: {outcome.note}')
+            if self.executor.retries_itself or self._losses[name] > self.retries:
+                note = f'{outcome.note}, {self._losses[name]} times'
+                yield task, lost(task, note)
+            else:
+                self.queue.append(task)
+        elif outcome.again and not self.executor.retries_itself:
+            self.report(f'failed   {name}, again: {outcome.note}')
+            self.queue.append(task)
+        else:
+            self.report(f'{outcome.status:<8} {name} {outcome.note}'.rstrip())
+            yield task, outcome
+
+
+@dataclass
+class Summary:
+    """What a sweep came to.
+
+    Attributes:
+        done: Jobs with a record of success, those of earlier calls included.
+        ran: Jobs that ended in this call.
+        failed: Ids of jobs that failed as often as they may, with the failure.
+        left: Jobs without a final record.
+        seconds: Wall time of this call.
+    """
+
+    done: int = 0
+    ran: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    left: int = 0
+    seconds: float = 0.0
+
+
+class Sweep:
+    """The jobs of a plan, run to their end.
+
+    Args:
+        jobs: What is planned.
+        out: The benchmark's folder.
+        executor: Where jobs run.
+        retries: How often a job that failed is begun again, over all calls.
+        toolboxes: Packages that the jobs use, for executors that load them once.
+        run: What does the work of a task; see :class:`mmpetl.benchmark.job.Task`.
+        poll_s: Seconds between looks at a job that another runner holds.
+        watch: Called with the sweep now and then, to show how it stands.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        out: str | os.PathLike,
+        executor: Executor,
+        retries: int = 1,
+        toolboxes: Sequence[str] = (),
+        run: str = Task.run,
+        poll_s: float = 2.0,
+        watch: Callable[[Sweep], None] | None = None,
+    ) -> None:
+        self.jobs = list(jobs)
+        self.store = RecordStore(Path(out).absolute())
+        self.executor = executor
+        self.retries = retries
+        self.toolboxes = tuple(toolboxes)
+        self.run_name = run
+        self.watch = watch or (lambda sweep: None)
+        self.records: dict[str, Record] = {}
+        self.ran: list[str] = []
+        self.dispatcher = Dispatcher(executor, retries, poll_s, self.log)
+
+    def task(self, job: Job) -> Task:
+        """What a worker is told of a job."""
+        return Task(
+            job,
+            str(self.store.out),
+            self.retries,
+            env=environment(),
+            run=self.run_name,
+        )
+
+    def log(self, line: str) -> None:
+        """Append a line to ``sweep.log``, which is the table for who reads a file."""
+        path = self.store.out / 'sweep.log'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        now = datetime.now().isoformat(sep=' ', timespec='seconds')
+        with open(path, 'a', encoding='utf-8') as file:
+            file.write(f'{now} [{os.getpid()}] {line}\n')
+
+    def left(self) -> list[Job]:
+        """Jobs without a final record; reads the records of the others."""
+        missing = []
+        for job in self.jobs:
+            record = self.store.read(job)
+            if record is not None:
+                self.records[job.id] = record
+            if record is None or not is_final(record, self.retries):
+                missing.append(job)
+        return missing
+
+    def run(self) -> Summary:
+        """Run what is left.
+
+        An interrupt ends the workers and is passed on; the next call continues.
+        """
+        began = time.perf_counter()
+        left = self.left()
+        if left:
+            self.log(f'sweep    {len(self.jobs)} jobs, {len(left)} left')
+            self.executor.start(self.toolboxes, self.retries)
+            for job in left:
+                self.dispatcher.put(self.task(job))
+            try:
+                self._loop()
+            except BaseException as error:
+                self.log(f'stopped  {type(error).__name__}')
+                raise
+            finally:
+                self.executor.close()
+            self.log(f'finished {len(self.ran)} jobs ended')
+        self.watch(self)
+        return self.summary(time.perf_counter() - began)
+
+    def _loop(self) -> None:
+        self.watch(self)
+        while self.dispatcher.busy:
+            for task, _ in self.dispatcher.step():
+                record = self.store.read(task.job)
+                if record is not None:
+                    self.records[task.job.id] = record
+                self.ran.append(task.job.id)
+            self.watch(self)
+
+    def summary(self, seconds: float = 0.0) -> Summary:
+        """How the sweep stands."""
+        found = [self.records.get(job.id) for job in self.jobs]
+        bad = {
+            r.job.id: outcome_of(r, self.retries).note
+            for r in found
+            if r is not None and r.status == 'failed'
+        }
+        done = sum(r is not None and r.status != 'failed' for r in found)
+        left = sum(r is None or not is_final(r, self.retries) for r in found)
+        return Summary(done, len(self.ran), bad, left, seconds)
+
+
+def environment() -> Mapping[str, str]:
+    """Folders of data and weights, absolute: workers may start elsewhere."""
+    return {
+        name: str(Path(os.environ[name]).absolute())
+        for name in ENVIRONMENT
+        if os.environ.get(name)
+    }
+
+
+def toolboxes_of(configs: Iterable[Any]) -> tuple[str, ...]:
+    """The packages that configs of recipes need."""
+    scopes = {config.get('default_scope', 'mmpretrain') for config in configs}
+    return tuple(sorted(scopes))

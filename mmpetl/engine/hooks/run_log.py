@@ -1,0 +1,161 @@
+"""What happened in a run, line by line, while it happens."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmpetl.registry import HOOKS
+
+
+@HOOKS.register_module()
+class RunLogHook(Hook):
+    """Appends curves, validations and test readings to a file of JSON lines.
+
+    A line is one of these; ``t`` is seconds since the hook was made::
+
+        {"step": 40, "of": 150, "loss": 0.8, "lr": 0.001, "t": 3.1}
+        {"step": 50, "val": {"accuracy/top1": 71.5}, "reads_test": false, "t": 4.0}
+        {"test": {"accuracy/top1": 70.2}, "t": 9.7}
+
+    The loss is the mean since the line before. A resumed run appends; of two lines of a
+    step the later one counts, and :func:`read_run_log` keeps it.
+
+    Args:
+        path: The file.
+        points: About how many lines of a loss curve to write.
+    """
+
+    # Metrics are whole when this hook sees them.
+    priority = 'VERY_LOW'
+
+    def __init__(self, path: str, points: int = 50) -> None:
+        self.path = Path(path)
+        self.points = points
+        self.started = time.perf_counter()
+        self._sum: Any = 0.0
+        self._count = 0
+
+    def before_train(self, runner: Runner) -> None:
+        self.every = max(1, runner.max_iters // self.points)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        # Schedulers have moved on by the end of the step.
+        self._rate = float(runner.optim_wrapper.param_groups[0]['lr'])
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
+        loss = (outputs or {}).get('loss')
+        if loss is not None:
+            # Tensors are added where they are: reading one would wait for the device.
+            self._sum = self._sum + (loss.detach() if hasattr(loss, 'detach') else loss)
+            self._count += 1
+        step = runner.iter + 1
+        if step % self.every == 0 or step == runner.max_iters:
+            line = {'step': step, 'of': runner.max_iters}
+            if self._count:
+                line['loss'] = float(self._sum) / self._count
+            line['lr'] = self._rate
+            self.write(line)
+            self._sum, self._count = 0.0, 0
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        self.write(
+            {
+                'step': runner.iter,
+                'val': plain_metrics(metrics or {}),
+                'reads_test': same_data(runner.cfg, 'val', 'test'),
+            }
+        )
+
+    def after_test_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        self.write({'test': plain_metrics(metrics or {})})
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line with the time."""
+        if is_main_process():
+            append_line(self.path, {**line, 't': self.seconds})
+
+    @property
+    def seconds(self) -> float:
+        """Since the hook was made."""
+        return round(time.perf_counter() - self.started, 3)
+
+
+def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as floats; PPT follows from a metric and a count, and is left out."""
+    return {k: float(v) for k, v in metrics.items() if not k.startswith('PPT/')}
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line of JSON; numbers that are not finite become null."""
+    text = json.dumps(finite(line), allow_nan=False) + '\n'
+    with open(path, 'ab+') as file:
+        size = file.seek(0, 2)
+        if size:
+            # A process that was killed may have left half a line.
+            file.seek(size - 1)
+            if file.read(1) != b'\n':
+                text = '\n' + text
+        file.write(text.encode())
+
+
+def finite(value: Any) -> Any:
+    """The same data with None in place of NaN and infinity, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_run_log(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's log that are whole; none where there is no file."""
+    path = Path(path)
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # half a line, of a process that was killed
+        if isinstance(line, dict):
+            yield line
+
+
+def same_data(config: Any, one: str, other: str) -> bool:
+    """Whether two phases of a config read the same samples, however transformed."""
+    nodes = [
+        (config.get(f'{phase}_dataloader') or {}).get('dataset')
+        for phase in (one, other)
+    ]
+    return None not in nodes and _identity(nodes[0]) == _identity(nodes[1])
+
+
+def _identity(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {k: _identity(v) for k, v in node.items() if k != 'pipeline'}
+    if isinstance(node, list | tuple):
+        return [_identity(v) for v in node]
+    return node

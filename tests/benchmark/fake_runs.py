@@ -1,0 +1,70 @@
+"""Stand-ins for a training run, for tests of what goes on around it."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+from mmpetl.benchmark.job import Task
+from mmpetl.benchmark.records import Job, Record
+
+
+def _begin(task: Task) -> int:
+    """Note the attempt in a file that only grows; returns its number."""
+    path = Path(task.out) / f'{task.job.id}.attempts'
+    with open(path, 'a', encoding='ascii') as file:
+        file.write(f'{os.getpid()}\n')
+    return len(path.read_text(encoding='ascii').split())
+
+
+def attempts(out: Path, job: Job) -> list[int]:
+    """Processes that have worked at a job."""
+    path = out / f'{job.id}.attempts'
+    return [int(pid) for pid in path.read_text().split()] if path.is_file() else []
+
+
+def _record(task: Task, score: float = 50.0) -> Record:
+    return Record(
+        task.job,
+        'done',
+        metrics={'accuracy/top1': score},
+        primary='accuracy/top1',
+        search=dict(task.search) if task.search else None,
+        test_reads=int(task.job.stage == 'final'),
+    )
+
+
+def quick(task: Task, folder: Path) -> Record:
+    _begin(task)
+    time.sleep(0.02)
+    return _record(task)
+
+
+def failing(task: Task, folder: Path) -> Record:
+    """Fails as often as the seed says."""
+    if _begin(task) <= task.job.seed:
+        raise RuntimeError('as the test wants it')
+    return _record(task)
+
+
+def hanging_once(task: Task, folder: Path) -> Record:
+    """Waits to be killed the first time; the second time it is quick."""
+    if _begin(task) == 1:
+        time.sleep(60)
+    return _record(task)
+
+
+def dying(task: Task, folder: Path) -> Record:
+    """Takes its worker along, every time."""
+    _begin(task)
+    os.kill(os.getpid(), 9)
+    raise AssertionError
+
+
+def bowl(task: Task, folder: Path) -> Record:
+    """A score that is best at a learning rate of 1e-2."""
+    _begin(task)
+    rate = task.job.options.get('optim_wrapper.optimizer.lr', 1e-4)
+    return _record(task, 80 - 10 * abs(math.log10(rate) + 2))

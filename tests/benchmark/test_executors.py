@@ -1,0 +1,222 @@
+"""Where jobs run: the same promises from every executor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_runs
+import pytest
+
+from mmpetl.benchmark.executors import Executor, make_executor
+from mmpetl.benchmark.executors import local as local_module
+from mmpetl.benchmark.records import Job, RecordStore
+from mmpetl.benchmark.sweep import Sweep
+from mmpetl.core import PETLError
+
+JOBS = [Job('mini/digits', m, seed=s) for m in ('LoRA', 'SSF') for s in (0, 1)]
+
+
+@pytest.fixture(scope='module')
+def ray_executor() -> Iterator[Executor]:
+    """One cluster for all tests of this file: it takes seconds to start."""
+    pytest.importorskip('ray')
+    executor = make_executor('ray', workers=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', str(Path(__file__).parent), prepend=os.pathsep)
+        executor.start()
+    executor._own = False  # close() of a sweep leaves it
+    yield executor
+    executor._own = True
+    executor.close()
+
+
+@pytest.fixture(params=['inline', 'local', 'ray', 'slurm'])
+def executor(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Executor:
+    if request.param == 'ray':
+        return request.getfixturevalue('ray_executor')
+    if request.param == 'slurm':
+        pytest.importorskip('submitit')
+        here = str(Path(__file__).parent)
+        monkeypatch.setenv('PYTHONPATH', here, prepend=os.pathsep)
+        return make_executor('slurm', cluster='local', workers=2)
+    options = {'workers': 2} if request.param == 'local' else {}
+    return make_executor(request.param, **options)
+
+
+def sweep(out: Path, executor: Executor, run: str, **args: Any) -> Sweep:
+    jobs = args.pop('jobs', JOBS)
+    # The process that workers are forked from is one for all tests of a session.
+    boxes = ('mmpretrain',)
+    run = f'fake_runs:{run}'
+    return Sweep(jobs, out, executor, toolboxes=boxes, run=run, poll_s=0.1, **args)
+
+
+def test_every_job_runs_once_and_leaves_a_record(
+    executor: Executor, tmp_path: Path
+) -> None:
+    jobs = JOBS if executor.slots == 1 else JOBS[:2]
+    summary = sweep(tmp_path, executor, 'quick', jobs=jobs).run()
+    assert (summary.done, summary.ran, summary.left) == (len(jobs), len(jobs), 0)
+    assert sorted(r.job.id for r in RecordStore(tmp_path).all()) == sorted(
+        job.id for job in jobs
+    )
+    assert all(len(fake_runs.attempts(tmp_path, job)) == 1 for job in jobs)
+    again = sweep(tmp_path, executor, 'quick', jobs=jobs).run()
+    assert (again.done, again.ran) == (len(jobs), 0)
+
+
+@pytest.mark.parametrize('name', ['inline', 'local', 'ray'])
+def test_a_failure_is_tried_again_up_to_the_limit(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    executor = (
+        request.getfixturevalue('ray_executor')
+        if name == 'ray'
+        else make_executor(name)
+    )
+    jobs = [Job('mini/digits', 'LoRA', seed=s) for s in (0, 1, 5)]
+    summary = sweep(tmp_path, executor, 'failing', jobs=jobs, retries=1).run()
+    assert [len(fake_runs.attempts(tmp_path, job)) for job in jobs] == [1, 2, 2]
+    assert (summary.done, summary.left) == (2, 0)
+    assert list(summary.failed) == [jobs[2].id]
+    store = RecordStore(tmp_path)
+    bad = store.read(jobs[2])
+    assert (bad.status, bad.attempts) == ('failed', 2)
+    assert 'RuntimeError: as the test wants it' in bad.error
+    assert 'Traceback' in bad.error
+    assert [store.read(job).attempts for job in jobs[:2]] == [1, 2]
+
+
+def test_a_later_call_with_a_higher_limit_goes_on(tmp_path: Path) -> None:
+    job = Job('mini/digits', 'LoRA', seed=2)
+    executor = make_executor('inline')
+    assert sweep(tmp_path, executor, 'failing', jobs=[job], retries=0).run().failed
+    assert sweep(tmp_path, executor, 'failing', jobs=[job], retries=0).run().ran == 0
+    summary = sweep(tmp_path, executor, 'failing', jobs=[job], retries=2).run()
+    assert (summary.done, summary.failed) == (1, {})
+    assert RecordStore(tmp_path).read(job).attempts == 3
+
+
+def kill_when_it_hangs(out: Path, job: Job) -> threading.Thread:
+    """Kill the worker of a job as soon as it has one."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            pids = fake_runs.attempts(out, job)
+            if pids:
+                os.kill(pids[0], signal.SIGKILL)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize('name', ['local', 'ray', 'slurm'])
+def test_a_killed_worker_is_noticed_and_its_job_done_again(
+    name: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name == 'ray':
+        executor = request.getfixturevalue('ray_executor')
+    elif name == 'slurm':
+        pytest.importorskip('submitit')
+        monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent), prepend=os.pathsep)
+        executor = make_executor('slurm', cluster='local', workers=2)
+    else:
+        executor = make_executor('local', workers=2)
+    job = Job('mini/digits', 'LoRA')
+    thread = kill_when_it_hangs(tmp_path, job)
+    began = time.monotonic()
+    summary = sweep(tmp_path, executor, 'hanging_once', jobs=[job]).run()
+    thread.join()
+    assert time.monotonic() - began < 50
+    assert (summary.done, summary.failed) == (1, {})
+    assert len(fake_runs.attempts(tmp_path, job)) == 2
+    assert RecordStore(tmp_path).read(job).status == 'done'
+
+
+def test_a_worker_that_always_dies_becomes_a_failure(tmp_path: Path) -> None:
+    job = Job('mini/digits', 'LoRA')
+    executor = make_executor('local', workers=1)
+    summary = sweep(tmp_path, executor, 'dying', jobs=[job], retries=2).run()
+    assert len(fake_runs.attempts(tmp_path, job)) == 3
+    record = RecordStore(tmp_path).read(job)
+    assert (record.status, record.attempts) == ('failed', 3)
+    assert 'killed by SIGKILL, 3 times' in summary.failed[job.id]
+    again = sweep(tmp_path, executor, 'dying', jobs=[job], retries=2).run()
+    assert again.ran == 0
+
+
+def test_gpus_are_shared_by_turns_and_by_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    class Card:
+        def __init__(self, gb: int) -> None:
+            self.total_memory = gb * 2**30
+
+    cards = [Card(40), Card(10)]
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda i: cards[i])
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    assert local_module.gpu_slots(2, None) == ['0', '1', '0', '1']
+    assert local_module.gpu_slots(4, 9.0) == ['0', '1', '0', '0', '0']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
+    executor = make_executor('local', per_gpu=3, memory_gb=16.0)
+    assert executor.slots == 2
+    assert executor._places == ['3', '3']
+    with pytest.raises(PETLError, match='no GPU here has that much'):
+        make_executor('local', memory_gb=50.0)
+
+
+BAD = {
+    'name': (('rai',), {}, "no executor 'rai'. Did you mean 'ray'"),
+    'option': (('local',), {'partition': 'x'}, "unexpected keyword.*'partition'"),
+    'workers': (('local',), {'workers': 0}, 'needs workers of at least 1'),
+    'per_gpu': (('ray',), {'per_gpu': 0}, 'needs per_gpu of at least 1'),
+    'cluster': (('slurm',), {'cluster': 'pbs'}, "no cluster 'pbs'"),
+    'parameter': (('slurm',), {'tmeout_min': 3, 'cluster': 'local'}, 'tmeout_min'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_options_fail_in_a_line(case: str) -> None:
+    names, options, message = BAD[case]
+    for package in {'ray': ['ray'], 'slurm': ['submitit']}.get(names[0], []):
+        pytest.importorskip(package)
+    with pytest.raises(PETLError, match=message) as error:
+        make_executor(*names, **options)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('name', 'module'), [('ray', 'ray'), ('slurm', 'submitit')])
+def test_a_missing_extra_is_named(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PETLError, match=r'pip install mmpetl\[cluster\]'):
+        make_executor(name)
+
+
+def test_slurm_settings_are_key_value_pairs() -> None:
+    from mmpetl.benchmark.executors.slurm import parse_settings
+
+    found = parse_settings(['slurm_partition=gpu', 'timeout_min=30'])
+    assert found == {'slurm_partition': 'gpu', 'timeout_min': 30}
+    with pytest.raises(PETLError, match='KEY=VALUE'):
+        parse_settings(['gpu'])

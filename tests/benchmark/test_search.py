@@ -1,0 +1,294 @@
+"""A search is fair: equal budgets, the default among the trials, one test reading."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_runs
+import pytest
+
+from mmpetl.benchmark import search as search_module
+from mmpetl.benchmark.executors import make_executor
+from mmpetl.benchmark.records import Job, RecordStore
+from mmpetl.benchmark.search import Search, load_study
+from mmpetl.core import PETLError
+from mmpetl.engine.hooks.run_log import read_run_log
+
+pytest.importorskip('optuna')
+pytest.importorskip('mmpretrain')
+
+RATE = 'optim_wrapper.optimizer.lr'
+SPACE = {
+    RATE: {'low': 1e-4, 'high': 1e-1, 'log': True},
+    'model.backbone.method.rank': [2, 4, 8],
+}
+# The default of the stand-in task lies at the edge: 60 of at most 80.
+BASE = {RATE: 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def _space(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if 'own_space' not in request.fixturenames:
+        monkeypatch.setattr(
+            search_module, 'space_of', lambda method, warn: (SPACE, 'the test')
+        )
+
+
+@pytest.fixture
+def own_space() -> None:
+    """Leave the spaces of the configs as they are."""
+
+
+def fake(out: Path, methods: tuple[str, ...] = ('LoRA',), **args: Any) -> Search:
+    options = {
+        'trials': 8,
+        'seeds': (1, 2),
+        'base': {m: BASE for m in methods},
+        'poll_s': 0.05,
+        'run': 'fake_runs:bowl',
+        'toolboxes': ('mmpretrain',),
+        **args,
+    }
+    executor = options.pop('executor', None) or make_executor('inline')
+    return Search(methods, 'mini/digits', out, executor, **options)
+
+
+def trials_of(out: Path, method: str) -> list[Job]:
+    jobs = [r.job for r in RecordStore(out).all()]
+    return [j for j in jobs if j.method == method and j.stage == 'tune']
+
+
+def test_every_method_spends_its_budget_and_is_tested_once_per_seed(
+    tmp_path: Path,
+) -> None:
+    methods = ('LoRA', 'Hydra')
+    records = fake(tmp_path, methods).run()
+    for method in methods:
+        assert [r.job.seed for r in records[method]] == [1, 2]
+        for record in records[method]:
+            found = record.search
+            assert found['budget'] == len(found['trials']) == 8
+            assert [t['number'] for t in found['trials']] == list(range(8))
+            assert found['default_value'] == 60.0
+            assert found['best_value'] == max(t['value'] for t in found['trials'])
+            assert found['best_value'] > 60.0
+            assert found['space'] == SPACE
+            best = found['trials'][found['best']]
+            options = {k: record.job.options[k] for k in SPACE}
+            assert options == best['options']
+            assert record.job.stage == 'final'
+            assert 'train_cfg.val_interval' not in record.job.options
+            assert record.test_reads == 1
+        tried = trials_of(tmp_path, method)
+        assert all(j.options['train_cfg.val_interval'] == 4 for j in tried)
+        assert {j.stage for j in tried} == {'tune'}
+
+
+def test_the_first_trial_is_the_default_and_a_tie_keeps_it(tmp_path: Path) -> None:
+    records = fake(tmp_path, run='fake_runs:quick', trials=4, seeds=(1,)).run()
+    (record,) = records['LoRA']
+    assert record.search['best'] == 0
+    assert record.search['trials'][0]['options'] == {
+        RATE: 1e-4,
+        'model.backbone.method.rank': 8,
+    }
+    assert record.job.options == BASE
+    assert record.job.variant == 'searched'
+
+
+def test_a_killed_search_goes_on_and_a_second_call_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fake(tmp_path)
+    steps = 0
+
+    def stop(search: Search) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise KeyboardInterrupt
+
+    first.watch = stop
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    begun = trials_of(tmp_path, 'LoRA')
+    assert 0 < len(begun) < 8
+
+    # As a kill leaves it: a trial that was asked for and never told.
+    study = load_study(first.searches[0].journal, 8, 7, 1)
+    left = search_module.suggest_from(study.ask(), SPACE)
+
+    records = fake(tmp_path).run()
+    tried = trials_of(tmp_path, 'LoRA')
+    assert {j.id for j in begun} <= {j.id for j in tried}
+    assert records['LoRA'][0].search['budget'] == 8
+    assert len(records['LoRA'][0].search['trials']) == 8
+    assert left in [t['options'] for t in records['LoRA'][0].search['trials']]
+    assert all(len(fake_runs.attempts(tmp_path, j)) == 1 for j in tried)
+    states = {t.state.name for t in study.get_trials()}
+    assert states == {'COMPLETE'}
+
+    monkeypatch.setattr(fake_runs, 'bowl', None)
+    again = fake(tmp_path).run()
+    assert again['LoRA'] == records['LoRA']
+
+
+def test_a_search_runs_in_parallel_processes(tmp_path: Path) -> None:
+    executor = make_executor('local', workers=2)
+    records = fake(tmp_path, executor=executor, trials=6).run()
+    found = records['LoRA'][0].search
+    assert len(found['trials']) == 6
+    assert found['best_value'] >= found['default_value']
+    tried = trials_of(tmp_path, 'LoRA')
+    pids = {p for j in tried for p in fake_runs.attempts(tmp_path, j)}
+    assert os.getpid() not in pids
+
+
+def test_another_space_in_the_same_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path, trials=2, seeds=(1,)).run()
+    monkeypatch.setattr(
+        search_module, 'space_of', lambda method, warn: ({RATE: [1.0]}, 'the test')
+    )
+    with pytest.raises(PETLError, match='another space'):
+        fake(tmp_path, trials=2)
+
+
+def test_two_searches_in_one_folder_are_refused(tmp_path: Path) -> None:
+    one, other = fake(tmp_path), fake(tmp_path)
+    with one._alone(), pytest.raises(PETLError, match='another process searches'):
+        other.run()
+
+
+@pytest.mark.usefixtures('own_space')
+def test_a_method_without_a_space_says_so(tmp_path: Path) -> None:
+    from mmpetl.apis.compose import config_root
+
+    said: list[str] = []
+    space, source = search_module.space_of('LinearProbe', said.append)
+    if (config_root() / 'linear_probe' / 'search_space.py').is_file():
+        assert source == 'configs/linear_probe/search_space.py'
+        assert not said
+    else:
+        assert (dict(space), source) == (dict(search_module.FALLBACK), 'fallback')
+        assert 'has no configs/linear_probe/search_space.py' in said[0]
+
+
+def test_keys_that_the_recipe_lacks_fail_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        search_module, 'space_of', lambda m, w: ({'optim.lr': [1.0]}, 'the test')
+    )
+    with pytest.raises(PETLError, match=r"speaks of 'optim\.lr'"):
+        fake(tmp_path)
+
+
+def test_a_budget_of_nothing_and_a_missing_package_fail_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PETLError, match='trials of at least 1'):
+        fake(tmp_path, trials=0)
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    with pytest.raises(PETLError, match=r'pip install mmpetl\[benchmark\]'):
+        fake(tmp_path)
+
+
+def test_lists_are_choices_too() -> None:
+    for value in ([1, 2], {'a': 1}, None, 2, 'x', True):
+        assert search_module.decode(search_module.encode(value)) == value
+
+
+# ------------------------------------------------------------------ real runs
+
+TINY = {
+    'train_cfg.max_epochs': 4,
+    'train_dataloader.batch_size': 10,
+    'param_scheduler.0.end': 1,
+    'param_scheduler.1.begin': 1,
+    'param_scheduler.1.end': 4,
+    'param_scheduler.1.T_max': 3,
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    from mmpetl.datasets.mini import make
+
+    make(tmp_path / 'data', names=['vtab-1k/digits'], size='tiny')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MMPETL_DATA', str(tmp_path / 'data'))
+        yield tmp_path / 'data' / 'vtab-1k' / 'digits'
+
+
+def test_tuning_never_touches_the_test_set_and_the_end_reads_it_once(
+    data: Path, tmp_path: Path
+) -> None:
+    """The test set is not on disk while settings are chosen."""
+    hidden = tmp_path / 'hidden'
+    hidden.mkdir()
+    for name in ('test.txt', 'images/test'):
+        shutil.move(data / name, hidden / Path(name).name)
+    out = tmp_path / 'out'
+    search = fake(
+        out,
+        trials=3,
+        seeds=(1,),
+        base={'LoRA': TINY},
+        run='mmpetl.benchmark.job:run_task',
+    )
+    search.tune()
+    shutil.move(hidden / 'test.txt', data / 'test.txt')
+    shutil.move(hidden / 'test', data / 'images' / 'test')
+    (record,) = search.finish()['LoRA']
+
+    tried = [r for r in RecordStore(out).all() if r.job.stage == 'tune']
+    assert {r.test_reads for r in tried} == {0}
+    assert {r.status for r in tried} <= {'done', 'pruned'}
+    assert not list(out.glob('runs/*tune*/predictions.npz'))
+    for one in tried:
+        if one.status == 'done':
+            curve = one.curves['val/accuracy/top1']
+            assert [step for step, _ in curve] == [2, 4, 6, 8]
+            assert one.score == curve[-1][1]
+    assert record.test_reads == 1
+    lines = list(read_run_log(RecordStore(out).folder(record.job) / 'log.jsonl'))
+    assert sum('test' in line for line in lines) == 1
+    assert not any('val' in line for line in lines)
+    # All 30 labelled images, in batches of 10.
+    assert record.curves['loss'][-1][0] == 4 * 3
+    assert record.search['split'] == 'train800 / val200'
+    assert record.search['best_value'] >= record.search['default_value']
+    assert len(record.search['trials']) == 3
+    saved = json.loads(next(out.glob('search/*/trials.json')).read_text())
+    assert saved == record.search
+
+
+def test_a_trial_far_behind_the_others_is_pruned(data: Path, tmp_path: Path) -> None:
+    from mmpetl.benchmark.job import run_job
+    from mmpetl.benchmark.search import suggest_from
+
+    journal = tmp_path / 'journal.log'
+    study = load_study(journal, 8, 0, 1)
+    for _ in range(3):
+        trial = study.ask()
+        suggest_from(trial, SPACE)
+        for step in (2, 4, 6, 8):
+            trial.report(99.0, step)
+        study.tell(trial, 99.0)
+    bad = study.ask()
+    job = Job('mini/digits', 'BitFit', stage='tune', options=TINY)
+    job.options['train_cfg.val_interval'] = 1
+    pruner = {'journal': str(journal), 'trial': bad.number, 'budget': 8, 'warmup': 1}
+    record = run_job(job, tmp_path / 'run', pruner=pruner)
+    assert record.status == 'pruned'
+    assert record.curves['loss'][-1][0] == 2
+    assert record.test_reads == 0
+    assert study.get_trials()[bad.number].intermediate_values.keys() == {2}

@@ -1,0 +1,135 @@
+"""Search settings on validation data, then train and read the test set once per seed.
+
+Example: python tools/benchmark/search.py --methods LoRA SSF AdaptFormer \
+    --recipe mini/digits --trials 12 --out work_dirs/bench/search
+
+Every method gets the same number of trials, its default setting being the first. What
+is searched stands in configs/<stem>/search_space.py. The same command goes on with a
+search that was interrupted or killed, and does nothing where all is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--methods', nargs='+', required=True, help='names or families')
+    parser.add_argument('--recipe', required=True, help='mini/digits, vtab/svhn, ...')
+    parser.add_argument('--trials', type=int, default=12, help='of each method')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[42, 43, 44])
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/bench/search'))
+    parser.add_argument(
+        '--plan',
+        help='preset or file whose options the runs share; mini for mini recipes',
+    )
+    from mmpetl.benchmark.cli import add_executor_args
+
+    add_executor_args(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from mmpetl.apis.run import cli_errors
+
+    with cli_errors():
+        from mmengine.logging import MMLogger
+
+        from mmpetl.benchmark.cli import executor_of
+
+        MMLogger.get_current_instance().setLevel('WARNING')
+        executor = executor_of(args)
+        methods, base, toolboxes = settings(args)
+        try:
+            search(args, executor, methods, base, toolboxes)
+        except KeyboardInterrupt:
+            print('error: interrupted; the same command goes on', file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def settings(args: argparse.Namespace) -> tuple[list[str], dict[str, Any], list[str]]:
+    """Methods, the options that their runs share, and the toolboxes."""
+    from mmpetl.benchmark.plan import (
+        Plan,
+        choose_methods,
+        options_of,
+        prepare_data,
+        read_plan,
+        resolve,
+    )
+
+    name = args.plan or ('mini' if args.recipe.startswith('mini/') else None)
+    if name:
+        change = {'methods': args.methods, 'recipes': [args.recipe], 'seeds': [42]}
+        plan = read_plan(name, **change)
+    else:
+        plan = Plan('search', tuple(args.methods), (args.recipe,))
+    if plan.data:
+        os.environ.setdefault('MMPETL_DATA', str(ROOT / 'data' / 'mini'))
+        prepare_data(plan, Path(os.environ['MMPETL_DATA']))
+    resolved = resolve(plan)
+    for refusal in resolved.refused:
+        print(f'not possible: {refusal.method}: {refusal.reason}', file=sys.stderr)
+    refused = {r.method for r in resolved.refused}
+    methods = [m for m in choose_methods(plan.methods) if m not in refused]
+    base = {m: options_of(plan, m, args.recipe) for m in methods}
+    return methods, base, list(resolved.toolboxes)
+
+
+def search(
+    args: argparse.Namespace,
+    executor: Any,
+    methods: list[str],
+    base: dict[str, Any],
+    toolboxes: list[str],
+) -> None:
+    from statistics import mean, stdev
+
+    from mmpetl.benchmark.search import Search, shown
+    from mmpetl.core import PETLError
+
+    with shown(f'{args.recipe}: {args.trials} trials of each method') as watch:
+        run = Search(
+            methods,
+            args.recipe,
+            args.out,
+            executor,
+            args.trials,
+            args.seeds,
+            base,
+            retries=args.retries,
+            toolboxes=toolboxes,
+            warn=lambda line: print(f'error: {line}', file=sys.stderr),
+            watch=watch,
+        )
+        records = run.run()
+    failed = 0
+    for method, some in records.items():
+        scores = [r.score for r in some if r.score is not None]
+        failed += len(args.seeds) - len(scores)
+        if not scores:
+            continue
+        spread = f' +- {stdev(scores):.2f}' if len(scores) > 1 else ''
+        found = some[0].search
+        print(
+            f'{method}: {mean(scores):.2f}{spread} (n={len(scores)}) on the test set, '
+            f'read {sum(r.test_reads for r in some)} times in {len(some)} runs; '
+            f'validation {found["default_value"]} -> {found["best_value"]} by trial '
+            f'{found["best"]} of {found["budget"]}'
+        )
+    if failed:
+        raise PETLError(f'{failed} final runs failed; see {args.out}/sweep.log')
+
+
+if __name__ == '__main__':
+    main()
