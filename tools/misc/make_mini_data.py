@@ -4,14 +4,16 @@ Point MMPETL_DATA at the folder and the recipes for the full sets read them as t
 are. What is complete is skipped; an interrupted set is made anew.
 
 Example:
-    python tools/misc/make_mini_data.py --root data/mini --all
+    python tools/misc/make_mini_data.py --root data/mini --all --verify
     python tools/misc/make_mini_data.py --root data/mini --only digits coco ssv2
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -41,6 +43,9 @@ def main() -> int:
     )
     parser.add_argument('--size', choices=['tiny', 'small'], default='small')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--verify', action='store_true', help='then open every file (verify_dataset)'
+    )
     parser.add_argument('--list', action='store_true', help='print the names and stop')
     args = parser.parse_args()
     if args.list:
@@ -57,6 +62,10 @@ def main() -> int:
         print('make_mini_data: interrupted; run again to go on', file=sys.stderr)
         return 130
     print(f'{args.root}: {made["made"]} sets made, {made["there"]} were there')
+    if args.verify:
+        verifier = Path(__file__).with_name('verify_dataset.py')
+        which = ['--data-root', args.root, '--mini', '--all-files', '--present']
+        return subprocess.call([sys.executable, str(verifier), *which])
     return 0
 
 
