@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -228,8 +231,14 @@ class Sweep:
         return self.summary(time.perf_counter() - began)
 
     def _loop(self) -> None:
+        with interrupts() as interrupted:
+            self._dispatch(interrupted)
+
+    def _dispatch(self, interrupted: threading.Event) -> None:
         self.watch(self)
         while self.dispatcher.busy:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             for task, _ in self.dispatcher.step():
                 record = self.store.read(task.job)
                 if record is not None:
@@ -248,6 +257,31 @@ class Sweep:
         done = sum(r is not None and r.status != 'failed' for r in found)
         left = sum(r is None or not is_final(r, self.retries) for r in found)
         return Summary(done, len(self.ran), bad, left, seconds)
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """An event that is set by Ctrl-C, which still raises KeyboardInterrupt.
+
+    Python drops an exception that a signal raises within a finaliser or a callback; the
+    event stays. Outside the main thread, where signals do not arrive, it is never set.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        event.set()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def environment() -> Mapping[str, str]:
