@@ -272,7 +272,8 @@ def test_switching_and_ejecting_keep_the_mode_that_was_asked_for() -> None:
         mmpetl.disable(model)
         mmpetl.enable(model)
         deltas = [m for n, m in model.named_modules() if '.petl.' in n]
-        assert deltas and all(m.training is mode for m in deltas)
+        assert deltas
+        assert all(m.training is mode for m in deltas)
         mmpetl.eject(model)
         assert all(m.training is mode for m in model.modules())
 
