@@ -175,6 +175,7 @@ def run_job(
     config.work_dir = str(folder)
     digest = config_hash(config)
     log = begin(folder, digest)
+    resting = facts.release_peak()
     _write_config(config, folder / 'config.py')
     if job.method == 'NOAH' and needs_phases(config):
         from mmpetl.benchmark.phases import run_phases
@@ -183,7 +184,7 @@ def run_job(
     pruned = False
     if not finished(job, folder):
         try:
-            train_and_read(job, config, folder, log, pruner)
+            train_and_read(job, config, folder, log, resting, pruner)
         except Pruned:
             pruned = True
     if not pruned and job.stage == 'final':
@@ -243,15 +244,18 @@ def train_and_read(
     config: Any,
     folder: Path,
     log: Any,
+    resting: int | None = None,
     pruner: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train from the newest checkpoint on, then read the test set, once."""
+    """Train from the newest checkpoint on, then read the test set, once.
+
+    ``resting`` is the resident memory in bytes from which the peak is counted.
+    """
     import torch
 
     from mmpetl.apis.run import build_runner
     from mmpetl.engine.hooks.predictions import PredictionsHook
 
-    resting = facts.release_peak()
     config = _prepare(config, folder)
     # A reading of the test set that nothing asked for could not be taken back.
     phases = ('train', 'val') if job.stage == 'tune' else ('train', 'val', 'test')

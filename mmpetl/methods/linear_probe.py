@@ -18,4 +18,4 @@ class LinearProbe(Method):
     belongs to the head: ``inject(..., head=('fc_norm',))``.
     """
 
-    family = 'specification'
+    family = 'baseline'

@@ -28,7 +28,7 @@ class PartialK(Method):
             for classification has it, public code for dense tasks has not.
     """
 
-    family = 'specification'
+    family = 'baseline'
 
     def __init__(self, num_blocks: int = 1, include_final_norm: bool = True) -> None:
         check_range(self, 'num_blocks', num_blocks, 1)

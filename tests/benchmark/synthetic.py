@@ -20,12 +20,12 @@ from mmpetl.evaluation.ppt import ppt
 
 METHODS: dict[str, tuple[str, int, float]] = {
     'Full': ('baseline', 85_798_656, -4.0),
-    'LinearProbe': ('specification', 0, -9.0),
+    'LinearProbe': ('baseline', 0, -9.0),
     'BitFit': ('specification', 102_912, 0.0),
     'DiffFit': ('specification', 140_544, 1.0),
     'GPS': ('specification', 167_424, 2.5),
     'LNTune': ('specification', 38_400, -1.0),
-    'PartialK': ('specification', 7_089_408, -3.5),
+    'PartialK': ('baseline', 7_089_408, -3.5),
     'Adapter': ('adapter', 156_768, 1.4),
     'AdaptFormer': ('adapter', 156_768, 1.8),
     'Convpass': ('adapter', 327_552, 2.6),
