@@ -288,7 +288,7 @@ def test_two_runners_at_once_do_no_job_twice(tmp_path: Path) -> None:
     ]
     for runner in runners:
         runner.start()
-    assert [answers.get(timeout=60) for _ in runners] == [(30, 0, 0)] * 2
+    assert [answers.get(timeout=300) for _ in runners] == [(30, 0, 0)] * 2
     for runner in runners:
         runner.join()
     assert [len(fake_runs.attempts(tmp_path, job)) for job in jobs] == [1] * 30

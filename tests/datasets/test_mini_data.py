@@ -141,7 +141,7 @@ def test_two_processes_make_a_set_once(tmp_path):
     workers = [context.Process(target=work) for _ in range(3)]
     for worker in workers:
         worker.start()
-    made = [queue.get(timeout=60) for _ in workers]
+    made = [queue.get(timeout=300) for _ in workers]
     for worker in workers:
         worker.join()
     assert sorted(made) == [False, False, True]
