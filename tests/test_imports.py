@@ -15,14 +15,15 @@ PACKAGE = Path(mmpetl.__file__).parent
 ROOT = PACKAGE.parent
 
 # What each part may import of mmpetl beside itself. `methods` and `backbones` are blind
-# to each other. `version` and the package itself stand below and above everything.
-BASE = {'version', 'registry', 'compat'}
+# to each other. `version` and `lazy` stand below everything, the package itself above.
+BASE = {'version', 'lazy', 'registry', 'compat'}
 CORE = BASE | {'core'}
 MIDDLE = CORE | {'methods', 'backbones'}
 TASKS = {'models', 'datasets', 'engine', 'evaluation'}
 TOP = {'apis', 'analysis', 'benchmark'}
 MAY: dict[str, set[str]] = {
     'version': set(),
+    'lazy': set(),
     'registry': set(),
     'compat': {'version', 'registry'},
     'core': CORE,

@@ -5,8 +5,7 @@ Heavy libraries load when used.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from mmpetl.lazy import lazy_names
 
 _HOMES = {
     'Pair': 'sources',
@@ -48,12 +47,4 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -10,23 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmpetl.benchmark.job import PREDICTIONS
 from mmpetl.benchmark.records import Record, RecordStore
-from mmpetl.core import PETLError, suggest
-
-FAMILIES = (
-    'baseline',
-    'specification',
-    'adapter',
-    'prompt',
-    'prefix',
-    'side',
-    'reparameterisation',
-    'multi_task',
-)
-"""Families of methods, in the order of tables and pictures."""
-
-PREDICTIONS = 'predictions.npz'
-"""File of a run's folder; see ``mmpetl.PredictionsHook``."""
+from mmpetl.core import FAMILIES, PETLError, suggest
 
 REFERENCES = ('Full', 'LinearProbe')
 """Methods that tables compare with, and that are no tuning method themselves."""

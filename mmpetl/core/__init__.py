@@ -42,6 +42,7 @@ from mmpetl.core.inject import (
     wanted_sites,
 )
 from mmpetl.core.method import (
+    FAMILIES,
     Method,
     build_method,
     check_kinds,
@@ -72,6 +73,7 @@ from mmpetl.core.windows import (
 
 __all__ = [
     'AFTER_ONLY',
+    'FAMILIES',
     'KINDS',
     'Affine',
     'BackboneHost',

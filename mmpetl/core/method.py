@@ -14,6 +14,18 @@ from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.site import KINDS, Site
 from mmpetl.registry import METHODS
 
+FAMILIES = (
+    'baseline',
+    'specification',
+    'adapter',
+    'prompt',
+    'prefix',
+    'side',
+    'reparameterisation',
+    'multi_task',
+)
+"""Families of methods, in the order of tables and pictures."""
+
 
 class Method:
     """Base of every method.
@@ -29,8 +41,7 @@ class Method:
             :meth:`calibrate`, those of ``'train'`` or of ``'test'``.
         starts_as_identity: Whether a freshly injected backbone computes what the
             base computes.
-        family: ``'baseline'``, ``'specification'``, ``'adapter'``, ``'prompt'``,
-            ``'prefix'``, ``'side'``, ``'reparameterisation'`` or ``'multi_task'``.
+        family: One of :data:`FAMILIES`.
         scales: Whether what it changes at a site can be scaled down to nothing; not
             where it puts something else in place of the base's feature.
     """

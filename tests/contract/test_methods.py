@@ -11,7 +11,7 @@ import torch
 from tiny import SETTINGS, TINY, MethodCase, base, fits, images, outputs
 
 import mmpetl.backbones
-from mmpetl.core import Owner, PETLError, inject, owners, registered_methods
+from mmpetl.core import FAMILIES, Owner, PETLError, inject, owners, registered_methods
 
 
 def test_every_site_map_has_a_tiny_backbone() -> None:
@@ -90,16 +90,7 @@ def test_only_what_is_added_trains_unless_base_is_selected(
 
 
 def test_a_family_is_named(method_case: MethodCase) -> None:
-    assert method_case.build().family in {
-        'baseline',
-        'specification',
-        'adapter',
-        'prompt',
-        'prefix',
-        'side',
-        'reparameterisation',
-        'multi_task',
-    }
+    assert method_case.build().family in FAMILIES
 
 
 def _fingerprint(case: MethodCase, stem: str) -> tuple[tuple, list[torch.Tensor]]:
