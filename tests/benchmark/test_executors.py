@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -37,6 +39,13 @@ def ray_executor() -> Iterator[Executor]:
     executor.close()
 
 
+def submitit_here(monkeypatch: pytest.MonkeyPatch) -> Executor:
+    if importlib.util.find_spec('submitit') is None:
+        pytest.skip('submitit is not installed')
+    monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent), prepend=os.pathsep)
+    return make_executor('slurm', cluster='local', workers=2)
+
+
 @pytest.fixture(params=['inline', 'local', 'ray', 'slurm'])
 def executor(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -44,10 +53,7 @@ def executor(
     if request.param == 'ray':
         return request.getfixturevalue('ray_executor')
     if request.param == 'slurm':
-        pytest.importorskip('submitit')
-        here = str(Path(__file__).parent)
-        monkeypatch.setenv('PYTHONPATH', here, prepend=os.pathsep)
-        return make_executor('slurm', cluster='local', workers=2)
+        return submitit_here(monkeypatch)
     options = {'workers': 2} if request.param == 'local' else {}
     return make_executor(request.param, **options)
 
@@ -133,9 +139,7 @@ def test_a_killed_worker_is_noticed_and_its_job_done_again(
     if name == 'ray':
         executor = request.getfixturevalue('ray_executor')
     elif name == 'slurm':
-        pytest.importorskip('submitit')
-        monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent), prepend=os.pathsep)
-        executor = make_executor('slurm', cluster='local', workers=2)
+        executor = submitit_here(monkeypatch)
     else:
         executor = make_executor('local', workers=2)
     job = Job('mini/digits', 'LoRA')
@@ -147,6 +151,18 @@ def test_a_killed_worker_is_noticed_and_its_job_done_again(
     assert (summary.done, summary.failed) == (1, {})
     assert len(fake_runs.attempts(tmp_path, job)) == 2
     assert RecordStore(tmp_path).read(job).status == 'done'
+
+
+def test_making_the_slurm_executor_leaves_open_logs_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.partition('.')[0] == 'submitit']:
+        monkeypatch.delitem(sys.modules, name)
+    log = logging.FileHandler(tmp_path / 'run.log', mode='w')
+    executor = submitit_here(monkeypatch)
+    assert log.stream is not None
+    executor.close()
+    log.close()
 
 
 def test_a_worker_that_always_dies_becomes_a_failure(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,13 +45,7 @@ class SlurmExecutor(Executor):
         workers: int | None = None,
         **parameters: Any,
     ) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise PETLError(
-                'the executor slurm needs submitit: pip install mmpetl[cluster]'
-            ) from None
-        self._submitit = submitit
+        self._submitit = import_submitit()
         self._cluster = cluster
         self._parameters = {**DEFAULTS, **parameters}
         self._executor: Any = None
@@ -131,6 +126,27 @@ class Work:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, task)
+
+
+def import_submitit() -> Any:
+    """submitit, without its set-up of logging, which would close every log file open.
+
+    Raises:
+        PETLError: It is not installed.
+    """
+    level = 'SUBMITIT_LOG_LEVEL'
+    before = os.environ.get(level)
+    os.environ.setdefault(level, 'NOCONFIG')
+    try:
+        import submitit
+    except ImportError:
+        raise PETLError(
+            'the executor slurm needs submitit: pip install mmpetl[cluster]'
+        ) from None
+    finally:
+        if before is None:
+            del os.environ[level]
+    return submitit
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
