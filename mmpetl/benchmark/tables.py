@@ -578,6 +578,12 @@ def _notes(
         'Trainable: parameters of the backbone, head excluded. '
         'PPT: of the plain mean and these exact counts.'
     )
+    budgets = {search_budget(record) for record in records}
+    if len(budgets) == 1 and max(budgets):
+        notes.append(
+            'Settings: of each row the best of '
+            f'{_count(max(budgets), "trial")} on validation data.'
+        )
     states = {c.state for row in rows for c in row.cells.values()}
     if 'failed' in states:
         notes.append('failed: every run of this cell failed.')
@@ -605,6 +611,13 @@ def _warnings(records: Sequence[Record]) -> list[str]:
             'Not like for like: the rows start from different base weights '
             f'({", ".join(sorted(bases) or sorted(prints))}).'
         )
+    budgets = sorted({search_budget(record) for record in records})
+    if len(budgets) > 1:
+        spent = [_count(n, 'trial') if n else 'none' for n in budgets]
+        warnings.append(
+            'Not like for like: settings were searched with different budgets '
+            f'({", ".join(spent)}).'
+        )
     wrong = sum(not _ppt_fits(record) for record in records)
     if wrong:
         warnings.append(
@@ -618,6 +631,11 @@ def _warnings(records: Sequence[Record]) -> list[str]:
             'than once.'
         )
     return warnings
+
+
+def search_budget(record: Record) -> int:
+    """Trials that the settings of a run were allowed to cost; 0 without a search."""
+    return int((record.search or {}).get('budget', 0))
 
 
 def _ppt_fits(record: Record) -> bool:

@@ -200,6 +200,22 @@ def test_different_base_weights_are_told():
     assert any('Not like for like' in note for note in table.notes)
 
 
+def test_different_search_budgets_are_told():
+    rows = three_tasks()
+    assert not build_tables(rows)[0].warnings
+    for row in rows:
+        row.search = {'budget': 12}
+    (table,) = build_tables(rows)
+    assert not table.warnings
+    assert any('best of 12 trials' in note for note in table.notes)
+    rows[0].search = {'budget': 24}
+    (table,) = build_tables(rows)
+    assert any('12 trials, 24 trials' in text for text in table.warnings)
+    rows[0].search = None
+    (table,) = build_tables(rows)
+    assert any('none, 12 trials' in text for text in table.warnings)
+
+
 def test_a_test_set_that_was_read_twice_is_told():
     rows = three_tasks()
     rows[0].test_reads, rows[1].test_reads = 1, 2

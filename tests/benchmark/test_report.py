@@ -73,6 +73,34 @@ def test_thinning_keeps_both_ends():
     assert thin(points[:5], MAX_POINTS) == points[:5]
 
 
+def test_the_page_tells_how_settings_were_found():
+    records = [r for r in synthetic.records(80) if r.status == 'done'][:6]
+    plain = build_page(records)
+    assert '6 of 6 runs took the settings of the plan' in plain
+    assert 'search-table' not in plain
+    trials = [
+        {'number': 0, 'status': 'done', 'value': 61.04, 'options': {'a.lr': 1e-3}},
+        {'number': 1, 'status': 'pruned', 'value': None, 'options': {'a.lr': 1}},
+        {'number': 2, 'status': 'done', 'value': 64.0, 'options': {'a.lr': 0.00316227}},
+    ]
+    found = {
+        'budget': 3,
+        'split': 'train800 / val200',
+        'best': 2,
+        'default_value': 61.04,
+        'best_value': 64.0,
+        'trials': trials,
+    }
+    page = build_page([replace(records[0], search=found), *records[1:]])
+    assert '5 of 6 runs took the settings of the plan' in page
+    table = re.search('<table id="search-table">(.*?)</table>', page, re.DOTALL)[1]
+    cells = re.findall('<td[^>]*>(.*?)</td>', table)
+    assert cells[0] == records[0].job.method
+    assert cells[2:] == [
+        *('3 (1 pruned)', 'train800 / val200', '61.0', '64.0', 'lr = 0.00316')
+    ]
+
+
 def test_names_and_errors_are_text_in_the_page():
     job = Job('vtab/dtd', EVIL, variant=EVIL)
     lost = Record(job, 'failed', task=EVIL, family=EVIL, backbone=EVIL, error=EVIL)

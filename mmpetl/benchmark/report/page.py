@@ -13,6 +13,7 @@ from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.benchmark.report.cards import Card, make_cards
 from mmpetl.benchmark.report.data import page_data, summary, to_script
 from mmpetl.benchmark.report.pictures import Picture, read_pictures
+from mmpetl.benchmark.report.searches import searches
 from mmpetl.core import PETLError
 
 HERE = Path(__file__).parent
@@ -67,6 +68,7 @@ def build_page(
         'facts': _facts(records),
         'cards': '\n'.join(map(_card, make_cards(names))),
         'pictures': _pictures(pictures),
+        'searches': searches(records),
     }
     template = _asset('page.html')
     # One pass, so that nothing which is put in is taken for a place to fill.
