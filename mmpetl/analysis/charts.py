@@ -62,7 +62,8 @@ def save_figure(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    figure.savefig(part, dpi=dpi, format='png')
+    # Squares and circles leave room in a figure of another shape.
+    figure.savefig(part, dpi=dpi, format='png', bbox_inches='tight', pad_inches=0.1)
     plt.close(figure)
     part.replace(path)
     words = {'title': title, 'caption': caption, 'alt': alt, 'section': section}

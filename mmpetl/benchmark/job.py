@@ -181,6 +181,7 @@ def run_job(
         from mmpetl.benchmark.phases import run_phases
 
         run_phases(job, config, folder)
+        _write_config(config, folder / 'config.py')
     pruned = False
     if not finished(job, folder):
         try:

@@ -18,11 +18,12 @@ from mmpetl.benchmark.records import Job
 
 
 def run_phases(job: Job, config: Any, folder: Path) -> None:
-    """Train the supernet, search it, and set the config's method to what was found.
+    """Train the supernet, search it, and set the config's method to what it found.
 
     Each phase continues where it was killed; what is found is not searched again.
     """
     from mmpetl.apis.run import build_runner
+    from mmpetl.methods.noah import read_found
 
     found = folder / 'phases' / 'search' / 'found.json'
     settings = config.pop('phases', None) or {}
@@ -35,7 +36,9 @@ def run_phases(job: Job, config: Any, folder: Path) -> None:
             phase.resume = (place / 'last_checkpoint').is_file() or name == 'search'
             phase.experiment_name = f'{folder.name}-{name}'
             build_runner(phase, check_data=('train', 'val')).train()
-    config.model.backbone.method = {'type': 'NOAH', 'found': str(found)}
+    # The widths themselves, so that config and delta of the run can be moved.
+    method = {k: v for k, v in config.model.backbone.method.items() if k != 'space'}
+    config.model.backbone.method = {**method, **read_found(str(found)).as_dict()}
 
 
 def _tuning(job: Job, folder: Path) -> Any:
