@@ -18,6 +18,7 @@ import pytest
 
 from mmpetl.benchmark.executors import Executor, make_executor
 from mmpetl.benchmark.executors import local as local_module
+from mmpetl.benchmark.job import Task
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.sweep import Sweep
 from mmpetl.core import PETLError
@@ -163,6 +164,17 @@ def test_making_the_slurm_executor_leaves_open_logs_open(
     assert log.stream is not None
     executor.close()
     log.close()
+
+
+def test_submitit_jobs_on_one_machine_share_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(local_module, 'cores', lambda: 6)
+    executor = submitit_here(monkeypatch)  # two workers
+    executor.submit(Task(JOBS[0], str(tmp_path)))
+    assert [task.threads for task in executor._waiting] == [3]
+    executor.close()
 
 
 def test_a_worker_that_always_dies_becomes_a_failure(tmp_path: Path) -> None:

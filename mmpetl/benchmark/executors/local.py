@@ -67,11 +67,6 @@ class LocalExecutor(Executor):
     def slots(self) -> int:
         return len(self._places)
 
-    def _threads(self) -> int:
-        """Threads of a job: the machine's share, unless the user has said."""
-        said = os.environ.get('OMP_NUM_THREADS', '')
-        return int(said) if said.isdigit() else max(1, cores() // self.slots)
-
     @property
     def free(self) -> int:
         return len(self._free)
@@ -81,7 +76,7 @@ class LocalExecutor(Executor):
         env = dict(task.env)
         if place is not None:
             env['CUDA_VISIBLE_DEVICES'] = place
-        task = replace(task, env=env, threads=task.threads or self._threads())
+        task = replace(task, env=env, threads=task.threads or threads(self.slots))
         answer, other = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_child, args=(task, other), daemon=False)
         process.start()
@@ -124,6 +119,12 @@ class LocalExecutor(Executor):
                 running.process.join()
         self._running.clear()
         self._free = list(reversed(self._places))
+
+
+def threads(slots: int) -> int:
+    """Threads of one of so many jobs: its share, unless the user has said."""
+    said = os.environ.get('OMP_NUM_THREADS', '')
+    return int(said) if said.isdigit() else max(1, cores() // slots)
 
 
 def cores() -> int:

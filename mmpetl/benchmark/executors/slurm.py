@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.executors.base import Executor
-from mmpetl.benchmark.executors.local import cores
+from mmpetl.benchmark.executors.local import cores, threads
 from mmpetl.benchmark.job import Outcome, Task, work
 from mmpetl.core import PETLError
 
@@ -54,6 +55,8 @@ class SlurmExecutor(Executor):
         self._check()
         on_slurm = self._make(Path('.')).cluster == 'slurm'
         self._most = workers or (QUEUE if on_slurm else cores())
+        # Slurm gives each job its cores; here they share those of the machine.
+        self._threads = None if on_slurm else threads(self._most)
 
     def _make(self, folder: Path) -> Any:
         try:
@@ -81,7 +84,7 @@ class SlurmExecutor(Executor):
         return self._most - len(self._jobs) - len(self._waiting)
 
     def submit(self, task: Task) -> None:
-        self._waiting.append(task)
+        self._waiting.append(replace(task, threads=task.threads or self._threads))
 
     def wait(self, timeout: float) -> list[Outcome]:
         if self._waiting:
