@@ -189,7 +189,7 @@ def test_a_folder_becomes_one_file(tmp_path):
     assert path == tmp_path / 'report.html'
     text = path.read_text()
     assert '<h1>A &amp; B</h1>' in text
-    assert text.count('Seen by all') == 2
+    assert text.count('<strong>Seen by all') == 2
     assert not list(tmp_path.glob('*.part'))
 
 
@@ -315,6 +315,20 @@ def test_it_sorts_by_mouse_and_by_keyboard(page):
     values = column(page, 'PPT')
     assert values[-1] == '–'
     assert values[:-1] == sorted(values[:-1], reverse=True)
+
+
+def test_pictures_enlarge_by_mouse_and_by_keyboard(page):
+    button = page.get_by_role('button', name='Enlarge: T')
+    large = page.locator('dialog.large')
+    button.click()
+    assert large.locator('img').get_attribute('alt') == 'A'
+    assert large.is_visible()
+    large.click()
+    assert not large.is_visible()
+    button.press('Enter')
+    assert large.is_visible()
+    page.keyboard.press('Escape')
+    assert not large.is_visible()
 
 
 def test_it_filters(page):

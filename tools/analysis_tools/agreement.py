@@ -24,7 +24,7 @@ from mmpetl.core import PETLError
 THREE = ('LoRA', 'Adapter', 'SSF')
 """The study's choice: three methods of different families."""
 
-SECTION = 'findings/agreement'
+SECTION = 'Agreement of predictions'
 
 
 def parse_args() -> argparse.Namespace:

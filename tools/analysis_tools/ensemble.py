@@ -22,7 +22,7 @@ from mmpetl.analysis import charts, ensemble, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.core import PETLError, check_range
 
-SECTION = 'findings/ensembles'
+SECTION = 'Ensembles'
 
 
 def parse_args() -> argparse.Namespace:

@@ -27,7 +27,7 @@ from mmpetl.core import check_range
 
 METHODS = ('LinearProbe', 'Full', 'BitFit', 'SSF', 'LoRA:rank=1,4,16')
 SHOTS = (50, 100, 200, 400, 1000)
-SECTION = 'findings/many-shot'
+SECTION = 'Training-set size'
 
 
 def parse_args() -> argparse.Namespace:

@@ -27,7 +27,7 @@ from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.core import PETLError, check_range
 from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
 
-SECTION = 'findings/robustness'
+SECTION = 'Robustness'
 
 
 def parse_args() -> argparse.Namespace:

@@ -21,7 +21,7 @@ from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import Record
 from mmpetl.core import PETLError
 
-SECTION = 'findings/spread'
+SECTION = 'Spread and ranks'
 
 
 def parse_args() -> argparse.Namespace:

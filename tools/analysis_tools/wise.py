@@ -31,7 +31,7 @@ from mmpetl.datasets.corruptions import CORRUPTIONS, check_corruption
 
 METHODS = ('Full', 'BitFit', 'LoRA', 'Adapter', 'SSF')
 PROBE = 'LinearProbe'
-SECTION = 'findings/wise'
+SECTION = 'Between base and tuned (WiSE)'
 VALIDATION = 'validation'
 
 

@@ -759,17 +759,27 @@ function print(on) {
   for (const plot of plots.values()) plot.stale = true;
   if (on) drawAll(); else stale();
 }
+// A picture opens at its own size; a click or Escape closes it.
+function enlarge(event) {
+  const button = event.target.closest('.enlarge');
+  if (!button) return;
+  const large = $('dialog.large');
+  large.replaceChildren(button.firstElementChild.cloneNode());
+  large.showModal();
+}
 if (window.innerWidth < 640) $('#filters details').open = false;
 drawFilters();
 listen();
 update();
 drawFailures();
+$('#pictures').addEventListener('click', enlarge);
 window.addEventListener('hashchange', openTarget);
 window.addEventListener('beforeprint', () => print(true));
 window.addEventListener('afterprint', () => print(false));
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => stale());
 // The leaderboard is there by now; plots need what stands below this script.
 document.addEventListener('DOMContentLoaded', () => {
+  $('dialog.large').addEventListener('click', (event) => event.currentTarget.close());
   watch();
   markSection();
   openTarget();

@@ -154,8 +154,10 @@ def _pictures(pictures: Sequence[Picture]) -> str:
     for section, group in groupby(pictures, key=lambda picture: picture.section):
         blocks.append(f'<h3>{html.escape(section)}</h3><div class="pictures">')
         blocks += [
-            f'<figure class="picture"><img src="{p.uri}" alt="{html.escape(p.alt)}" '
-            f'width="{p.width}" height="{p.height}" decoding="async">'
+            '<figure class="picture"><button type="button" class="enlarge" '
+            f'aria-label="Enlarge: {html.escape(p.title)}">'
+            f'<img src="{p.uri}" alt="{html.escape(p.alt)}" '
+            f'width="{p.width}" height="{p.height}" decoding="async"></button>'
             f'<figcaption><strong>{html.escape(p.title)}</strong> '
             f'{html.escape(p.caption)}</figcaption></figure>'
             for p in group
