@@ -388,7 +388,8 @@ function layout(t, extra) {
     hovermode: 'closest', dragmode: false, legend: { orientation: 'h', y: -0.2, yanchor: 'top', x: 0 },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest };
 }
-const CONFIG = { displaylogo: false, displayModeBar: false, responsive: true };
+// What printing changes is said here too: Plotly keeps what a later config leaves out.
+const CONFIG = { displaylogo: false, displayModeBar: false, responsive: true, staticPlot: false };
 const painters = {};
 function paint(plot) {
   plot.stale = false;
@@ -471,7 +472,10 @@ function watch() {
   }
 }
 function drawAll() {
-  for (const plot of plots.values()) if (plot.stale) paint(plot);
+  for (const plot of plots.values()) {
+    plot.queued = false;
+    if (plot.stale) paint(plot);
+  }
   queue.length = 0;
   document.documentElement.dataset.busy = '0';
 }
