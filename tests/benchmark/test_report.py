@@ -91,8 +91,12 @@ def test_the_page_tells_how_settings_were_found():
         'best_value': 64.0,
         'trials': trials,
     }
-    page = build_page([replace(records[0], search=found), *records[1:]])
-    assert '5 of 6 runs took the settings of the plan' in page
+    searched = replace(records[0], search=found)
+    seed = replace(searched, job=replace(searched.job, seed=searched.job.seed + 50))
+    leaf = replace(records[1], job=replace(records[1].job, leaf=True))
+    page = build_page([searched, seed, leaf, *records[2:]])
+    assert '4 of 7 runs took the settings of the plan' in page
+    assert '1 of 7 runs took the settings published' in page
     table = re.search('<table id="search-table">(.*?)</table>', page, re.DOTALL)[1]
     cells = re.findall('<td[^>]*>(.*?)</td>', table)
     assert cells[0] == records[0].job.method

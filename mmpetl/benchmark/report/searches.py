@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmpetl.benchmark.records import Record
@@ -18,20 +19,24 @@ def searches(records: Sequence[Record]) -> str:
     """HTML of the searches behind final runs, by task and method."""
     final = [r for r in with_facts(records) if r.job.stage == 'final']
     found: dict[tuple[str, ...], Record] = {}
-    plain = 0
     for record in final:
         if record.search:
-            job = record.job
-            key = record.task, job.method, record.backbone, job.protocol
-            found.setdefault(key, record)
-        else:
-            plain += 1
+            # Runs of one search differ in their seed alone.
+            job = replace(record.job, seed=0)
+            found.setdefault((record.task, job.method, record.backbone, job.id), record)
+    leaves = sum(r.job.leaf for r in final if not r.search)
+    plain = sum(not r.job.leaf for r in final if not r.search)
     words = []
     if plain:
         words.append(
             f'{plain:,} of {len(final):,} runs took the settings of the plan, the same '
             'recipe for every method: a method whose best setting is another one '
             'stands lower than it could.'
+        )
+    if leaves:
+        words.append(
+            f'{leaves:,} of {len(final):,} runs took the settings published for their '
+            'method and task, which others chose, maybe on test data.'
         )
     if found:
         words.append(
