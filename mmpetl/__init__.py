@@ -21,11 +21,15 @@ from mmpetl.core import (  # noqa: E402
     count_trainable,
     delta_state,
     disable,
+    disabled,
     eject,
     enable,
     fold,
+    freeze,
     inject,
     load_delta_state,
+    slots,
+    unfreeze,
 )
 
 __all__ = [
@@ -36,9 +40,13 @@ __all__ = [
     'count_trainable',
     'delta_state',
     'disable',
+    'disabled',
     'eject',
     'enable',
     'fold',
+    'freeze',
     'inject',
     'load_delta_state',
+    'slots',
+    'unfreeze',
 ]

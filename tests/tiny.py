@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    Injection,
     Method,
     Owner,
     build_method,
     count_trainable,
-    find_injected,
     inject,
+    injection_of,
     owners,
     registered_methods,
 )
@@ -381,13 +382,18 @@ def shake_(model: nn.Module, std: float = 0.1, seed: int = 0) -> None:
 
 def core(model: nn.Module) -> nn.Module:
     """The module inside of ``model`` that holds the sites."""
-    return find_injected(model)[0][1]
+    return injection_of(model)[0]
+
+
+def record(model: nn.Module) -> Injection:
+    """What the backbone inside of ``model`` knows of its methods."""
+    return injection_of(model)[1]
 
 
 def trains_most(model: nn.Module) -> bool:
     """Whether no second copy of the selected base is kept (full tuning)."""
-    slots = core(model).__dict__['_petl'].slots.values()
-    return any(slot.selected and slot.originals is None for slot in slots)
+    slots = record(model).slots.values()
+    return any(not slot.restores for slot in slots)
 
 
 @dataclass(frozen=True)
@@ -445,7 +451,7 @@ class Pair:
 def offered(stem: str) -> set[str]:
     """Kinds of sites of a tiny backbone."""
     model = inject(base(stem), Nothing())
-    return {site.kind for site in core(model).__dict__['_petl'].sites}
+    return {site.kind for site in record(model).sites}
 
 
 def fits(case: MethodCase, stem: str) -> bool:
@@ -491,6 +497,7 @@ __all__ = [
     'outputs',
     'pairs',
     'randomise_',
+    'record',
     'shake_',
     'snake',
     'train',

@@ -27,10 +27,9 @@ from mmpetl.core import (
     Site,
     WindowBlockHost,
     from_windows,
-    shift_mask,
     to_windows,
 )
-from mmpetl.core.inject import injection_of, plug_of
+from mmpetl.core.injection import injection_of, plug_of, prune
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,6 @@ def probing(
 def plugged_first(module: nn.Module, site: Site, probe: Delta) -> Iterator[None]:
     """A delta in front of all others at a site; afterwards nothing is left of it."""
     host = module.get_submodule(site.host)
-    had_petl = 'petl' in host._modules
-    had_plug = had_petl and site.key in host.petl._modules
     plug = plug_of(module, site)
     slot = next(f'probe{i}' for i in count() if f'probe{i}' not in plug._modules)
     probe.eval()  # as all that is watched
@@ -211,10 +208,7 @@ def plugged_first(module: nn.Module, site: Site, probe: Delta) -> Iterator[None]
         yield
     finally:
         del plug._modules[slot]
-        if not had_plug:
-            del host.petl._modules[site.key]
-        if not had_petl:
-            del host._modules['petl']
+        prune(host)
 
 
 def bias_and_mask(
@@ -223,9 +217,9 @@ def bias_and_mask(
     """Window, shift, position bias and shift mask of a block on a grid."""
     if not isinstance(host, WindowBlockHost):
         return None, None, None, None
-    window, shift = host.window_and_shift(grid)
-    bias = host.position_bias(math.prod(window))
-    return window, shift, bias, shift_mask(grid, window, shift, device)
+    partition = host.partition(grid)
+    bias = host.position_bias(partition.tokens)
+    return partition.window, partition.shift, bias, partition.mask(device)
 
 
 @contextmanager

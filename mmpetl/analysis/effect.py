@@ -43,7 +43,7 @@ from mmpetl.core import (
     find_site_map,
     without_extra,
 )
-from mmpetl.core.inject import injection_of
+from mmpetl.core.injection import injection_of
 
 WHOLE = 'whole block'
 BASE = ' (base weights)'
@@ -284,14 +284,6 @@ def _same(a: Affine, b: Affine) -> bool:
     return torch.equal(a.weight, b.weight) and torch.equal(a.full_bias(), b.full_bias())
 
 
-def _affine(site_map, module: nn.Module, site: Site) -> Affine:
-    affine = site_map.affine(module, site)
-    if site.block is None:
-        # Ends carry no eps: a norm there is known by its module.
-        affine.eps = getattr(site_map.ends(module)[site.key], 'eps', None)
-    return affine
-
-
 class _BaseProbe(Delta):
     """First at a site: y is what the module made of x, before any delta."""
 
@@ -319,8 +311,8 @@ def _watch_base(
     for site in state.sites:
         if site.kind not in TRAINED_KINDS:
             continue
-        ours = _affine(site_map, module, site)
-        theirs = _affine(site_map, bare, site)
+        ours = site_map.affine(module, site)
+        theirs = site_map.affine(bare, site)
         if ours.weight.data_ptr() in heads or _same(ours, theirs):
             continue
 
@@ -345,13 +337,13 @@ def _watch_blocks(
 
         def enter(block, args, entered=entered) -> None:
             x, ctx = args
-            apart = Context(ctx.grid, ctx.num_prefix - ctx.num_extra)
-            apart.images = ctx.images
-            entered.append((without_extra(x, ctx), apart))
+            alone = Context(ctx.grid, ctx.num_prefix - ctx.num_extra)
+            alone.images = ctx.images
+            entered.append((without_extra(x, ctx), alone))
 
         def leave(block, args, y, i=i, plain=plain, entered=entered) -> None:
-            x, apart = entered.pop()
-            tally.add(WHOLE, i + 1, plain(x, apart), without_extra(y, args[1]))
+            x, alone = entered.pop()
+            tally.add(WHOLE, i + 1, plain(x, alone), without_extra(y, args[1]))
 
         for hook in (
             block.register_forward_pre_hook(enter),

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core import Context, PETLError
-from mmpetl.core.inject import injection_of
+from mmpetl.core import Context, PETLError, injection_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Features:
 
 def _averages(module: nn.Module) -> bool:
     """Whether the head reads a mean over the grid rather than a class token."""
-    sites = module.__dict__['_petl'].sites
-    return any(site.kind == 'out' and site.pooled for site in sites)
+    _, record = injection_of(module)
+    return any(site.kind == 'out' and site.pooled for site in record.sites)
 
 
 def pool_tokens(x: Tensor, num_class: int, num_extra: int, average: bool) -> Tensor:

@@ -20,9 +20,9 @@ from mmpetl.core import (
     disable,
     eject,
     enable,
-    find_injected,
     fingerprint,
     inject,
+    injections,
 )
 
 Split = Literal['train', 'val', 'test']
@@ -131,7 +131,7 @@ def load_pair(config: Any, delta: str | os.PathLike, device: str = 'auto') -> Pa
     config = as_config(config)
     read = read_delta(delta)
     tuned = build_model(config)
-    if not find_injected(tuned):
+    if not injections(tuned):
         raise PETLError(
             f'{delta} is a delta of {method_name(read.meta)}, the config has no '
             'method; set model.backbone.method to the one of the delta'
@@ -145,7 +145,7 @@ def load_pair(config: Any, delta: str | os.PathLike, device: str = 'auto') -> Pa
         model.dataset_meta = {**dataset_meta(config), **read.dataset}
         model.eval()
         model.to(place)
-    slots = find_injected(tuned)[0][1].__dict__['_petl'].slots.values()
+    slots = injections(tuned)[0][2].slots.values()
     methods = ' + '.join(repr(slot.method) for slot in slots)
     return Pair(base, tuned, config, methods, method_name(read.meta))
 
@@ -158,8 +158,7 @@ def bare_copy(model: nn.Module) -> nn.Module:
     :func:`without_methods`).
     """
     bare = copy.deepcopy(model)
-    for _, module in find_injected(bare):
-        state = module.__dict__['_petl']
+    for _, module, state in injections(bare):
         head, drop_path = tuple(state.head), state.frozen_drop_path
         for slot in list(state.slots):
             eject(module, slot, restore=False)
@@ -176,8 +175,8 @@ def without_methods(model: nn.Module) -> Iterator[None]:
             of the base's values is kept; :func:`load_pair` builds the base anew.
     """
     with ExitStack() as undo:
-        for _, module in find_injected(model):
-            for name, slot in module.__dict__['_petl'].slots.items():
+        for _, module, record in injections(model):
+            for name, slot in record.slots.items():
                 if slot.enabled:
                     disable(module, name)
                     undo.callback(enable, module, name)

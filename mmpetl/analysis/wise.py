@@ -31,7 +31,7 @@ from mmpetl.core import (
     PETLError,
     Site,
     check_range,
-    find_injected,
+    injections,
 )
 
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -88,11 +88,11 @@ def obstacle(model: nn.Module) -> str | None:
     Args:
         model: An injected backbone, or a model that contains one.
     """
-    found = find_injected(model)
+    found = injections(model)
     if not found:
         return f'{type(model).__name__} holds no method'
-    for _, module in found:
-        for name, slot in module.__dict__['_petl'].slots.items():
+    for _, module, record in found:
+        for name, slot in record.slots.items():
             kind = type(slot.method).__name__
             if not slot.method.scales:
                 return (
@@ -113,8 +113,7 @@ def obstacle(model: nn.Module) -> str | None:
 def _added(model: nn.Module) -> set[str]:
     """Keys of ``model.state_dict()`` that methods have added."""
     keys = set()
-    for prefix, module in find_injected(model):
-        state = module.__dict__['_petl']
+    for prefix, module, state in injections(model):
         keys |= {
             f'{prefix}.{name}'.lstrip('.')
             for name in module.state_dict()
@@ -126,8 +125,7 @@ def _added(model: nn.Module) -> set[str]:
 def _backbone(model: nn.Module) -> set[str]:
     """Keys of the base's own tensors, without those that train with the head."""
     keys = set()
-    for prefix, module in find_injected(model):
-        state = module.__dict__['_petl']
+    for prefix, _module, state in injections(model):
         keys |= {f'{prefix}.{n}'.lstrip('.') for n in state.base - state.head}
     return keys
 
@@ -170,8 +168,8 @@ def check_base(model: nn.Module, base: Mapping[str, Tensor]) -> None:
 def _trained(model: nn.Module) -> set[str]:
     """Keys of the tensors of the base and the heads that tuning may have moved."""
     keys = set(model.state_dict()) - _backbone(model)
-    for prefix, module in find_injected(model):
-        selected = module.__dict__['_petl'].selected()
+    for prefix, _, record in injections(model):
+        selected = record.selected()
         keys |= {f'{prefix}.{name}'.lstrip('.') for name in selected}
     return keys - _added(model)
 
@@ -221,8 +219,8 @@ def interpolated(
 
 
 def _plugs(model: nn.Module) -> Iterator[tuple[nn.ModuleDict, str, Delta]]:
-    for _, module in find_injected(model):
-        for name, slot in module.__dict__['_petl'].slots.items():
+    for _, module, record in injections(model):
+        for name, slot in record.slots.items():
             for site in slot.sites:
                 plug = module.get_submodule(site.path)
                 yield plug, name, plug[name]

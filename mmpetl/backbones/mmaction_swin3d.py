@@ -6,10 +6,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmaction.models.backbones.swin import SwinTransformer3D, SwinTransformerBlock3D
+from mmaction.models.backbones.swin import (
+    Mlp,
+    SwinTransformer3D,
+    SwinTransformerBlock3D,
+    WindowAttention3D,
+)
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    Partition,
     PETLError,
     WindowBackboneHost,
     WindowBlockHost,
@@ -18,16 +24,11 @@ from mmpetl.core import (
 from mmpetl.registry import BACKBONES
 
 
-class PETLSwinBlock3D(WindowBlockHost, SwinTransformerBlock3D):
+class PETLSwinTransformerBlock3D(WindowBlockHost, SwinTransformerBlock3D):
     """A Video Swin block that runs sites."""
 
-    def window_and_shift(
-        self, grid: tuple[int, ...]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        # An axis that is no longer than the window is one window, unshifted.
-        axes = list(zip(grid, self.window_size, self.shift_size, strict=True))
-        window = tuple(min(n, w) for n, w, _ in axes)
-        return window, tuple(0 if n <= w else s for n, w, s in axes)
+    def partition(self, grid: tuple[int, ...]) -> Partition:
+        return Partition.shrunk(grid, self.window_size, self.shift_size)
 
     def position_bias(self, num_tokens: int) -> Tensor:
         attn, n = self.attn, num_tokens
@@ -55,7 +56,7 @@ class PETLSwinBlock3D(WindowBlockHost, SwinTransformerBlock3D):
         return self.drop_path(x)
 
 
-class PETLSwin3D(WindowBackboneHost, SwinTransformer3D):
+class PETLSwinTransformer3D(WindowBackboneHost, SwinTransformer3D):
     """A Video Swin Transformer that runs sites."""
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -90,8 +91,9 @@ class MMActionSwin3D(WindowSiteMap):
 
     host = SwinTransformer3D
     host_block = SwinTransformerBlock3D
-    swapped = PETLSwin3D
-    swapped_block = PETLSwinBlock3D
+    swapped = PETLSwinTransformer3D
+    swapped_block = PETLSwinTransformerBlock3D
+    parts = {'attn': (WindowAttention3D,), 'mlp': (Mlp,)}
     stages_name = 'layers'
     channels_first = False
 
@@ -101,6 +103,7 @@ class MMActionSwin3D(WindowSiteMap):
         )
 
     def check(self, backbone: nn.Module) -> None:
+        super().check(backbone)
         for path, block in self.blocks(backbone):
             attn = block.attn
             if attn.scale != (attn.embed_dims // attn.num_heads) ** -0.5:

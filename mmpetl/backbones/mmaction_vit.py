@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmaction.models.backbones.vit_mae import Block, VisionTransformer
+from mmaction.models.backbones.vit_mae import Attention, Block, VisionTransformer
+from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -24,7 +25,7 @@ from mmpetl.core import (
 from mmpetl.registry import BACKBONES
 
 
-class VideoMAEBlock(BlockHost, Block):
+class PETLBlock(BlockHost, Block):
     """A block that runs sites.
 
     Its attention has biases for queries and values only, and reads the weight of
@@ -71,7 +72,7 @@ class VideoMAEBlock(BlockHost, Block):
         return self.drop_path(x if gamma is None else gamma * x)
 
 
-class PETLVideoMAE(BackboneHost, VisionTransformer):
+class PETLVisionTransformer(BackboneHost, VisionTransformer):
     """A VideoMAE transformer that runs sites."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,10 +100,10 @@ class PETLVideoMAE(BackboneHost, VisionTransformer):
             if self.return_feat_map:
                 x = x.unflatten(1, ctx.grid)
                 return x.permute(0, 4, 1, 2, 3)
-            return self.hand_over(x[:, 0], ctx, last)
-        pooled = self.emit(x, None, ctx, last)[1].mean(1, keepdim=True)
-        pooled = self.through('out.norm', self.fc_norm, pooled, ctx, last)
-        return self.hand_over(pooled.squeeze(1), ctx, last)
+            return self.feature(x[:, 0], ctx, last)
+        pooled = self.emit(x, None, ctx, last)[1].mean(1)
+        pooled = self.norm_vector(self.fc_norm, pooled, ctx, last)
+        return self.feature(pooled, ctx, last)
 
 
 @BACKBONES.register_module()
@@ -111,13 +112,17 @@ class MMActionViT(SiteMap):
 
     host = VisionTransformer
     host_block = Block
-    swapped = PETLVideoMAE
-    swapped_block = VideoMAEBlock
+    swapped = PETLVisionTransformer
+    swapped_block = PETLBlock
+    parts = {'attn': (Attention,), 'mlp': (FFN,)}
+    biases = ('bias', 'q_bias', 'v_bias')
+    scales = ('gamma_1', 'gamma_2')
 
     def example(self) -> nn.Module:
         return VisionTransformer(norm_cfg={'type': 'LN', 'eps': 1e-6})
 
     def check(self, backbone: nn.Module) -> None:
+        super().check(backbone)
         for path, block in self.blocks(backbone):
             attn = block.attn
             if attn.scale != (attn.embed_dims // attn.num_heads) ** -0.5:
@@ -151,7 +156,7 @@ class MMActionViT(SiteMap):
             sites.append(Site('feature', '', d, d, pooled=pooled, **facts))
         return sites
 
-    def ends(self, backbone: nn.Module) -> dict[str, nn.Module]:
+    def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
         pooled = backbone.fc_norm is not None and not backbone.return_feat_map
         norm = backbone.fc_norm if pooled else backbone.norm
         return {

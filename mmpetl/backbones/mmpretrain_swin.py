@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmcv.cnn.bricks.transformer import FFN
 from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinTransformer
-from mmpretrain.models.utils import resize_pos_embed
+from mmpretrain.models.utils import ShiftWindowMSA, WindowMSA, resize_pos_embed
 from torch import Tensor, nn
 
 from mmpetl.core import (
     Affine,
+    Partition,
     PETLError,
     WindowBackboneHost,
     WindowBlockHost,
@@ -21,9 +23,7 @@ from mmpetl.registry import BACKBONES
 class PETLSwinBlock(WindowBlockHost, SwinBlock):
     """A Swin block that runs sites."""
 
-    def window_and_shift(
-        self, grid: tuple[int, ...]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def partition(self, grid: tuple[int, ...]) -> Partition:
         size, shift = self.attn.window_size, self.attn.shift_size
         if min(grid) < size and not self.attn.pad_small_map:
             raise PETLError(
@@ -32,7 +32,7 @@ class PETLSwinBlock(WindowBlockHost, SwinBlock):
             )
         if min(grid) == size and not self.attn.pad_small_map:
             shift = 0
-        return (size, size), (shift, shift)
+        return Partition(tuple(grid), (size, size), (shift, shift))
 
     def position_bias(self, num_tokens: int) -> Tensor:
         msa = self.attn.w_msa
@@ -65,7 +65,7 @@ class PETLSwinBlock(WindowBlockHost, SwinBlock):
         return self.ffn.dropout_layer(self.ffn.gamma2(x))
 
 
-class PETLSwin(WindowBackboneHost, SwinTransformer):
+class PETLSwinTransformer(WindowBackboneHost, SwinTransformer):
     """A Swin Transformer that runs sites."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -104,8 +104,11 @@ class MMPretrainSwin(WindowSiteMap):
 
     host = SwinTransformer
     host_block = SwinBlock
-    swapped = PETLSwin
+    swapped = PETLSwinTransformer
     swapped_block = PETLSwinBlock
+    parts = {'attn': (ShiftWindowMSA,), 'attn.w_msa': (WindowMSA,), 'ffn': (FFN,)}
+    positions = ('absolute_pos_embed',)
+    scales = ('gamma2',)
     stages_name = 'stages'
     channels_first = True
 
@@ -113,6 +116,7 @@ class MMPretrainSwin(WindowSiteMap):
         return SwinTransformer(arch='base')
 
     def check(self, backbone: nn.Module) -> None:
+        super().check(backbone)
         for path, block in self.blocks(backbone):
             msa = block.attn.w_msa
             if msa.scale != (msa.embed_dims // msa.num_heads) ** -0.5:

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from mmcv.cnn.bricks.transformer import FFN
 from mmpretrain.models.backbones.vision_transformer import (
     TransformerEncoderLayer,
     VisionTransformer,
 )
-from mmpretrain.models.utils import resize_pos_embed
+from mmpretrain.models.utils import MultiheadAttention, resize_pos_embed
 from torch import Tensor, nn
 
 from mmpetl.core import (
     BackboneHost,
     BlockHost,
-    PETLError,
     Site,
     SiteMap,
     block_sites,
@@ -25,7 +25,7 @@ from mmpetl.core import (
 from mmpetl.registry import BACKBONES
 
 
-class ViTBlock(BlockHost, TransformerEncoderLayer):
+class PETLTransformerEncoderLayer(BlockHost, TransformerEncoderLayer):
     """An encoder layer that runs sites."""
 
     def attention_parts(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class PETLVisionTransformer(BackboneHost, VisionTransformer):
             x = embed.adaptive_padding(x)
         x, ctx = self.embed_patches(embed.projection, embed.norm, x)
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
             ctx.num_prefix = 1
         x = x + resize_pos_embed(
             self.pos_embed,
@@ -77,7 +77,7 @@ class PETLVisionTransformer(BackboneHost, VisionTransformer):
             if i in self.out_indices:
                 norm = self.ln1 if i == last and self.final_norm else None
                 y = self._format_output(self.emit(x, norm, ctx, i)[1], ctx.grid)
-                outs.append(self.hand_over(y, ctx, i) if y.ndim == 2 else y)
+                outs.append(self.feature(y, ctx, i) if y.ndim == 2 else y)
         return tuple(outs)
 
 
@@ -88,18 +88,12 @@ class MMPretrainViT(SiteMap):
     host = VisionTransformer
     host_block = TransformerEncoderLayer
     swapped = PETLVisionTransformer
-    swapped_block = ViTBlock
+    swapped_block = PETLTransformerEncoderLayer
+    parts = {'attn': (MultiheadAttention,), 'ffn': (FFN,)}
+    scales = ('gamma1', 'gamma2')
 
     def example(self) -> nn.Module:
         return VisionTransformer(arch='base', out_type='cls_token')
-
-    def check(self, backbone: nn.Module) -> None:
-        for i, block in enumerate(backbone.layers):
-            if not hasattr(block.ffn, 'layers'):
-                raise PETLError(
-                    f'layers.{i}.ffn is a {type(block.ffn).__name__}; the sites of '
-                    "mmpretrain's VisionTransformer need ffn_type='origin'"
-                )
 
     def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for i, block in enumerate(backbone.layers):
@@ -130,11 +124,11 @@ class MMPretrainViT(SiteMap):
                 sites.append(Site('feature', '', d, d, index=i, **vector))
         return sites
 
-    def ends(self, backbone: nn.Module) -> dict[str, nn.Module]:
-        ends = {
+    def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        modules = {
             'embed_proj': backbone.patch_embed.projection,
             'embed_norm': backbone.patch_embed.norm,
         }
         if backbone.final_norm:
-            ends[f'out_norm_{len(backbone.layers) - 1}'] = backbone.ln1
-        return ends
+            modules[f'out_norm_{len(backbone.layers) - 1}'] = backbone.ln1
+        return modules

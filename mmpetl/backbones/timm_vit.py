@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from mmpetl.core import (
 from mmpetl.registry import BACKBONES
 
 
-class TimmBlock(BlockHost, Block):
+class PETLBlock(BlockHost, Block):
     """A block that runs sites."""
 
     def attention_parts(self) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class TimmBlock(BlockHost, Block):
         return self.drop_path2(self.ls2(x))
 
 
-class PETLTimmViT(BackboneHost, VisionTransformer):
+class PETLVisionTransformer(BackboneHost, VisionTransformer):
     """A timm VisionTransformer that runs sites."""
 
     def forward_features(
@@ -61,7 +62,7 @@ class PETLTimmViT(BackboneHost, VisionTransformer):
     ) -> Tensor:
         x, ctx = self.tokens_of(x, attn_mask, is_causal)
         y = self.forward_head(x)
-        return self.hand_over(y, ctx, len(self.blocks) - 1) if y.ndim == 2 else y
+        return self.feature(y, ctx, len(self.blocks) - 1) if y.ndim == 2 else y
 
     def tokens_of(
         self, x: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -97,13 +98,17 @@ class TimmViT(SiteMap):
     host = VisionTransformer
     host_block = Block
     head = ('head',)
-    swapped = PETLTimmViT
-    swapped_block = TimmBlock
+    swapped = PETLVisionTransformer
+    swapped_block = PETLBlock
+    parts = {'attn': (Attention,), 'mlp': (Mlp,)}
+    tokens = ('cls_token', 'reg_token')
+    scales = ('gamma',)
 
     def example(self) -> nn.Module:
         return VisionTransformer(num_classes=0)
 
     def check(self, backbone: nn.Module) -> None:
+        super().check(backbone)
         if not isinstance(backbone.patch_drop, nn.Identity):
             raise PETLError(
                 'timm dropped patches (patch_drop_rate > 0) leave no grid; '
@@ -144,7 +149,7 @@ class TimmViT(SiteMap):
             sites.append(Site('feature', '', d, d, **{**facts, 'has_grid': False}))
         return sites
 
-    def ends(self, backbone: nn.Module) -> dict[str, nn.Module]:
+    def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
         return {
             'embed_proj': backbone.patch_embed.proj,
             'embed_norm': backbone.patch_embed.norm,

@@ -1,10 +1,18 @@
 """Sites, deltas, methods and how they join. Torch only, no task and no Runner."""
 
-from mmpetl.core.affine import Affine, BiasPart
-from mmpetl.core.attention import attend, softmax_attention, split_heads
+from mmpetl.core.affine import (
+    Affine,
+    BiasPart,
+)
+from mmpetl.core.attention import (
+    softmax_attention,
+    split_heads,
+)
 from mmpetl.core.bricks import (
     PoolPrompts,
     Prompts,
+    extra_tokens,
+    grow,
     join_tokens,
     on_maps,
     projections,
@@ -21,10 +29,31 @@ from mmpetl.core.calibration import (
     warn_uncalibrated,
     watching,
 )
-from mmpetl.core.context import Context
-from mmpetl.core.delta import Delta
-from mmpetl.core.errors import PETLError, suggest
-from mmpetl.core.fold import fold
+from mmpetl.core.context import (
+    Context,
+)
+from mmpetl.core.counts import (
+    Counts,
+    Owner,
+    count_trainable,
+    describe,
+    owners,
+)
+from mmpetl.core.delta import (
+    Delta,
+)
+from mmpetl.core.errors import (
+    PETLError,
+    suggest,
+)
+from mmpetl.core.fingerprint import (
+    base_changes,
+    fingerprint,
+    tensor_digests,
+)
+from mmpetl.core.fold import (
+    fold,
+)
 from mmpetl.core.host import (
     BackboneHost,
     BlockHost,
@@ -33,13 +62,15 @@ from mmpetl.core.host import (
     without_extra,
 )
 from mmpetl.core.inject import (
-    Injection,
-    disable,
-    eject,
-    enable,
-    find_injected,
     inject,
     wanted_sites,
+)
+from mmpetl.core.injection import (
+    Injection,
+    Slot,
+    find_injected,
+    injection_of,
+    injections,
 )
 from mmpetl.core.method import (
     FAMILIES,
@@ -50,21 +81,41 @@ from mmpetl.core.method import (
     kaiming_uniform_,
     registered_methods,
 )
-from mmpetl.core.report import Counts, Owner, count_trainable, describe, owners
-from mmpetl.core.site import AFTER_ONLY, KINDS, Site
-from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
+from mmpetl.core.role import (
+    Role,
+)
+from mmpetl.core.site import (
+    AFTER_ONLY,
+    KINDS,
+    Site,
+)
+from mmpetl.core.sitemap import (
+    SiteMap,
+    block_sites,
+    find_site_map,
+)
+from mmpetl.core.slots import (
+    SlotFacts,
+    disable,
+    disabled,
+    eject,
+    enable,
+    freeze,
+    slots,
+    unfreeze,
+)
 from mmpetl.core.state import (
-    base_changes,
     delta_state,
-    fingerprint,
     frozen_keys,
     load_delta_state,
-    tensor_digests,
 )
-from mmpetl.core.windows import (
+from mmpetl.core.window_host import (
     WindowBackboneHost,
     WindowBlockHost,
     WindowSiteMap,
+)
+from mmpetl.core.windows import (
+    Partition,
     from_windows,
     relative_index,
     shift_mask,
@@ -88,15 +139,18 @@ __all__ = [
     'Method',
     'Owner',
     'PETLError',
+    'Partition',
     'Place',
     'PoolPrompts',
     'Prompts',
+    'Role',
     'Site',
     'SiteMap',
+    'Slot',
+    'SlotFacts',
     'WindowBackboneHost',
     'WindowBlockHost',
     'WindowSiteMap',
-    'attend',
     'base_changes',
     'batch_size',
     'block_sites',
@@ -107,15 +161,21 @@ __all__ = [
     'delta_state',
     'describe',
     'disable',
+    'disabled',
     'eject',
     'enable',
+    'extra_tokens',
     'find_injected',
     'find_site_map',
     'fingerprint',
     'fold',
+    'freeze',
     'from_windows',
     'frozen_keys',
+    'grow',
     'inject',
+    'injection_of',
+    'injections',
     'inputs_and_labels',
     'join_tokens',
     'kaiming_uniform_',
@@ -130,12 +190,14 @@ __all__ = [
     'registered_methods',
     'relative_index',
     'shift_mask',
+    'slots',
     'softmax_attention',
     'split_heads',
     'suggest',
     'task_loss',
     'tensor_digests',
     'to_windows',
+    'unfreeze',
     'wanted_sites',
     'warn_uncalibrated',
     'watching',

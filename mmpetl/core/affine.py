@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpetl.core.errors import PETLError
 
@@ -46,6 +46,21 @@ class Affine:
         self.weight = weight
         self.bias = bias
         self.eps = eps
+
+    def check_writable(self) -> None:
+        """Raise PETLError where an exact equivalent cannot be written.
+
+        A quantised weight rounds what is added to it, in steps of its own.
+        """
+        for tensor in (self.weight, *(p.bias for p in self.bias)):
+            plain = type(tensor) in (Tensor, nn.Parameter, type(None))
+            if tensor is None or (plain and tensor.is_floating_point()):
+                continue
+            raise PETLError(
+                f'{self.name} holds a {type(tensor).__name__} of '
+                f'{str(tensor.dtype).removeprefix("torch.")}, into which nothing can '
+                'be folded exactly; fold into a floating base, and quantise that'
+            )
 
     @classmethod
     def of(

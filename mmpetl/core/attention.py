@@ -1,18 +1,9 @@
-"""Multi-head attention written with its sites, shared by all backbones."""
+"""Multi-head attention as functions of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from mmpetl.core.context import Context
-
-if TYPE_CHECKING:
-    from mmpetl.core.host import Host
+from torch import Tensor
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -72,58 +63,3 @@ def softmax_attention(
         pack(q), pack(k), pack(v), full.flatten(0, 1).unsqueeze(0), dropout_p=dropout
     )
     return out.reshape(-1, heads, *out.shape[2:])
-
-
-def attend(
-    host: Host,
-    x: Tensor,
-    ctx: Context,
-    *,
-    num_heads: int,
-    qkv: Callable[[Tensor], Tensor],
-    proj: nn.Module,
-    bias: Tensor | None = None,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-    qk_norm: tuple[nn.Module, nn.Module] | None = None,
-) -> Tensor:
-    """From what enters the fused projection to what leaves the output projection.
-
-    Args:
-        host: The block whose sites are run.
-        x: (B, N, C); in windowed attention (B * windows, N, C).
-        ctx: Facts of this forward pass.
-        num_heads: Attention heads.
-        qkv: The fused projection, (B, N, C) -> (B, N, 3 * D), rows q, k, v.
-        proj: The output projection.
-        bias: See :func:`softmax_attention`.
-        mask: See :func:`softmax_attention`.
-        dropout: See :func:`softmax_attention`.
-        qk_norm: Norms of queries and keys per head.
-
-    Returns:
-        (B, N, C).
-    """
-    x = host.before('attn.qkv', x, ctx)
-    y = qkv(x)
-    if host.plugged('attn.q') or host.plugged('attn.k') or host.plugged('attn.v'):
-        parts = [
-            host.after(kind, x, part, ctx)
-            for kind, part in zip(
-                ('attn.q', 'attn.k', 'attn.v'), y.chunk(3, dim=-1), strict=True
-            )
-        ]
-        if host.plugged('attn.qkv'):
-            y = host.after('attn.qkv', x, torch.cat(parts, dim=-1), ctx)
-            parts = y.chunk(3, dim=-1)
-        q, k, v = (split_heads(part, num_heads) for part in parts)
-    else:
-        y = host.after('attn.qkv', x, y, ctx)
-        q, k, v = y.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    if qk_norm is not None:
-        q, k = qk_norm[0](q), qk_norm[1](k)
-    q, k, v = host.before('attn.core', (q, k, v), ctx)
-    o = softmax_attention(q, k, v, bias, mask, dropout)
-    o = host.after('attn.core', (q, k, v), o, ctx)
-    o = o.transpose(1, 2).flatten(2)
-    return host.through('attn.proj', proj, o, ctx)

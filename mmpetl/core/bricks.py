@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from mmpetl.core.attention import split_heads
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 
@@ -21,35 +22,56 @@ def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
     """
     p, (h, w) = ctx.num_prefix, ctx.grid[-2:]
     maps = x[:, p:].reshape(-1, h, w, x.shape[-1]).permute(0, 3, 1, 2)
-    y = op(maps).permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[-1])
+    y = op(maps).permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[-1])
     return torch.cat((x[:, :p], y), dim=1) if p else y
 
 
-def join_tokens(
-    x: Tensor, tokens: Tensor, ctx: Context, group: str, replaces: bool = False
-) -> Tensor:
-    """Put extra tokens behind all that stand in front of the grid.
+def extra_tokens(ctx: Context, slot: str) -> tuple[int, int]:
+    """Where the extra tokens of a slot start and stop in the sequence."""
+    start = ctx.num_prefix - ctx.num_extra
+    for name, count in ctx.joined:
+        if name == slot:
+            return start, start + count
+        start += count
+    return ctx.num_prefix, ctx.num_prefix
+
+
+def join_tokens(x: Tensor, tokens: Tensor, ctx: Context, slot: str) -> Tensor:
+    """Put the extra tokens of a slot behind all that stand in front of the grid.
+
+    Those that the slot put there before leave.
 
     Args:
         x: (B, num_prefix + prod(grid), C).
         tokens: (B, P, C).
         ctx: Facts of this forward pass; its counts are brought up to date.
-        group: A name for these tokens.
-        replaces: Whether the group that joined first under this name leaves. First in,
-            first out: where two methods of one kind take turns, each replaces its own.
+        slot: Name of the slot.
     """
-    joined: list[tuple[str, int]] = ctx.scratch.setdefault('joined', [])
-    start = stop = end = ctx.num_prefix
-    if replaces:
-        i = next(i for i, (name, _) in enumerate(joined) if name == group)
-        start = end - ctx.num_extra + sum(count for _, count in joined[:i])
-        stop = start + joined.pop(i)[1]
-    joined.append((group, tokens.shape[1]))
+    start, stop = extra_tokens(ctx, slot)
+    end = ctx.num_prefix
+    ctx.joined = [group for group in ctx.joined if group[0] != slot]
+    ctx.joined.append((slot, tokens.shape[1]))
     grown = tokens.shape[1] - (stop - start)
     ctx.num_prefix += grown
     ctx.num_extra += grown
     kept = x[:, :start], x[:, stop:end], tokens.to(x.dtype), x[:, end:]
     return torch.cat([part for part in kept if part.shape[1]], dim=1)
+
+
+def grow(qkv: tuple[Tensor, Tensor, Tensor], pk: Tensor, pv: Tensor):
+    """(q, [Pk; k], [Pv; v]).
+
+    Args:
+        qkv: q, k and v, each (B, heads, N, d).
+        pk: Keys, (P, heads * d).
+        pv: Values, (P, heads * d).
+    """
+    q, k, v = qkv
+    shape = k.shape[0], -1, -1, -1
+    pk, pv = (
+        split_heads(p[None].to(k.dtype), k.shape[1]).expand(shape) for p in (pk, pv)
+    )
+    return q, torch.cat((pk, k), dim=2), torch.cat((pv, v), dim=2)
 
 
 def projections(inner_dims: int, widths: Iterable[int]) -> nn.ModuleDict:
@@ -67,6 +89,8 @@ def projections(inner_dims: int, widths: Iterable[int]) -> nn.ModuleDict:
 class Prompts(Delta):
     """Learned tokens that join the stream: ``[class; drop(E); grid]``.
 
+    Where the slot has put tokens there in a block before, these replace them.
+
     Where E has another width than the stream, the projection for C that the deltas
     share (:func:`projections`) brings it there: ``[class; drop(E F^T + b); grid]``.
 
@@ -75,8 +99,6 @@ class Prompts(Delta):
         num_tokens: How many, P.
         bound: E starts uniform in [-bound, bound].
         drop_rate: Dropout on E, drawn anew for every sample.
-        group: Name of the group they form in the stream.
-        replaces: Whether the group of the block before leaves first.
         inner_dims: Width of E where it is projected, else None.
     """
 
@@ -86,8 +108,6 @@ class Prompts(Delta):
         num_tokens: int,
         bound: float,
         drop_rate: float,
-        group: str,
-        replaces: bool,
         inner_dims: int | None = None,
     ) -> None:
         super().__init__()
@@ -95,13 +115,11 @@ class Prompts(Delta):
         start = torch.empty(num_tokens, dims if inner_dims is None else inner_dims)
         self.E = nn.Parameter(start.uniform_(-bound, bound))
         self.drop = nn.Dropout(drop_rate)
-        self.group = group
-        self.replaces = replaces
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         e = self.E if self.projection is None else self.shared[self.projection](self.E)
-        tokens = self.drop(e.expand(len(x), -1, -1))
-        return join_tokens(x, tokens, ctx, self.group, self.replaces)
+        tokens = self.drop(e.expand(x.shape[0], -1, -1))
+        return join_tokens(x, tokens, ctx, self.slot)
 
 
 class PoolPrompts(Delta):

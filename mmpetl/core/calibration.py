@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
-from mmpetl.core.inject import Injection, find_injected, plug_of
+from mmpetl.core.injection import injections, plug_of, prune
 from mmpetl.core.method import Method
 from mmpetl.core.site import Site
 
-Look = Callable[[Any, Any, Context], None]
+Observer = Callable[[Any, Any, Context], None]
+"""Is called with what entered a site, what leaves it, and the context."""
 
 
 class Calibrated(nn.Module):
@@ -37,9 +38,9 @@ def warn_uncalibrated(delta: Delta, what: str) -> None:
         delta: One whose method shares a :class:`Calibrated`.
         what: What it does meanwhile, for the message.
     """
-    if not delta.training or delta.__dict__.get('_looked'):
+    if not delta.training or delta.__dict__.get('_warned'):
         return
-    delta.__dict__['_looked'] = True  # once: reading a flag makes a GPU wait
+    delta.__dict__['_warned'] = True  # once: reading a flag makes a GPU wait
     if not delta.shared.done:
         warnings.warn(
             f'{what}: no data pass has chosen any. Add mmpetl.CalibrationHook to the '
@@ -60,11 +61,10 @@ class Place:
     """
 
     def __init__(self, model: nn.Module, method: Method) -> None:
-        for _, module in find_injected(model):
-            state: Injection = module.__dict__['_petl']
-            for name, slot in state.slots.items():
+        for _, module, record in injections(model):
+            for name, slot in record.slots.items():
                 if slot.method is method or slot.method.config() == method.config():
-                    self.module, self.state, self.slot = module, state, name
+                    self.module, self.record, self.slot = module, record, name
                     self.sites = slot.sites
                     return
         raise PETLError(
@@ -171,37 +171,33 @@ def inputs_and_labels(
 class _Watcher(Delta):
     """Shows what passes, and changes nothing."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, observer: Observer) -> None:
         super().__init__()
-        self.look = look
+        self.observer = observer
 
     def after(self, x: Any, y: Any, ctx: Context) -> Any:
-        self.look(x, y, ctx)
+        self.observer(x, y, ctx)
         return y
 
 
 @contextmanager
-def watching(module: nn.Module, looks: Mapping[Site, Look]) -> Iterator[None]:
-    """Call ``look(x, y, ctx)`` whenever a site runs.
+def watching(module: nn.Module, observers: Mapping[Site, Observer]) -> Iterator[None]:
+    """Call ``observer(x, y, ctx)`` whenever a site runs.
 
     Args:
         module: The module with the sites.
-        looks: By site; each sees what entered and what leaves.
+        observers: By site; each sees what entered and what leaves.
     """
     slot = 'watching'
-    plugs = {site: plug_of(module, site) for site in looks}
+    plugs = {site: plug_of(module, site) for site in observers}
     for site, plug in plugs.items():
-        plug[slot] = _Watcher(looks[site])
+        plug[slot] = _Watcher(observers[site])
     try:
         yield
     finally:
         for site, plug in plugs.items():
             del plug[slot]
-            if not len(plug):
-                petl = module.get_submodule(site.host)._modules['petl']
-                del petl._modules[site.key]
-                if not petl._modules:
-                    del module.get_submodule(site.host)._modules['petl']
+            prune(module.get_submodule(site.host))
 
 
 def task_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -14,35 +14,49 @@ class Context:
     Attributes:
         grid: Extents of the token grid at this place, (H, W) or (T, H, W).
         num_prefix: Tokens in front of the grid: class tokens, then extra tokens.
-        num_extra: How many of the prefix tokens a delta has added. They sit right
+        num_extra: How many of the prefix tokens deltas have added. They sit right
             behind the class tokens.
-        scratch: A dict that lives for one forward pass, where side networks keep
-            what they collect.
+        joined: Slot and number of each group of extra tokens, in their order.
+        notes: What the deltas of a slot keep for one another during the pass, by slot.
+        masks: Shift masks of this pass, by partition; all blocks of a stage share one.
         images: What entered the patch projection, (B, 3, H, W) or (B, 3, T, H, W).
-        again: ``again(x, ctx)`` runs the block or the patch merging at hand once more,
+        rerun: ``rerun(x, ctx)`` runs the block or the patch merging at hand once more,
             on another sequence and another context. Set while the sites ``tokens``,
             ``block`` and ``downsample`` run.
     """
 
-    __slots__ = ('again', 'grid', 'images', 'num_extra', 'num_prefix', 'scratch')
+    __slots__ = (
+        'grid',
+        'images',
+        'joined',
+        'masks',
+        'notes',
+        'num_extra',
+        'num_prefix',
+        'rerun',
+    )
 
     def __init__(self, grid: tuple[int, ...], num_prefix: int = 0) -> None:
         self.grid = grid
         self.num_prefix = num_prefix
         self.num_extra = 0
-        self.scratch: dict[Any, Any] = {}
+        self.joined: list[tuple[str, int]] = []
+        self.notes: dict[str, dict[Any, Any]] = {}
+        self.masks: dict[Any, Tensor | None] = {}
         self.images: Tensor | None = None
-        self.again: Callable[[Tensor, Context], Tensor] | None = None
+        self.rerun: Callable[[Tensor, Context], Tensor] | None = None
 
     def fork(self) -> Context:
-        """A copy whose counts stay as they are now; ``scratch`` is shared.
+        """A copy whose counts stay as they are now; notes and masks are shared.
 
         Activation checkpointing runs a block again during backward, when the counts
         of the pass have moved on.
         """
         copy = Context(self.grid, self.num_prefix)
         copy.num_extra = self.num_extra
-        copy.scratch = self.scratch
+        copy.joined = list(self.joined)
+        copy.notes = self.notes
+        copy.masks = self.masks
         copy.images = self.images
-        copy.again = self.again
+        copy.rerun = self.rerun
         return copy

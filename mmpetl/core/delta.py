@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from mmpetl.core.context import Context
@@ -12,7 +15,16 @@ class Delta(nn.Module):
 
     At ``attn.core`` ``x`` is the tuple (q, k, v), each (B, heads, N, head_dims);
     elsewhere features are (B, N, C), in windowed attention (B * windows, N, C).
+    Features arrive in the delta's own dtype, except under autocast, and what a port
+    returns leaves in the dtype of the base.
+
+    Attributes:
+        slot: Name of the slot that it belongs to, once it is plugged in.
+        dtype: Floating dtype of its own or shared parameters, None without any.
     """
+
+    slot: str = ''
+    dtype: torch.dtype | None = None
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         """What enters the site instead of ``x``."""
@@ -22,9 +34,37 @@ class Delta(nn.Module):
         """What leaves the site instead of ``y``, its output for the input ``x``."""
         return y
 
-    def attach(self, shared: nn.Module) -> None:
-        """Remember the module that all deltas of the method share.
+    def notes(self, ctx: Context) -> dict[Any, Any]:
+        """What the deltas of this slot have written down in this forward pass."""
+        return ctx.notes.setdefault(self.slot, {})
 
-        It is registered once, at the backbone, so it is not made a child here.
+    def attach(self, slot: str, shared: nn.Module | None) -> None:
+        """Remember the slot, and the module that all deltas of the method share.
+
+        The module is registered once, at the backbone, so it is not made a child here.
         """
-        self.__dict__['shared'] = shared
+        self.slot = slot
+        if shared is not None:
+            self.__dict__['shared'] = shared
+        self.renew_dtype()
+
+    def renew_dtype(self) -> None:
+        """Look the dtype of the parameters up again, after a conversion."""
+        shared = self.__dict__.get('shared')
+        owners = (self, *(() if shared is None else (shared,)))
+        self.dtype = next(
+            (p.dtype for m in owners for p in m.parameters() if p.is_floating_point()),
+            None,
+        )
+
+
+class Plug(nn.ModuleDict):
+    """The deltas at one site, by slot; a slot can be switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.off: set[str] = set()
+
+    def active(self) -> list[Delta]:
+        """The deltas that act, in the order of their injection."""
+        return [d for slot, d in self._modules.items() if slot not in self.off]

@@ -7,8 +7,9 @@ from torch import nn
 
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
-from mmpetl.core.inject import Injection, eject, injection_of
+from mmpetl.core.injection import Injection, injection_of
 from mmpetl.core.site import AFTER_ONLY, Site
+from mmpetl.core.slots import remove
 
 
 @torch.no_grad()
@@ -19,10 +20,19 @@ def fold(backbone: nn.Module) -> nn.Module:
     mmpetl: same keys, same shapes, no extra operation.
 
     Raises:
-        PETLError: A method has no exact equivalent in the base weights.
+        PETLError: A method has no exact equivalent in the base weights, or they are
+            quantised. Nothing is changed then.
+
+    Example:
+        >>> import timm, mmpetl
+        >>> model = mmpetl.inject(timm.create_model('test_vit'), 'LoRA')
+        >>> mmpetl.count_trainable(model).delta > 0
+        True
+        >>> any('petl' in key for key in mmpetl.fold(model).state_dict())
+        False
     """
-    module, state = injection_of(backbone)
-    for name, slot in state.slots.items():
+    module, record = injection_of(backbone)
+    for name, slot in record.slots.items():
         if slot.sites and not slot.method.folds:
             raise PETLError(
                 f'{type(slot.method).__name__} in slot {name!r} has no exact '
@@ -34,22 +44,27 @@ def fold(backbone: nn.Module) -> nn.Module:
                 f'slot {name!r} ({type(slot.method).__name__}) is disabled; enable it '
                 'or eject it before folding'
             )
-    for name, site, delta in _in_order(module, state):
-        affine = state.site_map.affine(module, site)
-        state.slots[name].method.fold(site, delta, affine)
-    for name in list(state.slots):
-        eject(module, name, restore=False)
+    parts = [
+        (name, site, delta, record.site_map.affine(module, site))
+        for name, site, delta in _in_order(module, record)
+    ]
+    for *_, affine in parts:
+        affine.check_writable()
+    for name, site, delta, affine in parts:
+        record.slots[name].method.fold(site, delta, affine)
+    for name in list(record.slots):
+        remove(module, record, name, restore=False)
     return backbone
 
 
-def _in_order(module: nn.Module, state: Injection) -> list[tuple[str, Site, Delta]]:
+def _in_order(module: nn.Module, record: Injection) -> list[tuple[str, Site, Delta]]:
     """Slot, site and delta from the weight outwards.
 
     What acts behind a projection is nearer to its weight than what acts in front, since
     it sees the edited input; the rows of the fused projection run before the whole.
     """
     behind, front = [], []
-    for name, slot in state.slots.items():
+    for name, slot in record.slots.items():
         for site in slot.sites:
             delta = module.get_submodule(f'{site.path}.{name}')
             acts_before = type(delta).before is not Delta.before

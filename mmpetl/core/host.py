@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core.affine import Affine
-from mmpetl.core.attention import attend
+from mmpetl.core.attention import softmax_attention, split_heads
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
+from mmpetl.core.fingerprint import check_unmoved, converting
+from mmpetl.core.injection import Injection, deltas_of
 
-if TYPE_CHECKING:
-    from mmpetl.core.inject import Injection
-
-
-class Plug(nn.ModuleDict):
-    """The deltas at one site, by slot; a slot can be switched off."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.off: set[str] = set()
-
-    def active(self) -> list[Delta]:
-        """The deltas that act, in the order of their injection."""
-        return [d for slot, d in self._modules.items() if slot not in self.off]
+Features = Tensor | tuple[Tensor, ...]
 
 
 class Host:
@@ -51,19 +40,26 @@ class Host:
         return [] if plug is None else plug.active()
 
     def before(
-        self, kind: str, x: Tensor, ctx: Context, index: int | None = None
-    ) -> Tensor:
+        self, kind: str, x: Features, ctx: Context, index: int | None = None
+    ) -> Features:
         """Run the ``before`` ports of a site."""
         for delta in self.plugged(kind, index):
-            x = delta.before(x, ctx)
+            if type(delta).before is not Delta.before:
+                x = _like(delta.before(_for(delta, x), ctx), x)
         return x
 
     def after(
-        self, kind: str, x: Tensor, y: Tensor, ctx: Context, index: int | None = None
+        self,
+        kind: str,
+        x: Features,
+        y: Tensor,
+        ctx: Context,
+        index: int | None = None,
     ) -> Tensor:
         """Run the ``after`` ports of a site, given its input and output."""
         for delta in self.plugged(kind, index):
-            y = delta.after(x, y, ctx)
+            if type(delta).after is not Delta.after:
+                y = _like(delta.after(_for(delta, x), _for(delta, y), ctx), y)
         return y
 
     def through(
@@ -77,6 +73,22 @@ class Host:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
         return self.after(kind, x, module(x), ctx, index)
+
+
+def _for(delta: Delta, x: Features) -> Features:
+    """Features in the dtype of a delta, which may be finer than that of the base."""
+    if isinstance(x, tuple):
+        return tuple(_for(delta, part) for part in x)
+    if delta.dtype in (None, x.dtype) or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(delta.dtype)
+
+
+def _like(y: Features, x: Features) -> Features:
+    """``y`` in the dtype of ``x``."""
+    if isinstance(y, tuple):
+        return tuple(_like(a, b) for a, b in zip(y, x, strict=True))
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -97,7 +109,7 @@ class BlockHost(Host):
     with_cp = False
 
     def attention_parts(self) -> dict[str, Any]:
-        """Keyword arguments of :func:`mmpetl.core.attend`."""
+        """Keyword arguments of :meth:`attend`."""
         raise NotImplementedError
 
     def ffn_parts(self) -> tuple[nn.Module, Callable, nn.Module, Callable]:
@@ -112,9 +124,61 @@ class BlockHost(Host):
         """Dropout behind the output projection."""
         return x
 
+    def attend(
+        self,
+        x: Tensor,
+        ctx: Context,
+        *,
+        num_heads: int,
+        qkv: Callable[[Tensor], Tensor],
+        proj: nn.Module,
+        bias: Tensor | None = None,
+        mask: Tensor | None = None,
+        dropout: float = 0.0,
+        qk_norm: tuple[nn.Module, nn.Module] | None = None,
+    ) -> Tensor:
+        """From what enters the fused projection to what leaves the output projection.
+
+        Args:
+            x: (B, N, C); in windowed attention (B * windows, N, C).
+            ctx: Facts of this forward pass.
+            num_heads: Attention heads.
+            qkv: The fused projection, (B, N, C) -> (B, N, 3 * D), rows q, k, v.
+            proj: The output projection.
+            bias: See :func:`~mmpetl.core.attention.softmax_attention`.
+            mask: Likewise.
+            dropout: Likewise.
+            qk_norm: Norms of queries and keys per head.
+
+        Returns:
+            (B, N, C).
+        """
+        x = self.before('attn.qkv', x, ctx)
+        y = qkv(x)
+        rows = ('attn.q', 'attn.k', 'attn.v')
+        if any(self.plugged(kind) for kind in rows):
+            parts = [
+                self.after(kind, x, part, ctx)
+                for kind, part in zip(rows, y.chunk(3, dim=-1), strict=True)
+            ]
+            if self.plugged('attn.qkv'):
+                y = self.after('attn.qkv', x, torch.cat(parts, dim=-1), ctx)
+                parts = y.chunk(3, dim=-1)
+            q, k, v = (split_heads(part, num_heads) for part in parts)
+        else:
+            y = self.after('attn.qkv', x, y, ctx)
+            y = y.unflatten(-1, (3, num_heads, -1))
+            q, k, v = y.permute(2, 0, 3, 1, 4).unbind(0)
+        if qk_norm is not None:
+            q, k = qk_norm[0](q), qk_norm[1](k)
+        q, k, v = self.before('attn.core', (q, k, v), ctx)
+        o = softmax_attention(q, k, v, bias, mask, dropout)
+        o = self.after('attn.core', (q, k, v), o, ctx)
+        return self.through('attn.proj', proj, o.transpose(1, 2).flatten(2), ctx)
+
     def attention(self, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the sites ``attn.before`` and ``attn.after``."""
-        return self.drop_projection(attend(self, x, ctx, **self.attention_parts()))
+        return self.drop_projection(self.attend(x, ctx, **self.attention_parts()))
 
     def ffn_network(self, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the sites ``ffn.before`` and ``ffn.after``."""
@@ -153,8 +217,10 @@ class BlockHost(Host):
         }
         if kind in modules:
             module = modules[kind]
+            if getattr(module, 'weight', None) is None:
+                return None
             eps = getattr(module, 'eps', None)
-            return Affine.of(name, module.weight, module.bias, eps)
+            return Affine.of(name, module.weight, getattr(module, 'bias', None), eps)
         if kind not in ('attn.qkv', 'attn.q', 'attn.k', 'attn.v'):
             return None
         qkv = self.qkv_affine(name)
@@ -164,7 +230,7 @@ class BlockHost(Host):
         return qkv.rows(name, i * third, (i + 1) * third)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        ctx.again = self.sublayers
+        ctx.rerun = self.sublayers
         x = self.before('tokens', x, ctx)
         x = self.before('block', x, ctx)
         if self.with_cp and torch.is_grad_enabled():
@@ -177,7 +243,12 @@ class BlockHost(Host):
 
 
 class BackboneHost(Host):
-    """A backbone whose blocks run sites."""
+    """A backbone whose blocks run sites.
+
+    Its base is safe from initialisers that run after the injection: those of MMEngine
+    pass it by, and what another one has overwritten stops the next training step's
+    ``train()``.
+    """
 
     _petl: Injection
 
@@ -188,10 +259,35 @@ class BackboneHost(Host):
         position embeddings even of a loaded model.
         """
 
+    def apply(self, fn: Callable[[nn.Module], None]) -> BackboneHost:
+        """As of any module, but the initialisers of a model around it pass by."""
+        if fn.__module__ == 'mmengine.model.weight_init':
+            return self
+        return super().apply(fn)
+
     def train(self, mode: bool = True) -> BackboneHost:
         """Train the deltas and what the method selects; the frozen rest evaluates."""
+        if mode:
+            check_unmoved(self, self._petl)
+        # A host with frozen stages clears the flags of all that lies in them.
+        flags = [(param, param.requires_grad) for param in self.parameters()]
         super().train(mode)
-        self._petl.apply_modes(self, mode)
+        for param, flag in flags:
+            param.requires_grad_(flag)
+        apply_modes(self, self._petl, mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        def convert() -> None:
+            super(BackboneHost, self)._apply(fn, recurse)
+
+        like = next(self.parameters())
+        if fn(like.new_empty(0)).dtype == like.dtype or like.is_meta:
+            convert()
+        else:
+            converting(self, self._petl, convert)
+        for delta in deltas_of(self, self._petl):
+            delta.renew_dtype()
         return self
 
     def embed_patches(
@@ -238,9 +334,44 @@ class BackboneHost(Host):
             x = self.through('out.norm', norm, x, ctx, index)
         return x, self.after('out', x, without_extra(x, ctx), ctx, index)
 
-    def hand_over(self, x: Tensor, ctx: Context, index: int) -> Tensor:
+    def norm_vector(
+        self, norm: nn.Module, x: Tensor, ctx: Context, index: int
+    ) -> Tensor:
+        """Norm a pooled output, (B, C) -> (B, C), with its site ``out.norm``."""
+        x = self.through('out.norm', norm, x.unsqueeze(1), ctx, index)
+        return x.squeeze(1)
+
+    def feature(self, x: Tensor, ctx: Context, index: int) -> Tensor:
         """Run the site ``feature`` on the vectors of an output, (B, C) -> (B, C')."""
         return self.through('feature', _identity, x.unsqueeze(1), ctx, index).squeeze(1)
+
+
+def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
+    """Put frozen modules in eval mode; called after the host's own ``train``.
+
+    A module trains if all parameters below it train; one without parameters follows
+    its parent, so that dropout runs in trained blocks only. Deltas are in the mode
+    that was asked for, those of a frozen slot in eval mode.
+    """
+    record.training = mode
+    asleep = {name for name, slot in record.slots.items() if slot.frozen}
+
+    def visit(module: nn.Module, parent: bool) -> None:
+        params = [p for n, p in module.named_parameters() if 'petl' not in n.split('.')]
+        trains = all(p.requires_grad for p in params) if params else parent
+        module.training = mode and trains
+        if record.frozen_drop_path and type(module).__name__ == 'DropPath':
+            module.training = mode
+        for name, child in module.named_children():
+            if name == 'petl':
+                child.train(mode)
+                for plug in child.children():
+                    for slot in asleep & set(plug._modules):
+                        plug._modules[slot].eval()
+            else:
+                visit(child, trains)
+
+    visit(backbone, True)
 
 
 def without_extra(x: Tensor, ctx: Context) -> Tensor:

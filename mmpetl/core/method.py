@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
+from mmpetl.core.role import Role
 from mmpetl.core.site import KINDS, Site
 from mmpetl.registry import METHODS
 
@@ -76,15 +77,16 @@ class Method:
         """The delta for one site."""
         raise NotImplementedError
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
-        """Whether a base parameter stays trainable.
-
-        Args:
-            name: Its full name in the backbone.
-            param: The parameter.
-            owner: The module that holds it.
-        """
+    def selects(self, role: Role) -> bool:
+        """Whether a base parameter stays trainable."""
         return False
+
+    def select(self, roles: list[Role]) -> set[str]:
+        """Names of all base parameters that stay trainable.
+
+        Override it where one choice depends on the others, else :meth:`selects`.
+        """
+        return {role.name for role in roles if self.selects(role)}
 
     def initialise(
         self, deltas: Mapping[Site, Delta], weights: Callable[..., Affine]

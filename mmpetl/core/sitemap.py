@@ -12,7 +12,7 @@ from torch import nn
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.errors import PETLError
-from mmpetl.core.host import BackboneHost, BlockHost
+from mmpetl.core.role import Kind, Place, Role
 from mmpetl.core.site import Site
 from mmpetl.registry import BACKBONES
 
@@ -20,22 +20,36 @@ from mmpetl.registry import BACKBONES
 class SiteMap:
     """Base of the descriptions in ``mmpetl/backbones``, one file per backbone class.
 
-    A description names the foreign class it serves, gives the swapped classes, and
-    lists the sites.
+    A description names the foreign class it serves, gives the swapped classes, lists
+    the sites, and tells the role of each parameter.
 
     Attributes:
         host: The foreign backbone class.
         host_block: The foreign block class.
         head: Path prefixes of task heads inside of the backbone; they always train.
-        swapped: Subclass of ``(BackboneHost, host)``.
-        swapped_block: Subclass of ``(BlockHost, host_block)``.
+        swapped: Subclass of ``(BackboneHost, host)``, called ``PETL`` and the name of
+            ``host``: code of other libraries reads class names.
+        swapped_block: Subclass of ``(BlockHost, host_block)``, likewise.
+        parts: Classes that a part of a block may have, by its path in the block. The
+            algebra of a swapped block is that of these classes and of no other.
+        biases: Last names of additive bias vectors.
+        positions: Last names of absolute position tables.
+        position_biases: Last names of relative position tables.
+        tokens: Last names of learned tokens.
+        scales: Last names of layer scales, or the name of the module that holds one.
     """
 
     host: type[nn.Module]
     host_block: type[nn.Module]
     head: tuple[str, ...] = ()
-    swapped: type[BackboneHost]
-    swapped_block: type[BlockHost]
+    swapped: type[nn.Module]
+    swapped_block: type[nn.Module]
+    parts: dict[str, tuple[type[nn.Module], ...]] = {}
+    biases: tuple[str, ...] = ('bias',)
+    positions: tuple[str, ...] = ('pos_embed',)
+    position_biases: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ('cls_token',)
+    scales: tuple[str, ...] = ()
 
     def example(self) -> nn.Module:
         """An instance of the size that papers use, for the support grid and counts."""
@@ -53,7 +67,7 @@ class SiteMap:
         """Every site of this backbone, in the order of the forward pass."""
         raise NotImplementedError
 
-    def ends(self, backbone: nn.Module) -> dict[str, nn.Module]:
+    def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
         """Modules behind the sites that lie outside of blocks, by :attr:`Site.key`."""
         raise NotImplementedError
 
@@ -67,30 +81,109 @@ class SiteMap:
         if site.block is not None:
             found = backbone.get_submodule(site.host).affine(str(site), site.kind)
         else:
-            module = self.ends(backbone).get(site.key)
+            module = self.outer_modules(backbone).get(site.key)
             if getattr(module, 'weight', None) is not None:
-                found = Affine.of(str(site), module.weight, module.bias)
+                bias = getattr(module, 'bias', None)
+                eps = getattr(module, 'eps', None)
+                found = Affine.of(str(site), module.weight, bias, eps)
         if found is None:
             raise PETLError(
                 f'{site} is no affine map, so nothing can be folded into it'
             )
         return found
 
+    def roles(self, backbone: nn.Module) -> list[Role]:
+        """The role of every parameter of a backbone, before or after its swap."""
+        sites = self.sites(backbone)
+        stages = {site.block: site.stage for site in sites if site.block is not None}
+        blocks = [
+            (path, i, stages[i]) for i, (path, _) in enumerate(self.blocks(backbone))
+        ]
+        outside: dict[int, Site] = {}
+        modules = self.outer_modules(backbone)
+        for site in sites:
+            module = modules.get(site.key) if site.block is None else None
+            if module is not None:
+                outside[id(module)] = site
+        owners = dict(backbone.named_modules())
+        roles = []
+        for name, param in backbone.named_parameters():
+            if 'petl' in name.split('.'):
+                continue
+            path, _, last = name.rpartition('.')
+            block, stage, place = None, None, ''
+            site = outside.get(id(owners[path]))
+            if self.in_head(name):
+                place = 'head'
+            elif site is not None:
+                stage = site.stage
+                place = PLACES[site.kind.partition('.')[0]]
+            else:
+                inside = (b for b in blocks if name.startswith(f'{b[0]}.'))
+                found = next(inside, None)
+                if found is not None:
+                    (_, block, stage), place = found, 'block'
+            kind = self._kind(name, owners[path], place, blocks)
+            part = 'bias' if last in self.biases else 'weight'
+            if kind not in ('projection', 'norm', 'inner_norm', 'final_norm', 'head'):
+                part = ''
+            roles.append(
+                Role(name, tuple(param.shape), kind, part, place, block, stage)
+            )
+        return roles
+
+    def _kind(
+        self, name: str, owner: nn.Module, place: Place, blocks: list[tuple]
+    ) -> Kind:
+        *path, last = name.split('.')
+        if place == 'head':
+            return 'head'
+        for kind, names in (
+            ('position', self.positions),
+            ('position_bias', self.position_biases),
+            ('token', self.tokens),
+        ):
+            if last in names:
+                return kind
+        if last in self.scales or (path and path[-1] in self.scales):
+            return 'scale'
+        if is_norm(owner):
+            if place == 'block':
+                in_block = '.'.join(path[:-1]) in {b[0] for b in blocks}
+                return 'norm' if in_block else 'inner_norm'
+            return 'final_norm' if place == 'out' else 'norm'
+        if last in self.biases or last == 'weight':
+            return 'projection'
+        return 'other'
+
+    def in_head(self, name: str) -> bool:
+        """Whether a parameter belongs to a head inside of the backbone."""
+        return any(is_below(name, prefix) for prefix in self.head)
+
     def check(self, backbone: nn.Module) -> None:
         """Refuse variants of the class whose forward pass differs.
 
-        Called before anything else is asked or changed.
+        Called before anything else is asked or changed. A description that overrides
+        it calls it first.
         """
+        for path, block in self.blocks(backbone):
+            if type(block) not in (self.host_block, self.swapped_block):
+                raise PETLError(
+                    f'{path} is a {class_name(type(block))}; the site map of '
+                    f'{class_name(self.host)} describes blocks of class '
+                    f'{self.host_block.__name__}'
+                )
+            for part, classes in self.parts.items():
+                module = block.get_submodule(part)
+                if type(module) not in classes:
+                    raise PETLError(
+                        f'{path}.{part} is a {class_name(type(module))}; the site map '
+                        f'of {class_name(self.host)} knows '
+                        f'{" and ".join(c.__name__ for c in classes)} there'
+                    )
 
     def swap(self, backbone: nn.Module) -> None:
         """Change the classes of the backbone and its blocks."""
-        for path, block in self.blocks(backbone):
-            if type(block) is not self.host_block:
-                raise PETLError(
-                    f'{path} is a {type(block).__name__}; the site map of '
-                    f'{self.host.__name__} describes blocks of class '
-                    f'{self.host_block.__name__}'
-                )
         for _, block in self.blocks(backbone):
             block.__class__ = self.swapped_block
         backbone.__class__ = self.swapped
@@ -100,6 +193,25 @@ class SiteMap:
         for _, block in self.blocks(backbone):
             block.__class__ = self.host_block
         backbone.__class__ = self.host
+
+
+PLACES: dict[str, Place] = {'embed': 'embed', 'downsample': 'merging', 'out': 'out'}
+"""Where a parameter stands whose module is behind a site outside of blocks."""
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises and scales, as LayerNorm, RMSNorm and BatchNorm."""
+    return any('Norm' in cls.__name__ for cls in type(module).__mro__)
+
+
+def is_below(name: str, prefix: str) -> bool:
+    """Whether a dotted name is ``prefix`` or lies below it."""
+    return name == prefix or name.startswith(f'{prefix}.')
+
+
+def class_name(cls: type) -> str:
+    """Package and class, ``mmpretrain.VisionTransformer``; packages share names."""
+    return f'{cls.__module__.partition(".")[0]}.{cls.__name__}'
 
 
 def block_sites(
@@ -144,17 +256,23 @@ def block_sites(
     ]
 
 
-def _load_descriptions(backbone: nn.Module) -> None:
-    """Import the files whose name starts with a package the backbone comes from.
+def _descriptions() -> list[str]:
+    """Stems of the files of ``mmpetl/backbones``."""
+    package = importlib.import_module('mmpetl.backbones')
+    return [info.name for info in pkgutil.iter_modules(package.__path__)]
+
+
+def _load_descriptions(module: nn.Module) -> list[SiteMap]:
+    """The descriptions whose file starts with a package that the module comes from.
 
     ``mmpretrain_vit.py`` is read when an mmpretrain backbone asks, and not before:
     importing an OpenMMLab package takes seconds.
     """
-    package = importlib.import_module('mmpetl.backbones')
-    roots = {cls.__module__.partition('.')[0] for cls in type(backbone).__mro__}
-    for info in pkgutil.iter_modules(package.__path__):
-        if info.name.partition('_')[0] in roots & set(sys.modules):
-            importlib.import_module(f'mmpetl.backbones.{info.name}')
+    roots = {cls.__module__.partition('.')[0] for cls in type(module).__mro__}
+    for stem in _descriptions():
+        if stem.partition('_')[0] in roots & set(sys.modules):
+            importlib.import_module(f'mmpetl.backbones.{stem}')
+    return [cls() for cls in dict.fromkeys(BACKBONES.module_dict.values())]
 
 
 def find_site_map(backbone: nn.Module) -> SiteMap:
@@ -163,21 +281,36 @@ def find_site_map(backbone: nn.Module) -> SiteMap:
     Raises:
         PETLError: No file of ``mmpetl/backbones`` describes its class.
     """
-    _load_descriptions(backbone)
-    maps = [cls() for cls in dict.fromkeys(BACKBONES.module_dict.values())]
-    for site_map in maps:
+    for site_map in _load_descriptions(backbone):
         if type(backbone) in (site_map.host, getattr(site_map, 'swapped', None)):
             return site_map
-    for site_map in maps:
-        if isinstance(backbone, site_map.host):
-            raise PETLError(
-                f'{type(backbone).__name__} is a subclass of '
-                f'{site_map.host.__module__}.{site_map.host.__name__}, whose forward '
+    raise PETLError(_why_unknown(backbone))
+
+
+def _why_unknown(model: nn.Module) -> str:
+    """Where to inject instead, or what is served."""
+    name = class_name(type(model))
+    for attribute in ('module', '_orig_mod'):
+        if isinstance(getattr(model, attribute, None), nn.Module):
+            return (
+                f'{name} wraps a model; inject before it is wrapped, or into '
+                f'model.{attribute}'
+            )
+    for path, part in model.named_modules():
+        for site_map in _load_descriptions(part) if path else ():
+            if type(part) in (site_map.host, getattr(site_map, 'swapped', None)):
+                return (
+                    f'{name} is no backbone, but holds one: inject into model.{path} '
+                    f'({class_name(type(part))})'
+                )
+    for site_map in _load_descriptions(model):
+        if isinstance(model, site_map.host):
+            return (
+                f'{name} is a subclass of {class_name(site_map.host)}, whose forward '
                 'pass may differ; describe it in a file of its own in mmpetl/backbones'
             )
-    known = ', '.join(sorted({m.host.__name__ for m in maps})) or 'none of its package'
-    raise PETLError(
-        f'no site map for {type(backbone).__module__}.{type(backbone).__name__} '
-        f'(described here: {known}); CONTRIBUTING.md shows how to add one file to '
-        'mmpetl/backbones'
+    return (
+        f'no site map for {type(model).__module__}.{type(model).__name__}; '
+        f'described are {", ".join(_descriptions())}, and CONTRIBUTING.md shows how to '
+        'add one file to mmpetl/backbones'
     )

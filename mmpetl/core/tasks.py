@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
-from mmpetl.core.inject import find_injected
+from mmpetl.core.injection import find_submodule, injections
 
 
 def check_tasks(user: object, tasks: Iterable[str]) -> tuple[str, ...]:
@@ -99,10 +99,10 @@ class TaskSwitch(nn.Module):
 
 
 class TaskEntry(Delta):
-    """Writes the tasks of this pass into ``ctx.scratch``; features stay as they are."""
+    """Writes the tasks of this pass into the notes; features stay as they are."""
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        ctx.scratch[self.shared] = self.shared.asked()
+        self.notes(ctx)['tasks'] = self.shared.asked()
         return y
 
 
@@ -113,13 +113,11 @@ def task_switch(model: nn.Module) -> TaskSwitch | None:
         PETLError: Several such methods act at once.
     """
     found = []
-    for _, module in find_injected(model):
-        for name, slot in module.__dict__['_petl'].slots.items():
-            shared = getattr(module._modules.get('petl'), 'shared', None)
-            if slot.enabled and shared is not None and name in shared:
-                found += [
-                    m for m in shared[name].modules() if isinstance(m, TaskSwitch)
-                ]
+    for _, module, record in injections(model):
+        for name, slot in record.slots.items():
+            shared = find_submodule(module, f'petl.shared.{name}')
+            if slot.enabled and shared is not None:
+                found += [m for m in shared.modules() if isinstance(m, TaskSwitch)]
     if len(found) > 1:
         raise PETLError(
             f'{len(found)} multi-task methods act in one backbone; disable all but one'

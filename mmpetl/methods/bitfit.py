@@ -9,12 +9,8 @@ they are an argument, on by default because the published Swin counts hold them.
 
 from __future__ import annotations
 
-from torch import nn
-
-from mmpetl.core import Method
+from mmpetl.core import Method, Role
 from mmpetl.registry import METHODS
-
-TABLE = 'relative_position_bias_table'
 
 
 @METHODS.register_module()
@@ -34,9 +30,7 @@ class BitFit(Method):
     def __init__(self, include_rel_pos_bias: bool = True) -> None:
         self.include_rel_pos_bias = include_rel_pos_bias
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
-        last = name.rpartition('.')[2]
-        if last == TABLE:
+    def selects(self, role: Role) -> bool:
+        if role.kind == 'position_bias':
             return self.include_rel_pos_bias
-        # VideoMAE keeps its biases as q_bias and v_bias beside a bias-less Linear.
-        return param.ndim == 1 and (last == 'bias' or last.endswith('_bias'))
+        return role.part == 'bias'

@@ -30,13 +30,9 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
     """Zero whole samples with probability ``rate`` and scale up the others."""
-    shape = len(x), *[1] * (x.ndim - 1)
+    shape = x.shape[0], *[1] * (x.ndim - 1)
     kept = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
     return x * kept / (1 - rate)
-
-
-class Branches(nn.Module):
-    """Holds nothing; its identity tells the branches of one slot from another's."""
 
 
 class InputDelta(Delta):
@@ -47,7 +43,7 @@ class InputDelta(Delta):
         self.name = name
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        ctx.scratch[self.shared, self.name] = x
+        self.notes(ctx)[self.name] = x
         return y
 
 
@@ -105,7 +101,7 @@ class BypassDelta(Delta):
         return self.up(self.drop(h))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        update = self.branch(ctx.scratch.pop((self.shared, self.name)), ctx)
+        update = self.branch(self.notes(ctx).pop(self.name), ctx)
         if self.training and self.drop_path_rate:
             update = drop_path(update, self.drop_path_rate)
         return y + update * self.scale
@@ -158,9 +154,6 @@ class Convpass(Method):
         self.conv_init = conv_init
         names = STYLES[style]
         self.targets = (*names, *(f'{name}.sum' for name in names))
-
-    def share(self, sites: list[Site]) -> Branches:
-        return Branches()
 
     def build(self, site: Site) -> Delta:
         name, _, place = site.kind.partition('.')

@@ -12,10 +12,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core import Affine, Context, Delta, Method, PETLError, Site, check_range
+from mmpetl.core import (
+    Affine,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Role,
+    Site,
+    check_range,
+)
 from mmpetl.registry import METHODS
-
-TABLE = 'relative_position_bias_table'
 
 
 class BranchScale(Delta):
@@ -70,14 +77,10 @@ class DiffFit(Method):
     def build(self, site: Site) -> BranchScale:
         return BranchScale(site.out_dims)
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
-        last = name.rpartition('.')[2]
-        if last == TABLE:
+    def selects(self, role: Role) -> bool:
+        if role.kind == 'position_bias':
             return self.include_rel_pos_bias
-        if isinstance(owner, nn.LayerNorm):
-            return True
-        # VideoMAE keeps its biases as q_bias and v_bias beside a bias-less Linear.
-        return param.ndim == 1 and (last == 'bias' or last.endswith('_bias'))
+        return role.is_norm or role.part == 'bias'
 
     def fold(self, site: Site, delta: BranchScale, affine: Affine) -> None:
         affine.scale_(delta.gamma)

@@ -62,15 +62,15 @@ class DTLDelta(Delta):
         self.adds = adds
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        key = (self.shared, self.stage)
+        notes = self.notes(ctx)
         h = F.linear(F.linear(x, self.A), self.B)
-        ctx.scratch[key] = ctx.scratch[key] + h if key in ctx.scratch else h
+        notes[self.stage] = notes[self.stage] + h if self.stage in notes else h
         return x
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         if not self.adds:
             return y
-        h = ctx.scratch[self.shared, self.stage]
+        h = self.notes(ctx)[self.stage]
         at_least = torch.promote_types(h.dtype, torch.float32)
         h = h * torch.sigmoid(self.beta * h.to(at_least)).to(h.dtype)
         if len(self.shared):

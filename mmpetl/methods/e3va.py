@@ -54,15 +54,11 @@ class DualLowRank(nn.Module):
         return self.U_u(self.V_u(F.gelu(self.U_d(self.V_d(v)))))
 
 
-class Highway(nn.Module):
-    """Holds nothing; its identity tells one highway from another."""
-
-
 class EntryDelta(Delta):
     """The highway starts as the embedded tokens."""
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        ctx.scratch[self.shared, 'h'] = without_extra(y, ctx)
+        self.notes(ctx)['h'] = without_extra(y, ctx)
         return y
 
 
@@ -74,7 +70,7 @@ class BranchDelta(Delta):
         self.kind = kind
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        ctx.scratch[self.shared, self.kind] = without_extra(y, ctx)
+        self.notes(ctx)[self.kind] = without_extra(y, ctx)
         return y
 
 
@@ -90,11 +86,11 @@ class HighwayDelta(Delta):
         self.ffn = DualLowRank(dims, rank)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        h = ctx.scratch[self.shared, 'h']
+        h = self.notes(ctx)['h']
         for kind, adapter in (('attn', self.attn), ('ffn', self.ffn)):
-            v = ctx.scratch.pop((self.shared, f'{kind}.branch'))
+            v = self.notes(ctx).pop(f'{kind}.branch')
             h = h + v + adapter(v)
-        ctx.scratch[self.shared, 'h'] = h
+        self.notes(ctx)['h'] = h
         return y
 
 
@@ -102,10 +98,10 @@ class MergeDelta(Delta):
     """The backbone's own patch merging takes the highway to the next stage."""
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        apart = ctx.fork()
-        apart.num_prefix, apart.num_extra = ctx.num_prefix - ctx.num_extra, 0
-        h = ctx.scratch[self.shared, 'h']
-        ctx.scratch[self.shared, 'h'] = ctx.again(h, apart)
+        alone = ctx.fork()  # the highway has no extra tokens
+        alone.num_prefix, alone.num_extra = ctx.num_prefix - ctx.num_extra, 0
+        h = self.notes(ctx)['h']
+        self.notes(ctx)['h'] = ctx.rerun(h, alone)
         return x
 
 
@@ -113,7 +109,7 @@ class ExitDelta(Delta):
     """The highway leaves in place of the frozen stream, in front of the norm."""
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        h = ctx.scratch[self.shared, 'h'].to(x.dtype)
+        h = self.notes(ctx)['h'].to(x.dtype)
         if not ctx.num_extra:
             return h
         own = ctx.num_prefix - ctx.num_extra
@@ -173,9 +169,6 @@ class E3VA(Method):
                 f'E3VA needs rank of at most half the width ({min(dims) // 2}), '
                 f'got {self.rank}'
             )
-
-    def share(self, sites: list[Site]) -> Highway:
-        return Highway()
 
     def build(self, site: Site) -> Delta:
         if site.kind == 'block':

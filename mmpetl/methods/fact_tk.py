@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import Affine, Method, PETLError, Site, check_range
-from mmpetl.methods.fact_tt import (
+from mmpetl.core.factors import (
     PROJECTIONS,
     FactorDelta,
     Factors,

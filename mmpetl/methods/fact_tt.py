@@ -9,106 +9,18 @@ stages each stage has factors of its own, which is our extension.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import (
-    Affine,
-    Context,
-    Delta,
-    Method,
-    PETLError,
-    Site,
-    check_range,
-    kaiming_uniform_,
+from mmpetl.core import Affine, Method, Site, check_range, kaiming_uniform_
+from mmpetl.core.factors import (
+    PROJECTIONS,
+    FactorDelta,
+    Factors,
+    check_factors,
+    square_blocks,
+    stage_key,
 )
 from mmpetl.registry import METHODS
-
-PROJECTIONS = ('attn.q', 'attn.k', 'attn.v', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
-
-
-def square_blocks(site: Site) -> tuple[int, int, int]:
-    """Width D, and how many D x D blocks the projection has along output and input."""
-    dims = min(site.in_dims, site.out_dims)
-    return dims, site.out_dims // dims, site.in_dims // dims
-
-
-def check_factors(method: Method, sites: list[Site]) -> None:
-    """Raise PETLError where a projection is not made of squares, or is too narrow."""
-    for site in sites:
-        dims, rows, columns = square_blocks(site)
-        if (rows * dims, columns * dims) != (site.out_dims, site.in_dims):
-            raise PETLError(
-                f'{type(method).__name__} needs projections whose width is a multiple '
-                f'of the other; {site} maps {site.in_dims} to {site.out_dims}'
-            )
-        if method.rank > dims:
-            raise PETLError(
-                f'{type(method).__name__} needs rank of at most the width ({dims} at '
-                f'{site}), got {method.rank}'
-            )
-
-
-class Factors(nn.Module):
-    """The two factors that every projection of one stage shares.
-
-    ``u``: (rank, dims), Kaiming-uniform; ``v``: (dims, rank), zero at the start.
-    """
-
-    def __init__(self, dims: int, rank: int) -> None:
-        super().__init__()
-        self.u = nn.Parameter(torch.empty(rank, dims))
-        self.v = nn.Parameter(torch.zeros(dims, rank))
-        kaiming_uniform_(self.u)
-
-
-def stage_key(site: Site) -> str:
-    """Name of the factors of a site's stage."""
-    return f'stage{site.stage}'
-
-
-class FactorDelta(Delta):
-    """``y + scale * V drop(S U x)``, block-wise over the D x D blocks of a projection.
-
-    ``U`` and ``V`` apply the shared factors to each chunk of D channels. ``S`` is
-    (rows * rank, columns * rank): the small cores of all blocks, laid out as the blocks
-    are. x: (B, N, columns * D), y: (B, N, rows * D).
-    """
-
-    def __init__(self, site: Site, scale: float, drop_rate: float) -> None:
-        super().__init__()
-        self.stage = stage_key(site)
-        self.dims, self.rows, self.columns = square_blocks(site)
-        self.scale = scale
-        self.drop = nn.Dropout(drop_rate)
-
-    def factors(self) -> Factors:
-        """What this delta shares with its stage."""
-        return self.shared[self.stage]
-
-    def cores(self) -> Tensor:
-        """(rows * rank, columns * rank)."""
-        raise NotImplementedError
-
-    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        factors = self.factors()
-        if self.columns > 1:
-            x = x.unflatten(-1, (self.columns, self.dims))
-        h = F.linear(x, factors.u)
-        h = h.flatten(-2) if self.columns > 1 else h
-        h = self.drop(F.linear(h, self.cores()))
-        if self.rows > 1:
-            h = h.unflatten(-1, (self.rows, -1))
-        h = F.linear(h, factors.v)
-        return y + (h.flatten(-2) if self.rows > 1 else h) * self.scale
-
-    def increment(self) -> Tensor:
-        """``scale * v S_i u`` for every block: (rows * D, columns * D), float64."""
-        factors = self.factors()
-        u, v = factors.u.double(), factors.v.double()
-        wide = torch.block_diag(*[u] * self.columns)
-        tall = torch.block_diag(*[v] * self.rows)
-        return tall @ self.cores().double() @ wide * self.scale
 
 
 class FacTTTDelta(FactorDelta):

@@ -6,9 +6,7 @@ rates, decay and stochastic depth are the recipe's.
 
 from __future__ import annotations
 
-from torch import nn
-
-from mmpetl.core import Method
+from mmpetl.core import Method, Role
 from mmpetl.registry import METHODS
 
 
@@ -18,5 +16,5 @@ class Full(Method):
 
     family = 'baseline'
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
+    def selects(self, role: Role) -> bool:
         return True

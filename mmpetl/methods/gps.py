@@ -29,6 +29,7 @@ from mmpetl.core import (
     Method,
     PETLError,
     Place,
+    Role,
     Site,
     batch_size,
     check_range,
@@ -44,7 +45,6 @@ from mmpetl.registry import METHODS
 
 CRITERIA = ('supcon', 'task')
 MODES = ('values', 'mask')
-LINEAR = (nn.Linear, nn.Conv2d, nn.Conv3d)
 TEMPERATURE = 0.07
 MOST_FOR_TASK = 1000
 FEW = 8
@@ -155,7 +155,7 @@ class GPSMask(Delta):
 
 def _masked(delta: GPSMask | None, grad: Tensor) -> Tensor | None:
     """The gradient at the chosen places; None (as it is) where none are to be kept."""
-    if delta is None or getattr(delta.shared, 'looks', False):
+    if delta is None or getattr(delta.shared, 'sees_all', False):
         return None
     ones = torch.ones_like(delta.index, dtype=grad.dtype)
     return grad * dense_rows(ones, delta.index, delta.in_dims).view_as(grad)
@@ -263,17 +263,12 @@ class GPS(Method):
                 whole = isinstance(weight, nn.Parameter)
                 delta.watch(weight if whole else weight._base)
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
-        if self.mode == 'mask' and param.ndim >= 2 and isinstance(owner, LINEAR):
-            return True
-        if not self.train_bias or isinstance(owner, nn.LayerNorm):
+    def selects(self, role: Role) -> bool:
+        if role.kind == 'projection' and role.part == 'weight':
+            return self.mode == 'mask'
+        if role.is_norm or not self.train_bias:
             return False
-        *path, last = name.split('.')
-        # Layer scales are called gamma in timm and VideoMAE, gamma1 in mmpretrain.
-        if any(part.startswith('gamma') for part in (*path, last)):
-            return True
-        # VideoMAE keeps its biases as q_bias and v_bias beside a bias-less Linear.
-        return param.ndim == 1 and (last == 'bias' or last.endswith('_bias'))
+        return role.kind == 'scale' or role.part == 'bias'
 
     def gradients(
         self, backbone: nn.Module, batches: Iterable[Any]
@@ -291,7 +286,7 @@ class GPS(Method):
         place = Place(backbone, self)
         module = place.module
         weights = {
-            site: _parameter(module, place.state.site_map.affine(module, site))
+            site: _parameter(module, place.record.site_map.affine(module, site))
             for site in place.sites
         }
         limit = self.max_images
@@ -333,7 +328,7 @@ class GPS(Method):
     ) -> tuple[Tensor | None, Tensor]:
         """Loss and labels of the views of one batch, without the head."""
         found: list[Tensor] = []
-        out = [site for site in place.state.sites if site.kind == 'out'][-1]
+        out = [site for site in place.record.sites if site.kind == 'out'][-1]
 
         def look(x: Tensor, y: Tensor, ctx: Context) -> None:
             found.append(_feature(out, without_extra(x, ctx), ctx))
@@ -369,11 +364,11 @@ class GPS(Method):
 @contextmanager
 def _whole_gradients(place: Place) -> Iterator[None]:
     """Leave gradients unmasked, so that a second choice sees all of them."""
-    place.calibrated.looks = True
+    place.calibrated.sees_all = True
     try:
         yield
     finally:
-        del place.calibrated.looks
+        del place.calibrated.sees_all
 
 
 def _parameter(module: nn.Module, affine: Affine) -> nn.Parameter:

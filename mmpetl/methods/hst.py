@@ -22,8 +22,10 @@ from mmpetl.core import (
     Delta,
     Method,
     PETLError,
+    Role,
     Site,
     check_range,
+    extra_tokens,
     join_tokens,
     softmax_attention,
     split_heads,
@@ -127,7 +129,7 @@ class SideBlock(nn.Module):
         if not self.training or not self.drop_path:
             return x
         keep = 1 - self.drop_path
-        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
+        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep
 
     def forward(self, x: Tensor, meta: Tensor, patches: Tensor) -> Tensor:
         """One block.
@@ -165,43 +167,34 @@ class MetaTokenDelta(Delta):
         self.meta = nn.Parameter(torch.empty(1, 1, site.in_dims))
         nn.init.xavier_uniform_(self.meta)
         self.block = SideBlock(width, num_heads, drop_path)
-        self.replaces = site.block > 0
         self.stage, self.first, self.last = stage, first, last
 
-    @property
-    def group(self) -> str:
-        """Name of the tokens of this method among all extra tokens."""
-        return f'HST {id(self.shared)}'
-
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        meta = self.meta.expand(len(x), -1, -1)
-        return join_tokens(x, meta, ctx, self.group, self.replaces)
+        meta = self.meta.expand(x.shape[0], -1, -1)
+        return join_tokens(x, meta, ctx, self.slot)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         side: SideNetwork = self.shared
         if self.first and self.stage == 0:
             h, size = side.stem(frames_of(ctx))
         else:
-            h, size = ctx.scratch[side, 'h']
+            h, size = self.notes(ctx)['side']
             if self.first:
                 h, size = side.downs[self.stage - 1](h, size)
         patches = side.bridged(y[:, ctx.num_prefix :], self.stage, ctx, size)
         meta = side.bridges[self.stage](self.output(y, ctx))
-        meta = meta.repeat_interleave(len(patches) // len(meta), dim=0)
+        frames = patches.shape[0] // meta.shape[0]
+        meta = meta.repeat_interleave(frames, dim=0)
         h = self.block(h, meta, patches)
         if self.last:
             h = side.norms[self.stage](h)
-        ctx.scratch[side, 'h'] = h, size
+        self.notes(ctx)['side'] = h, size
         return y
 
     def output(self, y: Tensor, ctx: Context) -> Tensor:
         """What the block made of the meta token, (B, 1, C)."""
-        at = ctx.num_prefix - ctx.num_extra
-        for group, count in ctx.scratch['joined']:
-            if group == self.group:
-                break
-            at += count
-        return y[:, at : at + 1]
+        at, end = extra_tokens(ctx, self.slot)
+        return y[:, at:end]
 
 
 def frames_of(ctx: Context) -> Tensor:
@@ -219,8 +212,8 @@ class PyramidDelta(Delta):
     """The mean over the last stage's tokens, normed over the batch, is the feature."""
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        h, _ = ctx.scratch[self.shared, 'h']
-        mean = h.mean(1).unflatten(0, (len(y), -1)).mean(1)
+        h, _ = self.notes(ctx)['side']
+        mean = h.mean(1).unflatten(0, (y.shape[0], -1)).mean(1)
         return self.shared.exit(mean).unsqueeze(1)
 
 
@@ -297,12 +290,8 @@ class HST(Method):
             last=place == per - 1,
         )
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
-        # The two norms of a block are its children: layers.3.ln1.weight, not
-        # blocks.3.attn.q_norm.weight and not the final norm.
-        path = name.split('.')
-        in_block = len(path) > 2 and path[-3].isdigit()
-        return in_block and isinstance(owner, nn.LayerNorm)
+    def selects(self, role: Role) -> bool:
+        return role.kind == 'norm' and role.place == 'block'
 
     def feature_dims(self, site: Site) -> int:
         return self.dims[-1]

@@ -11,8 +11,6 @@ start, the indices of the correction, and everything on windowed and video backb
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -21,14 +19,12 @@ from mmpetl.core import (
     Context,
     Delta,
     Method,
+    Partition,
     PETLError,
     Site,
     check_range,
-    from_windows,
     kaiming_uniform_,
-    shift_mask,
     softmax_attention,
-    to_windows,
     without_extra,
 )
 from mmpetl.registry import METHODS
@@ -46,20 +42,16 @@ class LowRankAttention(nn.Module):
         kaiming_uniform_(self.qkv.weight)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """What the unit adds: (B, N, C) -> (B, N, C)."""
         h = self.qkv(self.norm(x))
         if self.window is None:
             return self.out(self.attend(h))
-        # An axis that is no longer than the window is one window, unshifted.
-        axes = list(zip(grid, self.window, self.shift, strict=True))
-        window = tuple(min(n, w) for n, w, _ in axes)
-        shift = tuple(0 if n <= w else s for n, w, s in axes)
-        n = math.prod(window)
-        bias = h.new_zeros(1, n, n)
-        mask = shift_mask(grid, window, shift, h.device)
-        o = self.attend(to_windows(h, grid, window, shift), bias, mask)
-        return self.out(from_windows(o, grid, window, shift))
+        partition = Partition.shrunk(ctx.grid, self.window, self.shift)
+        n = partition.tokens
+        mask = partition.mask_in(ctx, h.device)
+        o = self.attend(partition.split(h), h.new_zeros(1, n, n), mask)
+        return self.out(partition.join(o))
 
     @staticmethod
     def attend(
@@ -68,10 +60,6 @@ class LowRankAttention(nn.Module):
         """One head over q, k and v side by side: (B, N, 3 r) -> (B, N, r)."""
         q, k, v = h.unsqueeze(1).chunk(3, dim=-1)
         return softmax_attention(q, k, v, bias, mask).squeeze(1)
-
-
-class SideStream(nn.Module):
-    """Holds nothing; its identity tells one side network from another."""
 
 
 class EntryDelta(Delta):
@@ -85,7 +73,7 @@ class EntryDelta(Delta):
         z = without_extra(y, ctx)
         # Sums of many feature maps lose too much in half precision.
         total = z.to(torch.promote_types(z.dtype, torch.float32))
-        ctx.scratch[self.shared, self.stage] = total, None
+        self.notes(ctx)[self.stage] = total, None
         return y
 
 
@@ -105,12 +93,12 @@ class GroupDelta(Delta):
         )
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        total, past = ctx.scratch[self.shared, self.stage]
+        total, past = self.notes(ctx)[self.stage]
         total = total + without_extra(y, ctx)
         past = past or [None] * len(self.units)
         now = []
         for units, e in zip(self.units, past, strict=True):
-            args = units, total, e, y.dtype, ctx.grid
+            args = units, total, e, y.dtype, ctx.fork()
             if torch.is_grad_enabled():
                 # A unit is a few products, but would keep two maps of full width.
                 e = checkpoint(
@@ -119,7 +107,7 @@ class GroupDelta(Delta):
             else:
                 e = self.grown(*args)
             now.append(e)
-        ctx.scratch[self.shared, self.stage] = total, now
+        self.notes(ctx)[self.stage] = total, now
         return y
 
     @staticmethod
@@ -128,12 +116,12 @@ class GroupDelta(Delta):
         total: Tensor,
         e: Tensor | None,
         dtype: torch.dtype,
-        grid: tuple[int, ...],
+        ctx: Context,
     ) -> Tensor:
         """The correction e, None for nothing yet, with what the units add to it."""
         for unit in units:
             u = total if e is None else total + e
-            step = unit(u.to(dtype), grid)
+            step = unit(u.to(dtype), ctx)
             e = step.to(total.dtype) if e is None else e + step
         return e
 
@@ -149,7 +137,7 @@ class CorrectionDelta(Delta):
         self.stage = stage
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        _, corrections = ctx.scratch[self.shared, self.stage]
+        _, corrections = self.notes(ctx)[self.stage]
         features = [self.corrected(x, e.to(x.dtype), ctx) for e in corrections]
         return features[0] if len(features) == 1 else torch.cat(features)
 
@@ -237,9 +225,6 @@ class LAST(Method):
                     'LAST corrects what a stage gives; this backbone emits it behind '
                     'the patch merging (out_after_downsample)'
                 )
-
-    def share(self, sites: list[Site]) -> SideStream:
-        return SideStream()
 
     def build(self, site: Site) -> Delta:
         if site.kind == 'block':

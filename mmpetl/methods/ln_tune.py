@@ -8,9 +8,7 @@ Differs from public code: norms are found by their class, since names differ (``
 
 from __future__ import annotations
 
-from torch import nn
-
-from mmpetl.core import Method
+from mmpetl.core import Method, Role
 from mmpetl.registry import METHODS
 
 
@@ -24,5 +22,5 @@ class LNTune(Method):
 
     family = 'specification'
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
-        return isinstance(owner, nn.LayerNorm)
+    def selects(self, role: Role) -> bool:
+        return role.is_norm

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
 
@@ -29,21 +28,19 @@ from mmpetl.core import (
     Context,
     Delta,
     Method,
+    Partition,
     PETLError,
     Place,
     Site,
     check_range,
     disable,
     enable,
-    from_windows,
     one_by_one,
     one_epoch,
     only_trains,
-    shift_mask,
     softmax_attention,
     split_heads,
     task_loss,
-    to_windows,
     warn_uncalibrated,
     without_extra,
 )
@@ -53,27 +50,6 @@ INITS = ('magnitude', 'fisher', 'random')
 FISHER_IMAGES = 1024
 """So many training images the paper estimates the Fisher information from."""
 TEMPERATURE = 0.1
-
-
-class SideStream(nn.Module):
-    """Holds nothing; its identity tells one side network from another."""
-
-
-@lru_cache(maxsize=64)
-def table_rows(
-    window: tuple[int, ...], full: tuple[int, ...], device: torch.device
-) -> Tensor:
-    """Rows of a table made for windows ``full``, for each token pair of ``window``.
-
-    Returns:
-        (N * N,) with N = prod(window).
-    """
-    axes = [torch.arange(w, device=device) for w in window]
-    at = torch.stack(torch.meshgrid(*axes, indexing='ij')).flatten(1)
-    rows = torch.zeros((), dtype=torch.long, device=device)
-    for d, w in zip(at[:, :, None] - at[:, None, :], full, strict=True):
-        rows = rows * (2 * w - 1) + d + w - 1
-    return rows.flatten()
 
 
 class SideBlock(nn.Module):
@@ -106,23 +82,19 @@ class SideBlock(nn.Module):
         o = softmax_attention(q, k, v, bias, mask)
         return self.proj(o.transpose(1, 2).flatten(2))
 
-    def attention(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    def attention(self, x: Tensor, ctx: Context) -> Tensor:
         """Attention over all tokens, or within (shifted) windows of the grid."""
         if self.window is None:
             return self.attend(x)
-        # An axis that is no longer than the window is one window, unshifted.
-        axes = list(zip(grid, self.window, self.shift, strict=True))
-        window = tuple(min(n, w) for n, w, _ in axes)
-        shift = tuple(0 if n <= w else s for n, w, s in axes)
-        rows = self.table[table_rows(window, self.window, x.device)]
-        n = math.prod(window)
+        partition = Partition.shrunk(ctx.grid, self.window, self.shift)
+        rows = self.table[partition.table_rows(self.window, x.device)]
+        n = partition.tokens
         bias = rows.view(n, n, -1).permute(2, 0, 1)
-        mask = shift_mask(grid, window, shift, x.device)
-        y = self.attend(to_windows(x, grid, window, shift), bias, mask)
-        return from_windows(y, grid, window, shift)
+        y = self.attend(partition.split(x), bias, partition.mask_in(ctx, x.device))
+        return partition.join(y)
 
-    def forward(self, h: Tensor, grid: tuple[int, ...]) -> Tensor:
-        h = h + self.attention(self.norm1(h), grid)
+    def forward(self, h: Tensor, ctx: Context) -> Tensor:
+        h = h + self.attention(self.norm1(h), ctx)
         return h + self.fc2(F.gelu(self.fc1(self.norm2(h))))
 
 
@@ -134,9 +106,9 @@ class EntryDelta(Delta):
         self.down = nn.Linear(site.out_dims, site.out_dims // reduction)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        if isinstance(self.shared, Calibrated):
+        if isinstance(self.__dict__.get('shared'), Calibrated):
             warn_uncalibrated(self, "LST with init='fisher' starts from random blocks")
-        ctx.scratch[self.shared] = self.down(without_extra(y, ctx))
+        self.notes(ctx)['h'] = self.down(without_extra(y, ctx))
         return y
 
 
@@ -155,8 +127,9 @@ class LadderDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         mu = torch.sigmoid(self.alpha / TEMPERATURE)
         fed = self.down(without_extra(y, ctx))
-        h = torch.lerp(fed, ctx.scratch[self.shared].to(fed.dtype), mu.to(fed.dtype))
-        ctx.scratch[self.shared] = self.block(h, ctx.grid)
+        notes = self.notes(ctx)
+        h = torch.lerp(fed, notes['h'].to(fed.dtype), mu.to(fed.dtype))
+        notes['h'] = self.block(h, ctx)
         return y
 
 
@@ -172,12 +145,12 @@ class MergeDelta(Delta):
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         # The grid is still the one in front of the merging.
         *_, height, width = ctx.grid
-        h = ctx.scratch[self.shared]
+        h = self.notes(ctx)['h']
         maps = h.view(-1, height, width, h.shape[-1])
         maps = F.pad(maps, (0, 0, 0, width % 2, 0, height % 2))
         near = [maps[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
-        h = torch.cat(near, dim=-1).reshape(len(h), -1, 4 * h.shape[-1])
-        ctx.scratch[self.shared] = self.down(self.norm(h))
+        h = torch.cat(near, dim=-1).reshape(h.shape[0], -1, 4 * h.shape[-1])
+        self.notes(ctx)['h'] = self.down(self.norm(h))
         return x
 
 
@@ -190,7 +163,7 @@ class ExitDelta(Delta):
         self.up = nn.Linear(site.out_dims // reduction, site.out_dims)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return self.up(self.norm(ctx.scratch[self.shared]))
+        return self.up(self.norm(self.notes(ctx)['h']))
 
 
 PARTS = {
@@ -246,8 +219,8 @@ class LST(Method):
                     'take a smaller reduction'
                 )
 
-    def share(self, sites: list[Site]) -> nn.Module:
-        return Calibrated() if self.init == 'fisher' else SideStream()
+    def share(self, sites: list[Site]) -> nn.Module | None:
+        return Calibrated() if self.init == 'fisher' else None
 
     def build(self, site: Site) -> Delta:
         return PARTS[site.kind](site, self.reduction)
@@ -373,8 +346,8 @@ class LST(Method):
 
 def _affine(place: Place, host: str, kind: str) -> Affine:
     """The map of a kind inside a block."""
-    site = next(s for s in place.state.sites if (s.host, s.kind) == (host, kind))
-    return place.state.site_map.affine(place.module, site)
+    site = next(s for s in place.record.sites if (s.host, s.kind) == (host, kind))
+    return place.record.site_map.affine(place.module, site)
 
 
 def _tensors(affine: Affine) -> list[Tensor]:

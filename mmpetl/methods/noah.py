@@ -34,7 +34,7 @@ from mmpetl.core import (
     Prompts,
     Site,
     check_range,
-    find_injected,
+    injections,
     join_tokens,
     kaiming_uniform_,
 )
@@ -131,19 +131,17 @@ class SearchSpace:
 class NOAHPrompts(Prompts):
     """``[class; drop(E[:width]); grid]``.  E: (num_tokens, C)."""
 
-    def __init__(
-        self, dims: int, num_tokens: int, drop_rate: float, group: str, replaces: bool
-    ) -> None:
+    def __init__(self, dims: int, num_tokens: int, drop_rate: float) -> None:
         # Xavier's bound for a tensor of shape (1, num_tokens, dims), as released.
         bound = (6 / (dims * (num_tokens + 1))) ** 0.5
-        super().__init__(dims, num_tokens, bound, drop_rate, group, replaces)
+        super().__init__(dims, num_tokens, bound, drop_rate)
         self.width = num_tokens
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         if not self.width:
             return x
-        rows = self.E[: self.width].expand(len(x), -1, -1)
-        return join_tokens(x, self.drop(rows), ctx, self.group, self.replaces)
+        rows = self.E[: self.width].expand(x.shape[0], -1, -1)
+        return join_tokens(x, self.drop(rows), ctx, self.slot)
 
     def size(self, width: int) -> int:
         """Parameters that act at a width."""
@@ -338,13 +336,7 @@ class NOAH(Method):
             )
         if site.kind == 'ffn':
             return NOAHAdapter(site.out_dims, width, self.drop_rate, released)
-        widths = self.num_tokens
-        earlier = [widths] * site.block if isinstance(widths, int) else widths
-        # Two slots keep their prompts apart unless they take turns block by block.
-        group = f'NOAH {_pattern(widths)}'
-        return NOAHPrompts(
-            site.in_dims, width, self.drop_rate, group, any(earlier[: site.block])
-        )
+        return NOAHPrompts(site.in_dims, width, self.drop_rate)
 
     @property
     def folds(self) -> bool:
@@ -368,8 +360,8 @@ class Supernet:
     def __init__(self, model: nn.Module) -> None:
         entries = [
             (module, name, slot)
-            for _, module in find_injected(model)
-            for name, slot in module.__dict__['_petl'].slots.items()
+            for _, module, record in injections(model)
+            for name, slot in record.slots.items()
             if isinstance(slot.method, NOAH) and slot.method.space is not None
         ]
         if len(entries) != 1:
@@ -389,10 +381,7 @@ class Supernet:
     def activate(self, subnet: Subnet) -> None:
         """Let the first rows and columns act that the subnet asks for."""
         for (name, block), delta in self.deltas.items():
-            widths = getattr(subnet, name)
-            delta.width = widths[block]
-            if name == 'num_tokens':
-                delta.replaces = any(widths[:block])
+            delta.width = getattr(subnet, name)[block]
 
     def size(self, subnet: Subnet) -> int:
         """Parameters of a subnet, heads excluded."""
@@ -429,10 +418,3 @@ def _is_count(value: Any) -> bool:
 
 def _largest(widths: int | list[int]) -> int:
     return widths if isinstance(widths, int) else max(widths)
-
-
-def _pattern(widths: int | list[int]) -> str:
-    """Which blocks hold prompts."""
-    if isinstance(widths, int):
-        return 'all'
-    return 'all' if all(widths) else ''.join('01'[w > 0] for w in widths)

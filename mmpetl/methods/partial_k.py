@@ -9,11 +9,7 @@ leaves ``norm`` frozen there).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from torch import nn
-
-from mmpetl.core import Affine, Delta, Method, PETLError, Site, check_range
+from mmpetl.core import Method, PETLError, Role, Site, check_range
 from mmpetl.registry import METHODS
 
 
@@ -43,27 +39,21 @@ class PartialK(Method):
                 f'PartialK needs num_blocks of at most {len(blocks)}, the blocks of '
                 f'this backbone, got {self.num_blocks}'
             )
-        kept = blocks[-self.num_blocks :]
-        self._hosts = tuple(site.host for site in kept)
-        self._ends = [
-            site
-            for site in sites
-            if site.kind.startswith('downsample.')
-            and kept[0].stage <= site.index < kept[-1].stage
-        ]
-        if self.include_final_norm:
-            self._ends += [site for site in sites if site.kind == 'out.norm'][-1:]
         return []
 
-    def initialise(
-        self, deltas: Mapping[Site, Delta], weights: Callable[..., Affine]
-    ) -> None:
-        found = [weights(site.host, site.kind, site.index) for site in self._ends]
-        # Modules outside of blocks have other names in every backbone, so they are told
-        # by their tensors.
-        self._tensors = {id(affine.weight) for affine in found}
-        self._tensors |= {id(part.bias) for affine in found for part in affine.bias}
-
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
-        inside = any(name.startswith(f'{host}.') for host in self._hosts)
-        return inside or id(param) in self._tensors
+    def select(self, roles: list[Role]) -> set[str]:
+        stages = {role.block: role.stage for role in roles if role.block is not None}
+        last = max(stages, default=-1)
+        first = last - self.num_blocks + 1
+        ends = [role.name for role in roles if role.kind == 'final_norm']
+        final = {name.rpartition('.')[0] for name in ends[-1:]}
+        return {
+            role.name
+            for role in roles
+            if (role.block is not None and role.block >= first)
+            or (
+                role.place == 'merging'
+                and stages.get(first, 0) <= role.stage < stages[last]
+            )
+            or (self.include_final_norm and role.name.rpartition('.')[0] in final)
+        }

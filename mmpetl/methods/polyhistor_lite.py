@@ -24,7 +24,7 @@ from mmpetl.core import (
     PETLError,
     Site,
     check_range,
-    find_injected,
+    injections,
 )
 from mmpetl.core.tasks import TaskEntry, TaskSwitch, check_tasks
 from mmpetl.registry import METHODS
@@ -140,7 +140,7 @@ class PolyhistorDelta(Delta):
         )
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        (task,) = ctx.scratch[self.shared]
+        (task,) = self.notes(ctx)['tasks']
         return y + adapt(x, self.weights(task), self.activation)
 
 
@@ -164,7 +164,7 @@ class StaticDelta(Delta):
         self.names = names
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        (task,) = ctx.scratch[self.shared]
+        (task,) = self.notes(ctx)['tasks']
         weights = tuple(getattr(self, f'{task}_{name}') for name in self.names)
         return y + adapt(x, weights, self.activation)
 
@@ -181,8 +181,8 @@ def make_static(backbone: nn.Module) -> nn.Module:
     """
     found = [
         (module, name, slot)
-        for _, module in find_injected(backbone)
-        for name, slot in module.__dict__['_petl'].slots.items()
+        for _, module, record in injections(backbone)
+        for name, slot in record.slots.items()
         if isinstance(slot.method, PolyhistorLite)
     ]
     if not found:
@@ -194,7 +194,7 @@ def make_static(backbone: nn.Module) -> nn.Module:
             plug = module.get_submodule(site.path)
             if isinstance(plug[name], PolyhistorDelta):
                 plug[name] = StaticDelta(plug[name]).train(module.training)
-            plug[name].attach(switch)
+            plug[name].attach(name, switch)
         module.petl.shared[name] = switch
     return backbone
 

@@ -21,28 +21,12 @@ from mmpetl.core import (
     PETLError,
     Site,
     check_range,
-    split_heads,
+    grow,
+    injection_of,
 )
-from mmpetl.core.inject import injection_of
 from mmpetl.registry import METHODS
 
 PARAMETRISATIONS = ('direct', 'mlp')
-
-
-def grow(qkv: tuple[Tensor, Tensor, Tensor], pk: Tensor, pv: Tensor):
-    """(q, [Pk; k], [Pv; v]).
-
-    Args:
-        qkv: q, k and v, each (B, heads, N, d).
-        pk: Keys, (P, heads * d).
-        pv: Values, (P, heads * d).
-    """
-    q, k, v = qkv
-    shape = k.shape[0], -1, -1, -1
-    pk, pv = (
-        split_heads(p[None].to(k.dtype), k.shape[1]).expand(shape) for p in (pk, pv)
-    )
-    return q, torch.cat((pk, k), dim=2), torch.cat((pv, v), dim=2)
 
 
 class PrefixDelta(Delta):

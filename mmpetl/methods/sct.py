@@ -256,7 +256,7 @@ class SCT(Method):
         if self.choose_by == 'output':
             return site
         return next(
-            s for s in place.state.sites if s.kind == 'block' and s.host == site.host
+            s for s in place.record.sites if s.kind == 'block' and s.host == site.host
         )
 
     @torch.no_grad()

@@ -25,9 +25,9 @@ from mmpetl.core import (
     PETLError,
     Site,
     check_range,
+    grow,
     kaiming_uniform_,
 )
-from mmpetl.methods.prefix import grow
 from mmpetl.registry import METHODS
 
 TUNERS = ('none', 'prefix', 'prompt', 'adapter', 'lora')
@@ -108,7 +108,7 @@ class PromptEntry(Delta):
         nn.init.xavier_uniform_(self.E)
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        prompts = self.E.to(x.dtype).expand(len(x), -1, -1)
+        prompts = self.E.to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat((prompts, x), dim=1)
 
 

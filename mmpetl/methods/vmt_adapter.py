@@ -34,7 +34,7 @@ class GenericDelta(Bottleneck):
         super().__init__(dims, hidden_dims, 'gelu', 0.0)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        ctx.scratch[self.shared, 'g'] = self.update(x)
+        self.notes(ctx)['g'] = self.update(x)
         return y
 
 
@@ -52,7 +52,7 @@ class TiedDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         up = self.down.weight.t()
         g = F.linear(F.gelu(self.down(x)), up, self.up_bias)
-        ctx.scratch[self.shared, 'g'] = g * self.scale
+        self.notes(ctx)['g'] = g * self.scale
         return y
 
 
@@ -60,7 +60,7 @@ class JoinDelta(Delta):
     """``x' = x + DP(MLP(LN x)) + g``."""
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + ctx.scratch[self.shared, 'g']
+        return y + self.notes(ctx)['g']
 
 
 class TaskDelta(Delta):
@@ -79,10 +79,10 @@ class TaskDelta(Delta):
         )
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        g = ctx.scratch[self.shared, 'g']
+        g = self.notes(ctx)['g']
         features = [
             x + (self.gamma[task] * g + self.beta[task])
-            for task in ctx.scratch[self.shared]
+            for task in self.notes(ctx)['tasks']
         ]
         return features[0] if len(features) == 1 else torch.cat(features)
 

@@ -95,7 +95,5 @@ class VPTDeep(Method):
             self.num_tokens,
             bound,
             self.drop_rate,
-            group='VPTDeep',
-            replaces=site.block > 0,
             inner_dims=self.project_dims,
         )

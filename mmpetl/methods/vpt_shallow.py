@@ -93,7 +93,5 @@ class VPTShallow(Method):
             self.num_tokens,
             bound,
             self.drop_rate,
-            group='VPTShallow',
-            replaces=False,
             inner_dims=self.project_dims,
         )

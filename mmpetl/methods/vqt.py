@@ -20,10 +20,6 @@ from mmpetl.core import Context, Delta, Method, Site, check_range
 from mmpetl.registry import METHODS
 
 
-class Observations(nn.Module):
-    """Holds nothing; tells the queries of one method from those of another."""
-
-
 class QueryDelta(Delta):
     """``Y = Block(drop(E))`` whose keys and values are those of the tokens.
 
@@ -38,14 +34,14 @@ class QueryDelta(Delta):
         self.drop = nn.Dropout(drop_rate)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        queries = self.drop(self.E.expand(len(x), -1, -1)).to(x.dtype)
-        apart = ctx.fork()
+        queries = self.drop(self.E.expand(x.shape[0], -1, -1)).to(x.dtype)
+        notes = self.notes(ctx)
+        alone = ctx.fork()
         # Queries are class-like tokens in front of a grid without places.
-        apart.num_prefix, apart.num_extra = queries.shape[1], 0
-        apart.grid = (0,) * len(ctx.grid)
-        own = self.shared
-        apart.scratch = {(own, 'kv'): ctx.scratch.pop((own, 'kv')), (own, 'ask'): True}
-        ctx.scratch.setdefault((own, 'seen'), []).append(ctx.again(queries, apart))
+        alone.num_prefix, alone.num_extra = queries.shape[1], 0
+        alone.grid = (0,) * len(ctx.grid)
+        alone.notes = {self.slot: {'kv': notes.pop('kv'), 'asking': True}}
+        notes.setdefault('seen', []).append(ctx.rerun(queries, alone))
         return y
 
 
@@ -53,14 +49,14 @@ class KeyValueDelta(Delta):
     """Remembers keys and values of the tokens, and lends them to the queries."""
 
     def before(self, x: tuple[Tensor, ...], ctx: Context) -> tuple[Tensor, ...]:
-        key = (self.shared, 'kv')
-        if (self.shared, 'ask') in ctx.scratch:
-            return x[0], *ctx.scratch[key]
+        notes = self.notes(ctx)
+        if 'asking' in notes:
+            return x[0], *notes['kv']
         kept = x[1:]
         if torch.is_grad_enabled():
             # Views would keep the tokens' queries alive until backward as well.
             kept = tuple(t.contiguous() for t in kept)
-        ctx.scratch[key] = kept
+        notes['kv'] = kept
         return x
 
 
@@ -71,7 +67,7 @@ class ConcatDelta(Delta):
     """
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        seen = [s.flatten(1).unsqueeze(1) for s in ctx.scratch[self.shared, 'seen']]
+        seen = [s.flatten(1).unsqueeze(1) for s in self.notes(ctx)['seen']]
         return torch.cat([F.normalize(part, dim=-1) for part in (y, *seen)], dim=-1)
 
 
@@ -101,9 +97,6 @@ class VQT(Method):
         # What lies behind the last feature is never read.
         last = max((s.index for s in sites if s.kind == 'feature'), default=-1)
         return [s for s in sites if self.wants(s) and (s.block or 0) <= last]
-
-    def share(self, sites: list[Site]) -> Observations:
-        return Observations()
 
     def build(self, site: Site) -> Delta:
         if site.kind == 'feature':

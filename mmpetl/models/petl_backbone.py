@@ -22,9 +22,9 @@ from mmpetl.core import (
     PETLError,
     build_method,
     describe,
-    find_injected,
     fingerprint,
     inject,
+    injections,
 )
 from mmpetl.registry import MODELS
 
@@ -93,8 +93,8 @@ def petl_backbone(
         _mark_initialised(module)
         return module
     inject(module, method, head=head, frozen_drop_path=frozen_drop_path)
-    for _, part in find_injected(module):
-        part.__dict__['_petl'].source = {
+    for _, _, record in injections(module):
+        record.source = {
             'backbone': source,
             'checkpoint': None if checkpoint is None else Path(checkpoint).name,
             'fingerprint': fingerprint(module),

@@ -16,7 +16,7 @@ import mmpetl
 from mmpetl import analysis, apis
 from mmpetl.analysis.features import extract_features
 from mmpetl.analysis.sources import as_pictures, find_run, prepare
-from mmpetl.core import PETLError, find_injected
+from mmpetl.core import PETLError, injection_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / 'configs' / 'mini' / 'digits.py'
@@ -141,7 +141,7 @@ def test_features_of_other_backbones(where):
     model.eval()
     x = torch.randn(4, *tiny.TINY[where].shape)
     got = extract_features(model, [x[:2], x[2:]], views=2)
-    blocks = [s for s in find_injected(model)[0][1]._petl.sites if s.kind == 'block']
+    blocks = [s for s in injection_of(model)[1].sites if s.kind == 'block']
     assert [b.shape for b in got.blocks] == [(2, s.in_dims) for s in blocks]
     with torch.no_grad():
         y = model(x)

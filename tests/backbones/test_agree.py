@@ -246,7 +246,7 @@ def test_dropout_is_that_of_the_original(variant: str) -> None:
         (
             'mmpretrain_vit',
             {'layer_cfgs': {'ffn_type': 'swiglu_fused'}},
-            "ffn_type='origin'",
+            'layers.0.ffn is a mmpretrain.SwiGLUFFNFused; .* knows FFN there',
         ),
         (
             'mmpretrain_swin',

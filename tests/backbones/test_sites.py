@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny import TINY, Nothing, base, core, images, loss_of, outputs
+from tiny import TINY, Nothing, base, images, loss_of, outputs, record
 from torch import Tensor, nn
 
 from mmpetl.core import AFTER_ONLY, KINDS, Context, Delta, Method, Site, inject
@@ -78,7 +78,7 @@ NO_BEFORE = {*AFTER_ONLY, 'embed.proj', 'embed', 'attn.sum', 'ffn.sum'}
 
 def _kinds(stem: str) -> list[str]:
     model = inject(base(stem), Nothing())
-    return list(dict.fromkeys(s.kind for s in core(model).__dict__['_petl'].sites))
+    return list(dict.fromkeys(s.kind for s in record(model).sites))
 
 
 def test_sites_run_where_and_with_what_they_promise(stem: str) -> None:
@@ -87,7 +87,7 @@ def test_sites_run_where_and_with_what_they_promise(stem: str) -> None:
     for kind in _kinds(stem):
         for port in ('before', 'after') if kind not in NO_BEFORE else ('after',):
             model = inject(base(stem), Look(kind, port))
-            sites = [s for s in core(model).__dict__['_petl'].sites if s.kind == kind]
+            sites = [s for s in record(model).sites if s.kind == kind]
             SEEN.clear()
             ys = outputs(model, x)
             times = Counter(s for s, p in SEEN if p == port)
@@ -104,7 +104,7 @@ def test_sites_run_where_and_with_what_they_promise(stem: str) -> None:
 
 def test_sites_are_told_apart_and_stand_in_the_order_of_the_pass(stem: str) -> None:
     model = inject(base(stem), Nothing())
-    sites = core(model).__dict__['_petl'].sites
+    sites = record(model).sites
     assert len({s.path for s in sites}) == len(sites)
     assert {s.kind for s in sites} <= KINDS.keys()
     blocks = [s.block for s in sites if s.kind == 'block']

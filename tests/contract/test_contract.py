@@ -20,6 +20,7 @@ from tiny import (
     images,
     loss_of,
     outputs,
+    record,
     shake_,
     train,
     trains_most,
@@ -73,7 +74,7 @@ def of_method(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def offered_sites(model: nn.Module) -> tuple[Site, ...]:
     """Every site of an injected backbone."""
-    return core(model).__dict__['_petl'].sites
+    return record(model).sites
 
 
 def is_delta(name: str) -> bool:
@@ -146,7 +147,7 @@ def test_save_rebuild_load_gives_identical_outputs(pair: Pair, tmp_path) -> None
     model = Tuned(pair.inject(), x)
     shake_(model)
     torch.save(delta_state(model), tmp_path / 'delta.pth')
-    method = core(model).__dict__['_petl'].slots['0'].method
+    method = record(model).slots['0'].method
     config = json.loads(json.dumps(method.config()))
     torch.manual_seed(99)  # other start values than the first time
     fresh = Tuned(inject(base(pair.stem), config), x)
@@ -236,7 +237,7 @@ def test_folded_equals_unfolded(pair: Pair, odd: bool) -> None:
         model = pair.inject(dtype)
         shake_(model)
         tuned = outputs(model, x)
-        if core(model).__dict__['_petl'].slots['0'].sites and not _folds(pair):
+        if record(model).slots['0'].sites and not _folds(pair):
             with pytest.raises(PETLError, match='cannot be folded'):
                 fold(model)
             assert same(outputs(model, x), tuned)
@@ -303,7 +304,7 @@ def test_activation_checkpointing_gives_the_same_gradients(pair: Pair) -> None:
         inner = core(model)
         if hasattr(inner, 'set_grad_checkpointing'):
             inner.set_grad_checkpointing(checkpointing)
-        for _, block in core(model).__dict__['_petl'].site_map.blocks(inner):
+        for _, block in record(model).site_map.blocks(inner):
             block.with_cp = checkpointing
         torch.manual_seed(5)
         loss_of(model(x)).backward()

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import Nothing, Tuned, base, core, images, outputs, shake_
+from tiny import Nothing, Tuned, base, images, outputs, record, shake_
 from torch import nn
 
 import mmpetl
@@ -30,6 +30,7 @@ from mmpetl.core import (
     fold,
     frozen_keys,
     inject,
+    injections,
     load_delta_state,
     owners,
     tensor_digests,
@@ -99,7 +100,7 @@ def test_missing_site_kinds_are_named_with_what_is_offered() -> None:
         inject(model, Merge())
     assert 'offers attn, attn.branch, attn.core' in str(error.value)
     assert type(model) is type(base(VIT))
-    assert '_petl' not in model.__dict__
+    assert not injections(model)
 
 
 def test_arguments_that_do_not_fit_leave_the_backbone_untouched() -> None:
@@ -153,7 +154,7 @@ def test_a_free_slot_is_found_after_one_was_emptied() -> None:
     inject(model, LoRA(rank=3))
     eject(model, '0')
     inject(model, LoRA(rank=4))
-    ranks = {n: s.method.rank for n, s in core(model).__dict__['_petl'].slots.items()}
+    ranks = {n: s.method.rank for n, s in record(model).slots.items()}
     assert ranks == {'1': 3, '0': 4}
     eject(model, '0')
     eject(model, '1')

@@ -89,7 +89,7 @@ def test_attention_weights_sum_to_one_in_every_mode(stem, mode, monkeypatch):
 
     monkeypatch.setattr(attention, 'softmax_attention', on_ones)
     tiny.outputs(model, tiny.images(stem, odd=True, dtype=torch.double))
-    assert len(seen) == tiny.core(model).__dict__['_petl'].sites[0].num_blocks
+    assert len(seen) == tiny.record(model).sites[0].num_blocks
     for o in seen:
         torch.testing.assert_close(o, torch.ones_like(o), rtol=1e-9, atol=1e-9)
 

@@ -276,7 +276,7 @@ def test_exactly_the_largest_of_every_row_are_chosen(k: int, monkeypatch) -> Non
 
     def made_up(self, backbone, batches):
         g = torch.Generator().manual_seed(3)
-        sites = model._petl.slots['0'].sites
+        sites = tiny.record(model).slots['0'].sites
         return {
             s: torch.randn(s.out_dims, s.in_dims, generator=g)
             for s in sorted(sites, key=str)

@@ -212,7 +212,7 @@ def test_released_start_is_not_the_identity_and_ours_is():
                 assert 0.015 < up.std() < 0.025
         assert not adapter.up.bias.any()
         assert not adapter.down.bias.any()
-        assert model.__dict__['_petl'].slots['0'].method.starts_as_identity is not moved
+        assert injection_of(model)[1].slots['0'].method.starts_as_identity is not moved
 
 
 def test_two_slots_keep_their_prompts_apart():

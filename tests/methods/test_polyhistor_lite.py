@@ -117,7 +117,7 @@ def test_counts():
 
 
 def test_start_values():
-    made = PolyhistorLite(FOUR).share([tiny.core(tuned('timm_vit'))._petl.sites[0]])
+    made = PolyhistorLite(FOUR).share([tiny.record(tuned('timm_vit')).sites[0]])
     linears = [m for m in made.modules() if isinstance(m, nn.Linear)]
     assert len(linears) == 6
     for linear in linears:

@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmpetl.core import Method, find_injected
+from mmpetl.core import Method, injections
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.hooks.delta_checkpoint import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
@@ -34,8 +34,8 @@ class CalibrationHook(Hook):
         if runner.iter > 0:
             return
         model = plain_model(runner)
-        for _, module in find_injected(model):
-            for name, slot in module.__dict__['_petl'].slots.items():
+        for _, module, record in injections(model):
+            for name, slot in record.slots.items():
                 if not slot.method.calibrates or self._done(module, name):
                     continue
                 if is_main_process():

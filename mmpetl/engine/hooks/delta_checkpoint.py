@@ -22,6 +22,7 @@ from mmpetl.core import (
     find_injected,
     fingerprint,
     frozen_keys,
+    injection_of,
     load_delta_state,
 )
 from mmpetl.engine.hooks.common import plain_model
@@ -264,8 +265,7 @@ class DeltaCheckpointHook(CheckpointHook):
 
 def delta_meta(model: torch.nn.Module) -> dict[str, Any]:
     """What a delta says of itself: format, version, method, backbone, base."""
-    module = find_injected(model)[0][1]
-    state = module.__dict__['_petl']
+    _, state = injection_of(model)
     methods = [slot.method.config() for slot in state.slots.values()]
     return {
         'format': FORMAT,

@@ -1,0 +1,278 @@
+"""The record of an injection: slots, and the one store of base values.
+
+It stands at the module with the sites and knows no host; ``inject`` writes it,
+``slots`` switches what it lists, and everybody else reads it through
+:func:`injections`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmpetl.core.delta import Delta, Plug
+from mmpetl.core.errors import PETLError
+from mmpetl.core.method import Method
+from mmpetl.core.site import Site
+from mmpetl.core.sitemap import SiteMap
+
+
+@dataclass
+class Slot:
+    """One method on one backbone.
+
+    Attributes:
+        method: The method.
+        sites: Where its deltas are.
+        selected: Base parameters that it trains.
+        restores: Whether the base keeps a second copy of them, so that it can be
+            given back; not where a method trains most of the base.
+        enabled: Whether it acts.
+        frozen: Whether it acts without training.
+        paused: Names of its parameters that trained when it was switched off.
+    """
+
+    method: Method
+    sites: tuple[Site, ...]
+    selected: frozenset[str]
+    restores: bool = True
+    enabled: bool = True
+    frozen: bool = False
+    paused: frozenset[str] = frozenset()
+
+
+@dataclass
+class Injection:
+    """What a backbone knows of its methods.
+
+    A base parameter that several slots select holds the value of the last enabled one,
+    else the base's. The other slots' values are buffers below ``petl.kept``, so that
+    they move, save and load with the rest; the base's are in ``originals``.
+    """
+
+    site_map: SiteMap
+    sites: tuple[Site, ...]
+    base: frozenset[str]
+    """Names of the parameters and buffers that the backbone had before."""
+    trainable_before: frozenset[str]
+    digests: dict[str, str]
+    """Digest of every base parameter as it was when the first method came."""
+    head: frozenset[str] = frozenset()
+    """Base parameters that train with the head: the checkpoint did not hold them."""
+    frozen_drop_path: bool = False
+    training: bool = True
+    """The mode that was asked for; a frozen backbone itself says ``training=False``."""
+    slots: dict[str, Slot] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the base came from: its config, checkpoint and fingerprint."""
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    """The base's values of parameters that slots select."""
+    converted: dict[str, str] = field(default_factory=dict)
+    """Digests after a conversion to another dtype or size, where there was one."""
+    versions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Identity and in-place count of frozen tensors when they were last found equal."""
+
+    def holder(self, name: str) -> str | None:
+        """The slot whose value a base parameter holds, None for the base's own."""
+        found = None
+        for slot, entry in self.slots.items():
+            if entry.enabled and name in entry.selected:
+                found = slot
+        return found
+
+    def selected(self) -> frozenset[str]:
+        """Base parameters that are not the base's own: of enabled slots and heads."""
+        names: set[str] = set(self.head)
+        for slot in self.slots.values():
+            if slot.enabled:
+                names |= slot.selected
+        return frozenset(names)
+
+    def digest(self, name: str) -> str:
+        """What the digest of a base parameter must be now."""
+        return self.converted.get(name, self.digests[name])
+
+
+def find_submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, None where there is none."""
+    for name in path.split('.'):
+        module = module._modules.get(name)
+        if module is None:
+            return None
+    return module
+
+
+def record_of(module: nn.Module) -> Injection | None:
+    """The record of this very module, None where nothing is injected into it."""
+    return module.__dict__.get('_petl')
+
+
+def injections(model: nn.Module) -> list[tuple[str, nn.Module, Injection]]:
+    """Path, module and record of every backbone below ``model`` with a method."""
+    return [
+        (path, module, record)
+        for path, module in model.named_modules()
+        if (record := record_of(module)) is not None
+    ]
+
+
+def find_injected(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Path and module of every backbone below ``model`` that holds a method."""
+    return [(path, module) for path, module, _ in injections(model)]
+
+
+def injection_of(backbone: nn.Module) -> tuple[nn.Module, Injection]:
+    """The module that holds the sites and its record.
+
+    Raises:
+        PETLError: Nothing has been injected, or into several backbones.
+    """
+    found = injections(backbone)
+    if len(found) != 1:
+        raise PETLError(
+            f'{type(backbone).__name__} holds {len(found)} injected backbones; '
+            'one is needed (mmpetl.inject(backbone, method) makes one)'
+        )
+    _, module, record = found[0]
+    return module, record
+
+
+def plug_of(module: nn.Module, site: Site) -> Plug:
+    """The plug of a site, made when it is first asked for."""
+    return child_of(module.get_submodule(site.host), site.key, Plug)
+
+
+def child_of(host: nn.Module, key: str, kind: type[nn.Module]) -> nn.Module:
+    """What lies at ``host.petl.key``, made when it is first asked for."""
+    if 'petl' not in host._modules:
+        host.petl = nn.Module()
+    if key not in host.petl._modules:
+        host.petl.add_module(key, kind())
+    return host.petl._modules[key]
+
+
+def prune(host: nn.Module) -> None:
+    """Take away what is empty below ``host.petl``."""
+    petl = host._modules.get('petl')
+    if petl is None:
+        return
+    for key in [key for key, part in petl._modules.items() if not part._modules]:
+        del petl._modules[key]
+    if not petl._modules:
+        del host._modules['petl']
+
+
+def unplug(module: nn.Module, record: Injection, name: str) -> None:
+    """Take the deltas of a slot out, and what they share."""
+    for path in {site.host for site in record.sites} | {''}:
+        host = module.get_submodule(path)
+        petl = host._modules.get('petl')
+        for plug in () if petl is None else petl.children():
+            plug._modules.pop(name, None)
+            if isinstance(plug, Plug):
+                plug.off.discard(name)
+        prune(host)
+
+
+def deltas_of(module: nn.Module, record: Injection) -> Iterator[Delta]:
+    """Every delta of a backbone, watchers included."""
+    hosts = {site.host: None for site in record.sites}
+    for host in hosts:
+        petl = module.get_submodule(host)._modules.get('petl')
+        for plug in () if petl is None else petl._modules.values():
+            if isinstance(plug, Plug):
+                yield from plug._modules.values()
+
+
+class Kept(nn.Module):
+    """Values that slots have learnt and the parameters do not show: slot -> tree."""
+
+    def put(self, slot: str, name: str, value: Tensor) -> None:
+        """Keep a value under the name that the parameter has in the backbone."""
+        tree: nn.Module = self
+        *path, last = (slot, *name.split('.'))
+        for part in path:
+            if part not in tree._modules:
+                tree.add_module(part, nn.Module())
+            tree = tree._modules[part]
+        tree.register_buffer(last, value)
+
+    def values(self, slot: str) -> dict[str, Tensor]:
+        """What is kept for a slot, by name."""
+        part = self._modules.get(slot)
+        return {} if part is None else dict(part.named_buffers())
+
+
+def parts_of(module: nn.Module, name: str, slot: Slot) -> dict[str, nn.Module]:
+    """What belongs to a slot alone, by path: what its deltas share, and each delta."""
+    paths = (f'petl.shared.{name}', *(f'{site.path}.{name}' for site in slot.sites))
+    found = {path: find_submodule(module, path) for path in paths}
+    return {path: part for path, part in found.items() if part is not None}
+
+
+def own_parameters(module: nn.Module, name: str, slot: Slot) -> dict[str, nn.Parameter]:
+    """Parameters that belong to a slot alone, by their names in the backbone."""
+    return {
+        f'{path}.{key}': param
+        for path, part in parts_of(module, name, slot).items()
+        for key, param in part.named_parameters()
+    }
+
+
+def learnt_values(module: nn.Module, record: Injection, name: str) -> dict[str, Tensor]:
+    """What a slot has made of the base parameters that it selects, by name.
+
+    Each is the parameter itself where it shows the slot's value, else what is kept.
+    """
+    kept = find_submodule(module, 'petl.kept')
+    values = {} if kept is None else kept.values(name)
+    for key in record.slots[name].selected:
+        if record.holder(key) == name:
+            values[key] = module.get_parameter(key)
+    return values
+
+
+@contextmanager
+def rearranging(module: nn.Module, record: Injection) -> Iterator[None]:
+    """Slots come, go or switch inside of it; then each value stands where it belongs.
+
+    A slot that has just come starts from the values that are shown.
+    """
+    learnt = {slot: learnt_values(module, record, slot) for slot in record.slots}
+    selected = frozenset().union(*(s.selected for s in record.slots.values()))
+    before = {name: record.holder(name) for name in selected}
+    yield
+    shown, kept = {}, {}
+    for name, old in before.items():
+        new = record.holder(name)
+        if new is None and old is not None:
+            shown[name] = record.originals[name]
+        elif new != old and name in learnt.get(new, {}):
+            shown[name] = learnt[new][name]
+    for slot, entry in record.slots.items():
+        for name, value in learnt.get(slot, {}).items():
+            if name in entry.selected and record.holder(name) != slot:
+                kept[slot, name] = value.detach().clone()
+    with torch.no_grad():
+        for name, value in shown.items():
+            param = module.get_parameter(name)
+            if value is not param:
+                param.copy_(value)
+    _keep(module, kept)
+    wanted = frozenset().union(*(s.selected for s in record.slots.values()))
+    record.originals = {n: v for n, v in record.originals.items() if n in wanted}
+
+
+def _keep(module: nn.Module, values: dict[tuple[str, str], Tensor]) -> None:
+    """Hold these values by slot and name, and no others."""
+    petl = module._modules.get('petl')
+    if petl is not None:
+        petl._modules.pop('kept', None)
+    for (slot, name), value in values.items():
+        child_of(module, 'kept', Kept).put(slot, name, value)
+    prune(module)

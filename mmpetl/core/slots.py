@@ -1,0 +1,273 @@
+"""Slots: what is injected, and switching, freezing and ejecting it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmpetl.core.errors import PETLError, suggest
+from mmpetl.core.fingerprint import tensor_digests
+from mmpetl.core.injection import (
+    Injection,
+    Slot,
+    injection_of,
+    injections,
+    learnt_values,
+    own_parameters,
+    rearranging,
+    unplug,
+)
+from mmpetl.core.method import Method
+
+
+@dataclass(frozen=True)
+class SlotFacts:
+    """One line of :func:`slots`.
+
+    Attributes:
+        name: Name of the slot.
+        backbone: Path of the backbone in the model, empty for the model itself.
+        method: The method.
+        enabled: Whether it acts.
+        frozen: Whether it acts without training.
+        delta: Parameters that it added.
+        selected: Base parameters that it trains, counted in numbers.
+    """
+
+    name: str
+    backbone: str
+    method: Method
+    enabled: bool
+    frozen: bool
+    delta: int
+    selected: int
+
+
+def slots(model: nn.Module) -> list[SlotFacts]:
+    """Every slot of a model, in the order of injection; empty where there is none."""
+    return [
+        SlotFacts(
+            name,
+            path,
+            slot.method,
+            slot.enabled,
+            slot.frozen,
+            sum(p.numel() for p in own_parameters(module, name, slot).values()),
+            sum(module.get_parameter(n).numel() for n in slot.selected),
+        )
+        for path, module, record in injections(model)
+        for name, slot in record.slots.items()
+    ]
+
+
+def pick_slot(record: Injection, slot: str | None) -> str:
+    """The name of a slot, which may be left out where there is only one.
+
+    Raises:
+        PETLError: There is no such slot, or several and none is named.
+    """
+    if slot is None and len(record.slots) == 1:
+        return next(iter(record.slots))
+    if slot not in record.slots:
+        near = suggest(slot, record.slots) if isinstance(slot, str) else ''
+        raise PETLError(
+            f'no slot {slot!r}; there are: {", ".join(record.slots)} (name one of '
+            f'them){near}'
+        )
+    return slot
+
+
+def _check_restores(slot: Slot, name: str) -> None:
+    if not slot.restores:
+        raise PETLError(
+            f'{type(slot.method).__name__} in slot {name!r} trains most of the base, '
+            'of which no second copy is kept; load the base again instead'
+        )
+
+
+def switch(module: nn.Module, record: Injection, name: str, on: bool) -> None:
+    """Let a slot act, or not."""
+    slot = record.slots[name]
+    if slot.enabled == on:
+        return
+    _check_restores(slot, name)
+    own = own_parameters(module, name, slot)
+    if not on:
+        slot.paused = frozenset(n for n, p in own.items() if p.requires_grad)
+    with rearranging(module, record), retraining(module, record):
+        slot.enabled = on
+    for key, param in own.items():
+        param.requires_grad_(on and key in slot.paused)
+    for site in slot.sites:
+        plug = module.get_submodule(site.path)
+        (plug.off.discard if on else plug.off.add)(name)
+    module.train(record.training)
+
+
+@contextmanager
+def retraining(module: nn.Module, record: Injection) -> Iterator[None]:
+    """Slots change inside of it; then those base parameters train that must.
+
+    What trains before and after alike is left as it is, so that a user may freeze it.
+    """
+    before = trained_base(record)
+    yield
+    after = trained_base(record)
+    for name, param in module.named_parameters():
+        if (name in before) != (name in after):
+            param.requires_grad_(name in after)
+
+
+def trained_base(record: Injection) -> frozenset[str]:
+    """Base parameters that train: those whose value belongs to an unfrozen slot."""
+    names = set()
+    for slot in record.slots.values():
+        for name in slot.selected:
+            holder = record.holder(name)
+            if holder is not None and not record.slots[holder].frozen:
+                names.add(name)
+    return frozenset(names)
+
+
+def enable(backbone: nn.Module, slot: str | None = None) -> None:
+    """Let the method in ``slot`` act again.
+
+    Raises:
+        PETLError: There is no such slot.
+    """
+    module, record = injection_of(backbone)
+    switch(module, record, pick_slot(record, slot), True)
+
+
+def disable(backbone: nn.Module, slot: str | None = None) -> None:
+    """Let the backbone compute as if the method in ``slot`` were not there.
+
+    What it has learnt is kept. :func:`disabled` switches for a while.
+
+    Raises:
+        PETLError: There is no such slot, or the method trained most of the base.
+    """
+    module, record = injection_of(backbone)
+    switch(module, record, pick_slot(record, slot), False)
+
+
+@contextmanager
+def disabled(backbone: nn.Module, slot: str | None = None) -> Iterator[nn.Module]:
+    """Run the base inside of a ``with`` statement, and the method behind it again.
+
+    Args:
+        backbone: An injected backbone, or a model that contains one.
+        slot: The slot that is switched off meanwhile; None means all.
+
+    Raises:
+        PETLError: As :func:`disable`.
+    """
+    module, record = injection_of(backbone)
+    names = list(record.slots) if slot is None else [pick_slot(record, slot)]
+    off = [name for name in names if record.slots[name].enabled]
+    for name in off:
+        _check_restores(record.slots[name], name)
+    for name in off:
+        switch(module, record, name, False)
+    try:
+        yield backbone
+    finally:
+        for name in off:
+            switch(module, record, name, True)
+
+
+def freeze(backbone: nn.Module, slot: str | None = None) -> None:
+    """Let the method in ``slot`` act without training, so that others build on it.
+
+    Its deltas go into eval mode, as the frozen base does.
+
+    Raises:
+        PETLError: There is no such slot.
+    """
+    _set_frozen(backbone, slot, True)
+
+
+def unfreeze(backbone: nn.Module, slot: str | None = None) -> None:
+    """Let the method in ``slot`` train again.
+
+    Raises:
+        PETLError: There is no such slot.
+    """
+    _set_frozen(backbone, slot, False)
+
+
+def _set_frozen(backbone: nn.Module, slot: str | None, frozen: bool) -> None:
+    module, record = injection_of(backbone)
+    name = pick_slot(record, slot)
+    entry = record.slots[name]
+    with retraining(module, record):
+        entry.frozen = frozen
+    own = own_parameters(module, name, entry)
+    if entry.enabled:
+        for param in own.values():
+            param.requires_grad_(not frozen)
+    else:
+        entry.paused = frozenset() if frozen else frozenset(own)
+    module.train(record.training)
+
+
+def eject(
+    backbone: nn.Module, slot: str | None = None, *, restore: bool = True
+) -> nn.Module:
+    """Take a method out. After the last one the backbone is what it was before.
+
+    Args:
+        backbone: An injected backbone.
+        slot: Which method; needed where there are several.
+        restore: Whether base parameters that the method trained get their values
+            back. Otherwise what it made of them is the base from now on.
+
+    Returns:
+        The same object.
+
+    Raises:
+        PETLError: There is no such slot, or ``restore`` is asked for, but the method
+            trained most of the base.
+
+    Example:
+        >>> import timm, mmpetl
+        >>> model = timm.create_model('test_vit')
+        >>> keys = list(model.state_dict())
+        >>> _ = mmpetl.inject(model, 'BitFit')
+        >>> mmpetl.eject(model) is model
+        True
+        >>> type(model).__name__, list(model.state_dict()) == keys
+        ('VisionTransformer', True)
+    """
+    module, record = injection_of(backbone)
+    name = pick_slot(record, slot)
+    if restore:
+        _check_restores(record.slots[name], name)
+    remove(module, record, name, restore=restore)
+    return backbone
+
+
+def remove(
+    module: nn.Module, record: Injection, name: str, *, restore: bool = True
+) -> None:
+    """Unplug a slot, and give the backbone its own class back after the last one."""
+    with rearranging(module, record), retraining(module, record):
+        if not restore:
+            record.originals |= (learnt := learnt_values(module, record, name))
+            record.digests |= tensor_digests(learnt)
+        del record.slots[name]
+    unplug(module, record, name)
+    if not record.slots:
+        release(module, record)
+    module.train(record.training)
+
+
+def release(module: nn.Module, record: Injection) -> None:
+    """Give a backbone without slots its own classes and flags back."""
+    del module.__dict__['_petl']
+    record.site_map.unswap(module)
+    for key, param in module.named_parameters():
+        param.requires_grad_(key in record.trainable_before)

@@ -1,0 +1,204 @@
+"""What a swapped backbone inherits whose attention runs in windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mmpetl.core.context import Context
+from mmpetl.core.host import BackboneHost, BlockHost
+from mmpetl.core.site import Site
+from mmpetl.core.sitemap import SiteMap, block_sites
+from mmpetl.core.windows import Partition
+
+
+class WindowBlockHost(BlockHost):
+    """A block whose attention runs in (shifted) windows.
+
+    Extra tokens of the stream join every window of their image; what the windows
+    make of them is averaged. They take part in no relative position bias.
+    """
+
+    def partition(self, grid: tuple[int, ...]) -> Partition:
+        """How this grid is cut into windows."""
+        raise NotImplementedError
+
+    def position_bias(self, num_tokens: int) -> Tensor:
+        """(heads, N, N), the relative position bias of a window."""
+        raise NotImplementedError
+
+    def attention(self, x: Tensor, ctx: Context) -> Tensor:
+        partition = self.partition(ctx.grid)
+        p, count = ctx.num_prefix, partition.count
+        w = partition.split(x[:, p:])
+        if p:
+            prefix = x[:, None, :p].expand(-1, count, -1, -1).flatten(0, 1)
+            w = torch.cat((prefix, w), dim=1)
+        o = self.attend(
+            w,
+            ctx,
+            bias=self.position_bias(partition.tokens),
+            mask=partition.mask_in(ctx, x.device),
+            **self.attention_parts(),
+        )
+        y = partition.join(o[:, p:])
+        if p:
+            prefix = o[:, :p].unflatten(0, (-1, count)).mean(1)
+            y = torch.cat((prefix, y), dim=1)
+        return self.drop_projection(y)
+
+
+class WindowBackboneHost(BackboneHost):
+    """A backbone of stages with patch merging between them.
+
+    Extra tokens cross a merging as if each stood four times in its neighbourhood.
+    """
+
+    out_indices: tuple[int, ...]
+    out_after_downsample: bool
+
+    def gather(
+        self, merge: nn.Module, x: Tensor, grid: tuple[int, ...]
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Bring neighbours together: (B, N, C) -> (B, N / 4, 4 C), and the new grid."""
+        raise NotImplementedError
+
+    def repeat_four(self, x: Tensor) -> Tensor:
+        """(B, P, C) -> (B, P, 4 C) in the channel order of :meth:`gather`."""
+        raise NotImplementedError
+
+    def merge_patches(
+        self, index: int, merge: nn.Module, x: Tensor, ctx: Context
+    ) -> Tensor:
+        """Patch merging behind stage ``index``, with its sites."""
+        ctx.rerun = partial(self.merged, index, merge)
+        x = self.before('downsample', x, ctx, index)
+        y = self.merged(index, merge, x, ctx)
+        return self.after('downsample', x, y, ctx, index)
+
+    def merged(self, index: int, merge: nn.Module, x: Tensor, ctx: Context) -> Tensor:
+        """What lies between the two ports of ``downsample``; it moves ``ctx.grid``."""
+        p = ctx.num_prefix
+        h, ctx.grid = self.gather(merge, x[:, p:], ctx.grid)
+        if p:
+            h = torch.cat((self.repeat_four(x[:, :p]), h), dim=1)
+        h = self.through('downsample.norm', merge.norm, h, ctx, index)
+        return self.through('downsample.reduction', merge.reduction, h, ctx, index)
+
+    def run_stages(
+        self, stages: nn.ModuleList, x: Tensor, ctx: Context
+    ) -> list[Tensor]:
+        """Every stage in turn; outputs are (B, C, *grid), contiguous."""
+        outs = []
+        for i, stage in enumerate(stages):
+            for block in stage.blocks:
+                x = block(x, ctx)
+            merge = stage.downsample
+            if merge is not None and self.out_after_downsample:
+                x = self.merge_patches(i, merge, x, ctx)
+            if i in self.out_indices:
+                y = self.emit(x, getattr(self, f'norm{i}'), ctx, i)[1]
+                outs.append(y.transpose(1, 2).unflatten(2, ctx.grid).contiguous())
+            if merge is not None and not self.out_after_downsample:
+                x = self.merge_patches(i, merge, x, ctx)
+        return outs
+
+
+class WindowSiteMap(SiteMap):
+    """Site map of a backbone whose stages hold windowed blocks."""
+
+    stages_name: str
+    channels_first: bool
+    position_biases = ('relative_position_bias_table',)
+
+    def projection(self, backbone: nn.Module) -> nn.Module:
+        """Convolution of the patch embedding."""
+        raise NotImplementedError
+
+    def block_facts(
+        self, block: nn.Module
+    ) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+        """Heads, hidden width, window and shift of a block."""
+        raise NotImplementedError
+
+    def stages(self, backbone: nn.Module) -> nn.ModuleList:
+        """The stages, in the order of the forward pass."""
+        return getattr(backbone, self.stages_name)
+
+    def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        for i, stage in enumerate(self.stages(backbone)):
+            for j, block in enumerate(stage.blocks):
+                yield f'{self.stages_name}.{i}.blocks.{j}', block
+
+    def sites(self, backbone: nn.Module) -> list[Site]:
+        embed = backbone.embed_dims
+        projection = self.projection(backbone)
+        patch = projection.in_channels * math.prod(projection.kernel_size)
+        stages = self.stages(backbone)
+        depth = sum(len(stage.blocks) for stage in stages)
+        facts = {'num_blocks': depth, 'embed_dims': embed, 'patch_dims': patch}
+        first = {**facts, 'stage': 0, 'has_grid': True}
+        sites = [Site('embed.proj', '', patch, embed, **first)]
+        if backbone.patch_embed.norm is not None:
+            sites.append(Site('embed.norm', '', embed, embed, **first))
+        sites.append(Site('embed', '', embed, embed, **first))
+        counter = 0
+        pooled = len(backbone.out_indices) == 1
+        for i, stage in enumerate(stages):
+            facts['stage'] = i
+            d = stage.blocks[0].norm1.normalized_shape[0]
+            for j, block in enumerate(stage.blocks):
+                heads, mlp, window, shift = self.block_facts(block)
+                sites += block_sites(
+                    f'{self.stages_name}.{i}.blocks.{j}',
+                    d,
+                    mlp,
+                    windowed=True,
+                    block=counter,
+                    num_heads=heads,
+                    window=window,
+                    shift=shift,
+                    **facts,
+                )
+                counter += 1
+            at = {**facts, 'has_grid': True, 'index': i}
+            merging = []
+            if stage.downsample is not None:
+                wide, out = 4 * d, stage.downsample.reduction.out_features
+                order = {'channels_first': self.channels_first}
+                merging = [
+                    Site('downsample.norm', '', wide, wide, **at, **order),
+                    Site('downsample.reduction', '', wide, out, **at, **order),
+                    Site('downsample', '', d, out, **at, **order),
+                ]
+            leaving = []
+            if i in backbone.out_indices:
+                n = backbone.num_features[i]
+                norm = getattr(backbone, f'norm{i}')
+                if not isinstance(norm, nn.Identity):
+                    leaving.append(Site('out.norm', '', n, n, **at))
+                leaving.append(
+                    Site('out', '', n, n, pooled=pooled, window=window, **at)
+                )
+            if backbone.out_after_downsample:
+                sites += merging + leaving
+            else:
+                sites += leaving + merging
+        return sites
+
+    def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        modules = {
+            'embed_proj': self.projection(backbone),
+            'embed_norm': backbone.patch_embed.norm,
+        }
+        for i, stage in enumerate(self.stages(backbone)):
+            if stage.downsample is not None:
+                modules[f'downsample_norm_{i}'] = stage.downsample.norm
+                modules[f'downsample_reduction_{i}'] = stage.downsample.reduction
+            if i in backbone.out_indices:
+                modules[f'out_norm_{i}'] = getattr(backbone, f'norm{i}')
+        return modules
