@@ -10,8 +10,8 @@ from full_size import counts, widths
 from torch import Tensor, nn
 
 import mmpetl
-from mmpetl.core import PETLError, attention, owners, softmax_attention
-from mmpetl.core.report import Owner
+from mmpetl.core import PETLError, host, owners, softmax_attention
+from mmpetl.core.counts import Owner
 from mmpetl.methods.bapat import BAPAT, MODES, PATT
 
 
@@ -87,7 +87,7 @@ def test_attention_weights_sum_to_one_in_every_mode(stem, mode, monkeypatch):
         seen.append(softmax_attention(q, k, torch.ones_like(v), *args))
         return softmax_attention(q, k, v, *args)
 
-    monkeypatch.setattr(attention, 'softmax_attention', on_ones)
+    monkeypatch.setattr(host, 'softmax_attention', on_ones)
     tiny.outputs(model, tiny.images(stem, odd=True, dtype=torch.double))
     assert len(seen) == tiny.record(model).sites[0].num_blocks
     for o in seen:

@@ -6,7 +6,9 @@ import torch
 from full_size import counts
 
 import mmpetl
-from mmpetl.methods.bitfit import TABLE, BitFit
+from mmpetl.methods.bitfit import BitFit
+
+TABLE = 'relative_position_bias_table'
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_stochastic_depth_of_the_branch_is_its_own() -> None:
     own = plain_vit.delta(model, 1, 'ffn_sum').train()
     z = torch.randn(2000, 17, 32)
     ctx = Context((4, 4), 1)
-    ctx.scratch[own.shared, 'ffn'] = z
+    own.notes(ctx)['ffn'] = z
     with torch.no_grad():
         out = own.after(z, torch.zeros_like(z), ctx)
         full = own.branch(z, ctx)
@@ -149,7 +149,7 @@ def test_nothing_is_kept_after_the_pass() -> None:
 
     own.after = look
     model(tiny.images('timm_vit'))
-    assert not contexts[0].scratch
+    assert contexts[0].notes == {'0': {}}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from torch import nn
 import mmpetl
 from mmpetl.core import Owner, PETLError, owners
 from mmpetl.methods.bitfit import BitFit
-from mmpetl.methods.diff_fit import TABLE, DiffFit
+from mmpetl.methods.diff_fit import DiffFit
+
+TABLE = 'relative_position_bias_table'
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_side_state_does_not_cross_a_patch_merging():
     block.register_forward_pre_hook(lambda m, i: contexts.append(i[1]))
     model.eval()
     model(x)
-    first, second = contexts[0].scratch.values()
+    first, second = contexts[0].notes['0'].values()
     assert first.shape == (2, 64, 16)
     assert second.shape == (2, 16, 32)
     fed = deltas(model)[2:]

@@ -91,7 +91,7 @@ def test_unit_equals_scaled_dot_product_attention_with_one_head():
     want = nn.functional.scaled_dot_product_attention(
         q[:, None], k[:, None], v[:, None]
     )
-    torch.testing.assert_close(unit(x, (3, 3)), want[:, 0] @ unit.out.weight.T)
+    torch.testing.assert_close(unit(x, Context((3, 3))), want[:, 0] @ unit.out.weight.T)
 
 
 @pytest.mark.parametrize('shift', [(0, 0), (2, 2)])
@@ -107,7 +107,7 @@ def test_windows_are_those_of_the_paired_block(shift):
         rows = rows + mask.repeat(2, 1, 1)
     o = from_windows(rows.softmax(-1) @ v, grid, (4, 4), shift)
     torch.testing.assert_close(
-        unit(x, grid), o @ unit.out.weight.T, rtol=1e-9, atol=1e-9
+        unit(x, Context(grid)), o @ unit.out.weight.T, rtol=1e-9, atol=1e-9
     )
 
 
@@ -219,14 +219,13 @@ def test_sums_are_kept_in_single_precision():
     """In bfloat16 a hundred units that add 1 / 512 each to 1 still add up."""
     site = Site('block', 'b', 8, 8)
     delta = LAST(units=100).build(site).bfloat16()
-    delta.attach(nn.Module())
     for unit in delta.units[0]:
         nn.init.zeros_(unit.qkv.weight)
         unit.out.register_forward_hook(lambda m, i, y: torch.full_like(y, 1 / 512))
     ctx, z = Context((2, 2)), torch.ones(1, 4, 8).bfloat16()
-    ctx.scratch[delta.shared, None] = z.float(), None
+    delta.notes(ctx)[None] = z.float(), None
     delta.after(z, z, ctx)
-    _, (e,) = ctx.scratch[delta.shared, None]
+    _, (e,) = delta.notes(ctx)[None]
     assert e.dtype == torch.float32
     torch.testing.assert_close(e, torch.full_like(e, 100 / 512))
 

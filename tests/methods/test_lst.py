@@ -149,7 +149,9 @@ def test_without_reduction_side_windows_are_those_of_the_host(host):
         n = torch.Size(grid).numel()
         h = torch.randn(2, n, 16, dtype=torch.double)
         want = block(h, mmpetl.core.Context(grid))
-        torch.testing.assert_close(side.block(h, grid), want, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            side.block(h, mmpetl.core.Context(grid)), want, rtol=1e-6, atol=1e-6
+        )
 
 
 def test_side_merging_is_the_patch_merging_of_the_host():
@@ -160,10 +162,10 @@ def test_side_merging_is_the_patch_merging_of_the_host():
         side.down.load_state_dict(merge.reduction.state_dict())
     h = torch.randn(2, 2 * 5 * 7, 16, dtype=torch.double)
     ctx = mmpetl.core.Context((2, 5, 7))
-    ctx.scratch[side.shared] = h
+    side.notes(ctx)['h'] = h
     side.before(h, ctx)
     want = merge(h.view(2, 2, 5, 7, 16)).flatten(1, 3)
-    got = ctx.scratch[side.shared]
+    got = side.notes(ctx)['h']
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 

@@ -193,7 +193,7 @@ def test_formula_on_the_stream(activation, act):
     delta = adapters(model)[0]
     x = torch.randn(2, 5, 32, dtype=F64)
     ctx = mmpetl.core.Context((5,))
-    ctx.scratch[delta.shared] = ('only',)
+    delta.notes(ctx)['tasks'] = ('only',)
     down, down_bias, up, up_bias = by_hand(delta, 'only')
     want = x + act(x @ down.t() + down_bias) @ up.t() + up_bias
     torch.testing.assert_close(delta.after(x, x, ctx), want)

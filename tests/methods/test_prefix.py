@@ -11,8 +11,8 @@ import mmpetl
 from mmpetl.core import (
     Context,
     PETLError,
-    attention,
     delta_state,
+    host,
     load_delta_state,
     shift_mask,
     softmax_attention,
@@ -89,7 +89,7 @@ def test_windows_have_one_softmax_without_bias_or_mask_on_prefixes(monkeypatch):
 
     got = block.attention(x, ctx)
     assert shift_mask((8, 8), (4, 4), (2, 2), x.device) is not None
-    monkeypatch.setattr(attention, 'softmax_attention', written_out)
+    monkeypatch.setattr(host, 'softmax_attention', written_out)
     torch.testing.assert_close(got, block.attention(x, ctx), rtol=1e-7, atol=1e-7)
     assert seen == [(8, 2, 16, P + 16)]
 
@@ -106,7 +106,7 @@ def test_prefixes_without_mass_leave_the_frozen_output(stem, variant, monkeypatc
     def blind(q, k, v, *args):
         return softmax_attention(q, k[:, :, P:], v[:, :, P:], *args)
 
-    monkeypatch.setattr(attention, 'softmax_attention', blind)
+    monkeypatch.setattr(host, 'softmax_attention', blind)
     for got, want in zip(tiny.outputs(model, x), frozen, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
@@ -119,7 +119,7 @@ def test_attention_weights_sum_to_one(stem, monkeypatch):
         assert k.shape[2] == q.shape[2] + P
         return softmax_attention(q, k, v, *args)
 
-    monkeypatch.setattr(attention, 'softmax_attention', on_ones)
+    monkeypatch.setattr(host, 'softmax_attention', on_ones)
     tiny.outputs(model, tiny.images(stem, dtype=torch.double))
     assert len(seen) == len(deltas(model))
     for o in seen:

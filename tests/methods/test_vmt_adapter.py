@@ -10,7 +10,7 @@ from full_size import counts
 
 import mmpetl
 from mmpetl.core import Context, PETLError, Site
-from mmpetl.core.tasks import task_features, task_switch
+from mmpetl.core.tasks import task_features
 from mmpetl.methods.vmt_adapter import VMTAdapter
 
 F64 = torch.float64
@@ -94,14 +94,13 @@ def test_counts():
 
 def test_lite_ties_both_projections():
     made = VMTAdapter(reduction=4, lite=True).build(site('ffn')).double()
-    made.attach(object())
     with torch.no_grad():
         made.scale.fill_(0.7)
         made.up_bias.normal_()
         made.down.bias.normal_()
     x, ctx = torch.randn(2, 5, 8, dtype=F64), Context((5,))
     made.after(x, x, ctx)
-    ctx.scratch[made.shared, 'g'].square().sum().backward()
+    made.notes(ctx)['g'].square().sum().backward()
     down = made.down.weight.detach().clone().requires_grad_()
     up = made.down.weight.detach().t().clone().requires_grad_()
     g = 0.7 * (F.gelu(x @ down.t() + made.down.bias) @ up.t() + made.up_bias)
@@ -117,12 +116,12 @@ def test_formula():
     leave = method.build(site('out', index=0)).double()
     switch = method.share([])
     for delta in (adapter, join, leave):
-        delta.attach(switch)
+        delta.attach('0', switch)
         for param in delta.parameters():
             torch.nn.init.normal_(param)
     h, b, x, y = (torch.randn(2, 5, 8, dtype=F64) for _ in range(4))
     ctx = Context((5,))
-    ctx.scratch[switch] = ('b', 'a')
+    ctx.notes['0'] = {'tasks': ('b', 'a')}
     assert adapter.after(h, b, ctx) is b
     g = F.gelu(h @ adapter.down.weight.t() + adapter.down.bias)
     g = g @ adapter.up.weight.t() + adapter.up.bias
@@ -141,7 +140,7 @@ def test_the_adapter_bypasses_stochastic_depth():
 
     def note(module, args, out):
         seen['x'], ctx = args
-        seen['g'] = ctx.scratch[task_switch(model), 'g']
+        seen['g'] = ctx.notes['0']['g']
         seen['y'] = out
 
     block.register_forward_hook(note)

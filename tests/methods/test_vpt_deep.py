@@ -13,7 +13,7 @@ from mmpetl.core import (
     PETLError,
     Prompts,
     Site,
-    attention,
+    host,
     softmax_attention,
 )
 from mmpetl.methods.vpt_deep import VPTDeep
@@ -140,7 +140,7 @@ def test_prompts_without_attention_leave_the_frozen_output(stem, monkeypatch):
         k, v = (torch.cat((t[:, :, :own], t[:, :, own + P :]), dim=2) for t in (k, v))
         return softmax_attention(q, k, v, *args)
 
-    monkeypatch.setattr(attention, 'softmax_attention', blind)
+    monkeypatch.setattr(host, 'softmax_attention', blind)
     for got, want in zip(tiny.outputs(model, x), frozen, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
 

@@ -8,7 +8,7 @@ import torch
 from full_size import counts
 
 import mmpetl
-from mmpetl.core import Context, PETLError, Site, attention, softmax_attention
+from mmpetl.core import Context, PETLError, Site, host, softmax_attention
 from mmpetl.core.bricks import PoolPrompts, Prompts
 from mmpetl.core.inject import injection_of
 from mmpetl.methods.vpt_shallow import VPTShallow
@@ -93,7 +93,7 @@ def test_prompts_without_attention_leave_the_frozen_output(stem, monkeypatch):
         k, v = (torch.cat((t[:, :, :own], t[:, :, own + P :]), dim=2) for t in (k, v))
         return softmax_attention(q, k, v, *args)
 
-    monkeypatch.setattr(attention, 'softmax_attention', blind)
+    monkeypatch.setattr(host, 'softmax_attention', blind)
     for got, want in zip(tiny.outputs(model, x), frozen, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
 
