@@ -102,6 +102,7 @@ def inject(
     else:
         site_map, sites = record.site_map, record.sites
     slot = _free_slot(record, method, slot)
+    _warn_of_optimizers(module, method)
     wanted = _wanted(method, module, sites)
     shared = method.share(wanted)
     deltas = {site: method.build(site) for site in wanted}
@@ -172,6 +173,17 @@ def _free_slot(record: Injection | None, method: Method, slot: str | None) -> st
             f'or name another slot'
         )
     return slot or next(n for n in map(str, count()) if n not in taken)
+
+
+def _warn_of_optimizers(module: nn.Module, method: Method) -> None:
+    """Warn where training has begun: a backward pass has left gradients."""
+    if any(param.grad is not None for param in module.parameters()):
+        warnings.warn(
+            f'{type(method).__name__} adds parameters after a backward pass; an '
+            'optimizer that was made before does not hold them: make it anew, or use '
+            'its add_param_group',
+            stacklevel=3,
+        )
 
 
 def _is_slot_name(slot: Any) -> bool:

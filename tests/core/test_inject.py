@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -144,6 +145,16 @@ def test_new_parts_of_the_base_train_like_a_head() -> None:
     model.train()
     assert model.fc_norm.training
     assert not model.blocks[0].norm1.training
+
+
+def test_parameters_that_an_optimizer_may_miss_are_warned_of() -> None:
+    model = inject(base(VIT), LoRA(rank=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        inject(model, LoRA(rank=3))
+    outputs(model, images(VIT))[0].sum().backward()
+    with pytest.warns(UserWarning, match='an optimizer that was made before'):
+        inject(model, LoRA(rank=4))
 
 
 # Slots

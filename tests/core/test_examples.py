@@ -1,0 +1,31 @@
+"""Examples in docstrings run as they stand."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import mmpetl.core
+
+FINDER = doctest.DocTestFinder(exclude_empty=True)
+EXAMPLES = {
+    example.name: example
+    for info in pkgutil.iter_modules(mmpetl.core.__path__)
+    for example in FINDER.find(importlib.import_module(f'mmpetl.core.{info.name}'))
+    if example.examples
+}
+
+
+@pytest.mark.parametrize('name', sorted(EXAMPLES))
+def test_the_example_of(name: str) -> None:
+    shown: list[str] = []
+    result = doctest.DocTestRunner().run(EXAMPLES[name], out=shown.append)
+    assert not result.failed, ''.join(shown)
+
+
+def test_the_verbs_have_examples() -> None:
+    verbs = {name.rpartition('.')[2] for name in EXAMPLES}
+    assert {'inject', 'fold', 'eject'} <= verbs
