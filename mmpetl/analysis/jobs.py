@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.analysis.selection import choose, plain
-from mmpetl.benchmark.compose import METHOD, split_options
+from mmpetl.benchmark.job_config import METHOD, split_options
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.core import PETLError, build_method, registered_methods, suggest
 
@@ -101,7 +101,7 @@ def config_of(job: Job, stage: str = 'final') -> Any:
     """The resolved config of a job that is not run here."""
     from mmengine.logging import MMLogger
 
-    from mmpetl.benchmark.compose import compose_job
+    from mmpetl.benchmark.job_config import compose_job
 
     use_mini_data(job.recipe)
     logger = MMLogger.get_current_instance()

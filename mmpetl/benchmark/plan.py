@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mmpetl.benchmark.compose import METHOD, split_options
+from mmpetl.benchmark.job_config import METHOD, split_options
 from mmpetl.benchmark.records import Job, write_json
 from mmpetl.benchmark.sizes import sizes
 from mmpetl.core import PETLError, registered_methods, suggest

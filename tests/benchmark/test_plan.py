@@ -208,7 +208,7 @@ def test_records_call_backbones_and_tasks_as_the_published_tables_do(
     recipe: str,
 ) -> None:
     from mmpetl.apis.compose import compose
-    from mmpetl.benchmark.facts import backbone_of, task_of
+    from mmpetl.benchmark.run_facts import backbone_of, task_of
 
     config = compose(recipe, 'LinearProbe')
     assert (backbone_of(config), *task_of(recipe, config)) == NAMES[recipe]
@@ -217,7 +217,7 @@ def test_records_call_backbones_and_tasks_as_the_published_tables_do(
 def test_the_config_hash_tells_results_apart_and_folders_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmpetl.benchmark.compose import compose_job, config_hash
+    from mmpetl.benchmark.job_config import compose_job, config_hash
     from mmpetl.benchmark.records import Job
 
     def digest(data: str = 'here', **change: object) -> str:

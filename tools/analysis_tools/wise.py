@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mmpetl.analysis import charts, jobs, robustness, selection, wise
 from mmpetl.apis.run import cli_errors
-from mmpetl.benchmark.compose import split_options
+from mmpetl.benchmark.job_config import split_options
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.core import PETLError, check_range
 from mmpetl.datasets.corruptions import CORRUPTIONS, check_corruption
