@@ -8,7 +8,7 @@ A plan holds these keys; ``methods`` and ``recipes`` are needed::
     seeds: [42, 43]
     protocol: honest                    or published
     leaves: false                       true: a pair's published settings where it has
-    sizes: mini                         a table of mmpetl.benchmark.sizes
+    sizes: mini                         a table of configs/_base_/sizes
     settings: {LoRA: {rank: 4}}         arguments of methods, on top of sizes
     options: {train_cfg.max_epochs: 3}  dotted config keys, for every job
     method_options: {NOAH: {...}}       the same, for one method

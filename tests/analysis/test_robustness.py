@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_up_bench import check_picture, refused, run_tool
 
-from mmpetl.analysis import robustness
+from mmpetl.analysis import further_runs, robustness
 from mmpetl.core import PETLError
 from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupt
 
@@ -200,10 +200,8 @@ def test_bad_input_is_one_line(bench, tmp_path, monkeypatch, capsys):
 def test_the_wise_tool_traces_every_alpha(bench, monkeypatch, capsys):
     from made_up_bench import fake_runs
 
-    from mmpetl.analysis import jobs
-
     monkeypatch.setenv('MMPETL_DATA', str(bench / 'data'))
-    monkeypatch.setattr(jobs, 'run_jobs', fake_runs)
+    monkeypatch.setattr(further_runs, 'run_jobs', fake_runs)
     run_tool(
         monkeypatch,
         'wise',
@@ -237,11 +235,10 @@ def test_the_base_may_be_what_the_config_builds(bench, tmp_path, monkeypatch):
     """As for a zero-shot head: at alpha 0 the model is the untouched one."""
     from made_up_bench import fake_runs
 
-    from mmpetl.analysis import jobs
     from mmpetl.apis.model import init_model
 
     monkeypatch.setenv('MMPETL_DATA', str(bench / 'data'))
-    monkeypatch.setattr(jobs, 'run_jobs', fake_runs)
+    monkeypatch.setattr(further_runs, 'run_jobs', fake_runs)
     # Heads of this model are drawn; a config with a zero-shot head has none to draw.
     monkeypatch.setattr(
         'mmpetl.apis.model.init_model',

@@ -20,7 +20,7 @@ from mmpetl.benchmark.plan import (
     resolve,
     write_plan,
 )
-from mmpetl.benchmark.sizes import MINI
+from mmpetl.benchmark.sizes import sizes
 from mmpetl.core import PETLError, registered_methods
 
 pytest.importorskip('mmpretrain')
@@ -92,7 +92,7 @@ def test_options_come_from_plan_recipe_sizes_and_method_in_this_order() -> None:
         'a.b': 1,
         'c': 2,
         'd': 3,
-        'model.backbone.method.rank': MINI['LoRA']['rank'],
+        'model.backbone.method.rank': sizes('mini')['LoRA']['rank'],
         'model.backbone.method.scale': 2.0,
     }
     assert options_of(plan, 'VPTShallow', 'vtab/svhn') == {'a.b': 1, 'c': 1, 'd': 1}
