@@ -359,4 +359,3 @@ function listen() {
     $(`#${id}`).addEventListener('change', () => stale(id === 'heat-mode' ? ['heat'] : ['curves']));
   }
 }
-

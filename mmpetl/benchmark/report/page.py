@@ -81,7 +81,7 @@ def _asset(name: str) -> str:
 
 def _script() -> str:
     """The page's own script: its files in one scope, the one that starts it last."""
-    parts = ''.join(map(_asset, ('board.js', 'plots.js', 'page.js')))
+    parts = '\n'.join(map(_asset, ('board.js', 'plots.js', 'page.js')))
     return f"(() => {{\n'use strict';\n\n{parts}}})();\n"
 
 

@@ -365,4 +365,3 @@ function drawFailures() {
     el('p', {}, el('code', { text: error })),
     el('p', { class: 'which', text: `${several(runs.length, 'run')}: ${runs.slice(0, 12).map((run) => run.id).join(', ')}${runs.length > 12 ? ', …' : ''}` }))));
 }
-
