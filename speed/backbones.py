@@ -16,7 +16,7 @@ from timing import header, markdown, ratio, time_rounds
 from torch import nn
 
 import mmpetl
-from mmpetl.core import Method
+from mmpetl.core import Method, Role
 
 
 class Nothing(Method):
@@ -24,7 +24,7 @@ class Nothing(Method):
 
     family = 'baseline'
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
+    def selects(self, role: Role) -> bool:
         """All of the base."""
         return True
 

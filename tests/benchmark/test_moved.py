@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import re
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 MOVED = {
     'mmpetl.benchmark.compose': ['compose_job', 'config_hash', 'split_options'],
@@ -60,25 +54,3 @@ def test_the_mini_sizes_by_their_old_name() -> None:
 
     with pytest.warns(DeprecationWarning, match='sizes'):
         assert sizes.MINI['LoRA'] == {'rank': 4}
-
-
-def test_every_old_speed_script_leads_to_a_new_one() -> None:
-    scripts = [p for p in (ROOT / 'benchmarks').glob('*.py') if p.name != '_moved.py']
-    assert {p.stem for p in scripts} == {'backbones', 'methods', 'report_page', 'sizes'}
-    for path in scripts:
-        (name,) = re.findall(r"_moved\.run\('(.*)'\)", path.read_text())
-        assert (ROOT / 'speed' / name).is_file()
-
-
-def test_an_old_speed_command_says_where_it_is_and_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    old = 'benchmarks/methods.py'
-    monkeypatch.setattr(sys, 'argv', [old, '--help'])
-    monkeypatch.setattr(sys, 'path', [str(ROOT / 'benchmarks'), *sys.path])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / old), run_name='__main__')
-    out, err = capsys.readouterr()
-    assert end.value.code == 0
-    assert err == 'benchmarks/methods.py has moved to speed/methods.py\n'
-    assert '--backbone {vit_b,swin_b}' in out
