@@ -301,6 +301,10 @@ def _composed(plan: Plan, recipe: str, method: str) -> Any:
     _, options = split_options(options_of(plan, method, recipe))
     try:
         return compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
+    except PETLError as error:
+        raise PETLError(
+            f'the plan {plan.name}, recipe {recipe} ({plan.protocol} protocol): {error}'
+        ) from None
     except (KeyError, IndexError, TypeError) as error:
         reason = ' '.join(str(error.args[0] if error.args else error).split())
         raise PETLError(
