@@ -35,7 +35,7 @@ setup(
     packages=find_packages(include=['mmpetl', 'mmpetl.*']),
     package_data={
         'mmpetl.benchmark.published': ['*.csv', 'README.md'],
-        'mmpetl.benchmark.report': ['page.html', 'page.css', 'page.js'],
+        'mmpetl.benchmark.report': ['page.html', 'page.css', '*.js'],
     },
     install_requires=requirements('runtime') + requirements('openmmlab'),
     extras_require={name: requirements(name) for name in EXTRAS},

@@ -67,13 +67,13 @@ def make_config(name: str, args: argparse.Namespace) -> Any:
     from mmengine.logging import MMLogger
 
     from mmpetl.apis.run import load_config
-    from mmpetl.benchmark.sizes import MINI
+    from mmpetl.benchmark.sizes import sizes
 
     MMLogger.get_current_instance().setLevel('WARNING')
 
     epochs, warm_up = args.epochs, max(1, args.epochs // 10)
     options = {
-        'model.backbone.method': {'type': name, **MINI.get(name, {})},
+        'model.backbone.method': {'type': name, **sizes('mini').get(name, {})},
         'randomness.seed': args.seed,
         'optim_wrapper.optimizer.lr': args.lr,
         'train_cfg.max_epochs': epochs,

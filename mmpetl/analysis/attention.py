@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
@@ -22,14 +21,14 @@ from torch import Tensor, nn
 
 from mmpetl.core import (
     Context,
-    Delta,
     PETLError,
     Site,
     WindowBlockHost,
     from_windows,
+    injection_of,
     to_windows,
+    watching,
 )
-from mmpetl.core.injection import injection_of, plug_of, prune
 
 
 @dataclass(frozen=True)
@@ -94,21 +93,6 @@ class BlockAttention:
         """Running index of the cell at each place of each window, -1 on padding."""
         numbers = np.arange(1, math.prod(self.grid) + 1, dtype=np.float64)
         return self.to_cells(numbers[None, :, None])[0, :, :, 0].astype(np.int64) - 1
-
-
-class _Probe(Delta):
-    """Stands first at ``attn.core``, so that y is the plain attention of x.
-
-    x is what all methods made of q, k and v: their ``before`` ports have run by then.
-    """
-
-    def __init__(self, see: Callable) -> None:
-        super().__init__()
-        self.__dict__['see'] = see
-
-    def after(self, x: tuple[Tensor, ...], y: Tensor, ctx: Context) -> Tensor:
-        self.see(x, y, ctx)
-        return y
 
 
 def scores_to_weights(
@@ -190,25 +174,10 @@ def probing(
                 host.register_forward_hook(leave),
             ):
                 undo.callback(hook.remove)
-            undo.enter_context(plugged_first(module, site, _Probe(tell)))
+            # In front of all deltas y is the plain attention of x, which is what all
+            # methods made of q, k and v: their `before` ports have run by then.
+            undo.enter_context(watching(module, {site: tell}, first=True))
         yield
-
-
-@contextmanager
-def plugged_first(module: nn.Module, site: Site, probe: Delta) -> Iterator[None]:
-    """A delta in front of all others at a site; afterwards nothing is left of it."""
-    host = module.get_submodule(site.host)
-    plug = plug_of(module, site)
-    slot = next(f'probe{i}' for i in count() if f'probe{i}' not in plug._modules)
-    probe.eval()  # as all that is watched
-    others = dict(plug._modules)
-    plug._modules.clear()
-    plug._modules.update({slot: probe, **others})
-    try:
-        yield
-    finally:
-        del plug._modules[slot]
-        prune(host)
 
 
 def bias_and_mask(

@@ -202,7 +202,7 @@ def venn(
     axes.set_title(title, fontsize=11)
 
 
-def apart(places: Sequence[float], gap: float) -> list[float]:
+def spaced(places: Sequence[float], gap: float) -> list[float]:
     """Ascending places in [0, 1], moved as little as a least distance asks for."""
     moved = list(places)
     for i in range(1, len(moved)):
@@ -229,7 +229,7 @@ def named_points(
     axes.set_ylim(low - 0.06 * span, high + 0.06 * span)
     height = axes.figure.get_figheight() * 0.8
     gap = 1.25 * fontsize / 72 / height
-    places = apart([(0.06 + (y[i] - low) / span) / 1.12 for i in order], gap)
+    places = spaced([(0.06 + (y[i] - low) / span) / 1.12 for i in order], gap)
     for i, place in zip(order, places, strict=True):
         colour = colour_of(families[i])
         axes.plot(x[i], y[i], 'o', ms=7, color=colour, mec='white', mew=0.6)

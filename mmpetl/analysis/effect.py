@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from mmpetl.analysis.attention import (
     bias_and_mask,
     in_training,
-    plugged_first,
     probing,
     scores_to_weights,
 )
@@ -41,9 +40,10 @@ from mmpetl.core import (
     PETLError,
     Site,
     find_site_map,
+    injection_of,
+    watching,
     without_extra,
 )
-from mmpetl.core.injection import injection_of
 
 WHOLE = 'whole block'
 BASE = ' (base weights)'
@@ -284,18 +284,6 @@ def _same(a: Affine, b: Affine) -> bool:
     return torch.equal(a.weight, b.weight) and torch.equal(a.full_bias(), b.full_bias())
 
 
-class _BaseProbe(Delta):
-    """First at a site: y is what the module made of x, before any delta."""
-
-    def __init__(self, tell: Callable[[Tensor, Tensor], None]) -> None:
-        super().__init__()
-        self.__dict__['tell'] = tell
-
-    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        self.tell(x, y)
-        return y
-
-
 def _watch_base(
     undo: ExitStack,
     module: nn.Module,
@@ -316,10 +304,11 @@ def _watch_base(
         if ours.weight.data_ptr() in heads or _same(ours, theirs):
             continue
 
-        def tell(x, y, site=site, theirs=theirs) -> None:
+        def tell(x, y, ctx, site=site, theirs=theirs) -> None:
             tally.add(site.kind + BASE, column(site), _call(theirs, x), y)
 
-        undo.enter_context(plugged_first(module, site, _BaseProbe(tell)))
+        # Before any delta: y is what the module itself made of x.
+        undo.enter_context(watching(module, {site: tell}, first=True))
 
 
 def _watch_blocks(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core import Context, PETLError, injection_of
+from mmpetl.core import Context, Injection, PETLError, injection_of
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,8 @@ class Features:
     blocks: tuple[np.ndarray, ...]
 
 
-def _averages(module: nn.Module) -> bool:
+def _averages(record: Injection) -> bool:
     """Whether the head reads a mean over the grid rather than a class token."""
-    _, record = injection_of(module)
     return any(site.kind == 'out' and site.pooled for site in record.sites)
 
 
@@ -81,7 +80,7 @@ def extract_features(
             f'{type(module).__name__} ends in a classifier of its own, so it returns '
             'no features; build it with num_classes=0'
         )
-    average = _averages(module)
+    average = _averages(state)
     seen: list[Tensor] = []
     num_class = 0
 

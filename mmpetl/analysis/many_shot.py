@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmpetl.analysis.selection import by_family
-from mmpetl.benchmark.compose import METHOD
+from mmpetl.benchmark.job_config import METHOD
 from mmpetl.benchmark.records import Record
 from mmpetl.core import PETLError, check_range
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmpetl.benchmark.job import PREDICTIONS
+from mmpetl.benchmark.collect import PREDICTIONS
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.core import FAMILIES, PETLError, suggest
 

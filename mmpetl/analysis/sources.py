@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from mmpetl.core import (
     PETLError,
     check_range,
-    disable,
+    disabled,
     eject,
-    enable,
     fingerprint,
     inject,
     injections,
@@ -158,10 +157,10 @@ def bare_copy(model: nn.Module) -> nn.Module:
     :func:`without_methods`).
     """
     bare = copy.deepcopy(model)
-    for _, module, state in injections(bare):
-        head, drop_path = tuple(state.head), state.frozen_drop_path
-        for slot in list(state.slots):
-            eject(module, slot, restore=False)
+    for _, module, record in injections(bare):
+        head, drop_path = tuple(record.head), record.frozen_drop_path
+        for name in list(record.slots):
+            eject(module, name, restore=False)
         inject(module, 'LinearProbe', head=head, frozen_drop_path=drop_path)
     return bare
 
@@ -174,12 +173,9 @@ def without_methods(model: nn.Module) -> Iterator[None]:
         PETLError: A method trains most of the base (``Full``), so that no second copy
             of the base's values is kept; :func:`load_pair` builds the base anew.
     """
-    with ExitStack() as undo:
-        for _, module, record in injections(model):
-            for name, slot in record.slots.items():
-                if slot.enabled:
-                    disable(module, name)
-                    undo.callback(enable, module, name)
+    with ExitStack() as until:
+        for _, module, _ in injections(model):
+            until.enter_context(disabled(module))
         yield
 
 

@@ -30,6 +30,7 @@ from mmpetl.core import (
     Method,
     PETLError,
     Site,
+    Slot,
     check_range,
     injections,
 )
@@ -51,6 +52,7 @@ class Scaled(Delta):
         super().__init__()
         self.delta = delta
         self.alpha = alpha
+        self.dtype = delta.dtype  # in which features are handed to it
 
     def between(self, base: Any, tuned: Any) -> Any:
         """The point between both; what the delta hands through stays as it is."""
@@ -88,36 +90,46 @@ def obstacle(model: nn.Module) -> str | None:
     Args:
         model: An injected backbone, or a model that contains one.
     """
-    found = injections(model)
+    found = list(_acting(model))
     if not found:
-        return f'{type(model).__name__} holds no method'
-    for _, module, record in found:
-        for name, slot in record.slots.items():
-            kind = type(slot.method).__name__
-            if not slot.method.scales:
+        return f'{type(model).__name__} holds no method that is enabled'
+    for module, name, slot in found:
+        kind = type(slot.method).__name__
+        if not slot.method.scales:
+            return (
+                f'{kind} puts a feature of its own in place of that of the base; '
+                'there is nothing between them to interpolate'
+            )
+        for site in slot.sites:
+            delta = module.get_submodule(f'{site.path}.{name}')
+            grown = _grows(slot.method, site, delta)
+            if grown:
                 return (
-                    f'{kind} puts a feature of its own in place of that of the base; '
-                    'there is nothing between them to interpolate'
+                    f'{kind} adds {grown} at {site}, which have no neutral '
+                    'element: no alpha but 1 is defined'
                 )
-            for site in slot.sites:
-                delta = module.get_submodule(f'{site.path}.{name}')
-                grown = _grows(slot.method, site, delta)
-                if grown:
-                    return (
-                        f'{kind} adds {grown} at {site}, which have no neutral '
-                        'element: no alpha but 1 is defined'
-                    )
     return None
+
+
+def _acting(model: nn.Module) -> Iterator[tuple[nn.Module, str, Slot]]:
+    """Backbone, name and slot of every method that makes the tuned model.
+
+    What is switched off takes no part, and keeps what it has learnt.
+    """
+    for _, module, record in injections(model):
+        for name, slot in record.slots.items():
+            if slot.enabled:
+                yield module, name, slot
 
 
 def _added(model: nn.Module) -> set[str]:
     """Keys of ``model.state_dict()`` that methods have added."""
     keys = set()
-    for prefix, module, state in injections(model):
+    for prefix, module, record in injections(model):
         keys |= {
             f'{prefix}.{name}'.lstrip('.')
             for name in module.state_dict()
-            if name not in state.base
+            if name not in record.base
         }
     return keys
 
@@ -125,8 +137,8 @@ def _added(model: nn.Module) -> set[str]:
 def _backbone(model: nn.Module) -> set[str]:
     """Keys of the base's own tensors, without those that train with the head."""
     keys = set()
-    for prefix, _module, state in injections(model):
-        keys |= {f'{prefix}.{n}'.lstrip('.') for n in state.base - state.head}
+    for prefix, _, record in injections(model):
+        keys |= {f'{prefix}.{n}'.lstrip('.') for n in record.base - record.head}
     return keys
 
 
@@ -219,11 +231,10 @@ def interpolated(
 
 
 def _plugs(model: nn.Module) -> Iterator[tuple[nn.ModuleDict, str, Delta]]:
-    for _, module, record in injections(model):
-        for name, slot in record.slots.items():
-            for site in slot.sites:
-                plug = module.get_submodule(site.path)
-                yield plug, name, plug[name]
+    for module, name, slot in _acting(model):
+        for site in slot.sites:
+            plug = module.get_submodule(site.path)
+            yield plug, name, plug[name]
 
 
 def best_alpha(alphas: Sequence[float], scores: Sequence[float]) -> int:

@@ -8,6 +8,7 @@ benchmark's folder.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import statistics
@@ -19,9 +20,14 @@ from typing import Any, Literal
 
 from mmengine.hooks import Hook
 
+from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.executors import Executor
-from mmpetl.benchmark.job import Task
+from mmpetl.benchmark.job import forget
+from mmpetl.benchmark.job_config import compose_job, config_hash
+from mmpetl.benchmark.phases import phases_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.sweep import Sweep
+from mmpetl.benchmark.task import Task
 
 STEPS = 3
 """Steps that a calibration measures, after one that warms up."""
@@ -110,8 +116,6 @@ def calibrate(
     watch: Callable[[Any], None] | None = None,
 ) -> dict[str, str]:
     """Measure pairs; returns the ids of those that failed, with the failure."""
-    from mmpetl.benchmark.sweep import Sweep
-
     place = Path(out) / 'calibration'
     store = RecordStore(place)
     for job in jobs:
@@ -127,14 +131,11 @@ def calibrate(
 def measure(task: Task, folder: Path) -> Record:
     """Build a run, take a few steps, and note what they cost."""
     from mmpetl.apis.run import build_runner
-    from mmpetl.benchmark import facts
-    from mmpetl.benchmark.compose import compose_job, config_hash
-    from mmpetl.benchmark.job import _forget
 
     began = time.perf_counter()
-    resting = facts.release_peak()
-    config = compose_job(task.job, folder)
-    digest = config_hash(config)
+    resting = run_facts.release_peak()
+    asked = compose_job(task.job, folder)
+    config = copy.deepcopy(asked)
     config.pop('phases', None)
     config.experiment_name = f'{folder.name}-{os.getpid()}'
     config.resume = False
@@ -146,11 +147,11 @@ def measure(task: Task, folder: Path) -> Record:
             runner.train()
         except _Enough:
             pass
-        peak = _peak(facts, resting)
+        peak = _peak(resting)
         batches, seconds = _test_cost(runner)
     finally:
-        _forget(config.experiment_name)
-    steps, batches = _with_phases(task.job, runner.max_iters, batches)
+        forget(config.experiment_name)
+    steps, batches = _with_phases(asked, runner.max_iters, batches)
     return Record(
         job=task.job,
         status='done',
@@ -160,13 +161,13 @@ def measure(task: Task, folder: Path) -> Record:
             'test_batches': batches,
             'test_batch_s': seconds,
         },
-        config_hash=digest,
+        config_hash=config_hash(asked),
         step_seconds=statistics.median(hook.steps),
         peak_memory_bytes=peak,
         seconds=time.perf_counter() - began,
-        device=facts.device(),
-        versions=facts.versions(),
-        commit=facts.commit(),
+        device=run_facts.device(),
+        versions=run_facts.versions(),
+        commit=run_facts.commit(),
     )
 
 
@@ -202,12 +203,12 @@ class _StepsHook(Hook):
             raise _Enough
 
 
-def _peak(facts: Any, resting: int | None) -> int | None:
+def _peak(resting: int | None) -> int | None:
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    peak = facts.peak_resident()
+    peak = run_facts.peak_resident()
     return None if peak is None or resting is None else max(0, peak - resting)
 
 
@@ -226,22 +227,13 @@ def _test_cost(runner: Any) -> tuple[int, float]:
     return len(loader), time.perf_counter() - began
 
 
-def _with_phases(job: Job, steps: int, batches: int) -> tuple[int, int]:
-    """Add the supernet's steps and the search's scoring of a job with phases."""
-    from mmpetl.engine.evolution import Evolution
-
-    phases = job.options.get('phases')
-    if not phases:
-        return steps, batches
-    epochs = job.options.get('train_cfg.max_epochs')
-    supernet = phases.get('supernet', {}).get('max_epochs', epochs)
-    evolution = Evolution(**phases.get('search', {}).get('evolution', {}))
-    scored = evolution.population + evolution.generations * (
-        evolution.mutations + evolution.crossovers
-    )
-    # 800 of 1,000 images train the supernet, the 200 others score: two batches of 128.
-    extra = round(0.8 * steps * supernet / epochs) if epochs else steps
-    return steps + extra, batches + 2 * scored
+def _with_phases(config: Any, steps: int, batches: int) -> tuple[int, int]:
+    """Add what the phases of a method train and score before the run itself."""
+    epochs = config.train_cfg.get('max_epochs')
+    costs = [loop.cost(given, epochs) for loop, given in phases_of(config).items()]
+    # 800 of 1,000 images train in them, the 200 others score: two batches of 128.
+    trained = round(0.8 * steps * sum(cost[0] for cost in costs))
+    return steps + trained, batches + 2 * sum(cost[1] for cost in costs)
 
 
 @dataclass(frozen=True)

@@ -8,139 +8,42 @@ repeated.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import itertools
 import os
 import shutil
-import statistics
-import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpetl.benchmark import facts
-from mmpetl.benchmark.compose import compose_job, config_hash
-from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark import run_facts
+from mmpetl.benchmark.collect import LOG, PREDICTIONS, collect, last_test, now
+from mmpetl.benchmark.job_config import compose_job, config_hash
+from mmpetl.benchmark.optuna_study import Pruned, PruningHook
+from mmpetl.benchmark.phases import run_phases
+from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
+from mmpetl.lazy import moved_names
 
-LOG = 'log.jsonl'
-PREDICTIONS = 'predictions.npz'
+__getattr__, __dir__ = moved_names(
+    __name__,
+    {
+        'Outcome': 'mmpetl.benchmark.task',
+        'console_of': 'mmpetl.benchmark.worker',
+        'curves_of': 'mmpetl.benchmark.collect',
+        'failed': 'mmpetl.benchmark.worker',
+        'is_final': 'mmpetl.benchmark.task',
+        'lost': 'mmpetl.benchmark.worker',
+        'outcome_of': 'mmpetl.benchmark.task',
+        'ppt_of': 'mmpetl.benchmark.collect',
+        'primary_of': 'mmpetl.benchmark.collect',
+        'tidy': 'mmpetl.benchmark.worker',
+        'work': 'mmpetl.benchmark.worker',
+    },
+)
 
 _runs = itertools.count()
-
-
-class Pruned(Exception):
-    """A trial was stopped since others did better at the same step."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a worker is told: a job and all that it needs to do it.
-
-    It is plain data, so that it travels to other processes and machines.
-
-    Attributes:
-        job: What to run.
-        out: The benchmark's folder, absolute.
-        retries: How often a job that failed is begun again.
-        env: Environment variables that matter: where data and weights lie.
-        threads: Threads of torch; None leaves them.
-        search: Record of the search that chose the options.
-        pruner: Arguments of :class:`mmpetl.benchmark.search.PruningHook`, for a trial.
-        run: What does the work, ``module:function``; called with the task and the
-            run's folder, it returns a record.
-    """
-
-    job: Job
-    out: str
-    retries: int = 1
-    env: Mapping[str, str] = field(default_factory=dict)
-    threads: int | None = None
-    search: Mapping[str, Any] | None = None
-    pruner: Mapping[str, Any] | None = None
-    run: str = 'mmpetl.benchmark.job:run_task'
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a task ended.
-
-    Attributes:
-        id: The job's.
-        status: ``done``, ``failed`` or ``pruned`` as the record says; ``elsewhere``
-            where another process holds the job; ``lost`` where the worker died.
-        note: The failure in a line.
-        again: Whether the job may be begun again.
-    """
-
-    id: str
-    status: str
-    note: str = ''
-    again: bool = False
-
-
-def work(task: Task) -> Outcome:
-    """Do a task, unless it is done or another process is at it; leaves a record.
-
-    An exception of the run becomes a record of a failure. What ends the process itself
-    leaves no record, and the next call continues.
-    """
-    store, job = RecordStore(task.out), task.job
-    os.environ.update(task.env)
-    with store.claim(job) as mine:
-        if not mine:
-            return Outcome(job.id, 'elsewhere')
-        before = store.read(job)
-        if before is not None and is_final(before, task.retries):
-            return outcome_of(before, task.retries)
-        folder = store.folder(job)
-        with console_of(folder):
-            if task.threads:
-                import torch
-
-                torch.set_num_threads(task.threads)
-            try:
-                record = _resolve(task.run)(task, folder)
-            except Exception as error:
-                traceback.print_exc()
-                record = failed(task, folder, error)
-        record.attempts = 1 + (before.attempts if before is not None else 0)
-        store.write(record)
-        if record.status != 'failed':
-            tidy(folder)
-        return outcome_of(record, task.retries)
-
-
-def is_final(record: Record, retries: int) -> bool:
-    """Whether a record leaves nothing to do: no failure, or one too many."""
-    return record.status != 'failed' or record.attempts > retries
-
-
-def outcome_of(record: Record, retries: int) -> Outcome:
-    """The outcome that a record tells."""
-    lines = (record.error or '').strip().splitlines()
-    note = lines[-1] if lines else ''
-    return Outcome(record.job.id, record.status, note, not is_final(record, retries))
-
-
-def _resolve(name: str) -> Any:
-    import importlib
-
-    module, _, function = name.partition(':')
-    return getattr(importlib.import_module(module), function)
-
-
-@contextlib.contextmanager
-def console_of(folder: Path) -> Iterator[None]:
-    """Send what a run prints to ``console.log``: the screen belongs to the table."""
-    with (
-        open(folder / 'console.log', 'a', encoding='utf-8', errors='replace') as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
-    ):
-        yield
 
 
 def run_task(task: Task, folder: Path) -> Record:
@@ -161,7 +64,7 @@ def run_job(
         folder: Where the run lives. Files of the same run in it are continued, those
             of a run with another config are removed.
         search: Goes into the record.
-        pruner: Arguments of :class:`mmpetl.benchmark.search.PruningHook`.
+        pruner: Arguments of :class:`mmpetl.benchmark.optuna_study.PruningHook`.
 
     Returns:
         The record; the caller writes it.
@@ -175,12 +78,9 @@ def run_job(
     config.work_dir = str(folder)
     digest = config_hash(config)
     log = begin(folder, digest)
-    resting = facts.release_peak()
+    resting = run_facts.release_peak()
     _write_config(config, folder / 'config.py')
-    if job.method == 'NOAH' and needs_phases(config):
-        from mmpetl.benchmark.phases import run_phases
-
-        run_phases(job, config, folder)
+    if run_phases(job, config, folder):
         _write_config(config, folder / 'config.py')
     pruned = False
     if not finished(job, folder):
@@ -208,26 +108,16 @@ def begin(folder: Path, digest: str) -> Any:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         attempts = []
-    line = {'attempt': len(attempts) + 1, 'begun': _now(), 'config': digest}
+    line = {'attempt': len(attempts) + 1, 'begun': now(), 'config': digest}
     line['pid'] = os.getpid()
     append_line(folder / LOG, line)
     return RunLogHook(str(folder / LOG))
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 
 def _write_config(config: Any, path: Path) -> None:
     part = path.with_name('config.part.py')
     part.write_text(config.pretty_text, encoding='utf-8')
     part.replace(path)
-
-
-def needs_phases(config: Any) -> bool:
-    """Whether a NOAH run has no subnet yet, so that one must be searched first."""
-    method = config.model.backbone.method
-    return method.get('space') is not None
 
 
 def finished(job: Job, folder: Path) -> bool:
@@ -262,15 +152,13 @@ def train_and_read(
     phases = ('train', 'val') if job.stage == 'tune' else ('train', 'val', 'test')
     hooks = [log, PredictionsHook(str(folder / PREDICTIONS))]
     if pruner is not None:
-        from mmpetl.benchmark.search import PruningHook
-
         hooks.append(PruningHook(**pruner))
     try:
         runner = build_runner(config, check_data=phases)
         for hook in hooks:
             runner.register_hook(hook)
         runner.train()
-        peak = facts.peak_resident()
+        peak = run_facts.peak_resident()
         if torch.cuda.is_available():
             log.write({'peak_memory_bytes': torch.cuda.max_memory_allocated()})
         elif peak is not None and resting is not None:
@@ -284,13 +172,11 @@ def train_and_read(
                 runner.load_checkpoint(str(best[-1]))
             runner.test()
     finally:
-        _forget(config.experiment_name)
+        forget(config.experiment_name)
 
 
 def _prepare(config: Any, folder: Path) -> Any:
     """A copy of the config with what the run needs and its result does not."""
-    import copy
-
     config = copy.deepcopy(config)
     config.experiment_name = f'{folder.name}-{os.getpid()}-{next(_runs)}'
     config.resume = (folder / 'last_checkpoint').is_file()
@@ -318,7 +204,7 @@ def _last_validation(runner: Any, folder: Path, log: Any) -> None:
     log.write({'step': line['step'], 'val': line['val'], 'last': True})
 
 
-def _forget(name: str) -> None:
+def forget(name: str) -> None:
     """Drop MMEngine's globals of a run: the next one in this process is another."""
     from mmengine.logging import MessageHub, MMLogger
     from mmengine.visualization import Visualizer
@@ -347,181 +233,4 @@ def export(config: Any, folder: Path) -> None:
                 'must save the last step (save_last=True)'
             )
         source = folder / Path(pointer.read_text(encoding='utf-8').strip()).name
-    export_delta(source, config, out, metrics=_reading(folder)[0])
-
-
-def _reading(folder: Path) -> tuple[dict[str, float], int]:
-    """The last metrics of the test set, and how often it was scored."""
-    from mmpetl.engine.hooks.run_log import read_run_log
-
-    metrics, reads = {}, 0
-    for line in read_run_log(folder / LOG):
-        if 'test' in line:
-            metrics = line['test']
-        reads += 'test' in line or bool(line.get('reads_test'))
-    return metrics, reads
-
-
-def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
-    """The record that a run's files tell."""
-    import json
-
-    from mmpetl.core import registered_methods
-    from mmpetl.engine.hooks.run_log import read_run_log
-
-    lines = list(read_run_log(folder / LOG))
-    metrics, reads = _reading(folder)
-    if job.stage == 'tune':
-        last = [x['val'] for x in lines if 'val' in x]
-        metrics = last[-1] if last else {}
-    metrics = {k: v for k, v in metrics.items() if v is not None}
-    efficiency = {}
-    path = folder / 'efficiency.json'
-    if path.is_file():
-        efficiency = json.loads(path.read_text(encoding='utf-8'))
-    counts = efficiency.get('counts', {})
-    task, group = facts.task_of(job.recipe, config)
-    primary = primary_of(metrics)
-    record = Record(
-        job=job,
-        status='done',
-        family=registered_methods()[job.method].family,
-        settings=facts.settings_of(config),
-        task=task,
-        group=group,
-        backbone=facts.backbone_of(config),
-        metrics=metrics,
-        primary=primary,
-        ppt=ppt_of(metrics, primary, counts),
-        counts=counts,
-        curves=curves_of(lines),
-        config_hash=digest,
-        base=_base(folder),
-        preprocessing=facts.preprocessing_of(config),
-        test_reads=reads,
-        step_seconds=efficiency.get('step_time_s') or _step_seconds(lines),
-        device=facts.device(),
-        versions=facts.versions(),
-        commit=facts.commit(),
-    )
-    return _timed(record, lines)
-
-
-def _timed(record: Record, lines: list[dict[str, Any]]) -> Record:
-    """Fill in what the log says of time and memory."""
-    begun = [line['begun'] for line in lines if 'attempt' in line]
-    seconds, last = 0.0, 0.0
-    for line in lines:
-        if 'attempt' in line:
-            seconds, last = seconds + last, 0.0
-        last = line.get('t', last)
-    peaks = [x['peak_memory_bytes'] for x in lines if 'peak_memory_bytes' in x]
-    record.seconds = round(seconds + last, 3)
-    record.peak_memory_bytes = max(peaks, default=None)
-    record.started = begun[0] if begun else _now()
-    record.finished = _now()
-    return record
-
-
-def primary_of(metrics: Mapping[str, float]) -> str:
-    """The metric that tables rank by: the first of MMEngine's usual ones."""
-    from mmpetl.engine.hooks.efficiency import PRIMARY
-
-    known = [name for name in PRIMARY if name in metrics]
-    return known[0] if known else next(iter(metrics), '')
-
-
-def ppt_of(
-    metrics: Mapping[str, float], primary: str, counts: Mapping[str, int]
-) -> float | None:
-    """PPT of the primary metric; None where it is no accuracy, AP or mIoU."""
-    from mmpetl.engine.hooks.efficiency import FRACTIONS, PRIMARY
-    from mmpetl.evaluation.ppt import ppt
-
-    if primary not in PRIMARY or not counts:
-        return None
-    score = metrics[primary] / (1 if primary in FRACTIONS else 100)
-    if not 0 <= score <= 1:  # COCO reports -1 where there is nothing to score
-        return None
-    return ppt(score, counts['delta'] + counts['selected'])
-
-
-def curves_of(lines: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Curves by name; of several values of a step the last counts."""
-    found: dict[str, dict[int, float]] = {}
-    for line in lines:
-        for key in ('loss', 'lr'):
-            if line.get(key) is not None:
-                found.setdefault(key, {})[line['step']] = line[key]
-        for key, value in (line.get('val') or {}).items():
-            if value is not None and not key.endswith('time'):
-                found.setdefault(f'val/{key}', {})[line['step']] = value
-    return {
-        name: [[step, points[step]] for step in sorted(points)]
-        for name, points in found.items()
-    }
-
-
-def _step_seconds(lines: list[dict[str, Any]]) -> float | None:
-    """Median time of a step as the log's times tell it, data loading included."""
-    gaps = []
-    for one, other in itertools.pairwise(x for x in lines if 'loss' in x):
-        if other['step'] > one['step'] and other['t'] > one['t']:
-            gaps.append((other['t'] - one['t']) / (other['step'] - one['step']))
-    return statistics.median(gaps) if gaps else None
-
-
-def _base(folder: Path) -> dict[str, Any]:
-    """File and fingerprint of the base, as the exported delta states them."""
-    import json
-
-    path = folder / 'delta.json'
-    if not path.is_file():
-        return {}
-    data = json.loads(path.read_text(encoding='utf-8'))
-    name = data.get('base')
-    return {
-        'file': Path(name).name if name else None,
-        'fingerprint': data.get('fingerprint'),
-    }
-
-
-def failed(task: Task, folder: Path, error: BaseException) -> Record:
-    """The record of a failure, with the time so far."""
-    from mmpetl.engine.hooks.run_log import append_line, read_run_log
-
-    text = ''.join(traceback.format_exception(error)).strip()
-    append_line(folder / LOG, {'failed': f'{type(error).__name__}: {error}'})
-    return _timed(
-        Record(
-            job=task.job,
-            status='failed',
-            error=text,
-            search=dict(task.search) if task.search else None,
-            device=facts.device(),
-            versions=facts.versions(),
-            commit=facts.commit(),
-        ),
-        list(read_run_log(folder / LOG)),
-    )
-
-
-def lost(task: Task, note: str) -> Outcome:
-    """Record that workers died at a task too often."""
-    store = RecordStore(task.out)
-    with store.claim(task.job) as mine:
-        if not mine:
-            return Outcome(task.job.id, 'elsewhere')
-        record = store.read(task.job)
-        if record is None or record.status == 'failed':
-            record = failed(task, store.folder(task.job), PETLError(note))
-            record.attempts = task.retries + 1
-            store.write(record)
-        return outcome_of(record, task.retries)
-
-
-def tidy(folder: Path) -> None:
-    """Remove what only a resumed run would need; the delta stays."""
-    for path in folder.rglob('*.pth'):
-        path.unlink(missing_ok=True)
-    (folder / 'last_checkpoint').unlink(missing_ok=True)
+    export_delta(source, config, out, metrics=last_test(folder)[0])

@@ -1,8 +1,8 @@
-"""NOAH's first two phases, before the run that is recorded.
+"""What a method trains before the run that is recorded: its phases, one after another.
 
-The supernet trains and the search scores on the data that choose settings (stage
-``tune``); the test set is not there. What they leave lies below ``phases`` in the run's
-folder. How long they go on is the config's key ``phases``::
+They see the data that choose settings (stage ``tune``); the test set is not there. What
+they leave lies below ``phases`` in the run's folder. Their settings are what the config
+says under ``phases``, by the name of each::
 
     phases = dict(supernet=dict(max_epochs=20), search=dict(limit=20_000, evolution={}))
 """
@@ -10,67 +10,74 @@ folder. How long they go on is the config's key ``phases``::
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpetl.benchmark.compose import compose_job
-from mmpetl.benchmark.records import Job
+from mmpetl.benchmark.job_config import compose_job
+from mmpetl.benchmark.records import Job, write_json
+from mmpetl.core import PETLError, build_method, suggest
+from mmpetl.registry import LOOPS
 
 
-def run_phases(job: Job, config: Any, folder: Path) -> None:
-    """Train the supernet, search it, and set the config's method to what it found.
+def phases_of(config: Any) -> dict[Any, Mapping[str, Any]]:
+    """The loops that a config's method asks for, in their order, with their settings.
+
+    Raises:
+        PETLError: The config has settings for a phase that the method does not have.
+    """
+    settings = config.get('phases') or {}
+    names = build_method(config.model.backbone.method).phases
+    loops = {loop: settings.get(loop.phase) or {} for loop in map(LOOPS.get, names)}
+    known = [loop.phase for loop in loops]
+    for name in settings if loops else ():
+        if name not in known:
+            raise PETLError(
+                f'phases has settings for {name!r}, which the method does not have.'
+                f'{suggest(name, known)} There are: {", ".join(known)}'
+            )
+    return loops
+
+
+def run_phases(job: Job, config: Any, folder: Path) -> bool:
+    """Run the phases, and give the config's method the arguments that they found.
 
     Each phase continues where it was killed; what is found is not searched again.
+
+    Returns:
+        Whether the method has phases.
     """
-    from mmpetl.apis.run import build_runner
-    from mmpetl.methods.noah import read_found
-
-    found = folder / 'phases' / 'search' / 'found.json'
-    settings = config.pop('phases', None) or {}
+    loops = phases_of(config)
+    config.pop('phases', None)
+    if not loops:
+        return False
+    method = config.model.backbone.method.to_dict()
+    found = folder / 'phases' / 'method.json'
     if not found.is_file():
-        for name in ('supernet', 'search'):
-            place = found.parents[1] / name
-            phase = _tuning(job, place)
-            change = {'supernet': _supernet, 'search': _search}[name]
-            change(phase, dict(settings.get(name) or {}), found.parents[1])
-            phase.resume = (place / 'last_checkpoint').is_file() or name == 'search'
-            phase.experiment_name = f'{folder.name}-{name}'
-            build_runner(phase, check_data=('train', 'val')).train()
-    # The widths themselves, so that config and delta of the run can be moved.
-    method = {k: v for k, v in config.model.backbone.method.items() if k != 'space'}
-    config.model.backbone.method = {**method, **read_found(str(found)).as_dict()}
+        folders = {loop.phase: found.parent / loop.phase for loop in loops}
+        for loop, settings in loops.items():
+            _run_phase(job, loop, settings, folders)
+        last = folders[list(loops)[-1].phase]
+        kind = type(build_method(method))
+        args = {key: value for key, value in method.items() if key != 'type'}
+        write_json(found, kind.after_phases(args, last))
+    args = json.loads(found.read_text(encoding='utf-8'))
+    config.model.backbone.method = {'type': method['type'], **args}
+    return True
 
 
-def _tuning(job: Job, folder: Path) -> Any:
+def _run_phase(
+    job: Job, loop: Any, settings: Mapping[str, Any], folders: Mapping[str, Path]
+) -> None:
+    from mmpetl.apis.run import build_runner
+
+    folder = folders[loop.phase]
     folder.mkdir(parents=True, exist_ok=True)
     config = compose_job(dataclasses.replace(job, stage='tune'), folder)
     config.pop('phases', None)
     config.work_dir = str(folder)
-    return config
-
-
-def _supernet(config: Any, settings: dict[str, Any], root: Path) -> None:
-    was = config.train_cfg.max_epochs
-    epochs = settings.pop('max_epochs', was)
-    for phase in ('val_dataloader', 'val_evaluator', 'val_cfg'):
-        config[phase] = None
-    config.train_cfg = {
-        'type': 'mmpetl.NOAHSupernetLoop',
-        'max_epochs': epochs,
-        **settings,
-    }
-    # A step trains one subnet, so a wrapper must not wait for the others.
-    config.merge_from_dict({'model_wrapper_cfg.find_unused_parameters': True})
-    for scheduler in config.get('param_scheduler') or ():
-        for key in ('begin', 'end', 'T_max'):
-            if key in scheduler:
-                scheduler[key] = round(scheduler[key] * epochs / was)
-
-
-def _search(config: Any, settings: dict[str, Any], root: Path) -> None:
-    config.train_cfg = {
-        'type': 'mmpetl.NOAHSearchLoop',
-        'supernet': str(root / 'supernet'),
-        **settings,
-    }
-    config.param_scheduler = None
+    config.resume = (folder / 'last_checkpoint').is_file()
+    config.experiment_name = f'{folder.parents[1].name}-{loop.phase}'
+    loop.prepare(config, settings, folders)
+    build_runner(config, check_data=('train', 'val')).train()

@@ -8,7 +8,7 @@ A plan holds these keys; ``methods`` and ``recipes`` are needed::
     seeds: [42, 43]
     protocol: honest                    or published
     leaves: false                       true: a pair's published settings where it has
-    sizes: mini                         a table of mmpetl.benchmark.sizes
+    sizes: mini                         a table of configs/_base_/sizes
     settings: {LoRA: {rank: 4}}         arguments of methods, on top of sizes
     options: {train_cfg.max_epochs: 3}  dotted config keys, for every job
     method_options: {NOAH: {...}}       the same, for one method
@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mmpetl.benchmark.compose import METHOD, split_options
+from mmpetl.benchmark.job_config import METHOD, split_options
 from mmpetl.benchmark.records import Job, write_json
 from mmpetl.benchmark.sizes import sizes
 from mmpetl.core import PETLError, registered_methods, suggest
@@ -301,6 +301,10 @@ def _composed(plan: Plan, recipe: str, method: str) -> Any:
     _, options = split_options(options_of(plan, method, recipe))
     try:
         return compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
+    except PETLError as error:
+        raise PETLError(
+            f'the plan {plan.name}, recipe {recipe} ({plan.protocol} protocol): {error}'
+        ) from None
     except (KeyError, IndexError, TypeError) as error:
         reason = ' '.join(str(error.args[0] if error.args else error).split())
         raise PETLError(

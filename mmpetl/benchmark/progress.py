@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmpetl.benchmark.collect import LOG
 from mmpetl.benchmark.cost import Estimate, Total, estimates, total
-from mmpetl.benchmark.job import LOG, is_final, outcome_of
 from mmpetl.benchmark.plan import Refusal, Resolved
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.sweep import Sweep
+from mmpetl.benchmark.task import is_final, outcome_of
 
 
 @dataclass(frozen=True)

@@ -17,183 +17,35 @@ import dataclasses
 import fcntl
 import json
 import os
-import warnings
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.hooks import Hook
-
-from mmpetl.benchmark.compose import METHOD, compose_job
 from mmpetl.benchmark.executors import Executor
-from mmpetl.benchmark.job import Pruned, Task
+from mmpetl.benchmark.job_config import compose_job
+from mmpetl.benchmark.optuna_study import load_study, optuna
 from mmpetl.benchmark.records import Job, Record, RecordStore, write_json
+from mmpetl.benchmark.spaces import decode, space_of, suggest_from, value_at
 from mmpetl.benchmark.sweep import Dispatcher, Sweep, environment
-from mmpetl.core import PETLError, build_method, check_range, registered_methods
+from mmpetl.benchmark.task import Task
+from mmpetl.core import PETLError, check_range
+from mmpetl.lazy import moved_names
 
-FALLBACK: Mapping[str, Any] = {
-    'optim_wrapper.optimizer.lr': {'low': 1e-4, 'high': 3e-2, 'log': True},
-    'optim_wrapper.optimizer.weight_decay': {'low': 1e-5, 'high': 1e-1, 'log': True},
-}
-"""What is searched where a method has no space of its own; whoever asks is told."""
+__getattr__, __dir__ = moved_names(
+    __name__,
+    {
+        'FALLBACK': 'mmpetl.benchmark.spaces',
+        'FileLock': 'mmpetl.benchmark.optuna_study',
+        'PruningHook': 'mmpetl.benchmark.optuna_study',
+        'encode': 'mmpetl.benchmark.spaces',
+    },
+)
 
 READINGS = 10
 """Validations of a trial, about, if its recipe counts epochs."""
-
-
-def optuna() -> Any:
-    """The package, or one line that says how to get it.
-
-    Raises:
-        PETLError: It is not installed.
-    """
-    try:
-        import optuna
-    except ImportError:
-        raise PETLError(
-            'the search needs Optuna: pip install mmpetl[benchmark]'
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
-    return optuna
-
-
-class FileLock:
-    """A lock for Optuna's journal that the system drops when its holder dies."""
-
-    def __init__(self, path: str) -> None:
-        self._path = f'{path}.lock'
-        self._file: Any = None
-
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        file = open(self._path, 'a', encoding='ascii')
-        fcntl.flock(file, fcntl.LOCK_EX)
-        self._file = file
-        return True
-
-    def release(self) -> None:
-        """Let go."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) -> Any:
-    """The study in a journal, made if it is not there.
-
-    Args:
-        journal: The file.
-        budget: Trials in all; the sampler's and pruner's first phase depend on it.
-        seed: Seed of the sampler.
-        warmup: Steps before which nothing is pruned.
-    """
-    package = optuna()
-    backend = package.storages.journal.JournalFileBackend(
-        str(journal), lock_obj=FileLock(str(journal))
-    )
-    first = max(2, budget // 4)
-    sampler = package.samplers.TPESampler(
-        n_startup_trials=first, seed=seed, constant_liar=True
-    )
-    pruner = package.pruners.MedianPruner(n_startup_trials=first, n_warmup_steps=warmup)
-    return package.create_study(
-        storage=package.storages.JournalStorage(backend),
-        sampler=sampler,
-        pruner=pruner,
-        study_name='search',
-        direction='maximize',
-        load_if_exists=True,
-    )
-
-
-class PruningHook(Hook):
-    """Reports a trial's validations, and stops it where others did better.
-
-    Args:
-        journal: Journal of the study.
-        trial: Number of the trial.
-        budget: As of :func:`load_study`.
-        warmup: As of :func:`load_study`.
-    """
-
-    # After the hook that writes the validation down.
-    priority = 'VERY_LOW'
-
-    def __init__(self, journal: str, trial: int, budget: int, warmup: int) -> None:
-        package = optuna()
-        study = load_study(journal, budget, 0, warmup)
-        known = study.get_trials(deepcopy=False)[trial]
-        self.trial = package.trial.Trial(study, known._trial_id)
-        self.reported = set(known.intermediate_values)
-
-    def after_val_epoch(
-        self, runner: Any, metrics: dict[str, float] | None = None
-    ) -> None:
-        from mmpetl.benchmark.job import primary_of
-        from mmpetl.engine.hooks.run_log import plain_metrics
-
-        found = plain_metrics(metrics or {})
-        name, step = primary_of(found), runner.iter
-        if name not in found or found[name] != found[name]:
-            return
-        if step not in self.reported:
-            self.trial.report(found[name], step)
-            self.reported.add(step)
-        if step < runner.max_iters and self.trial.should_prune():
-            raise Pruned
-
-
-def space_of(method: str, warn: Callable[[str], None]) -> tuple[dict[str, Any], str]:
-    """The search space of a method, and where it is from.
-
-    A method without a space is searched over learning rate and weight decay alone, and
-    ``warn`` is told so.
-    """
-    from mmpetl.apis.compose import config_root, search_space
-
-    stem = registered_methods()[method].stem()
-    path = config_root() / stem / 'search_space.py'
-    if path.is_file():
-        return search_space(stem), f'configs/{stem}/search_space.py'
-    warn(
-        f'{method} has no configs/{stem}/search_space.py; learning rate and weight '
-        'decay alone are searched, and the records say so'
-    )
-    return {k: dict(v) for k, v in FALLBACK.items()}, 'fallback'
-
-
-def suggest_from(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a trial proposes."""
-    return {key: _suggest(trial, key, values) for key, values in space.items()}
-
-
-def _suggest(trial: Any, key: str, values: Any) -> Any:
-    if isinstance(values, Mapping):
-        low, high, log = values['low'], values['high'], bool(values.get('log', False))
-        whole = isinstance(low, int) and isinstance(high, int)
-        kind = trial.suggest_int if whole else trial.suggest_float
-        return kind(key, low, high, log=log)
-    return decode(trial.suggest_categorical(key, [encode(v) for v in values]))
-
-
-def encode(value: Any) -> Any:
-    """A choice as Optuna keeps it: lists and dicts as text."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return MARK + json.dumps(value)
-
-
-def decode(value: Any) -> Any:
-    """Undo :func:`encode`."""
-    if isinstance(value, str) and value.startswith(MARK):
-        return json.loads(value.removeprefix(MARK))
-    return value
-
-
-MARK = 'json:'
 
 
 @dataclass
@@ -431,28 +283,6 @@ def _warmup(config: Any) -> int:
     return steps // 3 if steps else 1
 
 
-def value_at(config: Any, key: str) -> Any:
-    """The value of a dotted key; of a method's argument its default.
-
-    Raises:
-        PETLError: The config has no such key.
-    """
-    if key.startswith(METHOD):
-        args = build_method(config.model.backbone.method).config()
-        name = key.removeprefix(METHOD)
-        if name in args:
-            return args[name]
-    node: Any = config
-    for part in key.split('.'):
-        try:
-            node = node[int(part)] if isinstance(node, list | tuple) else node[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            raise PETLError(
-                f'the search space speaks of {key!r}, which the recipe does not have'
-            ) from None
-    return node
-
-
 def splits_of(config: Any) -> str:
     """Names of the data that trials train on and are scored on."""
     names = []
@@ -479,7 +309,7 @@ class Search:
         warn: Called with a line where something is not as asked.
         watch: Called with the search now and then.
         poll_s: Seconds between looks at a run that another process holds.
-        run: What does the work of a task; see :class:`mmpetl.benchmark.job.Task`.
+        run: What does the work of a task; see :class:`mmpetl.benchmark.task.Task`.
 
     Raises:
         PETLError: A method or the recipe is unknown, or the budget is too small.
@@ -640,8 +470,6 @@ class _FinalSweep(Sweep):
 @contextmanager
 def shown(title: str) -> Any:
     """A live table of a search; gives what :class:`Search` takes as ``watch``."""
-    import sys
-
     from rich.console import Console
     from rich.live import Live
 

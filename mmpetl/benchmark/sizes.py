@@ -1,39 +1,52 @@
-"""Sizes of methods that suit the shipped mini backbones.
-
-Everything that is not here is the method's own default, which is made for widths of 768
-and twelve blocks.
-"""
+"""Tables of methods' sizes, ``configs/_base_/sizes``, as plans speak of them."""
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from mmpetl.core import PETLError, suggest
-
-MINI: Mapping[str, Mapping[str, Any]] = {
-    'LoRA': {'rank': 4},
-    'VPTDeep': {'num_tokens': 8},
-    'LST': {'reduction': 2},
-    'BAPAT': {'hidden_dims': 16, 'adapter_dims': 16},
-    'PATT': {'hidden_dims': 16},
-    'HST': {'dims': [32, 48, 64], 'num_heads': [2, 4, 8]},  # six blocks
-}
-"""For 96 channels; arguments by the method's name."""
-
-SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {'mini': MINI}
-"""Tables of sizes by name, as plans speak of them."""
+from mmpetl.apis.compose import config_root
+from mmpetl.core import PETLError, registered_methods, suggest
 
 
 def sizes(name: str) -> Mapping[str, Mapping[str, Any]]:
-    """A table of sizes by its name.
+    """A table of sizes by its name: arguments by method.
 
     Raises:
-        PETLError: There is none of that name.
+        PETLError: There is none of that name, or it names no method.
     """
-    if name not in SIZES:
+    folder = config_root() / '_base_' / 'sizes'
+    names = sorted(path.stem for path in folder.glob('*.py'))
+    if name not in names:
         raise PETLError(
-            f'there are no sizes {name!r}.{suggest(name, SIZES)} There are: '
-            f'{", ".join(SIZES)}'
+            f'there are no sizes {name!r}.{suggest(name, names)} There are: '
+            f'{", ".join(names)}'
         )
-    return SIZES[name]
+    return _read(folder / f'{name}.py')
+
+
+@functools.cache
+def _read(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    from mmengine.config import Config
+
+    table = Config.fromfile(path).to_dict()['sizes']
+    known = registered_methods()
+    for method in table:
+        if method not in known:
+            raise PETLError(
+                f'{path} has sizes for {method!r}, which is no method.'
+                f'{suggest(method, known)}'
+            )
+    return table
+
+
+def __getattr__(name: str) -> Any:
+    if name != 'MINI':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    warnings.warn(
+        f"{__name__}.MINI is now sizes('mini')", DeprecationWarning, stacklevel=2
+    )
+    return sizes('mini')

@@ -14,7 +14,7 @@ from mmpetl.benchmark.statistics import (
     mean_ranks,
     shared_tasks,
 )
-from mmpetl.benchmark.tables import Table
+from mmpetl.benchmark.table_parts import Table
 from mmpetl.core import PETLError
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.executors import Executor
-from mmpetl.benchmark.job import Outcome, Task, is_final, lost, outcome_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.task import Outcome, Task, is_final, outcome_of
+from mmpetl.benchmark.worker import lost
 
 ENVIRONMENT = ('MMPETL_DATA', 'MMPETL_WEIGHTS')
 """Variables that a job's result depends on, as folders."""
@@ -115,7 +116,7 @@ class Dispatcher:
                 yield task, lost(task, note)
             else:
                 self.queue.append(task)
-        elif outcome.again and not self.executor.retries_itself:
+        elif outcome.retry and not self.executor.retries_itself:
             self.report(f'failed   {name}, again: {outcome.note}')
             self.queue.append(task)
         else:
@@ -151,7 +152,7 @@ class Sweep:
         executor: Where jobs run.
         retries: How often a job that failed is begun again, over all calls.
         toolboxes: Packages that the jobs use, for executors that load them once.
-        run: What does the work of a task; see :class:`mmpetl.benchmark.job.Task`.
+        run: What does the work of a task; see :class:`mmpetl.benchmark.task.Task`.
         poll_s: Seconds between looks at a job that another runner holds.
         watch: Called with the sweep now and then, to show how it stands.
     """

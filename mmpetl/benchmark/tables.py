@@ -1,4 +1,4 @@
-"""Tables from records: Markdown, CSV and LaTeX.
+"""Tables from records.
 
 A table holds one protocol, one backbone, one suite and one metric; whatever differs in
 one of these goes to a table of its own. Means over tasks say what they are: *plain* is
@@ -9,317 +9,39 @@ so and gives neither PPT nor rank.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from statistics import fmean, stdev
-from typing import Any, Literal
 
 from mmpetl.benchmark import published as printed
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Record
+from mmpetl.benchmark.scores import (
+    Metric,
+    labels_of,
+    metric_of,
+    percent,
+    search_budget,
+    suite_of,
+    with_facts,
+)
 from mmpetl.benchmark.statistics import mean_ranks
+from mmpetl.benchmark.table_parts import Cell, Mean, Row, Table
 from mmpetl.core import PETLError
 from mmpetl.evaluation.ppt import ppt
+from mmpetl.lazy import moved_names
 
-State = Literal['done', 'partial', 'failed', 'missing']
-By = Literal['task', 'group']
-Format = Literal['md', 'csv', 'tex']
-
-FORMATS: tuple[Format, ...] = ('md', 'csv', 'tex')
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric as evaluators name it.
-
-    Attributes:
-        key: Its name in the published tables.
-        label: Its name in ours.
-        scale: What turns the evaluator's number into percent.
-    """
-
-    key: str
-    label: str
-    scale: float
-
-
-METRICS: Mapping[str, Metric] = {
-    'accuracy/top1': Metric('top1', 'top-1 accuracy', 1),
-    'acc/top1': Metric('top1', 'top-1 accuracy', 100),
-    'coco/bbox_mAP': Metric('ap_box', 'box AP', 100),
-    'coco/segm_mAP': Metric('ap_mask', 'mask AP', 100),
-    'pascal_voc/mAP': Metric('ap_box', 'box AP at IoU 0.5', 100),
-    'pascal_voc/AP50': Metric('ap_box', 'box AP at IoU 0.5', 100),
-    'mIoU': Metric('miou', 'mIoU', 1),
-}
-"""MMPretrain and MMSegmentation report percent, the others parts of one."""
+__getattr__, __dir__ = moved_names(
+    __name__,
+    {
+        'FORMATS': 'mmpetl.benchmark.render',
+        'METRICS': 'mmpetl.benchmark.scores',
+        'render': 'mmpetl.benchmark.render',
+    },
+)
 
 VTAB_ORDER = ('natural', 'specialised', 'structured')
-
-
-def metric_of(name: str) -> Metric:
-    """What a metric's name means; unknown ones are taken as percent, under their name.
-
-    ``segmentation/mIoU``, with a prefix of the config, is ``mIoU``.
-    """
-    short = name.rpartition('/')[2]
-    return METRICS.get(name) or METRICS.get(short) or Metric(name, name, 1)
-
-
-def percent(record: Record) -> float | None:
-    """The score of a record in percent; None of a failed run."""
-    if record.status != 'done' or record.score is None:
-        return None
-    if not math.isfinite(record.score):
-        return None
-    return record.score * metric_of(record.primary).scale
-
-
-def suite_of(record: Record) -> str:
-    """The set of tasks a record belongs to: ``vtab`` of ``vtab/cifar100``.
-
-    Recipes without a folder belong to the benchmark of their data set.
-    """
-    from mmpetl.datasets.catalog import CATALOG
-
-    suite, slash, _ = record.job.recipe.partition('/')
-    if slash:
-        return suite
-    facts = CATALOG.get(record.task)
-    return facts.benchmark if facts else record.group or suite
-
-
-def with_facts(records: Iterable[Record]) -> list[Record]:
-    """Records of failed runs, which may know nothing but their job, with its facts.
-
-    Task, group and backbone come from other runs of the recipe, first of those with the
-    same options; the family from other runs of the method. What no run knows stays the
-    recipe's own name, or empty.
-    """
-    records = list(records)
-    known: dict[tuple[str, ...], Record] = {}
-    families = {r.job.method: r.family for r in records if r.family}
-    for record in records:
-        if record.task and record.backbone:
-            known.setdefault((record.job.recipe, _options(record.job)), record)
-            known.setdefault((record.job.recipe,), record)
-    result = []
-    for record in records:
-        if not (record.task and record.backbone and record.family):
-            recipe = record.job.recipe
-            like = known.get((recipe, _options(record.job))) or known.get((recipe,))
-            record = replace(
-                record,
-                task=record.task or (like.task if like else recipe.rpartition('/')[2]),
-                group=record.group or (like.group if like else ''),
-                backbone=record.backbone or (like.backbone if like else ''),
-                family=record.family or families.get(record.job.method, ''),
-            )
-        result.append(record)
-    return result
-
-
-def _options(job: Job) -> str:
-    return json.dumps(dict(job.options), sort_keys=True, default=str)
-
-
-def labels_of(records: Iterable[Record]) -> dict[str, str]:
-    """Names of rows, by the id of the job.
-
-    A row is a method and a variant. Its options may differ from task to task, as after
-    a search. Where one task was run with several options, each is a row, and the
-    options that differ are in its name: ``LoRA (rank=4)``.
-    """
-    groups: dict[tuple[str, ...], dict[str, list[Job]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for record in records:
-        job = record.job
-        key = job.protocol, suite_of(record), record.backbone, job.method, job.variant
-        groups[key][record.task].append(job)
-    labels = {}
-    for (*_, method, variant), tasks in groups.items():
-        differ = sorted(set().union(*map(_differing, tasks.values())))
-        for job in (job for jobs in tasks.values() for job in jobs):
-            parts = [variant] if variant else []
-            parts += [
-                f'{key.rpartition(".")[2]}={options[key]}'
-                for options in (_options_of(job),)
-                for key in differ
-                if key in options
-            ]
-            labels[job.id] = f'{method} ({", ".join(parts)})' if parts else method
-    return labels
-
-
-def _options_of(job: Job) -> dict[str, Any]:
-    return {**job.options, 'leaf': True} if job.leaf else dict(job.options)
-
-
-def _differing(jobs: Sequence[Job]) -> set[str]:
-    """Options that are not the same in all jobs."""
-    texts = [
-        {k: json.dumps(v, default=str) for k, v in _options_of(job).items()}
-        for job in jobs
-    ]
-    keys = set().union(*texts)
-    return {key for key in keys if len({text.get(key) for text in texts}) > 1}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A method on a task.
-
-    Attributes:
-        scores: Seed to score, in percent.
-        failed: Seeds whose run failed.
-        expected: Seeds that the table has on this task.
-    """
-
-    scores: Mapping[int, float] = field(default_factory=dict)
-    failed: tuple[int, ...] = ()
-    expected: int = 0
-
-    @property
-    def state(self) -> State:
-        """What there is: all seeds, some, only failures, or nothing."""
-        if not self.scores:
-            return 'failed' if self.failed else 'missing'
-        return 'done' if len(self.scores) >= self.expected else 'partial'
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over seeds; None without a run."""
-        return fmean(self.scores.values()) if self.scores else None
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation over seeds; None below two."""
-        return stdev(self.scores.values()) if len(self.scores) > 1 else None
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over tasks that knows its name and how many tasks it lacks.
-
-    Attributes:
-        label: ``plain mean (19 tasks)``.
-        value: In percent, over the tasks that are there; None of none.
-        spread: Sample standard deviation over the seeds that all tasks share.
-        tasks: How many tasks it is over.
-        of: How many it should be over.
-    """
-
-    label: str
-    value: float | None
-    spread: float | None
-    tasks: int
-    of: int
-
-    @property
-    def complete(self) -> bool:
-        """Whether no task is missing."""
-        return self.tasks == self.of
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method, ours or published, over the tasks of a table.
-
-    Attributes:
-        label: Name of the row.
-        method: Our name of the method.
-        family: Family of the method.
-        source: Who published it; empty for ours.
-        trainable: Smallest and largest count over tasks, head excluded; None unknown.
-        mean_trainable: Mean of the counts over tasks, exact; the P of PPT.
-        cells: One per task.
-        means: By short name: a group, ``plain``, ``group``.
-        ppt: PPT of the plain mean, in [0, 1]; None of incomplete rows.
-        rank: Mean rank over the tasks among the complete rows of ours, 1 is best.
-        printed_ppt: PPT as published, with the mark that leads to a note.
-        notes: What a reader must know of this row.
-    """
-
-    label: str
-    method: str
-    family: str
-    source: str
-    trainable: tuple[int, int] | None
-    mean_trainable: float | None
-    cells: Mapping[str, Cell]
-    means: Mapping[str, Mean]
-    ppt: float | None
-    rank: float | None = None
-    printed_ppt: str = ''
-    notes: tuple[str, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every task has a score."""
-        return all(cell.scores for cell in self.cells.values())
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows that may be compared: one protocol, suite, backbone and metric.
-
-    Attributes:
-        protocol: ``honest`` or ``published``.
-        suite: Name of the set of tasks.
-        backbone: Name of the backbone.
-        metric: What the scores are.
-        tasks: Task to its group, in the order of the columns.
-        rows: Best plain mean first, published rows below ours.
-        notes: What a reader must know.
-        warnings: Those of the notes that cast doubt on a comparison.
-    """
-
-    protocol: str
-    suite: str
-    backbone: str
-    metric: Metric
-    tasks: Mapping[str, str]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        """What the table holds, protocol and metric included."""
-        known = {metric.key for metric in METRICS.values()}
-        unit = ', percent' if self.metric.key in known else ''
-        backbone = self.backbone or 'unknown backbone'
-        return (
-            f'{self.suite}, {backbone}: {self.metric.label}{unit}, '
-            f'{self.protocol} protocol'
-        )
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Groups of tasks, in the order of the columns."""
-        return tuple(dict.fromkeys(self.tasks.values()))
-
-    def runs(self) -> dict[str, dict[str, dict[int, float]]]:
-        """Scores of our rows by label, task and seed, for the statistics."""
-        return {
-            row.label: {t: dict(c.scores) for t, c in row.cells.items() if c.scores}
-            for row in self.rows
-            if not row.source
-        }
-
-    def scores(self) -> dict[str, dict[str, float]]:
-        """Means over seeds of our complete rows, by label and task."""
-        return {
-            row.label: {t: c.mean for t, c in row.cells.items() if c.mean is not None}
-            for row in self.rows
-            if row.complete and not row.source
-        }
 
 
 def build_tables(
@@ -633,11 +355,6 @@ def _warnings(records: Sequence[Record]) -> list[str]:
     return warnings
 
 
-def search_budget(record: Record) -> int:
-    """Trials that the settings of a run were allowed to cost; 0 without a search."""
-    return int((record.search or {}).get('budget', 0))
-
-
 def _ppt_fits(record: Record) -> bool:
     score = percent(record)
     if record.ppt is None or score is None or not 0 <= score <= 100:
@@ -721,177 +438,3 @@ def _published_row(
         text,
         tuple(notes),
     )
-
-
-def render(table: Table, form: Format = 'md', by: By = 'task') -> str:
-    """A table as text.
-
-    Args:
-        table: What :func:`build_tables` gives.
-        form: ``md``, ``csv`` or ``tex``.
-        by: Columns per ``task``, or per ``group`` of tasks only.
-
-    Raises:
-        PETLError: Another format, or another kind of columns.
-    """
-    if form not in FORMATS:
-        raise PETLError(f'no table format {form!r}; there are {", ".join(FORMATS)}')
-    if by not in ('task', 'group'):
-        raise PETLError(f'columns are by task or by group, not by {by!r}')
-    return {'md': _markdown, 'csv': _csv, 'tex': _latex}[form](table, by)
-
-
-def _mean_columns(table: Table) -> list[str]:
-    return list(table.rows[0].means) if table.rows else []
-
-
-def _header(table: Table, by: By) -> list[str]:
-    head = ['method', 'family', 'trainable']
-    if by == 'task':
-        head += list(table.tasks)
-    if len(table.tasks) > 1:
-        head += [table.rows[0].means[name].label for name in _mean_columns(table)]
-    elif by == 'group':
-        head += list(table.tasks)
-    return [*head, 'PPT', 'mean rank']
-
-
-def _texts(table: Table, row: Row, by: By) -> list[str]:
-    texts = [row.label, row.family, _range_text(row)]
-    if by == 'task' or len(table.tasks) == 1:
-        texts += [_cell_text(row.cells[task]) for task in table.tasks]
-    if len(table.tasks) > 1:
-        texts += [_mean_text(row.means[name]) for name in _mean_columns(table)]
-    value = '–' if row.ppt is None else f'{row.ppt:.3f}'
-    if row.printed_ppt:
-        value += f' ({row.printed_ppt})'
-    return [*texts, value, '–' if row.rank is None else f'{row.rank:.2f}']
-
-
-def _range_text(row: Row) -> str:
-    if row.trainable is None:
-        return '–'
-    low, high = row.trainable
-    return f'{low:,}' if low == high else f'{low:,} to {high:,}'
-
-
-def _cell_text(cell: Cell) -> str:
-    if cell.mean is None:
-        return 'failed' if cell.state == 'failed' else '–'
-    text = f'{cell.mean:.2f}'
-    if cell.spread is not None:
-        text += f' ± {cell.spread:.2f}'
-    return f'{text} (n={len(cell.scores)})' if cell.state == 'partial' else text
-
-
-def _mean_text(mean: Mean) -> str:
-    if mean.value is None:
-        return '–'
-    text = f'{mean.value:.2f}'
-    if mean.spread is not None:
-        text += f' ± {mean.spread:.2f}'
-    return text if mean.complete else f'{text} ({mean.tasks}/{mean.of})'
-
-
-def _markdown(table: Table, by: By) -> str:
-    head = _header(table, by)
-    lines = [
-        f'**{_md(table.title)}**',
-        '',
-        _md_line(head),
-        _md_line([':---', ':---', *['---:'] * (len(head) - 2)]),
-        *(_md_line(map(_md, _texts(table, row, by))) for row in table.rows),
-        '',
-        *(f'- {_md(note)}' for note in table.notes),
-    ]
-    return '\n'.join(lines) + '\n'
-
-
-def _md_line(cells: Iterable[str]) -> str:
-    return f'| {" | ".join(cells)} |'
-
-
-def _md(text: str) -> str:
-    text = re.sub(r'([\\|`*\[\]])', r'\\\1', ' '.join(text.split()))
-    return text.replace('&', '&amp;').replace('<', '&lt;')
-
-
-def _csv(table: Table, by: By) -> str:
-    """One line per row; a score, its spread, its seeds and its state in own columns."""
-    head = ['protocol', 'suite', 'backbone', 'metric', 'method', 'family', 'source']
-    head += ['trainable_min', 'trainable_max']
-    tasks = list(table.tasks) if by == 'task' or len(table.tasks) == 1 else []
-    for task in tasks:
-        head += [task, f'{task} spread', f'{task} seeds', f'{task} state']
-    names = _mean_columns(table) if len(table.tasks) > 1 else []
-    for name in names:
-        label = table.rows[0].means[name].label
-        head += [label, f'{label} spread', f'{label} tasks']
-    head += ['ppt', 'printed_ppt', 'mean_rank', 'notes']
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator='\n')
-    writer.writerow(head)
-    for row in table.rows:
-        line: list[object] = [table.protocol, table.suite, table.backbone]
-        line += [table.metric.label, row.label, row.family, row.source]
-        line += list(row.trainable or ('', ''))
-        for task in tasks:
-            cell = row.cells[task]
-            line += [_number(cell.mean), _number(cell.spread)]
-            line += [len(cell.scores), cell.state]
-        for name in names:
-            mean = row.means[name]
-            line += [_number(mean.value), _number(mean.spread)]
-            line.append(f'{mean.tasks}/{mean.of}')
-        line += [_number(row.ppt), row.printed_ppt, _number(row.rank)]
-        writer.writerow([*line, '; '.join(row.notes)])
-    return buffer.getvalue()
-
-
-def _number(value: float | None) -> str:
-    return '' if value is None else f'{value:.6g}'
-
-
-def _latex(table: Table, by: By) -> str:
-    """A ``tabular`` for booktabs; notes below as a paragraph."""
-    head = _header(table, by)
-    columns = 'll' + 'r' * (len(head) - 2)
-    lines = [
-        '% needs \\usepackage{booktabs}',
-        '\\begin{table}',
-        '\\centering',
-        f'\\caption{{{_tex(table.title)}}}',
-        f'\\begin{{tabular}}{{{columns}}}',
-        '\\toprule',
-        ' & '.join(map(_tex, head)) + ' \\\\',
-        '\\midrule',
-        *(
-            ' & '.join(map(_tex, _texts(table, row, by))) + ' \\\\'
-            for row in table.rows
-        ),
-        '\\bottomrule',
-        '\\end{tabular}',
-        *(f'\\par\\footnotesize {_tex(note)}' for note in table.notes),
-        '\\end{table}',
-    ]
-    return '\n'.join(lines) + '\n'
-
-
-TEX = {
-    '\\': '\\textbackslash{}',
-    '~': '\\textasciitilde{}',
-    '^': '\\textasciicircum{}',
-    '±': '$\\pm$',
-    '†': '$^\\dagger$',
-    '–': '--',
-    '<': '$<$',
-    '>': '$>$',
-    # A bracket at the start of a line would be an argument of the line break before it.
-    '[': '{[}',
-    ']': '{]}',
-    **{c: f'\\{c}' for c in '&%$#_{}'},
-}
-
-
-def _tex(text: str) -> str:
-    return ''.join(TEX.get(char, char) for char in ' '.join(text.split()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -181,22 +182,32 @@ class _Watcher(Delta):
 
 
 @contextmanager
-def watching(module: nn.Module, observers: Mapping[Site, Observer]) -> Iterator[None]:
-    """Call ``observer(x, y, ctx)`` whenever a site runs.
+def watching(
+    module: nn.Module, observers: Mapping[Site, Observer], first: bool = False
+) -> Iterator[None]:
+    """Call ``observer(x, y, ctx)`` whenever a site runs; it may be nested.
 
     Args:
         module: The module with the sites.
         observers: By site; each sees what entered and what leaves.
+        first: Whether they stand before all deltas, so that ``y`` is what the site
+            itself has made of ``x``; else they see what the deltas made of it.
     """
-    slot = 'watching'
-    plugs = {site: plug_of(module, site) for site in observers}
-    for site, plug in plugs.items():
-        plug[slot] = _Watcher(observers[site])
+    watchers: list[tuple[Site, str]] = []
     try:
+        for site, observer in observers.items():
+            plug = plug_of(module, site)
+            others = dict(plug._modules) if first else {}
+            name = next(n for i in count() if (n := f'watcher{i}') not in plug)
+            for other in others:
+                del plug[other]
+            plug[name] = _Watcher(observer).eval()  # as all that is watched
+            plug.update(others)
+            watchers.append((site, name))
         yield
     finally:
-        for site, plug in plugs.items():
-            del plug[slot]
+        for site, name in watchers:
+            del plug_of(module, site)[name]
             prune(module.get_submodule(site.host))
 
 

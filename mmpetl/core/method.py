@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -45,6 +46,9 @@ class Method:
         family: One of :data:`FAMILIES`.
         scales: Whether what it changes at a site can be scaled down to nothing; not
             where it puts something else in place of the base's feature.
+        phases: Training loops (:class:`mmpetl.engine.loops.Phase`), as configs name
+            them, that run in this order before the training that counts. An instance
+            that needs none has none.
     """
 
     targets: tuple[str, ...] = ()
@@ -53,6 +57,7 @@ class Method:
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
     scales: ClassVar[bool] = True
+    phases: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.
@@ -109,6 +114,16 @@ class Method:
         Args:
             backbone: The injected backbone, or the whole model around it.
             batches: The training data; see :attr:`calibration_pipeline`.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def after_phases(cls, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Arguments for the training that counts, by what the phases have left.
+
+        Args:
+            args: The arguments that asked for :attr:`phases`.
+            folder: Work folder of the last phase.
         """
         raise NotImplementedError
 

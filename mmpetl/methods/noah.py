@@ -234,6 +234,7 @@ class NOAH(Method):
     """
 
     family = 'prompt'
+    phases = ('mmpetl.NOAHSupernetLoop', 'mmpetl.NOAHSearchLoop')
 
     def __init__(
         self,
@@ -254,6 +255,8 @@ class NOAH(Method):
         self.init = init
         self.space = None if space is None else SearchSpace.of(space).as_dict()
         self.found = found
+        if space is None:
+            self.phases = ()
         self._set_widths(num_tokens, rank, hidden_dims)
 
     def _set_widths(
@@ -290,6 +293,12 @@ class NOAH(Method):
                     f'the space has widths up to {most}, but the supernet holds '
                     f'{name}={held}; give it one number of at least {most}'
                 )
+
+    @classmethod
+    def after_phases(cls, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        # The widths themselves, so that config and delta of the run can be moved.
+        found = read_found(str(folder / 'found.json')).as_dict()
+        return {k: v for k, v in args.items() if k != 'space'} | found
 
     def choose(self, sites: list[Site]) -> list[Site]:
         if self.found is not None:

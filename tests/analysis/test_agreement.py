@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from made_up_bench import check_picture, make_bench, refused, run_tool
+from made_up_runs import check_picture, make_bench, refused, run_tool
 
 from mmpetl.analysis import agreement
 from mmpetl.core import PETLError

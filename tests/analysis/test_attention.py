@@ -14,13 +14,11 @@ from mmpetl.analysis.attention import (
     entropy,
     mean_map,
     own_share,
-    plugged_first,
     query_map,
     rollout,
     watch_attention,
 )
-from mmpetl.core import Delta, PETLError
-from mmpetl.core.inject import injection_of
+from mmpetl.core import PETLError, injection_of, watching
 
 METHODS = {
     'base': 'LinearProbe',
@@ -42,10 +40,9 @@ def watch(model, x, blocks=None) -> list[BlockAttention]:
     return found
 
 
-class Spy(Delta):
-    def after(self, x, y, ctx):
+class Spy:
+    def __call__(self, x, y, ctx):
         self.values, self.output = x[2], y
-        return y
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -55,10 +52,7 @@ def test_weights_times_values_give_what_the_block_computes(stem, name):
     cores = [site for site in state.sites if site.kind == 'attn.core']
     spies = [Spy() for _ in cores]
     for shape in (tiny.TINY[stem].shape, tiny.TINY[stem].odd):
-        with (
-            plugged_first(module, cores[0], spies[0]),
-            plugged_first(module, cores[-1], spies[-1]),
-        ):
+        with watching(module, dict(zip(cores, spies, strict=True)), first=True):
             found = watch(model, torch.randn(2, *shape))
         assert [a.block for a in found] == list(range(len(cores)))
         for attention, spy in ((found[0], spies[0]), (found[-1], spies[-1])):

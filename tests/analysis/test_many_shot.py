@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 import pytest
-from made_up_bench import check_picture, make_bench, refused, run_tool
+from made_up_runs import check_picture, make_bench, refused, run_tool
 from mmengine.config import Config
 
-from mmpetl.analysis import jobs, many_shot
+from mmpetl.analysis import further_runs, many_shot
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.core import PETLError
 
@@ -73,7 +73,9 @@ def test_subsets_of_a_seed_are_nested():
 
 
 def test_variants_of_the_command_line():
-    found = jobs.parse_variants(['SSF', 'LoRA:rank=1,16', 'AdaptFormer:scale=0.5'])
+    found = further_runs.parse_variants(
+        ['SSF', 'LoRA:rank=1,16', 'AdaptFormer:scale=0.5']
+    )
     assert [(v.method, v.label) for v in found] == [
         ('SSF', ''),
         ('LoRA', 'rank1'),
@@ -94,7 +96,7 @@ def test_variants_of_the_command_line():
 )
 def test_bad_variants_are_one_line(text, words):
     with pytest.raises(PETLError) as info:
-        jobs.parse_variants([text])
+        further_runs.parse_variants([text])
     assert words in str(info.value)
 
 
@@ -107,13 +109,13 @@ def test_a_method_takes_the_options_of_the_benchmark():
     records = [
         _record('LoRA', {'train_cfg.max_epochs': 3, 'model.backbone.method.rank': 2}),
     ]
-    own = jobs.template(records, 'digits', 'LoRA')
+    own = further_runs.template(records, 'digits', 'LoRA')
     assert own.options['model.backbone.method.rank'] == 2
-    other = jobs.template(records, 'digits', 'SSF')
+    other = further_runs.template(records, 'digits', 'SSF')
     assert other.method == 'SSF'
     assert other.options == {'train_cfg.max_epochs': 3}
-    variant = jobs.Variant('LoRA', (('rank', 8),))
-    made = jobs.varied(own, variant, {'x': 1}, 'n50')
+    variant = further_runs.Variant('LoRA', (('rank', 8),))
+    made = further_runs.varied(own, variant, {'x': 1}, 'n50')
     assert made.options['model.backbone.method.rank'] == 8
     assert made.options['x'] == 1
     assert made.variant == 'rank8-n50'
@@ -160,8 +162,8 @@ def quick(monkeypatch):
             store.write(record)
         return [store.read(job) for job in planned]
 
-    monkeypatch.setattr(jobs, 'run_jobs', run)
-    monkeypatch.setattr(jobs, 'config_of', lambda job, stage='final': _config())
+    monkeypatch.setattr(further_runs, 'run_jobs', run)
+    monkeypatch.setattr(further_runs, 'config_of', lambda job, stage='final': _config())
     monkeypatch.setattr(
         many_shot, 'training_labels', lambda config: np.arange(1000) % 10
     )

@@ -16,7 +16,7 @@ import mmpetl
 from mmpetl import analysis, apis
 from mmpetl.analysis.features import extract_features
 from mmpetl.analysis.sources import as_pictures, find_run, prepare
-from mmpetl.core import PETLError, injection_of
+from mmpetl.core import PETLError, base_changes, fingerprint, injection_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / 'configs' / 'mini' / 'digits.py'
@@ -97,6 +97,27 @@ def test_a_model_in_memory_computes_as_its_base_for_a_while():
     with pytest.raises(PETLError, match='load the base again'):
         with analysis.without_methods(full):
             pass
+
+
+def test_a_bare_copy_knows_nothing_of_what_is_switched_off():
+    x = torch.randn(1, 3, 32, 32)
+    want = tiny.base('mmpretrain_vit')(x)[0]
+    model = mmpetl.inject(tiny.base('mmpretrain_vit'), 'BitFit')
+    mmpetl.inject(model, 'LoRA')
+    model.eval()
+    tiny.shake_(model)
+    mmpetl.disable(model, '0')
+    mmpetl.disable(model, '1')
+    with torch.no_grad():
+        bare = analysis.bare_copy(model)
+        assert torch.equal(bare(x)[0], want)
+        # The other way about it keeps what the method has made of the base.
+        mmpetl.enable(model, '0')
+        tuned = model(x)[0]
+        assert not torch.equal(tuned, want)
+        assert torch.equal(analysis.bare_copy(model)(x)[0], tuned)
+    assert fingerprint(bare) == fingerprint(model)
+    assert base_changes(bare) == []
 
 
 def test_features_are_what_the_head_reads(run_folder):

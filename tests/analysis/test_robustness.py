@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_up_bench import check_picture, refused, run_tool
+from made_up_runs import check_picture, refused, run_tool
 
-from mmpetl.analysis import robustness
+from mmpetl.analysis import further_runs, robustness
 from mmpetl.core import PETLError
 from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupt
 
@@ -117,7 +117,7 @@ def test_a_step_goes_behind_the_reading_wherever_it_is():
 @pytest.fixture(scope='module')
 def bench(tmp_path_factory):
     """A benchmark of untrained runs on a handful of digits."""
-    from made_up_bench import make_runs
+    from made_up_runs import make_runs
 
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp('data')
@@ -198,12 +198,10 @@ def test_bad_input_is_one_line(bench, tmp_path, monkeypatch, capsys):
 
 
 def test_the_wise_tool_traces_every_alpha(bench, monkeypatch, capsys):
-    from made_up_bench import fake_runs
-
-    from mmpetl.analysis import jobs
+    from made_up_runs import fake_runs
 
     monkeypatch.setenv('MMPETL_DATA', str(bench / 'data'))
-    monkeypatch.setattr(jobs, 'run_jobs', fake_runs)
+    monkeypatch.setattr(further_runs, 'run_jobs', fake_runs)
     run_tool(
         monkeypatch,
         'wise',
@@ -235,13 +233,12 @@ def test_the_wise_tool_traces_every_alpha(bench, monkeypatch, capsys):
 @torch.no_grad()
 def test_the_base_may_be_what_the_config_builds(bench, tmp_path, monkeypatch):
     """As for a zero-shot head: at alpha 0 the model is the untouched one."""
-    from made_up_bench import fake_runs
+    from made_up_runs import fake_runs
 
-    from mmpetl.analysis import jobs
     from mmpetl.apis.model import init_model
 
     monkeypatch.setenv('MMPETL_DATA', str(bench / 'data'))
-    monkeypatch.setattr(jobs, 'run_jobs', fake_runs)
+    monkeypatch.setattr(further_runs, 'run_jobs', fake_runs)
     # Heads of this model are drawn; a config with a zero-shot head has none to draw.
     monkeypatch.setattr(
         'mmpetl.apis.model.init_model',

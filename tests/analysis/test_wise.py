@@ -7,7 +7,7 @@ import torch
 from tiny import Nothing, Tuned, base, core, fits, images, method_cases, shake_
 
 from mmpetl.analysis.wise import best_alpha, check_base, interpolated, obstacle
-from mmpetl.core import PETLError, inject
+from mmpetl.core import PETLError, disable, enable, inject
 
 NO_NEUTRAL = {'VPTDeep', 'VPTShallow', 'Prefix', 'VQT', 'HST', 'LST'}
 """By the papers: prompts, prefixes and queries add what a base does not have; LST's
@@ -127,6 +127,55 @@ def test_the_control_moves_the_head_alone():
         now = model.backbone.state_dict()
         assert all(torch.equal(now[k], v) for k, v in body.items())
         assert torch.equal(model.heads[0].weight, start.heads[0].weight)
+
+
+@pytest.mark.parametrize('other', ['VPTDeep', 'LST', 'BitFit', 'SSF', 'LNTune'])
+@torch.no_grad()
+def test_a_method_that_is_switched_off_takes_no_part_and_keeps_its_values(other):
+    place = 'mmpretrain_vit'
+    x = images(place)
+    backbone = inject(base(place), 'LoRA')
+    model = Tuned(backbone, x)
+    shake_(model)
+    model.eval()
+    inject(backbone, other, slot='other')
+    shake_(model, seed=1)
+    disable(backbone, '0')
+    beside = model(x)
+    enable(backbone, '0')
+    both = model(x)
+    disable(backbone, 'other')
+    assert not torch.allclose(model(x)[0], both[0])
+    assert obstacle(model) is None
+    start = _base(place, x)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    tuned = model(x)
+    for alpha, end in ((0.0, start(x)), (1.0, tuned)):
+        with interpolated(model, start.state_dict(), alpha):
+            assert all(torch.equal(a, b) for a, b in zip(model(x), end, strict=True))
+    after = model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[k], v) for k, v in state.items())
+    enable(backbone, 'other')
+    assert torch.equal(model(x)[0], both[0])
+    disable(backbone, '0')
+    assert torch.equal(model(x)[0], beside[0])
+    disable(backbone, 'other')
+    assert obstacle(model) == 'Tuned holds no method that is enabled'
+
+
+@torch.no_grad()
+def test_deltas_in_float32_are_scaled_over_a_base_in_bfloat16():
+    place = 'mmpretrain_vit'
+    x = images(place, dtype=torch.bfloat16)
+    models = [base(place, torch.bfloat16) for _ in range(2)]
+    backbone = inject(models[0], {'type': 'Adapter'})
+    shake_(backbone)
+    backbone.eval()
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32, torch.bfloat16}
+    for alpha, end in ((0.0, models[1](x)[0]), (1.0, backbone(x)[0])):
+        with interpolated(backbone, models[1].state_dict(), alpha):
+            assert torch.equal(backbone(x)[0], end)
 
 
 def test_another_base_is_refused():

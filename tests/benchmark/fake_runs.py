@@ -7,8 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from mmpetl.benchmark.job import Task
 from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.task import Task
 
 
 def _begin(task: Task) -> int:

@@ -13,16 +13,10 @@ import pytest
 import synthetic
 
 from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.render import render
+from mmpetl.benchmark.scores import METRICS, labels_of, metric_of, percent
 from mmpetl.benchmark.statistics_tables import compare, draw
-from mmpetl.benchmark.tables import (
-    METRICS,
-    build_table,
-    build_tables,
-    labels_of,
-    metric_of,
-    percent,
-    render,
-)
+from mmpetl.benchmark.tables import build_table, build_tables
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.efficiency import FRACTIONS
 from mmpetl.evaluation.ppt import ppt

@@ -18,9 +18,9 @@ import pytest
 
 from mmpetl.benchmark.executors import Executor, make_executor
 from mmpetl.benchmark.executors import local as local_module
-from mmpetl.benchmark.job import Task
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.sweep import Sweep
+from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
 
 JOBS = [Job('mini/digits', m, seed=s) for m in ('LoRA', 'SSF') for s in (0, 1)]

@@ -1,8 +1,9 @@
-"""NOAH in the benchmark: one job trains a supernet, searches it, runs the result."""
+"""Methods with phases in the benchmark: NOAH's job trains, searches, then runs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 
 from mmpetl.apis import run as apis_run
 from mmpetl.benchmark import job as job_module
+from mmpetl.benchmark.cost import _with_phases
+from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.records import Job, Record
+from mmpetl.core import PETLError, registered_methods
+from mmpetl.engine.loops import Phase
+from mmpetl.methods.lora import LoRA
+from mmpetl.registry import LOOPS, METHODS
 
 FOUND = {
     'num_tokens': [5, 5, 1, 0, 0, 0],
@@ -74,3 +81,74 @@ def test_the_config_of_the_run_names_what_was_found(
     # What was found is not searched again.
     job_module.run_job(JOB, tmp_path / 'run')
     assert ran[3:] == ['final']
+
+
+def test_a_phase_that_the_method_does_not_have_is_refused(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('MMPETL_DATA', str(tmp_path))
+    options = {**JOB.options, 'phases': {'serch': {'limit': 5}}}
+    with pytest.raises(PETLError, match="'serch'.*Did you mean 'search'"):
+        job_module.run_job(replace(JOB, options=options), tmp_path / 'run')
+    assert ran == []
+
+
+class WarmUp(Phase):
+    """A loop that no module of mmpetl knows."""
+
+    phase = 'warm_up'
+
+    @classmethod
+    def prepare(cls, config: Any, settings: Any, folders: Any) -> None:
+        config.train_cfg = {'type': 'WarmUp', 'by_epoch': True, **settings}
+        (folders['warm_up'] / 'rank.txt').write_text('3')
+
+    @classmethod
+    def cost(cls, settings: Any, max_epochs: int | None) -> tuple[float, int]:
+        return 0.5, 10
+
+
+class Ripple(LoRA):
+    """A method that chooses its rank by a phase of its own."""
+
+    phases = ('mmpetl.WarmUp',)
+
+    @classmethod
+    def after_phases(cls, args: Any, folder: Path) -> dict[str, Any]:
+        return {**args, 'rank': int((folder / 'rank.txt').read_text())}
+
+
+def test_a_new_method_with_phases_needs_no_edit_of_the_benchmark(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmengine.config import Config
+
+    registered_methods()
+    monkeypatch.setitem(METHODS.module_dict, 'Ripple', Ripple)
+    monkeypatch.setitem(LOOPS.module_dict, 'WarmUp', WarmUp)
+    monkeypatch.setenv('MMPETL_DATA', str(tmp_path))
+    job = Job('mini/digits', 'Ripple', options={f'{METHOD}.alpha': 2.0})
+    job_module.run_job(job, tmp_path / 'run')
+    assert ran == ['warm_up', 'final']
+    method = Config.fromfile(tmp_path / 'run' / 'config.py').model.backbone.method
+    assert method.to_dict() == {'type': 'Ripple', 'alpha': 2.0, 'rank': 3}
+    asked = compose_job(job, tmp_path / 'unused')
+    # Half of 0.8 x 100 steps, and ten times the two batches that score.
+    assert _with_phases(asked, 100, 4) == (140, 24)
+
+
+def test_an_estimate_counts_the_phases_of_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('MMPETL_DATA', str(tmp_path))
+    config = compose_job(JOB, tmp_path / 'unused')
+    epochs = config.train_cfg.max_epochs
+    # The published search: 50 at random, then 15 generations of 25 + 25.
+    found = _with_phases(config, 10 * epochs, 4)
+    assert found == (10 * epochs + 16, 4 + 2 * (50 + 15 * 50))
+    # Without settings the phases still run, the supernet as long as the run itself.
+    options = {k: v for k, v in JOB.options.items() if k != 'phases'}
+    config = compose_job(replace(JOB, options=options), tmp_path / 'unused')
+    assert _with_phases(config, 10 * epochs, 4) == (18 * epochs, 4 + 2 * 800)
+    fixed = compose_job(Job('mini/digits', 'NOAH'), tmp_path / 'unused')
+    assert _with_phases(fixed, 10 * epochs, 4) == (10 * epochs, 4)

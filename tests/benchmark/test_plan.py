@@ -20,7 +20,7 @@ from mmpetl.benchmark.plan import (
     resolve,
     write_plan,
 )
-from mmpetl.benchmark.sizes import MINI
+from mmpetl.benchmark.sizes import sizes
 from mmpetl.core import PETLError, registered_methods
 
 pytest.importorskip('mmpretrain')
@@ -92,7 +92,7 @@ def test_options_come_from_plan_recipe_sizes_and_method_in_this_order() -> None:
         'a.b': 1,
         'c': 2,
         'd': 3,
-        'model.backbone.method.rank': MINI['LoRA']['rank'],
+        'model.backbone.method.rank': sizes('mini')['LoRA']['rank'],
         'model.backbone.method.scale': 2.0,
     }
     assert options_of(plan, 'VPTShallow', 'vtab/svhn') == {'a.b': 1, 'c': 1, 'd': 1}
@@ -145,7 +145,7 @@ BAD = {
     'recipe_options': ({'recipe_options': {'vtab/*': {}}}, 'no recipe of the plan'),
     'options that do not fit': (
         {'options': {'param_scheduler.7.end': 1}},
-        'options of the plan small do not fit the recipe mini/digits',
+        'the plan small.* mini/digits',
     ),
     'all filtered': ({'exclude': ['*']}, 'nothing to run'),
     'impossible': ({'methods': ['VMTAdapter']}, 'nothing to run; VMTAdapter is for'),
@@ -208,7 +208,7 @@ def test_records_call_backbones_and_tasks_as_the_published_tables_do(
     recipe: str,
 ) -> None:
     from mmpetl.apis.compose import compose
-    from mmpetl.benchmark.facts import backbone_of, task_of
+    from mmpetl.benchmark.run_facts import backbone_of, task_of
 
     config = compose(recipe, 'LinearProbe')
     assert (backbone_of(config), *task_of(recipe, config)) == NAMES[recipe]
@@ -217,7 +217,7 @@ def test_records_call_backbones_and_tasks_as_the_published_tables_do(
 def test_the_config_hash_tells_results_apart_and_folders_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmpetl.benchmark.compose import compose_job, config_hash
+    from mmpetl.benchmark.job_config import compose_job, config_hash
     from mmpetl.benchmark.records import Job
 
     def digest(data: str = 'here', **change: object) -> str:

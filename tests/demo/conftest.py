@@ -1,4 +1,4 @@
-"""Fixtures of this folder; what they build is in ``tests/bench.py``."""
+"""Fixtures of this folder; what they build is in ``tests/workbench.py``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import Bench
+from workbench import Workbench
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
 
 
 @pytest.fixture

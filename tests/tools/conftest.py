@@ -1,13 +1,13 @@
-"""Fixtures of this folder; what they build is in ``tests/bench.py``."""
+"""Fixtures of this folder; what they build is in ``tests/workbench.py``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from bench import Bench
+from workbench import Workbench
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmpetl.analysis import charts, jobs, many_shot, selection
+from mmpetl.analysis import charts, further_runs, many_shot, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import RecordStore
 from mmpetl.core import check_range
@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def name_of(variant: jobs.Variant) -> str:
+def name_of(variant: further_runs.Variant) -> str:
     """``LoRA (rank 16)``."""
     words = ', '.join(f'{key} {value}' for key, value in variant.settings)
     return f'{variant.method} ({words})' if words else variant.method
@@ -61,13 +61,13 @@ def name_of(variant: jobs.Variant) -> str:
 
 def plan(
     args: argparse.Namespace, records: list[selection.Record], task: str
-) -> dict[str, tuple[jobs.Job, str, int]]:
+) -> dict[str, tuple[further_runs.Job, str, int]]:
     """Jobs by id, with the name of their curve and their number of images."""
     planned = {}
     labels = None
-    for variant in jobs.parse_variants(args.methods):
-        base = jobs.template(records, task, variant.method)
-        config = jobs.config_of(jobs.varied(base, variant, {}, ''))
+    for variant in further_runs.parse_variants(args.methods):
+        base = further_runs.template(records, task, variant.method)
+        config = further_runs.config_of(further_runs.varied(base, variant, {}, ''))
         if labels is None:
             labels = many_shot.training_labels(config)
         for shots in args.shots:
@@ -77,7 +77,7 @@ def plan(
                 )
                 # On all images and without settings it is the benchmark's own run.
                 name = f'n{shots}' if options else ''
-                job = jobs.varied(base, variant, options, name)
+                job = further_runs.varied(base, variant, options, name)
                 job = dataclasses.replace(job, seed=seed)
                 planned[job.id] = (job, name_of(variant), shots)
     return planned
@@ -220,7 +220,7 @@ def compare(args: argparse.Namespace, to: Path) -> list[str]:
     known = {record.job.id for record in done}
     left = [job for name, (job, _, _) in planned.items() if name not in known]
     if left:
-        done += jobs.run_jobs(
+        done += further_runs.run_jobs(
             left,
             args.out / 'analysis' / 'many_shot' / 'bench',
             'many-shot',

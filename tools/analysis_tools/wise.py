@@ -22,9 +22,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmpetl.analysis import charts, jobs, robustness, selection, wise
+from mmpetl.analysis import charts, further_runs, robustness, selection, wise
 from mmpetl.apis.run import cli_errors
-from mmpetl.benchmark.compose import split_options
+from mmpetl.benchmark.job_config import split_options
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.core import PETLError, check_range
 from mmpetl.datasets.corruptions import CORRUPTIONS, check_corruption
@@ -82,14 +82,14 @@ def check(args: argparse.Namespace) -> None:
             raise PETLError(f'there is no config {path} of a shifted set')
     if args.limit is not None:
         check_range('wise', '--limit', args.limit, 1)
-    jobs.parse_variants(args.methods)
+    further_runs.parse_variants(args.methods)
     if PROBE in args.methods:
         raise PETLError(f'{PROBE} is the base itself; choose methods that tune')
 
 
 def held_out_jobs(
     args: argparse.Namespace, records: list[Record], task: str
-) -> tuple[dict[str, jobs.Job], Any]:
+) -> tuple[dict[str, further_runs.Job], Any]:
     """A job per method whose validation data are not trained on, and their config."""
     seed = args.seed
     if seed is None:
@@ -97,12 +97,12 @@ def held_out_jobs(
     methods = [*([PROBE] if args.base == 'probe' else []), *args.methods]
     planned = {}
     for method in dict.fromkeys(methods):
-        job = jobs.template(records, task, method)
+        job = further_runs.template(records, task, method)
         job = dataclasses.replace(job, seed=seed)
         planned[method] = job
     # The stage that chooses settings says what is held out, for recipes of any kind.
-    tune = jobs.config_of(next(iter(planned.values())), 'tune')
-    final = jobs.config_of(next(iter(planned.values())))
+    tune = further_runs.config_of(next(iter(planned.values())), 'tune')
+    final = further_runs.config_of(next(iter(planned.values())))
     data = tune.train_dataloader.dataset
     options = {}
     if data != final.train_dataloader.dataset:
@@ -118,7 +118,7 @@ def held_out_jobs(
         options = {'train_dataloader.dataset.split': data.split}
     name = options.get('train_dataloader.dataset.split', '')
     planned = {
-        method: jobs.varied(job, jobs.Variant(method), options, name)
+        method: further_runs.varied(job, further_runs.Variant(method), options, name)
         for method, job in planned.items()
     }
     return planned, tune
@@ -179,7 +179,7 @@ def trace(
 
 
 def base_state(
-    args: argparse.Namespace, store: RecordStore, planned: dict[str, jobs.Job]
+    args: argparse.Namespace, store: RecordStore, planned: dict[str, further_runs.Job]
 ) -> dict[str, Any]:
     """State of the base with its head."""
     if args.base == 'probe':
@@ -189,7 +189,9 @@ def base_state(
 
         job = next(iter(planned.values()))
         _, rest = split_options(job.options)
-        config = jobs.config_of(dataclasses.replace(job, method=PROBE, options=rest))
+        config = further_runs.config_of(
+            dataclasses.replace(job, method=PROBE, options=rest)
+        )
         model = init_model(config, device=args.device)
         robustness.check_classifier(model)
     return {key: value.clone() for key, value in model.state_dict().items()}
@@ -278,10 +280,10 @@ def compare(args: argparse.Namespace, to: Path) -> list[str]:
     runs = RecordStore(args.out)
     if any(runs.read(job) is None for job in planned.values()):
         runs = RecordStore(args.out / 'analysis' / 'wise' / 'bench')
-        jobs.run_jobs(
+        further_runs.run_jobs(
             list(planned.values()), runs.out, 'held out', args.executor, args.workers
         )
-    test = jobs.config_of(planned[args.methods[0]])
+    test = further_runs.config_of(planned[args.methods[0]])
     sets = sets_of(args, test, tune)
     base = base_state(args, runs, planned)
     found: dict[str, dict[str, Any]] = {}

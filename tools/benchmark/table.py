@@ -14,8 +14,9 @@ from pathlib import Path
 
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import RecordStore
+from mmpetl.benchmark.render import FORMATS, render
 from mmpetl.benchmark.statistics_tables import compare, draw
-from mmpetl.benchmark.tables import FORMATS, build_tables, render
+from mmpetl.benchmark.tables import build_tables
 from mmpetl.core import PETLError
 
 

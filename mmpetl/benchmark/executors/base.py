@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
-from mmpetl.benchmark.job import Outcome, Task
 from mmpetl.benchmark.records import RecordStore
+from mmpetl.benchmark.task import Outcome, Task
 
 PRELOAD = 'MMPETL_PRELOAD'
 """Variable that names the toolboxes to load before workers are forked."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mmpetl.benchmark.executors.base import Executor
-from mmpetl.benchmark.job import Outcome, Task, work
+from mmpetl.benchmark.task import Outcome, Task
+from mmpetl.benchmark.worker import work
 
 
 class InlineExecutor(Executor):

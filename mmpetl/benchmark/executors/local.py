@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmpetl.benchmark.executors.base import PRELOAD, Executor
-from mmpetl.benchmark.job import Outcome, Task, work
 from mmpetl.benchmark.records import RecordStore
+from mmpetl.benchmark.task import Outcome, Task
+from mmpetl.benchmark.worker import work
 from mmpetl.core import PETLError, check_range
 
 

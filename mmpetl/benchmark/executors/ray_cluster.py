@@ -8,7 +8,8 @@ from typing import Any
 
 from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.executors.local import cores
-from mmpetl.benchmark.job import Outcome, Task, work
+from mmpetl.benchmark.task import Outcome, Task
+from mmpetl.benchmark.worker import work
 from mmpetl.core import PETLError, check_range
 
 STORE_BYTES = 100 * 2**20
@@ -142,6 +143,6 @@ class RayExecutor(Executor):
 def remote_work(task: Task) -> Outcome:
     """What a worker of the cluster does."""
     outcome = work(task)
-    if outcome.again:
+    if outcome.retry:
         raise JobFailed(outcome.note)
     return outcome

@@ -11,7 +11,8 @@ from typing import Any
 
 from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.executors.local import cores, threads
-from mmpetl.benchmark.job import Outcome, Task, work
+from mmpetl.benchmark.task import Outcome, Task
+from mmpetl.benchmark.worker import work
 from mmpetl.core import PETLError
 
 QUEUE = 1000

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmpetl.benchmark import published
 from mmpetl.benchmark.records import Record
+from mmpetl.benchmark.scores import labels_of, metric_of, percent, with_facts
 from mmpetl.benchmark.statistics import (
     cliques,
     critical_difference,
@@ -16,14 +17,8 @@ from mmpetl.benchmark.statistics import (
     mean_ranks,
     shared_tasks,
 )
-from mmpetl.benchmark.tables import (
-    Table,
-    build_tables,
-    labels_of,
-    metric_of,
-    percent,
-    with_facts,
-)
+from mmpetl.benchmark.table_parts import Table
+from mmpetl.benchmark.tables import build_tables
 
 MAX_POINTS = 32
 """Points of a learning curve that the page carries; longer ones are thinned."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmpetl.benchmark.records import Record
-from mmpetl.benchmark.tables import metric_of, search_budget, with_facts
+from mmpetl.benchmark.scores import metric_of, search_budget, with_facts
 
 HEAD = ('Method', 'Task', 'Trials', 'Searched on', 'Default', 'Best', 'Chosen setting')
 TEXTS = ('Method', 'Task', 'Searched on', 'Chosen setting')

@@ -1,5 +1,6 @@
 """Loops of methods that train in phases."""
 
 from mmpetl.engine.loops.noah import NOAHSearchLoop, NOAHSupernetLoop
+from mmpetl.engine.loops.phase import Phase
 
-__all__ = ['NOAHSearchLoop', 'NOAHSupernetLoop']
+__all__ = ['NOAHSearchLoop', 'NOAHSupernetLoop', 'Phase']

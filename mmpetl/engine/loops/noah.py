@@ -21,6 +21,7 @@ from mmpetl.core import PETLError, delta_state, fingerprint, tensor_digests
 from mmpetl.engine.evolution import Candidate, Evolution, Search, front, rank
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.hooks.delta_checkpoint import AtomicLocalBackend
+from mmpetl.engine.loops.phase import Phase
 from mmpetl.methods.noah import Subnet, Supernet
 from mmpetl.registry import LOOPS
 
@@ -29,7 +30,7 @@ FORMAT = 1
 
 
 @LOOPS.register_module()
-class NOAHSupernetLoop(EpochBasedTrainLoop):
+class NOAHSupernetLoop(Phase, EpochBasedTrainLoop):
     """Trains a random subnet of the supernet at each step.
 
     The subnet of step i depends on the seed and i alone: all processes agree on it, and
@@ -49,6 +50,35 @@ class NOAHSupernetLoop(EpochBasedTrainLoop):
         PETLError: The model holds no supernet, or a distributed wrapper would wait for
             gradients of what is not sampled.
     """
+
+    phase = 'supernet'
+
+    @classmethod
+    def prepare(
+        cls, config: Any, settings: Mapping[str, Any], folders: Mapping[str, Path]
+    ) -> None:
+        planned = config.train_cfg.max_epochs
+        config.train_cfg = {
+            'type': f'mmpetl.{cls.__name__}',
+            'max_epochs': planned,
+            **settings,
+        }
+        for part in ('val_dataloader', 'val_evaluator', 'val_cfg'):
+            config[part] = None
+        # A step trains one subnet, so a wrapper must not wait for the others.
+        config.merge_from_dict({'model_wrapper_cfg.find_unused_parameters': True})
+        stretch = config.train_cfg.max_epochs / planned
+        for scheduler in config.get('param_scheduler') or ():
+            for key in ('begin', 'end', 'T_max'):
+                if key in scheduler:
+                    scheduler[key] = round(scheduler[key] * stretch)
+
+    @classmethod
+    def cost(
+        cls, settings: Mapping[str, Any], max_epochs: int | None
+    ) -> tuple[float, int]:
+        epochs = settings.get('max_epochs', max_epochs)
+        return (epochs / max_epochs if max_epochs else 1.0), 0
 
     def __init__(
         self,
@@ -91,7 +121,7 @@ class NOAHSupernetLoop(EpochBasedTrainLoop):
 
 
 @LOOPS.register_module()
-class NOAHSearchLoop(BaseLoop):
+class NOAHSearchLoop(Phase, BaseLoop):
     """Searches the best subnet of a trained supernet under a parameter budget.
 
     It is the ``train_cfg`` of a run that trains nothing: candidates inherit their
@@ -121,6 +151,28 @@ class NOAHSearchLoop(BaseLoop):
         PETLError: No supernet, no validation data, no such metric, a budget that no
             subnet meets, or resuming a search that was begun with other settings.
     """
+
+    phase = 'search'
+
+    @classmethod
+    def prepare(
+        cls, config: Any, settings: Mapping[str, Any], folders: Mapping[str, Path]
+    ) -> None:
+        config.train_cfg = {
+            'type': f'mmpetl.{cls.__name__}',
+            'supernet': str(folders[NOAHSupernetLoop.phase]),
+            **settings,
+        }
+        config.param_scheduler = None
+        config.resume = True  # from its own record, where it has begun one
+
+    @classmethod
+    def cost(
+        cls, settings: Mapping[str, Any], max_epochs: int | None
+    ) -> tuple[float, int]:
+        plan = Evolution(**settings.get('evolution', {}))
+        children = plan.mutations + plan.crossovers
+        return 0.0, plan.population + plan.generations * children
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ custom_hooks = [dict(type='mmpetl.BaseGuardHook')]
 """
 
 
-class Bench:
+class Workbench:
     """Writes bases and configs, builds models with weights that differ from zero."""
 
     def __init__(self, folder: Path) -> None:

@@ -125,7 +125,7 @@ def fake_runs(jobs, out, title, executor='local', workers=None) -> list[Record]:
 
     from mmpetl.apis.delta import export_delta
     from mmpetl.apis.model import build_model
-    from mmpetl.benchmark.compose import compose_job
+    from mmpetl.benchmark.job_config import compose_job
 
     store, found = RecordStore(out), []
     for job in jobs:

@@ -1,0 +1,10 @@
+# Sizes of methods that suit the shipped mini backbones (96 channels, six blocks). What
+# is not here is the method's own default, made for 768 channels and twelve blocks.
+sizes = dict(
+    LoRA=dict(rank=4),
+    VPTDeep=dict(num_tokens=8),
+    LST=dict(reduction=2),
+    BAPAT=dict(hidden_dims=16, adapter_dims=16),
+    PATT=dict(hidden_dims=16),
+    HST=dict(dims=[32, 48, 64], num_heads=[2, 4, 8]),
+)

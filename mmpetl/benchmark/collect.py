@@ -1,0 +1,154 @@
+"""What a record says, read off the files of a run's folder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mmpetl.benchmark import run_facts
+from mmpetl.benchmark.records import Job, Record
+from mmpetl.core import registered_methods
+
+LOG = 'log.jsonl'
+PREDICTIONS = 'predictions.npz'
+
+
+def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
+    """The record that a run's files tell."""
+    from mmpetl.engine.hooks.run_log import read_run_log
+
+    lines = list(read_run_log(folder / LOG))
+    metrics, reads = last_test(folder)
+    if job.stage == 'tune':
+        last = [x['val'] for x in lines if 'val' in x]
+        metrics = last[-1] if last else {}
+    metrics = {k: v for k, v in metrics.items() if v is not None}
+    efficiency = {}
+    path = folder / 'efficiency.json'
+    if path.is_file():
+        efficiency = json.loads(path.read_text(encoding='utf-8'))
+    counts = efficiency.get('counts', {})
+    task, group = run_facts.task_of(job.recipe, config)
+    primary = primary_of(metrics)
+    record = Record(
+        job=job,
+        status='done',
+        family=registered_methods()[job.method].family,
+        settings=run_facts.settings_of(config),
+        task=task,
+        group=group,
+        backbone=run_facts.backbone_of(config),
+        metrics=metrics,
+        primary=primary,
+        ppt=ppt_of(metrics, primary, counts),
+        counts=counts,
+        curves=curves_of(lines),
+        config_hash=digest,
+        base=_base(folder),
+        preprocessing=run_facts.preprocessing_of(config),
+        test_reads=reads,
+        step_seconds=efficiency.get('step_time_s') or _step_seconds(lines),
+        device=run_facts.device(),
+        versions=run_facts.versions(),
+        commit=run_facts.commit(),
+    )
+    return with_times(record, lines)
+
+
+def last_test(folder: Path) -> tuple[dict[str, float], int]:
+    """The last metrics of the test set, and how often it was scored."""
+    from mmpetl.engine.hooks.run_log import read_run_log
+
+    metrics, reads = {}, 0
+    for line in read_run_log(folder / LOG):
+        if 'test' in line:
+            metrics = line['test']
+        reads += 'test' in line or bool(line.get('reads_test'))
+    return metrics, reads
+
+
+def with_times(record: Record, lines: list[dict[str, Any]]) -> Record:
+    """Fill in what the log says of time and memory."""
+    begun = [line['begun'] for line in lines if 'attempt' in line]
+    seconds, last = 0.0, 0.0
+    for line in lines:
+        if 'attempt' in line:
+            seconds, last = seconds + last, 0.0
+        last = line.get('t', last)
+    peaks = [x['peak_memory_bytes'] for x in lines if 'peak_memory_bytes' in x]
+    record.seconds = round(seconds + last, 3)
+    record.peak_memory_bytes = max(peaks, default=None)
+    record.started = begun[0] if begun else now()
+    record.finished = now()
+    return record
+
+
+def now() -> str:
+    """This moment as records write it: UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')
+
+
+def primary_of(metrics: Mapping[str, float]) -> str:
+    """The metric that tables rank by: the first of MMEngine's usual ones."""
+    from mmpetl.engine.hooks.efficiency import PRIMARY
+
+    known = [name for name in PRIMARY if name in metrics]
+    return known[0] if known else next(iter(metrics), '')
+
+
+def ppt_of(
+    metrics: Mapping[str, float], primary: str, counts: Mapping[str, int]
+) -> float | None:
+    """PPT of the primary metric; None where it is no accuracy, AP or mIoU."""
+    from mmpetl.engine.hooks.efficiency import FRACTIONS, PRIMARY
+    from mmpetl.evaluation.ppt import ppt
+
+    if primary not in PRIMARY or not counts:
+        return None
+    score = metrics[primary] / (1 if primary in FRACTIONS else 100)
+    if not 0 <= score <= 1:  # COCO reports -1 where there is nothing to score
+        return None
+    return ppt(score, counts['delta'] + counts['selected'])
+
+
+def curves_of(lines: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """Curves by name; of several values of a step the last counts."""
+    found: dict[str, dict[int, float]] = {}
+    for line in lines:
+        for key in ('loss', 'lr'):
+            if line.get(key) is not None:
+                found.setdefault(key, {})[line['step']] = line[key]
+        for key, value in (line.get('val') or {}).items():
+            if value is not None and not key.endswith('time'):
+                found.setdefault(f'val/{key}', {})[line['step']] = value
+    return {
+        name: [[step, points[step]] for step in sorted(points)]
+        for name, points in found.items()
+    }
+
+
+def _step_seconds(lines: list[dict[str, Any]]) -> float | None:
+    """Median time of a step as the log's times tell it, data loading included."""
+    gaps = []
+    for one, other in itertools.pairwise(x for x in lines if 'loss' in x):
+        if other['step'] > one['step'] and other['t'] > one['t']:
+            gaps.append((other['t'] - one['t']) / (other['step'] - one['step']))
+    return statistics.median(gaps) if gaps else None
+
+
+def _base(folder: Path) -> dict[str, Any]:
+    """File and fingerprint of the base, as the exported delta states them."""
+    path = folder / 'delta.json'
+    if not path.is_file():
+        return {}
+    data = json.loads(path.read_text(encoding='utf-8'))
+    name = data.get('base')
+    return {
+        'file': Path(name).name if name else None,
+        'fingerprint': data.get('fingerprint'),
+    }

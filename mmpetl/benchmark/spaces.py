@@ -1,0 +1,88 @@
+"""What a search tries: the space of a method, as Optuna is asked and answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmpetl.benchmark.job_config import METHOD
+from mmpetl.core import PETLError, build_method, registered_methods
+
+FALLBACK: Mapping[str, Any] = {
+    'optim_wrapper.optimizer.lr': {'low': 1e-4, 'high': 3e-2, 'log': True},
+    'optim_wrapper.optimizer.weight_decay': {'low': 1e-5, 'high': 1e-1, 'log': True},
+}
+"""What is searched where a method has no space of its own; whoever asks is told."""
+
+MARK = 'json:'
+"""What a choice that Optuna keeps as text begins with."""
+
+
+def space_of(method: str, warn: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+    """The search space of a method, and where it is from.
+
+    A method without a space is searched over learning rate and weight decay alone, and
+    ``warn`` is told so.
+    """
+    from mmpetl.apis.compose import config_root, search_space
+
+    stem = registered_methods()[method].stem()
+    path = config_root() / stem / 'search_space.py'
+    if path.is_file():
+        return search_space(stem), f'configs/{stem}/search_space.py'
+    warn(
+        f'{method} has no configs/{stem}/search_space.py; learning rate and weight '
+        'decay alone are searched, and the records say so'
+    )
+    return {k: dict(v) for k, v in FALLBACK.items()}, 'fallback'
+
+
+def suggest_from(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a trial proposes."""
+    return {key: _suggest(trial, key, values) for key, values in space.items()}
+
+
+def _suggest(trial: Any, key: str, values: Any) -> Any:
+    if isinstance(values, Mapping):
+        low, high, log = values['low'], values['high'], bool(values.get('log', False))
+        whole = isinstance(low, int) and isinstance(high, int)
+        kind = trial.suggest_int if whole else trial.suggest_float
+        return kind(key, low, high, log=log)
+    return decode(trial.suggest_categorical(key, [encode(v) for v in values]))
+
+
+def encode(value: Any) -> Any:
+    """A choice as Optuna keeps it: lists and dicts as text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return MARK + json.dumps(value)
+
+
+def decode(value: Any) -> Any:
+    """Undo :func:`encode`."""
+    if isinstance(value, str) and value.startswith(MARK):
+        return json.loads(value.removeprefix(MARK))
+    return value
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value of a dotted key; of a method's argument its default.
+
+    Raises:
+        PETLError: The config has no such key.
+    """
+    if key.startswith(METHOD):
+        args = build_method(config.model.backbone.method).config()
+        name = key.removeprefix(METHOD)
+        if name in args:
+            return args[name]
+    node: Any = config
+    for part in key.split('.'):
+        try:
+            node = node[int(part)] if isinstance(node, list | tuple) else node[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise PETLError(
+                f'the search space speaks of {key!r}, which the recipe does not have'
+            ) from None
+    return node

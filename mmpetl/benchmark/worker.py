@@ -1,0 +1,105 @@
+"""How a task is done, whatever it runs: held by one process, and it leaves a record."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mmpetl.benchmark import run_facts
+from mmpetl.benchmark.collect import LOG, with_times
+from mmpetl.benchmark.records import Record, RecordStore
+from mmpetl.benchmark.task import Outcome, Task, is_final, outcome_of
+from mmpetl.core import PETLError
+
+
+def work(task: Task) -> Outcome:
+    """Do a task, unless it is done or another process is at it; leaves a record.
+
+    An exception of the run becomes a record of a failure. What ends the process itself
+    leaves no record, and the next call continues.
+    """
+    store, job = RecordStore(task.out), task.job
+    os.environ.update(task.env)
+    with store.claim(job) as mine:
+        if not mine:
+            return Outcome(job.id, 'elsewhere')
+        before = store.read(job)
+        if before is not None and is_final(before, task.retries):
+            return outcome_of(before, task.retries)
+        folder = store.folder(job)
+        with console_of(folder):
+            if task.threads:
+                import torch
+
+                torch.set_num_threads(task.threads)
+            try:
+                record = _resolve(task.run)(task, folder)
+            except Exception as error:
+                traceback.print_exc()
+                record = failed(task, folder, error)
+        record.attempts = 1 + (before.attempts if before is not None else 0)
+        store.write(record)
+        if record.status != 'failed':
+            tidy(folder)
+        return outcome_of(record, task.retries)
+
+
+def _resolve(name: str) -> Callable[[Task, Path], Record]:
+    module, _, function = name.partition(':')
+    return getattr(importlib.import_module(module), function)
+
+
+@contextlib.contextmanager
+def console_of(folder: Path) -> Iterator[None]:
+    """Send what a run prints to ``console.log``: the screen belongs to the table."""
+    with (
+        open(folder / 'console.log', 'a', encoding='utf-8', errors='replace') as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield
+
+
+def failed(task: Task, folder: Path, error: BaseException) -> Record:
+    """The record of a failure, with the time so far."""
+    from mmpetl.engine.hooks.run_log import append_line, read_run_log
+
+    text = ''.join(traceback.format_exception(error)).strip()
+    append_line(folder / LOG, {'failed': f'{type(error).__name__}: {error}'})
+    return with_times(
+        Record(
+            job=task.job,
+            status='failed',
+            error=text,
+            search=dict(task.search) if task.search else None,
+            device=run_facts.device(),
+            versions=run_facts.versions(),
+            commit=run_facts.commit(),
+        ),
+        list(read_run_log(folder / LOG)),
+    )
+
+
+def lost(task: Task, note: str) -> Outcome:
+    """Record that workers died at a task too often."""
+    store = RecordStore(task.out)
+    with store.claim(task.job) as mine:
+        if not mine:
+            return Outcome(task.job.id, 'elsewhere')
+        record = store.read(task.job)
+        if record is None or record.status == 'failed':
+            record = failed(task, store.folder(task.job), PETLError(note))
+            record.attempts = task.retries + 1
+            store.write(record)
+        return outcome_of(record, task.retries)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what only a resumed run would need; the delta stays."""
+    for path in folder.rglob('*.pth'):
+        path.unlink(missing_ok=True)
+    (folder / 'last_checkpoint').unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""The swapped backbone without a method against the original.
+
+Example: python speed/backbones.py --rounds 10
+
+Both hold the same weights; the swapped one has every site and nothing plugged in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import torch
+from timing import header, markdown, ratio, time_rounds
+from torch import nn
+
+import mmpetl
+from mmpetl.core import Method, Role
+
+
+class Nothing(Method):
+    """Swaps the classes, plugs nothing, trains everything."""
+
+    family = 'baseline'
+
+    def selects(self, role: Role) -> bool:
+        """All of the base."""
+        return True
+
+
+def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """Backbones as papers use them, fewer frames and blocks where a CPU is slow."""
+    import mmaction.models as video
+    import mmpretrain.models as image
+    import timm
+
+    swin_b = {'embed_dims': 128, 'depths': (2, 2, 4, 2), 'num_heads': (4, 8, 16, 32)}
+    return {
+        'mmpretrain ViT-B/16, 224 px': (
+            image.VisionTransformer(arch='base'),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm ViT-B/16, 224 px': (
+            timm.create_model('vit_base_patch16_224', num_classes=0),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain Swin-B (4 blocks in stage 3), 224 px': (
+            image.SwinTransformer(arch=swin_b, drop_path_rate=0.0),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain Swin-B (4 blocks in stage 3), dense, 300 x 420': (
+            image.SwinTransformer(
+                arch=swin_b,
+                drop_path_rate=0.0,
+                out_indices=(0, 1, 2, 3),
+                pad_small_map=True,
+            ),
+            torch.randn(1, 3, 300, 420),
+        ),
+        'mmaction VideoMAE ViT-B (4 blocks), 8 x 224 px': (
+            video.VisionTransformer(depth=4, num_frames=8),
+            torch.randn(1, 3, 8, 224, 224),
+        ),
+        'mmaction Video Swin-B (4 blocks in stage 3), 8 x 224 px': (
+            video.SwinTransformer3D(
+                arch=swin_b,
+                pretrained2d=False,
+                patch_size=(2, 4, 4),
+                window_size=(8, 7, 7),
+                drop_path_rate=0.0,
+            ),
+            torch.randn(1, 3, 8, 224, 224),
+        ),
+    }
+
+
+def loss_of(output: torch.Tensor | tuple) -> torch.Tensor:
+    """A scalar that depends on every output."""
+    outputs = output if isinstance(output, tuple | list) else (output,)
+    return sum(o.square().mean() for o in outputs)
+
+
+def measure(model: nn.Module, x: torch.Tensor, rounds: int) -> list[str]:
+    """Forward and forward + backward, swapped relative to original."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    original = model.to(device)
+    original.eval()  # mmpretrain's eval() returns None
+    swapped = copy.deepcopy(original)
+    mmpetl.inject(swapped, Nothing())
+    swapped.eval()
+    x = x.to(device)
+
+    def forward(net: nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            with torch.no_grad():
+                net(x)
+
+        return run
+
+    def step(net: nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            net.zero_grad(set_to_none=True)
+            loss_of(net(x)).backward()
+
+        return run
+
+    cells = []
+    for kind in (forward, step):
+        times = time_rounds({'a': kind(original), 'b': kind(swapped)}, rounds)
+        cells.append(str(ratio(times, 'b', 'a')))
+    # The step of a frozen trunk: relative tables train in neither, so that attention
+    # may take its fastest kernel.
+    for net in (original, swapped):
+        net.requires_grad_(False)
+        next(net.parameters()).requires_grad_(True)
+    times = time_rounds({'a': step(original), 'b': step(swapped)}, rounds)
+    cells.append(str(ratio(times, 'b', 'a')))
+    return cells
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--only', default='', help='part of a backbone name')
+    args = parser.parse_args()
+    rows = [['swapped / original', 'forward', 'full step', 'frozen-trunk step']]
+    for name, (model, x) in make_cases().items():
+        if args.only.lower() in name.lower():
+            rows.append([name, *measure(model, x, args.rounds)])
+            print(name, *rows[-1][1:], sep='  ', flush=True)
+    print(f'\n{header(args.rounds)}\n\n{markdown(rows)}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,80 @@
+"""The scripts that measure speed: where they are, and what they compare."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import mmpetl
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def names_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``names_of(script)``: what a script of ``speed`` defines."""
+    monkeypatch.setattr(sys, 'path', [str(ROOT / 'speed'), *sys.path])
+    return lambda script: runpy.run_path(str(ROOT / 'speed' / script))
+
+
+@torch.no_grad()
+def test_the_swapped_backbone_is_the_original_and_trains_as_it_does(
+    stem: str, names_of: Any
+) -> None:
+    x = tiny.images(stem)
+    want = tiny.outputs(tiny.base(stem), x)
+    swapped = mmpetl.inject(tiny.base(stem), names_of('backbones.py')['Nothing']())
+    swapped.eval()
+    assert not any('petl' in name for name, _ in swapped.named_modules())
+    assert all(p.requires_grad for p in swapped.parameters())
+    for got, y in zip(tiny.outputs(swapped, x), want, strict=True):
+        torch.testing.assert_close(got, y)
+
+
+def test_methods_of_dense_tasks_are_those_with_published_settings(
+    names_of: Any,
+) -> None:
+    found = names_of('methods.py')['dense_methods']()
+    # Mona's tables, and those of E3VA and LoRand, all on COCO.
+    assert found == [
+        'AdaptFormer',
+        'Adapter',
+        'BitFit',
+        'E3VA',
+        'Full',
+        'LNTune',
+        'LinearProbe',
+        'LoRA',
+        'LoRand',
+        'Mona',
+        'PartialK',
+    ]
+
+
+def test_every_old_speed_script_leads_to_a_new_one() -> None:
+    scripts = [p for p in (ROOT / 'benchmarks').glob('*.py') if p.name != '_moved.py']
+    assert {p.stem for p in scripts} == {'backbones', 'methods', 'report_page', 'sizes'}
+    for path in scripts:
+        (name,) = re.findall(r"_moved\.run\('(.*)'\)", path.read_text())
+        assert (ROOT / 'speed' / name).is_file()
+
+
+def test_an_old_speed_command_says_where_it_is_and_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    old = 'benchmarks/methods.py'
+    monkeypatch.setattr(sys, 'argv', [old, '--help'])
+    monkeypatch.setattr(sys, 'path', [str(ROOT / 'benchmarks'), *sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / old), run_name='__main__')
+    out, err = capsys.readouterr()
+    assert end.value.code == 0
+    assert err == 'benchmarks/methods.py has moved to speed/methods.py\n'
+    assert '--backbone {vit_b,swin_b}' in out
