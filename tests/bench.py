@@ -94,7 +94,8 @@ class Bench:
 
     def tuned(self, config: Path, seed: int = 1) -> nn.Module:
         """The model, as if it had been trained."""
-        from mmpetl.apis.model import as_config, build_model, dataset_meta
+        from mmpetl.apis.building import build_model, dataset_meta
+        from mmpetl.config.load import as_config
 
         torch.manual_seed(seed)
         model = build_model(str(config))

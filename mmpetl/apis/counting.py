@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mmpetl.apis.building import build_model
+from mmpetl.config.load import as_config
+from mmpetl.config.nodes import petl_backbone_of
 from mmpetl.core import PETLError, build_method, count_trainable, inject, suggest
 
 FULL_SIZE: dict[str, dict[str, Any]] = {
@@ -52,8 +55,6 @@ def count_config(config: Any) -> dict[str, Any]:
     Returns:
         ``method``, ``backbone`` (class), the four counts, ``percent`` of the backbone.
     """
-    from mmpetl.apis.model import as_config, build_model, petl_backbone_of
-
     config = copy.deepcopy(as_config(config))
     node = petl_backbone_of(config)
     if node is None or node.get('method') is None:

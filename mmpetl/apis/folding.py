@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 
+from mmpetl.apis.model import init_model
+from mmpetl.config.load import as_config
+from mmpetl.config.nodes import BUILDER, test_pipeline
 from mmpetl.core import PETLError, find_injected, fold
+from mmpetl.core.delta_file import write_all
 
 TEST_PART = ('test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline')
 RUNTIME = ('default_scope', 'visualizer', 'vis_backends', 'env_cfg', 'log_level')
@@ -41,9 +45,6 @@ def fold_checkpoint(
         PETLError: The delta does not belong to the model, the method has no exact
             equivalent in the base weights, or upstream could not read the config.
     """
-    from mmpetl.apis.delta import write_all
-    from mmpetl.apis.model import as_config, init_model
-
     config = as_config(config)
     model = init_model(config, delta, 'cpu')
     if not find_injected(model):
@@ -91,8 +92,6 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
     """
     from mmengine.config import Config
 
-    from mmpetl.apis.model import test_pipeline
-
     keep = {k: config[k] for k in (*RUNTIME, *TEST_PART, 'model') if k in config}
     plain: dict[str, Any] = copy.deepcopy(Config(keep)._cfg_dict.to_dict())
     scopes = {config.get('default_scope')}
@@ -119,8 +118,6 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
 
 def _unwrap(node: Any, scopes: set[str]) -> Any:
     """Replace the builder by the backbone it builds; collect scopes of that type."""
-    from mmpetl.apis.model import BUILDER
-
     if isinstance(node, dict):
         if node.get('type') == BUILDER:
             inner = node['backbone']
