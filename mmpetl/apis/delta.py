@@ -112,8 +112,10 @@ def export_delta(
         PETLError: The source holds no delta, not this config's, or no finite one.
     """
     if isinstance(source, nn.Module):
-        config = getattr(source, 'cfg', None) if config is None else config
         delta, slots = _of_model(source), slot_names(source)
+        own = getattr(source, 'cfg', None)
+        if config is None and _method_in(own) == method_name(delta.meta):
+            config = own
     else:
         delta = _read(Path(source), config)
         slots = slots_in(delta.state)
@@ -335,13 +337,19 @@ def _best_metrics(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def _method_in(config: Any) -> str | None:
+    """Name of the method in a config; None where there is none."""
+    node = petl_backbone_of(config or {}) or {}
+    method = node.get('method')
+    name = method if isinstance(method, str) else (method or {}).get('type')
+    return None if name is None else str(to_data(name)).rpartition('.')[2]
+
+
 def _check_method(delta: DeltaFile, config: Any) -> None:
     """The config must be the run's own: its preprocessing goes on record."""
-    backbone = petl_backbone_of(config)
-    method = None if backbone is None else backbone.get('method')
-    name = method if isinstance(method, str) else (method or {}).get('type')
-    if name is None or str(name).rpartition('.')[2] != method_name(delta.meta):
+    there, here = method_name(delta.meta), _method_in(config)
+    if there != here:
         raise PETLError(
-            f'{delta.path} is a delta of {method_name(delta.meta)}, the config has '
-            f'{name or "no method"}; give the config of its run'
+            f'{delta.path} is a delta of {there}, the config has '
+            f'{here or "no method"}; give the config of its run'
         )

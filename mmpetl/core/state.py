@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mmpetl.core.delta_file import plain_key
 from mmpetl.core.errors import PETLError
 from mmpetl.core.inject import find_injected
 
@@ -37,7 +38,8 @@ def fingerprint(model: nn.Module) -> str:
         state = module.__dict__['_petl']
         # What trains with the head is new, so it is no part of the base's identity.
         for name in sorted(set(state.digests) - state.head):
-            hasher.update(f'{prefix}:{name}={state.digests[name]}\n'.encode())
+            line = f'{plain_key(prefix)}:{name}={state.digests[name]}\n'
+            hasher.update(line.encode())
     return hasher.hexdigest()[:16]
 
 
