@@ -69,10 +69,10 @@ class Bench:
 
     def base(self, name: str = 'base', seed: int = 0, **changes: Any) -> Path:
         """A file of base weights."""
-        from mmpetl.apis.counting import _build
+        from mmpetl.config.scope import build_backbone
 
         torch.manual_seed(seed)
-        module = _build({**BACKBONE, **changes})
+        module = build_backbone({**BACKBONE, **changes})
         path = self.folder / f'{name}.pth'
         torch.save(
             {k: torch.randn_like(v) * 0.1 for k, v in module.state_dict().items()}, path

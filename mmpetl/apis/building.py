@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,24 +14,8 @@ from torch import nn
 
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import find_dataset
+from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError
-
-
-@contextmanager
-def scope_of(config: Any) -> Iterator[str]:
-    """Resolve types without a scope as the config's ``default_scope`` says."""
-    from mmengine.registry import DefaultScope
-
-    scope = config.get('default_scope') or 'mmengine'
-    try:
-        importlib.import_module(f'{scope}.registry')
-    except ModuleNotFoundError as error:
-        raise PETLError(
-            f'the config needs the package {scope!r}, which cannot be imported '
-            f'({error}); install it (python -m mmpetl.doctor says what is there)'
-        ) from error
-    with DefaultScope.overwrite_default_scope(scope):
-        yield scope
 
 
 def pick_device(device: str = 'auto') -> torch.device:

@@ -13,7 +13,9 @@ from torch.overrides import TorchFunctionMode
 from mmpetl.apis.building import build_model
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import petl_backbone_of
+from mmpetl.config.scope import build_backbone
 from mmpetl.core import PETLError, build_method, count_trainable, inject, suggest
+from mmpetl.core.delta_file import to_data
 
 FULL_SIZE: dict[str, dict[str, Any]] = {
     'vit_b16': {
@@ -62,7 +64,7 @@ def count_config(config: Any) -> dict[str, Any]:
     node['checkpoint'] = None
     method = build_method(node['method'])
     model = build_model(config, quiet=True)
-    kind = node['backbone']['type'].rpartition('.')[2]
+    kind = to_data(node['backbone']['type']).rpartition('.')[2]
     return _row(type(method).__name__, kind, model)
 
 
@@ -83,7 +85,7 @@ def count_pairs(
                 f'There are: {", ".join(FULL_SIZE)}'
             )
         with without_memory():
-            plain = _build(FULL_SIZE[stem])
+            plain = build_backbone(FULL_SIZE[stem])
         for method in methods:
             name = type(method).__name__
             try:
@@ -112,15 +114,6 @@ def without_memory() -> Iterator[None]:
     """Modules built in this context have shapes and no numbers."""
     with torch.device('meta'), _RatesOnCPU():
         yield
-
-
-def _build(backbone: dict[str, Any]) -> Any:
-    import importlib
-
-    from mmpetl.registry import MODELS
-
-    importlib.import_module(f'{backbone["type"].partition(".")[0]}.registry')
-    return MODELS.build(dict(backbone))
 
 
 def _row(method: str, backbone: str, model: Any) -> dict[str, Any]:

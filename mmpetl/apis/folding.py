@@ -14,6 +14,7 @@ import torch
 from mmpetl.apis.model import init_model
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import BUILDER, test_pipeline
+from mmpetl.config.scope import package_of
 from mmpetl.core import PETLError, find_injected, fold
 from mmpetl.core.delta_file import write_all
 
@@ -94,9 +95,9 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
 
     keep = {k: config[k] for k in (*RUNTIME, *TEST_PART, 'model') if k in config}
     plain: dict[str, Any] = copy.deepcopy(Config(keep)._cfg_dict.to_dict())
-    scopes = {config.get('default_scope')}
-    plain['model'] = _unwrap(plain['model'], scopes)
-    scopes.discard(config.get('default_scope'))
+    scope, scopes = config.get('default_scope'), set()
+    plain['model'] = _unwrap(plain['model'], scope, scopes)
+    scopes.discard(scope)
     if scopes:
         plain['custom_imports'] = {
             'imports': [f'{scope}.models' for scope in sorted(scopes)],
@@ -116,16 +117,16 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
     return Config(plain)
 
 
-def _unwrap(node: Any, scopes: set[str]) -> Any:
+def _unwrap(node: Any, scope: str | None, scopes: set[str | None]) -> Any:
     """Replace the builder by the backbone it builds; collect scopes of that type."""
     if isinstance(node, dict):
         if node.get('type') == BUILDER:
             inner = node['backbone']
-            scopes.add(inner['type'].partition('.')[0])
+            scopes.add(package_of(inner['type'], scope))
             return inner
-        return {k: _unwrap(v, scopes) for k, v in node.items()}
+        return {k: _unwrap(v, scope, scopes) for k, v in node.items()}
     if isinstance(node, list | tuple):
-        return type(node)(_unwrap(v, scopes) for v in node)
+        return type(node)(_unwrap(v, scope, scopes) for v in node)
     return node
 
 

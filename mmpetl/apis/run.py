@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from mmpetl.apis.delta import load_delta
 from mmpetl.compat import init_dist_any
+from mmpetl.config.protocols import without_validation
 from mmpetl.core import PETLError
 from mmpetl.lazy import moved_names
 
@@ -115,6 +116,9 @@ def train(config: Any, **kwargs: Any) -> Any:
     """Train as a config says; returns the Runner."""
     kwargs.setdefault('check_data', ('train', 'val'))
     runner = build_runner(config, **kwargs)
+    reason = without_validation(config)
+    if reason:
+        runner.logger.info(reason)
     runner.train()
     return runner
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import print_log
 
 from mmpetl.config.nodes import petl_backbone_of
+from mmpetl.config.scope import build_backbone
 from mmpetl.core import Method, build_method, wanted_sites
 
 HEADS = ('head', 'cls_head')
 
-_WIDTHS: dict[tuple[str, str], int] = {}
+_WIDTHS: dict[tuple[str, str, str | None], int] = {}
 """Widths found so far: a table of settings asks for the same one many times."""
 
 
-def feature_width(method: Method, backbone: Mapping[str, Any]) -> int | None:
+def feature_width(
+    method: Method, backbone: Mapping[str, Any], scope: str | None = None
+) -> int | None:
     """Width of the vector that ``method`` makes of a backbone's last output.
 
     Args:
         method: A method.
-        backbone: Config of a foreign backbone, its scope in front of its type.
+        backbone: Config of a foreign backbone.
+        scope: The config's ``default_scope``, for a type without one.
 
     Returns:
         None where the method leaves the width as it is.
@@ -32,19 +35,14 @@ def feature_width(method: Method, backbone: Mapping[str, Any]) -> int | None:
     """
     if type(method).feature_dims is Method.feature_dims:
         return None
-    asked = repr(method), repr(dict(backbone))
+    asked = repr(method), repr(dict(backbone)), scope
     if asked not in _WIDTHS:
-        _WIDTHS[asked] = _built_width(method, backbone)
+        # Only the sites of a built backbone know the width.
+        sites = wanted_sites(build_backbone(backbone, scope), method)
+        _WIDTHS[asked] = [method.feature_dims(s) for s in sites if s.kind == 'feature'][
+            -1
+        ]
     return _WIDTHS[asked]
-
-
-def _built_width(method: Method, backbone: Mapping[str, Any]) -> int:
-    """Build the backbone, for only its sites know the width."""
-    from mmpetl.registry import MODELS
-
-    importlib.import_module(f'{backbone["type"].partition(".")[0]}.registry')
-    sites = wanted_sites(MODELS.build(dict(backbone)), method)
-    return [method.feature_dims(s) for s in sites if s.kind == 'feature'][-1]
 
 
 def fit_head(config: Any) -> None:
@@ -55,7 +53,8 @@ def fit_head(config: Any) -> None:
     node = petl_backbone_of(config)
     if node is None or node.get('method') is None:
         return
-    width = feature_width(build_method(node['method']), node['backbone'])
+    scope = config.get('default_scope')
+    width = feature_width(build_method(node['method']), node['backbone'], scope)
     for key in HEADS:
         head = config.model.get(key)
         if width is not None and head and head.get('in_channels') not in (None, width):

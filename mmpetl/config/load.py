@@ -12,7 +12,7 @@ from mmpetl.config.leaves import read_table, row_config
 from mmpetl.config.names import recipe_names
 from mmpetl.config.nodes import PHASES, datasets_of
 from mmpetl.config.preprocessing import apply_preprocessing
-from mmpetl.config.protocols import apply_schedule, check_names, overlay
+from mmpetl.config.protocols import apply_schedule, check_names, overlay, protocol_of
 from mmpetl.core import PETLError, build_method, registered_methods, suggest
 from mmpetl.datasets.catalog import facts_of
 
@@ -97,7 +97,8 @@ def load_config(
         options: Dotted keys that override it.
         work_dir: Folder of the run; by default that of the config, or
             ``work_dirs/<method>/<dataset>``.
-        protocol: ``honest`` or ``published``; by default the config's, or ``honest``.
+        protocol: ``honest`` or ``published``; by default the config's, or ``honest``
+            for a recipe. A config of upstream takes part in none unless asked to.
         stage: ``final`` or ``tune``; by default ``final``.
 
     Raises:
@@ -140,10 +141,13 @@ def finish_config(
     if 'stage' in config:
         _refuse_changes(config, {'protocol': protocol, 'stage': stage}, first)
     elif config.get('model'):
-        protocol = protocol or config.get('protocol') or 'honest'
+        protocol = protocol_of(config, protocol, stage)
         stage = stage or 'final'
-        check_names(protocol, stage)
-        overlay(config, protocol, stage)
+        if protocol is None:
+            config.protocol, config.stage = None, stage
+        else:
+            check_names(protocol, stage)
+            overlay(config, protocol, stage)
         config.merge_from_dict(first)
         fill_dataset(config)
         asked = [k.partition('.')[2] for k in first if k.startswith('preprocessing')]

@@ -12,6 +12,8 @@ A recipe says what a protocol or a stage changes in it under the key of that nam
 
     tune = dict(train_dataloader=dict(dataset=dict(split='train800')), ...)
     published = dict(preprocessing=dict(normalisation='imagenet'), ...)
+
+A config that has nothing of a recipe is upstream's, and validates as it says itself.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ BEST_BY: Mapping[str, str] = {
 }
 """Name of the metric that says which epoch is best, by the first evaluator."""
 
+OF_RECIPES = ('protocol', 'published', 'tune', 'dataset', 'preprocessing')
+"""Keys of which a recipe has at least one, and a config of upstream none."""
+
 _PARTS = ('dataloader', 'evaluator', 'cfg')
 
 
@@ -61,6 +66,30 @@ def check_names(protocol: str, stage: str) -> None:
             'the published protocol has no stage tune: it chooses on the test set; '
             'leave out the stage, or take the honest protocol'
         )
+
+
+def protocol_of(config: Any, asked: str | None, stage: str | None) -> str | None:
+    """The protocol of a config, None where it takes part in none.
+
+    Args:
+        config: As it was read.
+        asked: What the user asked for, if anything.
+        stage: Likewise.
+    """
+    if asked or config.get('protocol'):
+        return asked or config.protocol
+    return 'honest' if stage or any(k in config for k in OF_RECIPES) else None
+
+
+def without_validation(config: Any) -> str | None:
+    """Why a run does not validate, in one line; None where it does or never would."""
+    honest = (config.get('protocol'), config.get('stage')) == ('honest', 'final')
+    if not honest or config.get('val_dataloader') or not config.get('test_dataloader'):
+        return None
+    return (
+        'no validation while training: the protocol honest reads the test set once, '
+        'after the last epoch (tools/test.py); --protocol published validates on it'
+    )
 
 
 def overlay(config: Any, protocol: Protocol, stage: Stage) -> None:

@@ -61,7 +61,7 @@ def petl_backbone(
     if method is not None:
         method = build_method(method)
     source = dict(backbone) if isinstance(backbone, Mapping) else None
-    module = _build(backbone) if isinstance(backbone, Mapping) else backbone
+    module = build_foreign(backbone) if isinstance(backbone, Mapping) else backbone
     if getattr(module, 'pretrained2d', False):
         raise PETLError(
             f'{type(module).__name__} with pretrained2d=True wants to inflate a 2-D '
@@ -103,7 +103,12 @@ def petl_backbone(
     return module
 
 
-def _build(config: Mapping[str, Any]) -> nn.Module:
+def build_foreign(config: Mapping[str, Any]) -> nn.Module:
+    """A backbone of an upstream package, with random weights.
+
+    Raises:
+        PETLError: The package or the name is unknown.
+    """
     kind = config.get('type')
     if isinstance(kind, str) and '.' in kind:
         scope = kind.partition('.')[0]
