@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from mmpetl.apis.delta import load_delta
+import torch
+
 from mmpetl.compat import init_dist_any
 from mmpetl.config.protocols import without_validation
 from mmpetl.core import PETLError
@@ -63,8 +64,6 @@ def choose_device(device: Device = 'auto') -> None:
     if device == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
     elif device == 'cuda':
-        import torch
-
         if not torch.cuda.is_available():
             raise PETLError(
                 'device cuda was asked for, but torch sees no GPU; use --device cpu, '
@@ -96,6 +95,10 @@ def build_runner(
     from mmpetl.datasets.reading import guard_runner
 
     config.launcher = launcher
+    if launcher != 'none' and not torch.cuda.is_available():
+        # MMEngine's own wrapper names a GPU by its number.
+        wrapper = {'type': 'mmpetl.PETLDistributedDataParallel'}
+        config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
     init_dist_any(launcher)
     init_default_scope(config.get('default_scope', 'mmengine'))
     if check_data:
@@ -132,6 +135,7 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     if checkpoint.suffix == '.pth':
         config.load_from = str(checkpoint)
         return build_runner(config, **kwargs).test()
+    from mmpetl.apis.delta import load_delta
     from mmpetl.engine.hooks.common import plain_model
 
     runner = build_runner(config, **kwargs)
