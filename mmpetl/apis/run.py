@@ -36,7 +36,10 @@ def cli_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (PETLError, FileNotFoundError) as error:
+    except (PETLError, OSError, KeyError) as error:
+        # MMEngine's registries say by a KeyError that a config names no known type.
+        if isinstance(error, KeyError) and 'registry' not in str(error):
+            raise
         print(f'error: {one_line(error)}', file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
@@ -49,8 +52,9 @@ def cli_errors() -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """The message of an error, also of one that a data worker has passed on."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if 'Original Traceback' in str(error) else ' '.join(lines)
+    whole = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    lines = [line for line in whole.splitlines() if line.strip()]
+    text = lines[-1] if 'Original Traceback' in whole else ' '.join(lines)
     name = f'{type(error).__name__}: '
     return text.partition(name)[2] or text
 
@@ -115,19 +119,43 @@ def build_runner(
     return runner
 
 
+def _needs(config: Any, phase: str) -> None:
+    """Raise PETLError unless a config has a phase."""
+    if not config.get(f'{phase}_dataloader'):
+        stage = config.get('stage')
+        why = f' (its stage is {stage})' if stage not in (None, 'final') else ''
+        raise PETLError(
+            f'the config has no {phase}_dataloader{why}, so there is nothing to '
+            f'{phase}; name one, or take a recipe'
+        )
+
+
 def train(config: Any, **kwargs: Any) -> Any:
-    """Train as a config says; returns the Runner."""
+    """Train as a config says; returns the Runner.
+
+    Raises:
+        PETLError: Something the config names is missing or does not fit, or a run is to
+            be resumed with other settings than it began with.
+    """
+    from mmpetl.apis.resume import check_resume
+
+    _needs(config, 'train')
     kwargs.setdefault('check_data', ('train', 'val'))
+    said = check_resume(config)
     runner = build_runner(config, **kwargs)
-    reason = without_validation(config)
-    if reason:
-        runner.logger.info(reason)
+    for line in filter(None, [*said, without_validation(config)]):
+        runner.logger.info(line)
     runner.train()
     return runner
 
 
 def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str, float]:
-    """Evaluate a run checkpoint or a published delta; returns the metrics."""
+    """Evaluate a run checkpoint or a published delta; returns the metrics.
+
+    Raises:
+        PETLError: Something the config names is missing or does not fit.
+    """
+    _needs(config, 'test')
     kwargs.setdefault('check_data', ('test',))
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():

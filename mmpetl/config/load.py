@@ -41,10 +41,15 @@ def read_config(path: str | os.PathLike) -> Any:
         PETLError: There is neither.
     """
     from mmengine.config import Config
+    from mmengine.config.utils import ConfigParsingError
 
     path = Path(path)
     if path.is_file():
-        config = Config.fromfile(path)
+        try:
+            config = Config.fromfile(path)
+        except (SyntaxError, ConfigParsingError, KeyError, NameError) as error:
+            reason = ' '.join(str(error).split())
+            raise PETLError(f'{path} cannot be read: {reason[:300]}') from None
         if 'tables' in config:
             rows = list(read_table(path).rows)
             raise PETLError(
@@ -148,12 +153,12 @@ def finish_config(
         else:
             check_names(protocol, stage)
             overlay(config, protocol, stage)
-        config.merge_from_dict(first)
+        merge(config, first)
         fill_dataset(config)
         asked = [k.partition('.')[2] for k in first if k.startswith('preprocessing')]
         apply_preprocessing(config, asked)
         apply_schedule(config)
-    config.merge_from_dict(options)
+    merge(config, options)
     _check_method(config)
     fit_head(config)
     if work_dir is not None:
@@ -165,6 +170,21 @@ def finish_config(
         marks = {protocol, stage} - {None, 'honest', 'final'}
         config.work_dir = str(Path('work_dirs') / '-'.join((name, *sorted(marks))))
     return config
+
+
+def merge(config: Any, options: Mapping[str, Any]) -> None:
+    """Override values of a config by dotted keys.
+
+    Raises:
+        PETLError: A key leads below something that has no keys, or past a list's end.
+    """
+    try:
+        config.merge_from_dict(dict(options))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        reason = ' '.join(str(error.args[0]).split())
+        raise PETLError(
+            f'the options {", ".join(options)} do not fit the config: {reason[:200]}'
+        ) from None
 
 
 def _one_of(key: str, given: str | None, option: str | None) -> str | None:

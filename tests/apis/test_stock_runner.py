@@ -56,7 +56,7 @@ def stock(bench):
 
 @pytest.fixture
 def train(tmp_path):
-    """``train(config, folder)``: the trained model's runner."""
+    """``train(config, folder, **options)``: the trained model's runner."""
     count = 0
 
     def run(config, folder='run', **options):
@@ -194,3 +194,15 @@ def test_processes_without_a_gpu_get_a_wrapper_that_runs_there(monkeypatch, own)
     apis.build_runner(config, launcher='pytorch', check_data=())
     ours = {'type': 'mmpetl.PETLDistributedDataParallel'}
     assert seen[0].model_wrapper_cfg == (own or ours)
+
+
+@pytest.mark.parametrize('more', ['', "runner_type = 'mmpetl.TuningRunner'\n"])
+def test_a_run_is_not_resumed_with_another_rate(bench, stock, train, more):
+    config = stock(more=more)
+    train(config, **{'train_cfg.max_epochs': 1})
+    dumped = (bench.folder / 'run' / 'run.py').read_text()
+    rate = {'optim_wrapper.optimizer.lr': 0.02}
+    with pytest.raises(PETLError, match=r'optimizer\.lr is 0\.02, was 0\.01'):
+        train(config, resume=True, **rate)
+    assert (bench.folder / 'run' / 'run.py').read_text() == dumped
+    assert train(config, resume=True).epoch == 2  # longer than before: allowed
