@@ -21,6 +21,7 @@ _HOMES = {
     'count_config': 'counting',
     'count_pairs': 'counting',
     'fold_checkpoint': 'folding',
+    'fold_state_dict': 'folding',
     'stock_config': 'folding',
     'class_names': 'building',
     'init_model': 'model',

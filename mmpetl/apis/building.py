@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import find_dataset
@@ -67,6 +68,25 @@ def _quiet(least: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+class _RatesOnCPU(TorchFunctionMode):
+    """Backbones read their stochastic depth rates off ``torch.linspace``."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.linspace:
+            kwargs = {**kwargs, 'device': 'cpu'}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules built in this context have shapes and no numbers."""
+    with torch.device('meta'), _RatesOnCPU():
+        yield
 
 
 def dataset_meta(config: Any) -> dict[str, Any]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch.overrides import TorchFunctionMode
-
-from mmpetl.apis.building import build_model
+from mmpetl.apis.building import build_model, without_memory
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import petl_backbone_of
 from mmpetl.config.scope import build_backbone
@@ -95,25 +91,6 @@ def count_pairs(
                 yield {'method': name, 'backbone': stem, 'refused': str(error)}
                 continue
             yield _row(name, stem, model)
-
-
-class _RatesOnCPU(TorchFunctionMode):
-    """Backbones read their stochastic depth rates off ``torch.linspace``."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.linspace:
-            kwargs = {**kwargs, 'device': 'cpu'}
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Modules built in this context have shapes and no numbers."""
-    with torch.device('meta'), _RatesOnCPU():
-        yield
 
 
 def _row(method: str, backbone: str, model: Any) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
     """A backbone of an upstream package, with random weights.
 
     Raises:
-        PETLError: The package or the name is unknown.
+        PETLError: The package, the name or an argument is unknown.
     """
     kind = config.get('type')
     if isinstance(kind, str) and '.' in kind:
@@ -126,6 +126,11 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
             f'unknown backbone {kind!r}; write its scope in front, as in '
             "'mmpretrain.VisionTransformer'"
         ) from error
+    except TypeError as error:
+        if 'argument' not in str(error):
+            raise
+        reason = str(error).rpartition('__init__() ')[2]
+        raise PETLError(f'the backbone {kind!r} {reason}') from error
 
 
 def _mark_initialised(module: nn.Module) -> None:

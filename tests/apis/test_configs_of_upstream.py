@@ -80,6 +80,9 @@ def test_a_package_that_is_not_there_is_one_line(bench):
     config = bench.config({'type': 'VQT'}, bench.base(), type='mmpretran.VisionT')
     with pytest.raises(PETLError, match="needs the package 'mmpretran'"):
         apis.load_config(config)
+    config = bench.config({'type': 'VQT'}, bench.base(), widths=3)
+    with pytest.raises(PETLError, match="Transformer' got an unexpected .*'widths'"):
+        apis.load_config(config)
     config = bench.config({'type': 'VQT'}, bench.base(), type='mmpretrain.VisionT')
     with pytest.raises(PETLError, match="unknown backbone 'mmpretrain.VisionT'"):
         apis.load_config(config)
