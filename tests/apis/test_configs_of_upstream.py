@@ -11,6 +11,7 @@ from mmpetl.config.nodes import petl_backbone_of
 from mmpetl.config.protocols import without_validation
 from mmpetl.config.scope import package_of
 from mmpetl.core import PETLError
+from mmpetl.engine.runner import safe_config
 
 ROOT = Path(__file__).parents[2]
 VALIDATES = """
@@ -102,3 +103,23 @@ def test_the_package_of_a_type():
     assert package_of('mmpretrain.SwinTransformer', 'mmseg') == 'mmpretrain'
     assert package_of('SwinTransformer', 'mmseg') == 'mmseg'
     assert package_of(VisionTransformer, 'mmseg') == 'mmpretrain'
+
+
+def test_the_guides_example_becomes_a_run_of_ours(tmp_path):
+    guide = (ROOT / 'docs' / 'getting_started.md').read_text()
+    text = next(
+        block.partition('```')[0]
+        for block in guide.split('```python\n')[1:]
+        if 'runner_type' in block
+    )
+    path = tmp_path / 'mine.py'
+    path.write_text(text)
+    config = apis.load_config(path)
+    assert petl_backbone_of(config).method.type == 'LoRA'
+    assert config.val_dataloader.dataset == config.test_dataloader.dataset
+    safe, added = safe_config(config)
+    assert len(added) == 6
+    config.model.backbone.checkpoint = None
+    assert apis.count_config(config)['delta'] > 0
+    for kind in added:
+        assert kind in guide
