@@ -19,6 +19,7 @@ __all__ = [
     'MODEL_WRAPPERS',
     'OPTIM_WRAPPER_CONSTRUCTORS',
     'PARAM_SCHEDULERS',
+    'RUNNERS',
     'TRANSFORMS',
     'VISUALIZERS',
 ]
@@ -36,6 +37,7 @@ DATASETS = _child('dataset', _mmengine.DATASETS, 'mmpetl.datasets')
 TRANSFORMS = _child('transform', _mmengine.TRANSFORMS, 'mmpetl.datasets')
 METRICS = _child('metric', _mmengine.METRICS, 'mmpetl.evaluation')
 HOOKS = _child('hook', _mmengine.HOOKS, 'mmpetl.engine')
+RUNNERS = _child('runner', _mmengine.RUNNERS, 'mmpetl.engine')
 LOOPS = _child('loop', _mmengine.LOOPS, 'mmpetl.engine')
 MODEL_WRAPPERS = _child('model_wrapper', _mmengine.MODEL_WRAPPERS, 'mmpetl.engine')
 PARAM_SCHEDULERS = _child(

@@ -20,7 +20,7 @@ from timing import header, markdown, ratio, time_rounds
 from torch import nn
 
 import mmpetl
-from mmpetl.apis.compose import published_pairs
+from mmpetl.config.compose import published_pairs
 from mmpetl.core import count_trainable, registered_methods
 
 

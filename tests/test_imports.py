@@ -30,7 +30,8 @@ MAY: dict[str, set[str]] = {
     'methods': CORE,
     'backbones': CORE,
     **{part: MIDDLE | TASKS for part in TASKS},
-    **{part: MIDDLE | TASKS | TOP for part in TOP},
+    'config': MIDDLE | TASKS,
+    **{part: MIDDLE | TASKS | {'config'} | TOP for part in TOP},
     # The doctor must run where the rest does not.
     'doctor': BASE,
 }

@@ -69,10 +69,10 @@ class Workbench:
 
     def base(self, name: str = 'base', seed: int = 0, **changes: Any) -> Path:
         """A file of base weights."""
-        from mmpetl.apis.counting import _build
+        from mmpetl.config.scope import build_backbone
 
         torch.manual_seed(seed)
-        module = _build({**BACKBONE, **changes})
+        module = build_backbone({**BACKBONE, **changes})
         path = self.folder / f'{name}.pth'
         torch.save(
             {k: torch.randn_like(v) * 0.1 for k, v in module.state_dict().items()}, path
@@ -94,7 +94,8 @@ class Workbench:
 
     def tuned(self, config: Path, seed: int = 1) -> nn.Module:
         """The model, as if it had been trained."""
-        from mmpetl.apis.model import as_config, build_model, dataset_meta
+        from mmpetl.apis.building import build_model, dataset_meta
+        from mmpetl.config.load import as_config
 
         torch.manual_seed(seed)
         model = build_model(str(config))

@@ -66,8 +66,8 @@ def make_config(name: str, args: argparse.Namespace) -> Any:
     """The config of one run."""
     from mmengine.logging import MMLogger
 
-    from mmpetl.apis.run import load_config
     from mmpetl.benchmark.sizes import sizes
+    from mmpetl.config.load import load_config
 
     MMLogger.get_current_instance().setLevel('WARNING')
 

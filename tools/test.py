@@ -13,7 +13,8 @@ import os
 
 from mmengine.config import DictAction
 
-from mmpetl.apis.run import choose_device, cli_errors, load_config, test
+from mmpetl.apis.run import choose_device, cli_errors, test
+from mmpetl.config.load import load_config
 
 
 def parse_args() -> argparse.Namespace:

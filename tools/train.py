@@ -11,7 +11,8 @@ import os
 
 from mmengine.config import DictAction
 
-from mmpetl.apis.run import choose_device, cli_errors, load_config, train
+from mmpetl.apis.run import choose_device, cli_errors, train
+from mmpetl.config.load import load_config
 from mmpetl.core import PETLError
 
 

@@ -116,7 +116,7 @@ def config_of(job: Job, stage: str = 'final') -> Any:
 def use_mini_data(recipe: str) -> None:
     """Let mini recipes find the mini sets where nothing else is said."""
     if recipe.startswith('mini/') and 'MMPETL_DATA' not in os.environ:
-        from mmpetl.apis.compose import config_root
+        from mmpetl.config.names import config_root
 
         os.environ['MMPETL_DATA'] = str(config_root().parent / 'data' / 'mini')
 

@@ -54,7 +54,8 @@ def training_labels(config: Any) -> np.ndarray:
     """
     from mmengine.registry import DATASETS
 
-    from mmpetl.apis.model import WRAPPED, scope_of
+    from mmpetl.apis.building import scope_of
+    from mmpetl.config.nodes import WRAPPED
 
     node = config.train_dataloader.dataset
     if any(key in node for key in WRAPPED):

@@ -134,7 +134,8 @@ def samples_of(
     """
     from mmengine.registry import DATASETS
 
-    from mmpetl.apis.model import as_config, scope_of
+    from mmpetl.apis.building import scope_of
+    from mmpetl.config.load import as_config
 
     config = as_config(config)
     loader = config.get(f'{phase}_dataloader')
@@ -206,7 +207,7 @@ def logits_of(model: nn.Module, samples: Samples) -> tuple[np.ndarray, np.ndarra
     Raises:
         PETLError: A sample has no single label, or the model gives no scores.
     """
-    from mmpetl.apis.model import scope_of
+    from mmpetl.apis.building import scope_of
 
     logits, labels = [], []
     with scope_of(model.cfg):

@@ -123,8 +123,10 @@ def load_pair(config: Any, delta: str | os.PathLike, device: str = 'auto') -> Pa
         PETLError: The config has no method, or the delta belongs to another base,
             method or depth.
     """
-    from mmpetl.apis.delta import load_delta, method_name, read_delta
-    from mmpetl.apis.model import as_config, build_model, dataset_meta, pick_device
+    from mmpetl.apis.building import build_model, dataset_meta, pick_device
+    from mmpetl.apis.delta import load_delta, read_delta
+    from mmpetl.config.load import as_config
+    from mmpetl.core.delta_file import method_name
 
     place = pick_device(device)
     config = as_config(config)
@@ -196,13 +198,9 @@ def load_points(
     """
     from mmengine.registry import DATASETS
 
-    from mmpetl.apis.model import (
-        as_config,
-        dataset_meta,
-        find_dataset,
-        scope_of,
-        test_pipeline,
-    )
+    from mmpetl.apis.building import dataset_meta, scope_of
+    from mmpetl.config.load import as_config
+    from mmpetl.config.nodes import find_dataset, test_pipeline
 
     check_range('points', '--points', count, 1)
     config = as_config(config)
@@ -240,7 +238,7 @@ def prepare(model: nn.Module, samples: Sequence[dict[str, Any]]) -> tuple[Tensor
     """
     from mmengine.dataset import pseudo_collate
 
-    from mmpetl.apis.model import scope_of
+    from mmpetl.apis.building import scope_of
 
     with scope_of(model.cfg), torch.no_grad():
         x = model.data_preprocessor(pseudo_collate(list(samples)), False)['inputs']
@@ -305,7 +303,7 @@ def add_run_arguments(
 
 def open_run(args: argparse.Namespace) -> tuple[Pair, str]:
     """The pair that :func:`add_run_arguments` asks for, and a name of its data."""
-    from mmpetl.apis.run import load_config
+    from mmpetl.config.load import load_config
 
     path, delta = find_run(args.run, args.delta)
     config = load_config(path, args.cfg_options)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch.overrides import TorchFunctionMode
-
+from mmpetl.apis.building import build_model, without_memory
+from mmpetl.config.load import as_config
+from mmpetl.config.nodes import petl_backbone_of
+from mmpetl.config.scope import build_backbone
 from mmpetl.core import PETLError, build_method, count_trainable, inject, suggest
+from mmpetl.core.delta_file import to_data
 
 FULL_SIZE: dict[str, dict[str, Any]] = {
     'vit_b16': {
@@ -52,8 +53,6 @@ def count_config(config: Any) -> dict[str, Any]:
     Returns:
         ``method``, ``backbone`` (class), the four counts, ``percent`` of the backbone.
     """
-    from mmpetl.apis.model import as_config, build_model, petl_backbone_of
-
     config = copy.deepcopy(as_config(config))
     node = petl_backbone_of(config)
     if node is None or node.get('method') is None:
@@ -61,7 +60,7 @@ def count_config(config: Any) -> dict[str, Any]:
     node['checkpoint'] = None
     method = build_method(node['method'])
     model = build_model(config, quiet=True)
-    kind = node['backbone']['type'].rpartition('.')[2]
+    kind = to_data(node['backbone']['type']).rpartition('.')[2]
     return _row(type(method).__name__, kind, model)
 
 
@@ -82,7 +81,7 @@ def count_pairs(
                 f'There are: {", ".join(FULL_SIZE)}'
             )
         with without_memory():
-            plain = _build(FULL_SIZE[stem])
+            plain = build_backbone(FULL_SIZE[stem])
         for method in methods:
             name = type(method).__name__
             try:
@@ -92,34 +91,6 @@ def count_pairs(
                 yield {'method': name, 'backbone': stem, 'refused': str(error)}
                 continue
             yield _row(name, stem, model)
-
-
-class _RatesOnCPU(TorchFunctionMode):
-    """Backbones read their stochastic depth rates off ``torch.linspace``."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.linspace:
-            kwargs = {**kwargs, 'device': 'cpu'}
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Modules built in this context have shapes and no numbers."""
-    with torch.device('meta'), _RatesOnCPU():
-        yield
-
-
-def _build(backbone: dict[str, Any]) -> Any:
-    import importlib
-
-    from mmpetl.registry import MODELS
-
-    importlib.import_module(f'{backbone["type"].partition(".")[0]}.registry')
-    return MODELS.build(dict(backbone))
 
 
 def _row(method: str, backbone: str, model: Any) -> dict[str, Any]:

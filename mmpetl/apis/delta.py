@@ -1,44 +1,70 @@
-"""Deltas on disk: ``<name>.safetensors`` with the tensors, ``<name>.json`` with facts.
+"""Deltas of whole models: published, read, and loaded where they belong.
 
-Neither file can run code. The JSON says which method, backbone and base the tensors
-belong to, what the pictures went through, and what the classes are called:
+The file pair and what it holds at least are :mod:`mmpetl.core.delta_file`'s. What is
+published here says more:
 
-==================  ==================================================================
-``format``          number of this layout
-``version``         the mmpetl that wrote it
-``method``          ``{"type": "LoRA", "rank": 8, ...}``
-``backbone``        config of the foreign backbone
-``num_blocks``      its depth
-``base``            name of the file of the base weights, null where they were random
-``fingerprint``     digest of the base weights, 16 hexadecimal digits
-``tensors``         file, number of values, bytes and SHA-256 of the ``.safetensors``
-``scope``           upstream package of the task
-``model``           config of the whole model, file names without folders
-``preprocessing``   test pipeline
-``preset``          its name: normalisation, augmentation, interpolation, size
-``classes``         names by label, null where nothing names them
-``palette``         an RGB triple for each class, or null
-``metrics``         what was measured, as the exporter was told or the checkpoint says
-==================  ==================================================================
+=================  ===================================================================
+``scope``          upstream package of the task
+``model``          config of the whole model, file names without folders
+``preprocessing``  test pipeline
+``preset``         its name: normalisation, augmentation, interpolation, size
+``classes``        names by label, null where nothing names them
+``palette``        an RGB triple for each class, or null
+``metrics``        what was measured, as the exporter was told or the checkpoint says
+=================  ===================================================================
+
+All but ``metrics`` are of the run's config, and are left out where none is given.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmpetl.core import PETLError, delta_state, find_injected, load_delta_state
+from mmpetl.apis.building import build_model, dataset_meta
+from mmpetl.compat import load_file
+from mmpetl.config.load import as_config
+from mmpetl.config.nodes import petl_backbone_of, test_pipeline
+from mmpetl.config.text import read_text
+from mmpetl.core import (
+    PETLError,
+    build_method,
+    delta_state,
+    find_injected,
+    frozen_keys,
+    load_delta_state,
+    tensor_digests,
+)
+from mmpetl.core.delta_file import (
+    SUFFIXES,
+    check_facts,
+    delta_paths,
+    file_keys,
+    method_name,
+    plain_key,
+    read_delta_file,
+    slots_in,
+    state_for,
+    to_data,
+    write_delta_file,
+)
+from mmpetl.engine.hooks.delta_checkpoint import delta_meta
+from mmpetl.lazy import moved_names
 
-SUFFIXES = ('.safetensors', '.json')
-REQUIRED = ('format', 'method', 'num_blocks', 'base', 'fingerprint', 'tensors')
+__getattr__, __dir__ = moved_names(
+    __name__,
+    {
+        'REQUIRED': 'mmpetl.core.delta_file',
+        'write_all': 'mmpetl.core.delta_file',
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -60,14 +86,6 @@ class DeltaFile:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def delta_paths(path: str | os.PathLike) -> tuple[Path, Path]:
-    """The ``.safetensors`` and the ``.json`` of a delta, from either or their stem."""
-    path = Path(path)
-    stem = path.with_suffix('') if path.suffix in SUFFIXES else path
-    tensors, facts = (stem.with_name(stem.name + s) for s in SUFFIXES)
-    return tensors, facts
-
-
 def export_delta(
     source: str | os.PathLike | nn.Module,
     config: Any,
@@ -77,9 +95,12 @@ def export_delta(
     """Publish a delta as ``<out>.safetensors`` and ``<out>.json``.
 
     Args:
-        source: Checkpoint of a run (``.pth``), or a model with a method in it.
+        source: A model with a method in it, or a checkpoint of a run: one of
+            :class:`mmpetl.engine.DeltaCheckpointHook`, or the whole model as MMEngine's
+            own hook saves it, of which the delta is taken.
         config: The config of the run: path or ``Config``. Gives preprocessing, class
-            names and the model's config.
+            names and the model's config. None takes that of a model of
+            :func:`mmpetl.apis.init_model`, and otherwise leaves these out.
         out: Path without a suffix, or with either suffix.
         metrics: Figures to put on record. By default those that a ``best_*``
             checkpoint was chosen by.
@@ -90,44 +111,35 @@ def export_delta(
     Raises:
         PETLError: The source holds no delta, not this config's, or no finite one.
     """
-    from safetensors.torch import save
-
-    from mmpetl.apis.model import as_config, dataset_meta, test_pipeline
-
-    config = as_config(config)
-    delta = _of_model(source) if isinstance(source, nn.Module) else read_delta(source)
-    _check_method(delta, config)
-    broken = [
-        k for k, v in delta.state.items() if v.is_floating_point() and not _finite(v)
-    ]
-    if broken:
-        raise PETLError(
-            f'{delta.path}: {broken[0]} holds values that are not finite'
-            f'{_more(broken)}; export an earlier checkpoint'
+    if isinstance(source, nn.Module):
+        delta, slots = _of_model(source), slot_names(source)
+        own = getattr(source, 'cfg', None)
+        if config is None and _method_in(own) == method_name(delta.meta):
+            config = own
+    else:
+        delta = _read(Path(source), config)
+        slots = slots_in(delta.state)
+    facts = dict(delta.meta)
+    if config is not None:
+        config = as_config(config)
+        _check_method(delta, config)
+        dataset = {**dataset_meta(config), **delta.dataset}
+        facts |= {
+            'scope': config.get('default_scope'),
+            'model': portable_model(config),
+            'preprocessing': test_pipeline(config),
+            'preset': config.get('preprocessing'),
+            'classes': dataset.get('classes'),
+            'palette': dataset.get('palette'),
+        }
+    facts['metrics'] = delta.metrics if metrics is None else dict(metrics)
+    keys = file_keys(delta.state, slots)
+    try:
+        return write_delta_file(
+            out, {keys[k]: v for k, v in delta.state.items()}, facts
         )
-    # Clones, for safetensors refuses tensors that share memory.
-    packed = save({k: v.detach().cpu().clone() for k, v in delta.state.items()})
-    tensors, facts = delta_paths(out)
-    dataset = {**dataset_meta(config), **delta.dataset}
-    record = {
-        **to_data(delta.meta),
-        'tensors': {
-            'file': tensors.name,
-            'values': sum(v.numel() for v in delta.state.values()),
-            'bytes': len(packed),
-            'sha256': hashlib.sha256(packed).hexdigest(),
-        },
-        'scope': config.get('default_scope'),
-        'model': portable_model(config),
-        'preprocessing': to_data(test_pipeline(config)),
-        'preset': to_data(config.get('preprocessing')),
-        'classes': to_data(dataset.get('classes')),
-        'palette': to_data(dataset.get('palette')),
-        'metrics': to_data(delta.metrics if metrics is None else dict(metrics)),
-    }
-    text = json.dumps(record, indent=2, ensure_ascii=False) + '\n'
-    write_all({tensors: packed, facts: text.encode()})
-    return tensors
+    except PETLError as error:
+        raise PETLError(f'{delta.path}: {error}') from None
 
 
 def read_delta(path: str | os.PathLike) -> DeltaFile:
@@ -137,12 +149,7 @@ def read_delta(path: str | os.PathLike) -> DeltaFile:
         FileNotFoundError: A file is missing.
         PETLError: A file is damaged, no delta, or the two are not of one export.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise PETLError(f'{path} is a folder; name a delta (.safetensors) inside')
-    if path.suffix not in SUFFIXES and path.is_file():
-        return _read_checkpoint(path)
-    return _read_published(*delta_paths(path))
+    return _read(Path(path), None)
 
 
 def load_delta(model: nn.Module | Any, path: str | os.PathLike) -> nn.Module:
@@ -150,7 +157,7 @@ def load_delta(model: nn.Module | Any, path: str | os.PathLike) -> nn.Module:
 
     Args:
         model: The model, or a config (path or ``Config``) to build it from.
-        path: A published delta or a run's checkpoint.
+        path: A published delta or a run's checkpoint, also one of the whole model.
 
     Returns:
         The model; nothing in it has changed where an error is raised.
@@ -159,63 +166,35 @@ def load_delta(model: nn.Module | Any, path: str | os.PathLike) -> nn.Module:
         FileNotFoundError: A file is missing.
         PETLError: Format, method, depth, base, sizes: what differs, both sides named.
     """
-    from mmpetl.engine.hooks.delta_checkpoint import check_delta_meta
+    model = model if isinstance(model, nn.Module) else build_model(model)
+    fill_from(model, path)
+    return model
 
-    delta = read_delta(path)
-    if not isinstance(model, nn.Module):
-        from mmpetl.apis.model import build_model
 
-        model = build_model(model)
+def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
+    """Load a delta into a model, as :func:`load_delta` does; returns what was read."""
+    delta = _read(Path(path), model)
     if not find_injected(model):
         raise PETLError(
             f'{delta.path} is a delta of {method_name(delta.meta)}, the model has no '
             'method; set model.backbone.method to the one of the delta'
         )
     try:
-        check_delta_meta(model, delta.meta)
-        load_delta_state(model, delta.state)
+        check_facts(delta.meta, delta_meta(model))
+        wanted = delta_state(model)
+        load_delta_state(model, state_for(delta.state, wanted, slot_names(model)))
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
-    return model
+    return delta
 
 
-def method_name(meta: Mapping[str, Any]) -> str:
-    """``'LoRA'``, or ``'LoRA + SSF'`` where several share the backbone."""
-    methods = meta['method']
-    methods = methods if isinstance(methods, list | tuple) else [methods]
-    return ' + '.join(m['type'] for m in methods)
-
-
-def write_all(files: Mapping[Path, bytes]) -> None:
-    """Write files of one export: all are whole beside their names before any moves."""
-    parts = {path: path.with_name(f'{path.name}.part') for path in files}
-    try:
-        for path, data in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(parts[path], 'wb') as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, part in parts.items():
-            os.replace(part, path)
-    except OSError as error:
-        raise PETLError(
-            f'cannot write {error.filename}: {error.strerror}; choose another place'
-        ) from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-
-
-def to_data(value: Any) -> Any:
-    """Plain JSON data: tuples and sets as lists, types and paths as their names."""
-    if isinstance(value, Mapping):
-        return {str(k): to_data(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_data(v) for v in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return getattr(value, '__name__', str(value))
+def slot_names(model: nn.Module) -> list[str]:
+    """Names of a model's slots, in the order of its methods."""
+    return [
+        name
+        for _, module in find_injected(model)
+        for name in module.__dict__['_petl'].slots
+    ]
 
 
 def portable_model(config: Any) -> dict[str, Any]:
@@ -233,8 +212,6 @@ def portable_model(config: Any) -> dict[str, Any]:
 
 
 def _of_model(model: nn.Module) -> DeltaFile:
-    from mmpetl.engine.hooks.delta_checkpoint import delta_meta
-
     name = Path(type(model).__name__)
     if not find_injected(model):
         raise PETLError(f'{name} holds no method, so there is no delta to export')
@@ -242,28 +219,102 @@ def _of_model(model: nn.Module) -> DeltaFile:
     return DeltaFile(name, delta_state(model), delta_meta(model), dict(dataset))
 
 
-def _read_checkpoint(path: Path) -> DeltaFile:
+def _read(path: Path, owner: Any) -> DeltaFile:
+    """Read a delta; ``owner`` is the model, or its config, that a whole file is of."""
+    if path.is_dir():
+        raise PETLError(f'{path} is a folder; name a delta (.safetensors) inside')
+    if path.suffix not in SUFFIXES and path.is_file():
+        return _read_checkpoint(path, owner)
+    tensors, facts = read_delta_file(path)
+    dataset = {k: facts[k] for k in ('classes', 'palette') if facts.get(k)}
+    metrics = dict(facts.get('metrics') or {})
+    return DeltaFile(delta_paths(path)[0], tensors, facts, dataset, metrics)
+
+
+def _read_checkpoint(path: Path, owner: Any) -> DeltaFile:
     content = load_tensors(path)
-    meta = content.get('meta') if isinstance(content, Mapping) else None
-    record = meta.get('mmpetl') if isinstance(meta, Mapping) else None
+    content = content if isinstance(content, Mapping) else {}
+    meta = content.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    state, record = content.get('state_dict'), meta.get('mmpetl')
+    if record is None and owner is not None and isinstance(state, Mapping):
+        model = owner if isinstance(owner, nn.Module) else build_model(owner)
+        state = delta_of_whole(model, state, path)
+        check_method_of_text(model, meta.get('cfg'), path)
+        record = delta_meta(model)
     if record is None:
         raise PETLError(
             f'{path} is no delta of mmpetl (it has no such record); base weights go '
-            'to model.backbone.checkpoint'
+            'to model.backbone.checkpoint, and a checkpoint of the whole model needs '
+            "its run's config"
         )
     return DeltaFile(
         path=path,
-        state=dict(content['state_dict']),
+        state=dict(state),
         meta=dict(record),
         dataset=dict(meta.get('dataset_meta') or {}),
         metrics=_best_metrics(path, content),
     )
 
 
+def delta_of_whole(
+    model: nn.Module, state: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """What a checkpoint of a whole model holds beside its frozen base.
+
+    Args:
+        model: The model as it is before training, with base and method.
+        state: As MMEngine's own ``CheckpointHook`` saves it.
+        path: The file, for errors.
+
+    Raises:
+        PETLError: The file has another base than the model, or only a part of it.
+    """
+    frozen = frozen_keys(model)
+    here = {plain_key(k): v for k, v in model.state_dict().items() if k in frozen}
+    there = {plain_key(k): v for k, v in state.items()}
+    missing = sorted(set(here) - set(there))
+    if missing or not frozen:
+        raise PETLError(
+            f'{path} is no delta of mmpetl and no checkpoint of this model: it lacks '
+            f'{missing[0] if missing else "a method"}; base weights go to '
+            'model.backbone.checkpoint'
+        )
+    was, now = tensor_digests(here), tensor_digests({k: there[k] for k in here})
+    changed = sorted(k for k in was if was[k] != now[k])
+    if changed:
+        raise PETLError(
+            f'{path} has another base than the model: {len(changed)} of {len(was)} '
+            f'frozen tensors differ ({changed[0]} is one), so its delta would mean '
+            'something else; was the base redrawn in the run, or is '
+            'model.backbone.checkpoint another file?'
+        )
+    return {k: v for k, v in state.items() if plain_key(k) not in here}
+
+
+def check_method_of_text(model: nn.Module, text: str | None, path: Path) -> None:
+    """Compare the model's method with that in the config that a checkpoint holds.
+
+    Raises:
+        PETLError: They differ.
+    """
+    node = petl_backbone_of(read_text(text) if text else {}) or {}
+    if node.get('method') is None:
+        print_log(
+            f'{path} does not say how its method was set; the config is believed',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return
+    here = delta_meta(model)
+    try:
+        check_facts({**here, 'method': build_method(node['method']).config()}, here)
+    except PETLError as error:
+        raise PETLError(f'{path}: {error}') from None
+
+
 def load_tensors(path: Path) -> Any:
     """``torch.load`` of tensors and plain data; a PETLError of one line otherwise."""
-    from mmpetl.compat import load_file
-
     try:
         return load_file(path)
     except ValueError as error:
@@ -286,66 +337,19 @@ def _best_metrics(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _read_published(tensors: Path, facts: Path) -> DeltaFile:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    for path in (tensors, facts):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f'there is no {path}; a delta is two files, {tensors.name} and '
-                f'{facts.name}'
-            )
-    try:
-        meta = json.loads(facts.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise PETLError(f'{facts} is damaged or no JSON ({error})') from None
-    if not isinstance(meta, dict) or any(k not in meta for k in REQUIRED):
-        lacking = [k for k in REQUIRED if not isinstance(meta, dict) or k not in meta]
-        raise PETLError(f'{facts} is no record of a delta: it lacks {lacking[0]!r}')
-    _check_format(meta, facts)
-    packed = tensors.read_bytes()
-    wanted, found = meta['tensors'].get('sha256'), hashlib.sha256(packed).hexdigest()
-    if wanted != found:
-        raise PETLError(
-            f'{tensors} has SHA-256 {found[:12]}, {facts.name} speaks of '
-            f'{str(wanted)[:12]}; it is damaged, or the two files are of two exports'
-        )
-    try:
-        state = load(packed)
-    except SafetensorError as error:
-        raise PETLError(f'{tensors} is damaged or no safetensors ({error})') from None
-    dataset = {k: meta[k] for k in ('classes', 'palette') if meta.get(k)}
-    return DeltaFile(tensors, state, meta, dataset, dict(meta.get('metrics') or {}))
-
-
-def _check_format(meta: Mapping[str, Any], facts: Path) -> None:
-    from mmpetl.engine.hooks.delta_checkpoint import FORMAT
-
-    if meta['format'] != FORMAT:
-        raise PETLError(
-            f'{facts} has format {meta["format"]}, this mmpetl reads {FORMAT}; it was '
-            f'written by mmpetl {meta.get("version")}'
-        )
+def _method_in(config: Any) -> str | None:
+    """Name of the method in a config; None where there is none."""
+    node = petl_backbone_of(config or {}) or {}
+    method = node.get('method')
+    name = method if isinstance(method, str) else (method or {}).get('type')
+    return None if name is None else str(to_data(name)).rpartition('.')[2]
 
 
 def _check_method(delta: DeltaFile, config: Any) -> None:
     """The config must be the run's own: its preprocessing goes on record."""
-    from mmpetl.apis.model import petl_backbone_of
-
-    backbone = petl_backbone_of(config)
-    method = None if backbone is None else backbone.get('method')
-    name = method if isinstance(method, str) else (method or {}).get('type')
-    if name is None or str(name).rpartition('.')[2] != method_name(delta.meta):
+    there, here = method_name(delta.meta), _method_in(config)
+    if there != here:
         raise PETLError(
-            f'{delta.path} is a delta of {method_name(delta.meta)}, the config has '
-            f'{name or "no method"}; give the config of its run'
+            f'{delta.path} is a delta of {there}, the config has '
+            f'{here or "no method"}; give the config of its run'
         )
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-def _more(names: list[str]) -> str:
-    return f' (and {len(names) - 1} more)' if len(names) > 1 else ''

@@ -5,13 +5,29 @@ from __future__ import annotations
 import copy
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from mmpetl.core import PETLError, find_injected, fold
+from mmpetl.apis.building import without_memory
+from mmpetl.apis.delta import DeltaFile, load_tensors, read_delta, slot_names
+from mmpetl.apis.model import init_model
+from mmpetl.config.load import as_config
+from mmpetl.config.nodes import BUILDER, test_pipeline
+from mmpetl.config.scope import build_backbone, package_of
+from mmpetl.core import (
+    PETLError,
+    delta_state,
+    find_injected,
+    fold,
+    inject,
+    load_delta_state,
+)
+from mmpetl.core.delta_file import check_facts, plain_key, state_for, write_all
+from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 
 TEST_PART = ('test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline')
 RUNTIME = ('default_scope', 'visualizer', 'vis_backends', 'env_cfg', 'log_level')
@@ -24,14 +40,18 @@ def fold_checkpoint(
     delta: str | os.PathLike,
     out: str | os.PathLike,
     safetensors: bool = False,
-) -> tuple[Path, Path]:
+    base: str | os.PathLike | None = None,
+) -> tuple[Path, Path | None]:
     """Fold a delta into its base and write what stock upstream code loads.
 
     Args:
-        config: Config of the run: path or ``Config``.
+        config: Config of the run: path or ``Config``. With ``base``, None writes no
+            config.
         delta: A published delta or a run's checkpoint.
         out: The checkpoint, ``<name>.pth``; the config goes to ``<name>.py``.
         safetensors: Whether to write ``<name>.safetensors`` as well.
+        base: File of the base weights, by the backbone's own keys. The model is then
+            not built; see :func:`fold_state_dict`.
 
     Returns:
         Checkpoint and config.
@@ -41,38 +61,186 @@ def fold_checkpoint(
         PETLError: The delta does not belong to the model, the method has no exact
             equivalent in the base weights, or upstream could not read the config.
     """
-    from mmpetl.apis.delta import write_all
-    from mmpetl.apis.model import as_config, init_model
+    config = None if config is None else as_config(config)
+    if base is None:
+        state, dataset = _folded_model(config, delta)
+    else:
+        state = fold_state_dict(delta, read_base(base))
+        dataset = read_delta(delta).dataset
+    left = [key for key in state if 'petl' in key.split('.')]
+    if left:
+        raise PETLError(f'{left[0]} is still in the folded model; this is a defect')
 
-    config = as_config(config)
+    out = Path(out)
+    stem = out.with_suffix('') if out.suffix in ('.pth', '.py', '.safetensors') else out
+    target = {s: stem.with_name(stem.name + s) for s in ('.pth', '.py', '.safetensors')}
+    buffer = io.BytesIO()
+    torch.save({'meta': {'dataset_meta': dataset}, 'state_dict': state}, buffer)
+    files = {target['.pth']: buffer.getvalue()}
+    if config is not None:
+        files[target['.py']] = stock_config(config, dataset).pretty_text.encode()
+    if safetensors:
+        from safetensors.torch import save
+
+        files[target['.safetensors']] = save(state)
+    write_all(files)
+    return target['.pth'], None if config is None else target['.py']
+
+
+def _folded_model(
+    config: Any, delta: str | os.PathLike
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of the folded model, and what is known of its classes."""
     model = init_model(config, delta, 'cpu')
     if not find_injected(model):
         raise PETLError('the config has no method, so there is nothing to fold')
     for _, backbone in find_injected(model):
         fold(backbone)
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    left = [key for key in state if 'petl' in key.split('.')]
-    if left:
-        raise PETLError(f'{left[0]} is still in the folded model; this is a defect')
-    plain = stock_config(config, model.dataset_meta)
+    return state, model.dataset_meta
 
-    out = Path(out)
-    stem = out.with_suffix('') if out.suffix in ('.pth', '.py', '.safetensors') else out
-    target = {s: stem.with_name(stem.name + s) for s in ('.pth', '.py', '.safetensors')}
-    buffer = io.BytesIO()
-    torch.save(
-        {'meta': {'dataset_meta': model.dataset_meta}, 'state_dict': state}, buffer
-    )
-    files = {
-        target['.pth']: buffer.getvalue(),
-        target['.py']: plain.pretty_text.encode(),
-    }
-    if safetensors:
-        from safetensors.torch import save
 
-        files[target['.safetensors']] = save(state)
-    write_all(files)
-    return target['.pth'], target['.py']
+def fold_state_dict(
+    delta: str | os.PathLike, base: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Fold a delta into the state dict of its base; no model is built.
+
+    The backbone that the delta's record names is made without memory, and the base's
+    tensors take the place of its parameters. Heads, data and Runner play no part.
+
+    Args:
+        delta: A published delta or a checkpoint of a run.
+        base: The base weights by the keys of the backbone, or of a model around it.
+
+    Returns:
+        What the tuned model holds: the keys of the base, as they are called in the
+        model of the delta, with the deltas folded in, and what was trained beside the
+        backbone. ``base`` stays as it is.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        PETLError: The delta does not say its backbone, the base is not its own, or the
+            method has no exact equivalent in the base weights.
+    """
+    read = read_delta(delta)
+    path, node = _backbone_of(read)
+    with without_memory():
+        backbone = build_backbone(node['backbone'], read.meta.get('scope'))
+    state = _taken(backbone, base, path)
+    # Copies, for folding writes in place.
+    copies = {key: value.detach().clone() for key, value in state.items()}
+    backbone.load_state_dict(copies, strict=False, assign=True)
+    methods = read.meta['method']
+    for method in methods if isinstance(methods, list) else [methods]:
+        inject(backbone, method, head=node.get('head') or ())
+    root = _at(path, backbone)
+    inside = {k: v for k, v in read.state.items() if _below(k, path)}
+    try:
+        check_facts(read.meta, delta_meta(root))
+        wanted = delta_state(root)
+        load_delta_state(root, state_for(inside, wanted, slot_names(root)))
+        fold(backbone)
+    except PETLError as error:
+        raise PETLError(f'{read.path}: {error}') from None
+    folded = {k: v for k, v in root.state_dict().items() if not v.is_meta}
+    return folded | {k: v for k, v in read.state.items() if k not in inside}
+
+
+def _backbone_of(delta: DeltaFile) -> tuple[str, Mapping[str, Any]]:
+    """Path of the backbone in the delta's model, and the builder's arguments.
+
+    A delta without a model on record is of a bare backbone, or of a run's checkpoint,
+    whose models all call it so.
+    """
+    model = delta.meta.get('model')
+    if model:
+        path, node = next(_builders(model), ('', None))
+    else:
+        inside = any(key.startswith('backbone.') for key in delta.state)
+        path = 'backbone' if inside else ''
+        node = {'backbone': delta.meta.get('backbone')}
+    if not node or not node.get('backbone'):
+        raise PETLError(
+            f'{delta.path} does not say which backbone it is on; build it, load base '
+            'and delta, and call mmpetl.fold'
+        )
+    return path, node
+
+
+def _builders(
+    node: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(node, Mapping):
+        if node.get('type') == BUILDER:
+            yield '.'.join(path), node
+        for key, value in node.items():
+            yield from _builders(value, (*path, key))
+
+
+def _taken(
+    backbone: nn.Module, base: Mapping[str, Tensor], path: str
+) -> dict[str, Tensor]:
+    """The part of a base that a backbone takes, by the backbone's keys.
+
+    Raises:
+        PETLError: A parameter is not in the base, or has another shape there.
+    """
+    own = backbone.state_dict()
+    plain = {plain_key(k): v for k, v in base.items()}
+    found = {k: plain.get(k, plain.get(f'{path}.{k}')) for k in own}
+    missing = [k for k, _ in backbone.named_parameters() if found[k] is None]
+    if missing:
+        raise PETLError(
+            f'the base lacks {len(missing)} parameters of {type(backbone).__name__} '
+            f'({missing[0]} is one); weights under other names are folded with the '
+            'model built'
+        )
+    found = {k: v for k, v in found.items() if v is not None}
+    for key, value in found.items():
+        if value.shape != own[key].shape:
+            raise PETLError(
+                f'{key} has shape {tuple(value.shape)} in the base and '
+                f'{tuple(own[key].shape)} in {type(backbone).__name__}; weights of '
+                'other sizes are folded with the model built'
+            )
+    return found
+
+
+def _at(path: str, module: nn.Module) -> nn.Module:
+    """A module that holds another at a path."""
+    for name in reversed(path.split('.') if path else []):
+        outer = nn.Module()
+        outer.add_module(name, module)
+        module = outer
+    return module
+
+
+def _below(key: str, path: str) -> bool:
+    return not path or key.startswith(f'{path}.')
+
+
+def read_base(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a weight file as they are called there (.pth or .safetensors).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        PETLError: It is damaged or holds something else.
+    """
+    path = Path(path)
+    if path.suffix == '.safetensors':
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise PETLError(f'{path} is no safetensors ({error})') from None
+    content = load_tensors(path)
+    for key in ('state_dict', 'model'):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    return {k: v for k, v in tensors if isinstance(v, Tensor)}
 
 
 def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
@@ -91,13 +259,11 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
     """
     from mmengine.config import Config
 
-    from mmpetl.apis.model import test_pipeline
-
     keep = {k: config[k] for k in (*RUNTIME, *TEST_PART, 'model') if k in config}
     plain: dict[str, Any] = copy.deepcopy(Config(keep)._cfg_dict.to_dict())
-    scopes = {config.get('default_scope')}
-    plain['model'] = _unwrap(plain['model'], scopes)
-    scopes.discard(config.get('default_scope'))
+    scope, scopes = config.get('default_scope'), set()
+    plain['model'] = _unwrap(plain['model'], scope, scopes)
+    scopes.discard(scope)
     if scopes:
         plain['custom_imports'] = {
             'imports': [f'{scope}.models' for scope in sorted(scopes)],
@@ -117,18 +283,16 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
     return Config(plain)
 
 
-def _unwrap(node: Any, scopes: set[str]) -> Any:
+def _unwrap(node: Any, scope: str | None, scopes: set[str | None]) -> Any:
     """Replace the builder by the backbone it builds; collect scopes of that type."""
-    from mmpetl.apis.model import BUILDER
-
     if isinstance(node, dict):
         if node.get('type') == BUILDER:
             inner = node['backbone']
-            scopes.add(inner['type'].partition('.')[0])
+            scopes.add(package_of(inner['type'], scope))
             return inner
-        return {k: _unwrap(v, scopes) for k, v in node.items()}
+        return {k: _unwrap(v, scope, scopes) for k, v in node.items()}
     if isinstance(node, list | tuple):
-        return type(node)(_unwrap(v, scopes) for v in node)
+        return type(node)(_unwrap(v, scope, scopes) for v in node)
     return node
 
 

@@ -1,68 +1,14 @@
-"""Heads as wide as the feature that a method hands over."""
+"""What was here is in :mod:`mmpetl.config`."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from typing import Any
+from mmpetl.lazy import moved_names
 
-from mmengine.logging import print_log
-
-from mmpetl.core import Method, build_method, wanted_sites
-
-HEADS = ('head', 'cls_head')
-
-_WIDTHS: dict[tuple[str, str], int] = {}
-"""Widths found so far: a table of settings asks for the same one many times."""
-
-
-def feature_width(method: Method, backbone: Mapping[str, Any]) -> int | None:
-    """Width of the vector that ``method`` makes of a backbone's last output.
-
-    Args:
-        method: A method.
-        backbone: Config of a foreign backbone, its scope in front of its type.
-
-    Returns:
-        None where the method leaves the width as it is.
-
-    Raises:
-        PETLError: The backbone cannot serve the method.
-    """
-    if type(method).feature_dims is Method.feature_dims:
-        return None
-    asked = repr(method), repr(dict(backbone))
-    if asked not in _WIDTHS:
-        _WIDTHS[asked] = _built_width(method, backbone)
-    return _WIDTHS[asked]
-
-
-def _built_width(method: Method, backbone: Mapping[str, Any]) -> int:
-    """Build the backbone, for only its sites know the width."""
-    from mmpetl.registry import MODELS
-
-    importlib.import_module(f'{backbone["type"].partition(".")[0]}.registry')
-    sites = wanted_sites(MODELS.build(dict(backbone)), method)
-    return [method.feature_dims(s) for s in sites if s.kind == 'feature'][-1]
-
-
-def fit_head(config: Any) -> None:
-    """Set the head's ``in_channels`` where the method changes the feature's width.
-
-    So a recipe serves every method, and one override changes one thing.
-    """
-    from mmpetl.apis.model import petl_backbone_of
-
-    node = petl_backbone_of(config)
-    if node is None or node.get('method') is None:
-        return
-    width = feature_width(build_method(node['method']), node['backbone'])
-    for key in HEADS:
-        head = config.model.get(key)
-        if width is not None and head and head.get('in_channels') not in (None, width):
-            print_log(
-                f'{key}.in_channels is {width}, not {head.in_channels}: the feature '
-                f'of {node["method"]["type"]} has that width',
-                logger='current',
-            )
-            head.in_channels = width
+__getattr__, __dir__ = moved_names(
+    __name__,
+    {
+        'HEADS': 'mmpetl.config.heads',
+        'feature_width': 'mmpetl.config.heads',
+        'fit_head': 'mmpetl.config.heads',
+    },
+)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmpetl.apis.model import class_names, scope_of, test_pipeline
+from mmpetl.apis.building import class_names, scope_of
+from mmpetl.config.nodes import test_pipeline
 from mmpetl.core import PETLError
 
 

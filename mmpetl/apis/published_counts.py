@@ -27,7 +27,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mmpetl.apis.counting import FULL_SIZE, _build, without_memory
+from mmpetl.apis.counting import FULL_SIZE, without_memory
+from mmpetl.config.scope import build_backbone
 from mmpetl.core import (
     Owner,
     PETLError,
@@ -295,7 +296,7 @@ def _backbone(stem: str) -> nn.Module:
             f'There are: {", ".join(BACKBONES)}'
         )
     with without_memory():
-        return _build(BACKBONES[stem])
+        return build_backbone(BACKBONES[stem])
 
 
 def mean_head(benchmark: Literal['fgvc', 'vtab'], width: int = 768) -> float:

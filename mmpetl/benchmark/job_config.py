@@ -45,7 +45,7 @@ def compose_job(job: Job, folder: str | os.PathLike) -> Any:
     Raises:
         PETLError: No such recipe, method or argument.
     """
-    from mmpetl.apis.compose import compose
+    from mmpetl.config.compose import compose
 
     args, rest = split_options(job.options)
     rest['randomness.seed'] = job.seed

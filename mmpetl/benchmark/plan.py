@@ -85,7 +85,7 @@ MAPPINGS = ('settings', 'options', 'method_options', 'recipe_options')
 
 def plans_folder() -> Path:
     """Where the presets lie."""
-    from mmpetl.apis.compose import config_root
+    from mmpetl.config.names import config_root
 
     return config_root() / 'plans'
 
@@ -214,7 +214,7 @@ def choose_recipes(patterns: Iterable[str]) -> list[str]:
     Raises:
         PETLError: A name or pattern that fits none.
     """
-    from mmpetl.apis.compose import recipe_names
+    from mmpetl.config.names import recipe_names
 
     known = recipe_names()
     chosen: dict[str, None] = {}
@@ -296,7 +296,7 @@ def resolve(plan: Plan) -> Resolved:
 
 def _composed(plan: Plan, recipe: str, method: str) -> Any:
     """A recipe with the options of the plan, which must fit it."""
-    from mmpetl.apis.compose import compose
+    from mmpetl.config.compose import compose
 
     _, options = split_options(options_of(plan, method, recipe))
     try:
@@ -318,7 +318,7 @@ def _seeded(job: Job, seed: int) -> Job:
 
 
 def _leaves() -> frozenset[tuple[str, str]]:
-    from mmpetl.apis.compose import published_pairs
+    from mmpetl.config.compose import published_pairs
 
     return frozenset(published_pairs())
 
@@ -352,7 +352,7 @@ class Support:
     """
 
     def __init__(self, config: Any) -> None:
-        from mmpetl.apis.model import petl_backbone_of
+        from mmpetl.config.nodes import petl_backbone_of
 
         node = petl_backbone_of(config)
         self._spec = None if node is None else dict(node['backbone'])

@@ -125,7 +125,7 @@ def _family_group(config: Any) -> str:
 
 
 def _dataset_name(config: Any) -> str:
-    from mmpetl.apis.model import find_dataset
+    from mmpetl.config.nodes import find_dataset
 
     node = find_dataset(config)
     return str(node.get('task') or node.get('name') or '')
@@ -133,7 +133,7 @@ def _dataset_name(config: Any) -> str:
 
 def backbone_of(config: Any) -> str:
     """Name of a backbone as tables print it: ``ViT-B/16``, ``Swin-L``, ``mini ViT``."""
-    from mmpetl.apis.model import petl_backbone_of
+    from mmpetl.config.nodes import petl_backbone_of
 
     node = petl_backbone_of(config)
     inner = node['backbone']
@@ -162,7 +162,7 @@ def backbone_of(config: Any) -> str:
 def settings_of(config: Any) -> dict[str, Any]:
     """Arguments of a config's method that differ from its defaults."""
     from mmpetl.apis.delta import to_data
-    from mmpetl.apis.model import petl_backbone_of
+    from mmpetl.config.nodes import petl_backbone_of
     from mmpetl.core import build_method
 
     method = build_method(petl_backbone_of(config)['method'])
@@ -194,7 +194,7 @@ def preprocessing_of(config: Any) -> dict[str, Any]:
 
 
 def _steps(config: Any) -> Iterator[str]:
-    from mmpetl.apis.model import find_dataset
+    from mmpetl.config.nodes import find_dataset
 
     for step in find_dataset(config, ('train',)).get('pipeline') or ():
         yield str(step.get('type'))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpetl.apis.compose import config_root
+from mmpetl.config.names import config_root
 from mmpetl.core import PETLError, registered_methods, suggest
 
 

@@ -25,7 +25,8 @@ def space_of(method: str, warn: Callable[[str], None]) -> tuple[dict[str, Any], 
     A method without a space is searched over learning rate and weight decay alone, and
     ``warn`` is told so.
     """
-    from mmpetl.apis.compose import config_root, search_space
+    from mmpetl.config.compose import search_space
+    from mmpetl.config.names import config_root
 
     stem = registered_methods()[method].stem()
     path = config_root() / stem / 'search_space.py'

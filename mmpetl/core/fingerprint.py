@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mmpetl.core.delta_file import plain_key
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.injection import Injection, injections
 
@@ -61,7 +62,8 @@ def fingerprint(model: nn.Module) -> str:
     for prefix, _, record in injections(model):
         # What trains with the head is new, so it is no part of the base's identity.
         for name in sorted(set(record.digests) - record.head):
-            hasher.update(f'{prefix}:{name}={record.digests[name]}\n'.encode())
+            line = f'{plain_key(prefix)}:{name}={record.digests[name]}\n'
+            hasher.update(line.encode())
     return hasher.hexdigest()[:16]
 
 

@@ -11,6 +11,7 @@ from mmpetl.engine.hooks import (
 )
 from mmpetl.engine.loops import NOAHSearchLoop, NOAHSupernetLoop
 from mmpetl.engine.optim import OwnerOptimWrapperConstructor
+from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     'PETLDistributedDataParallel',
     'TimmCosineLR',
     'TrainableEMAHook',
+    'TuningRunner',
 ]

@@ -61,7 +61,7 @@ def petl_backbone(
     if method is not None:
         method = build_method(method)
     source = dict(backbone) if isinstance(backbone, Mapping) else None
-    module = _build(backbone) if isinstance(backbone, Mapping) else backbone
+    module = build_foreign(backbone) if isinstance(backbone, Mapping) else backbone
     if getattr(module, 'pretrained2d', False):
         raise PETLError(
             f'{type(module).__name__} with pretrained2d=True wants to inflate a 2-D '
@@ -103,7 +103,12 @@ def petl_backbone(
     return module
 
 
-def _build(config: Mapping[str, Any]) -> nn.Module:
+def build_foreign(config: Mapping[str, Any]) -> nn.Module:
+    """A backbone of an upstream package, with random weights.
+
+    Raises:
+        PETLError: The package, the name or an argument is unknown.
+    """
     kind = config.get('type')
     if isinstance(kind, str) and '.' in kind:
         scope = kind.partition('.')[0]
@@ -121,6 +126,11 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
             f'unknown backbone {kind!r}; write its scope in front, as in '
             "'mmpretrain.VisionTransformer'"
         ) from error
+    except TypeError as error:
+        if 'argument' not in str(error):
+            raise
+        reason = str(error).rpartition('__init__() ')[2]
+        raise PETLError(f'the backbone {kind!r} {reason}') from error
 
 
 def _mark_initialised(module: nn.Module) -> None:

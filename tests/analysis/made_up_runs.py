@@ -123,8 +123,8 @@ def fake_runs(jobs, out, title, executor='local', workers=None) -> list[Record]:
     import torch
     from tiny import shake_
 
+    from mmpetl.apis.building import build_model
     from mmpetl.apis.delta import export_delta
-    from mmpetl.apis.model import build_model
     from mmpetl.benchmark.job_config import compose_job
 
     store, found = RecordStore(out), []

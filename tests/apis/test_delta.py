@@ -292,7 +292,7 @@ def test_a_failed_export_leaves_the_old_one(published, monkeypatch):
 def test_class_names_come_from_the_dataset_class(scope, dataset, count, first):
     from mmengine.config import Config
 
-    from mmpetl.apis.model import dataset_meta
+    from mmpetl.apis.building import dataset_meta
 
     inner = {'type': dataset, 'ann_file': 'absent', 'pipeline': []}
     for node in (inner, {'type': 'RepeatDataset', 'times': 2, 'dataset': inner}):
@@ -305,7 +305,7 @@ def test_class_names_come_from_the_dataset_class(scope, dataset, count, first):
 def test_class_names_come_from_the_folders_of_a_video_list(tmp_path):
     from mmengine.config import Config
 
-    from mmpetl.apis.model import dataset_meta
+    from mmpetl.apis.building import dataset_meta
 
     def names(train: str, test: str):
         node = {}

@@ -207,8 +207,8 @@ NAMES = {
 def test_records_call_backbones_and_tasks_as_the_published_tables_do(
     recipe: str,
 ) -> None:
-    from mmpetl.apis.compose import compose
     from mmpetl.benchmark.run_facts import backbone_of, task_of
+    from mmpetl.config.compose import compose
 
     config = compose(recipe, 'LinearProbe')
     assert (backbone_of(config), *task_of(recipe, config)) == NAMES[recipe]

@@ -169,7 +169,7 @@ def test_two_searches_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures('own_space')
 def test_a_method_without_a_space_says_so(tmp_path: Path) -> None:
-    from mmpetl.apis.compose import config_root
+    from mmpetl.config.names import config_root
 
     said: list[str] = []
     space, source = search_module.space_of('LinearProbe', said.append)

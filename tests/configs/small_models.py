@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from mmpetl.apis.compose import read_config
-from mmpetl.apis.preprocessing import PHASES, datasets_of
-from mmpetl.apis.run import load_config
+from mmpetl.config.load import load_config, read_config
+from mmpetl.config.nodes import PHASES, datasets_of
 from mmpetl.datasets.catalog import CATALOG
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -7,8 +7,9 @@ import copy
 import pytest
 from mmengine.config import Config
 
-from mmpetl.apis.compose import compose, config_root
-from mmpetl.apis.run import load_config
+from mmpetl.config.compose import compose
+from mmpetl.config.load import load_config
+from mmpetl.config.names import config_root
 from mmpetl.core import PETLError
 from mmpetl.datasets.presets import AUGMENTATIONS, Preprocessing, pipelines, statistics
 
@@ -99,7 +100,7 @@ def test_unknown_pairs_get_one_line_that_helps(name, message):
 
 
 def test_malformed_tables_are_refused(tmp_path):
-    from mmpetl.apis.leaves import parse_rows, read_table
+    from mmpetl.config.leaves import parse_rows, read_table
 
     with pytest.raises(PETLError, match='row of dtd has 2 cells, the header 3'):
         parse_rows('task lr wd\ndtd 1', 'here')
@@ -308,7 +309,7 @@ def test_what_a_config_writes_out_stays_and_is_said():
     raw.model.data_preprocessor.mean = [1.0, 2.0, 3.0]
     own = [{'type': 'LoadImageFromFile'}, {'type': 'PackInputs'}]
     raw.train_dataloader.dataset.pipeline = copy.deepcopy(own)
-    from mmpetl.apis.run import finish_config
+    from mmpetl.config.load import finish_config
 
     config = finish_config(raw, name='x')
     assert config.model.data_preprocessor.mean == [1.0, 2.0, 3.0]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmpetl.apis.compose import is_table, published_pairs, read_config, recipe_names
-from mmpetl.apis.preprocessing import datasets_of
-from mmpetl.apis.run import load_config
+from mmpetl.config.compose import published_pairs
+from mmpetl.config.load import load_config, read_config
+from mmpetl.config.names import is_table, recipe_names
+from mmpetl.config.nodes import datasets_of
 from mmpetl.core import build_method, count_trainable, inject, registered_methods
 from mmpetl.datasets.catalog import BENCHMARK_IDS, CATALOG
 from mmpetl.registry import MODELS

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmpetl.apis.run import load_config
+from mmpetl.config.load import load_config
 from mmpetl.registry import MODELS
 
 pytest.importorskip('mmdet')

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmpetl.apis.compose import published_pairs
-from mmpetl.apis.run import load_config
+from mmpetl.config.compose import published_pairs
+from mmpetl.config.load import load_config
 
 pytest.importorskip('mmpretrain')
 

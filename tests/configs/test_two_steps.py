@@ -12,10 +12,12 @@ import torch
 from mmengine.config import Config
 from small_models import CONFIGS, DEEP, small, two_steps
 
-from mmpetl.apis.compose import published_pairs, recipe_names
-from mmpetl.apis.heads import fit_head as unpatched_fit_head
-from mmpetl.apis.leaves import COLUMNS, read_table
-from mmpetl.apis.run import build_runner, load_config
+from mmpetl.apis.run import build_runner
+from mmpetl.config.compose import published_pairs
+from mmpetl.config.heads import fit_head as unpatched_fit_head
+from mmpetl.config.leaves import COLUMNS, read_table
+from mmpetl.config.load import load_config
+from mmpetl.config.names import recipe_names
 from mmpetl.datasets.catalog import CATALOG
 
 pytest.importorskip('mmdet')
@@ -147,7 +149,7 @@ def distinct(names: list[str], folder: str, table: str) -> list[str]:
 
 def train_rows(folder, table, monkeypatch, every):
     # Full-size trunks would be built for heads.
-    monkeypatch.setattr('mmpetl.apis.heads.fit_head', lambda config: None)
+    monkeypatch.setattr('mmpetl.config.load.fit_head', lambda config: None)
     size = {'preprocessing.size': 32, 'preprocessing.cache': 0}
     data = None
     names = [n for s, n in ROWS if s == folder and n.partition('/')[0] == table]

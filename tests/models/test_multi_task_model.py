@@ -178,7 +178,7 @@ def test_the_leaf_builds_at_full_size_with_the_tasks_of_its_heads(name, count):
     pytest.importorskip('mmseg')
     from mmengine.config import Config
 
-    from mmpetl.apis.model import build_model
+    from mmpetl.apis.building import build_model
 
     configs = Path(__file__).parents[2] / 'configs'
     cfg = Config.fromfile(configs / name / 'nyud_mt.py')

@@ -53,6 +53,50 @@ def test_missing_config(refused):
     assert "Did you mean 'digits.py'?" in line
 
 
+def test_options_that_do_not_fit(refused):
+    for option in ('train_cfg.max_epochs.x=1', 'custom_hooks.99.type=X'):
+        line = refused('train.py', DIGITS, options=(option,))
+        assert f'the options log_level, {option.partition("=")[0]} do not fit' in line
+
+
+def test_a_config_that_is_no_config(refused, tmp_path):
+    file = tmp_path / 'broken.py'
+    for text in ('model = (', "_base_ = 'nowhere.py'"):
+        file.write_text(text)
+        line = refused('train.py', str(file))
+        assert 'broken.py' in line or 'nowhere.py' in line
+
+
+def test_a_type_that_no_registry_knows(refused, data):
+    line = refused('train.py', DIGITS, options=('model.head.type=LinearHeed',))
+    assert 'LinearHeed is not in the' in line
+
+
+def test_a_phase_that_the_config_lacks(refused, data):
+    line = refused('train.py', DIGITS, options=('train_dataloader=None',))
+    assert 'the config has no train_dataloader, so there is nothing to train' in line
+    (data / 'x.pth').write_bytes(b'x')
+    line = refused(
+        'test.py', DIGITS, str(data / 'x.pth'), options=('test_dataloader=None',)
+    )
+    assert 'the config has no test_dataloader' in line
+
+
+def test_a_work_folder_that_cannot_be(refused, data, tmp_path):
+    (tmp_path / 'run').write_text('a file')
+    assert 'run' in refused('train.py', DIGITS)
+
+
+def test_a_run_is_not_resumed_with_other_settings(refused, data, tmp_path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    text = 'optim_wrapper = dict(optimizer=dict(lr=0.5))'
+    torch.save({'meta': {'cfg': text}, 'state_dict': {}}, folder / 'epoch_1.pth')
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+    line = refused('train.py', DIGITS, '--resume')
+    assert 'epoch_1.pth cannot be resumed with other settings' in line
+
+
 def test_unknown_method(refused):
     line = refused('train.py', DIGITS, options=('model.backbone.method.type=LoRa',))
     assert "unknown method 'LoRa'. Did you mean 'LoRA'?" in line

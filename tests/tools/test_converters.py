@@ -135,6 +135,17 @@ def test_the_tools_publish_and_fold(bench):
     fold = 'tools/model_converters/fold_delta.py'
     run(fold, config, f'{out}.safetensors', f'{out}.pth')
     assert Path(f'{out}.py').is_file()
+    base = bench.folder / 'base.pth'
+    run(fold, f'{out}.safetensors', f'{out}_base.pth', '--base', base)
+    assert not Path(f'{out}_base.py').exists()
+    one, two = (
+        torch.load(f'{out}{end}.pth', weights_only=True)['state_dict']
+        for end in ('', '_base')
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value)
+    done = run(fold, f'{out}.safetensors', f'{out}_base.pth', code=1)
+    assert done.stderr.strip().splitlines()[-1].startswith('error: name the config')
 
     done = run(publish, config, bench.folder / 'none.pth', out, code=1)
     assert done.stderr.strip().splitlines()[-1].startswith('error: there is no')

@@ -5,6 +5,10 @@ Example:
         deltas/digits_lora.safetensors folded/digits.pth \
         --cfg-options model.backbone.method.type=LoRA
 
+Without building the model, from the base weights as they are called in the backbone:
+    python tools/model_converters/fold_delta.py deltas/digits_lora.safetensors \
+        folded/digits.pth --base demo/weights/mini_vit.safetensors
+
 Which methods fold: python tools/model_converters/fold_delta.py --list
 """
 
@@ -15,7 +19,7 @@ import argparse
 from mmengine.config import DictAction
 
 from mmpetl import apis
-from mmpetl.core import Method, build_method, registered_methods
+from mmpetl.core import Method, PETLError, build_method, registered_methods
 
 
 def where_it_folds(cls: type[Method]) -> tuple[bool, str]:
@@ -53,9 +57,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--list', action=ListMethods, nargs=0, help='print which methods fold, and exit'
     )
-    parser.add_argument('config', help='config of the run')
+    parser.add_argument(
+        'config', nargs='?', help='config of the run; may be left out with --base'
+    )
     parser.add_argument('delta', help='published delta or checkpoint of the run')
     parser.add_argument('out', help='checkpoint to write (.pth)')
+    parser.add_argument(
+        '--base', help='fold into these weights; only the backbone is built, in outline'
+    )
     parser.add_argument(
         '--safetensors', action='store_true', help='write the weights in that form too'
     )
@@ -68,11 +77,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with apis.cli_errors():
-        config = apis.load_config(args.config, args.cfg_options)
+        if args.config is None and args.base is None:
+            raise PETLError('name the config of the run, or its base weights by --base')
+        config = args.config and apis.load_config(args.config, args.cfg_options)
         checkpoint, plain = apis.fold_checkpoint(
-            config, args.delta, args.out, args.safetensors
+            config, args.delta, args.out, args.safetensors, args.base
         )
-    print(f'{checkpoint}: weights that need no mmpetl\n{plain}: their config')
+    print(f'{checkpoint}: weights that need no mmpetl')
+    if plain:
+        print(f'{plain}: their config')
 
 
 if __name__ == '__main__':

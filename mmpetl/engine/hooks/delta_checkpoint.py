@@ -18,19 +18,16 @@ from mmengine.runner import Runner
 
 from mmpetl.core import (
     PETLError,
-    build_method,
     find_injected,
     fingerprint,
     frozen_keys,
     injection_of,
     load_delta_state,
 )
+from mmpetl.core.delta_file import FORMAT, check_facts, to_data
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.registry import HOOKS
 from mmpetl.version import __version__
-
-FORMAT = 1
-"""Number of the layout of ``meta['mmpetl']``; it changes alone."""
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -271,7 +268,7 @@ def delta_meta(model: torch.nn.Module) -> dict[str, Any]:
         'format': FORMAT,
         'version': __version__,
         'method': methods[0] if len(methods) == 1 else methods,
-        'backbone': _plain(state.source.get('backbone')),
+        'backbone': to_data(state.source.get('backbone')),
         'base': state.source.get('checkpoint'),
         'fingerprint': fingerprint(model),
         'num_blocks': max((s.num_blocks for s in state.sites), default=0),
@@ -280,52 +277,4 @@ def delta_meta(model: torch.nn.Module) -> dict[str, Any]:
 
 def check_delta_meta(model: torch.nn.Module, meta: Mapping[str, Any]) -> None:
     """Raise PETLError unless a delta belongs to this model, method and base."""
-    if meta.get('format') != FORMAT:
-        raise PETLError(
-            f'the delta has format {meta.get("format")}, this mmpetl reads {FORMAT}; '
-            f'it was written by mmpetl {meta.get("version")}'
-        )
-    here = delta_meta(model)
-    if _named(meta['method']) != _named(here['method']):
-        raise PETLError(
-            f'the delta is of {_named(meta["method"])}, the model has '
-            f'{_named(here["method"])}; build the model with the method of the delta'
-        )
-    if meta['num_blocks'] != here['num_blocks']:
-        raise PETLError(
-            f'the delta is of a backbone with {meta["num_blocks"]} blocks, this one '
-            f'has {here["num_blocks"]}; build the backbone that the delta was made on'
-        )
-    if _full(meta['method']) != _full(here['method']):
-        raise PETLError(
-            f'the delta was made by {_full(meta["method"])}, the model has '
-            f'{_full(here["method"])}; use the same arguments'
-        )
-    if meta['fingerprint'] != here['fingerprint']:
-        raise PETLError(
-            f'the delta was made on the base {meta["base"] or "(random)"} '
-            f'[{meta["fingerprint"]}], this model has {here["base"] or "(random)"} '
-            f'[{here["fingerprint"]}]; load the base that the delta was made on'
-        )
-
-
-def _named(method: Any) -> str:
-    methods = method if isinstance(method, list) else [method]
-    return ' + '.join(m['type'] for m in methods)
-
-
-def _full(method: Any) -> Any:
-    """A method's arguments with those that its file is too old to know, at default."""
-    methods = method if isinstance(method, list) else [method]
-    return [_plain(build_method(dict(m)).config()) for m in methods]
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists and types as names, so that JSON and pickle agree."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return getattr(value, '__name__', str(value))
+    check_facts(meta, delta_meta(model))

@@ -1,0 +1,165 @@
+"""Whether a run goes on with the settings that it began with.
+
+MMEngine takes rates, schedules and counts of a resumed run from the checkpoint, and the
+rest from the config. Settings that changed in between would count in part, and nobody
+would be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.runner import find_latest_checkpoint
+
+from mmpetl.apis.delta import load_tensors
+from mmpetl.config.text import read_text
+from mmpetl.core import PETLError
+from mmpetl.engine.runner import TuningRunner, safe_config
+
+UNSAID = ('resume', 'load_from', 'launcher', 'runner_type', 'custom_imports')
+"""Keys that resuming changes itself, or that have no effect of their own."""
+
+HARMLESS = (
+    'work_dir',
+    'experiment_name',
+    'log_level',
+    'log_processor',
+    'visualizer',
+    'vis_backends',
+    'env_cfg',
+    'model_wrapper_cfg',
+    'default_hooks.logger',
+    'default_hooks.timer',
+    'default_hooks.visualization',
+    'default_hooks.checkpoint',
+    'train_cfg.val_interval',
+    'train_cfg.val_begin',
+    'train_dataloader.num_workers',
+    'train_dataloader.persistent_workers',
+    'train_dataloader.pin_memory',
+    'train_dataloader.prefetch_factor',
+    'val_dataloader',
+    'val_evaluator',
+    'val_cfg',
+    'test_dataloader',
+    'test_evaluator',
+    'test_cfg',
+    'test_pipeline',
+)
+"""Keys that may change, with all below them: they decide nothing that is trained."""
+
+LENGTHS = ('train_cfg.max_epochs', 'train_cfg.max_iters')
+"""Keys that may grow: the run then goes on for longer, by the schedule that it has."""
+
+WATCHERS = ('EfficiencyHook', 'PredictionsHook', 'RunLogHook', 'BaseGuardHook')
+"""Hooks of ours that only watch, so that they may come and go."""
+
+
+def check_resume(config: Any) -> list[str]:
+    """Compare a config with that of the checkpoint it resumes from.
+
+    Args:
+        config: A config, as :func:`mmpetl.apis.load_config` gives it.
+
+    Returns:
+        Lines to log: what differs without harm. None where nothing is resumed.
+
+    Raises:
+        PETLError: A setting differs that decides what is trained.
+    """
+    path = _checkpoint_of(config)
+    if path is None:
+        return []
+    text = (load_tensors(path).get('meta') or {}).get('cfg')
+    was = read_text(text or '')
+    if not was:
+        return [f'{path} does not say its settings, so they are not compared']
+    now = config
+    if config.get('runner_type') == f'mmpetl.{TuningRunner.__name__}':
+        now, _ = safe_config(config)
+    harmless, deciding = [], []
+    for key, old, new in differences(was, read_text(now.pretty_text)):
+        said = f'{key} is {_short(new)}, was {_short(old)}'
+        (harmless if _may_change(key, old, new) else deciding).append(said)
+    if deciding:
+        more = f' (and {len(deciding) - 3} more)' if len(deciding) > 3 else ''
+        raise PETLError(
+            f'{path.name} cannot be resumed with other settings: '
+            f'{"; ".join(deciding[:3])}{more}. Give those of the run again, or begin '
+            f'another run in another work_dir (load_from={path} takes its weights)'
+        )
+    return [f'resumed with another setting: {line}' for line in harmless]
+
+
+def _checkpoint_of(config: Any) -> Path | None:
+    """The file that a run goes on from; None where there is none."""
+    if not config.get('resume'):
+        return None
+    name = config.get('load_from') or find_latest_checkpoint(config.work_dir)
+    return Path(name) if name and Path(name).is_file() else None
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return 'absent'
+
+
+ABSENT = _Absent()
+
+
+def differences(
+    was: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values.
+
+    Args:
+        was: Values of a config, as :func:`read_text` gives them.
+        now: Those of another.
+    """
+    for key in UNSAID:
+        was, now = ({k: v for k, v in c.items() if k != key} for c in (was, now))
+    was, now = (
+        {**c, 'custom_hooks': [h for h in c.get('custom_hooks') or () if _acts(h)]}
+        for c in (was, now)
+    )
+    yield from _differ('', was, now)
+
+
+def _acts(hook: Any) -> bool:
+    """Whether a hook may decide what is trained."""
+    kind = hook.get('type') if isinstance(hook, dict) else hook
+    return str(kind).rpartition('.')[2] not in WATCHERS
+
+
+def _differ(path: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = [*was, *(k for k in now if k not in was)]
+        pairs = [(k, was.get(k, ABSENT), now.get(k, ABSENT)) for k in keys]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        pairs = [(i, *pair) for i, pair in enumerate(zip(was, now, strict=True))]
+    else:
+        # A phase that is None and one that is not there are the same.
+        if was != now and {repr(was), repr(now)} != {'None', 'absent'}:
+            yield path, was, now
+        return
+    for key, old, new in pairs:
+        yield from _differ(f'{path}.{key}'.lstrip('.'), old, new)
+
+
+def _may_change(key: str, old: Any, new: Any) -> bool:
+    if any(key == name or key.startswith(f'{name}.') for name in HARMLESS):
+        return True
+    if key in LENGTHS:
+        return isinstance(old, int) and isinstance(new, int) and new > old
+    if key.endswith('data_root'):
+        return True
+    # Files and folders that have moved, such as those below MMPETL_WEIGHTS.
+    paths = all(isinstance(v, str) and '/' in v for v in (old, new))
+    return paths and Path(old).name == Path(new).name
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f'{text[:37]}...'

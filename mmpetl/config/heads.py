@@ -1,0 +1,66 @@
+"""Heads as wide as the feature that a method hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.logging import print_log
+
+from mmpetl.config.nodes import petl_backbone_of
+from mmpetl.config.scope import build_backbone
+from mmpetl.core import Method, build_method, wanted_sites
+
+HEADS = ('head', 'cls_head')
+
+_WIDTHS: dict[tuple[str, str, str | None], int] = {}
+"""Widths found so far: a table of settings asks for the same one many times."""
+
+
+def feature_width(
+    method: Method, backbone: Mapping[str, Any], scope: str | None = None
+) -> int | None:
+    """Width of the vector that ``method`` makes of a backbone's last output.
+
+    Args:
+        method: A method.
+        backbone: Config of a foreign backbone.
+        scope: The config's ``default_scope``, for a type without one.
+
+    Returns:
+        None where the method leaves the width as it is.
+
+    Raises:
+        PETLError: The backbone cannot serve the method.
+    """
+    if type(method).feature_dims is Method.feature_dims:
+        return None
+    asked = repr(method), repr(dict(backbone)), scope
+    if asked not in _WIDTHS:
+        # Only the sites of a built backbone know the width.
+        sites = wanted_sites(build_backbone(backbone, scope), method)
+        _WIDTHS[asked] = [method.feature_dims(s) for s in sites if s.kind == 'feature'][
+            -1
+        ]
+    return _WIDTHS[asked]
+
+
+def fit_head(config: Any) -> None:
+    """Set the head's ``in_channels`` where the method changes the feature's width.
+
+    So a recipe serves every method, and one override changes one thing.
+    """
+    node = petl_backbone_of(config)
+    if node is None or node.get('method') is None:
+        return
+    scope = config.get('default_scope')
+    width = feature_width(build_method(node['method']), node['backbone'], scope)
+    for key in HEADS:
+        head = config.model.get(key)
+        if width is not None and head and head.get('in_channels') not in (None, width):
+            print_log(
+                f'{key}.in_channels is {width}, not {head.in_channels}: the feature '
+                f'of {node["method"]["type"]} has that width',
+                logger='current',
+            )
+            head.in_channels = width

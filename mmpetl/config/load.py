@@ -1,0 +1,258 @@
+"""From a path to a config in plain upstream terms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmpetl.config.heads import fit_head
+from mmpetl.config.leaves import read_table, row_config
+from mmpetl.config.names import recipe_names
+from mmpetl.config.nodes import PHASES, datasets_of
+from mmpetl.config.preprocessing import apply_preprocessing
+from mmpetl.config.protocols import apply_schedule, check_names, overlay, protocol_of
+from mmpetl.core import PETLError, build_method, registered_methods, suggest
+from mmpetl.datasets.catalog import facts_of
+
+FIRST = ('dataset', 'preprocessing', 'protocol', 'stage')
+"""Keys that decide what a config is written out to; they act before all others."""
+
+NAMED_BY: Mapping[str, str] = {
+    'mmpetl.VTAB': 'task',
+    'mmpetl.FGVC': 'name',
+    'mmpetl.StudyImages': 'name',
+}
+"""Argument by which a dataset class of ours is told which set it reads."""
+
+
+def as_config(config: Any) -> Any:
+    """A ``Config`` from a path or a ``Config``."""
+    from mmengine.config import Config
+
+    return config if isinstance(config, Config) else load_config(config)
+
+
+def read_config(path: str | os.PathLike) -> Any:
+    """The config of a file, or of a row in the table of the folder's name.
+
+    Raises:
+        PETLError: There is neither.
+    """
+    from mmengine.config import Config
+    from mmengine.config.utils import ConfigParsingError
+
+    path = Path(path)
+    if path.is_file():
+        try:
+            config = Config.fromfile(path)
+        except (SyntaxError, ConfigParsingError, KeyError, NameError) as error:
+            reason = ' '.join(str(error).split())
+            raise PETLError(f'{path} cannot be read: {reason[:300]}') from None
+        if 'tables' in config:
+            rows = list(read_table(path).rows)
+            raise PETLError(
+                f'{path} is a table of settings; name one of its rows, such as '
+                f'{path.with_suffix("") / rows[0]}.py ({", ".join(rows)})'
+            )
+        return config
+    table = path.parent.with_suffix('.py')
+    if path.suffix == '.py' and table.is_file():
+        return row_config(table, path.stem)
+    raise PETLError(f'there is no config {path}.{_near(path)}')
+
+
+def _near(path: Path) -> str:
+    """A hint at the config that was meant: of the folder, or of the whole tree."""
+    root = next((p for p in path.parents if p.is_dir()), Path('.'))
+    names = {p.relative_to(root).as_posix() for p in root.rglob('*.py')}
+    if path.suffix != '.py':
+        names |= {n.removesuffix('.py') for n in names}
+    wanted = path.relative_to(root).as_posix()
+    hint = suggest(wanted, names)
+    parts = path.with_suffix('').parts
+    if 'configs' in parts:
+        recipe = '/'.join(parts[parts.index('configs') + 2 :])
+        stem = parts[parts.index('configs') + 1] if recipe else ''
+        known = {cls.stem(): cls.__name__ for cls in registered_methods().values()}
+        if stem in known and recipe in recipe_names():
+            return (
+                f' No settings are published for this pair; take the recipe: '
+                f'configs/recipes/{recipe}.py --cfg-options '
+                f'model.backbone.method.type={known[stem]}'
+            )
+    return hint
+
+
+def load_config(
+    path: str | os.PathLike,
+    options: Mapping[str, Any] | None = None,
+    work_dir: str | os.PathLike | None = None,
+    *,
+    protocol: str | None = None,
+    stage: str | None = None,
+) -> Any:
+    """Read a config, write it out in plain upstream terms, say where its run lives.
+
+    Configs are Python and run when they are read: use only those you trust.
+
+    Args:
+        path: A config file, or a row of a table: ``configs/lora/vtab/svhn.py``.
+        options: Dotted keys that override it.
+        work_dir: Folder of the run; by default that of the config, or
+            ``work_dirs/<method>/<dataset>``.
+        protocol: ``honest`` or ``published``; by default the config's, or ``honest``
+            for a recipe. A config of upstream takes part in none unless asked to.
+        stage: ``final`` or ``tune``; by default ``final``.
+
+    Raises:
+        PETLError: There is no such file, or a name in it is unknown.
+    """
+    path = Path(path)
+    return finish_config(
+        read_config(path), options, work_dir, path=path, protocol=protocol, stage=stage
+    )
+
+
+def finish_config(
+    config: Any,
+    options: Mapping[str, Any] | None = None,
+    work_dir: str | os.PathLike | None = None,
+    *,
+    path: Path | None = None,
+    name: str | None = None,
+    protocol: str | None = None,
+    stage: str | None = None,
+) -> Any:
+    """Write out dataset, protocol and preprocessing of a config, then its options.
+
+    A config with a ``stage`` has been written out before (a run's own copy) and keeps
+    what it says. For the rest see :func:`load_config`.
+
+    Args:
+        config: As it was read; changed in place.
+        options: Dotted keys that override it.
+        work_dir: Folder of the run.
+        path: Where it was read, from which the folder follows.
+        name: ``<method>/<dataset>``, where there is no path.
+        protocol: See :func:`load_config`.
+        stage: See :func:`load_config`.
+    """
+    options = dict(options or {})
+    first = {k: options.pop(k) for k in list(options) if k.partition('.')[0] in FIRST}
+    protocol = _one_of('protocol', protocol, first.pop('protocol', None))
+    stage = _one_of('stage', stage, first.pop('stage', None))
+    if 'stage' in config:
+        _refuse_changes(config, {'protocol': protocol, 'stage': stage}, first)
+    elif config.get('model'):
+        protocol = protocol_of(config, protocol, stage)
+        stage = stage or 'final'
+        if protocol is None:
+            config.protocol, config.stage = None, stage
+        else:
+            check_names(protocol, stage)
+            overlay(config, protocol, stage)
+        merge(config, first)
+        fill_dataset(config)
+        asked = [k.partition('.')[2] for k in first if k.startswith('preprocessing')]
+        apply_preprocessing(config, asked)
+        apply_schedule(config)
+    merge(config, options)
+    _check_method(config)
+    fit_head(config)
+    if work_dir is not None:
+        config.work_dir = str(work_dir)
+    elif not config.get('work_dir'):
+        name = name or run_name(config, path)
+        if first.get('dataset'):  # another set in the same recipe, another folder
+            name = f'{name.rpartition("/")[0]}/{first["dataset"]}'
+        marks = {protocol, stage} - {None, 'honest', 'final'}
+        config.work_dir = str(Path('work_dirs') / '-'.join((name, *sorted(marks))))
+    return config
+
+
+def merge(config: Any, options: Mapping[str, Any]) -> None:
+    """Override values of a config by dotted keys.
+
+    Raises:
+        PETLError: A key leads below something that has no keys, or past a list's end.
+    """
+    try:
+        config.merge_from_dict(dict(options))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        reason = ' '.join(str(error.args[0]).split())
+        raise PETLError(
+            f'the options {", ".join(options)} do not fit the config: {reason[:200]}'
+        ) from None
+
+
+def _one_of(key: str, given: str | None, option: str | None) -> str | None:
+    """A name that may be given as an argument or among the options, not as both."""
+    if given and option and given != option:
+        raise PETLError(f'{key} is {given} and, among the options, {option}; say one')
+    return given or option
+
+
+def _refuse_changes(
+    config: Any, names: Mapping[str, str | None], first: Mapping[str, Any]
+) -> None:
+    """Raise where a config that is written out is asked to become another."""
+    for key, value in {**names, **first}.items():
+        here = config
+        for part in key.split('.'):
+            here = (here or {}).get(part)
+        if value is not None and here != value:
+            raise PETLError(
+                f'{key}={value} cannot change a config that is written out, where it '
+                f'is {here}; start from the recipe'
+            )
+
+
+def run_name(config: Any, path: Path) -> str:
+    """``<method>/<dataset>`` of a config, by its method and its place in configs/."""
+    method = _method_of(config)
+    known = registered_methods()
+    stem = known[method['type'].rpartition('.')[2]].stem() if method else 'none'
+    parts = path.with_suffix('').parts
+    if 'configs' in parts:
+        parts = parts[len(parts) - parts[::-1].index('configs') :]
+    else:
+        parts = parts[-1:]
+    stems = {cls.stem() for cls in known.values()}
+    if len(parts) > 1 and parts[0] in stems | {'recipes'}:
+        parts = parts[1:]
+    return '/'.join((stem, *parts))
+
+
+def _method_of(config: Any) -> Mapping[str, Any] | None:
+    backbone = config.get('model', {}).get('backbone', {})
+    method = backbone.get('method') if isinstance(backbone, Mapping) else None
+    return {'type': method} if isinstance(method, str) else method
+
+
+def _check_method(config: Any) -> None:
+    """Name an unknown method or argument before anything heavy is imported."""
+    method = _method_of(config)
+    if method is not None:
+        build_method(method)
+
+
+def fill_dataset(config: Any) -> None:
+    """Give loaders their task and classifiers their class count, from the catalogue.
+
+    A recipe names its data once, ``dataset = 'svhn'``. What the config says itself
+    stays.
+    """
+    if config.get('dataset') is None:
+        return
+    facts = facts_of(config.dataset)
+    for phase in PHASES:
+        for dataset in datasets_of(config, phase):
+            for kind, key in NAMED_BY.items():
+                if dataset.get('type') == kind:
+                    dataset.setdefault(key, facts.id)
+    for key in ('head', 'cls_head'):
+        head = config.model.get(key)
+        if isinstance(head, Mapping):
+            head.setdefault('num_classes', facts.num_classes)

@@ -1,0 +1,86 @@
+"""Names that configs go by, and where their files lie.
+
+``configs/<stem>/<recipe>.py`` names a pair with published settings. For dense and video
+tasks it is a file. For the many tasks of VTAB-1k and FGVC one file per method holds a
+table, ``configs/<stem>/vtab.py``, and ``configs/<stem>/vtab/svhn.py`` names its row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmpetl.core import PETLError, build_method, registered_methods, suggest
+
+
+def config_root() -> Path:
+    """The folder ``configs``: of the source tree, or of the working folder.
+
+    Raises:
+        PETLError: There is none.
+    """
+    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if (root / 'configs' / 'recipes').is_dir():
+            return root / 'configs'
+    raise PETLError(
+        'there is no folder configs/recipes, neither beside the package nor in the '
+        'working folder; run from a checkout of mmpetl'
+    )
+
+
+def recipe_names() -> list[str]:
+    """Every recipe by the name that :func:`compose` takes."""
+    root = config_root()
+    full = names_below(root / 'recipes')
+    return full + [f'mini/{name}' for name in names_below(root / 'mini')]
+
+
+def names_below(folder: Path) -> list[str]:
+    """Config files below a folder, without their suffix."""
+    return sorted(
+        path.relative_to(folder).with_suffix('').as_posix()
+        for path in folder.rglob('*.py')
+        if 'pretrain' not in path.parts
+    )
+
+
+def recipe_path(recipe: str) -> Path:
+    """The file of a recipe: ``vtab/cifar100``, ``coco``, ``mini/digits``.
+
+    Raises:
+        PETLError: There is none of that name.
+    """
+    root = config_root()
+    name = recipe.removesuffix('.py')
+    folder = root if name.startswith('mini/') else root / 'recipes'
+    path = folder / f'{name}.py'
+    if path.is_file():
+        return path
+    names = recipe_names()
+    raise PETLError(
+        f'there is no recipe {recipe!r}.{suggest(recipe, names)} '
+        f'There are: {", ".join(names)}'
+    )
+
+
+def method_class(name: str) -> Any:
+    """A registered method by name or stem.
+
+    Raises:
+        PETLError: There is none.
+    """
+    known = registered_methods()
+    if name in known:
+        return known[name]
+    of_stem = [cls for cls in known.values() if cls.stem() == name]
+    # A file may hold parts beside its method, which then bears the stem's name.
+    named = [cls for cls in of_stem if cls.__name__.lower() == name.replace('_', '')]
+    for cls in (*named, *of_stem):
+        return cls
+    return type(build_method(name.rpartition('.')[2]))
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file below ``configs/<stem>`` is a table of settings."""
+    text = path.read_text(encoding='utf-8')
+    return '\ntables = ' in text or '_base_/tables/' in text

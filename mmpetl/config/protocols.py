@@ -1,0 +1,217 @@
+"""Two named protocols, and the stage that chooses settings.
+
+``honest``, the default: settings are chosen on validation data (stage ``tune``), then
+one run trains on all training data (stage ``final``); the test set is read once, after
+the last epoch, and the last epoch counts.
+
+``published``: what public benchmark code did. The test set is scored every few epochs
+while the model trains, and the best epoch is kept. The result is an upper bound, and is
+called ``published`` wherever it stands.
+
+A recipe says what a protocol or a stage changes in it under the key of that name::
+
+    tune = dict(train_dataloader=dict(dataset=dict(split='train800')), ...)
+    published = dict(preprocessing=dict(normalisation='imagenet'), ...)
+
+A config that has nothing of a recipe is upstream's, and validates as it says itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from mmpetl.config.nodes import innermost
+from mmpetl.core import PETLError, suggest
+
+Protocol = Literal['honest', 'published']
+Stage = Literal['final', 'tune']
+
+VAL_EPOCHS = 10
+"""Epochs between two readings of the test set under ``published``."""
+
+HELD_OUT = 0.1
+"""Share of a training set that chooses settings where there is no validation set."""
+
+BEST_BY: Mapping[str, str] = {
+    'Accuracy': 'accuracy/top1',
+    'AccMetric': 'acc/top1',
+    'IoUMetric': 'mIoU',
+    'CocoMetric': 'coco/bbox_mAP',
+    'VOCMetric': 'pascal_voc/mAP',
+    'MaskedAccuracy': 'accuracy/top1',
+}
+"""Name of the metric that says which epoch is best, by the first evaluator."""
+
+OF_RECIPES = ('protocol', 'published', 'tune', 'dataset', 'preprocessing')
+"""Keys of which a recipe has at least one, and a config of upstream none."""
+
+_PARTS = ('dataloader', 'evaluator', 'cfg')
+
+
+def check_names(protocol: str, stage: str) -> None:
+    """Raise PETLError unless both are known and go together."""
+    for what, value, known in (
+        ('protocol', protocol, get_args(Protocol)),
+        ('stage', stage, get_args(Stage)),
+    ):
+        if value not in known:
+            raise PETLError(
+                f'there is no {what} {value!r}.{suggest(str(value), known)} '
+                f'There are: {", ".join(known)}'
+            )
+    if protocol == 'published' and stage == 'tune':
+        raise PETLError(
+            'the published protocol has no stage tune: it chooses on the test set; '
+            'leave out the stage, or take the honest protocol'
+        )
+
+
+def protocol_of(config: Any, asked: str | None, stage: str | None) -> str | None:
+    """The protocol of a config, None where it takes part in none.
+
+    Args:
+        config: As it was read.
+        asked: What the user asked for, if anything.
+        stage: Likewise.
+    """
+    if asked or config.get('protocol'):
+        return asked or config.protocol
+    return 'honest' if stage or any(k in config for k in OF_RECIPES) else None
+
+
+def without_validation(config: Any) -> str | None:
+    """Why a run does not validate, in one line; None where it does or never would."""
+    honest = (config.get('protocol'), config.get('stage')) == ('honest', 'final')
+    if not honest or config.get('val_dataloader') or not config.get('test_dataloader'):
+        return None
+    return (
+        'no validation while training: the protocol honest reads the test set once, '
+        'after the last epoch (tools/test.py); --protocol published validates on it'
+    )
+
+
+def overlay(config: Any, protocol: Protocol, stage: Stage) -> None:
+    """Merge what the recipe says of a protocol and a stage; drop both keys."""
+    notes = {key: config.pop(key, None) for key in ('published', 'tune')}
+    note = notes.get('published' if protocol == 'published' else stage)
+    config.protocol, config.stage = protocol, stage
+    if not (config.get('train_dataloader') and config.get('test_dataloader')):
+        # A phase of a method, or a config without data, says itself what it reads.
+        if (protocol, stage) != ('honest', 'final'):
+            raise PETLError(
+                f'the config has no test set to train towards, so protocol {protocol} '
+                f'and stage {stage} mean nothing to it; take the recipe'
+            )
+        return
+    if stage == 'tune' and not config.get('val_dataloader'):
+        _score_on(config, 'val', 'test')
+    if note:
+        config.merge_from_dict(note.to_dict())
+    if protocol == 'published':
+        if not _same_data(config):  # else its loader is of the test set, and cheaper
+            _score_on(config, 'val', 'test')
+        _keep_best(config)
+    elif stage == 'tune':
+        if _same_data(config):
+            _hold_out(config)
+        _drop(config, 'test')
+    elif _same_data(config):
+        _drop(config, 'val')
+
+
+def apply_schedule(config: Any) -> None:
+    """Give a published image recipe timm's cosine, with what ``timm`` says of it.
+
+    The pair LinearLR and CosineAnnealingLR becomes one ``mmpetl.TimmCosineLR`` with the
+    same warm-up, peak and floor.
+    """
+    note = config.pop('timm', None)
+    if config.get('protocol') != 'published' or note is None:
+        return
+    warm, cosine = config.param_scheduler
+    start = warm['start_factor'] * config.optim_wrapper.optimizer.lr
+    config.param_scheduler = [
+        {
+            'type': 'mmpetl.TimmCosineLR',
+            'T_max': cosine['end'],
+            'warmup': warm['end'],
+            'start': start,
+            'eta_min': cosine['eta_min'],
+            **note,
+        }
+    ]
+
+
+def _drop(config: Any, phase: str) -> None:
+    for part in _PARTS:
+        config[f'{phase}_{part}'] = None
+
+
+def _score_on(config: Any, phase: str, source: str) -> None:
+    for part in _PARTS:
+        config[f'{phase}_{part}'] = copy.deepcopy(config.get(f'{source}_{part}'))
+
+
+def _same_data(config: Any) -> bool:
+    """Whether validation would read the test set, which is to be read once."""
+    val, test = config.get('val_dataloader'), config.get('test_dataloader')
+    return bool(val and test) and _identity(val.dataset) == _identity(test.dataset)
+
+
+def _identity(node: Any) -> Any:
+    """What a dataset reads, whatever becomes of it."""
+    if isinstance(node, Mapping):
+        return {k: _identity(v) for k, v in node.items() if k != 'pipeline'}
+    if isinstance(node, list | tuple):
+        return [_identity(v) for v in node]
+    return node
+
+
+def _hold_out(config: Any) -> None:
+    """Train on nine tenths of the training set and score on the tenth left.
+
+    The tenth is read as the test set would be: its pipeline, no filter, no repeats.
+    """
+    train, val = config.train_dataloader.dataset, config.val_dataloader.dataset
+    scored = copy.deepcopy(train)
+    pipeline = next(iter(innermost(val))).get('pipeline')
+    while scored.get('times'):
+        scored = scored['dataset']
+    for dataset in innermost(scored):
+        dataset.pop('filter_cfg', None)
+        dataset['test_mode'] = True
+        if pipeline is not None:
+            dataset['pipeline'] = copy.deepcopy(pipeline)
+    node, key = config.train_dataloader, 'dataset'
+    while node[key].get('times'):  # a set is split before it is repeated
+        node = node[key]
+    held = {'type': 'mmpetl.HeldOut', 'share': HELD_OUT}
+    node[key] = {**held, 'part': 'train', 'dataset': node[key]}
+    config.val_dataloader.dataset = {**held, 'part': 'val', 'dataset': scored}
+    evaluators = config.val_evaluator
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        # The official file has the whole set; figures then come from what is read.
+        evaluator.pop('ann_file', None)
+    for dataset in innermost(scored):
+        for step in dataset.get('pipeline') or ():
+            if step.get('type') == 'PackDetInputs' and 'meta_keys' in step:
+                step['meta_keys'] = (*step['meta_keys'], 'instances')
+
+
+def _keep_best(config: Any) -> None:
+    if config.train_cfg.get('max_epochs') and config.default_scope == 'mmpretrain':
+        config.train_cfg.val_interval = min(VAL_EPOCHS, config.train_cfg.max_epochs)
+    evaluator = config.val_evaluator
+    first = evaluator[0] if isinstance(evaluator, list | tuple) else evaluator
+    kind = first['type'].rpartition('.')[2]
+    if kind not in BEST_BY:
+        raise PETLError(
+            f'the published protocol keeps the best epoch, but which metric of {kind} '
+            f'is meant is not known; it is for: {", ".join(BEST_BY)}'
+        )
+    best = BEST_BY[kind]
+    if first.get('prefix'):
+        best = f'{first["prefix"]}/{best.rpartition("/")[2]}'
+    config.default_hooks.checkpoint.update(save_best=best, rule='greater')

@@ -1,0 +1,327 @@
+"""A delta on disk: ``<name>.safetensors`` with the tensors, ``<name>.json`` with facts.
+
+Neither file can run code. The JSON holds at least
+
+===============  =====================================================================
+``format``       number of this layout
+``version``      the mmpetl that wrote it
+``method``       ``{"type": "LoRA", "rank": 8, ...}``, or a list where several share
+                 the backbone
+``backbone``     config of the foreign backbone, or null
+``num_blocks``   its depth
+``base``         name of the file of the base weights, null where they were random
+``fingerprint``  digest of the base weights, 16 hexadecimal digits
+``tensors``      file, number of values, bytes and SHA-256 of the ``.safetensors``
+===============  =====================================================================
+
+Keys are those of the model's state, free of what depends on how it was held: no segment
+of a wrapper (``module``, ``_orig_mod``), and the number of the method in ``method``
+where the model has the name of its slot (``petl.attn_sum.0.down.weight``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmpetl.core.errors import PETLError
+from mmpetl.core.method import build_method
+from mmpetl.version import __version__
+
+FORMAT = 1
+"""Number of the layout; it changes alone."""
+
+SUFFIXES = ('.safetensors', '.json')
+REQUIRED = ('format', 'method', 'num_blocks', 'base', 'fingerprint', 'tensors')
+WRAPPERS = ('module', '_orig_mod')
+"""Segments that DistributedDataParallel and ``torch.compile`` put into keys."""
+
+
+# ------------------------------------------------------------------------ keys
+
+
+def plain_key(key: str) -> str:
+    """A key without the segments of wrappers."""
+    return '.'.join(part for part in key.split('.') if part not in WRAPPERS)
+
+
+def file_key(key: str, slots: Sequence[str]) -> str:
+    """A model's key as a file has it: wrappers out, slots by their number.
+
+    Args:
+        key: A key of the model's state.
+        slots: Names of the slots that the file holds, in the order of its methods.
+    """
+    parts = plain_key(key).split('.')
+    for i in range(len(parts) - 2):
+        if parts[i] == 'petl' and parts[i + 2] in slots:
+            parts[i + 2] = str(slots.index(parts[i + 2]))
+            break
+    return '.'.join(parts)
+
+
+def file_keys(keys: Iterable[str], slots: Sequence[str]) -> dict[str, str]:
+    """The key in the file for each key of a model's state, each of them once.
+
+    Raises:
+        PETLError: Two keys would become one.
+    """
+    found = {key: file_key(key, slots) for key in keys}
+    seen: dict[str, str] = {}
+    for key, short in found.items():
+        if short in seen:
+            raise PETLError(
+                f'{seen[short]} and {key} would both be {short} in a delta; name '
+                'neither submodules nor slots like a wrapper or a number'
+            )
+        seen[short] = key
+    return found
+
+
+def slots_in(keys: Iterable[str]) -> list[str]:
+    """Names of the slots that occur in keys, sorted."""
+    parts = [plain_key(key).split('.') for key in keys]
+    return sorted({p[p.index('petl') + 2] for p in parts if 'petl' in p[:-2]})
+
+
+def state_for(
+    tensors: Mapping[str, Tensor], keys: Iterable[str], slots: Sequence[str]
+) -> dict[str, Tensor]:
+    """Tensors of a delta by the keys of the model that is to take them.
+
+    Args:
+        tensors: As :func:`read_delta_file` gives them, or the state in a checkpoint
+            whose only slot has another name than the model's.
+        keys: Those of the model.
+        slots: Names of the model's slots, in the order of the delta's methods.
+
+    Returns:
+        What fits no key keeps its own, for the caller to refuse.
+    """
+    wanted = {short: key for key, short in file_keys(keys, slots).items()}
+    there = slots_in(tensors)
+    # A run's checkpoint has the name that the slot had in the run.
+    own = there if len(there) == 1 else ()
+    return {wanted.get(file_key(k, own), k): value for k, value in tensors.items()}
+
+
+# ----------------------------------------------------------------------- files
+
+
+def delta_paths(path: str | os.PathLike) -> tuple[Path, Path]:
+    """The ``.safetensors`` and the ``.json`` of a delta, from either or their stem."""
+    path = Path(path)
+    stem = path.with_suffix('') if path.suffix in SUFFIXES else path
+    tensors, facts = (stem.with_name(stem.name + s) for s in SUFFIXES)
+    return tensors, facts
+
+
+def write_delta_file(
+    path: str | os.PathLike, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> Path:
+    """Write both files; they are whole, or as they were before.
+
+    Args:
+        path: Path without a suffix, or with either suffix.
+        tensors: By keys of the file; :func:`file_keys` gives them.
+        facts: The record without ``tensors``; ``format`` and ``version`` are added
+            where it lacks them.
+
+    Returns:
+        The ``.safetensors`` file.
+
+    Raises:
+        PETLError: A value is not finite, or a file cannot be written.
+    """
+    from safetensors.torch import save
+
+    weights, record = delta_paths(path)
+    broken = [
+        k
+        for k, v in tensors.items()
+        if v.is_floating_point() and not bool(torch.isfinite(v).all())
+    ]
+    if broken:
+        more = f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''
+        raise PETLError(
+            f'{broken[0]} holds values that are not finite{more}, so no delta is '
+            'written; take an earlier checkpoint'
+        )
+    # Clones, for safetensors refuses tensors that share memory.
+    packed = save({k: v.detach().cpu().clone() for k, v in tensors.items()})
+    whole = {
+        'format': FORMAT,
+        'version': __version__,
+        **to_data(facts),
+        'tensors': {
+            'file': weights.name,
+            'values': sum(v.numel() for v in tensors.values()),
+            'bytes': len(packed),
+            'sha256': hashlib.sha256(packed).hexdigest(),
+        },
+    }
+    text = json.dumps(whole, indent=2, ensure_ascii=False) + '\n'
+    write_all({weights: packed, record: text.encode()})
+    return weights
+
+
+def read_delta_file(
+    path: str | os.PathLike,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a delta, from either file or their stem.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        PETLError: A file is damaged or no delta, or the two are not of one export.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    weights, record = delta_paths(path)
+    for file in (weights, record):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f'there is no {file}; a delta is two files, {weights.name} and '
+                f'{record.name}'
+            )
+    facts = _read_facts(record)
+    packed = weights.read_bytes()
+    wanted, found = facts['tensors']['sha256'], hashlib.sha256(packed).hexdigest()
+    if wanted != found:
+        raise PETLError(
+            f'{weights} has SHA-256 {found[:12]}, {record.name} speaks of '
+            f'{str(wanted)[:12]}; it is damaged, or the two files are of two exports'
+        )
+    try:
+        tensors = load(packed)
+    except SafetensorError as error:
+        raise PETLError(f'{weights} is damaged or no safetensors ({error})') from None
+    return tensors, facts
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise PETLError(f'{path} is damaged or no JSON ({error})') from None
+    lacking = [k for k in REQUIRED if not isinstance(facts, dict) or k not in facts]
+    if lacking:
+        raise PETLError(f'{path} is no record of a delta: it lacks {lacking[0]!r}')
+    check_format(facts, path)
+    methods = _methods(facts)
+    tensors = facts['tensors']
+    if not methods or not all(isinstance(m, dict) and 'type' in m for m in methods):
+        raise PETLError(f'{path} is no record of a delta: its method has no type')
+    if not isinstance(tensors, dict) or 'sha256' not in tensors:
+        raise PETLError(f"{path} is no record of a delta: it lacks tensors' sha256")
+    return facts
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write files of one export: all are whole beside their names before any moves."""
+    parts = {path: path.with_name(f'{path.name}.part') for path in files}
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(parts[path], 'wb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            os.replace(part, path)
+    except OSError as error:
+        raise PETLError(
+            f'cannot write {error.filename}: {error.strerror}; choose another place'
+        ) from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------- facts
+
+
+def check_format(facts: Mapping[str, Any], name: Any = 'the delta') -> None:
+    """Raise PETLError unless this mmpetl reads the layout."""
+    if facts.get('format') != FORMAT:
+        raise PETLError(
+            f'{name} has format {facts.get("format")}, this mmpetl reads {FORMAT}; it '
+            f'was written by mmpetl {facts.get("version")}'
+        )
+
+
+def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise PETLError unless a delta belongs to a model's method and base.
+
+    Args:
+        facts: Those of the delta.
+        here: Those of the model: ``method``, ``num_blocks``, ``base``, ``fingerprint``
+            and, where it is known, ``backbone``.
+    """
+    check_format(facts)
+    if method_name(facts) != method_name(here):
+        raise PETLError(
+            f'the delta is of {method_name(facts)}, the model has '
+            f'{method_name(here)}; build the model with the method of the delta'
+        )
+    there, built = _backbone_name(facts), _backbone_name(here)
+    if None not in (there, built) and there != built:
+        raise PETLError(
+            f'the delta is of a {there}, this backbone is a {built}; build the '
+            'backbone that the delta was made on'
+        )
+    if facts['num_blocks'] != here['num_blocks']:
+        raise PETLError(
+            f'the delta is of a backbone with {facts["num_blocks"]} blocks, this one '
+            f'has {here["num_blocks"]}; build the backbone that the delta was made on'
+        )
+    if _full(facts) != _full(here):
+        raise PETLError(
+            f'the delta was made by {_full(facts)}, the model has {_full(here)}; use '
+            'the same arguments'
+        )
+    if facts['fingerprint'] != here['fingerprint']:
+        raise PETLError(
+            f'the delta was made on the base {facts["base"] or "(random)"} '
+            f'[{facts["fingerprint"]}], this model has {here["base"] or "(random)"} '
+            f'[{here["fingerprint"]}]; load the base that the delta was made on'
+        )
+
+
+def method_name(facts: Mapping[str, Any]) -> str:
+    """``'LoRA'``, or ``'LoRA + SSF'`` where several share the backbone."""
+    return ' + '.join(m['type'] for m in _methods(facts))
+
+
+def _methods(facts: Mapping[str, Any]) -> list[Any]:
+    methods = facts['method']
+    return list(methods) if isinstance(methods, list | tuple) else [methods]
+
+
+def _backbone_name(facts: Mapping[str, Any]) -> str | None:
+    """Class of the backbone without its scope."""
+    kind = (facts.get('backbone') or {}).get('type')
+    return None if kind is None else to_data(kind).rpartition('.')[2]
+
+
+def _full(facts: Mapping[str, Any]) -> list[Any]:
+    """The methods' arguments, at default where the delta is too old to know one."""
+    return [to_data(build_method(dict(m)).config()) for m in _methods(facts)]
+
+
+def to_data(value: Any) -> Any:
+    """Plain JSON data: tuples and sets as lists, types and paths as their names."""
+    if isinstance(value, Mapping):
+        return {str(k): to_data(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_data(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, '__name__', str(value))

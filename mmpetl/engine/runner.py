@@ -1,0 +1,65 @@
+"""A Runner that adds what safe tuning needs to a config of upstream."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from mmengine.runner import Runner
+
+from mmpetl.registry import RUNNERS
+
+STOCK_CHECKPOINTS = (None, 'CheckpointHook', 'mmengine.CheckpointHook')
+CHECKPOINTS = 'mmpetl.DeltaCheckpointHook'
+HOOKS = ('mmpetl.CalibrationHook', 'mmpetl.BaseGuardHook', 'mmpetl.NonFiniteGuardHook')
+CONSTRUCTOR = 'mmpetl.OwnerOptimWrapperConstructor'
+WRAPPER = 'mmpetl.PETLDistributedDataParallel'
+
+
+@RUNNERS.register_module()
+class TuningRunner(Runner):
+    """MMEngine's Runner; a config asks for it by one line.
+
+    ``runner_type = 'mmpetl.TuningRunner'`` is read by the training tools of mmpretrain,
+    mmdet, mmsegmentation and mmaction2 as well as by ours. It adds
+
+    - small checkpoints that resume bit-equal: MMEngine's own ``CheckpointHook``, or
+      none, becomes ``mmpetl.DeltaCheckpointHook`` with the same arguments;
+    - the data pass before training that SCT and GPS need, the guard of the base, and
+      the guard against losses that are not finite;
+    - optimizer groups by owner, unless the config names a constructor;
+    - the distributed wrapper that runs on CPUs too, unless the config names one.
+
+    What the config says itself stays.
+    """
+
+    @classmethod
+    def from_cfg(cls, cfg: Any) -> Runner:
+        """Build the runner of a config, which stays as it is."""
+        cfg, added = safe_config(cfg)
+        runner = super().from_cfg(cfg)
+        runner.logger.info(f'{cls.__name__} added {", ".join(added) or "nothing"}')
+        return runner
+
+
+def safe_config(config: Any) -> tuple[Any, list[str]]:
+    """A copy of a config with what :class:`TuningRunner` adds, and what that was."""
+    config, added = copy.deepcopy(config), []
+    hooks = config.setdefault('default_hooks', {})
+    saves = hooks.get('checkpoint') or {}
+    if saves.get('type') in STOCK_CHECKPOINTS:
+        hooks['checkpoint'] = {**saves, 'type': CHECKPOINTS}
+        added.append(CHECKPOINTS)
+    custom = config.get('custom_hooks') or []
+    there = {hook.get('type') for hook in custom if isinstance(hook, dict)}
+    missing = [kind for kind in HOOKS if kind not in there]
+    config['custom_hooks'] = [*custom, *({'type': kind} for kind in missing)]
+    added += missing
+    optim = config.get('optim_wrapper')
+    if isinstance(optim, dict) and not optim.get('constructor'):
+        optim['constructor'] = CONSTRUCTOR
+        added.append(CONSTRUCTOR)
+    if not config.get('model_wrapper_cfg'):
+        config['model_wrapper_cfg'] = {'type': WRAPPER}
+        added.append(WRAPPER)
+    return config, added
