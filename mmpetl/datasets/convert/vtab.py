@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
+from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.convert.dense import Counts
@@ -222,12 +224,10 @@ class _Files:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        from PIL import Image
-
         path, label = self.items[index]
         try:
             with Image.open(path) as picture:
-                return np.asarray(picture.convert('RGB')), label
+                return np.asarray(eight_bits(picture).convert('RGB')), label
         except (OSError, ValueError) as error:
             raise PETLError(f'cannot read {path}: {error}') from None
 
@@ -236,8 +236,7 @@ class _Files:
 class FolderExport:
     """``<folder>/<task>/<split>/<label>/<picture>``, pictures sorted by name.
 
-    File names are the order of the export if they are unique in the split, so that
-    ``train800val200`` comes out as official; the label is the folder's name.
+    The label is the folder's name.
     """
 
     folder: Path
@@ -268,6 +267,9 @@ def convert_export(
     """One task from an export, into the processed layout.
 
     Pictures are stored as JPEG with Pillow's defaults, as the official script does.
+    ``train800val200`` is train800 and then val200. In the archives that circulate it
+    holds the same pictures in another order, since TensorFlow Datasets reads a joined
+    split by turns, sixteen pictures of each part.
 
     Raises:
         PETLError: A split is missing or holds a label out of range.
@@ -314,8 +316,6 @@ def _write_split(
 
 def as_jpeg(picture: np.ndarray) -> bytes:
     """Encode (H, W), (H, W, 1) or (H, W, 3) uint8; grey pictures get three channels."""
-    from PIL import Image
-
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[..., 0]
     buffer = io.BytesIO()
