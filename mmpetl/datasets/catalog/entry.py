@@ -53,6 +53,8 @@ class DatasetFacts:
         licence: Terms, in a few words. Check them at the source.
         source: Where the data come from.
         aliases: Other names of the set and of its folder.
+        folders: Other names that releases give its folder; capitals, blanks, hyphens
+            and underscores make no difference.
         traps: What goes wrong with it, a sentence each.
         pool: The list that drawn splits come from, for sets of several sizes.
         folds: Pairs ``train_fold<k>``, ``val_fold<k>`` that are drawn besides.
@@ -73,6 +75,7 @@ class DatasetFacts:
     licence: str
     source: str
     aliases: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     traps: tuple[str, ...] = ()
     pool: Split | None = None
     folds: int = 0

@@ -19,6 +19,7 @@ def _fgvc(
     sizes: tuple[int, int, int],
     licence: str,
     source: str,
+    folders: tuple[str, ...],
     traps: tuple[str, ...] = (_OWN_VAL,),
 ) -> DatasetFacts:
     return DatasetFacts(
@@ -38,6 +39,7 @@ def _fgvc(
         metrics=('top1',),
         licence=licence,
         source=source + _FGVC_SOURCE,
+        folders=folders,
         traps=traps,
     )
 
@@ -52,6 +54,7 @@ FGVC_ROWS = (
         (5_394, 600, 5_794),
         'non-commercial research',
         'CaltechDATA, CUB_200_2011.tgz',
+        ('CUB', 'CUB200', 'CUB2011'),
     ),
     _fgvc(
         'nabirds',
@@ -62,6 +65,7 @@ FGVC_ROWS = (
         (21_536, 2_393, 24_633),
         'non-commercial; registration',
         'Cornell Lab of Ornithology',
+        ('NABird',),
         (_OWN_VAL, 'Class ids have gaps.'),
     ),
     _fgvc(
@@ -73,6 +77,7 @@ FGVC_ROWS = (
         (1_020, 1_020, 6_149),
         UNSTATED,
         'Visual Geometry Group, Oxford, 102flowers.tgz (unpacks to jpg/)',
+        ('OxfordFlowers', 'OxfordFlowers102', 'Flowers102', 'Flowers', 'Flower102'),
         (),
     ),
     _fgvc(
@@ -84,6 +89,7 @@ FGVC_ROWS = (
         (10_800, 1_200, 8_580),
         'research only, terms of ImageNet',
         'Stanford, images.tar',
+        ('dogs',),
     ),
     _fgvc(
         'stanford_cars',
@@ -93,11 +99,14 @@ FGVC_ROWS = (
         196,
         (7_329, 815, 8_041),
         'research only, terms of ImageNet',
-        'the original host is gone',
+        'the original host is gone; copies of cars_train and cars_test serve, with '
+        'cars_annos.mat, cars_train_annos.mat and cars_test_annos_withlabels.mat',
+        ('cars', 'cars196'),
         (
             _OWN_VAL,
             'The splits name the pooled release, car_ims/000001.jpg with six digits; '
-            'most mirrors hold cars_train and cars_test with five.',
+            'most mirrors hold cars_train and cars_test with five, which the converter '
+            'matches by class and bounding box.',
         ),
     ),
 )

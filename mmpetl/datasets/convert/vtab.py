@@ -23,6 +23,7 @@ from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import partial_of, staged, unless_there, write_lines
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.convert.unpack import unpack, write_late
+from mmpetl.datasets.folders import find_folder, is_called, known_names
 
 TASKS: Mapping[str, DatasetFacts] = {
     facts.id: facts for facts in CATALOG.values() if facts.benchmark == 'vtab'
@@ -37,7 +38,7 @@ _LINE = re.compile(r'(?P<path>images/(?P<split>\w+)/\d{6}\.jpg) (?P<label>\d+)')
 def task_of(name: str) -> DatasetFacts | None:
     """The task that a folder's name or an id means."""
     for facts in TASKS.values():
-        if name in (facts.id, facts.folder, *facts.aliases):
+        if is_called(facts, name):
             return facts
     return None
 
@@ -255,10 +256,12 @@ class FolderExport:
 
 
 def _task_folder(folder: Path, facts: DatasetFacts) -> Path:
-    for name in (facts.folder, facts.id, *facts.aliases):
-        if (folder / name).is_dir():
-            return folder / name
-    raise PETLError(f'{folder} has no folder {facts.folder} for {facts.id}')
+    found = find_folder(folder, facts)
+    if found is None:
+        official, *others = known_names(facts)
+        also = f' (nor {", ".join(others)})' if others else ''
+        raise PETLError(f'{folder} has no folder {official}{also} for {facts.id}')
+    return found
 
 
 def convert_export(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import DatasetFacts
 from mmpetl.datasets.items import Item, folder_of
 from mmpetl.datasets.verify.findings import Finding, Report
@@ -57,14 +58,24 @@ def verify(
         What was found; nothing is raised for faulty data.
     """
     root = Path(root).expanduser()
-    folder = folder_of(facts, root)
-    report = Report(facts.id, str(folder), classes=(None, facts.num_present))
+    report = Report(facts.id, str(root / facts.path), classes=(None, facts.num_present))
+    try:
+        folder = folder_of(facts, root)
+    except PETLError as error:  # which of several it is
+        report.findings.append(Finding('', str(error), 'see there'))
+        return report
+    report.folder = str(folder)
     if not folder.is_dir():
         report.present = False
         report.findings.append(
             Finding('', f"there is no folder '{folder}'", f'get it: {facts.source}')
         )
         return report
+    if folder.name != facts.folder:
+        what = f"it is called '{folder.name}' here"
+        report.findings.append(
+            Finding('', what, 'nothing, the name is known', fault=False)
+        )
     stamps = stamps_of(facts, root)
     report.mini = bool(stamps)
     if report.mini != mini:
