@@ -228,6 +228,91 @@ def test_the_joined_split_is_the_two_parts(copy):
     assert any('1 pictures differ' in remark for remark in remarks)
 
 
+def interleaved(train: list, val: list, block: int) -> list:
+    """Blocks of the two parts in turn, as TensorFlow Datasets reads ``a + b``."""
+    whole = []
+    for start in range(0, max(len(train), len(val)), block):
+        whole += train[start : start + block] + val[start : start + block]
+    return whole
+
+
+def reorder_joined(root: Path, block: int = 3) -> Path:
+    """Write ``train800val200`` as the archives that circulate have it."""
+    folder = root / 'vtab-1k/svhn'
+    parts = [
+        [line.rpartition(' ') for line in (folder / file).read_text().splitlines()]
+        for file in ('train800.txt', 'val200.txt')
+    ]
+    lines = []
+    for index, (name, _, label) in enumerate(interleaved(*parts, block)):
+        lines.append(f'images/train800val200/{index:06d}.jpg {label}')
+        shutil.copy(folder / name, folder / lines[-1].rpartition(' ')[0])
+    path = folder / 'train800val200.txt'
+    assert lines != path.read_text().splitlines()
+    path.write_text(''.join(f'{line}\n' for line in lines))
+    (folder / STAMP).unlink()
+    return folder
+
+
+def faults_of_order(root: Path, id: str = 'svhn') -> list[str]:
+    found = look(root, id, mini=False).findings
+    return [f.what for f in found if 'differ' in f.what or 'together' in f.what]
+
+
+def test_the_joined_split_may_be_in_another_order(copy):
+    """TFDS interleaves what it joins: the archives are not train800 then val200."""
+    root = copy('svhn')
+    folder = reorder_joined(root)
+    assert faults_of_order(root) == []
+    # Two labels of it swapped: the multiset of labels is the same, that of pairs not.
+    lines = (folder / 'train800val200.txt').read_text().splitlines()
+    labels = [line.rpartition(' ')[2] for line in lines]
+    other = next(i for i, label in enumerate(labels) if label != labels[0])
+    for index, label in ((0, labels[other]), (other, labels[0])):
+        lines[index] = f'{lines[index].rpartition(" ")[0]} {label}'
+    (folder / 'train800val200.txt').write_text('\n'.join(lines) + '\n')
+    (fault,) = faults_of_order(root)
+    assert fault.startswith('2 labels differ from those of train800 and val200')
+    assert 'train800val200.txt:1' in fault
+
+
+def test_the_joined_split_may_not_hold_a_picture_twice(copy):
+    root = copy('svhn')
+    folder = reorder_joined(root) / 'images/train800val200'
+    shutil.copy(folder / '000001.jpg', folder / '000000.jpg')
+    assert any(text.startswith('1 ') for text in faults_of_order(root))
+
+
+def test_trainval_may_be_in_another_order_but_not_of_other_labels(copy):
+    root = copy('clevr_dist_1k')
+    folder = root / 'many_shot/clevr_dist'
+    (folder / STAMP).unlink()
+    for path in folder.glob('1k/*.txt'):
+        edit(path, lambda lines: lines[::-1])
+    text = text_of(look(root, 'clevr_dist_1k', mini=False))
+    assert 'is not what seed' not in text
+    assert 'train and val' not in text
+    edit(
+        folder / '1k/trainval.txt',
+        lambda lines: [f'{lines[0][:-1]}{(int(lines[0][-1]) + 1) % 6}', *lines[1:]],
+    )
+    text = text_of(look(root, 'clevr_dist_1k', mini=False))
+    assert 'trainval: 1 labels differ from those of train and val' in text
+
+
+@pytest.mark.parametrize('id', ['stanford_dogs', 'svhn'])
+def test_another_spelling_of_the_folder_is_remarked_on(copy, id):
+    root, facts = copy(id), CATALOG[id]
+    other = {'stanford_dogs': 'Stanford-dogs', 'svhn': 'SVHN'}[id]
+    (root / facts.path).rename(root / facts.base / other)
+    report = look(root, id, mini=False)
+    assert report.folder == str(root / facts.base / other)
+    assert f"it is called '{other}' here" in [f.what for f in report.findings]
+    (root / facts.base / facts.id.upper()).mkdir(exist_ok=True)
+    if id == 'stanford_dogs':
+        assert 'several folders of stanford_dogs' in text_of(look(root, id))
+
+
 @pytest.mark.parametrize('damage', ['truncated', 'empty', 'page', 'noise'])
 @pytest.mark.parametrize('id', SETS)
 def test_a_damaged_file_is_found(copy, id, damage):
@@ -349,6 +434,71 @@ def test_a_map_beyond_the_classes_is_found(copy, id, label, ok):
     assert ok or f"map '{mask}' holds label {label}, beyond {label - 1}" in text
     Image.fromarray(labels[:-1]).save(mask)
     assert 'its picture' in text_of(look(root, id))
+
+
+def spoil(mask: Path, how: str) -> None:
+    """Rewrite a label map in a form that readers take for labels, and are wrong."""
+    labels = np.array(Image.open(mask))
+    colours = np.stack([labels, labels // 2, 255 - labels], -1)
+    if how == 'colours':
+        Image.fromarray(colours).save(mask)
+    elif how == 'palette':
+        Image.fromarray(colours).quantize(8).save(mask)
+    elif how == 'jpeg':
+        Image.fromarray(labels).save(mask, format='JPEG')
+    elif how == 'deep':
+        deep = labels.astype(np.uint16)
+        deep[:2] = 300
+        Image.fromarray(deep).save(mask)
+    else:
+        turned = Image.fromarray(labels).transpose(Image.Transpose.ROTATE_90)
+        turned.crop((0, 0, turned.width + 1, turned.height)).save(mask)
+
+
+@pytest.mark.parametrize(
+    ('how', 'part'),
+    [
+        ('colours', 'holds colours (mode RGB), not labels'),
+        ('palette', 'is a palette picture of other colours'),
+        ('jpeg', 'is a JPEG'),
+        ('deep', 'holds label 300'),
+        ('size', 'its picture'),
+    ],
+)
+@pytest.mark.parametrize('id', ['ade20k', 'voc_seg'])
+def test_a_map_of_another_form_is_found(copy, id, how, part):
+    root = copy(id)
+    mask = items_of(root, id)[0].mask
+    spoil(mask, how)
+    text = text_of(look(root, id))
+    assert f"map '{mask}'" in text
+    assert part in text
+
+
+@pytest.mark.parametrize('id', ['ade20k', 'voc_seg'])
+def test_a_sound_map_may_be_plain_or_deep(copy, id):
+    root = copy(id)
+    mask = items_of(root, id)[0].mask
+    labels = np.array(Image.open(mask))
+    for dtype in (np.uint8, np.uint16):
+        Image.fromarray(labels.astype(dtype)).save(mask)
+        assert text_of(look(root, id)) == ''
+
+
+def test_a_turned_picture_is_measured_as_readers_turn_it(copy):
+    root = copy('ade20k')
+    item = items_of(root, 'ade20k')[0]
+    picture = Image.open(item.path)
+    picture.load()
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.crop((0, 0, 40, 30)).save(item.path, exif=exif)
+    labels = Image.open(item.mask)
+    labels.load()
+    labels.crop((0, 0, 30, 40)).save(item.mask)
+    assert text_of(look(root, 'ade20k')) == ''
+    labels.crop((0, 0, 40, 30)).save(item.mask)
+    assert 'is 40 x 30, its picture 30 x 40' in text_of(look(root, 'ade20k'))
 
 
 def test_subsets_that_were_changed_are_found(copy):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmpetl.compat.pictures import eight_bits
 from mmpetl.datasets.catalog import DatasetFacts
 from mmpetl.datasets.items import Item
 from mmpetl.datasets.maps import fault_of_form, sizes
@@ -104,6 +105,7 @@ def _open(path: Path) -> tuple[int, int]:
     """Width and height of a picture as readers turn it, decoded whole."""
     with Image.open(path) as picture:
         picture.load()
+        eight_bits(picture)  # of which it must have a version
         width, height = picture.size
         turned = picture.getexif().get(_ORIENTATION, 1) > 4
         return (height, width) if turned else (width, height)
