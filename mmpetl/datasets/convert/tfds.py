@@ -7,7 +7,8 @@ TensorFlow Datasets with the same pictures in the same order: their notes tell o
 addresses and features, and of a few damaged pictures of pets that were encoded anew.
 
 TensorFlow Datasets is no dependency: ``pip install tensorflow-datasets array_record``
-reads sets in the array-record format; other formats need TensorFlow, too.
+reads sets in the array-record format. Other formats, and preparing a set, need
+``tensorflow importlib_resources``, too.
 """
 
 from __future__ import annotations
