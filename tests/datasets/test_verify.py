@@ -6,18 +6,15 @@ import json
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from verifying import edit, items_of, list_of, look, relabel, text_of
 
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
-from mmpetl.datasets.items import list_path, read_items
 from mmpetl.datasets.mini.storage import STAMP
-from mmpetl.datasets.verify import Report, verify
+from mmpetl.datasets.verify import verify
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'misc' / 'verify_dataset.py'
 
@@ -28,64 +25,6 @@ SETS = (
     *('clevr_dist_1k', 'imagenet_r'),
 )
 LISTED = tuple(id for id in SETS if CATALOG[id].splits[0].file)
-
-
-@pytest.fixture
-def copy(tiny_root, tmp_path) -> Callable[[str], Path]:
-    """``copy(id)`` gives a data root that holds one set, to be spoilt."""
-
-    def make(id: str) -> Path:
-        path = 'VOCdevkit' if id.startswith('voc') else CATALOG[id].path
-        shutil.copytree(tiny_root / path, tmp_path / path)
-        return tmp_path
-
-    return make
-
-
-def look(root: Path, id: str, **kwargs) -> Report:
-    return verify(CATALOG[id], root, **{'sample': None, 'mini': True} | kwargs)
-
-
-def text_of(report: Report) -> str:
-    return '\n'.join(f'{f.split}: {f.what}' for f in report.faults)
-
-
-def items_of(root: Path, id: str, split: int = 0) -> list:
-    facts = CATALOG[id]
-    return read_items(facts, facts.splits[split], root)
-
-
-def list_of(root: Path, id: str, split: int = 0) -> Path:
-    facts = CATALOG[id]
-    return list_path(facts, facts.splits[split], root)
-
-
-def edit(path: Path, change: Callable[[list], list]) -> None:
-    """Change the entries of a list: lines, JSON pairs, or images of COCO."""
-    if path.suffix != '.json':
-        lines = change(path.read_text().splitlines())
-        path.write_text(''.join(f'{line}\n' for line in lines))
-        return
-    data = json.loads(path.read_text())
-    if 'images' in data:
-        data['images'] = change(data['images'])
-        kept = {image['id'] for image in data['images']}
-        data['annotations'] = [a for a in data['annotations'] if a['image_id'] in kept]
-    else:
-        data = dict(change(list(data.items())))
-    path.write_text(json.dumps(data))
-
-
-def relabel(change: Callable[[int], int]) -> Callable[[list], list]:
-    """Change the labels of list lines or of JSON pairs."""
-
-    def apply(entries: list) -> list:
-        if entries and isinstance(entries[0], tuple):
-            return [(key, change(value)) for key, value in entries]
-        parts = [line.rpartition(' ') for line in entries]
-        return [f'{name} {change(int(label))}' for name, _, label in parts]
-
-    return apply
 
 
 # --- whole sets --------------------------------------------------------------
@@ -379,6 +318,27 @@ def test_a_folder_with_two_labels_is_found(copy, id):
     assert 'class folders bear several labels' in text_of(look(root, id))
 
 
+def test_folders_that_are_parts_of_a_download_bear_any_labels(copy):
+    root = copy('ssv2')
+    folder = root / 'ssv2'
+    (folder / STAMP).unlink()
+    # Parts of two clips each: as many folders as there are labels.
+    for index, path in enumerate(sorted((folder / 'videos').iterdir())):
+        for part in (f'part_{index % 5}', f'part_{(index + 1) % 5}'):
+            (folder / 'videos' / part).mkdir(exist_ok=True)
+            shutil.copy(path, folder / 'videos' / part / path.name)
+    edit(
+        list_of(root, 'ssv2'),
+        lambda lines: [
+            f'part_{(k + more) % 5}/{line}'
+            for k, line in enumerate(sorted(lines))
+            for more in (0, 1)
+        ],
+    )
+    edit(list_of(root, 'ssv2', 1), lambda lines: [])
+    assert 'bear several labels' not in text_of(look(root, 'ssv2', mini=False))
+
+
 @pytest.mark.parametrize('id', ['svhn', 'clevr_dist_1k'])
 def test_a_class_that_never_occurs_is_found(copy, id):
     root = copy(id)
@@ -411,94 +371,6 @@ def test_foreign_objects_of_voc_are_found(copy):
     assert 'trainval2007: objects of classes that are none of the 20' in text
     xml.write_text('<annotation>')
     assert 'is not readable XML' in text_of(look(root, 'voc'))
-
-
-@pytest.mark.parametrize(
-    ('id', 'label', 'ok'),
-    [
-        ('ade20k', 150, True),
-        ('ade20k', 151, False),
-        ('voc_seg', 20, True),
-        ('voc_seg', 21, False),
-        ('voc_seg', 255, True),
-    ],
-)
-def test_a_map_beyond_the_classes_is_found(copy, id, label, ok):
-    root = copy(id)
-    mask = items_of(root, id)[0].mask
-    labels = np.array(Image.open(mask))
-    labels[5:9, 5:9] = label
-    Image.fromarray(labels).save(mask)
-    text = text_of(look(root, id))
-    assert ok == ('' == text)
-    assert ok or f"map '{mask}' holds label {label}, beyond {label - 1}" in text
-    Image.fromarray(labels[:-1]).save(mask)
-    assert 'its picture' in text_of(look(root, id))
-
-
-def spoil(mask: Path, how: str) -> None:
-    """Rewrite a label map in a form that readers take for labels, and are wrong."""
-    labels = np.array(Image.open(mask))
-    colours = np.stack([labels, labels // 2, 255 - labels], -1)
-    if how == 'colours':
-        Image.fromarray(colours).save(mask)
-    elif how == 'palette':
-        Image.fromarray(colours).quantize(8).save(mask)
-    elif how == 'jpeg':
-        Image.fromarray(labels).save(mask, format='JPEG')
-    elif how == 'deep':
-        deep = labels.astype(np.uint16)
-        deep[:2] = 300
-        Image.fromarray(deep).save(mask)
-    else:
-        turned = Image.fromarray(labels).transpose(Image.Transpose.ROTATE_90)
-        turned.crop((0, 0, turned.width + 1, turned.height)).save(mask)
-
-
-@pytest.mark.parametrize(
-    ('how', 'part'),
-    [
-        ('colours', 'holds colours (mode RGB), not labels'),
-        ('palette', 'is a palette picture of other colours'),
-        ('jpeg', 'is a JPEG'),
-        ('deep', 'holds label 300'),
-        ('size', 'its picture'),
-    ],
-)
-@pytest.mark.parametrize('id', ['ade20k', 'voc_seg'])
-def test_a_map_of_another_form_is_found(copy, id, how, part):
-    root = copy(id)
-    mask = items_of(root, id)[0].mask
-    spoil(mask, how)
-    text = text_of(look(root, id))
-    assert f"map '{mask}'" in text
-    assert part in text
-
-
-@pytest.mark.parametrize('id', ['ade20k', 'voc_seg'])
-def test_a_sound_map_may_be_plain_or_deep(copy, id):
-    root = copy(id)
-    mask = items_of(root, id)[0].mask
-    labels = np.array(Image.open(mask))
-    for dtype in (np.uint8, np.uint16):
-        Image.fromarray(labels.astype(dtype)).save(mask)
-        assert text_of(look(root, id)) == ''
-
-
-def test_a_turned_picture_is_measured_as_readers_turn_it(copy):
-    root = copy('ade20k')
-    item = items_of(root, 'ade20k')[0]
-    picture = Image.open(item.path)
-    picture.load()
-    exif = picture.getexif()
-    exif[0x0112] = 6
-    picture.crop((0, 0, 40, 30)).save(item.path, exif=exif)
-    labels = Image.open(item.mask)
-    labels.load()
-    labels.crop((0, 0, 30, 40)).save(item.mask)
-    assert text_of(look(root, 'ade20k')) == ''
-    labels.crop((0, 0, 40, 30)).save(item.mask)
-    assert 'is 40 x 30, its picture 30 x 40' in text_of(look(root, 'ade20k'))
 
 
 def test_subsets_that_were_changed_are_found(copy):

@@ -122,15 +122,18 @@ def check_folders(
         return
     seen: dict[str, Counter] = defaultdict(Counter)
     where: dict[tuple[str, int], tuple[str, Item]] = {}
+    within: dict[tuple[str, str], set[int]] = defaultdict(set)
     for name, entries in items.items():
         for item in entries:
             for label in item.labels:
                 folder = item.path.parent.name
                 seen[folder][label] += 1
+                within[name, folder].add(label)
                 where.setdefault((folder, label), (name, item))
     labels = {label for counter in seen.values() for label in counter}
-    if len(seen) < len(labels) or len(seen) < 2:
-        return  # folders are not classes here
+    several = sum(len(found) > 1 for found in within.values())
+    if len(seen) < len(labels) or len(seen) < 2 or several > len(within) / 2:
+        return  # folders are not classes here, but parts of a download
     mixed = {folder: counter for folder, counter in seen.items() if len(counter) > 1}
     if mixed:
         folder, counter = next(iter(mixed.items()))

@@ -44,28 +44,37 @@ def test_cifar100_comes_from_its_binary_version(tmp_path):
         study.read_cifar100(python)
 
 
-def test_imagenet_is_listed_by_sorted_class_ids(tmp_path):
+# Tench, goldfish and the last of the 1,000 classes.
+TENCH, GOLDFISH, TISSUE = 'n01440764', 'n01443537', 'n15075141'
+
+
+def test_imagenet_is_listed_by_the_official_class_ids(tmp_path):
     folder = tmp_path / 'imagenet'
     for name in (
-        'train/n02/b.JPEG',
-        'train/n01/a.JPEG',
-        'train/n01/c.JPEG',
-        'val/n02/v.JPEG',
+        f'train/{TISSUE}/b.JPEG',
+        f'train/{GOLDFISH}/a.JPEG',
+        f'train/{GOLDFISH}/c.JPEG',
+        f'val/{TISSUE}/v.JPEG',
     ):
         write_whole(folder / name, jpeg())
     counts = study.list_imagenet(tmp_path, check=True)
     assert counts == [('train', 3, 1_281_167), ('val', 1, 50_000)]
+    # Two of the classes are there; labels are those of all.
     assert (folder / 'train.txt').read_text().splitlines() == [
-        'train/n01/a.JPEG 0',
-        'train/n01/c.JPEG 0',
-        'train/n02/b.JPEG 1',
+        f'train/{GOLDFISH}/a.JPEG 1',
+        f'train/{GOLDFISH}/c.JPEG 1',
+        f'train/{TISSUE}/b.JPEG 999',
     ]
-    assert (folder / 'val.txt').read_text() == 'val/n02/v.JPEG 1\n'
-    write_whole(folder / 'val/n03/v.JPEG', jpeg())
-    with refused('n03', 'train lacks'):
+    assert (folder / 'val.txt').read_text() == f'val/{TISSUE}/v.JPEG 999\n'
+    write_whole(folder / f'val/{TENCH}/v.JPEG', jpeg())
+    with refused(TENCH, 'train lacks'):
         study.list_imagenet(tmp_path)
-    shutil.rmtree(folder / 'val' / 'n03')
-    write_whole(folder / 'val/n02/w.JPEG', jpeg(side=64)[:-300])
+    shutil.rmtree(folder / 'val' / TENCH)
+    write_whole(folder / 'train/part_0/w.JPEG', jpeg())
+    with refused('part_0 is no class of ImageNet-1k'):
+        study.list_imagenet(tmp_path)
+    shutil.rmtree(folder / 'train' / 'part_0')
+    write_whole(folder / f'val/{TISSUE}/w.JPEG', jpeg(side=64)[:-300])
     with refused('cannot decode', 'w.JPEG'):
         study.list_imagenet(tmp_path, check=True)
 
