@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from mmpetl.apis.predict import Box, Prediction, Segmentation
+from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
 
 SHORT_SIDE = 360
@@ -146,8 +147,8 @@ def draw_detection(
 def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
     try:
         with Image.open(path) as file:
-            return _enlarge(file.convert('RGB'))
-    except (UnidentifiedImageError, OSError) as error:
+            return _enlarge(eight_bits(file).convert('RGB'))
+    except (UnidentifiedImageError, OSError, ValueError) as error:
         raise PETLError(f'cannot read {path}: {error}') from None
 
 

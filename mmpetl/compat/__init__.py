@@ -9,6 +9,7 @@ Gap                                                    Closed in
 ``mmcv-lite`` has no compiled ``mmcv._ext``            `hooks`, `kernels`
 the mmaction2 wheel lacks ``localizers.drn``           `hooks`
 mmpretrain's multimodal models break on transformers   `hooks`
+mmcv with Pillow turns 16-bit grey pictures white      `hooks`, `pictures`
 torch refuses MMEngine's resume files                  `loading`
 MMEngine's launcher wants a GPU                        `distributed`
 =====================================================  ==============================

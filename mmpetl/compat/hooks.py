@@ -3,7 +3,7 @@
 Two finders join ``sys.meta_path``. The one at the end is asked only for modules that
 nothing else provides, so a compiled ``mmcv._ext`` or a complete mmaction2 is used
 untouched. The one at the front knows only the modules in which mmpretrain and mmaction2
-switch their multimodal models on.
+switch their multimodal models on, and the one in which mmcv decodes pictures.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SWITCHES = {
     'mmpretrain.utils.dependency': ('multimodal', 'utils'),
     'mmaction.utils.dependency': ('multimodal',),
 }
+PICTURES = 'mmcv.image.io'
 ORIGIN = 'mmpetl.compat'  # tells a stand-in from the real module
 
 
@@ -125,14 +126,26 @@ def _set_switch(module: ModuleType) -> None:
         module.WITH_MULTIMODAL = transformers_serves(folders)
 
 
-class _SwitchLoader(SourceFileLoader):
+def _scale_pictures(module: ModuleType) -> None:
+    from . import pictures
+
+    pictures.correct_mmcv(module)
+
+
+_CORRECT: dict[str, Callable[[ModuleType], None]] = {
+    **dict.fromkeys(SWITCHES, _set_switch),
+    PICTURES: _scale_pictures,
+}
+
+
+class _CorrectingLoader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        _set_switch(module)
+        _CORRECT[module.__name__](module)
 
 
 class SwitchFinder(MetaPathFinder):
-    """First in line, for the switches alone: loads one, then corrects it."""
+    """First in line, for the modules of `_CORRECT`: loads one, then corrects it."""
 
     def find_spec(
         self,
@@ -140,14 +153,14 @@ class SwitchFinder(MetaPathFinder):
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        """The module itself, with a loader that corrects the switch, or None."""
-        if fullname not in SWITCHES:
+        """The module itself, with a loader that corrects it, or None."""
+        if fullname not in _CORRECT:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or not isinstance(spec.loader, SourceFileLoader):
             return spec
         return spec_from_file_location(
-            fullname, spec.origin, loader=_SwitchLoader(fullname, spec.origin)
+            fullname, spec.origin, loader=_CorrectingLoader(fullname, spec.origin)
         )
 
 
@@ -162,3 +175,5 @@ def install_hooks() -> None:
         models = f'{name.partition(".")[0]}.models'
         if name in sys.modules and models not in sys.modules:
             _set_switch(sys.modules[name])
+    if PICTURES in sys.modules:
+        _scale_pictures(sys.modules[PICTURES])

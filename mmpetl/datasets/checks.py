@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,23 @@ from mmpetl.core import PETLError
 Checker = Callable[[Mapping[str, Any], str | None, int | None], int]
 
 
-def missing_folder(path: str | os.PathLike[str], what: str) -> PETLError:
-    """The error for a data folder that is not there; says what ``MMPETL_DATA`` is."""
+def missing_folder(
+    path: str | os.PathLike[str], what: str, names: Iterable[str] = ()
+) -> PETLError:
+    """The error for a data folder that is not there; says what ``MMPETL_DATA`` is.
+
+    Args:
+        path: The folder.
+        what: Who needs it.
+        names: Names that it may bear instead.
+    """
     root = os.environ.get('MMPETL_DATA')
     state = f"is '{root}'" if root else "is not set, so configs look below 'data'"
+    others = ', '.join(names)
+    also = f' (nor is one called {others})' if others else ''
     return PETLError(
-        f"{what} needs the folder '{path}', which does not exist; the data root is the "
-        f'environment variable MMPETL_DATA, which {state}.'
+        f"{what} needs the folder '{path}', which does not exist{also}; the data root "
+        f'is the environment variable MMPETL_DATA, which {state}.'
     )
 
 

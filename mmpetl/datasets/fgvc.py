@@ -18,7 +18,7 @@ from mmengine.dataset import BaseDataset
 
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
-from mmpetl.datasets.checks import missing_folder
+from mmpetl.datasets.folders import folder_or_error, pictures_below
 from mmpetl.registry import DATASETS
 
 FGVC_SPLITS: Mapping[str, tuple[str, ...]] = {
@@ -44,7 +44,8 @@ class FGVC(BaseDataset):
         split: ``train``, ``val``, ``trainval`` or ``test``. VPT and V-PETL Bench
             train on ``train``, GPS on ``trainval``; which one it was stands in
             ``metainfo['split']``, for it is part of a result.
-        data_root: The folder ``fgvc``, which holds the folders of the sets.
+        data_root: The folder ``fgvc``, which holds the folders of the sets, in any of
+            the spellings that releases have.
         num_classes: Class count the files must have, if not the set's own (small
             stand-ins in the same layout).
         pipeline: Transforms, built in the default scope of the config.
@@ -77,11 +78,11 @@ class FGVC(BaseDataset):
         self.entry = FGVC_SETS[name]
         self.split = split
         self.num_classes = num_classes or self.entry.num_classes
-        self.folder = Path(data_root).expanduser() / self.entry.folder
-        self.images = self.folder / self.entry.splits[0].images
-        if not self.folder.is_dir():
-            raise missing_folder(self.folder, f'FGVC {name}')
+        root = Path(data_root).expanduser()
+        self.folder = folder_or_error(root, self.entry, f'FGVC {name}')
         self._files = {part: self._read(part) for part in ('train', 'val', 'test')}
+        first = next((key for keys in self._files.values() for key in keys), '')
+        self.images = pictures_below(self.folder, self.entry.splits[0].images, first)
         super().__init__(
             ann_file='',
             metainfo=dict(classes=self._class_names()),

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import DatasetFacts, Split
 from mmpetl.datasets.classes import COCO_CLASSES, VOC_CLASSES
+from mmpetl.datasets.folders import find_folder, pictures_below
 from mmpetl.datasets.image_list import read_classes, read_list
 from mmpetl.datasets.video_list import read_video_list
 
@@ -41,12 +42,13 @@ class Item:
 
 
 def folder_of(facts: DatasetFacts, root: Path) -> Path:
-    """The set's folder below the data root; of its aliases, the one that is there."""
-    names = (facts.folder, facts.id, *facts.aliases)
-    if facts.layout == 'vtab':
-        for name in names:
-            if (root / facts.base / name).is_dir():
-                return root / facts.base / name
+    """The set's folder below the data root, in the spelling that is there.
+
+    Raises:
+        PETLError: Several folders bear names of the set.
+    """
+    if facts.layout in ('vtab', 'fgvc'):
+        return find_folder(root / facts.base, facts) or root / facts.path
     return root / facts.path
 
 
@@ -98,10 +100,9 @@ def _fgvc(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
         raise PETLError(
             f"'{path}' is not a JSON object {{image path: class id}}: {error}"
         ) from None
-    return [
-        Item(f"{path}: '{key}'", folder / split.images / key, (value,))
-        for key, value in pairs
-    ]
+    first = next((key for key, _ in pairs), '')
+    pictures = pictures_below(folder, split.images, first)
+    return [Item(f"{path}: '{key}'", pictures / key, (value,)) for key, value in pairs]
 
 
 def _video(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:

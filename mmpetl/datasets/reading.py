@@ -8,11 +8,13 @@ config, and with it upstream's inferencers, stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmengine.dataset import BaseDataset, Compose
 
 from mmpetl.core import PETLError
+from mmpetl.datasets.maps import fault_of_stored, sizes
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -21,8 +23,12 @@ if TYPE_CHECKING:
 _READERS = ('Load', 'Decord', 'PyAV', 'OpenCV', 'Pillow', 'RawFrame', 'Imdecode')
 
 
+_MAPS = {'gt_seg_map': 'seg_map_path', 'gt_depth_map': 'depth_map_path'}
+"""Where transforms put a map of the whole picture, and where its file's name is."""
+
+
 class UnreadableFileError(PETLError):
-    """A listed file cannot be decoded.
+    """A listed file cannot be decoded, or does not hold what it is listed for.
 
     A worker's exception reaches the main process as its whole traceback in one string;
     its last line, where the message is, is kept.
@@ -36,6 +42,9 @@ class UnreadableFileError(PETLError):
 
 class GuardedPipeline:
     """Runs the transforms of ``pipeline``; a reading one that fails names the file.
+
+    Maps must have the size of their picture and one value a pixel; label maps also
+    labels that the reader can keep, and that there are.
 
     Args:
         pipeline: The data set's own.
@@ -60,14 +69,20 @@ class GuardedPipeline:
                 data = transform(data)
             else:
                 data = _read(transform, data, source, name)
-                if self.num_labels is not None and name == 'LoadAnnotations':
-                    self._check_map(data)
+                if data is not None and self.num_labels and name == 'LoadAnnotations':
+                    self._check_labels(data)
+                elif data is not None:
+                    _check_sizes(data)
             if data is None:
                 return None
         return data
 
-    def _check_map(self, data: dict[str, Any]) -> None:
-        labels = data['gt_seg_map']
+    def _check_labels(self, data: dict[str, Any]) -> None:
+        labels, file = data['gt_seg_map'], Path(data['seg_map_path'])
+        problem = fault_of_stored(file) if file.is_file() else None
+        if problem:
+            raise UnreadableFileError(f"Map '{file}' {problem}.")
+        _check_sizes(data)
         top = int(labels.max(where=labels != self.ignore, initial=0))
         if top >= self.num_labels:
             raise UnreadableFileError(
@@ -84,6 +99,24 @@ def _files_of(data: Mapping[str, Any]) -> str:
     keys = ('filename', 'frame_dir', 'img_path', 'seg_map_path')
     files = [f"'{data[key]}'" for key in keys if data.get(key)]
     return ' or '.join(files) or 'a sample without a file name'
+
+
+def _check_sizes(data: Mapping[str, Any]) -> None:
+    """Each map is (H, W), as its picture was before any resizing."""
+    for key, file in _MAPS.items():
+        if data.get(key) is None:
+            continue
+        where, shape = data.get(file), data[key].shape
+        if len(shape) != 2:
+            raise UnreadableFileError(
+                f"Map '{where}' has {shape[-1]} values a pixel as its transform reads "
+                'it, colours for one; keep indices, and read them with '
+                "imdecode_backend='pillow'."
+            )
+        picture = data.get('ori_shape') or shape
+        problem = sizes(shape[::-1], tuple(picture[1::-1]))
+        if problem:
+            raise UnreadableFileError(f"Map '{where}' {problem}.")
 
 
 def _read(

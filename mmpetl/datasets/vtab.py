@@ -18,6 +18,7 @@ from mmengine.dataset import BaseDataset
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.checks import missing_folder
+from mmpetl.datasets.folders import folder_or_error
 from mmpetl.registry import DATASETS
 
 VTAB_TASKS: Mapping[str, DatasetFacts] = {
@@ -92,13 +93,11 @@ class VTAB(BaseDataset):
 
     @staticmethod
     def _find_folder(root: Path, task: str, known: DatasetFacts | None) -> Path:
-        names = [task]
-        if known:
-            names += [known.folder, known.id, *known.aliases]
-        for name in names:
-            if (root / name).is_dir():
-                return root / name
-        raise missing_folder(root / (known.folder if known else task), f'VTAB {task}')
+        if (root / task).is_dir():
+            return root / task
+        if known is None:
+            raise missing_folder(root / task, f'VTAB {task}')
+        return folder_or_error(root, known, f'VTAB {task}')
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One dict per list line: ``img_path`` and ``gt_label``."""

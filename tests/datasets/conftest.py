@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mmpetl.datasets import mini
+from mmpetl.datasets.catalog import CATALOG
 
 
 @pytest.fixture(scope='session')
@@ -21,3 +24,15 @@ def tiny_root(tmp_path_factory) -> Path:
 def no_collection(monkeypatch):
     """MMEngine collects garbage at every data set: slow beside many packages."""
     monkeypatch.setattr('mmengine.dataset.base_dataset.gc.collect', lambda: 0)
+
+
+@pytest.fixture
+def copy(tiny_root, tmp_path) -> Callable[[str], Path]:
+    """``copy(id)`` gives a data root that holds one set, to be spoilt."""
+
+    def make(id: str) -> Path:
+        path = 'VOCdevkit' if id.startswith('voc') else CATALOG[id].path
+        shutil.copytree(tiny_root / path, tmp_path / path)
+        return tmp_path
+
+    return make

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mmpetl.core import PETLError
+from mmpetl.datasets import catalog, verify
 from mmpetl.datasets.catalog import BENCHMARK_IDS, CATALOG, facts_of, select
+from mmpetl.datasets.folders import known_names, spelling
 
 
 def test_the_benchmark_has_thirty_sets():
@@ -80,3 +82,21 @@ def test_names_groups_and_aliases():
         PETLError, match=r"coco has no split 'test'; there are train, val"
     ):
         CATALOG['coco'].split('test')
+
+
+def test_names_of_the_former_single_files_are_where_they_were():
+    for module, names in (
+        (catalog, 'BENCHMARK_IDS Benchmark CATALOG DatasetFacts Family Layout Split'),
+        (verify, 'Finding Progress Report TWINS disjoint_splits fault_of verify'),
+    ):
+        assert set(names.split()) <= set(module.__all__)
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_a_folder_has_one_set():
+    """No spelling of a folder is that of another set of the same benchmark."""
+    for base in ('fgvc', 'vtab-1k'):
+        seen = {}
+        for facts in CATALOG.values():
+            for name in known_names(facts) if facts.base == base else ():
+                assert seen.setdefault(spelling(name), facts.id) == facts.id

@@ -114,3 +114,27 @@ def test_drawn_depth_follows_the_ground():
     labels = multi_task.nyu_labels(scene)
     assert labels[40, 15] == multi_task.NYU_THINGS[3]
     assert (labels[10, 5], labels[80, 5], labels[0, 5]) == (0, 1, 255)
+
+
+def test_a_depth_map_of_another_form_is_refused(root):
+    pytest.importorskip('mmseg')
+    from mmengine.registry import DefaultScope
+
+    from mmpetl.datasets import guard_reading
+
+    steps = ('LoadImageFromFile', 'LoadAnnotations', 'LoadDepthAnnotation')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        pipeline = [dict(type=step) for step in steps]
+        dataset = DenseTasks('val', root, pipeline=pipeline, test_mode=True)
+    guard_reading(dataset)
+    assert dataset[0]['gt_depth_map'].ndim == 2
+    path = Path(dataset.get_data_info(0)['depth_map_path'])
+    depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    for spoilt, part in (
+        (depth[:-1], 'its picture'),
+        (np.stack([depth] * 3, -1), 'has 3 values a pixel'),
+    ):
+        cv2.imwrite(str(path), spoilt)
+        with pytest.raises(PETLError, match=part) as caught:
+            dataset[0]
+        assert f"Map '{path}'" in str(caught.value)

@@ -80,3 +80,37 @@ def test_unknown_names_list_what_there_is(root):
         FGVC('cub', 'train', root)
     with pytest.raises(PETLError, match="no split 'dev'; there are train, val"):
         FGVC('cub_200_2011', 'dev', root)
+
+
+@pytest.mark.parametrize('folder', ['CUB-200-2011', 'cub200', 'CUB', 'cub_200 2011'])
+@pytest.mark.parametrize('pictures', ['images', 'Images', ''])
+def test_spellings_of_other_releases_are_read(root, folder, pictures, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'mmpetl.datasets.folders.print_log', lambda text, **_: said.append(text)
+    )
+    (root / 'CUB_200_2011').rename(root / folder)
+    if pictures == '':
+        for path in (root / folder / 'images').iterdir():
+            path.rename(root / folder / path.name)
+        (root / folder / 'images').rmdir()
+    else:
+        (root / folder / 'images').rename(root / folder / pictures)
+    dataset = FGVC('cub_200_2011', 'test', root, num_classes=3)
+    assert labels(dataset) == [2, 0]
+    assert said == [f"FGVC cub_200_2011 is read from '{root / folder}'"]
+
+
+def test_what_is_looked_for_is_listed(tmp_path):
+    with pytest.raises(PETLError, match=r'StanfordDogs.*nor is one called .*dogs') as e:
+        FGVC('stanford_dogs', 'test', tmp_path)
+    assert '\n' not in str(e.value)
+    for name in ('CUB', 'cub-200'):
+        (tmp_path / name).mkdir()
+    with pytest.raises(PETLError, match=r'several folders of cub_200_2011 \(CUB, cub-'):
+        FGVC('cub_200_2011', 'test', tmp_path)
+
+
+def test_the_official_folder_goes_first(root):
+    (root / 'cub').mkdir()
+    assert labels(FGVC('cub_200_2011', 'test', root, num_classes=3)) == [2, 0]

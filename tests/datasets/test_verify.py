@@ -6,18 +6,15 @@ import json
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from verifying import edit, items_of, list_of, look, relabel, text_of
 
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
-from mmpetl.datasets.items import list_path, read_items
 from mmpetl.datasets.mini.storage import STAMP
-from mmpetl.datasets.verify import Report, verify
+from mmpetl.datasets.verify import verify
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'misc' / 'verify_dataset.py'
 
@@ -28,64 +25,6 @@ SETS = (
     *('clevr_dist_1k', 'imagenet_r'),
 )
 LISTED = tuple(id for id in SETS if CATALOG[id].splits[0].file)
-
-
-@pytest.fixture
-def copy(tiny_root, tmp_path) -> Callable[[str], Path]:
-    """``copy(id)`` gives a data root that holds one set, to be spoilt."""
-
-    def make(id: str) -> Path:
-        path = 'VOCdevkit' if id.startswith('voc') else CATALOG[id].path
-        shutil.copytree(tiny_root / path, tmp_path / path)
-        return tmp_path
-
-    return make
-
-
-def look(root: Path, id: str, **kwargs) -> Report:
-    return verify(CATALOG[id], root, **{'sample': None, 'mini': True} | kwargs)
-
-
-def text_of(report: Report) -> str:
-    return '\n'.join(f'{f.split}: {f.what}' for f in report.faults)
-
-
-def items_of(root: Path, id: str, split: int = 0) -> list:
-    facts = CATALOG[id]
-    return read_items(facts, facts.splits[split], root)
-
-
-def list_of(root: Path, id: str, split: int = 0) -> Path:
-    facts = CATALOG[id]
-    return list_path(facts, facts.splits[split], root)
-
-
-def edit(path: Path, change: Callable[[list], list]) -> None:
-    """Change the entries of a list: lines, JSON pairs, or images of COCO."""
-    if path.suffix != '.json':
-        lines = change(path.read_text().splitlines())
-        path.write_text(''.join(f'{line}\n' for line in lines))
-        return
-    data = json.loads(path.read_text())
-    if 'images' in data:
-        data['images'] = change(data['images'])
-        kept = {image['id'] for image in data['images']}
-        data['annotations'] = [a for a in data['annotations'] if a['image_id'] in kept]
-    else:
-        data = dict(change(list(data.items())))
-    path.write_text(json.dumps(data))
-
-
-def relabel(change: Callable[[int], int]) -> Callable[[list], list]:
-    """Change the labels of list lines or of JSON pairs."""
-
-    def apply(entries: list) -> list:
-        if entries and isinstance(entries[0], tuple):
-            return [(key, change(value)) for key, value in entries]
-        parts = [line.rpartition(' ') for line in entries]
-        return [f'{name} {change(int(label))}' for name, _, label in parts]
-
-    return apply
 
 
 # --- whole sets --------------------------------------------------------------
@@ -228,6 +167,91 @@ def test_the_joined_split_is_the_two_parts(copy):
     assert any('1 pictures differ' in remark for remark in remarks)
 
 
+def interleaved(train: list, val: list, block: int) -> list:
+    """Blocks of the two parts in turn, as TensorFlow Datasets reads ``a + b``."""
+    whole = []
+    for start in range(0, max(len(train), len(val)), block):
+        whole += train[start : start + block] + val[start : start + block]
+    return whole
+
+
+def reorder_joined(root: Path, block: int = 3) -> Path:
+    """Write ``train800val200`` as the archives that circulate have it."""
+    folder = root / 'vtab-1k/svhn'
+    parts = [
+        [line.rpartition(' ') for line in (folder / file).read_text().splitlines()]
+        for file in ('train800.txt', 'val200.txt')
+    ]
+    lines = []
+    for index, (name, _, label) in enumerate(interleaved(*parts, block)):
+        lines.append(f'images/train800val200/{index:06d}.jpg {label}')
+        shutil.copy(folder / name, folder / lines[-1].rpartition(' ')[0])
+    path = folder / 'train800val200.txt'
+    assert lines != path.read_text().splitlines()
+    path.write_text(''.join(f'{line}\n' for line in lines))
+    (folder / STAMP).unlink()
+    return folder
+
+
+def faults_of_order(root: Path, id: str = 'svhn') -> list[str]:
+    found = look(root, id, mini=False).findings
+    return [f.what for f in found if 'differ' in f.what or 'together' in f.what]
+
+
+def test_the_joined_split_may_be_in_another_order(copy):
+    """TFDS interleaves what it joins: the archives are not train800 then val200."""
+    root = copy('svhn')
+    folder = reorder_joined(root)
+    assert faults_of_order(root) == []
+    # Two labels of it swapped: the multiset of labels is the same, that of pairs not.
+    lines = (folder / 'train800val200.txt').read_text().splitlines()
+    labels = [line.rpartition(' ')[2] for line in lines]
+    other = next(i for i, label in enumerate(labels) if label != labels[0])
+    for index, label in ((0, labels[other]), (other, labels[0])):
+        lines[index] = f'{lines[index].rpartition(" ")[0]} {label}'
+    (folder / 'train800val200.txt').write_text('\n'.join(lines) + '\n')
+    (fault,) = faults_of_order(root)
+    assert fault.startswith('2 labels differ from those of train800 and val200')
+    assert 'train800val200.txt:1' in fault
+
+
+def test_the_joined_split_may_not_hold_a_picture_twice(copy):
+    root = copy('svhn')
+    folder = reorder_joined(root) / 'images/train800val200'
+    shutil.copy(folder / '000001.jpg', folder / '000000.jpg')
+    assert any(text.startswith('1 ') for text in faults_of_order(root))
+
+
+def test_trainval_may_be_in_another_order_but_not_of_other_labels(copy):
+    root = copy('clevr_dist_1k')
+    folder = root / 'many_shot/clevr_dist'
+    (folder / STAMP).unlink()
+    for path in folder.glob('1k/*.txt'):
+        edit(path, lambda lines: lines[::-1])
+    text = text_of(look(root, 'clevr_dist_1k', mini=False))
+    assert 'is not what seed' not in text
+    assert 'train and val' not in text
+    edit(
+        folder / '1k/trainval.txt',
+        lambda lines: [f'{lines[0][:-1]}{(int(lines[0][-1]) + 1) % 6}', *lines[1:]],
+    )
+    text = text_of(look(root, 'clevr_dist_1k', mini=False))
+    assert 'trainval: 1 labels differ from those of train and val' in text
+
+
+@pytest.mark.parametrize('id', ['stanford_dogs', 'svhn'])
+def test_another_spelling_of_the_folder_is_remarked_on(copy, id):
+    root, facts = copy(id), CATALOG[id]
+    other = {'stanford_dogs': 'Stanford-dogs', 'svhn': 'SVHN'}[id]
+    (root / facts.path).rename(root / facts.base / other)
+    report = look(root, id, mini=False)
+    assert report.folder == str(root / facts.base / other)
+    assert f"it is called '{other}' here" in [f.what for f in report.findings]
+    (root / facts.base / facts.id.upper()).mkdir(exist_ok=True)
+    if id == 'stanford_dogs':
+        assert 'several folders of stanford_dogs' in text_of(look(root, id))
+
+
 @pytest.mark.parametrize('damage', ['truncated', 'empty', 'page', 'noise'])
 @pytest.mark.parametrize('id', SETS)
 def test_a_damaged_file_is_found(copy, id, damage):
@@ -294,6 +318,27 @@ def test_a_folder_with_two_labels_is_found(copy, id):
     assert 'class folders bear several labels' in text_of(look(root, id))
 
 
+def test_folders_that_are_parts_of_a_download_bear_any_labels(copy):
+    root = copy('ssv2')
+    folder = root / 'ssv2'
+    (folder / STAMP).unlink()
+    # Parts of two clips each: as many folders as there are labels.
+    for index, path in enumerate(sorted((folder / 'videos').iterdir())):
+        for part in (f'part_{index % 5}', f'part_{(index + 1) % 5}'):
+            (folder / 'videos' / part).mkdir(exist_ok=True)
+            shutil.copy(path, folder / 'videos' / part / path.name)
+    edit(
+        list_of(root, 'ssv2'),
+        lambda lines: [
+            f'part_{(k + more) % 5}/{line}'
+            for k, line in enumerate(sorted(lines))
+            for more in (0, 1)
+        ],
+    )
+    edit(list_of(root, 'ssv2', 1), lambda lines: [])
+    assert 'bear several labels' not in text_of(look(root, 'ssv2', mini=False))
+
+
 @pytest.mark.parametrize('id', ['svhn', 'clevr_dist_1k'])
 def test_a_class_that_never_occurs_is_found(copy, id):
     root = copy(id)
@@ -326,29 +371,6 @@ def test_foreign_objects_of_voc_are_found(copy):
     assert 'trainval2007: objects of classes that are none of the 20' in text
     xml.write_text('<annotation>')
     assert 'is not readable XML' in text_of(look(root, 'voc'))
-
-
-@pytest.mark.parametrize(
-    ('id', 'label', 'ok'),
-    [
-        ('ade20k', 150, True),
-        ('ade20k', 151, False),
-        ('voc_seg', 20, True),
-        ('voc_seg', 21, False),
-        ('voc_seg', 255, True),
-    ],
-)
-def test_a_map_beyond_the_classes_is_found(copy, id, label, ok):
-    root = copy(id)
-    mask = items_of(root, id)[0].mask
-    labels = np.array(Image.open(mask))
-    labels[5:9, 5:9] = label
-    Image.fromarray(labels).save(mask)
-    text = text_of(look(root, id))
-    assert ok == ('' == text)
-    assert ok or f"map '{mask}' holds label {label}, beyond {label - 1}" in text
-    Image.fromarray(labels[:-1]).save(mask)
-    assert 'its picture' in text_of(look(root, id))
 
 
 def test_subsets_that_were_changed_are_found(copy):

@@ -1,7 +1,9 @@
 """Lists of Kinetics-400 for the clips in kinetics400/videos_train and videos_val.
 
-Blanks in class folders become underscores. Clips that do not decode are left out and
-named in kinetics400_<split>_unreadable.txt: state your counts with a result.
+A clip's class is what the CSV of its split says; without one, the folder it lies in,
+which must be called like a class. Blanks in folders become underscores. Clips that do
+not decode are left out and named in kinetics400_<split>_unreadable.txt: state your
+counts with a result.
 
 Example:
     python tools/dataset_converters/kinetics400.py --val-csv validate.csv
@@ -20,7 +22,9 @@ def main() -> None:
     parser = parser_for(__doc__)
     for split in ('train', 'val'):
         parser.add_argument(
-            f'--{split}-csv', type=Path, help='for clips that lie in no class folder'
+            f'--{split}-csv',
+            type=Path,
+            help='of the release; it is believed before folder names',
         )
     parser.add_argument(
         '--no-check', action='store_true', help='list clips without opening them'

@@ -48,6 +48,8 @@ def main() -> None:
         for facts in vtab.find_tasks(args.tasks):
             counts = vtab.convert_export(facts, export, args.root, args.workers)
             tell(args.root / facts.path, counts)
+            if args.tfds:
+                print(f'  drawn from {export.origin(facts)}')
 
 
 if __name__ == '__main__':

@@ -8,10 +8,12 @@ from pathlib import Path, PurePosixPath
 
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import DatasetFacts, facts_of
+from mmpetl.datasets.convert.cars import NEEDED, pooled_names, pooled_place
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import staged, write_whole
 from mmpetl.datasets.convert.members import members
 from mmpetl.datasets.convert.unpack import unpack
+from mmpetl.datasets.folders import find_folder, is_called
 
 SPLIT_FILES = ('train.json', 'val.json', 'test.json')
 
@@ -29,7 +31,8 @@ def convert_fgvc(
         name: Id in the catalogue.
         splits: A folder or archive with the three JSON files, those of several sets
             if each lies in a folder of its own.
-        sources: Archives or folders with the pictures, in whatever folder.
+        sources: Archives or folders with the pictures, in whatever folder; for copies
+            of Stanford Cars also its annotation files (:mod:`.cars`).
         root: Data root.
         workers: Threads.
 
@@ -43,18 +46,22 @@ def convert_fgvc(
     files = read_splits(facts, splits)
     keys = {PurePosixPath(key) for entries in files.values() for key in entries}
     images = facts.splits[0].images
-    folder = root / facts.path
+    folder = find_folder(root / facts.base, facts) or root / facts.path
+    sources = list(sources)
     with staged(folder) as partial:
         if partial is not None:
+            names = pooled_names(sources) if facts.id == 'stanford_cars' else {}
 
             def rule(path: PurePosixPath) -> PurePosixPath | None:
                 for start in range(len(path.parts)):
                     tail = PurePosixPath(*path.parts[start:])
                     if tail in keys:
                         return images / tail
-                return None
+                place = pooled_place(path, names)
+                return images / place if place in keys else None
 
-            unpack(sources, partial, rule, workers=workers, title=facts.id)
+            archives = [source for source in sources if source.suffix != '.mat']
+            unpack(archives, partial, rule, workers=workers, title=facts.id)
             _need_all(facts, partial / images, keys)
             for file, entries in files.items():
                 content = json.dumps(entries).encode()
@@ -80,11 +87,10 @@ def read_splits(facts: DatasetFacts, source: Path) -> dict[str, dict[str, int]]:
     for file in SPLIT_FILES:
         candidates = found.get(file, [])
         if len(candidates) > 1:
-            names = {facts.id.lower(), facts.folder.lower()}
             candidates = [
                 (path, content)
                 for path, content in candidates
-                if names & {part.lower() for part in path.parts}
+                if any(is_called(facts, part) for part in path.parts)
             ]
         if len(candidates) != 1:
             raise PETLError(
@@ -111,10 +117,7 @@ def _need_all(facts: DatasetFacts, images: Path, keys: set[PurePosixPath]) -> No
         return
     hint = ''
     if facts.id == 'stanford_cars':
-        hint = (
-            '; the splits name the pooled release with six digits (car_ims.tgz), not '
-            'cars_train and cars_test'
-        )
+        hint = f'; the splits name the pooled release with six digits: {NEEDED}'
     raise PETLError(
         f'{len(missing):,} of {len(keys):,} pictures of {facts.id} are in none of the '
         f'archives, {missing[0]} for one{hint}'

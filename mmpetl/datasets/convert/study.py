@@ -24,6 +24,7 @@ from mmpetl.datasets.convert.members import members
 from mmpetl.datasets.convert.tfds import TFDS_TASKS, TFDSExport
 from mmpetl.datasets.convert.unpack import unpack
 from mmpetl.datasets.convert.vtab import Examples, as_jpeg
+from mmpetl.datasets.image_list import imagenet_wnids
 
 SIDE, PLANES = 32, 3
 RECORD = 2 + PLANES * SIDE * SIDE
@@ -155,7 +156,8 @@ def _as_png(picture: np.ndarray) -> bytes:
 def list_imagenet(root: Path, workers: int = 1, check: bool = False) -> Counts:
     """``imagenet/train.txt`` and ``val.txt`` for folders ``<split>/<wnid>/*.JPEG``.
 
-    Labels are positions of the class ids in alphabetical order, as everywhere.
+    Labels are positions of all 1,000 class ids in alphabetical order, as everywhere,
+    whether or not a copy holds them all.
 
     Args:
         root: Data root.
@@ -163,25 +165,32 @@ def list_imagenet(root: Path, workers: int = 1, check: bool = False) -> Counts:
         check: Decode every picture, which takes hours for all of ImageNet.
 
     Raises:
-        PETLError: Missing folders, a class of ``val`` that ``train`` lacks, or a
-            picture that does not decode.
+        PETLError: Missing folders, one that is no class, a class of ``val`` that
+            ``train`` lacks, or a picture that does not decode.
     """
     facts = facts_of('imagenet')
     folder = root / facts.path
-    classes: list[str] = []
+    label_of = imagenet_wnids()
+    classes: set[str] = set()
     lists: dict[str, list[str]] = {}
     for split in ('train', 'val'):
         below = folder / split
         if not below.is_dir():
             raise PETLError(f'there is no {below}; a folder per class is needed there')
         names = sorted(path.name for path in below.iterdir() if path.is_dir())
+        foreign = [name for name in names if name not in label_of]
+        if foreign:
+            raise PETLError(
+                f'{below / foreign[0]} is no class of ImageNet-1k; a folder per class, '
+                'called by its WordNet id, is needed there'
+            )
         if split == 'train':
-            classes = names
-        elif not set(names) <= set(classes):
-            odd = sorted(set(names) - set(classes))[0]
+            classes = set(names)
+        elif not set(names) <= classes:
+            odd = sorted(set(names) - classes)[0]
             raise PETLError(f'{below / odd} is a class that {folder}/train lacks')
         lists[split] = [
-            f'{path.relative_to(folder).as_posix()} {classes.index(name)}'
+            f'{path.relative_to(folder).as_posix()} {label_of[name]}'
             for name in names
             for path in _pictures(below / name)
         ]

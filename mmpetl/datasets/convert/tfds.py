@@ -1,11 +1,14 @@
 """VTAB-1k's draw from TensorFlow Datasets.
 
-Splits, labels and versions are those of the VTAB task definitions: the first 800 of the
-training part, and the first 200 of the validation part or, where there is none, of what
-follows the first 90, 80 or 60 per cent.
+Splits and labels are those of the VTAB task definitions: the first 800 of the training
+part, and the first 200 of the validation part or, where there is none, of what follows
+the first 90, 80 or 60 per cent. Versions are VTAB's, and those that took their place in
+TensorFlow Datasets with the same pictures in the same order: their notes tell of new
+addresses and features, and of a few damaged pictures of pets that were encoded anew.
 
 TensorFlow Datasets is no dependency: ``pip install tensorflow-datasets array_record``
-reads sets in the array-record format; other formats need TensorFlow, too.
+reads sets in the array-record format. Other formats, and preparing a set, need
+``tensorflow importlib_resources``, too.
 """
 
 from __future__ import annotations
@@ -79,17 +82,19 @@ class TFDSTask:
     """How a task is drawn.
 
     Attributes:
-        builder: Name in TensorFlow Datasets, with config and version.
+        builder: Name in TensorFlow Datasets, with config.
+        versions: VTAB's own first, then others that draw the same pictures.
         label: From an example to its class.
         val: Split that the 200 come from, if it is not cut off ``train``.
         test: Split to test on, if it is not cut off ``train``.
         train_share: Per cent of ``train`` before the 200, where they are cut off.
         trainval_share: Per cent of ``train`` before the test part, likewise.
-        val_start_share: Per cent of ``val`` that is left out for testing.
+        test_start_share: Per cent of ``test`` that is left out, for it validates.
         scale: Factor on pixel values; dSprites stores 0 and 1.
     """
 
     builder: str
+    versions: tuple[str, ...]
     label: Label = field(default=_plain)
     val: str | None = None
     test: str | None = 'test'
@@ -99,49 +104,50 @@ class TFDSTask:
     scale: int = 1
 
 
-def _split_90(builder: str, **kwargs: Any) -> TFDSTask:
-    return TFDSTask(builder, train_share=90, **kwargs)
+def _split_90(builder: str, *versions: str, **kwargs: Any) -> TFDSTask:
+    return TFDSTask(builder, versions, train_share=90, **kwargs)
 
 
-def _own(builder: str, **kwargs: Any) -> TFDSTask:
+def _split_60(builder: str, *versions: str) -> TFDSTask:
+    return TFDSTask(builder, versions, test=None, train_share=60, trainval_share=80)
+
+
+def _own(builder: str, *versions: str, **kwargs: Any) -> TFDSTask:
     """A set with a validation split of its own."""
-    return TFDSTask(builder, val='validation', **kwargs)
+    return TFDSTask(builder, versions, val='validation', **kwargs)
 
 
 def _dsprites(attribute: str, values: int) -> TFDSTask:
     label = _binned(attribute, values, 16)
     return TFDSTask(
-        'dsprites:2.0.0', label, None, None, 80, trainval_share=90, scale=255
+        'dsprites', ('2.0.0',), label, None, None, 80, trainval_share=90, scale=255
     )
 
 
 def _smallnorb(attribute: str) -> TFDSTask:
     """The official test set serves for both: its first half validates."""
-    return TFDSTask(
-        'smallnorb:2.0.0', _attribute(attribute), 'test', 'test', test_start_share=50
-    )
+    label = _attribute(attribute)
+    return TFDSTask('smallnorb', ('2.0.0',), label, 'test', 'test', test_start_share=50)
 
 
 TFDS_TASKS: Mapping[str, TFDSTask] = {
-    'cifar100': _split_90('cifar100:3.0.2'),
-    'caltech101': _split_90('caltech101:3.0.1'),
-    'dtd': _own('dtd:3.0.1'),
-    'oxford_flowers102': _own('oxford_flowers102:2.1.1'),
-    'oxford_iiit_pet': TFDSTask('oxford_iiit_pet:3.2.0', train_share=80),
-    'svhn': _split_90('svhn_cropped:3.0.0'),
-    'sun397': _own('sun397/tfds:4.0.0'),
-    'patch_camelyon': _own('patch_camelyon:2.0.0'),
-    'eurosat': TFDSTask(
-        'eurosat/rgb:2.0.0', test=None, train_share=60, trainval_share=80
+    'cifar100': _split_90('cifar100', '3.0.2'),
+    'caltech101': _split_90('caltech101', '3.0.1', '3.0.2'),
+    'dtd': _own('dtd', '3.0.1'),
+    'oxford_flowers102': _own('oxford_flowers102', '2.1.1'),
+    'oxford_iiit_pet': TFDSTask('oxford_iiit_pet', ('3.2.0', '4.0.0'), train_share=80),
+    'svhn': _split_90('svhn_cropped', '3.0.0', '3.1.0'),
+    'sun397': _own('sun397/tfds', '4.0.0'),
+    'patch_camelyon': _own('patch_camelyon', '2.0.0'),
+    'eurosat': _split_60('eurosat/rgb', '2.0.0'),
+    'resisc45': _split_60('resisc45', '3.0.0'),
+    'diabetic_retinopathy': _own(
+        'diabetic_retinopathy_detection/btgraham-300', '3.0.0'
     ),
-    'resisc45': TFDSTask(
-        'resisc45:3.0.0', test=None, train_share=60, trainval_share=80
-    ),
-    'diabetic_retinopathy': _own('diabetic_retinopathy_detection/btgraham-300:3.0.0'),
-    'clevr_count': _split_90('clevr:3.1.0', label=_count_objects, test='validation'),
-    'clevr_dist': _split_90('clevr:3.1.0', label=_closest_object, test='validation'),
-    'dmlab': _own('dmlab:2.0.1'),
-    'kitti': _own('kitti:3.2.0', label=_closest_vehicle),
+    'clevr_count': _split_90('clevr', '3.1.0', label=_count_objects, test='validation'),
+    'clevr_dist': _split_90('clevr', '3.1.0', label=_closest_object, test='validation'),
+    'dmlab': _own('dmlab', '2.0.1'),
+    'kitti': _own('kitti', '3.2.0', '3.3.0', label=_closest_vehicle),
     'dsprites_loc': _dsprites('label_x_position', 32),
     'dsprites_ori': _dsprites('label_orientation', 40),
     'smallnorb_azi': _smallnorb('label_azimuth'),
@@ -187,8 +193,12 @@ class _Labelled:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         example = self.source[index]
-        picture = np.asarray(example['image']).astype(np.uint8) * self.task.scale
-        return picture.astype(np.uint8), self.task.label(example)
+        picture = np.asarray(example['image'])
+        if picture.dtype != np.uint8:
+            raise PETLError(
+                f'{self.task.builder}: picture {index} is {picture.dtype}, not uint8'
+            )
+        return picture * np.uint8(self.task.scale), self.task.label(example)
 
 
 @dataclass(frozen=True)
@@ -208,6 +218,10 @@ class TFDSExport:
         sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
         return _Labelled(_read(builder, instruction(task, name, sizes)), task)
 
+    def origin(self, facts: DatasetFacts) -> str:
+        """Name and version of the prepared set that a task is drawn from."""
+        return _builder(TFDS_TASKS[facts.id], self.data_dir).info.full_name
+
 
 def _builder(task: TFDSTask, data_dir: Path | None) -> Any:
     try:
@@ -218,14 +232,37 @@ def _builder(task: TFDSTask, data_dir: Path | None) -> Any:
             'pip install tensorflow-datasets array_record, or give an export '
             '(--npz, --folders) or a processed archive'
         ) from None
-    builder = tfds.builder(task.builder, data_dir=data_dir and str(data_dir))
-    if not builder.info.splits:
-        where = data_dir or "TensorFlow Datasets' default folder"
-        raise PETLError(
-            f'{task.builder} is not prepared in {where}; prepare it with '
-            f'tfds build {task.builder.partition(":")[0]} --file_format=array_record'
-        )
-    return builder
+    offered, why = [], ''
+    for version in task.versions:
+        name = f'{task.builder}:{version}'
+        try:
+            builder = tfds.builder(name, data_dir=data_dir and str(data_dir))
+        except (AssertionError, ValueError, LookupError, OSError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            continue
+        if builder.info.splits:
+            return builder
+        offered.append(name)
+    raise _not_prepared(task, data_dir, offered, why)
+
+
+def _not_prepared(
+    task: TFDSTask, data_dir: Path | None, offered: Sequence[str], why: str
+) -> PETLError:
+    """What is asked for, what is there, and the command that prepares it."""
+    where = data_dir or "TensorFlow Datasets' default folder"
+    message = f'{task.builder} is not prepared in {where}'
+    if data_dir is not None:
+        folder = data_dir / task.builder
+        there = sorted(path.name for path in folder.glob('*.*.*') if path.is_dir())
+        message += f' (versions there: {", ".join(there) or "none"})'
+    message += f'; VTAB-1k is drawn from version {" or ".join(task.versions)}'
+    if not offered:
+        return PETLError(f'{message}, which is not offered by what is installed: {why}')
+    options = '--file_format=array_record'
+    if data_dir is not None:
+        options += f' --data_dir={data_dir}'
+    return PETLError(f'{message}: tfds build {offered[0]} {options}')
 
 
 def _read(builder: Any, split: str) -> Sequence[Example]:
@@ -246,5 +283,7 @@ def _read(builder: Any, split: str) -> Sequence[Example]:
             f'{builder.info.full_name} is stored as {kind}, which needs TensorFlow; '
             'pip install tensorflow, or prepare it with --file_format=array_record'
         ) from None
-    dataset = builder.as_dataset(split=split, shuffle_files=False)
+    # One file after the other, as array records are read: by default they take turns.
+    config = tfds.ReadConfig(interleave_cycle_length=1)
+    dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=config)
     return list(tfds.as_numpy(dataset))

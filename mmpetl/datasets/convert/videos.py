@@ -14,11 +14,12 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import facts_of
+from mmpetl.datasets.classes import HMDB51_CLASSES, KINETICS400_CLASSES
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import PART, write_lines
 from mmpetl.datasets.convert.jobs import run_all
@@ -187,10 +188,7 @@ def convert_ssv2(
     """
     facts = facts_of('ssv2')
     folder = root / facts.path
-    table = {
-        template: int(number)
-        for template, number in _read_ssv2(labels, 'labels').items()
-    }
+    table = _ssv2_labels(labels, facts.num_classes)
     lists: dict[str, list[Clip]] = {}
     for split, name in (('train', 'train'), ('val', 'validation')):
         entries = _read_ssv2(labels, name)
@@ -228,6 +226,25 @@ def _read_ssv2(folder: Path, name: str) -> Any:
     )
 
 
+def _ssv2_labels(folder: Path, num_classes: int) -> dict[str, int]:
+    """Template to label, 0 to ``num_classes - 1``."""
+    try:
+        table = {k: int(number) for k, number in _read_ssv2(folder, 'labels').items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PETLError(
+            f'labels.json in {folder} is not {{template: label}} '
+            f'({type(error).__name__}: {error})'
+        ) from None
+    odd = [k for k, label in table.items() if not 0 <= label < num_classes]
+    if odd or len(set(table.values())) != len(table):
+        which = f'{odd[0]!r} has label {table[odd[0]]}' if odd else 'two share a label'
+        raise PETLError(
+            f'labels.json in {folder} is not that of Something-Something V2: {which}, '
+            f'labels are 0 to {num_classes - 1}'
+        )
+    return table
+
+
 def _ssv2_clip(entry: Any, table: Mapping[str, int], name: str) -> Clip:
     try:
         # The table has no brackets around the placeholders.
@@ -251,15 +268,16 @@ def convert_kinetics400(
 ) -> Counts:
     """Lists of the clips in ``kinetics400/videos_train`` and ``videos_val``.
 
-    Clips lie below a folder per class, or flat with the release's CSV files beside
-    them (``label,youtube_id,time_start,time_end,split``). Labels are the positions of
-    the class names, blanks as underscores, in alphabetical order over both splits. A
-    clip that does not decode is left out and named in
+    A clip's class is what the release's CSV (``label,youtube_id,time_start,time_end,
+    split``) says of it, wherever it lies, or without a CSV the folder it lies in, which
+    must then bear a class's name. Labels are the places of the names in alphabetical
+    order of all 400, whether or not a copy holds them all. Blanks in folders become
+    underscores. A clip that does not decode is left out and named in
     ``kinetics400_<split>_unreadable.txt``.
 
     Args:
         root: Data root.
-        annotations: CSV by split, needed for flat folders.
+        annotations: CSV by split, needed where folders are not classes.
         workers: Clips that are looked into at a time.
         check: Open each clip; without it, none is left out.
 
@@ -268,20 +286,19 @@ def convert_kinetics400(
     """
     facts = facts_of('kinetics400')
     folder = root / facts.path
-    found = {
-        split.name: _classified(
+    labelled = {
+        split.name: _labelled(
             folder / split.images, (annotations or {}).get(split.name)
         )
         for split in facts.splits
     }
-    classes = sorted({name for clips in found.values() for _, name in clips})
-    if len(classes) > facts.num_classes:
-        raise PETLError(f'{folder} holds {len(classes)} classes, expected 400')
-    label_of = {name: label for label, name in enumerate(classes)}
     lists: dict[str, list[Clip]] = {}
     for split in facts.splits:
         videos = folder / split.images
-        clips = [Clip(path, label_of[name]) for path, name in found[split.name]]
+        _without_blanks(videos)
+        clips = [
+            Clip(_underscored(path), label) for path, label in labelled[split.name]
+        ]
         if check:
             clips, bad = _readable(videos, clips, workers, f'kinetics400 {split.name}')
             report = folder / f'kinetics400_{split.name}_unreadable.txt'
@@ -293,58 +310,88 @@ def convert_kinetics400(
     return _write_lists(folder, facts.splits, lists)
 
 
-def _classified(videos: Path, table: Path | None) -> list[tuple[str, str]]:
-    """(path below ``videos``, class) of each clip; class folders lose their blanks."""
+def _letters(name: str) -> str:
+    """A class's name without what copies spell differently: blanks, apostrophes."""
+    return re.sub('[^a-z0-9]', '', name.lower())
+
+
+_KINETICS = {_letters(name): k for k, name in enumerate(KINETICS400_CLASSES)}
+
+
+def _labelled(videos: Path, table: Path | None) -> list[tuple[PurePath, int]]:
+    """(path below ``videos``, label) of each clip; nothing on disk is changed."""
     if not videos.is_dir():
         raise PETLError(f'there is no {videos}; put the clips of the release there')
-    for below in sorted(videos.iterdir()):
-        if below.is_dir() and ' ' in below.name:
-            target = videos / below.name.replace(' ', '_')
-            if target.exists():
-                raise PETLError(f'{below} and {target} are one class; merge them')
-            below.rename(target)
-    by_name = _kinetics_table(table) if table else {}
-    clips = []
+    listed = None if table is None else _kinetics_table(table)
+    clips, unknown = [], []
     for path in sorted(videos.rglob('*')):
-        if path.suffix not in VIDEOS or not path.is_file():
+        if path.suffix.lower() not in VIDEOS or not path.is_file():
             continue
-        inside = path.relative_to(videos)
-        if len(inside.parts) == 2:
-            name = inside.parts[0]
+        if ' ' in path.name:
+            raise PETLError(f'{path} holds a blank, which separates columns; rename it')
+        if listed is None:
+            label = _KINETICS.get(_letters(path.parent.name))
         else:
             # 0123456789a_000012_000022: the id itself may hold underscores.
-            name = by_name.get(path.stem) or by_name.get(path.stem.rsplit('_', 2)[0])
-        if name is None:
-            raise PETLError(
-                f'the class of {path} is unknown: put it in a folder per class, or '
-                'give the CSV of its split'
-            )
-        if ' ' in str(inside):
-            raise PETLError(f'{path} holds a blank, which separates columns; rename it')
-        clips.append((inside.as_posix(), name))
+            label = listed.get(path.stem, listed.get(path.stem.rsplit('_', 2)[0]))
+        if label is None:
+            unknown.append(path)
+        clips.append((path.relative_to(videos), label))
     if not clips:
         raise PETLError(f'{videos} holds no clip ({", ".join(VIDEOS)})')
+    if unknown:
+        why = (
+            f'{unknown[0].parent.name} is none of the 400 classes: put clips in a '
+            'folder per class, or give the CSV of the split'
+            if table is None
+            else f'{table} does not list it: give the CSV that belongs to the clips, '
+            'or move them away'
+        )
+        raise PETLError(
+            f'the class of {len(unknown):,} of {len(clips):,} clips in {videos} is '
+            f'unknown, {unknown[0]} for one; {why}'
+        )
     return clips
 
 
-def _kinetics_table(path: Path) -> dict[str, str]:
-    """Clip name, and bare id, to class with underscores."""
+def _underscored(path: PurePath) -> str:
+    return path.as_posix().replace(' ', '_')
+
+
+def _without_blanks(videos: Path) -> None:
+    """Rename folders with blanks, the inner ones first."""
+    folders = [p for p in videos.rglob('* *') if p.is_dir()]
+    for below in sorted(folders, key=lambda path: -len(path.parts)):
+        target = below.with_name(below.name.replace(' ', '_'))
+        if target.exists():
+            raise PETLError(f'{below} and {target} are one class; merge them')
+        below.rename(target)
+
+
+def _kinetics_table(path: Path) -> dict[str, int]:
+    """Clip name, and bare id where it has one class, to label."""
+    table: dict[str, int] = {}
+    classes_of: dict[str, set[int]] = {}
     try:
         with path.open(encoding='utf-8', newline='') as file:
-            rows = list(csv.DictReader(file))
-        table = {}
-        for row in rows:
-            name = row['label'].strip().replace(' ', '_')
-            start, end = int(row['time_start']), int(row['time_end'])
-            table[row['youtube_id']] = name
-            table[f'{row["youtube_id"]}_{start:06d}_{end:06d}'] = name
+            for row in csv.DictReader(file):
+                label = _KINETICS.get(_letters(row['label']))
+                if label is None:
+                    raise PETLError(
+                        f'{path} names the class {row["label"]!r}, which is none of '
+                        'the 400; give the CSV of Kinetics-400'
+                    )
+                start, end = int(row['time_start']), int(row['time_end'])
+                table[f'{row["youtube_id"]}_{start:06d}_{end:06d}'] = label
+                classes_of.setdefault(row['youtube_id'], set()).add(label)
     except FileNotFoundError:
         raise PETLError(f'there is no {path}') from None
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise PETLError(
             f'{path} has no columns label, youtube_id, time_start, time_end ({error})'
         ) from None
-    return table
+    bare = {id: labels.pop() for id, labels in classes_of.items() if len(labels) == 1}
+    return bare | table
 
 
 def _readable(
@@ -385,12 +432,9 @@ def convert_hmdb51(videos: Path, splits: Path, root: Path, workers: int = 1) -> 
     facts = facts_of('hmdb51')
     folder = root / facts.path
     tables = _hmdb51_tables(splits)
-    classes = sorted({name for name, _ in tables})
-    if len(classes) > facts.num_classes:
-        raise PETLError(f'{splits} names {len(classes)} classes, expected 51')
     lists: dict[str, list[Clip]] = {split.name: [] for split in facts.splits}
     clips: dict[str, Clip] = {}
-    for label, name in enumerate(classes):
+    for label, name in enumerate(HMDB51_CLASSES):
         for number in (1, 2, 3):
             tail = '' if number == 1 else f'_{number}'
             for file, part in tables.get((name, number), {}).items():
@@ -429,7 +473,12 @@ def _copy_whole(source: Path, target: Path) -> None:
 
 
 def _hmdb51_tables(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
-    """(class, split number) to {file: part}."""
+    """(class, split number) to {file: part}.
+
+    Raises:
+        PETLError: No split files, malformed ones, two that differ, or a class that is
+            none of the 51.
+    """
     tables: dict[tuple[str, int], dict[str, int]] = {}
     for path in sorted(folder.rglob('*_test_split[123].txt')):
         name, _, number = path.stem.rpartition('_test_split')
@@ -441,7 +490,12 @@ def _hmdb51_tables(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
             if len(columns) != 2 or columns[1] not in ('0', '1', '2'):
                 raise PETLError(f"{path}:{count}: {line!r} is not '<clip> <0|1|2>'")
             rows[columns[0]] = int(columns[1])
-        tables[name, int(number)] = rows
+        if name not in HMDB51_CLASSES:
+            raise PETLError(
+                f'{path} is of the class {name!r}, none of the 51 of HMDB51'
+            )
+        if tables.setdefault((name, int(number)), rows) != rows:
+            raise PETLError(f'{folder} holds two files {path.name} that differ')
     if not tables:
         raise PETLError(
             f'{folder} has no <class>_test_split1.txt; unpack test_train_splits.rar '

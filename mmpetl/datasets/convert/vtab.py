@@ -14,13 +14,16 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
+from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import partial_of, staged, unless_there, write_lines
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.convert.unpack import unpack, write_late
+from mmpetl.datasets.folders import find_folder, is_called, known_names
 
 TASKS: Mapping[str, DatasetFacts] = {
     facts.id: facts for facts in CATALOG.values() if facts.benchmark == 'vtab'
@@ -35,7 +38,7 @@ _LINE = re.compile(r'(?P<path>images/(?P<split>\w+)/\d{6}\.jpg) (?P<label>\d+)')
 def task_of(name: str) -> DatasetFacts | None:
     """The task that a folder's name or an id means."""
     for facts in TASKS.values():
-        if name in (facts.id, facts.folder, *facts.aliases):
+        if is_called(facts, name):
             return facts
     return None
 
@@ -222,12 +225,10 @@ class _Files:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        from PIL import Image
-
         path, label = self.items[index]
         try:
             with Image.open(path) as picture:
-                return np.asarray(picture.convert('RGB')), label
+                return np.asarray(eight_bits(picture).convert('RGB')), label
         except (OSError, ValueError) as error:
             raise PETLError(f'cannot read {path}: {error}') from None
 
@@ -236,8 +237,7 @@ class _Files:
 class FolderExport:
     """``<folder>/<task>/<split>/<label>/<picture>``, pictures sorted by name.
 
-    File names are the order of the export if they are unique in the split, so that
-    ``train800val200`` comes out as official; the label is the folder's name.
+    The label is the folder's name.
     """
 
     folder: Path
@@ -256,10 +256,12 @@ class FolderExport:
 
 
 def _task_folder(folder: Path, facts: DatasetFacts) -> Path:
-    for name in (facts.folder, facts.id, *facts.aliases):
-        if (folder / name).is_dir():
-            return folder / name
-    raise PETLError(f'{folder} has no folder {facts.folder} for {facts.id}')
+    found = find_folder(folder, facts)
+    if found is None:
+        official, *others = known_names(facts)
+        also = f' (nor {", ".join(others)})' if others else ''
+        raise PETLError(f'{folder} has no folder {official}{also} for {facts.id}')
+    return found
 
 
 def convert_export(
@@ -268,6 +270,9 @@ def convert_export(
     """One task from an export, into the processed layout.
 
     Pictures are stored as JPEG with Pillow's defaults, as the official script does.
+    ``train800val200`` is train800 and then val200. In the archives that circulate it
+    holds the same pictures in another order, since TensorFlow Datasets reads a joined
+    split by turns, sixteen pictures of each part.
 
     Raises:
         PETLError: A split is missing or holds a label out of range.
@@ -314,8 +319,6 @@ def _write_split(
 
 def as_jpeg(picture: np.ndarray) -> bytes:
     """Encode (H, W), (H, W, 1) or (H, W, 3) uint8; grey pictures get three channels."""
-    from PIL import Image
-
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[..., 0]
     buffer = io.BytesIO()
