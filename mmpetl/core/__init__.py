@@ -50,6 +50,7 @@ from mmpetl.core.method import (
     kaiming_uniform_,
     registered_methods,
 )
+from mmpetl.core.rebase import load_base
 from mmpetl.core.report import Counts, Owner, count_trainable, describe, owners
 from mmpetl.core.site import AFTER_ONLY, KINDS, Site
 from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
@@ -119,6 +120,7 @@ __all__ = [
     'inputs_and_labels',
     'join_tokens',
     'kaiming_uniform_',
+    'load_base',
     'load_delta_state',
     'on_maps',
     'one_by_one',

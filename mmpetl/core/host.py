@@ -19,6 +19,7 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.attention import attend
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
+from mmpetl.core.kept import KeptThroughInit
 
 if TYPE_CHECKING:
     from mmpetl.core.inject import Injection
@@ -176,17 +177,10 @@ class BlockHost(Host):
         return self.after('tokens', x, y, ctx)
 
 
-class BackboneHost(Host):
+class BackboneHost(KeptThroughInit, Host):
     """A backbone whose blocks run sites."""
 
     _petl: Injection
-
-    def init_weights(self) -> None:
-        """Nothing: weights were initialised or loaded before the injection.
-
-        Upstream's initialisers redraw every Linear below them, deltas included, and
-        position embeddings even of a loaded model.
-        """
 
     def train(self, mode: bool = True) -> BackboneHost:
         """Train the deltas and what the method selects; the frozen rest evaluates."""
