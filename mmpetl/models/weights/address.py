@@ -78,7 +78,11 @@ def base_name(name: str | os.PathLike) -> str:
 
 def _fetched(url: str) -> Path:
     known = _known_at(url)
-    path, fetched = fetch(known, _place_of(known, url))
+    folder = _place_of(known, url)
+    try:
+        path, fetched = fetch(known, folder)
+    except WeightsError as error:
+        raise type(error)(f'{error} (its place is {folder / known.name})') from None
     if fetched:
         print_log(f'{url} is now {path}', logger='current')
     return path

@@ -100,15 +100,16 @@ def open_file(path: str | os.PathLike) -> tuple[object, str]:
     """
     path = Path(path)
     head = _first_bytes(path)
+    # First of all: the length in front of its header may read PK or be 0x80, but it
+    # has zeros, which text has not.
+    if head[8:9] == b'{' and b'\0' in head[:8]:
+        return _read_safetensors(path), 'safetensors'
     if head.startswith(b'PK'):
         return _read_zip(path)
     if head.startswith(b'\x80'):
         return _read_torch(path, 'torch legacy', mmap=False)
-    # The length in front of a safetensors header has zeros, text has none.
-    if head.lstrip().startswith(b'{') and b'\0' not in head[:8]:
+    if head.lstrip().startswith(b'{'):
         return _read_shards(path)
-    if head[8:9] == b'{':
-        return _read_safetensors(path), 'safetensors'
     for start, kind in OTHERS:
         if head.startswith(start):
             raise WeightsError(f'{path} is {kind}')
@@ -119,11 +120,14 @@ def open_file(path: str | os.PathLike) -> tuple[object, str]:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Hex digest of a file, read in pieces of 1 MiB."""
+    """Hex digest of a file, or of an index and its shards one after another."""
+    path = Path(path)
     digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    shards = _shards_of(path) if path.name.endswith('.index.json') else []
+    for part in (path, *(path.parent / name for name in shards)):
+        with part.open('rb') as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -214,16 +218,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
     """The shards that an index names, beside it, as one."""
-    try:
-        index = json.loads(path.read_text(encoding='utf-8'))
-        shards = sorted(set(index['weight_map'].values()))
-        named = all(Path(name).name == name for name in shards)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        shards, named = [], False
-    if not shards or not named:
-        raise WeightsError(
-            f'{path} is JSON, but no index of shards (no weight_map of files beside it)'
-        )
+    shards = _shards_of(path)
     lost = [name for name in shards if not (path.parent / name).is_file()]
     if lost:
         raise WeightsNotFoundError(
@@ -239,6 +234,21 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
         else:
             tensors |= _read_safetensors(shard)
     return tensors, f'{len(shards)} shards'
+
+
+def _shards_of(path: Path) -> list[str]:
+    """Names of the files beside an index that it names."""
+    try:
+        index = json.loads(path.read_text(encoding='utf-8'))
+        shards = sorted(set(index['weight_map'].values()))
+        named = all(Path(name).name == name for name in shards)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        shards, named = [], False
+    if not shards or not named:
+        raise WeightsError(
+            f'{path} is JSON, but no index of shards (no weight_map of files beside it)'
+        )
+    return shards
 
 
 def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[object, str]:

@@ -424,12 +424,6 @@ def _has(tensors: Tensors, start: str) -> bool:
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
-        'Google npz',
-        'vit',
-        lambda t: 'embedding/kernel' in t and _has(t, 'Transformer/encoderblock_0/'),
-        _read_flax,
-    ),
-    Layout(
         'big_vision npz',
         'vit',
         lambda t: (
@@ -438,6 +432,12 @@ LAYOUTS: tuple[Layout, ...] = (
             and _has(t, 'Transformer/encoderblock_0/MlpBlock_0/')
         ),
         _read_big_vision,
+    ),
+    Layout(
+        'Google npz',
+        'vit',
+        lambda t: 'embedding/kernel' in t and _has(t, 'Transformer/encoderblock_0/'),
+        _read_flax,
     ),
     Layout(
         'transformers ViT',
