@@ -30,6 +30,8 @@ SETTINGS = {
     },
 }
 
+SHORT = {'by_epoch': True, 'max_epochs': 1, 'val_interval': 1}
+
 
 def model_config(checkpoint, method, **overrides) -> dict:
     backbone = {
@@ -55,7 +57,9 @@ def base(tmp_path):
 def test_a_run_with_a_models_init_cfg_keeps_the_base(make_runner, base, method, stock):
     overrides = {'custom_hooks': [], 'default_hooks': {}} if stock else {}
     runner = make_runner(
-        model=model_config(base, {'type': method}, init_cfg=INIT), **overrides
+        train_cfg=SHORT,
+        model=model_config(base, {'type': method}, init_cfg=INIT),
+        **overrides,
     )
     runner.train()
     assert base_changes(runner.model) == []
@@ -69,10 +73,10 @@ def test_a_run_with_a_models_init_cfg_keeps_the_base(make_runner, base, method, 
 
 def test_a_delta_of_such_a_run_gives_the_model_of_the_run(make_runner, base, tmp_path):
     model = model_config(base, {'type': 'LoRA'}, init_cfg=INIT)
-    runner = make_runner(model=model)
+    runner = make_runner(train_cfg=SHORT, model=model)
     runner.train()
     again = make_runner(
-        'again', model=model, load_from=str(tmp_path / 'run' / 'epoch_4.pth')
+        'again', model=model, load_from=str(tmp_path / 'run' / 'epoch_1.pth')
     )
     again.load_or_resume()
     for key, value in runner.model.state_dict().items():
@@ -80,7 +84,9 @@ def test_a_delta_of_such_a_run_gives_the_model_of_the_run(make_runner, base, tmp
 
 
 def test_what_writes_outside_of_init_weights_is_said_before_training(make_runner, base):
-    runner = make_runner(model=model_config(base, {'type': 'LoRA'}), custom_hooks=[])
+    runner = make_runner(
+        train_cfg=SHORT, model=model_config(base, {'type': 'LoRA'}), custom_hooks=[]
+    )
 
     def init_weights():
         for module in runner.model.modules():
@@ -118,7 +124,9 @@ def zoo(tmp_path):
 def test_load_from_of_a_whole_model_brings_base_and_head(
     make_runner, base, zoo, tmp_path, method
 ):
-    runner = make_runner(model=model_config(base, {'type': method}), load_from=str(zoo))
+    runner = make_runner(
+        train_cfg=SHORT, model=model_config(base, {'type': method}), load_from=str(zoo)
+    )
     runner.load_or_resume()
     content = torch.load(zoo, weights_only=True)['state_dict']
     state = runner.model.state_dict()
@@ -134,13 +142,13 @@ def test_load_from_of_a_whole_model_brings_base_and_head(
                 assert torch.equal(state[key], value)
     runner.train()
     assert base_changes(runner.model) == []
-    saved = torch.load(tmp_path / 'run' / 'epoch_4.pth', weights_only=True)
+    saved = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)
     assert saved['meta']['mmpetl']['base'] == 'zoo.pth'
     assert saved['meta']['mmpetl']['fingerprint'] == fingerprint(straight)
     again = make_runner(
         'again',
         model=model_config(zoo, {'type': method}),
-        load_from=str(tmp_path / 'run' / 'epoch_4.pth'),
+        load_from=str(tmp_path / 'run' / 'epoch_1.pth'),
     )
     again.load_or_resume()
 
@@ -149,7 +157,9 @@ def test_what_bitfit_learns_on_it_can_be_taken_back(make_runner, base, zoo):
     from mmpetl.core import eject
 
     runner = make_runner(
-        model=model_config(base, {'type': 'BitFit'}), load_from=str(zoo)
+        train_cfg=SHORT,
+        model=model_config(base, {'type': 'BitFit'}),
+        load_from=str(zoo),
     )
     runner.train()
     eject(runner.model.backbone)
@@ -160,7 +170,7 @@ def test_what_bitfit_learns_on_it_can_be_taken_back(make_runner, base, zoo):
 
 
 def test_load_from_of_the_same_base_changes_no_record(make_runner, base, tmp_path):
-    runner = make_runner(model=model_config(base, {'type': 'LoRA'}))
+    runner = make_runner(train_cfg=SHORT, model=model_config(base, {'type': 'LoRA'}))
     mark = fingerprint(runner.model)
     path = tmp_path / 'whole.pth'
     torch.save({'state_dict': runner.model.state_dict(), 'meta': {}}, path)
@@ -178,7 +188,9 @@ def test_load_from_of_another_size_is_one_line(make_runner, base, zoo):
     key = 'backbone.pos_embed'
     content['state_dict'][key] = content['state_dict'][key][:, :5]
     torch.save(content, zoo)
-    runner = make_runner(model=model_config(base, {'type': 'LoRA'}), load_from=str(zoo))
+    runner = make_runner(
+        train_cfg=SHORT, model=model_config(base, {'type': 'LoRA'}), load_from=str(zoo)
+    )
     before = {k: v.clone() for k, v in runner.model.state_dict().items()}
     with pytest.raises(PETLError, match=r'pos_embed has shape \(1, 5, 32\)') as stop:
         runner.load_or_resume()

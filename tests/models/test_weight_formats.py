@@ -83,6 +83,25 @@ def test_big_vision_with_its_blocks_in_one_is_named(tmp_path):
     refuse(mm_vit(), tmp_path / 'bv.npz', 'a ViT of big_vision', 'scan=True')
 
 
+def newest(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names that transformers has for ViT from release 5 on."""
+    rules = (
+        ('encoder.layer.', 'layers.'),
+        ('attention.attention.query', 'attention.q_proj'),
+        ('attention.attention.key', 'attention.k_proj'),
+        ('attention.attention.value', 'attention.v_proj'),
+        ('attention.output.dense', 'attention.o_proj'),
+        ('intermediate.dense', 'mlp.fc1'),
+        ('output.dense', 'mlp.fc2'),
+    )
+    named = {}
+    for name, tensor in state.items():
+        for old, new in rules:
+            name = name.replace(old, new)
+        named[name] = tensor
+    return named
+
+
 def transformers_state(model, prefix: str, dinov2: bool) -> dict[str, torch.Tensor]:
     """timm's state in the names that transformers has for ViT and DINOv2."""
     plain = {
@@ -119,19 +138,21 @@ def transformers_state(model, prefix: str, dinov2: bool) -> dict[str, torch.Tens
     return state
 
 
-@pytest.mark.parametrize('dinov2', [False, True], ids=['ViT', 'DINOv2'])
-def test_transformers_names_give_timm_features(tmp_path, same_features, dinov2):
+@pytest.mark.parametrize('kind', ['ViT', 'ViT of release 5', 'DINOv2'])
+def test_transformers_names_give_timm_features(tmp_path, same_features, kind):
+    dinov2 = kind == 'DINOv2'
     reference = timm_vit(init_values=0.1 if dinov2 else None)
     state = transformers_state(reference, '' if dinov2 else 'vit.', dinov2)
     if dinov2:
         state['embeddings.mask_token'] = torch.zeros(1, WIDTH)
     else:
         state['classifier.weight'] = torch.zeros(7, WIDTH)
+    if kind.endswith('5'):
+        state = newest(state)
     save_file(state, tmp_path / 'model.safetensors')
     host = mm_vit(layer_scale_init_value=0.1 if dinov2 else 0.0)
     report = load_base_weights(host, tmp_path / 'model.safetensors')
     expected = reference.forward_features(image())[:, 0]
-    kind = 'DINOv2' if dinov2 else 'ViT'
     what = f'{kind}, transformers keys | mmpretrain ViT | timm'
     same_features(host(image()), expected, 1e-6, what)
     assert report.layout == 'transformers ViT'
@@ -144,6 +165,10 @@ NAMED = {
         'swin.encoder.layers.0.blocks.0.attention.self.query.weight': (8, 8),
     },
     'VideoMAE': {f'videomae.{STEM}': (8, 3, 2, 4, 4)},
+    'DINOv3': {
+        'embeddings.patch_embeddings.weight': (8, 3, 4, 4),
+        'embeddings.register_tokens': (1, 4, 8),
+    },
     'CLIP or SigLIP': {
         'vision_model.embeddings.patch_embedding.weight': (8, 3, 4, 4),
         'vision_model.encoder.layers.0.self_attn.q_proj.weight': (8, 8),

@@ -478,6 +478,8 @@ def test_the_tool_fetches_and_checks(tmp_path, server, known, tool, monkeypatch)
 
 
 def test_the_tool_lists_and_refuses(tmp_path, tool):
+    nothing = tmp_path / 'nothing.py'
+    nothing.write_text("model = dict(type='A', backbone=dict(type='B'))")
     code, out, _ = tool('--list', '--folder', tmp_path)
     assert code == 0
     assert 'ViT-B_16.npz (not there)' in out
@@ -502,7 +504,7 @@ def test_the_tool_lists_and_refuses(tmp_path, tool):
             'has no swin_tiny_patch4_window7_224.pth',
         ),
         (('--recipe', 'configs/lora/vtab/svnh.py'), 'svhn'),
-        (('--recipe', 'configs/mini/digits.py'), 'starts from no weight file'),
+        (('--recipe', nothing), 'starts from no weight file'),
     ):
         code, _, err = tool(*args, '--folder', tmp_path / 'w')
         assert code == 1

@@ -65,12 +65,17 @@ def chosen(args: argparse.Namespace) -> list[weights.KnownFile]:
 
 
 def read_off(config: str) -> list[weights.KnownFile]:
-    """The file that a config starts from, the config named as for ``train.py``."""
+    """The known file that a config, named as for ``train.py``, starts from."""
     backbone = apis.load_config(config).get('model', {}).get('backbone', {})
     checkpoint = backbone.get('checkpoint')
     if not checkpoint:
         raise PETLError(f'{config} starts from no weight file')
-    return [weights.find_known(PurePosixPath(checkpoint).name)]
+    name = PurePosixPath(checkpoint).name
+    is_known = name in {known.name for known in weights.KNOWN_FILES}
+    if not is_known and ('://' in checkpoint or Path(checkpoint).is_file()):
+        print(f'{weights.resolve(checkpoint)}: there, the file of {config}')
+        return []
+    return [weights.find_known(name)]
 
 
 def show_list(folder: Path) -> None:
@@ -149,7 +154,7 @@ def main() -> int:
             return 0
         if args.check:
             return check_folder(folder, files)
-        if not files:
+        if not files and not args.recipe:
             raise PETLError('name a file or --recipe; --list shows what there is')
         if args.mirror and len(files) > 1 and Path(args.mirror).is_file():
             raise PETLError(

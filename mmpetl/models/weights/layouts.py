@@ -68,7 +68,7 @@ class Layout:
 STEM = re.compile(
     r'^(?P<prefix>.*?)'
     r'(?P<stem>patch_embed\.(proj|projection)\.weight|conv1\.weight|embedding/kernel'
-    r'|embeddings\.(patch_embeddings\.projection|patch_embedding)\.weight)$'
+    r'|embeddings\.(patch_embeddings(\.projection)?|patch_embedding)\.weight)$'
 )
 
 
@@ -269,16 +269,16 @@ _rename_transformers_vit = rename(
     (r'^embeddings\.position_embeddings$', 'pos_embed'),
     (r'^embeddings\.', ''),
     (r'^layernorm\.', 'norm.'),
-    (r'^encoder\.layer\.(\d+)\.', r'blocks.\1.'),
+    (r'^(?:encoder\.layer|layers)\.(\d+)\.', r'blocks.\1.'),
     (r'\.layernorm_before\.', '.norm1.'),
     (r'\.layernorm_after\.', '.norm2.'),
     (r'\.layer_scale([12])\.lambda1$', r'.ls\1.gamma'),
-    (r'\.attention\.output\.dense\.', '.attn.proj.'),
+    (r'\.attention\.(?:output\.dense|o_proj)\.', '.attn.proj.'),
     (r'\.intermediate\.dense\.', '.mlp.fc1.'),
     (r'^(blocks\.\d+)\.output\.dense\.', r'\1.mlp.fc2.'),
 )
 TRANSFORMERS_PART = re.compile(
-    r'^(blocks\.\d+)\.attention\.attention\.(query|key|value)\.(\w+)$'
+    r'^(blocks\.\d+)\.attention\.(?:attention\.)?([qkv])\w*\.(weight|bias)$'
 )
 
 
@@ -291,7 +291,7 @@ def _read_transformers_vit(tensors: Tensors) -> Entries:
             fused = parts.setdefault(f'{match[1]}.attn.qkv.{match[3]}', {})
             fused[match[2]] = entries.pop(name).tensor
     for name, part in parts.items():
-        _fuse(entries, name, [part.get(k) for k in ('query', 'key', 'value')])
+        _fuse(entries, name, [part.get(k) for k in 'qkv'])
     return entries
 
 
@@ -406,6 +406,10 @@ def count_classes(tensors: Tensors) -> int | None:
 
 
 TRANSFORMERS_STEM = 'embeddings.patch_embeddings.projection.weight'
+# As files have it, and as releases from 5 on have it in memory.
+TRANSFORMERS_QUERY = re.compile(
+    r'^(encoder\.layer\.0\.attention\.attention\.query|layers\.0\.attention\.q_proj)\.'
+)
 
 
 def _patch_axes(tensors: Tensors, name: str) -> int:
@@ -445,7 +449,7 @@ LAYOUTS: tuple[Layout, ...] = (
         lambda t: (
             _axes(t, TRANSFORMERS_STEM) == 4
             and 'embeddings.position_embeddings' in t
-            and 'encoder.layer.0.attention.attention.query.weight' in t
+            and any(TRANSFORMERS_QUERY.match(name) for name in t)
         ),
         _read_transformers_vit,
     ),
@@ -534,6 +538,10 @@ FOREIGN: tuple[tuple[str, Callable[[Tensors], bool]], ...] = (
     (
         'the image tower of a CLIP or SigLIP in the names of transformers',
         lambda t: 'embeddings.patch_embedding.weight' in t,
+    ),
+    (
+        'a DINOv3 (rotary positions) in the names of transformers',
+        lambda t: 'embeddings.patch_embeddings.weight' in t,
     ),
     ('weights in the names of transformers', lambda t: TRANSFORMERS_STEM in t),
     (
