@@ -81,6 +81,9 @@ from mmpetl.core.method import (
     kaiming_uniform_,
     registered_methods,
 )
+from mmpetl.core.rebase import (
+    load_base,
+)
 from mmpetl.core.role import (
     Role,
 )
@@ -179,6 +182,7 @@ __all__ = [
     'inputs_and_labels',
     'join_tokens',
     'kaiming_uniform_',
+    'load_base',
     'load_delta_state',
     'on_maps',
     'one_by_one',

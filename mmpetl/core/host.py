@@ -20,6 +20,7 @@ from mmpetl.core.attention import softmax_attention, split_heads
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.fingerprint import check_unmoved, converting
+from mmpetl.core.init_guard import KeptThroughInit
 from mmpetl.core.injection import Injection, deltas_of
 
 Features = Tensor | tuple[Tensor, ...]
@@ -242,28 +243,14 @@ class BlockHost(Host):
         return self.after('tokens', x, y, ctx)
 
 
-class BackboneHost(Host):
+class BackboneHost(KeptThroughInit, Host):
     """A backbone whose blocks run sites.
 
-    Its base is safe from initialisers that run after the injection: those of MMEngine
-    pass it by, and what another one has overwritten stops the next training step's
+    What is written to its frozen base by other ways than initialisers stops the next
     ``train()``.
     """
 
     _petl: Injection
-
-    def init_weights(self) -> None:
-        """Nothing: weights were initialised or loaded before the injection.
-
-        Upstream's initialisers redraw every Linear below them, deltas included, and
-        position embeddings even of a loaded model.
-        """
-
-    def apply(self, fn: Callable[[nn.Module], None]) -> BackboneHost:
-        """As of any module, but the initialisers of a model around it pass by."""
-        if fn.__module__ == 'mmengine.model.weight_init':
-            return self
-        return super().apply(fn)
 
     def train(self, mode: bool = True) -> BackboneHost:
         """Train the deltas and what the method selects; the frozen rest evaluates."""

@@ -2,7 +2,9 @@
 
 The order matters. Upstream's initialisers redraw every Linear below them, so deltas
 must come after; and MMEngine's optimizer and DDP take parameters once, so deltas must
-come before.
+come before. A model initialises itself once more when training starts: an injected
+backbone keeps its values then (``core/init_guard.py``), and one without a method is filled
+again.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ import importlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from mmpetl.core import (
     Method,
@@ -26,6 +28,8 @@ from mmpetl.core import (
     inject,
     injections,
 )
+from mmpetl.models.weights import load_base_weights
+from mmpetl.models.weights.address import base_name
 from mmpetl.registry import MODELS
 
 
@@ -36,20 +40,25 @@ def petl_backbone(
     checkpoint: str | os.PathLike | None = None,
     head: Iterable[str] = (),
     frozen_drop_path: bool = False,
+    checkpoint_part: str | None = None,
 ) -> nn.Module:
     """Build a backbone with a method in it.
 
     Args:
         backbone: Config of a foreign backbone, its scope in front of its type:
-            ``dict(type='mmpretrain.SwinTransformer', arch='base')``.
+            ``dict(type='mmpretrain.SwinTransformer', arch='base')``; or a backbone,
+            whose values are kept where no checkpoint replaces them. A Video Swin with
+            ``pretrained2d=True`` is started from the checkpoint of an image Swin.
         method: A method's config or name. None leaves the backbone as upstream
             built it, wholly trainable.
-        checkpoint: File of the base weights, in any format that
-            :func:`mmpetl.models.load_base_weights` reads. None leaves the base
-            random, which is said loudly.
+        checkpoint: File or address of the base weights, in any format that
+            :func:`mmpetl.models.load_base_weights` reads. None leaves the base to the
+            backbone's own ``init_cfg``, or random, which is said loudly.
         head: Path prefixes of base parameters that train like a head, because no
             checkpoint holds them (``('fc_norm',)`` for a self-supervised VideoMAE).
         frozen_drop_path: Whether stochastic depth acts in the frozen trunk.
+        checkpoint_part: Which weights, of a checkpoint that holds several:
+            ``'teacher'``, ``'state_dict_ema'``.
 
     Returns:
         The foreign backbone itself, an instance of its own class.
@@ -62,41 +71,20 @@ def petl_backbone(
         method = build_method(method)
     source = dict(backbone) if isinstance(backbone, Mapping) else None
     module = build_foreign(backbone) if isinstance(backbone, Mapping) else backbone
-    if getattr(module, 'pretrained2d', False):
-        raise PETLError(
-            f'{type(module).__name__} with pretrained2d=True wants to inflate a 2-D '
-            'checkpoint; set pretrained2d=False and name the weights as `checkpoint` '
-            'of mmpetl.PETLBackbone'
-        )
-    if checkpoint is not None and 'Pretrained' in str(getattr(module, 'init_cfg', '')):
-        # It would read a second file, unchecked.
-        raise PETLError(
-            'name the base weights once: drop init_cfg=dict(type="Pretrained") '
-            'of the backbone, since mmpetl.PETLBackbone has a checkpoint'
-        )
-    if hasattr(module, 'init_weights'):
-        # With a checkpoint too: it may not hold the norms of dense outputs.
-        module.init_weights()
-    if checkpoint is None:
-        print_log(
-            f'THE BASE IS RANDOM: {type(module).__name__} got no checkpoint. Name one '
-            'with model.backbone.checkpoint=FILE, unless this is a trial run.',
-            logger='current',
-            level=logging.WARNING,
-        )
-    else:
-        from mmpetl.models.weights import load_base_weights
-
-        report = load_base_weights(module, checkpoint)
-        print_log(report.summary(), logger='current')
+    filling = _filling(module, source, checkpoint, checkpoint_part)
+    origin = filling()
     if method is None:
         _mark_initialised(module)
+        if origin is not None:
+            # The model's initialisers come first and this after, as for upstream's.
+            module._is_init = False
+            module.init_weights = filling
         return module
     inject(module, method, head=head, frozen_drop_path=frozen_drop_path)
     for _, _, record in injections(module):
         record.source = {
             'backbone': source,
-            'checkpoint': None if checkpoint is None else Path(checkpoint).name,
+            'checkpoint': origin,
             'fingerprint': fingerprint(module),
         }
     print_log(describe(module), logger='current')
@@ -131,6 +119,145 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
             raise
         reason = str(error).rpartition('__init__() ')[2]
         raise PETLError(f'the backbone {kind!r} {reason}') from error
+
+
+@dataclass
+class _Filling:
+    """Initialises a plain backbone and loads its base; may be called again.
+
+    Attributes:
+        module: The backbone.
+        checkpoint: File of its base for our own reader.
+        part: Which weights of the file.
+        inflate: Whether an image Swin may start a Video Swin.
+        own: The file that upstream is told to load.
+        is_filled: Whether the backbone came with values: it was passed in as a module,
+            or its constructor loads them (timm's ``pretrained=True``).
+    """
+
+    module: nn.Module
+    checkpoint: str | os.PathLike | None
+    part: str | None
+    inflate: bool
+    own: str | None
+    is_filled: bool
+
+    def __call__(self) -> str | None:
+        """Fill the backbone; the file that its base came from, None if unknown."""
+        name = type(self.module).__name__
+        watch = self._initialise()
+        if self.checkpoint is not None:
+            report = load_base_weights(
+                self.module, self.checkpoint, part=self.part, inflate=self.inflate
+            )
+            print_log(report.summary(), logger='current')
+            return base_name(self.checkpoint)
+        if self.own:
+            watch.check(self.own)
+            print_log(
+                f'{watch.filled} of {watch.total} tensors of {name} from {self.own}, '
+                "loaded by the backbone's own settings",
+                logger='current',
+            )
+            return base_name(self.own)
+        if self.is_filled:
+            print_log(f'{name} keeps the weights that it came with', logger='current')
+        else:
+            print_log(
+                f'THE BASE IS RANDOM: {name} got no checkpoint. Name one with '
+                'model.backbone.checkpoint=FILE, unless this is a trial run.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        return None
+
+    def _initialise(self) -> _Watch:
+        """Upstream's way; also with a checkpoint, which may lack some norms."""
+        watch = _Watch(self.module)
+        if hasattr(type(self.module), 'init_weights') and not self.is_filled:
+            for part in self.module.modules():
+                if hasattr(part, '_is_init'):
+                    part._is_init = False
+            type(self.module).init_weights(self.module)
+        watch.handle.remove()
+        return watch
+
+
+class _Watch:
+    """Counts what an initialiser of upstream loads, which it does without a check."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.filled = 0
+        self.missing = [name for name, _ in module.named_parameters()]
+        self.total = len(self.missing)
+        self.handle = module.register_load_state_dict_pre_hook(self._count)
+
+    def _count(
+        self, module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any
+    ) -> None:
+        params = dict(module.named_parameters())
+        self.missing = [
+            name
+            for name, param in params.items()
+            if getattr(state.get(prefix + name), 'shape', None) != param.shape
+        ]
+        self.filled = self.total - len(self.missing)
+
+    def check(self, file: str) -> None:
+        """Raise PETLError unless all but norms, which tasks add, came from the file."""
+        lost = [name for name in self.missing if 'norm' not in name]
+        if lost:
+            raise PETLError(
+                f'{file}, as upstream loads it, fills {self.filled} of {self.total} '
+                f'tensors of the backbone ({lost[0]} is not among them); drop it from '
+                "the backbone's init_cfg or pretrained and name it as `checkpoint` of "
+                'mmpetl.PETLBackbone, which reads more formats'
+            )
+
+
+def _filling(
+    module: nn.Module,
+    source: Mapping[str, Any] | None,
+    checkpoint: str | os.PathLike | None,
+    part: str | None,
+) -> _Filling:
+    """How a backbone is to be filled.
+
+    Raises:
+        PETLError: Its base weights are named twice, or not at all where they must be.
+    """
+    is_filled = source is None or getattr(module, '_is_init', False)
+    own = None if is_filled else _pretrained_of(module, source)
+    if checkpoint is not None and own:
+        # It would read a second file, unchecked.
+        raise PETLError(
+            f'name the base weights once: drop {own} from init_cfg or pretrained of '
+            'the backbone, since mmpetl.PETLBackbone has a checkpoint'
+        )
+    inflate = bool(getattr(module, 'pretrained2d', False))
+    if inflate:
+        checkpoint, own = checkpoint or own, None
+        if checkpoint is None:
+            raise PETLError(
+                f'{type(module).__name__} with pretrained2d=True wants to inflate the '
+                'weights of an image Swin; name them as `checkpoint` of '
+                'mmpetl.PETLBackbone, or set pretrained2d=False'
+            )
+        # Ours is loaded below, with every key accounted for.
+        module.pretrained, module.pretrained2d = None, False
+    return _Filling(module, checkpoint, part, inflate, own, is_filled)
+
+
+def _pretrained_of(module: nn.Module, source: Mapping[str, Any]) -> str | None:
+    """The file that the backbone's own settings name."""
+    config = getattr(module, 'init_cfg', None) or {}
+    for entry in config if isinstance(config, list | tuple) else [config]:
+        kind = entry.get('type')
+        if getattr(kind, '__name__', kind) in ('Pretrained', 'PretrainedInit'):
+            return entry['checkpoint']
+    # VideoMAE's class forgets this one, which the count then shows.
+    given = source.get('pretrained')
+    return given if isinstance(given, str) else None
 
 
 def _mark_initialised(module: nn.Module) -> None:

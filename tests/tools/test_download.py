@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import http.server
 import importlib.util
+import io
 import json
 import re
 import socket
@@ -18,12 +19,14 @@ import pytest
 import torch
 
 import mmpetl.models.weights.download as download
+from mmpetl.core import injection_of
 from mmpetl.models.weights import (
     KnownFile,
     WeightsError,
     WeightsNotFoundError,
     fetch,
     find_known,
+    resolve,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +75,7 @@ class Server:
         self.http.server_close()
 
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        body = self.files.get(request.path)
+        body = self.files.get(request.path.partition('?')[0])
         wanted = request.headers.get('Range')
         status = self.status or (404 if body is None else 200)
         if status != 200:
@@ -342,6 +345,96 @@ def test_two_processes_do_not_write_into_one_part(tmp_path, known):
         assert 'another process is fetching vit.pth' in refused(known, tmp_path)
 
 
+# --- addresses as OpenMMLab users write them ---------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The folder of weights."""
+    monkeypatch.setenv('MMPETL_WEIGHTS', str(tmp_path / 'w'))
+    return tmp_path / 'w'
+
+
+def test_an_address_is_fetched_once_and_kept_apart(server, folder, content):
+    for place in ('one', 'two'):
+        server.files[f'/{place}/checkpoint.pth'] = content + bytes(place == 'two')
+    paths = [resolve(f'{server.url}/{p}/checkpoint.pth') for p in ('one', 'two')]
+    assert paths[0] != paths[1]
+    host = server.url.removeprefix('http://').replace(':', '_')
+    assert paths[0] == folder / host / 'one' / 'checkpoint.pth'
+    assert paths[0].read_bytes() == content
+    assert len(server.seen) == 2
+    assert resolve(f'{server.url}/one/checkpoint.pth') == paths[0]
+    assert len(server.seen) == 2
+
+
+def test_the_digest_in_a_name_is_held_against_the_file(server, folder, content):
+    start = hashlib.sha256(content).hexdigest()[:8]
+    good, bad = (f'/mm/vit-base_{n}-{d}.pth' for n, d in (('a', start), ('b', '0' * 8)))
+    server.files |= {good: content, bad: content}
+    assert resolve(server.url + good) == folder / good.rpartition('/')[2]
+    with pytest.raises(WeightsError, match=r'sha256 begins .*not 00000000') as stop:
+        resolve(server.url + bad)
+    assert 'its place is' in str(stop.value)
+    assert not list(folder.glob('*_b-*'))
+
+
+def test_an_address_that_answers_with_a_page_is_not_kept(server, folder):
+    server.files['/vit.pth'] = b'<!DOCTYPE html><html>Sign in</html>'
+    with pytest.raises(WeightsError, match='is a web page'):
+        resolve(f'{server.url}/vit.pth')
+    with pytest.raises(WeightsNotFoundError, match='answers 404'):
+        resolve(f'{server.url}/gone.pth')
+    assert not [p for p in folder.rglob('*') if p.is_file()]
+
+
+def test_the_address_of_a_known_file_is_that_file(server, folder, known, monkeypatch):
+    monkeypatch.setattr('mmpetl.models.weights.address.KNOWN_FILES', (known,))
+    assert resolve(known.url) == folder / 'vit.pth'
+
+
+def test_the_short_names_of_the_zoo_stand_for_addresses(server, folder, monkeypatch):
+    from mmengine.runner import checkpoint as zoo
+
+    server.files['/zoo/vit.pth'] = b''
+    table = {'vit': f'{server.url}/zoo/vit.pth'}
+    for name in ('get_mmcls_models', 'get_external_models', 'get_torchvision_models'):
+        monkeypatch.setattr(zoo, name, lambda: table)
+    for scheme in ('mmcls', 'open-mmlab', 'torchvision'):
+        with pytest.raises(WeightsError, match=r'is empty \(0 bytes\)'):
+            resolve(f'{scheme}://vit')
+        with pytest.raises(WeightsNotFoundError, match="has no 'vti'. Did you mean"):
+            resolve(f'{scheme}://vti')
+
+
+def test_local_names_are_local_files(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert resolve('~/a b.pth') == tmp_path / 'a b.pth'
+    assert resolve(f'file://{tmp_path}/a%20b.pth') == tmp_path / 'a b.pth'
+    assert resolve('a/b.pth') == Path('a/b.pth')
+    for name in ('s3://bucket/x.pth', 'petrel://x.pth', 'ftp://host/x.pth'):
+        with pytest.raises(WeightsError, match='is not read here') as stop:
+            resolve(name)
+        assert name in str(stop.value)
+
+
+def test_the_builder_takes_an_address(server, folder):
+    pytest.importorskip('mmpretrain.models')
+    from mmpetl.models import petl_backbone
+
+    arch = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)
+    vit = dict(
+        type='mmpretrain.VisionTransformer', arch=arch, img_size=32, patch_size=8
+    )
+    source = petl_backbone(vit)
+    buffer = io.BytesIO()
+    torch.save(source.state_dict(), buffer)
+    server.files['/vit.pth'] = buffer.getvalue()
+    ours = petl_backbone(vit, 'LoRA', checkpoint=f'{server.url}/vit.pth?download=1')
+    assert torch.equal(ours.pos_embed, source.pos_embed)
+    assert injection_of(ours)[1].source['checkpoint'] == 'vit.pth'
+
+
 # --- the tool ----------------------------------------------------------------------
 
 
@@ -386,6 +479,8 @@ def test_the_tool_fetches_and_checks(tmp_path, server, known, tool, monkeypatch)
 
 
 def test_the_tool_lists_and_refuses(tmp_path, tool):
+    nothing = tmp_path / 'nothing.py'
+    nothing.write_text("model = dict(type='A', backbone=dict(type='B'))")
     code, out, _ = tool('--list', '--folder', tmp_path)
     assert code == 0
     assert 'ViT-B_16.npz (not there)' in out
@@ -400,6 +495,17 @@ def test_the_tool_lists_and_refuses(tmp_path, tool):
             ('--recipe', 'configs/mona/ade20k.py', '--mirror', tmp_path),
             'has no swin_large_patch4_window7_224_22k.pth',
         ),
+        # A row of a table, as train.py takes it; by any path.
+        (
+            ('--recipe', ROOT / 'configs/lora/vtab/svhn.py', '--mirror', tmp_path),
+            'has no ViT-B_16.npz',
+        ),
+        (
+            ('--recipe', 'configs/../configs/recipes/nyud_mt.py', '--mirror', tmp_path),
+            'has no swin_tiny_patch4_window7_224.pth',
+        ),
+        (('--recipe', 'configs/lora/vtab/svnh.py'), 'svhn'),
+        (('--recipe', nothing), 'starts from no weight file'),
     ):
         code, _, err = tool(*args, '--folder', tmp_path / 'w')
         assert code == 1

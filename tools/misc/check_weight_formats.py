@@ -14,7 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parents[2] / 'tests' / 'models' / 'test_weights.py'
+FOLDER = Path(__file__).parents[2] / 'tests' / 'models'
+TESTS = [FOLDER / f'test_weight{name}.py' for name in ('s', '_formats')]
 COLUMNS = ('format', 'host', 'reference', 'max difference', 'scale', 'verdict')
 
 
@@ -49,12 +50,12 @@ def main() -> int:
     except ModuleNotFoundError:
         print('error: pytest is needed; pip install mmpetl[tests]', file=sys.stderr)
         return 1
-    if not TESTS.is_file():
-        print(f'error: {TESTS} is needed: a source checkout', file=sys.stderr)
+    if not all(path.is_file() for path in TESTS):
+        print(f'error: {FOLDER} is needed: a source checkout', file=sys.stderr)
         return 1
     collector = Collector()
     quiet = ['-q', '-p', 'no:cacheprovider', '--no-header', '--no-summary', '-rN']
-    code = pytest.main([*quiet, str(TESTS)], plugins=[collector])
+    code = pytest.main([*quiet, *map(str, TESTS)], plugins=[collector])
     table = [COLUMNS, *sorted(collector.rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
     print()

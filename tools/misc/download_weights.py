@@ -7,6 +7,7 @@ Examples:
     python tools/misc/download_weights.py --list
     python tools/misc/download_weights.py ViT-B_16.npz
     python tools/misc/download_weights.py --recipe ade20k --mirror /mnt/weights
+    python tools/misc/download_weights.py --recipe configs/lora/vtab/svhn.py
     python tools/misc/download_weights.py --check
 """
 
@@ -27,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('names', nargs='*', metavar='NAME', help='files to fetch')
-    parser.add_argument('--recipe', help='fetch what this recipe or leaf starts from')
+    parser.add_argument('--recipe', help='fetch what this recipe or config starts from')
     parser.add_argument(
         '--folder',
         default=os.environ.get('MMPETL_WEIGHTS', 'checkpoints'),
@@ -51,21 +52,30 @@ def chosen(args: argparse.Namespace) -> list[weights.KnownFile]:
     """The files that the command line names, in order."""
     files = [weights.find_known(name) for name in args.names]
     if args.recipe:
-        needed = weights.needed_by(recipe_of(args.recipe))
-        if not needed:
+        is_config = args.recipe.endswith('.py')
+        needed = weights.needed_by(args.recipe)
+        files += read_off(args.recipe) if is_config else needed
+        if not is_config and not needed:
             raise PETLError(
                 f'no known file serves the recipe {args.recipe!r}; --list shows which '
-                'recipes start from which file'
+                'recipes start from which file; a config is named as for train.py, '
+                'configs/lora/vtab/svhn.py'
             )
-        files += needed
     return files
 
 
-def recipe_of(text: str) -> str:
-    """``vtab/svhn`` of ``configs/lora/vtab/svhn.py`` or ``vtab/svhn``."""
-    path = PurePosixPath(text).with_suffix('')
-    is_path = path.parts[:1] == ('configs',) and len(path.parts) > 2
-    return str(PurePosixPath(*path.parts[2:]) if is_path else path)
+def read_off(config: str) -> list[weights.KnownFile]:
+    """The known file that a config, named as for ``train.py``, starts from."""
+    backbone = apis.load_config(config).get('model', {}).get('backbone', {})
+    checkpoint = backbone.get('checkpoint')
+    if not checkpoint:
+        raise PETLError(f'{config} starts from no weight file')
+    name = PurePosixPath(checkpoint).name
+    is_known = name in {known.name for known in weights.KNOWN_FILES}
+    if not is_known and ('://' in checkpoint or Path(checkpoint).is_file()):
+        print(f'{weights.resolve(checkpoint)}: there, the file of {config}')
+        return []
+    return [weights.find_known(name)]
 
 
 def show_list(folder: Path) -> None:
@@ -144,7 +154,7 @@ def main() -> int:
             return 0
         if args.check:
             return check_folder(folder, files)
-        if not files:
+        if not files and not args.recipe:
             raise PETLError('name a file or --recipe; --list shows what there is')
         if args.mirror and len(files) > 1 and Path(args.mirror).is_file():
             raise PETLError(

@@ -15,13 +15,16 @@ from mmengine.fileio import register_backend
 from mmengine.fileio.backends import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
+from torch import nn
 
 from mmpetl.core import (
     PETLError,
+    base_changes,
     find_injected,
     fingerprint,
     frozen_keys,
     injection_of,
+    load_base,
     load_delta_state,
 )
 from mmpetl.core.delta_file import FORMAT, check_facts, to_data
@@ -208,10 +211,8 @@ class DeltaCheckpointHook(CheckpointHook):
             return
         meta = checkpoint.get('meta', {}).get('mmpetl')
         if meta is None:
-            raise PETLError(
-                'the checkpoint is no delta of mmpetl (it has no such record); base '
-                'weights go to model.backbone.checkpoint'
-            )
+            self._take_whole(runner, model, checkpoint)
+            return
         check_delta_meta(model, meta)
         state = checkpoint['state_dict']
         load_delta_state(model, state)
@@ -219,8 +220,26 @@ class DeltaCheckpointHook(CheckpointHook):
             state.setdefault(key, value)
         self._resume_rng = checkpoint.get('rng')
 
+    def _take_whole(self, runner: Runner, model: nn.Module, checkpoint: dict) -> None:
+        """Start from a whole model, such as a detector of the zoo."""
+        state = checkpoint.get('state_dict', checkpoint)
+        state = {k.removeprefix('module.'): v for k, v in state.items()}
+        source = str(runner._load_from)
+        if load_base(model, state, source):
+            runner.logger.info(
+                f'the base is now that of {source}; its deltas need it as '
+                'model.backbone.checkpoint'
+            )
+
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        changed = base_changes(plain_model(runner))
+        if changed:
+            raise PETLError(
+                f'{len(changed)} tensors of the frozen base changed before training '
+                f"({changed[0]} is one); an initialiser outside of MMEngine's "
+                'init_weights wrote them: let it leave the injected backbone out'
+            )
         if not runner.iter:
             self._resume_rng = None
         if self._resume_rng is not None:
@@ -260,7 +279,7 @@ class DeltaCheckpointHook(CheckpointHook):
             self._train_rng = None
 
 
-def delta_meta(model: torch.nn.Module) -> dict[str, Any]:
+def delta_meta(model: nn.Module) -> dict[str, Any]:
     """What a delta says of itself: format, version, method, backbone, base."""
     _, state = injection_of(model)
     methods = [slot.method.config() for slot in state.slots.values()]
@@ -275,6 +294,6 @@ def delta_meta(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def check_delta_meta(model: torch.nn.Module, meta: Mapping[str, Any]) -> None:
+def check_delta_meta(model: nn.Module, meta: Mapping[str, Any]) -> None:
     """Raise PETLError unless a delta belongs to this model, method and base."""
     check_facts(meta, delta_meta(model))

@@ -6,6 +6,7 @@ VideoMAE. Files and models are both translated into it, so a file format and a h
 class meet without knowing each other.
 """
 
+from mmpetl.models.weights.address import resolve
 from mmpetl.models.weights.download import check_file, fetch
 from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
 from mmpetl.models.weights.identity import FileFacts, describe_file
@@ -26,4 +27,5 @@ __all__ = [
     'find_known',
     'load_base_weights',
     'needed_by',
+    'resolve',
 ]

@@ -1,38 +1,32 @@
-"""From a file to a flat dict of tensors. No file is ever allowed to run code."""
+"""From a file to what is in it. No file is ever allowed to run code."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import hashlib
+import json
 import os
 import pickle
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
+from mmpetl.models.weights.errors import (
+    WeightsError,
+    WeightsNotFoundError,
+    shorten,
+)
+from mmpetl.models.weights.parts import choose_part
 from mmpetl.models.weights.torchscript import read_torchscript
 
-# The keys under which training scripts put the weights, the plain ones first.
-WRAPPERS = (
-    'state_dict',
-    'model',
-    'module',
-    'model_state_dict',
-    'model_state',
-    'params',
-    'model_ema',
-    'state_dict_ema',
-    'ema_state_dict',
-)
 # A cut or garbled file is answered with any of these, by torch, zipfile and pickle.
 BROKEN = (
     ArithmeticError,
@@ -49,13 +43,56 @@ BROKEN = (
     zlib.error,
 )
 DAMAGED = 'is truncated or damaged; download it again'
+SHARD = re.compile(r'-\d{5}-of-(?!00001)(\d{5})(\.\w+)$')
+OTHERS = (
+    (b'\x89HDF', 'an HDF5 file, as Keras writes it; there is no reader for it here'),
+    (b'GGUF', 'a GGUF file of quantised weights; the plain file is needed'),
+    (b'\x1f\x8b', 'packed with gzip; unpack it and name the file inside'),
+    (b'7z\xbc\xaf', 'a 7z archive; unpack it and name the file inside'),
+)
+WEIGHTS = ('.index.json', '.npz', '.safetensors', '.pth', '.pt', '.bin')
 
 
-def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], str]:
-    """All tensors of a weight file and a word on how they were packed.
+class Packed(NamedTuple):
+    """The weights of a file.
+
+    Attributes:
+        tensors: By name, flat.
+        container: A word on how they were packed, e.g. ``'torch zip, model'``.
+        notes: What the user should know of the choice, where there was one.
+    """
+
+    tensors: dict[str, Tensor]
+    container: str
+    notes: tuple[str, ...] = ()
+
+
+def read_tensors(path: str | os.PathLike, part: str | None = None) -> Packed:
+    """The weights of a file, in whatever it packs them.
+
+    Args:
+        path: npz, safetensors, torch or TorchScript file, or the index of a sharded
+            one.
+        part: Which weights, of a file that has several: ``'teacher'``,
+            ``'state_dict_ema'``.
+
+    Raises:
+        WeightsNotFoundError: Nothing at ``path``.
+        WeightsError: Empty, truncated, a web page, or it asks to run code; or ``part``
+            is not in it, or is needed.
+    """
+    content, kind = open_file(path)
+    chosen = choose_part(content, os.fspath(path), part)
+    if not chosen.tensors:
+        raise WeightsError(f'{path} holds no tensors ({kind})')
+    return Packed(chosen.tensors, ', '.join([kind, *chosen.trail]), chosen.notes)
+
+
+def open_file(path: str | os.PathLike) -> tuple[object, str]:
+    """What is in a weight file, and how it is packed.
 
     The kind of file is told from its content, since names lie: npz, safetensors,
-    torch (zip or legacy) and TorchScript archives.
+    torch (zip or legacy) and TorchScript archives, and the index of shards.
 
     Raises:
         WeightsNotFoundError: Nothing at ``path``.
@@ -63,28 +100,34 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], str]:
     """
     path = Path(path)
     head = _first_bytes(path)
+    # First of all: the length in front of its header may read PK or be 0x80, but it
+    # has zeros, which text has not.
+    if head[8:9] == b'{' and b'\0' in head[:8]:
+        return _read_safetensors(path), 'safetensors'
     if head.startswith(b'PK'):
-        tensors, container = _read_zip(path)
-    elif head.startswith(b'\x80'):
-        tensors, container = _read_torch(path, 'torch legacy', mmap=False)
-    elif head[8:9] == b'{':
-        tensors, container = _read_safetensors(path), 'safetensors'
-    else:
-        raise WeightsError(
-            f'{path} is not a weight file: it is neither npz, safetensors nor a torch '
-            f'checkpoint (first bytes {head[:8]!r}); check the download'
-        )
-    if not tensors:
-        raise WeightsError(f'{path} holds no tensors ({container})')
-    return tensors, container
+        return _read_zip(path)
+    if head.startswith(b'\x80'):
+        return _read_torch(path, 'torch legacy', mmap=False)
+    if head.lstrip().startswith(b'{'):
+        return _read_shards(path)
+    for start, kind in OTHERS:
+        if head.startswith(start):
+            raise WeightsError(f'{path} is {kind}')
+    raise WeightsError(
+        f'{path} is not a weight file: it is neither npz, safetensors nor a torch '
+        f'checkpoint (first bytes {head[:8]!r}); check the download'
+    )
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Hex digest of a file, read in pieces of 1 MiB."""
+    """Hex digest of a file, or of an index and its shards one after another."""
+    path = Path(path)
     digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    shards = _shards_of(path) if path.name.endswith('.index.json') else []
+    for part in (path, *(path.parent / name for name in shards)):
+        with part.open('rb') as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -95,7 +138,14 @@ def _first_bytes(path: Path) -> bytes:
         hint = f'; {near[0]} is there' if near else ''
         raise WeightsNotFoundError(f'No weight file at {path}{hint}')
     if path.is_dir():
-        raise WeightsError(f'{path} is a folder; a weight file is needed')
+        inside = sorted(p.name for p in path.iterdir() if p.name.endswith(WEIGHTS))
+        hint = f': {shorten(inside)} lie in it' if inside else ''
+        raise WeightsError(f'{path} is a folder; a weight file is needed{hint}')
+    if match := SHARD.search(path.name):
+        raise WeightsError(
+            f'{path} is one of {int(match[1])} shards of a file; name their index '
+            f'({path.name[: match.start()]}{match[2]}.index.json), which reads them all'
+        )
     with path.open('rb') as file:
         head = file.read(512)
     if not head:
@@ -113,7 +163,7 @@ def _first_bytes(path: Path) -> bytes:
     return head
 
 
-def _read_zip(path: Path) -> tuple[dict[str, Tensor], str]:
+def _read_zip(path: Path) -> tuple[object, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -166,7 +216,42 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f'{path} {DAMAGED}') from None
 
 
-def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], str]:
+def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The shards that an index names, beside it, as one."""
+    shards = _shards_of(path)
+    lost = [name for name in shards if not (path.parent / name).is_file()]
+    if lost:
+        raise WeightsNotFoundError(
+            f'{path} is the index of {len(shards)} shards, of which {shorten(lost)} '
+            'is not beside it; fetch the whole folder'
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in shards:
+        shard = path.parent / name
+        if not name.endswith('.safetensors'):
+            content, _ = _read_torch(shard, 'torch', mmap=False)
+            tensors |= choose_part(content, str(shard)).tensors
+        else:
+            tensors |= _read_safetensors(shard)
+    return tensors, f'{len(shards)} shards'
+
+
+def _shards_of(path: Path) -> list[str]:
+    """Names of the files beside an index that it names."""
+    try:
+        index = json.loads(path.read_text(encoding='utf-8'))
+        shards = sorted(set(index['weight_map'].values()))
+        named = all(Path(name).name == name for name in shards)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        shards, named = [], False
+    if not shards or not named:
+        raise WeightsError(
+            f'{path} is JSON, but no index of shards (no weight_map of files beside it)'
+        )
+    return shards
+
+
+def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[object, str]:
     # VideoMAE and other training scripts store their command line beside the
     # weights: a Namespace is a bag of values and runs nothing when rebuilt.
     try:
@@ -176,8 +261,7 @@ def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[dict[str, Tensor], s
         raise _refused(path, error) from None
     except BROKEN:
         raise WeightsError(f'{path} {DAMAGED}') from None
-    tensors, trail = _unwrap(path, content)
-    return tensors, ', '.join([kind, *trail])
+    return content, kind
 
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> WeightsError:
@@ -187,20 +271,4 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> WeightsError:
     return WeightsError(
         f'{path} needs the Python object {found[1]} to open, which is not allowed; '
         'where you trust the file, save its tensors alone with torch.save'
-    )
-
-
-def _unwrap(path: Path, content: object) -> tuple[dict[str, Tensor], list[str]]:
-    trail: list[str] = []
-    while isinstance(content, Mapping):
-        inner = [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]
-        if not inner:
-            tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-            return tensors, trail
-        trail.append(inner[0])
-        content = content[inner[0]]
-    where = f' under {".".join(trail)}' if trail else ''
-    raise WeightsError(
-        f'{path} holds {type(content).__name__}{where}, not a dict of tensors; save '
-        "the model's state_dict"
     )

@@ -1,4 +1,4 @@
-"""Known weight files, from their address or a local mirror, whole or not at all.
+"""Weight files, from their address or a local mirror, whole or not at all.
 
 A file grows beside its place as ``<name>.part`` and is renamed when its size, its
 checksum (as far as one is known) and its content are right. A part that is left behind
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
+from mmpetl.models.weights.containers import open_file
 from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
 from mmpetl.models.weights.identity import describe_file, differences
 from mmpetl.models.weights.registry import KnownFile
@@ -46,7 +47,7 @@ def fetch(
     mirror: str | os.PathLike | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, bool]:
-    """Bring a known file into a folder.
+    """Bring a file into a folder.
 
     Args:
         known: The file.
@@ -95,7 +96,7 @@ def check_file(path: str | os.PathLike, known: KnownFile) -> list[str]:
     """What is wrong with a file that should be ``known``; empty if nothing is.
 
     Size and checksums are compared as far as they are known, then the file is opened
-    and its keys and shapes are held against the entry.
+    and its keys and shapes are held against the entry, as far as it says any.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -110,15 +111,21 @@ def check_file(path: str | os.PathLike, known: KnownFile) -> list[str]:
             digest = _digest(path, name)
             if not digest.startswith(start):
                 # A page or a cut file has a wrong checksum too, but a better reason.
-                return [_reason(path) or f'{name} begins {digest[:8]}, not {start[:8]}']
-    reason = _reason(path)
-    return [reason] if reason else differences(known, describe_file(path))
+                wrong = f'{name} begins {digest[:8]}, not {start[:8]}'
+                return [_reason(path, known) or wrong]
+    reason = _reason(path, known)
+    if reason or not known.is_listed:
+        return [reason] if reason else []
+    return differences(known, describe_file(path))
 
 
-def _reason(path: Path) -> str:
+def _reason(path: Path, known: KnownFile) -> str:
     """Why a file cannot be read, ``''`` if it can."""
     try:
-        describe_file(path)
+        if known.is_listed:
+            describe_file(path)
+        else:
+            open_file(path)
     except WeightsError as error:
         return str(error).removeprefix(f'{path} ')
     return ''

@@ -67,7 +67,7 @@ def describe_file(path: str | os.PathLike) -> FileFacts:
         WeightsError: It is missing, damaged, no weight file, or of no family that is
             known here.
     """
-    tensors, _ = read_tensors(path)
+    tensors = read_tensors(path).tensors
     where = os.fspath(path)
     prefix = trunk_prefix(tensors, where)
     trunk = {

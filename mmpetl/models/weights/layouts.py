@@ -67,7 +67,8 @@ class Layout:
 # The tensor that embeds patches is in every naming and in nothing but a trunk.
 STEM = re.compile(
     r'^(?P<prefix>.*?)'
-    r'(?P<stem>patch_embed\.(proj|projection)\.weight|conv1\.weight|embedding/kernel)$'
+    r'(?P<stem>patch_embed\.(proj|projection)\.weight|conv1\.weight|embedding/kernel'
+    r'|embeddings\.(patch_embeddings(\.projection)?|patch_embedding)\.weight)$'
 )
 
 
@@ -99,7 +100,8 @@ def trunk_prefix(tensors: Tensors, where: str) -> str:
     if len(found) > 1:
         raise WeightsError(
             f'{where} holds {len(found)} trunks (below {", ".join(map(repr, found))}); '
-            'save the one to use alone'
+            'name one as `checkpoint_part` of mmpetl.PETLBackbone, as in '
+            f'{found[0].rstrip(".")!r}'
         )
     return found[0]
 
@@ -113,6 +115,12 @@ def find_layout(tensors: Tensors, where: str) -> Layout:
     for layout in LAYOUTS:
         if layout.recognises(tensors):
             return layout
+    for title, is_it in FOREIGN:
+        if is_it(tensors):
+            raise WeightsError(
+                f'{where} holds {title}, which no backbone here takes as they are; '
+                "use the authors' file or timm's of that model (docs/weights.md)"
+            )
     raise WeightsError(
         f'{where} bears names that are not known here '
         f'({", ".join(list(tensors)[:3])}, ...); known are '
@@ -203,6 +211,31 @@ def _flax_in_block(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     return name.replace('/', '.'), tensor
 
 
+def _read_big_vision(tensors: Tensors) -> Entries:
+    """big_vision counts each kind of layer from 0; ``cls`` has no position."""
+    rules = [
+        (re.compile(pattern), new)
+        for pattern, new in (
+            (r'^pos_embedding$', 'Transformer/posembed_input/pos_embedding'),
+            (r'/LayerNorm_1/', '/LayerNorm_2/'),
+            (r'/MultiHeadDotProductAttention_0/', '/MultiHeadDotProductAttention_1/'),
+            (r'/MlpBlock_0/', '/MlpBlock_3/'),
+        )
+    ]
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for pattern, new in rules:
+            name = pattern.sub(new, name)
+        named[name] = tensor
+    entries = _read_flax(named)
+    if 'cls_token' in entries and 'pos_embed' in entries:
+        table, source = entries['pos_embed']
+        # The class token has no position: the same as one that is zero.
+        none = table.new_zeros(1, 1, table.shape[-1])
+        entries['pos_embed'] = Entry(torch.cat([none, table], dim=1), source)
+    return entries
+
+
 def _fuse(entries: Entries, name: str, parts: list[Tensor | None]) -> None:
     """Query, key and value stacked; with one of them missing the key stays missing."""
     if all(part is not None for part in parts):
@@ -229,6 +262,37 @@ def _read_openai(tensors: Tensors) -> Entries:
             width = tensor.shape[-1]
             named[name] = Entry(tensor.reshape(1, -1, width), source)
     return named
+
+
+_rename_transformers_vit = rename(
+    (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
+    (r'^embeddings\.position_embeddings$', 'pos_embed'),
+    (r'^embeddings\.', ''),
+    (r'^layernorm\.', 'norm.'),
+    (r'^(?:encoder\.layer|layers)\.(\d+)\.', r'blocks.\1.'),
+    (r'\.layernorm_before\.', '.norm1.'),
+    (r'\.layernorm_after\.', '.norm2.'),
+    (r'\.layer_scale([12])\.lambda1$', r'.ls\1.gamma'),
+    (r'\.attention\.(?:output\.dense|o_proj)\.', '.attn.proj.'),
+    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
+    (r'^(blocks\.\d+)\.output\.dense\.', r'\1.mlp.fc2.'),
+)
+TRANSFORMERS_PART = re.compile(
+    r'^(blocks\.\d+)\.attention\.(?:attention\.)?([qkv])\w*\.(weight|bias)$'
+)
+
+
+def _read_transformers_vit(tensors: Tensors) -> Entries:
+    """ViT and DINOv2 of transformers keep query, key and value one by one."""
+    entries = _rename_transformers_vit(tensors)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name in list(entries):
+        if match := TRANSFORMERS_PART.match(name):
+            fused = parts.setdefault(f'{match[1]}.attn.qkv.{match[3]}', {})
+            fused[match[2]] = entries.pop(name).tensor
+    for name, part in parts.items():
+        _fuse(entries, name, [part.get(k) for k in 'qkv'])
+    return entries
 
 
 _read_mmpretrain_vit = rename(
@@ -341,9 +405,20 @@ def count_classes(tensors: Tensors) -> int | None:
     return None
 
 
+TRANSFORMERS_STEM = 'embeddings.patch_embeddings.projection.weight'
+# As files have it, and as releases from 5 on have it in memory.
+TRANSFORMERS_QUERY = re.compile(
+    r'^(encoder\.layer\.0\.attention\.attention\.query|layers\.0\.attention\.q_proj)\.'
+)
+
+
 def _patch_axes(tensors: Tensors, name: str) -> int:
     """Axes of a patch embedding's kernel: 4 for images, 5 for clips, 0 if absent."""
-    tensor = tensors.get(f'patch_embed.{name}.weight')
+    return _axes(tensors, f'patch_embed.{name}.weight')
+
+
+def _axes(tensors: Tensors, name: str) -> int:
+    tensor = tensors.get(name)
     return 0 if tensor is None else tensor.dim()
 
 
@@ -353,10 +428,30 @@ def _has(tensors: Tensors, start: str) -> bool:
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
+        'big_vision npz',
+        'vit',
+        lambda t: (
+            'embedding/kernel' in t
+            and 'pos_embedding' in t
+            and _has(t, 'Transformer/encoderblock_0/MlpBlock_0/')
+        ),
+        _read_big_vision,
+    ),
+    Layout(
         'Google npz',
         'vit',
         lambda t: 'embedding/kernel' in t and _has(t, 'Transformer/encoderblock_0/'),
         _read_flax,
+    ),
+    Layout(
+        'transformers ViT',
+        'vit',
+        lambda t: (
+            _axes(t, TRANSFORMERS_STEM) == 4
+            and 'embeddings.position_embeddings' in t
+            and any(TRANSFORMERS_QUERY.match(name) for name in t)
+        ),
+        _read_transformers_vit,
     ),
     Layout('OpenAI CLIP', 'vit', lambda t: 'class_embedding' in t, _read_openai),
     Layout(
@@ -427,5 +522,34 @@ LAYOUTS: tuple[Layout, ...] = (
         lambda t: _patch_axes(t, 'proj') == 5 and _has(t, 'layers.0.blocks.0.'),
         _read_video_swin,
         native=True,
+    ),
+)
+
+# Weights that are told by their names, so that the refusal can say what they are.
+FOREIGN: tuple[tuple[str, Callable[[Tensors], bool]], ...] = (
+    (
+        'a Swin in the names of transformers',
+        lambda t: TRANSFORMERS_STEM in t and _has(t, 'encoder.layers.0.blocks.'),
+    ),
+    (
+        'a VideoMAE in the names of transformers',
+        lambda t: _axes(t, TRANSFORMERS_STEM) == 5,
+    ),
+    (
+        'the image tower of a CLIP or SigLIP in the names of transformers',
+        lambda t: 'embeddings.patch_embedding.weight' in t,
+    ),
+    (
+        'a DINOv3 (rotary positions) in the names of transformers',
+        lambda t: 'embeddings.patch_embeddings.weight' in t,
+    ),
+    ('weights in the names of transformers', lambda t: TRANSFORMERS_STEM in t),
+    (
+        'a ViT of big_vision whose blocks are stacked into one (scan=True)',
+        lambda t: _has(t, 'Transformer/encoderblock/'),
+    ),
+    (
+        "a BEiT (relative positions, no key bias), which is not timm's plain ViT",
+        lambda t: _has(t, 'blocks.0.attn.relative_position_bias_table'),
     ),
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmpetl.models.weights.address import resolve
 from mmpetl.models.weights.containers import read_tensors, sha256_of
 from mmpetl.models.weights.errors import WeightsError, shorten
 from mmpetl.models.weights.facts import compare_facts
@@ -30,6 +31,8 @@ from mmpetl.models.weights.layouts import (
 )
 from mmpetl.models.weights.report import LoadReport
 from mmpetl.models.weights.resize import (
+    inflate_patches,
+    inflate_window,
     resize_grid,
     resize_window,
     resize_window_3d,
@@ -107,25 +110,35 @@ def load_base_weights(
     path: str | os.PathLike,
     *,
     head_classes: int | None = None,
+    part: str | None = None,
+    inflate: bool = False,
 ) -> LoadReport:
     """Fill a plain backbone from an official weight file.
 
-    Known files: Google's ViT npz, ViTs in timm's names (MAE and DINOv2 among them),
-    OpenAI CLIP, Swin (authors', timm's and OpenMMLab's names), VideoMAE
-    (self-supervised, fine-tuned and AdaptFormer's copy), Video Swin, and files saved
-    from the backbone's own class. Position and relative-position tables are resized
-    where the model's input or window differs. Values are copied into the existing
-    parameters, so dtype and device stay the model's; no key is touched unless all fit.
+    Known files: Google's and big_vision's ViT npz, ViTs in timm's names (MAE and DINOv2
+    among them) or in those of transformers, OpenAI CLIP, Swin (authors', timm's and
+    OpenMMLab's names), VideoMAE (self-supervised, fine-tuned and AdaptFormer's copy),
+    Video Swin, and files saved from the backbone's own class. Position and
+    relative-position tables are resized where the model's input or window differs.
+    Values are copied into the existing parameters, so dtype and device stay the
+    model's; no key is touched unless all fit.
 
     Args:
         backbone: mmpretrain, mmdet or mmseg ``VisionTransformer`` or
             ``SwinTransformer``, mmaction ``VisionTransformer`` or
             ``SwinTransformer3D``, timm ``VisionTransformer``, bare or inside
             ``mmpretrain.TIMMBackbone``. Initialised, nothing injected.
-        path: npz, safetensors, torch or TorchScript file.
+        path: npz, safetensors, torch or TorchScript file, or the index of shards; a
+            path, or an address as :func:`resolve` reads it.
         head_classes: If given, the classifier in the file must have as many classes:
             21843 guards against a fine-tuned ViT in place of the 21k trunk. A file
             without a classifier cannot be told apart and is refused too.
+        part: Which weights, of a file that has several: ``'teacher'``,
+            ``'state_dict_ema'``. By default the model, and never one of two that
+            learn from each other.
+        inflate: Let an image Swin start a Video Swin, as its authors did: the patch
+            embedding is repeated over time and divided by its length, position tables
+            are repeated over all distances in time.
 
     Returns:
         What was matched, dropped, resized and left at its initial value.
@@ -139,7 +152,8 @@ def load_base_weights(
     """
     where = os.fspath(path)
     host = _inspect(backbone)
-    tensors, container = read_tensors(path)
+    path = resolve(path)
+    tensors, container, notes = read_tensors(path, part)
     found = count_classes(tensors)
     if head_classes is not None and found != head_classes:
         has = f'one of {found} classes' if found else 'none'
@@ -148,12 +162,17 @@ def load_base_weights(
             f'has {has}; it is another training stage of the model'
         )
     plan = _read(tensors, where)
-    if plan.layout.family != host.layout.family:
+    inflated = plan.layout.family == 'swin' and host.layout.family == 'video_swin'
+    if plan.layout.family != host.layout.family and not (inflated and inflate):
+        hint = '; pretrained2d=True of the backbone inflates it' if inflated else ''
         raise WeightsError(
             f'{where} holds {FAMILY_TITLES[plan.layout.family]} ({plan.layout.name} '
             f'names), the model is {FAMILY_TITLES[host.layout.family]} ({host.title})'
+            + hint
         )
     facts = describe(tensors, plan.layout, plan.entries)
+    if inflated:
+        notes += (_inflate(plan, host),)
     _fit_norms(plan, host)
     _leave_aside(plan, host)
     _refuse_other_size(plan, host)
@@ -176,7 +195,7 @@ def load_base_weights(
         fresh=tuple((host.prefix + name_of[n], why) for n, why in plan.fresh.items()),
         head_classes=found,
         release=facts.release,
-        notes=tuple(filter(None, [remark, *_notes(plan, host)])),
+        notes=tuple(filter(None, [*notes, remark, *_notes(plan, host)])),
     )
 
 
@@ -292,6 +311,33 @@ def _refuse_other_size(plan: _Plan, host: _Host) -> None:
         raise WeightsError(f'{plan.where} does not fit {host.title}: {difference}')
 
 
+def _inflate(plan: _Plan, host: _Host) -> str:
+    """Give an image Swin's tensors the axis of time; what was done, for the log."""
+    stem = 'patch_embed.proj.weight'
+    steps = host.entries[stem].tensor.shape[2]
+    for name, (tensor, source) in plan.entries.items():
+        if name == stem:
+            new = inflate_patches(tensor, steps)
+        elif name.endswith('relative_position_bias_table') and name in host.entries:
+            try:
+                new = inflate_window(tensor, _window_of(host, name))
+            except ValueError as error:
+                raise WeightsError(
+                    f'{plan.where}: {source} cannot be inflated for {host.title}: '
+                    f'{error}'
+                ) from None
+        else:
+            continue
+        plan.entries[name] = Entry(new, source)
+    return f'an image Swin, inflated to patches of {steps} frames'
+
+
+def _window_of(host: _Host, name: str) -> tuple[int, int, int]:
+    """Size of the window that a relative-position table is for."""
+    owner = host.entries[name].source.removesuffix('.relative_position_bias_table')
+    return tuple(host.trunk.get_submodule(owner).window_size)
+
+
 def _resize(plan: _Plan, host: _Host) -> None:
     for name, (tensor, source) in list(plan.entries.items()):
         if name not in host.entries:
@@ -342,9 +388,7 @@ def _resize_bias(
     try:
         if host.layout.family == 'swin':
             return resize_window(table, rows)
-        owner = host.entries[name].source.removesuffix('.relative_position_bias_table')
-        window = host.trunk.get_submodule(owner).window_size
-        return resize_window_3d(table, tuple(window))
+        return resize_window_3d(table, _window_of(host, name))
     except ValueError as error:
         raise WeightsError(
             f'{plan.where}: {plan.entries[name].source} cannot be resized to the '

@@ -17,14 +17,15 @@ SWIN = 'https://github.com/SwinTransformer/storage/releases/download/'
 
 @dataclass(frozen=True)
 class KnownFile:
-    """One published weight file.
+    """One published weight file, or one of which only an address is known.
 
     Attributes:
         name: File name, as configs state it below ``MMPETL_WEIGHTS``.
         title: What it is, for people.
         url: Where it is published; None where a person has to fetch it.
         layout: Naming of its keys, as ``LoadReport.layout`` says it.
-        family: ``'vit'``, ``'swin'``, ``'videomae'`` or ``'video_swin'``.
+        family: ``'vit'``, ``'swin'``, ``'videomae'`` or ``'video_swin'``; empty where
+            nothing is known of the content.
         width: Channels of the first stage.
         depth: Number of blocks, all stages together.
         head_classes: Outputs of its classifier; 0 if it must have none, None if
@@ -43,10 +44,10 @@ class KnownFile:
     name: str
     title: str
     url: str | None
-    layout: str
-    family: str
-    width: int
-    depth: int
+    layout: str = ''
+    family: str = ''
+    width: int = 0
+    depth: int = 0
     head_classes: int | None = None
     release: str | None = None
     size_bytes: int | None = None
@@ -56,6 +57,11 @@ class KnownFile:
     recipes: tuple[str, ...] = ()
     licence: str | None = None
     note: str = ''
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether it is known what the file holds."""
+        return bool(self.family)
 
 
 ORIGINAL, AUGREG = 'original in21k', 'AugReg in21k'

@@ -60,6 +60,25 @@ def resize_window_3d(table: Tensor, window: tuple[int, int, int]) -> Tensor:
     return lines.transpose(1, 2).flatten(1).t().to(table.dtype)
 
 
+def inflate_patches(kernel: Tensor, steps: int) -> Tensor:
+    """(C, 3, h, w) to (C, 3, steps, h, w): a clip that stands still gives the same."""
+    return kernel.unsqueeze(2).repeat(1, 1, steps, 1, 1) / steps
+
+
+def inflate_window(table: Tensor, window: tuple[int, int, int]) -> Tensor:
+    """Swin's (L, heads) table to a (T, H, W) window: the plane's, at every distance.
+
+    Raises:
+        ValueError: L is not the count of a square window, or H is not W.
+    """
+    steps, height, width = (2 * n - 1 for n in window)
+    if height != width:
+        raise ValueError(f'the window {window} is not square in the plane')
+    if table.shape[0] != height * width:
+        table = resize_window(table, height * width)
+    return table.repeat(steps, 1)
+
+
 def square_grid(count: int) -> tuple[int, int] | None:
     """(h, h) if ``count`` is a square, else None."""
     side = isqrt(count)
