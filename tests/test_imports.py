@@ -167,3 +167,13 @@ def test_using_timm_loads_no_openmmlab_package() -> None:
         'embed_dim=32, depth=1, num_heads=2); mmpetl.inject(m, "LoRA")'
     )
     assert not {'mmpretrain', 'mmaction', 'mmseg', 'mmdet', 'mmcv'} & after
+
+
+def test_nobody_outside_core_reads_the_record_by_its_attribute() -> None:
+    for folder in ('mmpetl', 'tools', 'demo', 'tests'):
+        for file in _files(ROOT / folder):
+            if (PACKAGE / 'core') in file.parents or file == Path(__file__):
+                continue
+            text = file.read_text(encoding='utf-8')
+            assert "'_petl'" not in text, file.relative_to(ROOT)
+            assert '._petl' not in text, file.relative_to(ROOT)

@@ -39,6 +39,7 @@ from mmpetl.core import (
     delta_state,
     find_injected,
     frozen_keys,
+    injections,
     load_delta_state,
     tensor_digests,
 )
@@ -190,11 +191,7 @@ def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
 
 def slot_names(model: nn.Module) -> list[str]:
     """Names of a model's slots, in the order of its methods."""
-    return [
-        name
-        for _, module in find_injected(model)
-        for name in module.__dict__['_petl'].slots
-    ]
+    return [name for _, _, record in injections(model) for name in record.slots]
 
 
 def portable_model(config: Any) -> dict[str, Any]:

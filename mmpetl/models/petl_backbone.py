@@ -3,8 +3,8 @@
 The order matters. Upstream's initialisers redraw every Linear below them, so deltas
 must come after; and MMEngine's optimizer and DDP take parameters once, so deltas must
 come before. A model initialises itself once more when training starts: an injected
-backbone keeps its values then (``core/init_guard.py``), and one without a method is filled
-again.
+backbone keeps its values then (``core/init_guard.py``), and one without a method is
+filled again.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from mmpetl.core import (
     base_changes,
     delta_state,
     describe,
+    injections,
     load_delta_state,
     owners,
 )
@@ -311,11 +312,7 @@ def test_names_that_no_module_can_have_are_refused(name) -> None:
     with pytest.raises(PETLError, match='a slot cannot be called') as error:
         mmpetl.inject(model, LoRA(rank=2), slot=name)
     assert '\n' not in str(error.value)
-    assert not record_or_none(model)
-
-
-def record_or_none(model: nn.Module):
-    return model.__dict__.get('_petl')
+    assert injections(model) == []
 
 
 def test_full_tuning_says_that_no_copy_is_kept() -> None:

@@ -24,6 +24,7 @@ from mmpetl.core import (  # noqa: E402
     eject,
     fingerprint,
     inject,
+    injection_of,
 )
 from mmpetl.models import petl_backbone  # noqa: E402
 
@@ -243,7 +244,7 @@ def test_a_models_pretrained_of_the_same_base_loads_the_head(tmp_path):
         {k.removeprefix('backbone.'): v for k, v in state.items() if 'head' not in k},
         strict=False,
     )
-    model.backbone._petl.digests.update(source.backbone._petl.digests)
+    injection_of(model)[1].digests.update(injection_of(source)[1].digests)
     model.init_weights()
     for key, value in source.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
