@@ -27,7 +27,9 @@ from mmpetl.core import (  # noqa: E402
     fold,
     freeze,
     inject,
+    load_delta,
     load_delta_state,
+    save_delta,
     slots,
     unfreeze,
 )
@@ -46,7 +48,9 @@ __all__ = [
     'fold',
     'freeze',
     'inject',
+    'load_delta',
     'load_delta_state',
+    'save_delta',
     'slots',
     'unfreeze',
 ]

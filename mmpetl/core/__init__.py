@@ -87,6 +87,11 @@ from mmpetl.core.rebase import (
 from mmpetl.core.role import (
     Role,
 )
+from mmpetl.core.save import (
+    delta_facts,
+    load_delta,
+    save_delta,
+)
 from mmpetl.core.site import (
     AFTER_ONLY,
     KINDS,
@@ -161,6 +166,7 @@ __all__ = [
     'check_kinds',
     'check_range',
     'count_trainable',
+    'delta_facts',
     'delta_state',
     'describe',
     'disable',
@@ -183,6 +189,7 @@ __all__ = [
     'join_tokens',
     'kaiming_uniform_',
     'load_base',
+    'load_delta',
     'load_delta_state',
     'on_maps',
     'one_by_one',
@@ -193,6 +200,7 @@ __all__ = [
     'projections',
     'registered_methods',
     'relative_index',
+    'save_delta',
     'shift_mask',
     'slots',
     'softmax_attention',

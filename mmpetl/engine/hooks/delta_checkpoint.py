@@ -20,17 +20,15 @@ from torch import nn
 from mmpetl.core import (
     PETLError,
     base_changes,
+    delta_facts,
     find_injected,
-    fingerprint,
     frozen_keys,
-    injection_of,
     load_base,
     load_delta_state,
 )
-from mmpetl.core.delta_file import FORMAT, check_facts, to_data
+from mmpetl.core.delta_file import check_facts
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.registry import HOOKS
-from mmpetl.version import __version__
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -281,19 +279,9 @@ class DeltaCheckpointHook(CheckpointHook):
 
 def delta_meta(model: nn.Module) -> dict[str, Any]:
     """What a delta says of itself: format, version, method, backbone, base."""
-    _, state = injection_of(model)
-    methods = [slot.method.config() for slot in state.slots.values()]
-    return {
-        'format': FORMAT,
-        'version': __version__,
-        'method': methods[0] if len(methods) == 1 else methods,
-        'backbone': to_data(state.source.get('backbone')),
-        'base': state.source.get('checkpoint'),
-        'fingerprint': fingerprint(model),
-        'num_blocks': max((s.num_blocks for s in state.sites), default=0),
-    }
+    return delta_facts(model)
 
 
 def check_delta_meta(model: nn.Module, meta: Mapping[str, Any]) -> None:
     """Raise PETLError unless a delta belongs to this model, method and base."""
-    check_facts(meta, delta_meta(model))
+    check_facts(meta, delta_facts(model))

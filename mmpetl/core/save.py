@@ -1,0 +1,175 @@
+"""Saving and loading the delta of any injected model, whole or slot by slot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmpetl.core.counts import Owner, owners
+from mmpetl.core.delta_file import (
+    FORMAT,
+    check_facts,
+    file_key,
+    plain_key,
+    read_delta_file,
+    to_data,
+    write_delta_file,
+)
+from mmpetl.core.errors import PETLError
+from mmpetl.core.fingerprint import fingerprint
+from mmpetl.core.injection import (
+    Injection,
+    injection_of,
+    injections,
+    learnt_values,
+    parts_of,
+)
+from mmpetl.core.sitemap import class_name
+from mmpetl.core.slots import pick_slot
+from mmpetl.core.state import fill
+from mmpetl.version import __version__
+
+
+def save_delta(
+    model: nn.Module, path: str | os.PathLike, slot: str | None = None
+) -> Path:
+    """Write what tuning has made of a model: two files, kilobytes, no code.
+
+    They are the files of ``tools/model_converters/publish_delta.py``: tensors in
+    ``<path>.safetensors``, method, base and fingerprint in ``<path>.json``.
+
+    Args:
+        model: An injected backbone, or a model that contains one; wrapped or not.
+        path: Path without a suffix, or with either suffix.
+        slot: Which method, with the heads; None means all. What a switched-off slot
+            has learnt is saved like that of any other.
+
+    Returns:
+        The ``.safetensors`` file. Both files are whole or as they were before.
+
+    Raises:
+        PETLError: There is no method or no such slot, values are not finite, or a file
+            cannot be written.
+
+    Example:
+        >>> import tempfile, timm, mmpetl
+        >>> model = mmpetl.inject(timm.create_model('test_vit'), 'SSF')
+        >>> twin = timm.create_model('test_vit')
+        >>> _ = twin.load_state_dict(model.state_dict(), strict=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = mmpetl.save_delta(model, f'{folder}/ssf')
+        ...     _ = mmpetl.load_delta(mmpetl.inject(twin, 'SSF'), file)
+    """
+    _, record = injection_of(model)
+    names = _names(record, slot)
+    return write_delta_file(
+        path, delta_tensors(model, names), delta_facts(model, names)
+    )
+
+
+def load_delta(
+    model: nn.Module, path: str | os.PathLike, slot: str | None = None
+) -> nn.Module:
+    """Load what :func:`save_delta` or ``publish_delta.py`` wrote.
+
+    Args:
+        model: A model that holds the same method on the same base.
+        path: Either file, or the stem.
+        slot: Which method it is for; None means all that the model holds.
+
+    Returns:
+        The model. Nothing in it has changed where an error is raised.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        PETLError: A file is damaged; or method, arguments, depth, base or sizes are not
+            the model's: what differs, both sides named.
+    """
+    tensors, facts = read_delta_file(path)
+    if not injections(model):
+        raise PETLError(
+            f'{path} is a delta, and {type(model).__name__} holds no method; first '
+            f'mmpetl.inject(model, {facts["method"]!r})'
+        )
+    _, record = injection_of(model)
+    names = _names(record, slot)
+    try:
+        check_facts(facts, delta_facts(model, names))
+        fill(type(model).__name__, delta_tensors(model, names), tensors)
+    except PETLError as error:
+        raise PETLError(f'{path}: {error}') from None
+    return model
+
+
+def delta_tensors(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    """Tensors of slots and heads by the keys of a file; they are the model's own.
+
+    A base parameter that several of the slots select has the name it has in the
+    backbone for the last of them, and lies below ``petl.kept`` for the others,
+    whichever slots are switched on.
+    """
+    found: dict[str, Tensor] = {}
+    for path, module, record in injections(model):
+        prefix = f'{path}.' if path else ''
+        for key, value in _slot_tensors(module, record, names).items():
+            found[file_key(f'{prefix}{key}', names)] = value
+    owner = owners(model)
+    state = model.state_dict()
+    heads = {key for key, who in owner.items() if who is Owner.HEAD}
+    heads |= set(state) - set(owner) - _inside(model, state)
+    return found | {plain_key(key): state[key] for key in state if key in heads}
+
+
+def _inside(model: nn.Module, keys: Iterable[str]) -> set[str]:
+    """Keys that lie in a backbone."""
+    prefixes = tuple(f'{path}.' if path else '' for path, _, _ in injections(model))
+    return {key for key in keys if key.startswith(prefixes)}
+
+
+def _slot_tensors(
+    module: nn.Module, record: Injection, names: list[str]
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name in names:
+        slot = record.slots[name]
+        for path, part in parts_of(module, name, slot).items():
+            for key, value in part.state_dict().items():
+                found[f'{path}.{key}'] = value
+        later = names[names.index(name) + 1 :]
+        for key, value in learnt_values(module, record, name).items():
+            shadowed = any(key in record.slots[n].selected for n in later)
+            where = f'petl.kept.{name}.{key}' if shadowed else key
+            found[where] = value.detach()
+    return found
+
+
+def delta_facts(model: nn.Module, names: list[str] | None = None) -> dict[str, Any]:
+    """What a delta says of itself: format, version, method, backbone, base.
+
+    Args:
+        model: An injected model.
+        names: Its slots; None means all of the first backbone.
+    """
+    _, _, record = injections(model)[0]
+    slots = [record.slots[name] for name in (names or record.slots)]
+    methods = [slot.method.config() for slot in slots]
+    backbone = record.source.get('backbone') or {
+        'type': class_name(record.site_map.host)
+    }
+    return {
+        'format': FORMAT,
+        'version': __version__,
+        'method': to_data(methods[0] if len(methods) == 1 else methods),
+        'backbone': to_data(backbone),
+        'base': record.source.get('checkpoint'),
+        'fingerprint': fingerprint(model),
+        'num_blocks': max((s.num_blocks for s in record.sites), default=0),
+    }
+
+
+def _names(record: Injection, slot: str | None) -> list[str]:
+    return list(record.slots) if slot is None else [pick_slot(record, slot)]

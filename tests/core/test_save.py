@@ -1,0 +1,166 @@
+"""Deltas of plain models on disk: the right method, base and slot, or one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import Tuned, base, images, outputs, shake_
+from torch import nn
+
+import mmpetl
+from mmpetl.core import PETLError
+from mmpetl.core.delta_file import read_delta_file
+from mmpetl.methods.lora import LoRA
+
+VIT = 'timm_vit'
+
+
+def tuned(method=None, slot: str | None = None, seed: int = 0) -> nn.Module:
+    model = mmpetl.inject(base(VIT), method or LoRA(rank=2), slot=slot)
+    shake_(model, seed=seed)
+    return model
+
+
+@pytest.mark.parametrize('method', ['LoRA', 'BitFit', 'SSF', 'LST', 'VPTDeep', 'Full'])
+def test_what_is_saved_is_what_is_loaded(method, tmp_path) -> None:
+    model = tuned(method)
+    with torch.no_grad():
+        model.head.bias += 1
+    file = mmpetl.save_delta(model, tmp_path / 'delta')
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'delta.json',
+        'delta.safetensors',
+    ]
+    other = mmpetl.inject(base(VIT), method, slot='mine')
+    assert mmpetl.load_delta(other, file) is other
+    x = images(VIT)
+    assert all(map(torch.equal, outputs(other, x), outputs(model, x)))
+
+
+def test_other_arguments_are_refused(tmp_path) -> None:
+    """A LoRA(alpha=32) delta loaded into LoRA() without a word, with other answers."""
+    mmpetl.save_delta(tuned(LoRA(rank=2, alpha=32)), tmp_path / 'd')
+    model = mmpetl.inject(base(VIT), LoRA(rank=2))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(PETLError, match="'alpha': 32.*use the same arguments") as error:
+        mmpetl.load_delta(model, tmp_path / 'd')
+    assert '\n' not in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_another_base_another_method_and_another_class_are_refused(tmp_path) -> None:
+    mmpetl.save_delta(tuned(), tmp_path / 'd')
+    moved = base(VIT)
+    with torch.no_grad():
+        moved.norm.weight += 1
+    for model, message in (
+        (mmpetl.inject(moved, LoRA(rank=2)), 'was made on the base'),
+        (mmpetl.inject(base(VIT), 'SSF'), 'is of LoRA, the model has SSF'),
+        (
+            mmpetl.inject(base('mmpretrain_swin_cls'), LoRA(rank=2)),
+            'is of a VisionTransformer, this backbone is a SwinTransformer',
+        ),
+        (base(VIT), r"holds no method; first mmpetl.inject\(model, {'type': 'LoRA'"),
+    ):
+        with pytest.raises(PETLError, match=message) as error:
+            mmpetl.load_delta(model, tmp_path / 'd')
+        assert '\n' not in str(error.value)
+
+
+def test_a_slot_is_saved_alone_and_loaded_into_another(tmp_path) -> None:
+    model = tuned(LoRA(rank=2), slot='first')
+    mmpetl.inject(model, LoRA(rank=3), slot='second')
+    shake_(model, seed=1)
+    mmpetl.save_delta(model, tmp_path / 'two', slot='second')
+    tensors, facts = read_delta_file(tmp_path / 'two')
+    assert facts['method']['rank'] == 3
+    assert not [key for key in tensors if 'second' in key or 'first' in key]
+    other = mmpetl.inject(base(VIT), LoRA(rank=2), slot='own')
+    mmpetl.inject(other, LoRA(rank=3), slot='guest')
+    own = other.blocks[0].petl.attn_v.own.A.clone()
+    mmpetl.load_delta(other, tmp_path / 'two', slot='guest')
+    assert torch.equal(other.blocks[0].petl.attn_v.own.A, own)
+    for block, theirs in zip(other.blocks, model.blocks, strict=True):
+        for a, b in zip(
+            block.petl.attn_v.guest.parameters(),
+            theirs.petl.attn_v.second.parameters(),
+            strict=True,
+        ):
+            assert torch.equal(a, b)
+    with pytest.raises(PETLError, match='the delta is of LoRA, the model has LoRA'):
+        mmpetl.load_delta(other, tmp_path / 'two')
+    with pytest.raises(PETLError, match="no slot 'gest'.*guest"):
+        mmpetl.load_delta(other, tmp_path / 'two', slot='gest')
+
+
+@pytest.mark.parametrize('off', [(), ('a',), ('b',), ('a', 'b')])
+@pytest.mark.parametrize('on_load', [(), ('a', 'b')])
+def test_selectors_are_saved_whichever_is_switched_on(off, on_load, tmp_path) -> None:
+    model = tuned('BitFit', slot='a')
+    mmpetl.inject(model, 'LNTune', slot='b')
+    shake_(model, seed=1)
+    x = images(VIT)
+    want = outputs(model, x)
+    for slot in off:
+        mmpetl.disable(model, slot)
+    mmpetl.save_delta(model, tmp_path / 'd')
+    mmpetl.save_delta(model, tmp_path / 'a', slot='a')
+    other = mmpetl.inject(base(VIT), 'BitFit', slot='a')
+    mmpetl.inject(other, 'LNTune', slot='b')
+    for slot in on_load:
+        mmpetl.disable(other, slot)
+    mmpetl.load_delta(other, tmp_path / 'd')
+    for slot in on_load:
+        mmpetl.enable(other, slot)
+    assert all(map(torch.equal, outputs(other, x), want))
+    for slot in off:
+        mmpetl.enable(model, slot)
+    mmpetl.disable(model, 'b')
+    alone = mmpetl.load_delta(mmpetl.inject(base(VIT), 'BitFit'), tmp_path / 'a')
+    assert all(map(torch.equal, outputs(alone, x), outputs(model, x)))
+
+
+class Parallel(nn.Module):
+    """As DistributedDataParallel names what it wraps."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_wrappers_leave_no_trace_in_the_file(tmp_path) -> None:
+    x = images(VIT)
+    model = Tuned(tuned(), x)
+    compiled = torch.compile(model, backend='eager')
+    mmpetl.save_delta(Parallel(compiled), tmp_path / 'd')
+    tensors, _ = read_delta_file(tmp_path / 'd')
+    assert not [k for k in tensors if 'module' in k or '_orig_mod' in k]
+    assert 'heads.0.weight' in tensors
+    plain = Tuned(mmpetl.inject(base(VIT), LoRA(rank=2), slot='x'), x)
+    mmpetl.load_delta(plain, tmp_path / 'd')
+    assert all(map(torch.equal, plain(x), model(x)))
+    again = Parallel(Tuned(mmpetl.inject(base(VIT), LoRA(rank=2)), x))
+    mmpetl.load_delta(again, tmp_path / 'd')
+    assert all(map(torch.equal, again.module(x), model(x)))
+
+
+def test_the_tools_read_what_python_wrote_and_the_other_way(tmp_path) -> None:
+    from mmpetl.apis import export_delta, load_delta
+
+    model = tuned()
+    x = images(VIT)
+    want = outputs(model, x)
+    mmpetl.save_delta(model, tmp_path / 'python')
+    export_delta(model, None, tmp_path / 'tools')
+    for load, name in ((load_delta, 'python'), (mmpetl.load_delta, 'tools')):
+        other = load(mmpetl.inject(base(VIT), LoRA(rank=2)), tmp_path / name)
+        assert all(map(torch.equal, outputs(other, x), want))
+
+
+def test_values_that_are_not_finite_are_not_written(tmp_path) -> None:
+    model = tuned()
+    with torch.no_grad():
+        model.blocks[0].petl.attn_v['0'].A[0, 0] = float('nan')
+    with pytest.raises(PETLError, match='values that are not finite'):
+        mmpetl.save_delta(model, tmp_path / 'd')
+    assert list(tmp_path.iterdir()) == []
