@@ -25,6 +25,8 @@ FAMILIES = {
     'voc': ('voc', 8),
 }
 
+HEADS = ('LinearClsHead', 'I3DHead', 'TimeSformerHead', 'BatchNormHead')
+
 # A ViT as deep and as wide as the methods' published sizes need, and no larger.
 DEEP = dict(
     type='mmpretrain.VisionTransformer',
@@ -76,7 +78,7 @@ def set_classes(node: Any, count: int) -> None:
                 node[key] = count
             elif key != 'rpn_head':
                 set_classes(child, count)
-        if node.get('type') in ('LinearClsHead', 'I3DHead', 'TimeSformerHead'):
+        if str(node.get('type')).rpartition('.')[2] in HEADS:
             node['num_classes'] = count
     elif isinstance(node, list | tuple):
         for child in node:
