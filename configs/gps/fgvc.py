@@ -1,6 +1,6 @@
-# FightingFighting/GPS, FGVC scripts: Adam without decay; it evaluates the average of the
-# weights, and trains on train.json and val.json together.
-_base_ = '../_base_/tables/augreg_fgvc.py'
+# FightingFighting/GPS, FGVC scripts: Adam without decay; it evaluates the average of
+# the weights, and trains on train.json and val.json together.
+_base_ = ['../_base_/tables/augreg_fgvc.py', '../_base_/tables/gps_views.py']
 
 method = dict(type='GPS')
 values = dict(optimizer='Adam', weight_decay=0, published_split='trainval')

@@ -1,5 +1,5 @@
 # FightingFighting/GPS, VTAB scripts: Adam without decay.
-_base_ = '../_base_/tables/augreg.py'
+_base_ = ['../_base_/tables/augreg.py', '../_base_/tables/gps_views.py']
 
 recipes = 'vtab'
 method = dict(type='GPS')

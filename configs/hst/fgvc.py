@@ -1,6 +1,6 @@
-# AFeng-x/HST, FGVC scripts: AdamW, four GPUs x 32 images. The one drop path rate is that
-# of the pyramid and of the trunk. It trains on the official training sets, which VPT's
-# lists divide into train and val, except for Flowers, which publishes both.
+# AFeng-x/HST, FGVC scripts: AdamW, four GPUs x 32 images. The one drop path rate is
+# that of the pyramid and of the trunk. It trains on the official training sets, which
+# VPT's lists divide into train and val, except for Flowers, which publishes both.
 _base_ = '../_base_/tables/augreg_fgvc.py'
 
 method = dict(type='HST')

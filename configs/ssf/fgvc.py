@@ -1,6 +1,6 @@
-# dongzelian/SSF, FGVC scripts: AdamW, two GPUs x 32 images; the average of the weights is
-# what it evaluates. It trains on the official training sets, which VPT's lists divide
-# into train and val, except for Flowers, which publishes both.
+# dongzelian/SSF, FGVC scripts: AdamW, two GPUs x 32 images; the average of the weights
+# is what it evaluates. It trains on the official training sets, which VPT's lists
+# divide into train and val, except for Flowers, which publishes both.
 _base_ = '../_base_/tables/augreg_fgvc.py'
 
 method = dict(type='SSF')

@@ -1,6 +1,6 @@
 # andytu28/VQT, run_demo_exp.sh: one query per block, 128 images, Adam, no stochastic
 # depth, cosine to 0. Rate and decay are chosen from a grid there and printed nowhere;
-# the recipe's stand. Its base is a ViT-B/16 of ImageNet-1k from a private drive; ours is
+# the recipe's stand. Its base is a ViT-B/16 of ImageNet-1k on a shared drive; ours is
 # the ImageNet-21k release, which it takes too. The head is as wide as the class tokens
 # of thirteen layers.
 recipes = 'vtab'

@@ -55,6 +55,7 @@ def small(path: Path, options: dict | None = None, **kwargs: Any) -> Any:
     model.backbone.method = config.model.backbone.method
     if 'head' in model:
         model.head.loss = config.model.head.loss
+        model.train_cfg = config.model.get('train_cfg')
     set_classes(model, CATALOG[config.dataset].num_classes)
     model.data_preprocessor = config.model.data_preprocessor
     if 'size' in model.data_preprocessor:

@@ -1,4 +1,4 @@
-# SSF, HST and GPS: timm's `--pretrained vit_base_patch16_224_in21k`, which is the AugReg
+# SSF, HST and GPS: timm's pretrained vit_base_patch16_224_in21k, which is the AugReg
 # release, and its loader, which drops the last partial batch.
 _base_ = './timm.py'
 
