@@ -51,7 +51,8 @@ def chosen(args: argparse.Namespace) -> list[weights.KnownFile]:
     """The files that the command line names, in order."""
     files = [weights.find_known(name) for name in args.names]
     if args.recipe:
-        needed = weights.needed_by(recipe_of(args.recipe))
+        needed = weights.needed_by(leaf_of(args.recipe))
+        needed = needed or weights.needed_by(recipe_of(args.recipe))
         if not needed:
             raise PETLError(
                 f'no known file serves the recipe {args.recipe!r}; --list shows which '
@@ -59,6 +60,11 @@ def chosen(args: argparse.Namespace) -> list[weights.KnownFile]:
             )
         files += needed
     return files
+
+
+def leaf_of(text: str) -> str:
+    """``ssf/vtab/svhn`` of ``configs/ssf/vtab/svhn.py``."""
+    return PurePosixPath(text).with_suffix('').as_posix().removeprefix('configs/')
 
 
 def recipe_of(text: str) -> str:
