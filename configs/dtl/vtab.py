@@ -1,21 +1,9 @@
-# heekhero/DTL, DTL on VTAB: AdamW, 32 images.
+# heekhero/DTL, DTL on VTAB: AdamW, 32 images, ViT-B_16.npz as base.
+_base_ = '../_base_/tables/timm.py'
+
 recipes = 'vtab'
 method = dict(type='DTL', rank=2, beta=100.0, add_after=[6, 7, 8, 9, 10, 11])
-values = dict(
-    epochs=100,
-    warmup_epochs=10,
-    warmup_lr=1e-7,
-    min_lr=1e-8,
-    batch_size=32,
-    weight_decay=0.05,
-)
-# From timm: statistics of its model, cosine stepped before each epoch, ten epochs more
-# at the floor.
-published = dict(
-    preprocessing=dict(normalisation='half', interpolation='bicubic'),
-    train_cfg=dict(max_epochs=110),
-)
-timm = dict(late=False)
+values = dict(batch_size=32, weight_decay=0.05)
 tables = dict(
     dtl="""
 task                  lr      drop_path

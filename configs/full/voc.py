@@ -1,4 +1,5 @@
 _base_ = '../recipes/voc.py'
 
-# Leiyi-Hu/mona freezes the stem and two stages even here; we train every stage.
+# Leiyi-Hu/mona holds the patch embedding even here (frozen_stages=1 of MMDetection 2);
+# we train it too.
 model = dict(backbone=dict(method=dict(type='Full')))

@@ -1,26 +1,9 @@
-# FightingFighting/GPS, FGVC scripts: Adam without decay, random crops, timm's label
-# smoothing; it evaluates the average of the weights, and trains on train.json and
-# val.json together.
-recipes = 'fgvc'
+# FightingFighting/GPS, FGVC scripts: Adam without decay; it evaluates the average of
+# the weights, and trains on train.json and val.json together.
+_base_ = ['../_base_/tables/augreg_fgvc.py', '../_base_/tables/gps_views.py']
+
 method = dict(type='GPS')
-values = dict(
-    epochs=100,
-    warmup_epochs=10,
-    warmup_lr=1e-7,
-    min_lr=1e-8,
-    optimizer='Adam',
-    weight_decay=0,
-    label_smoothing=0.1,
-)
-# From timm: statistics of its model, cosine stepped before each epoch, ten epochs more
-# at the floor.
-published = dict(
-    preprocessing=dict(normalisation='half', interpolation='bicubic'),
-    train_cfg=dict(max_epochs=110),
-    train_dataloader=dict(dataset=dict(split='trainval')),
-)
-timm = dict(late=False)
-preprocessing = dict(augmentation='crops')
+values = dict(optimizer='Adam', weight_decay=0, published_split='trainval')
 tables = dict(
     gps="""
 task            lr      drop_path  batch_size  num_weights  ema_decay

@@ -1,21 +1,9 @@
 # FightingFighting/GPS, VTAB scripts: Adam without decay.
+_base_ = ['../_base_/tables/augreg.py', '../_base_/tables/gps_views.py']
+
 recipes = 'vtab'
 method = dict(type='GPS')
-values = dict(
-    epochs=100,
-    warmup_epochs=10,
-    warmup_lr=1e-7,
-    min_lr=1e-8,
-    optimizer='Adam',
-    weight_decay=0,
-)
-# From timm: statistics of its model, cosine stepped before each epoch, ten epochs more
-# at the floor.
-published = dict(
-    preprocessing=dict(normalisation='half', interpolation='bicubic'),
-    train_cfg=dict(max_epochs=110),
-)
-timm = dict(late=False)
+values = dict(optimizer='Adam', weight_decay=0)
 tables = dict(
     gps="""
 task                  lr      drop_path  batch_size  num_weights

@@ -22,7 +22,7 @@ model = dict(
         checkpoint='{{ fileDirname }}/../../demo/weights/mini_video_vit.safetensors',
         head=(),  # this base was trained by labels and has its norm
     ),
-    cls_head=dict(num_classes=12, in_channels=96),
+    cls_head=dict(type='TimeSformerHead', num_classes=12, in_channels=96),
 )
 _clip = dict(
     type='SampleFrames',
@@ -61,6 +61,7 @@ test_pipeline = [
 del _clip, _pack
 train_dataloader = dict(
     batch_size=32,
+    drop_last=False,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(pipeline=train_pipeline),

@@ -58,6 +58,7 @@ test_pipeline = [
 del _clip, _pack
 train_dataloader = dict(
     batch_size=32,
+    drop_last=False,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(pipeline=train_pipeline),

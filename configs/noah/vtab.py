@@ -12,6 +12,7 @@ values = dict(
     min_lr=1e-5,
     drop_path=0.1,
 )
+train_dataloader = dict(drop_last=True)
 published = dict(preprocessing=dict(interpolation='bicubic'))
 # Their model.train() wakes the trunk's drop path.
 model = dict(backbone=dict(frozen_drop_path=True))

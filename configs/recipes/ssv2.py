@@ -2,7 +2,8 @@
 
 AdaptFormer's video recipe, which V-PETL Bench reuses: SGD with 0.1 per 256 clips, no
 weight decay, 90 epochs with 10 of warm-up, 8 frames at stride 4, neither mixing nor
-smoothing. The last epoch is reported with 4 clips x 3 crops.
+smoothing, a batch norm in front of the head. The last epoch is reported with 4 clips x
+3 crops.
 """
 
 _base_ = [

@@ -1,9 +1,9 @@
 """Pascal VOC 07+12, RetinaNet on Swin-L: frozen trunk as it stands.
 
 Values of Mona's public configs: AdamW 1e-4, weight decay 0.05, drop path 0.2 (also in
-the frozen trunk), 4 epochs x 3 repeats, one image per GPU, 1000 x 600. Their
-``frozen_stages=1`` is left out: frozen trunks need none, and full tuning here trains
-every stage.
+the frozen trunk), 4 epochs x 3 repeats, one image on each of two GPUs, 1000 x 600.
+Their ``frozen_stages=1`` is left out: it holds the patch embedding, which is frozen
+anyway but for full tuning.
 """
 
 _base_ = [

@@ -12,6 +12,7 @@ values = dict(
     drop_path=0.1,
     decay_all=True,  # one group there, decay on everything
 )
+train_dataloader = dict(drop_last=True)
 published = dict(preprocessing=dict(interpolation='bicubic'))
 tables = dict(
     rep_adapter="""

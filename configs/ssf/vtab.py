@@ -1,20 +1,9 @@
 # dongzelian/SSF, VTAB scripts: AdamW, two GPUs x 32 images.
+_base_ = '../_base_/tables/augreg.py'
+
 recipes = 'vtab'
 method = dict(type='SSF')
-values = dict(
-    epochs=100,
-    warmup_epochs=10,
-    warmup_lr=1e-7,
-    min_lr=1e-8,
-    batch_size=64,  # 2 x 32
-)
-# From timm: statistics of its model, cosine stepped before each epoch, ten epochs more
-# at the floor.
-published = dict(
-    preprocessing=dict(normalisation='half', interpolation='bicubic'),
-    train_cfg=dict(max_epochs=110),
-)
-timm = dict(late=False)
+values = dict(batch_size=64)  # 2 x 32
 tables = dict(
     ssf="""
 task                  lr     weight_decay  drop_path

@@ -37,6 +37,7 @@ COLUMNS: Mapping[str, str] = {
     'decay_all': 'optim_wrapper.paramwise_cfg.decay_all',
     'drop_path': 'model.backbone.backbone.drop_path_rate',
     'batch_size': 'train_dataloader.batch_size',
+    'published_split': 'published.train_dataloader.dataset.split',
     'augmentation': 'preprocessing.augmentation',
     'epochs': 'train_cfg.max_epochs',
     'warmup_epochs': '',

@@ -242,7 +242,7 @@ def fill_dataset(config: Any) -> None:
     """Give loaders their task and classifiers their class count, from the catalogue.
 
     A recipe names its data once, ``dataset = 'svhn'``. What the config says itself
-    stays.
+    stays. Pictures that are mixed need the class count before the head.
     """
     if config.get('dataset') is None:
         return
@@ -252,7 +252,9 @@ def fill_dataset(config: Any) -> None:
             for kind, key in NAMED_BY.items():
                 if dataset.get('type') == kind:
                     dataset.setdefault(key, facts.id)
-    for key in ('head', 'cls_head'):
-        head = config.model.get(key)
-        if isinstance(head, Mapping):
-            head.setdefault('num_classes', facts.num_classes)
+    counting = [config.model.get(key) for key in ('head', 'cls_head')]
+    if (config.model.get('train_cfg') or {}).get('augments'):
+        counting.append(config.model.data_preprocessor)
+    for node in counting:
+        if isinstance(node, Mapping):
+            node.setdefault('num_classes', facts.num_classes)

@@ -157,12 +157,23 @@ def _rand_augment() -> dict[str, Any]:
     }
 
 
-def _random_resized_crop(preset: Preprocessing) -> dict[str, Any]:
+def _random_resized_crop(side: int, interpolation: str) -> dict[str, Any]:
     return {
         'type': 'RandomResizedCrop',
-        'scale': preset.size,
+        'scale': side,
         'backend': 'pillow',
-        'interpolation': preset.interpolation,
+        'interpolation': interpolation,
+    }
+
+
+def _erase(**how: Any) -> dict[str, Any]:
+    """Random erasing of timm: in a quarter of the pictures, a third of one at most."""
+    return {
+        'type': 'RandomErasing',
+        'erase_prob': 0.25,
+        'max_area_ratio': 1 / 3,
+        'mode': 'rand',
+        **how,
     }
 
 
@@ -199,15 +210,31 @@ def _fgvc(preset: Preprocessing) -> _Parts:
 
 
 def _crops(preset: Preprocessing) -> _Parts:
-    """Random resized crop, flip; test: short side 248, centre. SSF, HST, GPS."""
+    """Random resized crop, flip; test: short side 248, centre. GPS.
+
+    As timm does by default, each crop draws its interpolation.
+    """
     resize = _short_side(_scaled(248, preset), preset.interpolation)
-    return [], [_random_resized_crop(preset), _flip()], [resize, _centre(preset)]
+    crops = [
+        [_random_resized_crop(preset.size, kind)] for kind in get_args(Interpolation)
+    ]
+    crop = {'type': 'RandomChoice', 'transforms': crops}
+    return [], [crop, _flip()], [resize, _centre(preset)]
+
+
+def _crops_erased(preset: Preprocessing) -> _Parts:
+    """As ``crops``, with erasing by noise of the statistics' spread: SSF, HST."""
+    fixed, drawn, test = _crops(preset)
+    noise = statistics(preset.normalisation or 'half')
+    erase = _erase(fill_color=noise['mean'], fill_std=noise['std'])
+    return fixed, [*drawn, erase], test
 
 
 def _study(preset: Preprocessing) -> _Parts:
     """Random resized crop, flip; test: short side 256. Lessons Learned, CIFAR-100."""
     resize = _short_side(_scaled(256, preset), preset.interpolation)
-    return [], [_random_resized_crop(preset), _flip()], [resize, _centre(preset)]
+    crop = _random_resized_crop(preset.size, preset.interpolation)
+    return [], [crop, _flip()], [resize, _centre(preset)]
 
 
 def _study_aerial(preset: Preprocessing) -> _Parts:
@@ -218,8 +245,8 @@ def _study_aerial(preset: Preprocessing) -> _Parts:
 
 def _study_clip(preset: Preprocessing) -> _Parts:
     """RandAugment and erasing; test: 256 x 256, centre crop. Lessons Learned, CLIP."""
-    erase = {'type': 'RandomErasing', 'erase_prob': 0.25, 'mode': 'rand'}
-    drawn = [_random_resized_crop(preset), _flip(), _rand_augment(), erase]
+    crop = _random_resized_crop(preset.size, preset.interpolation)
+    drawn = [crop, _flip(), _rand_augment(), _erase()]
     test = [_square(_scaled(256, preset), preset.interpolation), _centre(preset)]
     return [], drawn, test
 
@@ -233,6 +260,7 @@ AUGMENTATIONS: Mapping[str, Callable[[Preprocessing], _Parts]] = {
     'sct': _sct,
     'fgvc': _fgvc,
     'crops': _crops,
+    'crops_erased': _crops_erased,
     'study': _study,
     'study_aerial': _study_aerial,
     'study_clip': _study_clip,

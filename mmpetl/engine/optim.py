@@ -21,6 +21,9 @@ TABLES = (
 )
 """Base parameters with two or more axes that are no weights of a linear map."""
 
+SWITCHES = ('decay_all', 'decay_biases')
+"""Options that say which parameters decay."""
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -31,7 +34,9 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     - ``delta``, ``selected``, ``head``: ``dict(lr_mult=1.0, decay_mult=1.0)`` each;
     - ``decay_all``: True gives every trainable parameter the same decay, as most
-      public code does.
+      public code does;
+    - ``decay_biases``: True spares position tables and LayerNorms only, as the
+      published configs of dense Swins do.
 
     Args:
         optim_wrapper_cfg: Config of the wrapper and its optimizer.
@@ -45,14 +50,14 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         super().__init__(optim_wrapper_cfg, None)
         self.options = dict(paramwise_cfg or {})
-        known = ('delta', 'selected', 'head', 'decay_all')
+        known = ('delta', 'selected', 'head', *SWITCHES)
         for key, value in self.options.items():
             if key not in known:
                 raise PETLError(
                     f'paramwise_cfg has no key {key!r}.{suggest(key, known)} '
                     f'It takes: {", ".join(known)}'
                 )
-            for mult in () if key == 'decay_all' else value:
+            for mult in () if key in SWITCHES else value:
                 if mult not in ('lr_mult', 'decay_mult'):
                     raise PETLError(
                         f'paramwise_cfg.{key} takes lr_mult and decay_mult, '
@@ -78,14 +83,27 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     mult = 0.0 if flat else option.get('decay_mult', 1.0)
                     group['weight_decay'] = decay * mult
                 groups[group['name']] = group
+        spared = self.spared(model)
         for name, param in model.named_parameters():
             if not param.requires_grad:
                 continue
-            flat = param.ndim <= 1 or name.rpartition('.')[2] in TABLES
-            flat = flat and not self.options.get('decay_all', False)
+            flat = name in spared
             key = f'{by_owner[name].value}{"_no_decay" if flat else ""}'
             groups[key]['params'].append(param)
         return [group for group in groups.values() if group['params']]
+
+    def spared(self, model: nn.Module) -> set[str]:
+        """Names of the parameters that no decay pulls at."""
+        if self.options.get('decay_all', False):
+            return set()
+        biases = not self.options.get('decay_biases', False)
+        return {
+            name
+            for path, module in model.named_modules()
+            for name, param in module.named_parameters(path, recurse=False)
+            if name.rpartition('.')[2] in TABLES
+            or (param.ndim <= 1 and (biases or isinstance(module, nn.LayerNorm)))
+        }
 
     def __call__(self, model: nn.Module) -> Any:
         """The optimizer wrapper for ``model``.

@@ -92,7 +92,7 @@ class SideNetwork(nn.Module):
         self.downs = nn.ModuleList(Down(a, b) for a, b in pairwise(widths))
         self.bridges = nn.ModuleList(nn.Linear(dims, c) for c in widths)
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in widths)
-        self.exit = nn.BatchNorm1d(widths[-1], affine=False)
+        self.exit = nn.BatchNorm1d(widths[-1], affine=False, eps=1e-6)
         initialise_(self)
 
     def bridged(self, patches: Tensor, stage: int, ctx: Context, size) -> Tensor:

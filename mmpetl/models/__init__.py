@@ -1,8 +1,15 @@
-"""The builder that MMEngine sees, and loading of base weights."""
+"""The builder that MMEngine sees, heads of ours, and loading of base weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
 
 from mmpetl.models.multi_task import DepthHead, MultiTaskModel, SegmentationHead
 from mmpetl.models.petl_backbone import petl_backbone
 from mmpetl.models.weights import load_base_weights
+from mmpetl.registry import MODELS
 
 __all__ = [
     'DepthHead',
@@ -11,3 +18,11 @@ __all__ = [
     'load_base_weights',
     'petl_backbone',
 ]
+
+
+@MODELS.register_module(name='BatchNormHead')
+def batch_norm_head(**kwargs: Any) -> nn.Module:
+    """:class:`mmpetl.models.video_head.BatchNormHead`, which needs mmaction."""
+    from mmpetl.models.video_head import BatchNormHead
+
+    return BatchNormHead(**kwargs)

@@ -24,6 +24,8 @@ FAMILIES = {
     'voc': ('voc', 8),
 }
 
+HEADS = ('LinearClsHead', 'I3DHead', 'TimeSformerHead', 'BatchNormHead')
+
 # A ViT as deep and as wide as the methods' published sizes need, and no larger.
 DEEP = dict(
     type='mmpretrain.VisionTransformer',
@@ -52,6 +54,7 @@ def small(path: Path, options: dict | None = None, **kwargs: Any) -> Any:
     model.backbone.method = config.model.backbone.method
     if 'head' in model:
         model.head.loss = config.model.head.loss
+        model.train_cfg = config.model.get('train_cfg')
     set_classes(model, CATALOG[config.dataset].num_classes)
     model.data_preprocessor = config.model.data_preprocessor
     if 'size' in model.data_preprocessor:
@@ -75,7 +78,7 @@ def set_classes(node: Any, count: int) -> None:
                 node[key] = count
             elif key != 'rpn_head':
                 set_classes(child, count)
-        if node.get('type') in ('LinearClsHead', 'I3DHead', 'TimeSformerHead'):
+        if str(node.get('type')).rpartition('.')[2] in HEADS:
             node['num_classes'] = count
     elif isinstance(node, list | tuple):
         for child in node:

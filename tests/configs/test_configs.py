@@ -116,7 +116,7 @@ def test_pairs_are_files_or_rows():
     pairs = list(published_pairs())
     assert ('lora', 'vtab/svhn') in pairs
     assert ('mona', 'ade20k') in pairs
-    assert ('convpass', 'vtab/svhn') not in pairs
+    assert ('vqt', 'vtab/svhn') not in pairs
     assert {f'{stem}/{name}' for stem, name in pairs} >= set(FILES)
 
 

@@ -299,6 +299,23 @@ def test_sct_sees_test_transforms_and_gps_those_of_training(
     assert (pictures - offset).max() < 100.01
 
 
+def test_the_pass_may_have_transforms_of_its_own(make_runner):
+    from mmengine.config import Config
+
+    dataset = {'type': 'mmengine.PipelinePictures', 'pipeline': []}
+    own = [{'type': 'mmengine.Offset', 'offset': 300}]
+    runner = SimpleNamespace(
+        train_loop=make_runner(method=METHODS['gps']).train_loop,
+        cfg=Config({'train_dataloader': {'batch_size': 10, 'dataset': dataset}}),
+    )
+    used = calibration.training_data(runner, 'train', own)
+    assert used.batch_size == 10
+    assert float(used.dataset[0]['inputs'].min()) >= 300
+    del runner.cfg.train_dataloader.dataset.pipeline
+    with pytest.raises(PETLError, match='training set has none to exchange'):
+        calibration.training_data(runner, 'train', own)
+
+
 # ------------------------------------------------------------------- two processes
 
 

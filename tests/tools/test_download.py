@@ -492,6 +492,10 @@ def test_the_tool_lists_and_refuses(tmp_path, tool):
         (('ViT-B_16.npz', '--mirror', tmp_path), 'has no ViT-B_16.npz'),
         (('--recipe', 'vtab/svhn', '--mirror', tmp_path), 'has no ViT-B_16.npz'),
         (
+            ('--recipe', 'configs/ssf/vtab/svhn.py', '--mirror', tmp_path),
+            'has no B_16-i21k-300ep',
+        ),
+        (
             ('--recipe', 'configs/mona/ade20k.py', '--mirror', tmp_path),
             'has no swin_large_patch4_window7_224_22k.pth',
         ),

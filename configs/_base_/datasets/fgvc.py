@@ -1,5 +1,6 @@
 # Fine-grained sets with VPT's splits: train, val (chooses), test (read once). A recipe
-# names the set. GPS trains on split='trainval', which is part of its result.
+# names the set. Under `published` SSF, HST and GPS train on split='trainval', which is
+# part of their results.
 _loader = dict(
     batch_size=128,
     num_workers=4,

@@ -58,6 +58,7 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=16,
+    drop_last=True,
     num_workers=8,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),

@@ -37,9 +37,8 @@ train_dataloader = dict(
                     data_root='{{$MMPETL_DATA:data}}/VOCdevkit/',
                     ann_file=f'VOC{year}/ImageSets/Main/trainval.txt',
                     data_prefix=dict(sub_data_root=f'VOC{year}/'),
-                    filter_cfg=dict(
-                        filter_empty_gt=True, min_size=32, bbox_min_size=32
-                    ),
+                    # Small pictures go, small boxes stay: MMDetection 2.11.
+                    filter_cfg=dict(filter_empty_gt=True, min_size=32),
                     pipeline=train_pipeline,
                 )
                 for year in (2007, 2012)

@@ -1,5 +1,7 @@
 # Video Swin-B, supervised on ImageNet-22k, then Kinetics-400.
 default_scope = 'mmaction'
+# Public code trains with the whole model in training mode.
+published = dict(model=dict(backbone=dict(frozen_drop_path=True)))
 visualizer = dict(type='ActionVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 
 model = dict(

@@ -32,7 +32,7 @@ model = dict(
         frozen_drop_path=False,
     ),
     cls_head=dict(
-        type='TimeSformerHead',
+        type='mmpetl.BatchNormHead',  # AdaptFormer's; with eps 1e-6
         in_channels=768,
         init_std=0.01,
         dropout_ratio=0.0,

@@ -4,7 +4,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     constructor='mmpetl.OwnerOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    paramwise_cfg=dict(),
+    paramwise_cfg=dict(decay_biases=True),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),

@@ -4,8 +4,9 @@ optim_wrapper = dict(
     type='OptimWrapper',  # published with mixed precision: tools/train.py --amp
     constructor='mmpetl.OwnerOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(),
+    paramwise_cfg=dict(decay_biases=True),
 )
 param_scheduler = [
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=4, milestones=[3], gamma=0.1)
 ]
+auto_scale_lr = dict(enable=False, base_batch_size=2)

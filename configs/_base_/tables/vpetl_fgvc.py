@@ -1,9 +1,9 @@
 # FGVC by V-PETL Bench, commit c188fad of
 # synbol/Parameter-Efficient-Transfer-Learning-Benchmark: scripts (rate, decay)
-# and configs (batch, epochs), the same for all its methods.
+# and configs (batch, epochs), the same for all its methods: each reads `model_lora`'s.
 recipes = 'fgvc'
 values = dict(
-    batch_size=64,
+    batch_size=128,
     epochs=100,
     warmup_epochs=10,
     warmup_lr=1e-6,

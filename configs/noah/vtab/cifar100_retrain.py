@@ -10,3 +10,4 @@ model = dict(
         ),
     ),
 )
+train_dataloader = dict(drop_last=True)

@@ -15,7 +15,7 @@ model = dict(
     ),
 )
 model_wrapper_cfg = dict(find_unused_parameters=True)  # a step trains one subnet
-train_dataloader = dict(dataset=dict(split='train800'))
+train_dataloader = dict(drop_last=True, dataset=dict(split='train800'))
 test_dataloader = None
 test_evaluator = None
 test_cfg = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmpetl.core import Method, injections
+from mmpetl.core import Method, PETLError, injections
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.hooks.delta_checkpoint import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
@@ -26,9 +27,16 @@ class CalibrationHook(Hook):
     of processes. A run that is resumed, or that starts from a calibrated delta, skips
     it: the buffers it fills are in the checkpoint. Training draws the same random
     numbers with and without it.
+
+    Args:
+        pipeline: Transforms of the training set during the pass; None for those that
+            the method asks for.
     """
 
     priority = 'HIGH'
+
+    def __init__(self, pipeline: Sequence[Any] | None = None) -> None:
+        self.pipeline = pipeline
 
     def before_train(self, runner: Runner) -> None:
         if runner.iter > 0:
@@ -54,35 +62,62 @@ class CalibrationHook(Hook):
     ) -> None:
         runner.logger.info(f'calibrating {method!r}')
         state = rng_state()
-        method.calibrate(model, training_data(runner, method.calibration_pipeline))
+        pipeline = method.calibration_pipeline
+        method.calibrate(model, training_data(runner, pipeline, self.pipeline))
         set_rng_state(state)
 
 
-def training_data(runner: Runner, pipeline: str) -> DataLoader:
+def training_data(
+    runner: Runner, pipeline: str, transforms: Sequence[Any] | None = None
+) -> DataLoader:
     """The training data of a run, with the transforms of ``'train'`` or ``'test'``.
 
     Only the transforms of a dataset with a ``pipeline`` can be exchanged; where the run
     tests on none, those of validation serve, and else those of training. Test images
     may differ in size, so they come in batches of the size of the test loader.
+
+    Args:
+        runner: Its training data are read.
+        pipeline: Whose transforms.
+        transforms: Others, in place of these.
+
+    Raises:
+        PETLError: There are other transforms, and none that they could replace.
     """
     loader = runner.train_loop.dataloader
-    config = _dataset(runner.cfg.get('train_dataloader'))
-    if pipeline == 'train' or config is None or 'pipeline' not in config:
-        return loader
-    for phase in ('test', 'val'):
+    own = runner.cfg.get('train_dataloader')
+    config = _dataset(own)
+    if config is None or 'pipeline' not in config:
+        if transforms is None:
+            return loader
+        raise PETLError(
+            'CalibrationHook has a pipeline, but the training set has none to exchange '
+            'for it; give it a dataset with a pipeline, or leave the pipeline out'
+        )
+    if transforms is not None:
+        return _with_transforms(loader, config, transforms, own.get('batch_size', 1))
+    for phase in ('test', 'val') if pipeline == 'test' else ():
         other = runner.cfg.get(f'{phase}_dataloader')
         dataset = _dataset(other)
         if dataset is not None and 'pipeline' in dataset:
-            config = copy.deepcopy(config)
-            config.pipeline = copy.deepcopy(dataset.pipeline)
-            return DataLoader(
-                DATASETS.build(config),
-                batch_size=other.get('batch_size', 1),
-                num_workers=loader.num_workers,
-                collate_fn=loader.collate_fn,
-                worker_init_fn=loader.worker_init_fn,
-            )
+            size = other.get('batch_size', 1)
+            return _with_transforms(loader, config, dataset.pipeline, size)
     return loader
+
+
+def _with_transforms(
+    loader: DataLoader, config: Any, transforms: Sequence[Any], batch_size: int
+) -> DataLoader:
+    """A loader like this one, of the set that ``config`` builds with ``transforms``."""
+    config = copy.deepcopy(config)
+    config.pipeline = copy.deepcopy(transforms)
+    return DataLoader(
+        DATASETS.build(config),
+        batch_size=batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+    )
 
 
 def _dataset(loader: Any) -> Any:

@@ -36,7 +36,8 @@ class KnownFile:
         sha256_start: First digits of it, where only those are published.
         md5_start: First digits of the md5.
         recipes: Names below ``configs/recipes`` that start from it, ``vtab/*`` for a
-            folder.
+            folder, and leaves below ``configs`` of which no recipe says it,
+            ``ssf/vtab/*``.
         licence: Identifier of its licence.
         note: What a user must know to fetch or to use it.
     """
@@ -78,7 +79,13 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
         head_classes=21843,
         release=ORIGINAL,
         md5_start='d9715d',
-        recipes=('vtab/*', 'fgvc/*', 'many_shot/*'),
+        recipes=(
+            'vtab/*',
+            'fgvc/*',
+            'many_shot/*',
+            'dtl/vtab_plus/*',
+            'rep_adapter/vtab_attn/*',
+        ),
     ),
     KnownFile(
         'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz',
@@ -91,6 +98,11 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
         12,
         head_classes=21843,
         release=AUGREG,
+        recipes=tuple(
+            f'{method}/{benchmark}/*'
+            for method in ('ssf', 'hst', 'gps')
+            for benchmark in ('vtab', 'fgvc')
+        ),
         note='another accuracy than the original release; state which one was used',
     ),
     KnownFile(
@@ -259,8 +271,12 @@ def find_known(name: str) -> KnownFile:
 
 
 def needed_by(recipe: str) -> tuple[KnownFile, ...]:
-    """The files that a recipe starts from: ``'vtab/cifar100'``, ``'ade20k'``."""
-    folder = f'{recipe.partition("/")[0]}/*'
+    """The files of a recipe, or of a leaf that has some of its own.
+
+    Args:
+        recipe: ``'vtab/cifar100'``, ``'ade20k'``, ``'ssf/vtab/cifar100'``.
+    """
+    folder = f'{recipe.rpartition("/")[0]}/*'
     return tuple(
         entry for entry in KNOWN_FILES if {recipe, folder} & set(entry.recipes)
     )
