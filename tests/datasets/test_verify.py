@@ -244,7 +244,9 @@ def test_another_spelling_of_the_folder_is_remarked_on(copy, id):
     root, facts = copy(id), CATALOG[id]
     other = {'stanford_dogs': 'Stanford-dogs', 'svhn': 'SVHN'}[id]
     (root / facts.path).rename(root / facts.base / other)
-    report = look(root, id, mini=False)
+    report = look(root, id)
+    assert report.ok
+    assert all(found == wanted for found, wanted in report.counts.values())
     assert report.folder == str(root / facts.base / other)
     assert f"it is called '{other}' here" in [f.what for f in report.findings]
     (root / facts.base / facts.id.upper()).mkdir(exist_ok=True)

@@ -90,10 +90,10 @@ def verify(
         report.findings += findings
         if found is not None:
             items[split.name] = found
-            wanted = expected_size(facts, split, root, stamped)
+            wanted = expected_size(facts, split, stamped)
             report.counts[split.name] = (len(found), wanted)
     report.listed = sum(map(len, items.values()))
-    report.findings += check_classes(facts, items, report, manifest, root)
+    report.findings += check_classes(facts, items, report, manifest)
     report.findings += check_folders(facts, items)
     report.findings += check_overlap(facts, items)
     if facts.layout == 'vtab':

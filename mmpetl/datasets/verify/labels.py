@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmpetl.datasets.catalog import DatasetFacts
@@ -18,7 +17,6 @@ def check_classes(
     items: dict[str, list[Item]],
     report: Report,
     manifest: dict[str, Any],
-    root: Path,
 ) -> list[Finding]:
     """The union of the splits holds each class, and labels run from 0."""
     labels = {
@@ -39,7 +37,7 @@ def check_classes(
     present = union & wanted
     if report.mini:
         drawn = [
-            manifest.get(key_of(facts, split, root), {}).get('labels', [])
+            manifest.get(key_of(facts, split), {}).get('labels', [])
             for split in facts.splits
             if split.name in items
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmpetl.core import PETLError
@@ -49,18 +49,18 @@ def wrong_kind(is_mini: bool, folder: Path) -> Finding:
 
 
 def expected_size(
-    facts: DatasetFacts, split: Split, root: Path, manifest: dict[str, Any] | None
+    facts: DatasetFacts, split: Split, manifest: dict[str, Any] | None
 ) -> int | None:
     """Samples of the official split, or of the drawn one that a manifest tells of."""
     if manifest is None:
         return split.size
-    entry = manifest.get(key_of(facts, split, root))
+    entry = manifest.get(key_of(facts, split))
     return None if entry is None else entry['count']
 
 
-def key_of(facts: DatasetFacts, split: Split, root: Path) -> str:
-    """A split's entry in a manifest."""
-    return list_path(facts, split, root).relative_to(root).as_posix()
+def key_of(facts: DatasetFacts, split: Split) -> str:
+    """A split's entry in a manifest, whatever its folder is called by now."""
+    return PurePosixPath(facts.path, split.file or split.images).as_posix()
 
 
 def read(
@@ -113,9 +113,9 @@ def _check_count(
     items: Sequence[Item],
     manifest: dict[str, Any] | None,
 ) -> Iterable[Finding]:
-    expected = expected_size(facts, split, root, manifest)
+    expected = expected_size(facts, split, manifest)
     if manifest is not None:
-        entry = manifest.get(key_of(facts, split, root), {})
+        entry = manifest.get(key_of(facts, split), {})
         if (
             'sha256' in entry
             and sha256_of(list_path(facts, split, root)) != (entry['sha256'])
