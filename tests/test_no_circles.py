@@ -10,6 +10,7 @@ every part of a package to every other.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -196,3 +197,26 @@ def test_a_circle_of_three_is_one(made_up):
 
 def test_what_forks_and_joins_is_no_circle(made_up):
     assert made_up(a='import p.b, p.c', b='import p.d', c='import p.d', d='') == []
+
+
+def test_the_architecture_page_draws_the_floors_of_core_as_they_are() -> None:
+    page = (PACKAGE.parent / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| (\d+) \| ([^|]*) \|', page, flags=re.MULTILINE)
+    drawn = {
+        f'mmpetl.core.{name}': int(floor)
+        for floor, names in rows
+        for name in re.findall(r'`(\w+)`', names)
+    }
+    edges = {
+        name: {m for m in others if m.startswith('mmpetl.core.')}
+        for name, others in Modules(PACKAGE).edges().items()
+        if name.startswith('mmpetl.core.')
+    }
+    assert set(drawn) == set(edges)
+    wrong = [
+        f'{name} -> {other}'
+        for name, others in edges.items()
+        for other in others
+        if drawn[other] >= drawn[name]
+    ]
+    assert wrong == []
