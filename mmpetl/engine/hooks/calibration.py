@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mmpetl.core import Method, injections
 from mmpetl.engine.hooks.common import plain_model
-from mmpetl.engine.hooks.delta_checkpoint import rng_state, set_rng_state
+from mmpetl.engine.resuming import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
 
 
