@@ -6,9 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from killing import KillAt, Killed
+from mmengine.hooks import EMAHook, Hook
 from torch import nn
 
-from mmpetl.core import PETLError
+from mmpetl.core import (
+    PETLError,
+    base_changes,
+    delta_state,
+    find_injected,
+    tensor_digests,
+)
 from mmpetl.engine import TrainableEMAHook
 
 
@@ -88,3 +96,94 @@ def test_only_a_resumed_run_takes_the_average_apart():
 def test_decay_is_checked():
     with pytest.raises(PETLError, match='0 < decay < 1'):
         TrainableEMAHook(decay=1.0)
+
+
+# ------------------------------------------------------- MMEngine's hook of that name
+
+
+UPSTREAM = {
+    'mmengine': {'type': 'mmengine.EMAHook', 'momentum': 0.3},
+    'buffers': {'type': 'mmengine.EMAHook', 'momentum': 0.3, 'update_buffers': True},
+    'annealing': {'type': 'mmengine.EMAHook', 'ema_type': 'MomentumAnnealingEMA'},
+    'swa': {
+        'type': 'mmengine.EMAHook',
+        'ema_type': 'StochasticWeightAverage',
+        'begin_epoch': 2,
+    },
+    'mmpretrain': {'type': 'mmpretrain.EMAHook', 'momentum': 0.3},
+}
+
+
+class Tested(Hook):
+    """The weights that a test sees."""
+
+    def before_test_iter(self, runner, batch_idx, data_batch=None):
+        self.state = {k: v.clone() for k, v in runner.model.state_dict().items()}
+
+
+def average_of(runner) -> dict[str, torch.Tensor]:
+    (hook,) = (h for h in runner.hooks if isinstance(h, EMAHook))
+    return dict(hook.ema_model.state_dict())
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[k], other[k]) for k in one
+    )
+
+
+@pytest.mark.parametrize('name', UPSTREAM)
+def test_upstreams_average_is_saved_small_resumed_and_tested(
+    make_runner, tmp_path, name
+):
+    hooks = {'custom_hooks': [UPSTREAM[name], {'type': 'mmpetl.BaseGuardHook'}]}
+    whole = make_runner('whole', **hooks)
+    whole.train()
+    with pytest.raises(Killed):
+        make_runner('killed', hooks=[KillAt(13)], **hooks).train()
+    resumed = make_runner('killed', resume=True, **hooks)
+    resumed.train()
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    average = average_of(whole)
+    assert same(average, average_of(resumed))
+
+    file = tmp_path / 'whole' / 'epoch_4.pth'
+    content = torch.load(file, weights_only=True)
+    delta = set(delta_state(whole.model))
+    assert set(content['state_dict']) == delta
+    assert {k.removeprefix('module.') for k in content['ema_state_dict']} == {
+        *delta,
+        'steps',
+    }
+    whole.model.load_state_dict(
+        {k.removeprefix('module.'): v for k, v in average.items() if k != 'steps'}
+    )
+    for folder, more in (('with', hooks), ('without', {'custom_hooks': []})):
+        look = Tested()
+        config = whole.cfg.val_dataloader
+        tester = make_runner(
+            folder,
+            load_from=str(file),
+            hooks=[look],
+            test_dataloader=config,
+            test_cfg={},
+            test_evaluator={'type': 'Accuracy'},
+            **more,
+        )
+        tester.test()
+        assert same(look.state, dict(whole.model.state_dict())), folder
+
+
+def test_a_negative_zero_in_the_base_survives_upstreams_average(make_runner):
+    """The average of -0 and -0 by interpolation is 0, which is another number to a
+    digest; the base is not averaged."""
+    runner = make_runner(custom_hooks=[UPSTREAM['mmengine']])
+    backbone = runner.model.backbone
+    key = 'layers.0.attn.proj.weight'
+    with torch.no_grad():
+        backbone.get_parameter(key)[0] = -0.0
+    (_, module), *_ = find_injected(backbone)
+    digests = module.__dict__['_petl'].digests
+    digests.update(tensor_digests({key: module.get_parameter(key)}))
+    runner.train()
+    assert base_changes(runner.model) == []

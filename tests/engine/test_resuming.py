@@ -147,7 +147,9 @@ def test_data_workers_go_on_inside_an_epoch(make_runner, kill_at):
 def test_gradients_that_wait_for_a_step_are_kept_in_iteration_loops(
     make_runner, kill_at
 ):
-    kill_and_resume(make_runner, kill_at, **settings(2, by_epoch=False))
+    """Saved at steps 6 and 12, in the middle of the second and the fourth step of
+    the optimizer."""
+    kill_and_resume(make_runner, kill_at, **settings(4, by_epoch=False))
 
 
 def test_an_order_that_is_drawn_goes_on_inside_an_epoch(make_runner):

@@ -255,31 +255,38 @@ class DeltaCheckpointHook(CheckpointHook):
             self._resumed = {}
         if not self._resumed:
             return
-        number = len(self._resumed['rng'])
-        if number != runner.world_size:
-            what = f'the checkpoint is of {number} processes, these are '
-            if len(self._resumed) > 1:
-                raise PETLError(
-                    f'{what}{runner.world_size}: it was written inside an epoch or '
-                    f'between two steps; resume with {number}'
-                )
-            runner.logger.warning(
-                f'{what}{runner.world_size}: random numbers will differ'
-            )
-            self._resumed = {}
+        replay_early_stopping(runner)
+        self._check_processes(runner)
+        if not self._resumed:
             return
         restore_gradients(model, self._own('gradients') or {})
-        replay_early_stopping(runner)
         loop = runner.train_loop
-        between = 'epoch_rng' not in self._resumed
-        if between and self._validated not in (None, runner.iter):
-            if validation_is_due(loop):
-                set_rng_state(self._own('rng'))  # what is the best is saved with it
-                runner.val_loop.run()
+        if self._validation_is_missing(runner) and validation_is_due(loop):
+            set_rng_state(self._own('rng'))  # what is the best is saved with it
+            runner.val_loop.run()
         if hasattr(loop, 'dataloader_iterator'):
             loop.dataloader_iterator = SkippingIterator(
                 loop.dataloader_iterator, runner.iter, self._own('rng')
             )
+
+    def _check_processes(self, runner: Runner) -> None:
+        """Leave out what the checkpoint has of other processes than these."""
+        number = len(self._resumed['rng'])
+        if number == runner.world_size:
+            return
+        what = f'the checkpoint is of {number} processes, these are {runner.world_size}'
+        if len(self._resumed) > 1:
+            raise PETLError(
+                f'{what}: it was written inside an epoch or between two steps; resume '
+                f'with {number}'
+            )
+        runner.logger.warning(f'{what}: random numbers will differ')
+        self._resumed = {}
+
+    def _validation_is_missing(self, runner: Runner) -> bool:
+        """Whether the run was killed between a checkpoint and the validation there."""
+        inside = 'epoch_rng' in self._resumed
+        return not inside and self._validated not in (None, runner.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Continue with the generators as the checkpoint left them."""
