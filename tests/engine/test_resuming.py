@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
-from killing import KillAt, Killed
+from killing import KillAt, Killed, in_a_child
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS
 
@@ -182,6 +185,18 @@ def test_a_run_killed_twice_in_an_epoch_ends_the_same(make_runner):
         resume = {'resume': kill_at > 7}
         with pytest.raises(Killed):
             make_runner('killed', hooks=[KillAt(kill_at)], **resume, **changes).train()
+    resumed = make_runner('killed', resume=True, **changes)
+    resumed.train()
+    assert_equal_ends(whole, resumed)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='kill -9 needs a child process')
+def test_a_run_survives_kill_9_inside_an_epoch(make_runner):
+    changes = settings(2, every=1)
+    killed = make_runner('killed', hooks=[KillAt(9, signal.SIGKILL)], **changes)
+    assert in_a_child(killed.train) == -signal.SIGKILL
+    whole = make_runner('whole', **changes)
+    whole.train()
     resumed = make_runner('killed', resume=True, **changes)
     resumed.train()
     assert_equal_ends(whole, resumed)
