@@ -37,7 +37,7 @@ def test_average_follows_its_formula_and_is_what_is_evaluated():
     runner, model = make()
     frozen = model[0].weight.clone()
     hook = TrainableEMAHook(decay=0.75)
-    hook.before_train(runner)
+    hook.before_train_epoch(runner)
     start = model[1].weight.detach().clone()
     step(runner, hook, 1.0)
     step(runner, hook, 2.0)
@@ -59,7 +59,7 @@ def test_average_follows_its_formula_and_is_what_is_evaluated():
 def test_checkpoint_holds_the_average_and_training_resumes_from_own_values(evaluating):
     runner, model = make()
     hook = TrainableEMAHook(decay=0.5)
-    hook.before_train(runner)
+    hook.before_train_epoch(runner)
     step(runner, hook, 1.0)
     own = model[1].weight.detach().clone()
     average = own - 0.5
@@ -76,12 +76,32 @@ def test_checkpoint_holds_the_average_and_training_resumes_from_own_values(evalu
     again.after_load_checkpoint(resumed, checkpoint)
     other.load_state_dict(checkpoint['state_dict'])
     assert torch.equal(other[1].weight, own)
-    again.before_train(resumed)
+    again.before_train_epoch(resumed)
     step(runner, hook, 2.0)
     step(resumed, again, 2.0)
     for side, that in ((runner, hook), (resumed, again)):
         that.before_val_epoch(side)
     assert torch.equal(model[1].weight, other[1].weight)
+
+
+def test_the_average_starts_from_what_a_data_pass_leaves(make_runner):
+    """LST's reduction by Fisher information draws values that train."""
+    ends = []
+    for folder, decay in (('slow', 1 - 1e-9), ('none', None)):
+        hooks = [{'type': 'mmpetl.CalibrationHook'}]
+        if decay:
+            hooks.append({'type': 'mmpetl.TrainableEMAHook', 'decay': decay})
+        runner = make_runner(
+            folder,
+            method={'type': 'LST', 'reduction': 4, 'init': 'fisher'},
+            train_cfg={'by_epoch': True, 'max_epochs': 1},
+            custom_hooks=hooks,
+            optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 1e-9}},
+        )
+        runner.train()
+        ends.append(runner.model.state_dict())
+    for key, value in ends[0].items():
+        assert torch.allclose(value, ends[1][key], atol=1e-6), key
 
 
 def test_only_a_resumed_run_takes_the_average_apart():

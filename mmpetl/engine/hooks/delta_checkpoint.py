@@ -252,7 +252,7 @@ class DeltaCheckpointHook(CheckpointHook):
             self._watch = BaseWatch(model)
             self._watch.check()
         if not runner.iter:
-            self._resumed = {}
+            self._resumed, self._validated = {}, 0
         if not self._resumed:
             return
         replay_early_stopping(runner)
