@@ -13,7 +13,7 @@ from torch import nn
 from mmpetl.core import (
     PETLError,
     delta_state,
-    find_injected,
+    injections,
     tensor_digests,
 )
 from mmpetl.engine import TrainableEMAHook
@@ -213,7 +213,7 @@ class Signs(Hook):
 
     def before_run(self, runner):
         runner.model.get_parameter(self.key).data[0] = -0.0
-        ((_, module),) = find_injected(runner.model)
+        ((_, module, record),) = injections(runner.model)
         name = self.key.removeprefix('backbone.')
         digest = tensor_digests({name: module.get_parameter(name)})
-        module.__dict__['_petl'].digests.update(digest)
+        record.digests.update(digest)

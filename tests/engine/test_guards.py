@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import nn
 
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, delta_state, freeze, inject
 from mmpetl.engine import OwnerOptimWrapperConstructor
 
 
@@ -110,6 +110,46 @@ def test_a_thawed_base_is_noticed(make_runner):
 
     runner = make_runner(hooks=[Thaw()])
     with pytest.raises(PETLError, match='belongs to the frozen base but would train: '):
+        runner.train()
+
+
+def with_a_frozen_slot(make_runner, method, hooks=()):
+    """A run that trains LoRA beside a method that acts without training."""
+    runner = make_runner(method=method, hooks=hooks)
+    backbone = inject(runner.model.backbone, {'type': 'LoRA', 'rank': 2}, slot='new')
+    freeze(backbone, '0')
+    return runner
+
+
+@pytest.mark.parametrize(
+    'method',
+    [{'type': 'SSF'}, {'type': 'SCT', 'num_channels': 8}, {'type': 'BitFit'}],
+    ids=lambda method: method['type'],
+)
+def test_a_frozen_slot_rests_through_a_run(make_runner, tmp_path, method):
+    runner = with_a_frozen_slot(make_runner, method)
+    before = {k: v.clone() for k, v in runner.model.state_dict().items()}
+    runner.train()
+    after = runner.model.state_dict()
+    moved = {k for k in after if not torch.equal(after[k], before[k])}
+    assert moved
+    assert all('.new.' in k or k.startswith('head.') for k in moved)
+    handed = {id(p) for g in runner.optim_wrapper.param_groups for p in g['params']}
+    frozen = [p for p in runner.model.parameters() if not p.requires_grad]
+    assert not [p for p in frozen if id(p) in handed]
+    content = torch.load(tmp_path / 'run' / 'epoch_4.pth', weights_only=True)
+    assert set(content['state_dict']) == set(delta_state(runner.model))
+
+
+def test_a_frozen_slot_that_moves_is_noticed(make_runner):
+    class MoveSlot(Hook):
+        def after_train_epoch(self, runner):
+            params = runner.model.named_parameters()
+            name = next(n for n, p in params if 'petl' in n and not p.requires_grad)
+            runner.model.get_parameter(name).data += 1
+
+    runner = with_a_frozen_slot(make_runner, {'type': 'SSF'}, [MoveSlot()])
+    with pytest.raises(PETLError, match='1 parameters of slots that are frozen or'):
         runner.train()
 
 

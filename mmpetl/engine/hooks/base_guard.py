@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
-from mmpetl.core import Owner, PETLError, base_changes, owners
+from mmpetl.core import Owner, PETLError, base_changes, owners, tensor_digests
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.registry import HOOKS
 
@@ -16,7 +17,8 @@ class BaseGuardHook(Hook):
 
     Before training no parameter of the frozen base may require a gradient; before and
     after it every one equals, bit for bit, what was loaded. An optimizer may know them:
-    it leaves alone what gets no gradient, weight decay included.
+    it leaves alone what gets no gradient, weight decay included. Slots that are frozen
+    or switched off end as they began.
     """
 
     priority = 'VERY_HIGH'
@@ -34,11 +36,27 @@ class BaseGuardHook(Hook):
                 'selects it'
             )
         self._check(model, 'before training; a checkpoint or an initialiser wrote it')
+        self._resting = tensor_digests(
+            {
+                name: params[name]
+                for name, owner in owners(model).items()
+                if owner in (Owner.DELTA, Owner.SELECTED)
+                and not params[name].requires_grad
+            }
+        )
 
     def after_train(self, runner: Runner) -> None:
-        self._check(plain_model(runner), 'during training')
+        model = plain_model(runner)
+        self._check(model, 'during training')
+        now = tensor_digests({n: model.get_parameter(n) for n in self._resting})
+        moved = [name for name, digest in now.items() if digest != self._resting[name]]
+        if moved:
+            raise PETLError(
+                f'{len(moved)} parameters of slots that are frozen or switched off '
+                f'changed during training: {", ".join(moved[:3])}'
+            )
 
-    def _check(self, model, when: str) -> None:
+    def _check(self, model: nn.Module, when: str) -> None:
         changed = base_changes(model)
         if changed:
             raise PETLError(

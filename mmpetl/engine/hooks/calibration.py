@@ -24,8 +24,8 @@ class CalibrationHook(Hook):
 
     Rank 0 sees the whole training set, so that the result does not depend on the number
     of processes. A run that is resumed, or that starts from a calibrated delta, skips
-    it: the buffers it fills are in the checkpoint. Training draws the same random
-    numbers with and without it.
+    it: the buffers it fills are in the checkpoint. So do slots that are frozen or
+    switched off. Training draws the same random numbers with and without it.
     """
 
     priority = 'HIGH'
@@ -36,7 +36,9 @@ class CalibrationHook(Hook):
         model = plain_model(runner)
         for _, module, record in injections(model):
             for name, slot in record.slots.items():
-                if not slot.method.calibrates or self._done(module, name):
+                if not slot.enabled or slot.frozen or not slot.method.calibrates:
+                    continue
+                if self._done(module, name):
                     continue
                 if is_main_process():
                     self._calibrate(runner, model, slot.method)
