@@ -12,7 +12,7 @@ from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.registry import METRICS
 
 from mmpetl.core import PETLError
-from mmpetl.engine.hooks import run_log
+from mmpetl.engine.hooks import PredictionsHook, run_log
 from mmpetl.engine.hooks.common import plain_value
 
 
@@ -227,3 +227,28 @@ def test_stock_hooks_change_no_weight(make_runner, hook):
         runner.train()
         states.append(runner.model.state_dict())
     assert all(map(torch.equal, states[0].values(), states[1].values()))
+
+
+@pytest.mark.parametrize('labels', [[[1], [2, 3]], [[1], []]], ids=['two', 'none'])
+def test_samples_of_several_labels_leave_no_file_of_predictions(tmp_path, labels):
+    """Their first label would pass for the only one."""
+    from types import SimpleNamespace
+
+    from mmpretrain.structures import DataSample
+
+    model = torch.nn.Module()
+    model.head = torch.nn.Linear(4, 5)
+    model.head.predict = None
+    hook = PredictionsHook(tmp_path / 'predictions.npz')
+    runner = SimpleNamespace(model=model)
+    hook.before_test_epoch(runner)
+    for label in labels:
+        sample = DataSample().set_pred_score(model.head(torch.ones(1, 4))[0].detach())
+        sample.set_field(torch.tensor(label), 'gt_label')
+        hook.after_test_iter(runner, 0, outputs=[sample])
+    hook.after_test_epoch(runner)
+    assert not hook.path.exists()
+    hook.before_test_epoch(runner)
+    hook.after_test_iter(runner, 0, outputs=[sample.set_gt_label(1)])
+    hook.after_test_epoch(runner)
+    assert hook.path.exists()
