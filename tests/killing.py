@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Callable
 
 from mmengine.hooks import Hook
 
@@ -30,3 +32,11 @@ class KillAt(Hook):
             if self.how is None:
                 raise Killed
             os.kill(os.getpid(), self.how)
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Run ``work`` in a process of its own and give how it ended."""
+    process = multiprocessing.get_context('fork').Process(target=work)
+    process.start()
+    process.join(120)
+    return process.exitcode

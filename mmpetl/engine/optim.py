@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from mmpetl.core import Owner, PETLError, owners, suggest
 from mmpetl.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -21,8 +23,37 @@ TABLES = (
 )
 """Base parameters with two or more axes that are no weights of a linear map."""
 
+OWNERS = (Owner.DELTA, Owner.SELECTED, Owner.HEAD)
+"""Whose parameters train, in the order of their groups."""
+
+FACTORS = (
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'dwconv_decay_mult',
+    'flat_decay_mult',
+)
+"""Numbers that MMEngine's constructor multiplies rate or decay with, by kind."""
+
 SWITCHES = ('decay_all', 'decay_biases')
 """Options that say which parameters decay."""
+
+KNOWN = (*(o.value for o in OWNERS), *SWITCHES, *FACTORS, 'custom_keys')
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+"""What MMEngine calls a norm: batch, instance, group and layer norm."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a parameter's group adds to the optimizer's own settings."""
+
+    name: str
+    """Behind the owner in the name of the group."""
+    lr_mult: float = 1.0
+    decay_mult: float = 1.0
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Other arguments of the optimizer, of a custom key."""
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -37,10 +68,22 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
       public code does;
     - ``decay_biases``: True spares position tables and LayerNorms only, as the
       published configs of dense Swins do.
+    - ``bias_lr_mult``, ``bias_decay_mult``, ``norm_decay_mult``, ``dwconv_decay_mult``,
+      ``flat_decay_mult``: as in MMEngine, for what trains, and in its order: norms,
+      biases, depth-wise convolutions, parameters with one axis. A decay given so
+      replaces the zero above; factors of the owner come on top;
+    - ``custom_keys``: as in MMEngine, the longest key that is a part of a parameter's
+      name decides alone, with ``lr_mult``, ``decay_mult`` and other arguments of the
+      optimizer;
+    - ``bypass_duplicate``: a shared parameter is in one group, whatever it says.
 
     Args:
         optim_wrapper_cfg: Config of the wrapper and its optimizer.
         paramwise_cfg: See above.
+
+    Raises:
+        PETLError: ``paramwise_cfg`` holds something else, or factors of a rate or a
+            decay that the optimizer is not given.
     """
 
     def __init__(
@@ -50,60 +93,112 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         super().__init__(optim_wrapper_cfg, None)
         self.options = dict(paramwise_cfg or {})
-        known = ('delta', 'selected', 'head', *SWITCHES)
+        self.options.pop('bypass_duplicate', None)
         for key, value in self.options.items():
-            if key not in known:
+            self._check(key, value)
+
+    def _check(self, key: str, value: Any) -> None:
+        if key not in KNOWN:
+            raise PETLError(
+                f'paramwise_cfg has no key {key!r}.{suggest(key, KNOWN)} '
+                f'It takes: {", ".join(KNOWN)}'
+            )
+        if key in FACTORS:
+            self._check_base(f'{key}={value}', 'lr' if '_lr_' in key else 'decay')
+        elif key == 'custom_keys':
+            if not all(isinstance(v, Mapping) for v in dict(value).values()):
                 raise PETLError(
-                    f'paramwise_cfg has no key {key!r}.{suggest(key, known)} '
-                    f'It takes: {", ".join(known)}'
+                    'paramwise_cfg.custom_keys takes a dict for each part of a name, '
+                    f"as in {{'head': dict(lr_mult=10)}}; got {value!r}"
                 )
-            for mult in () if key in SWITCHES else value:
+            for part, option in value.items():
+                for mult in ('lr', 'decay'):
+                    if f'{mult}_mult' in option:
+                        self._check_base(f'custom_keys[{part!r}].{mult}_mult', mult)
+        elif key not in SWITCHES:
+            for mult in value if isinstance(value, Mapping) else (value,):
                 if mult not in ('lr_mult', 'decay_mult'):
                     raise PETLError(
                         f'paramwise_cfg.{key} takes lr_mult and decay_mult, '
                         f'not {mult!r}'
                     )
 
+    def _check_base(self, what: str, kind: str) -> None:
+        name = {'lr': 'lr', 'decay': 'weight_decay'}[kind]
+        if self.optimizer_cfg.get(name) is None:
+            raise PETLError(
+                f'paramwise_cfg: {what} multiplies {name}, which optim_wrapper.'
+                'optimizer does not name; name it there'
+            )
+
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups, each with its ``name``, in a fixed order."""
         lr = self.optimizer_cfg.get('lr')
         decay = self.optimizer_cfg.get('weight_decay')
         by_owner = owners(model)
-        groups: dict[str, dict[str, Any]] = {}
-        for owner in (Owner.DELTA, Owner.SELECTED, Owner.HEAD):
-            option = self.options.get(owner.value, {})
-            for flat in (False, True):
-                group: dict[str, Any] = {
-                    'params': [],
-                    'name': f'{owner.value}{"_no_decay" if flat else ""}',
-                }
-                if lr is not None:
-                    group['lr'] = lr * option.get('lr_mult', 1.0)
-                if decay is not None:
-                    mult = 0.0 if flat else option.get('decay_mult', 1.0)
-                    group['weight_decay'] = decay * mult
-                groups[group['name']] = group
-        spared = self.spared(model)
+        groups: dict[tuple[int, str], dict[str, Any]] = {}
         for name, param in model.named_parameters():
             if not param.requires_grad:
                 continue
-            flat = name in spared
-            key = f'{by_owner[name].value}{"_no_decay" if flat else ""}'
+            owner = by_owner[name]
+            module = model.get_submodule(name.rpartition('.')[0])
+            rule = self._custom(name) or self._rule(owner, name, module, param)
+            # Owners in their order, and within one what has a rule of its own last.
+            key = (2 * OWNERS.index(owner) + bool(rule.name), owner.value + rule.name)
+            if key not in groups:
+                groups[key] = {'params': [], 'name': key[1]}
+                if lr is not None:
+                    groups[key]['lr'] = lr * rule.lr_mult
+                if decay is not None:
+                    groups[key]['weight_decay'] = decay * rule.decay_mult
+                groups[key] |= rule.more
             groups[key]['params'].append(param)
-        return [group for group in groups.values() if group['params']]
+        return [groups[key] for key in sorted(groups)]
 
-    def spared(self, model: nn.Module) -> set[str]:
-        """Names of the parameters that no decay pulls at."""
-        if self.options.get('decay_all', False):
-            return set()
-        biases = not self.options.get('decay_biases', False)
-        return {
-            name
-            for path, module in model.named_modules()
-            for name, param in module.named_parameters(path, recurse=False)
-            if name.rpartition('.')[2] in TABLES
-            or (param.ndim <= 1 and (biases or isinstance(module, nn.LayerNorm)))
+    def _custom(self, name: str) -> Rule | None:
+        """The rule of the longest custom key in a name, the first of equally long."""
+        keys = self.options.get('custom_keys', {})
+        for key in sorted(sorted(keys), key=len, reverse=True):
+            if key in name:
+                more = dict(keys[key])
+                factors = more.pop('lr_mult', 1.0), more.pop('decay_mult', 1.0)
+                return Rule(f'[{key}]', *factors, more)
+        return None
+
+    def _rule(
+        self, owner: Owner, name: str, module: nn.Module, param: nn.Parameter
+    ) -> Rule:
+        """The rule of a parameter that no custom key names."""
+        last = name.rpartition('.')[2]
+        is_norm = isinstance(module, NORMS)
+        is_bias = last == 'bias'
+        is_layer_norm = isinstance(module, nn.LayerNorm)
+        depthwise = (
+            isinstance(module, nn.Conv2d) and module.in_channels == module.groups
+        )
+        kinds = {
+            'norm': is_norm,
+            'bias': is_bias,
+            'dwconv': depthwise,
+            'flat': param.ndim == 1,
         }
+        own = self.options.get(owner.value, {})
+        label, decay_mult = '', own.get('decay_mult', 1.0)
+        decay_biases = self.options.get('decay_biases', False) and not is_layer_norm
+        flat = last in TABLES or (param.ndim <= 1 and not decay_biases)
+        for kind, applies in kinds.items():
+            factor = self.options.get(f'{kind}_decay_mult')
+            if applies and factor is not None:
+                label, decay_mult = f'_{kind}', factor * decay_mult
+                break
+        else:
+            if flat and not self.options.get('decay_all', False):
+                label, decay_mult = '_no_decay', 0.0
+        lr_mult = own.get('lr_mult', 1.0)
+        if is_bias and not is_norm and 'bias_lr_mult' in self.options:
+            lr_mult *= self.options['bias_lr_mult']
+            label += '_bias_lr'
+        return Rule(label, lr_mult, decay_mult)
 
     def __call__(self, model: nn.Module) -> Any:
         """The optimizer wrapper for ``model``.

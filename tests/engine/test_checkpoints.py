@@ -12,11 +12,8 @@ from killing import KillAt, Killed
 from pictures import BACKBONE
 
 from mmpetl.core import PETLError, delta_state
-from mmpetl.engine.hooks.delta_checkpoint import (
-    AtomicLocalBackend,
-    rng_state,
-    set_rng_state,
-)
+from mmpetl.engine.files import AtomicLocalBackend
+from mmpetl.engine.resuming import rng_state, set_rng_state
 
 
 def assert_equal_weights(one, other) -> None:

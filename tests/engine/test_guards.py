@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 from mmengine.hooks import Hook
+from torch import nn
 
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, delta_state, freeze, inject
 from mmpetl.engine import OwnerOptimWrapperConstructor
 
 
@@ -21,15 +22,83 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(make_runner, tm
         assert torch.isfinite(value).all()
 
 
-def test_a_moved_base_is_noticed(make_runner):
-    class Mover(Hook):
-        def after_train_epoch(self, runner):
-            with torch.no_grad():
-                runner.model.backbone.layers[0].attn.qkv.weight[0, 0] += 1e-3
+class Mover(Hook):
+    """Moves one number of the base, by a way that no version counter sees."""
 
-    runner = make_runner(hooks=[Mover()])
+    def __init__(self, when):
+        self.when = when
+
+    def _move(self, runner, now):
+        if now == self.when:
+            runner.model.backbone.layers[0].attn.qkv.weight.data[0, 0] += 1e-3
+
+    def before_train(self, runner):
+        self._move(runner, 'before training')
+
+    def after_train_epoch(self, runner):
+        self._move(runner, f'epoch {runner.epoch + 1}')
+
+
+def test_a_moved_base_is_noticed(make_runner):
+    unsaved = {'checkpoint': {'type': 'CheckpointHook', 'interval': -1}}
+    unsaved['checkpoint']['save_last'] = False
+    runner = make_runner(hooks=[Mover('epoch 2')], default_hooks=unsaved)
     with pytest.raises(PETLError, match=r'1 frozen parameters changed during training'):
         runner.train()
+
+
+@pytest.mark.parametrize(
+    ('when', 'left'),
+    [
+        ('before training', []),
+        ('epoch 1', []),
+        ('epoch 3', ['epoch_1.pth', 'epoch_2.pth']),
+    ],
+)
+def test_no_delta_is_saved_of_a_base_that_has_moved(make_runner, tmp_path, when, left):
+    """Without any other hook of ours."""
+    runner = make_runner(hooks=[Mover(when)], custom_hooks=[])
+    with pytest.raises(PETLError, match=r'1 tensors of the frozen base .*qkv.*delta'):
+        runner.train()
+    assert sorted(p.name for p in (tmp_path / 'run').glob('epoch_*')) == left
+
+
+def test_an_initialiser_that_redraws_the_base_stops_the_run(make_runner, tmp_path):
+    """As a model's own init_cfg does at Runner.train() where nothing holds it off."""
+
+    class Redraw(Hook):
+        def before_run(self, runner):
+            runner._init_model_weights = lambda: [
+                nn.init.normal_(m.weight)
+                for m in runner.model.modules()
+                if isinstance(m, nn.Linear)
+            ]
+
+    runner = make_runner(hooks=[Redraw()], custom_hooks=[])
+    with pytest.raises(PETLError, match=r'tensors of the frozen base differ'):
+        runner.train()
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+@pytest.mark.parametrize('optimizer', ['AdamW', 'SGD'])
+def test_an_optimizer_may_know_frozen_parameters(make_runner, optimizer):
+    """MMEngine's own constructor hands all of them over; decay leaves them alone."""
+    ends = []
+    for constructor in (
+        'DefaultOptimWrapperConstructor',
+        'mmpetl.OwnerOptimWrapperConstructor',
+    ):
+        wrapper = {
+            'type': 'OptimWrapper',
+            'optimizer': {'type': optimizer, 'lr': 1e-2, 'weight_decay': 0.1},
+            'constructor': constructor,
+        }
+        if constructor.startswith('mmpetl'):
+            wrapper['paramwise_cfg'] = {'decay_all': True}
+        runner = make_runner(constructor, optim_wrapper=wrapper)
+        runner.train()
+        ends.append(runner.model.state_dict())
+    assert all(map(torch.equal, ends[0].values(), ends[1].values()))
 
 
 def test_a_thawed_base_is_noticed(make_runner):
@@ -40,7 +109,47 @@ def test_a_thawed_base_is_noticed(make_runner):
             runner.model.backbone.layers[0].attn.qkv.weight.requires_grad_(True)
 
     runner = make_runner(hooks=[Thaw()])
-    with pytest.raises(PETLError, match='belongs to the frozen base but would train'):
+    with pytest.raises(PETLError, match='belongs to the frozen base but would train: '):
+        runner.train()
+
+
+def with_a_frozen_slot(make_runner, method, hooks=()):
+    """A run that trains LoRA beside a method that acts without training."""
+    runner = make_runner(method=method, hooks=hooks)
+    backbone = inject(runner.model.backbone, {'type': 'LoRA', 'rank': 2}, slot='new')
+    freeze(backbone, '0')
+    return runner
+
+
+@pytest.mark.parametrize(
+    'method',
+    [{'type': 'SSF'}, {'type': 'SCT', 'num_channels': 8}, {'type': 'BitFit'}],
+    ids=lambda method: method['type'],
+)
+def test_a_frozen_slot_rests_through_a_run(make_runner, tmp_path, method):
+    runner = with_a_frozen_slot(make_runner, method)
+    before = {k: v.clone() for k, v in runner.model.state_dict().items()}
+    runner.train()
+    after = runner.model.state_dict()
+    moved = {k for k in after if not torch.equal(after[k], before[k])}
+    assert moved
+    assert all('.new.' in k or k.startswith('head.') for k in moved)
+    handed = {id(p) for g in runner.optim_wrapper.param_groups for p in g['params']}
+    frozen = [p for p in runner.model.parameters() if not p.requires_grad]
+    assert not [p for p in frozen if id(p) in handed]
+    content = torch.load(tmp_path / 'run' / 'epoch_4.pth', weights_only=True)
+    assert set(content['state_dict']) == set(delta_state(runner.model))
+
+
+def test_a_frozen_slot_that_moves_is_noticed(make_runner):
+    class MoveSlot(Hook):
+        def after_train_epoch(self, runner):
+            params = runner.model.named_parameters()
+            name = next(n for n, p in params if 'petl' in n and not p.requires_grad)
+            runner.model.get_parameter(name).data += 1
+
+    runner = with_a_frozen_slot(make_runner, {'type': 'SSF'}, [MoveSlot()])
+    with pytest.raises(PETLError, match='1 parameters of slots that are frozen or'):
         runner.train()
 
 
@@ -72,6 +181,92 @@ def test_unknown_group_options_are_refused():
         constructor(heads={'lr_mult': 2})
     with pytest.raises(PETLError, match='takes lr_mult and decay_mult'):
         constructor(head={'lr': 2})
+
+
+def small(**paramwise):
+    """Groups of a small model of heads: name, then what is set, by parameter."""
+    model = nn.Sequential()
+    model.norm = nn.LayerNorm(4)
+    model.conv = nn.Conv2d(4, 4, 3, groups=4)
+    model.fc = nn.Linear(4, 2)
+    model.scale = nn.Parameter(torch.ones(()))
+    model.fixed = nn.Linear(2, 2).requires_grad_(False)
+    names = {id(p): n for n, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group['name'], group['lr'], group['weight_decay'])
+        for group in constructor(**paramwise).groups(model)
+        for p in group['params']
+    }
+
+
+def reference(**paramwise):
+    """The same by MMEngine's constructor, with the zero that ours begins with."""
+    from mmengine.optim import build_optim_wrapper
+
+    model = nn.Sequential()
+    model.norm = nn.LayerNorm(4)
+    model.conv = nn.Conv2d(4, 4, 3, groups=4)
+    model.fc = nn.Linear(4, 2)
+    names = {id(p): n for n, p in model.named_parameters()}
+    wrapper = build_optim_wrapper(
+        model,
+        {
+            'optimizer': {'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 0.1},
+            'paramwise_cfg': paramwise,
+        },
+    )
+    return {
+        names[id(p)]: (group['lr'], group['weight_decay'])
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+    }
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'norm_decay_mult': 0.5},
+        {'bias_decay_mult': 0.5, 'norm_decay_mult': 0.0},
+        {'bias_lr_mult': 2.0},
+        {'dwconv_decay_mult': 0.2, 'flat_decay_mult': 0.0},
+        {'flat_decay_mult': 0.3, 'norm_decay_mult': 0.7, 'bypass_duplicate': True},
+        {'custom_keys': {'fc': {'lr_mult': 3}, 'fc.bias': {'decay_mult': 0.0}}},
+    ],
+    ids=lambda options: '-'.join(options),
+)
+def test_upstreams_options_mean_what_they_mean_there(options):
+    ours = small(decay_all=True, **options)
+    for name, expected in reference(**options).items():
+        assert ours[name][1:] == pytest.approx(expected), name
+    assert not [name for name in ours if name.startswith('fixed')]
+
+
+def test_what_no_option_names_keeps_the_rule_of_the_owner():
+    groups = small(norm_decay_mult=0.5, bias_lr_mult=2.0, head={'lr_mult': 10})
+    assert groups == {
+        'fc.weight': ('head', 1e-2, 0.1),
+        'conv.weight': ('head', 1e-2, 0.1),
+        'scale': ('head_no_decay', 1e-2, 0.0),
+        'norm.weight': ('head_norm', 1e-2, 0.05),
+        'norm.bias': ('head_norm', 1e-2, 0.05),
+        'conv.bias': ('head_no_decay_bias_lr', 2e-2, 0.0),
+        'fc.bias': ('head_no_decay_bias_lr', 2e-2, 0.0),
+    }
+
+
+def test_options_without_a_rate_or_decay_to_multiply_are_refused():
+    for options, message in (
+        ({'norm_decay_mult': 0.0}, 'norm_decay_mult=0.0 multiplies weight_decay'),
+        (
+            {'custom_keys': {'a': {'decay_mult': 0}}},
+            r"custom_keys\['a'\].decay_mult mul",
+        ),
+        ({'custom_keys': {'a': 0.1}}, 'takes a dict for each part of a name'),
+    ):
+        with pytest.raises(PETLError, match=message):
+            OwnerOptimWrapperConstructor(
+                {'optimizer': {'type': 'SGD', 'lr': 1e-3}}, options
+            )
 
 
 def test_the_record_holds_counts_time_memory_and_ppt(make_runner, tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
-from mmpetl.core import Owner, PETLError, base_changes, owners
+from mmpetl.core import Owner, PETLError, base_changes, owners, tensor_digests
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.registry import HOOKS
 
@@ -14,36 +15,48 @@ from mmpetl.registry import HOOKS
 class BaseGuardHook(Hook):
     """Stops the run where a frozen parameter has changed or could change.
 
-    Before training nothing of the frozen base may require a gradient or be known to
-    the optimizer; before and after it every frozen parameter equals, bit for bit,
-    what was loaded.
+    Before training no parameter of the frozen base may require a gradient; before and
+    after it every one equals, bit for bit, what was loaded. An optimizer may know them:
+    it leaves alone what gets no gradient, weight decay included. Slots that are frozen
+    or switched off end as they began.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
         model = plain_model(runner)
-        by_owner = owners(model)
         params = dict(model.named_parameters())
-        frozen = {id(params[n]): n for n, o in by_owner.items() if o is Owner.BASE}
-        handed = [
-            frozen[id(p)]
-            for group in runner.optim_wrapper.param_groups
-            for p in group['params']
-            if id(p) in frozen
-        ]
-        handed += [n for i, n in frozen.items() if params[n].requires_grad]
-        if handed:
+        frozen = [n for n, o in owners(model).items() if o is Owner.BASE]
+        trains = [name for name in frozen if params[name].requires_grad]
+        if trains:
             raise PETLError(
-                f'{handed[0]} (and {len(handed) - 1} more) belongs to the frozen base '
-                'but would train; something set requires_grad after the injection'
+                f'{trains[0]} (and {len(trains) - 1} more) belongs to the frozen base '
+                'but would train: something set requires_grad after the injection (a '
+                'hook or the model itself); take that out, or choose a method that '
+                'selects it'
             )
         self._check(model, 'before training; a checkpoint or an initialiser wrote it')
+        self._resting = tensor_digests(
+            {
+                name: params[name]
+                for name, owner in owners(model).items()
+                if owner in (Owner.DELTA, Owner.SELECTED)
+                and not params[name].requires_grad
+            }
+        )
 
     def after_train(self, runner: Runner) -> None:
-        self._check(plain_model(runner), 'during training')
+        model = plain_model(runner)
+        self._check(model, 'during training')
+        now = tensor_digests({n: model.get_parameter(n) for n in self._resting})
+        moved = [name for name, digest in now.items() if digest != self._resting[name]]
+        if moved:
+            raise PETLError(
+                f'{len(moved)} parameters of slots that are frozen or switched off '
+                f'changed during training: {", ".join(moved[:3])}'
+            )
 
-    def _check(self, model, when: str) -> None:
+    def _check(self, model: nn.Module, when: str) -> None:
         changed = base_changes(model)
         if changed:
             raise PETLError(

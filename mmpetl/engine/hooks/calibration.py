@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from mmpetl.core import Method, PETLError, injections
 from mmpetl.engine.hooks.common import plain_model
-from mmpetl.engine.hooks.delta_checkpoint import rng_state, set_rng_state
+from mmpetl.engine.resuming import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
 
 
@@ -25,8 +25,8 @@ class CalibrationHook(Hook):
 
     Rank 0 sees the whole training set, so that the result does not depend on the number
     of processes. A run that is resumed, or that starts from a calibrated delta, skips
-    it: the buffers it fills are in the checkpoint. Training draws the same random
-    numbers with and without it.
+    it: the buffers it fills are in the checkpoint. So do slots that are frozen or
+    switched off. Training draws the same random numbers with and without it.
 
     Args:
         pipeline: Transforms of the training set during the pass; None for those that
@@ -44,7 +44,9 @@ class CalibrationHook(Hook):
         model = plain_model(runner)
         for _, module, record in injections(model):
             for name, slot in record.slots.items():
-                if not slot.method.calibrates or self._done(module, name):
+                if not slot.enabled or slot.frozen or not slot.method.calibrates:
+                    continue
+                if self._done(module, name):
                     continue
                 if is_main_process():
                     self._calibrate(runner, model, slot.method)

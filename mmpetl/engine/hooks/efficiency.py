@@ -16,7 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpetl.core import count_trainable, describe
-from mmpetl.engine.hooks.common import plain_model
+from mmpetl.engine.hooks.common import as_number, finite, plain_model, plain_value
 from mmpetl.evaluation.ppt import ppt
 from mmpetl.registry import HOOKS
 
@@ -42,7 +42,8 @@ class EfficiencyHook(Hook):
     Leaves ``efficiency.json`` in the work folder: counts, ``step_time_s`` (median
     over training steps without data loading, the first five left out), ``train_s``,
     ``peak_memory_bytes`` (allocated on the GPU, or the process's peak resident set
-    on a CPU), device, and the last metrics.
+    on a CPU), device, and the last metrics, those per class as lists; what is not
+    finite is null. PPT is left out where a metric is no number in its range.
     """
 
     priority = 'NORMAL'
@@ -103,10 +104,13 @@ class EfficiencyHook(Hook):
         if not metrics:
             return
         for name in PRIMARY:
-            if name in metrics:
-                score = float(metrics[name]) / (1 if name in FRACTIONS else 100)
+            score = as_number(metrics.get(name))
+            if score is None:
+                continue
+            score /= 1 if name in FRACTIONS else 100
+            if 0 <= score <= 1:  # COCO's metrics say -1 where there was nothing to find
                 metrics[f'PPT/{name}'] = ppt(score, self.counts.backbone)
-        self.record[phase] = {k: float(v) for k, v in metrics.items()}
+        self.record[phase] = plain_value(metrics)
         self.record['counts'] = self.counts.as_dict()
         self._write(runner)
 
@@ -114,7 +118,7 @@ class EfficiencyHook(Hook):
         if is_main_process():
             path = Path(runner.work_dir) / 'efficiency.json'
             part = path.with_suffix('.json.part')
-            part.write_text(json.dumps(self.record, indent=2) + '\n')
+            part.write_text(json.dumps(finite(self.record), indent=2) + '\n')
             part.replace(path)
 
 

@@ -45,8 +45,11 @@ class TrainableEMAHook(Hook):
         model = plain_model(runner)
         return {n: p.data for n, p in model.named_parameters() if p.requires_grad}
 
-    def before_train(self, runner: Runner) -> None:
-        """Start from the values there are, unless a checkpoint brought an average."""
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Start from the values there are, unless a checkpoint brought an average.
+
+        What a data pass before training has drawn is among them.
+        """
         if not self._average:
             values = self._trainable(runner)
             self._average = {name: value.clone() for name, value in values.items()}

@@ -25,8 +25,8 @@ class PredictionsHook(Hook):
     The file is that of ``np.savez``, whole or absent, in the order of the dataset.
     Where a sample has one view, the logits are what the head put out; where it has
     several clips or crops, they are the mean of that, or the logarithm of the mean
-    probabilities, as the head averages. Models
-    without a classification head (``head``, ``cls_head``) leave no file.
+    probabilities, as the head averages. Models without a classification head (``head``,
+    ``cls_head``) and samples of several labels leave no file.
 
     Args:
         path: The file.
@@ -42,7 +42,7 @@ class PredictionsHook(Hook):
         self._labels: list[int] = []
 
     def before_test_epoch(self, runner: Runner) -> None:
-        self._logits, self._labels = [], []
+        self._stop()
         model = plain_model(runner)
         head = getattr(model, 'cls_head', None) or getattr(model, 'head', None)
         if head is not None and hasattr(head, 'predict'):
@@ -62,7 +62,8 @@ class PredictionsHook(Hook):
     ) -> None:
         if self._handle is None or not outputs:
             return
-        if not all(hasattr(s, 'pred_score') and 'gt_label' in s for s in outputs):
+        if not all(hasattr(s, 'pred_score') and _one_label(s) for s in outputs):
+            self._stop()
             return
         raw = torch.cat(self._raw) if self._raw else torch.empty(0)
         self._raw = []
@@ -76,16 +77,24 @@ class PredictionsHook(Hook):
     def after_test_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
         if self._labels and is_main_process():
             write_predictions(
                 self.path,
                 torch.cat(self._logits).numpy(),
                 np.asarray(self._labels, np.int64),
             )
-        self._logits, self._labels = [], []
+        self._stop()
+
+    def _stop(self) -> None:
+        """Look at no further batch, and forget those seen."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        self._raw, self._logits, self._labels = [], [], []
+
+
+def _one_label(sample: Any) -> bool:
+    return 'gt_label' in sample and sample.gt_label.numel() == 1
 
 
 def write_predictions(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:

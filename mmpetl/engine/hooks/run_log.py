@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmpetl.engine.hooks.common import as_number, finite
 from mmpetl.registry import HOOKS
 
 
@@ -102,8 +102,12 @@ class RunLogHook(Hook):
 
 
 def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as floats; PPT follows from a metric and a count, and is left out."""
-    return {k: float(v) for k, v in metrics.items() if not k.startswith('PPT/')}
+    """The metrics that are numbers, as floats.
+
+    PPT follows from a metric and a count, and is left out.
+    """
+    numbers = {k: as_number(v) for k, v in metrics.items() if not k.startswith('PPT/')}
+    return {k: v for k, v in numbers.items() if v is not None}
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
@@ -117,17 +121,6 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
             if file.read(1) != b'\n':
                 text = '\n' + text
         file.write(text.encode())
-
-
-def finite(value: Any) -> Any:
-    """The same data with None in place of NaN and infinity, which JSON lacks."""
-    if isinstance(value, Mapping):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def read_run_log(path: str | Path) -> Iterator[dict[str, Any]]:

@@ -19,8 +19,8 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mmpetl.core import PETLError, delta_state, fingerprint, tensor_digests
 from mmpetl.engine.evolution import Candidate, Evolution, Search, front, rank
+from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import plain_model
-from mmpetl.engine.hooks.delta_checkpoint import AtomicLocalBackend
 from mmpetl.engine.loops.phase import Phase
 from mmpetl.methods.noah import Subnet, Supernet
 from mmpetl.registry import LOOPS
