@@ -1,8 +1,12 @@
-"""mmpretrain's TIMMBackbone: the sites are those of the timm model inside."""
+"""mmpretrain's TIMMBackbone: the sites are those of the timm model inside.
+
+With ``features_only=True`` that is the model inside of timm's feature getter.
+"""
 
 from __future__ import annotations
 
 from mmpretrain.models.backbones.timm_backbone import TIMMBackbone
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from mmpetl.core import SiteMap
@@ -19,4 +23,5 @@ class MMPretrainTimm(SiteMap):
         return TIMMBackbone('vit_base_patch16_224')
 
     def core(self, backbone: nn.Module) -> nn.Module:
-        return backbone.timm_model
+        inner = backbone.timm_model
+        return inner.model if isinstance(inner, FeatureGetterNet) else inner

@@ -58,7 +58,7 @@ KINDS: dict[str, str] = {
     'downsample.norm': 'norm of a patch merging',
     'downsample.reduction': 'projection of a patch merging, behind its norm',
     'downsample': 'patch merging between two stages',
-    'out.norm': 'norm of an output',
+    'out.norm': 'norm of an output, of its tokens or of the vector they are pooled to',
     'out': 'an output: x is the normed sequence with every token, y what leaves',
     'feature': 'the vector (B, 1, C) of an output that a head outside of the backbone '
     'reads; its width may change',
@@ -92,7 +92,8 @@ class Site:
         embed_dims: Width of the first stage.
         patch_dims: Values per input patch (3 * 16 * 16 for ViT-B/16).
         index: Which of several sites of one kind and host (outputs, features,
-            mergings).
+            mergings). A norm behind the pooling of a ViT stands one behind its last
+            block, since the tokens may have a norm too.
         pooled: For ``out``: only one output, and its tokens are averaged.
         channels_first: For ``downsample``: merged channels lie channel-major
             (``nn.Unfold``) rather than neighbour-major (concatenation).

@@ -32,6 +32,8 @@ class SiteMap:
         swapped_block: Subclass of ``(BlockHost, host_block)``, likewise.
         parts: Classes that a part of a block may have, by its path in the block. The
             algebra of a swapped block is that of these classes and of no other.
+        outer_parts: Likewise for parts outside of blocks, by their path in the
+            backbone.
         biases: Last names of additive bias vectors.
         positions: Last names of absolute position tables.
         position_biases: Last names of relative position tables.
@@ -45,6 +47,7 @@ class SiteMap:
     swapped: type[nn.Module]
     swapped_block: type[nn.Module]
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
+    outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
     biases: tuple[str, ...] = ('bias',)
     positions: tuple[str, ...] = ('pos_embed',)
     position_biases: tuple[str, ...] = ()
@@ -88,7 +91,8 @@ class SiteMap:
                 found = Affine.of(str(site), module.weight, bias, eps)
         if found is None:
             raise PETLError(
-                f'{site} is no affine map, so nothing can be folded into it'
+                f'{site} is no affine map with weights, so nothing can be read from it '
+                'or folded into it'
             )
         return found
 
@@ -174,13 +178,28 @@ class SiteMap:
                     f'{self.host_block.__name__}'
                 )
             for part, classes in self.parts.items():
-                module = block.get_submodule(part)
-                if type(module) not in classes:
-                    raise PETLError(
-                        f'{path}.{part} is a {class_name(type(module))}; the site map '
-                        f'of {class_name(self.host)} knows '
-                        f'{" and ".join(c.__name__ for c in classes)} there'
-                    )
+                self.check_class(f'{path}.{part}', block.get_submodule(part), classes)
+        for path, classes in self.outer_parts.items():
+            self.check_class(path, backbone.get_submodule(path), classes)
+
+    def check_class(
+        self, path: str, module: nn.Module, classes: tuple[type[nn.Module], ...]
+    ) -> None:
+        """Refuse a part of a class that the description does not know."""
+        if type(module) not in classes:
+            raise PETLError(
+                f'{path} is a {class_name(type(module))}; the site map of '
+                f'{class_name(self.host)} knows '
+                f'{" and ".join(dict.fromkeys(c.__name__ for c in classes))} there'
+            )
+        if isinstance(module, CONVOLUTIONS):
+            plain = set(module.dilation) == {1} and module.groups == 1
+            plain &= module.padding_mode == 'zeros'
+            if not plain or isinstance(module.padding, str):
+                raise PETLError(
+                    f'{path} is dilated, grouped or padded in a way of its own; the '
+                    f'site map of {class_name(self.host)} knows plain patches'
+                )
 
     def swap(self, backbone: nn.Module) -> None:
         """Change the classes of the backbone and its blocks."""
@@ -194,6 +213,8 @@ class SiteMap:
             block.__class__ = self.host_block
         backbone.__class__ = self.host
 
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 PLACES: dict[str, Place] = {'embed': 'embed', 'downsample': 'merging', 'out': 'out'}
 """Where a parameter stands whose module is behind a site outside of blocks."""

@@ -150,7 +150,7 @@ class WindowSiteMap(SiteMap):
         pooled = len(backbone.out_indices) == 1
         for i, stage in enumerate(stages):
             facts['stage'] = i
-            d = stage.blocks[0].norm1.normalized_shape[0]
+            d = stage.embed_dims
             for j, block in enumerate(stage.blocks):
                 heads, mlp, window, shift = self.block_facts(block)
                 sites += block_sites(
