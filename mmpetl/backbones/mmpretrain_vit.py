@@ -110,7 +110,9 @@ class MMPretrainViT(SiteMap):
         super().check(backbone)
         for path, block in self.blocks(backbone):
             if block.attn.v_shortcut:
-                raise PETLError(f'{path}.attn has a shortcut of values; no sites for it')
+                raise PETLError(
+                    f'{path}.attn has a shortcut of values; no sites for it'
+                )
             if block.ffn.num_fcs != 2 or not block.ffn.add_identity:
                 raise PETLError(
                     f'{path}.ffn has {block.ffn.num_fcs} linear layers and '

@@ -217,7 +217,9 @@ class PETLVisionTransformer(BackboneHost, VisionTransformer):
             )
         self.convert_base(partial(super().set_input_size, img_size))
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+    def reset_classifier(
+        self, num_classes: int, global_pool: str | None = None
+    ) -> None:
         """Another head, which trains; the pooling stays, as the sites follow it."""
         if global_pool not in (None, self.global_pool):
             raise PETLError(

@@ -77,7 +77,9 @@ class Affine:
     def copy(self) -> Affine:
         """The same map in memory of its own; writing to it leaves the base alone."""
         bias = (
-            part if part.bias is None else replace(part, bias=part.bias.detach().clone())
+            part
+            if part.bias is None
+            else replace(part, bias=part.bias.detach().clone())
             for part in self.bias
         )
         weight = self.weight.detach().clone()
