@@ -6,7 +6,6 @@ With ``features_only=True`` that is the model inside of timm's feature getter.
 from __future__ import annotations
 
 from mmpretrain.models.backbones.timm_backbone import TIMMBackbone
-from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from mmpetl.core import SiteMap
@@ -24,4 +23,5 @@ class MMPretrainTimm(SiteMap):
 
     def core(self, backbone: nn.Module) -> nn.Module:
         inner = backbone.timm_model
-        return inner.model if isinstance(inner, FeatureGetterNet) else inner
+        getter = isinstance(inner, nn.ModuleDict) and 'model' in inner
+        return inner['model'] if getter else inner

@@ -21,6 +21,7 @@ from mmpetl.core import (
     Site,
     SiteMap,
     block_sites,
+    injection_of,
     without_extra,
 )
 from mmpetl.registry import BACKBONES
@@ -209,7 +210,8 @@ class PETLVisionTransformer(BackboneHost, VisionTransformer):
                 'set_input_size changes the patch projection, which has sites; change '
                 'patch_size before inject'
             )
-        takers = [n for n, s in self._petl.slots.items() if 'pos_embed' in s.selected]
+        slots = injection_of(self)[1].slots
+        takers = [name for name, s in slots.items() if 'pos_embed' in s.selected]
         if takers and _differs(img_size, self.patch_embed.img_size):
             raise PETLError(
                 f'slot {takers[0]!r} trains pos_embed, which set_input_size resizes; '
@@ -227,7 +229,7 @@ class PETLVisionTransformer(BackboneHost, VisionTransformer):
                 f'for {self.global_pool!r}; change global_pool before inject'
             )
         super().reset_classifier(num_classes)
-        record = self._petl
+        _, record = injection_of(self)
         fresh = {n for n, _ in self.named_parameters() if record.site_map.in_head(n)}
         record.base |= fresh
         record.head |= fresh
