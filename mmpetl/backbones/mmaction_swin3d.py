@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from mmaction.models.backbones.swin import (
     Mlp,
+    PatchEmbed3D,
+    PatchMerging,
     SwinTransformer3D,
     SwinTransformerBlock3D,
     WindowAttention3D,
 )
+from mmcv.cnn.bricks.wrappers import Conv3d
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -94,6 +97,10 @@ class MMActionSwin3D(WindowSiteMap):
     swapped = PETLSwinTransformer3D
     swapped_block = PETLSwinTransformerBlock3D
     parts = {'attn': (WindowAttention3D,), 'mlp': (Mlp,)}
+    outer_parts = {
+        'patch_embed': (PatchEmbed3D,),
+        'patch_embed.proj': (nn.Conv3d, Conv3d),
+    }
     stages_name = 'layers'
     channels_first = False
 
@@ -108,6 +115,10 @@ class MMActionSwin3D(WindowSiteMap):
             attn = block.attn
             if attn.scale != (attn.embed_dims // attn.num_heads) ** -0.5:
                 raise PETLError(f'{path}.attn has its own qk_scale; no sites for it')
+        for i, stage in enumerate(backbone.layers):
+            if stage.downsample is not None:
+                path = f'layers.{i}.downsample'
+                self.check_class(path, stage.downsample, (PatchMerging,))
 
     def projection(self, backbone: nn.Module) -> nn.Module:
         return backbone.patch_embed.proj

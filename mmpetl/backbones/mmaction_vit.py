@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmaction.models.backbones.vit_mae import Attention, Block, VisionTransformer
-from mmcv.cnn.bricks.transformer import FFN
+from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
+from mmcv.cnn.bricks.wrappers import Conv3d
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -115,6 +116,10 @@ class MMActionViT(SiteMap):
     swapped = PETLVisionTransformer
     swapped_block = PETLBlock
     parts = {'attn': (Attention,), 'mlp': (FFN,)}
+    outer_parts = {
+        'patch_embed': (PatchEmbed,),
+        'patch_embed.projection': (nn.Conv3d, Conv3d),
+    }
     biases = ('bias', 'q_bias', 'v_bias')
     scales = ('gamma_1', 'gamma_2')
 

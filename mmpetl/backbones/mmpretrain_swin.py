@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmcv.cnn.bricks.transformer import FFN
+from mmcv.cnn.bricks.transformer import FFN, PatchEmbed, PatchMerging
+from mmcv.cnn.bricks.wrappers import Conv2d
 from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinTransformer
-from mmpretrain.models.utils import ShiftWindowMSA, WindowMSA, resize_pos_embed
+from mmpretrain.models.utils import (
+    ShiftWindowMSA,
+    WindowMSA,
+    resize_pos_embed,
+    to_2tuple,
+)
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -107,6 +113,10 @@ class MMPretrainSwin(WindowSiteMap):
     swapped = PETLSwinTransformer
     swapped_block = PETLSwinBlock
     parts = {'attn': (ShiftWindowMSA,), 'attn.w_msa': (WindowMSA,), 'ffn': (FFN,)}
+    outer_parts = {
+        'patch_embed': (PatchEmbed,),
+        'patch_embed.projection': (nn.Conv2d, Conv2d),
+    }
     positions = ('absolute_pos_embed',)
     scales = ('gamma2',)
     stages_name = 'stages'
@@ -121,6 +131,28 @@ class MMPretrainSwin(WindowSiteMap):
             msa = block.attn.w_msa
             if msa.scale != (msa.embed_dims // msa.num_heads) ** -0.5:
                 raise PETLError(f'{path}.attn has its own qk_scale; no sites for it')
+            if block.ffn.num_fcs != 2 or not block.ffn.add_identity:
+                raise PETLError(
+                    f'{path}.ffn has {block.ffn.num_fcs} linear layers and '
+                    f'add_identity={block.ffn.add_identity}; the site map knows 2 and '
+                    'True'
+                )
+        for i, stage in enumerate(backbone.stages):
+            if stage.downsample is not None:
+                self.check_merging(f'stages.{i}.downsample', stage.downsample)
+
+    def check_merging(self, path: str, merge: nn.Module) -> None:
+        """Refuse a patch merging that does not take each 2 x 2 neighbours once."""
+        self.check_class(path, merge, (PatchMerging,))
+        cut = merge.sampler
+        sizes = {to_2tuple(n) for n in (cut.kernel_size, cut.stride)}
+        plain = sizes == {(2, 2)} and to_2tuple(cut.padding) == (0, 0)
+        if not plain or to_2tuple(cut.dilation) != (1, 1) or merge.norm is None:
+            raise PETLError(
+                f'{path} is no merging of 2 x 2 patches with a norm, the only one that '
+                'the site map knows; leave kernel_size, stride, padding, dilation and '
+                'norm_cfg of downsample_cfg as they are'
+            )
 
     def projection(self, backbone: nn.Module) -> nn.Module:
         return backbone.patch_embed.projection

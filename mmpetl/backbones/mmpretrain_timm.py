@@ -1,4 +1,7 @@
-"""mmpretrain's TIMMBackbone: the sites are those of the timm model inside."""
+"""mmpretrain's TIMMBackbone: the sites are those of the timm model inside.
+
+With ``features_only=True`` that is the model inside of timm's feature getter.
+"""
 
 from __future__ import annotations
 
@@ -19,4 +22,6 @@ class MMPretrainTimm(SiteMap):
         return TIMMBackbone('vit_base_patch16_224')
 
     def core(self, backbone: nn.Module) -> nn.Module:
-        return backbone.timm_model
+        inner = backbone.timm_model
+        getter = isinstance(inner, nn.ModuleDict) and 'model' in inner
+        return inner['model'] if getter else inner

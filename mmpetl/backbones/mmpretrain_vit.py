@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmcv.cnn.bricks.transformer import FFN
+from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
+from mmcv.cnn.bricks.wrappers import Conv2d
 from mmpretrain.models.backbones.vision_transformer import (
     TransformerEncoderLayer,
     VisionTransformer,
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from mmpetl.core import (
     BackboneHost,
     BlockHost,
+    PETLError,
     Site,
     SiteMap,
     block_sites,
@@ -76,7 +78,12 @@ class PETLVisionTransformer(BackboneHost, VisionTransformer):
             x = block(x, ctx)
             if i in self.out_indices:
                 norm = self.ln1 if i == last and self.final_norm else None
-                y = self._format_output(self.emit(x, norm, ctx, i)[1], ctx.grid)
+                y = self.emit(x, norm, ctx, i)[1]
+                if self.out_type == 'avg_featmap':
+                    y = y[:, self.num_extra_tokens :].mean(dim=1)
+                    y = self.norm_vector(self.ln2, y, ctx, last + 1)
+                else:
+                    y = self._format_output(y, ctx.grid)
                 outs.append(self.feature(y, ctx, i) if y.ndim == 2 else y)
         return tuple(outs)
 
@@ -90,10 +97,28 @@ class MMPretrainViT(SiteMap):
     swapped = PETLVisionTransformer
     swapped_block = PETLTransformerEncoderLayer
     parts = {'attn': (MultiheadAttention,), 'ffn': (FFN,)}
+    outer_parts = {
+        'patch_embed': (PatchEmbed,),
+        'patch_embed.projection': (nn.Conv2d, Conv2d),
+    }
     scales = ('gamma1', 'gamma2')
 
     def example(self) -> nn.Module:
         return VisionTransformer(arch='base', out_type='cls_token')
+
+    def check(self, backbone: nn.Module) -> None:
+        super().check(backbone)
+        for path, block in self.blocks(backbone):
+            if block.attn.v_shortcut:
+                raise PETLError(
+                    f'{path}.attn has a shortcut of values; no sites for it'
+                )
+            if block.ffn.num_fcs != 2 or not block.ffn.add_identity:
+                raise PETLError(
+                    f'{path}.ffn has {block.ffn.num_fcs} linear layers and '
+                    f'add_identity={block.ffn.add_identity}; the site map knows 2 and '
+                    'True'
+                )
 
     def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for i, block in enumerate(backbone.layers):
@@ -114,21 +139,27 @@ class MMPretrainViT(SiteMap):
             mlp = block.ffn.feedforward_channels
             sites += block_sites(path, d, mlp, block=i, num_heads=heads, **facts)
         facts['pooled'] = backbone.out_type == 'avg_featmap'
-        facts['has_grid'] = True
-        for i in sorted(backbone.out_indices):
+        grid, vector = ({**facts, 'has_grid': has} for has in (True, False))
+        outputs = sorted({i for i in backbone.out_indices if i < depth})
+        for i in outputs:
             if i == depth - 1 and backbone.final_norm:
-                sites.append(Site('out.norm', '', d, d, index=i, **facts))
-            sites.append(Site('out', '', d, d, index=i, **facts))
+                sites.append(Site('out.norm', '', d, d, index=i, **grid))
+            sites.append(Site('out', '', d, d, index=i, **grid))
+            if facts['pooled'] and i == outputs[-1]:
+                # One site, as one norm serves every output.
+                sites.append(Site('out.norm', '', d, d, index=depth, **vector))
             if backbone.out_type in ('cls_token', 'avg_featmap'):
-                vector = {**facts, 'has_grid': False}
                 sites.append(Site('feature', '', d, d, index=i, **vector))
         return sites
 
     def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        depth = len(backbone.layers)
         modules = {
             'embed_proj': backbone.patch_embed.projection,
             'embed_norm': backbone.patch_embed.norm,
         }
         if backbone.final_norm:
-            modules[f'out_norm_{len(backbone.layers) - 1}'] = backbone.ln1
+            modules[f'out_norm_{depth - 1}'] = backbone.ln1
+        if backbone.out_type == 'avg_featmap':
+            modules[f'out_norm_{depth}'] = backbone.ln2
         return modules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,17 @@ class Affine:
         """The map of an ordinary Linear, convolution or norm."""
         view = weight if weight.ndim == 1 else weight.flatten(1)
         return cls(name, view, (BiasPart(0, len(weight), bias),), eps)
+
+    def copy(self) -> Affine:
+        """The same map in memory of its own; writing to it leaves the base alone."""
+        bias = (
+            part
+            if part.bias is None
+            else replace(part, bias=part.bias.detach().clone())
+            for part in self.bias
+        )
+        weight = self.weight.detach().clone()
+        return Affine(self.name, weight, tuple(bias), self.eps)
 
     def full_bias(self) -> Tensor:
         """A copy of the bias, (out,), with zeros where the base has none."""

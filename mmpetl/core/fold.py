@@ -21,7 +21,7 @@ def fold(backbone: nn.Module) -> nn.Module:
 
     Raises:
         PETLError: A method has no exact equivalent in the base weights, or they are
-            quantised. Nothing is changed then.
+            quantised, or lack a bias that it needs. Nothing is changed then.
 
     Example:
         >>> import timm, mmpetl
@@ -48,8 +48,10 @@ def fold(backbone: nn.Module) -> nn.Module:
         (name, site, delta, record.site_map.affine(module, site))
         for name, site, delta in _in_order(module, record)
     ]
-    for *_, affine in parts:
+    for name, site, delta, affine in parts:
         affine.check_writable()
+        # Into a copy first: what cannot be folded is found before anything changes.
+        record.slots[name].method.fold(site, delta, affine.copy())
     for name, site, delta, affine in parts:
         record.slots[name].method.fold(site, delta, affine)
     for name in list(record.slots):

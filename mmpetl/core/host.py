@@ -265,17 +265,19 @@ class BackboneHost(KeptThroughInit, Host):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
-        def convert() -> None:
-            super(BackboneHost, self)._apply(fn, recurse)
-
+        convert = partial(super()._apply, fn, recurse)
         like = next(self.parameters())
         if fn(like.new_empty(0)).dtype == like.dtype or like.is_meta:
             convert()
         else:
-            converting(self, self._petl, convert)
+            self.convert_base(convert)
         for delta in deltas_of(self, self._petl):
             delta.renew_dtype()
         return self
+
+    def convert_base(self, convert: Callable[[], object]) -> None:
+        """Run what a user asks for that gives the frozen base other values."""
+        converting(self, self._petl, convert)
 
     def embed_patches(
         self, projection: nn.Module, norm: nn.Module | None, x: Tensor

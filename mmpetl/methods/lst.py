@@ -7,7 +7,8 @@ vision transformers the side block is one of the host's kind with the host's hea
 what leaves the side network is the feature. By default side blocks start from the
 channels of the host that are largest in magnitude, which needs no data; the paper's
 choice by Fisher information is ``init='fisher'``. Windowed backbones (a side width per
-stage, a patch merging of its own) and dense outputs are our extension.
+stage, a patch merging of its own) and dense outputs are our extension. Side norms are
+layer norms also where the host's are RMS norms, whose weights they start from.
 """
 
 from __future__ import annotations
@@ -230,8 +231,10 @@ class LST(Method):
     ) -> None:
         for site, delta in deltas.items():
             if site.kind == 'block':
-                delta.block.norm1.eps = weights(site.host, 'norm1').eps
-                delta.block.norm2.eps = weights(site.host, 'norm2').eps
+                for kind in ('norm1', 'norm2'):
+                    eps = weights(site.host, kind).eps
+                    if eps is not None:  # an RMSNorm may leave it to the dtype
+                        getattr(delta.block, kind).eps = eps
         if self.init == 'magnitude':
             self._prune(deltas, weights, weights)
 

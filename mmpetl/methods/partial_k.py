@@ -45,8 +45,10 @@ class PartialK(Method):
         stages = {role.block: role.stage for role in roles if role.block is not None}
         last = max(stages, default=-1)
         first = last - self.num_blocks + 1
-        ends = [role.name for role in roles if role.kind == 'final_norm']
-        final = {name.rpartition('.')[0] for name in ends[-1:]}
+        # Tokens and the vector that they are pooled to may have a norm each.
+        ends = [role for role in roles if role.kind == 'final_norm']
+        stage = max((role.stage for role in ends), default=0)
+        final = {role.name.rpartition('.')[0] for role in ends if role.stage == stage}
         return {
             role.name
             for role in roles

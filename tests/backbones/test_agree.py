@@ -11,13 +11,13 @@ import torch
 from tiny import Nothing, loss_of, outputs, randomise_
 from torch import nn
 
-from mmpetl.core import Method, PETLError, find_injected, inject
+from mmpetl.core import Method, PETLError, Role, find_injected, inject
 
 
 class Everything(Method):
     """Trains the whole base, so that gradients can be compared."""
 
-    def selects(self, name: str, param: nn.Parameter, owner: nn.Module) -> bool:
+    def selects(self, role: Role) -> bool:
         return True
 
 

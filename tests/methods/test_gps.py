@@ -371,7 +371,8 @@ def test_every_image_of_a_loader_is_read_twice() -> None:
     method = GPS()
     model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
     seen = []
-    model.patch_embed.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    projection = model.patch_embed.proj
+    projection.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     method.calibrate(model, loader)
     assert sorted(dataset.read) == sorted(2 * list(range(8)))
     assert [len(x) for x in seen] == [8, 8]

@@ -1,0 +1,91 @@
+"""Copies, pickles and exports of injected backbones are whole."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import Nothing, base, images, outputs, record, shake_
+from torch import nn
+from torch.export import Dim, export
+
+import mmpetl
+from mmpetl.core import eject, inject
+
+COPIES = {
+    'deepcopy': copy.deepcopy,
+    'pickle': lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize('how', COPIES)
+@torch.no_grad()
+def test_a_copy_acts_trains_and_ejects(stem: str, how: str) -> None:
+    plain, x = base(stem), images(stem)
+    model = inject(base(stem), 'LoRA', slot='a')
+    inject(model, 'BitFit', slot='b')
+    inject(model, 'LNTune', slot='c')
+    shake_(model)
+    mmpetl.disable(model, 'c')
+    other = COPIES[how](model)
+    for a, b in zip(outputs(other, x), outputs(model, x), strict=True):
+        assert torch.equal(a, b)
+    other.train()
+    other.eval()
+    mmpetl.enable(other, 'c')
+    assert any((a - b).abs().max() > 0 for a, b in _pairs(other, model, x))
+    for slot in ('b', 'a', 'c'):
+        eject(other, slot)
+    assert [type(m) for m in other.modules()] == [type(m) for m in plain.modules()]
+    assert list(other.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in _pairs(other, plain, x))
+    assert set(record(model).slots) == {'a', 'b', 'c'}
+
+
+def _pairs(a: nn.Module, b: nn.Module, x: torch.Tensor):
+    return zip(outputs(a, x), outputs(b, x), strict=True)
+
+
+@pytest.mark.slow
+def test_another_process_loads_and_ejects(tmp_path) -> None:
+    model = inject(base('timm_vit'), 'LoRA')
+    torch.save(model, tmp_path / 'model.pt')
+    code = (
+        'import sys, torch\n'
+        'model = torch.load(sys.argv[1], weights_only=False)\n'
+        'import mmpetl\n'
+        'mmpetl.eject(model)\n'
+        'print(type(model).__module__)\n'
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', code, tmp_path / 'model.pt'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ['timm.models.vision_transformer']
+
+
+@pytest.mark.parametrize('method', ['Nothing', 'LoRA'])
+@torch.no_grad()
+def test_an_export_takes_any_batch(stem: str, method: str) -> None:
+    odd = method == 'Nothing'  # resized positions and padding without deltas
+    model = inject(base(stem), Nothing() if method == 'Nothing' else method)
+    shake_(model)
+    x = images(stem, 3, odd=odd)
+    batch = Dim('batch', min=2, max=64)
+    program = export(model, (x,), dynamic_shapes=({0: batch},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    ran = torch.export.load(file).module()
+    for count in (2, 5):
+        x = images(stem, count, odd=odd)
+        for a, b in zip(outputs(ran, x), outputs(model, x), strict=True):
+            assert a.shape[0] == count
+            torch.testing.assert_close(a, b)
