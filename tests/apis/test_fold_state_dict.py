@@ -74,6 +74,21 @@ def test_indices_that_a_base_does_not_hold_are_left_out(bench):
         torch.testing.assert_close(value, wanted[key], rtol=0, atol=1e-6)
 
 
+def test_what_trains_with_the_head_need_not_be_in_the_base(bench):
+    config = bench.config({'type': 'LoRA', 'rank': 2})
+    text = config.read_text()
+    config.write_text(
+        text.replace('        method=', "        head=['ln1'],\n        method=")
+    )
+    delta = apis.export_delta(bench.tuned(config), config, bench.folder / 'delta')
+    base = torch.load(bench.folder / 'base.pth', weights_only=True)
+    less = {k: v for k, v in base.items() if not k.startswith('ln1.')}
+    got, wanted = apis.fold_state_dict(delta, less), whole(bench, config, delta)
+    assert set(got) == set(wanted)
+    for key, value in wanted.items():
+        torch.testing.assert_close(got[key], value, rtol=0, atol=1e-6)
+
+
 @pytest.fixture
 def folded(bench):
     """Config, base and delta of a tuned model."""
