@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -44,6 +45,14 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def plain(value: Any) -> Any:
+    """A metric as JSON has it: a number, None, or a list, one number for each class."""
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if value is None or isinstance(value, str) else float(value)
+
+
 def main() -> None:
     """Evaluate and, where asked, write the metrics."""
     args = parse_args()
@@ -55,7 +64,7 @@ def main() -> None:
         metrics = test(config, args.checkpoint, launcher=args.launcher)
         if args.out and int(os.environ.get('RANK', 0)) == 0:
             with open(args.out, 'w', encoding='utf-8') as file:
-                json.dump({k: float(v) for k, v in metrics.items()}, file, indent=2)
+                json.dump({k: plain(v) for k, v in metrics.items()}, file, indent=2)
 
 
 if __name__ == '__main__':

@@ -48,10 +48,10 @@ from mmpetl.core.delta_file import (
     check_facts,
     delta_paths,
     file_keys,
+    lone_slot,
     method_name,
     plain_key,
     read_delta_file,
-    slots_in,
     state_for,
     to_data,
     write_delta_file,
@@ -119,7 +119,7 @@ def export_delta(
             config = own
     else:
         delta = _read(Path(source), config)
-        slots = slots_in(delta.state)
+        slots = lone_slot(delta.state)
     facts = dict(delta.meta)
     if config is not None:
         config = as_config(config)

@@ -61,6 +61,8 @@ def fold_checkpoint(
         PETLError: The delta does not belong to the model, the method has no exact
             equivalent in the base weights, or upstream could not read the config.
     """
+    if config is None and base is None:
+        raise PETLError('name the config of the run, or its base weights')
     config = None if config is None else as_config(config)
     if base is None:
         state, dataset = _folded_model(config, delta)
@@ -126,7 +128,7 @@ def fold_state_dict(
     path, node = _backbone_of(read)
     with without_memory():
         backbone = build_backbone(node['backbone'], read.meta.get('scope'))
-    state = _taken(backbone, base, path)
+    state = _taken(backbone, base, read.state, path)
     # Copies, for folding writes in place.
     copies = {key: value.detach().clone() for key, value in state.items()}
     backbone.load_state_dict(copies, strict=False, assign=True)
@@ -178,16 +180,22 @@ def _builders(
 
 
 def _taken(
-    backbone: nn.Module, base: Mapping[str, Tensor], path: str
+    backbone: nn.Module,
+    base: Mapping[str, Tensor],
+    delta: Mapping[str, Tensor],
+    path: str,
 ) -> dict[str, Tensor]:
     """The part of a base that a backbone takes, by the backbone's keys.
+
+    What trains with the head need not be in the base; its values are the delta's.
 
     Raises:
         PETLError: A parameter is not in the base, or has another shape there.
     """
     own = backbone.state_dict()
     plain = {plain_key(k): v for k, v in base.items()}
-    found = {k: plain.get(k, plain.get(f'{path}.{k}')) for k in own}
+    inner = {k: f'{path}.{k}'.lstrip('.') for k in own}
+    found = {k: plain.get(k, plain.get(inner[k], delta.get(inner[k]))) for k in own}
     missing = [k for k, _ in backbone.named_parameters() if found[k] is None]
     if missing:
         raise PETLError(

@@ -13,7 +13,7 @@ import torch
 
 from mmpetl.compat import init_dist_any
 from mmpetl.config.protocols import without_validation
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, find_injected
 from mmpetl.lazy import moved_names
 
 __getattr__, __dir__ = moved_names(
@@ -160,12 +160,17 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
         raise PETLError(f'there is no checkpoint {checkpoint}')
-    if checkpoint.suffix == '.pth':
-        config.load_from = str(checkpoint)
-        return build_runner(config, **kwargs).test()
     from mmpetl.apis.delta import load_delta
+    from mmpetl.engine import DeltaCheckpointHook
     from mmpetl.engine.hooks.common import plain_model
 
+    ours = checkpoint.suffix != '.pth'
+    if not ours:
+        config.load_from = str(checkpoint)
     runner = build_runner(config, **kwargs)
-    load_delta(plain_model(runner), checkpoint)
+    model = plain_model(runner)
+    checks = any(isinstance(hook, DeltaCheckpointHook) for hook in runner.hooks)
+    # MMEngine itself would load a delta of anything, and leave out what does not fit.
+    if ours or find_injected(model) and not checks:
+        load_delta(model, checkpoint)
     return runner.test()

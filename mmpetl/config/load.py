@@ -180,7 +180,7 @@ def merge(config: Any, options: Mapping[str, Any]) -> None:
     """
     try:
         config.merge_from_dict(dict(options))
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
         reason = ' '.join(str(error.args[0]).split())
         raise PETLError(
             f'the options {", ".join(options)} do not fit the config: {reason[:200]}'

@@ -85,10 +85,14 @@ def file_keys(keys: Iterable[str], slots: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def slots_in(keys: Iterable[str]) -> list[str]:
-    """Names of the slots that occur in keys, sorted."""
+def lone_slot(keys: Iterable[str]) -> list[str]:
+    """The slot that keys name, whatever it is called; none where they name several.
+
+    Keys do not tell the order of several, so these keep the names that they have.
+    """
     parts = [plain_key(key).split('.') for key in keys]
-    return sorted({p[p.index('petl') + 2] for p in parts if 'petl' in p[:-2]})
+    found = {p[p.index('petl') + 2] for p in parts if 'petl' in p[:-2]}
+    return list(found) if len(found) == 1 else []
 
 
 def state_for(
@@ -106,9 +110,8 @@ def state_for(
         What fits no key keeps its own, for the caller to refuse.
     """
     wanted = {short: key for key, short in file_keys(keys, slots).items()}
-    there = slots_in(tensors)
     # A run's checkpoint has the name that the slot had in the run.
-    own = there if len(there) == 1 else ()
+    own = lone_slot(tensors)
     return {wanted.get(file_key(k, own), k): value for k, value in tensors.items()}
 
 

@@ -9,7 +9,6 @@ from mmengine.runner import Runner
 
 from mmpetl.registry import RUNNERS
 
-STOCK_CHECKPOINTS = (None, 'CheckpointHook', 'mmengine.CheckpointHook')
 CHECKPOINTS = 'mmpetl.DeltaCheckpointHook'
 HOOKS = ('mmpetl.CalibrationHook', 'mmpetl.BaseGuardHook', 'mmpetl.NonFiniteGuardHook')
 CONSTRUCTOR = 'mmpetl.OwnerOptimWrapperConstructor'
@@ -47,12 +46,12 @@ def safe_config(config: Any) -> tuple[Any, list[str]]:
     config, added = copy.deepcopy(config), []
     hooks = config.setdefault('default_hooks', {})
     saves = hooks.get('checkpoint') or {}
-    if saves.get('type') in STOCK_CHECKPOINTS:
+    if _named(saves) in ('', 'CheckpointHook'):
         hooks['checkpoint'] = {**saves, 'type': CHECKPOINTS}
         added.append(CHECKPOINTS)
     custom = config.get('custom_hooks') or []
-    there = {hook.get('type') for hook in custom if isinstance(hook, dict)}
-    missing = [kind for kind in HOOKS if kind not in there]
+    there = {_named(hook) for hook in custom}
+    missing = [kind for kind in HOOKS if kind.partition('.')[2] not in there]
     config['custom_hooks'] = [*custom, *({'type': kind} for kind in missing)]
     added += missing
     optim = config.get('optim_wrapper')
@@ -63,3 +62,9 @@ def safe_config(config: Any) -> tuple[Any, list[str]]:
         config['model_wrapper_cfg'] = {'type': WRAPPER}
         added.append(WRAPPER)
     return config, added
+
+
+def _named(hook: Any) -> str:
+    """Class of a hook, or of its config, without its scope; '' where none is named."""
+    kind = hook.get('type', '') if isinstance(hook, dict) else type(hook)
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]

@@ -111,6 +111,14 @@ def test_a_runs_slot_may_have_another_name_than_the_models():
     assert list(found) == ['petl.shared.here.u', 'head.w']
 
 
+def test_several_slots_keep_the_names_that_a_checkpoint_has():
+    keys = ['petl.shared.b.u', 'petl.shared.a.u']
+    there = {key: torch.ones(1) for key in keys}
+    assert list(state_for(there, keys, ['b', 'a'])) == keys
+    numbered = {'petl.shared.0.u': torch.ones(1), 'petl.shared.1.u': torch.ones(2)}
+    assert list(state_for(numbered, keys, ['b', 'a'])) == keys
+
+
 def test_a_pair_is_read_as_it_was_written(tmp_path):
     tensors = {'petl.shared.0.u': torch.randn(3), 'head.w': torch.randn(2, 2)}
     path = write_delta_file(tmp_path / 'x', tensors, FACTS)

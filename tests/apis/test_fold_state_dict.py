@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from bench import BACKBONE
 
 from mmpetl import apis
 from mmpetl.config.scope import build_backbone
@@ -63,8 +62,10 @@ def test_indices_that_a_base_does_not_hold_are_left_out(bench):
     base = {k: torch.randn_like(v) * 0.1 for k, v in own.items() if 'index' not in k}
     assert set(base) < set(own)
     torch.save(base, bench.folder / 'swin.pth')
-    config = bench.config({'type': 'SSF'}, bench.folder / 'swin.pth')
-    config.write_text(config.read_text().replace(repr(BACKBONE), repr(SWIN)))
+    plain = apis.load_config(bench.config({'type': 'SSF'}, bench.folder / 'swin.pth'))
+    plain.model.backbone.backbone = SWIN
+    config = bench.folder / 'swin.py'
+    plain.dump(config)
     delta = apis.export_delta(bench.tuned(config), config, bench.folder / 'delta')
     got, wanted = apis.fold_state_dict(delta, base), whole(bench, config, delta)
     assert {k for k in wanted if k not in got} == {
@@ -72,6 +73,21 @@ def test_indices_that_a_base_does_not_hold_are_left_out(bench):
     }
     for key, value in got.items():
         torch.testing.assert_close(value, wanted[key], rtol=0, atol=1e-6)
+
+
+def test_what_trains_with_the_head_need_not_be_in_the_base(bench):
+    config = bench.config({'type': 'LoRA', 'rank': 2})
+    text = config.read_text()
+    config.write_text(
+        text.replace('        method=', "        head=['ln1'],\n        method=")
+    )
+    delta = apis.export_delta(bench.tuned(config), config, bench.folder / 'delta')
+    base = torch.load(bench.folder / 'base.pth', weights_only=True)
+    less = {k: v for k, v in base.items() if not k.startswith('ln1.')}
+    got, wanted = apis.fold_state_dict(delta, less), whole(bench, config, delta)
+    assert set(got) == set(wanted)
+    for key, value in wanted.items():
+        torch.testing.assert_close(got[key], value, rtol=0, atol=1e-6)
 
 
 @pytest.fixture

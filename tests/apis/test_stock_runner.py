@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import CheckpointHook
 from PIL import Image
 
 from mmpetl import apis
 from mmpetl.core import PETLError, delta_state, frozen_keys
+from mmpetl.engine import BaseGuardHook
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.runner import safe_config
 
@@ -176,8 +178,15 @@ def test_what_a_config_says_itself_stays():
     for key in ('default_hooks', 'optim_wrapper', 'model_wrapper_cfg'):
         assert safe[key] == before[key]
     stock = {'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 3}}}
-    saver = safe_config(stock)[0]['default_hooks']['checkpoint']
-    assert saver == {'type': 'mmpetl.DeltaCheckpointHook', 'interval': 3}
+    for kind in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        stock['default_hooks']['checkpoint']['type'] = kind
+        saver = safe_config(stock)[0]['default_hooks']['checkpoint']
+        assert saver == {'type': 'mmpetl.DeltaCheckpointHook', 'interval': 3}
+    assert safe_config({'custom_hooks': [{'type': BaseGuardHook}]})[1][:3] == [
+        'mmpetl.DeltaCheckpointHook',
+        'mmpetl.CalibrationHook',
+        'mmpetl.NonFiniteGuardHook',
+    ]
 
 
 @pytest.mark.parametrize('own', [None, {'type': 'Mine'}])
@@ -206,3 +215,18 @@ def test_a_run_is_not_resumed_with_another_rate(bench, stock, train, more):
         train(config, resume=True, **rate)
     assert (bench.folder / 'run' / 'run.py').read_text() == dumped
     assert train(config, resume=True).epoch == 2  # longer than before: allowed
+
+
+def test_a_checkpoint_is_checked_without_our_hook_too(bench, stock, train):
+    train(stock())
+    whole = bench.folder / 'run' / 'epoch_2.pth'
+
+    def evaluate(config, name):
+        config = apis.load_config(config, None, bench.folder / name)
+        config.experiment_name = f'{bench.folder.name}-{name}'
+        return apis.test(config, whole, check_data=())
+
+    other = stock({'type': 'LoRA', 'rank': 3}, base=bench.folder / 'base.pth')
+    with pytest.raises(PETLError, match=r"epoch_2.pth.*'rank': 2"):
+        evaluate(other, 'other')
+    assert evaluate(stock(base=bench.folder / 'base.pth'), 'same')

@@ -19,7 +19,7 @@ import argparse
 from mmengine.config import DictAction
 
 from mmpetl import apis
-from mmpetl.core import Method, PETLError, build_method, registered_methods
+from mmpetl.core import Method, build_method, registered_methods
 
 
 def where_it_folds(cls: type[Method]) -> tuple[bool, str]:
@@ -77,8 +77,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with apis.cli_errors():
-        if args.config is None and args.base is None:
-            raise PETLError('name the config of the run, or its base weights by --base')
         config = args.config and apis.load_config(args.config, args.cfg_options)
         checkpoint, plain = apis.fold_checkpoint(
             config, args.delta, args.out, args.safetensors, args.base
