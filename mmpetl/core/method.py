@@ -43,6 +43,9 @@ class Method:
         starts_as_identity: Whether a freshly injected backbone computes what the
             base computes.
         family: One of :data:`FAMILIES`.
+        replaces: Which of the sites ``out`` and ``feature`` it hands a feature of its
+            own over at, dropping what arrives there.
+        tasks: Names of the tasks, where it tells tasks apart.
         scales: Whether what it changes at a site can be scaled down to nothing; not
             where it puts something else in place of the base's feature.
     """
@@ -52,6 +55,8 @@ class Method:
     calibration_pipeline: ClassVar[str] = 'train'
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
+    replaces: ClassVar[tuple[str, ...]] = ()
+    tasks: tuple[str, ...] = ()
     scales: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -115,6 +120,11 @@ class Method:
     def feature_dims(self, site: Site) -> int:
         """Width of the vector that leaves at a ``feature`` site, for the head."""
         return site.out_dims
+
+    @property
+    def features_per_input(self) -> int:
+        """How many features leave for one input, stacked along the batch axis."""
+        return 1
 
     @property
     def folds(self) -> bool:
