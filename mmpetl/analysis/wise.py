@@ -50,6 +50,7 @@ class Scaled(Delta):
     def __init__(self, delta: Delta, alpha: float) -> None:
         super().__init__()
         self.delta = delta
+        self.taps = delta.taps
         self.alpha = alpha
 
     def between(self, base: Any, tuned: Any) -> Any:
