@@ -46,8 +46,6 @@ class Method:
         replaces: Which of the sites ``out`` and ``feature`` it hands a feature of its
             own over at, dropping what arrives there.
         tasks: Names of the tasks, where it tells tasks apart.
-        scales: Whether what it changes at a site can be scaled down to nothing; not
-            where it puts something else in place of the base's feature.
     """
 
     targets: tuple[str, ...] = ()
@@ -57,7 +55,6 @@ class Method:
     family: ClassVar[str] = ''
     replaces: ClassVar[tuple[str, ...]] = ()
     tasks: tuple[str, ...] = ()
-    scales: ClassVar[bool] = True
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.
@@ -120,6 +117,11 @@ class Method:
     def feature_dims(self, site: Site) -> int:
         """Width of the vector that leaves at a ``feature`` site, for the head."""
         return site.out_dims
+
+    @property
+    def scales(self) -> bool:
+        """Whether what it changes at a site can be scaled down to nothing."""
+        return not self.replaces
 
     @property
     def features_per_input(self) -> int:

@@ -199,7 +199,6 @@ class LST(Method):
     starts_as_identity = False
     family = 'side'
     replaces = ('out',)
-    scales = False
 
     def __init__(
         self,
