@@ -51,6 +51,7 @@ class Scaled(Delta):
     def __init__(self, delta: Delta, alpha: float) -> None:
         super().__init__()
         self.delta = delta
+        self.taps = delta.taps
         self.alpha = alpha
         self.dtype = delta.dtype  # in which features are handed to it
 

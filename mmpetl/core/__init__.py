@@ -11,6 +11,7 @@ from mmpetl.core.attention import (
 from mmpetl.core.bricks import (
     PoolPrompts,
     Prompts,
+    add_to_own,
     extra_tokens,
     grow,
     join_tokens,
@@ -112,6 +113,9 @@ from mmpetl.core.slots import (
     slots,
     unfreeze,
 )
+from mmpetl.core.stacking import (
+    conflict,
+)
 from mmpetl.core.state import (
     delta_state,
     frozen_keys,
@@ -159,12 +163,14 @@ __all__ = [
     'WindowBackboneHost',
     'WindowBlockHost',
     'WindowSiteMap',
+    'add_to_own',
     'base_changes',
     'batch_size',
     'block_sites',
     'build_method',
     'check_kinds',
     'check_range',
+    'conflict',
     'count_trainable',
     'delta_facts',
     'delta_state',

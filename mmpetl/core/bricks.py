@@ -21,9 +21,26 @@ def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
         ctx: Facts of this forward pass.
     """
     p, (h, w) = ctx.num_prefix, ctx.grid[-2:]
+    if not h * w:
+        return x  # tokens in front of no grid
     maps = x[:, p:].reshape(-1, h, w, x.shape[-1]).permute(0, 3, 1, 2)
     y = op(maps).permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[-1])
     return torch.cat((x[:, :p], y), dim=1) if p else y
+
+
+def add_to_own(x: Tensor, update: Tensor, ctx: Context) -> Tensor:
+    """Add to the base's own tokens; those that deltas have added stay as they are.
+
+    Args:
+        x: (B, num_prefix + prod(grid), C).
+        update: (B, num_prefix - num_extra + prod(grid), C).
+        ctx: Facts of this forward pass.
+    """
+    if not ctx.num_extra:
+        return x + update
+    p, own = ctx.num_prefix, ctx.num_prefix - ctx.num_extra
+    parts = x[:, :own] + update[:, :own], x[:, own:p], x[:, p:] + update[:, own:]
+    return torch.cat(parts, dim=1)
 
 
 def extra_tokens(ctx: Context, slot: str) -> tuple[int, int]:

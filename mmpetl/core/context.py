@@ -60,3 +60,21 @@ class Context:
         copy.images = self.images
         copy.rerun = self.rerun
         return copy
+
+    def own(self) -> Context:
+        """A copy for the stream without the tokens that deltas have added."""
+        copy = self.fork()
+        copy.num_prefix -= copy.num_extra
+        copy.num_extra, copy.joined = 0, []
+        return copy
+
+    def apart(self, num_tokens: int) -> Context:
+        """A copy for tokens that pass a block by themselves, in front of no grid.
+
+        What the slots have noted is there to be read; what they note stays apart.
+        """
+        copy = self.fork()
+        copy.num_prefix, copy.num_extra, copy.joined = num_tokens, 0, []
+        copy.grid = (0,) * len(self.grid)
+        copy.notes = {slot: dict(notes) for slot, notes in self.notes.items()}
+        return copy

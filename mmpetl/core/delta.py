@@ -21,10 +21,13 @@ class Delta(nn.Module):
     Attributes:
         slot: Name of the slot that it belongs to, once it is plugged in.
         dtype: Floating dtype of its own or shared parameters, None without any.
+        taps: Whether it passes everything on and only reads. It then runs behind all
+            others at its site, so that it reads what leaves in any order of injection.
     """
 
     slot: str = ''
     dtype: torch.dtype | None = None
+    taps: bool = False
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         """What enters the site instead of ``x``."""
@@ -66,5 +69,6 @@ class Plug(nn.ModuleDict):
         self.off: set[str] = set()
 
     def active(self) -> list[Delta]:
-        """The deltas that act, in the order of their injection."""
-        return [d for slot, d in self._modules.items() if slot not in self.off]
+        """The deltas that act, in the order of their injection, taps behind."""
+        acting = [d for slot, d in self._modules.items() if slot not in self.off]
+        return sorted(acting, key=lambda delta: delta.taps)

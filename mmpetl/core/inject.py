@@ -30,6 +30,7 @@ from mmpetl.core.method import Method, build_method
 from mmpetl.core.site import AFTER_ONLY, Site
 from mmpetl.core.sitemap import SiteMap, find_site_map, is_below
 from mmpetl.core.slots import release, retraining
+from mmpetl.core.stacking import check_stack
 from mmpetl.lazy import moved_names
 
 # Base values are kept for `disable` and `eject` while a method selects at most this
@@ -81,7 +82,7 @@ def inject(
 
     Raises:
         PETLError: The backbone is not described, does not offer what the method
-            needs, or holds this method already.
+            needs, holds this method already, or holds one that it cannot act beside.
 
     Example:
         >>> import timm, torch, mmpetl
@@ -104,6 +105,7 @@ def inject(
     slot = _free_slot(record, method, slot)
     _warn_of_optimizers(module, method)
     wanted = _wanted(method, module, sites)
+    check_stack(slot, method, wanted, {} if record is None else record.slots)
     shared = method.share(wanted)
     deltas = {site: method.build(site) for site in wanted}
     _check_ports(method, deltas)

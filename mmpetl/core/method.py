@@ -44,8 +44,9 @@ class Method:
         starts_as_identity: Whether a freshly injected backbone computes what the
             base computes.
         family: One of :data:`FAMILIES`.
-        scales: Whether what it changes at a site can be scaled down to nothing; not
-            where it puts something else in place of the base's feature.
+        replaces: Which of the sites ``out`` and ``feature`` it hands a feature of its
+            own over at, dropping what arrives there.
+        tasks: Names of the tasks, where it tells tasks apart.
         phases: Training loops (:class:`mmpetl.engine.loops.Phase`), as configs name
             them, that run in this order before the training that counts. An instance
             that needs none has none.
@@ -56,7 +57,8 @@ class Method:
     calibration_pipeline: ClassVar[str] = 'train'
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
-    scales: ClassVar[bool] = True
+    replaces: ClassVar[tuple[str, ...]] = ()
+    tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -130,6 +132,16 @@ class Method:
     def feature_dims(self, site: Site) -> int:
         """Width of the vector that leaves at a ``feature`` site, for the head."""
         return site.out_dims
+
+    @property
+    def scales(self) -> bool:
+        """Whether what it changes at a site can be scaled down to nothing."""
+        return not self.replaces
+
+    @property
+    def features_per_input(self) -> int:
+        """How many features leave for one input, stacked along the batch axis."""
+        return 1
 
     @property
     def folds(self) -> bool:

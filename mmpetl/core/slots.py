@@ -21,6 +21,7 @@ from mmpetl.core.injection import (
     unplug,
 )
 from mmpetl.core.method import Method
+from mmpetl.core.stacking import check_stack, unread
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def switch(module: nn.Module, record: Injection, name: str, on: bool) -> None:
     if slot.enabled == on:
         return
     _check_restores(slot, name)
+    if on:
+        check_stack(name, slot.method, slot.sites, record.slots)
     own = own_parameters(module, name, slot)
     if not on:
         slot.paused = frozenset(n for n, p in own.items() if p.requires_grad)
@@ -113,30 +116,33 @@ def retraining(module: nn.Module, record: Injection) -> Iterator[None]:
 
     What trains before and after alike is left as it is, so that a user may freeze it.
     """
-    before = trained_base(record)
+    before = trained_base(module, record)
     yield
-    after = trained_base(record)
+    after = trained_base(module, record)
     for name, param in module.named_parameters():
         if (name in before) != (name in after):
             param.requires_grad_(name in after)
 
 
-def trained_base(record: Injection) -> frozenset[str]:
-    """Base parameters that train: those whose value belongs to an unfrozen slot."""
+def trained_base(module: nn.Module, record: Injection) -> frozenset[str]:
+    """Base parameters that train: those whose value belongs to an unfrozen slot.
+
+    Not those whose output another slot replaces.
+    """
     names = set()
     for slot in record.slots.values():
         for name in slot.selected:
             holder = record.holder(name)
             if holder is not None and not record.slots[holder].frozen:
                 names.add(name)
-    return frozenset(names)
+    return frozenset(names) - unread(module, record)
 
 
 def enable(backbone: nn.Module, slot: str | None = None) -> None:
     """Let the method in ``slot`` act again.
 
     Raises:
-        PETLError: There is no such slot.
+        PETLError: There is no such slot, or it cannot act beside those that do.
     """
     module, record = injection_of(backbone)
     switch(module, record, pick_slot(record, slot), True)

@@ -22,9 +22,11 @@ from mmpetl.core import (
     Method,
     PETLError,
     Site,
+    add_to_own,
     check_range,
     kaiming_uniform_,
     on_maps,
+    without_extra,
 )
 from mmpetl.registry import METHODS
 
@@ -47,7 +49,9 @@ class Fusion(nn.ModuleDict):
 class DTLDelta(Delta):
     """``h += x A^T B^T`` in front of a block, ``y + F(h * sigmoid(beta h))`` behind it.
 
-    x, y, h: (B, num_prefix + prod(grid), dims); h starts at zero in every stage.
+    x, y: (B, num_prefix + prod(grid), dims); h starts at zero in every stage. It
+    belongs to the base's own tokens; those that other deltas have added, which may
+    change from block to block, pass by.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class DTLDelta(Delta):
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         notes = self.notes(ctx)
-        h = F.linear(F.linear(x, self.A), self.B)
+        h = F.linear(F.linear(without_extra(x, ctx), self.A), self.B)
         notes[self.stage] = notes[self.stage] + h if self.stage in notes else h
         return x
 
@@ -74,8 +78,8 @@ class DTLDelta(Delta):
         at_least = torch.promote_types(h.dtype, torch.float32)
         h = h * torch.sigmoid(self.beta * h.to(at_least)).to(h.dtype)
         if len(self.shared):
-            h = on_maps(self.shared[str(self.stage)], h, ctx)
-        return y + h
+            h = on_maps(self.shared[str(self.stage)], h, ctx.own())
+        return add_to_own(y, h, ctx)
 
 
 class PatchMeanDelta(Delta):

@@ -23,6 +23,7 @@ from mmpetl.core import (
     Method,
     PETLError,
     Site,
+    add_to_own,
     check_range,
     kaiming_uniform_,
     without_extra,
@@ -54,16 +55,10 @@ class DualLowRank(nn.Module):
         return self.U_u(self.V_u(F.gelu(self.U_d(self.V_d(v)))))
 
 
-class EntryDelta(Delta):
-    """The highway starts as the embedded tokens."""
-
-    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        self.notes(ctx)['h'] = without_extra(y, ctx)
-        return y
-
-
 class BranchDelta(Delta):
     """Remembers what a residual adds, behind scale and stochastic depth."""
+
+    taps = True
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -77,8 +72,12 @@ class BranchDelta(Delta):
 class HighwayDelta(Delta):
     """``h <- h + a + A_1(a)``, ``h <- h + m + A_2(m)`` behind a block.
 
-    a and m: (B, N, C), what attention and MLP added to the frozen stream.
+    a and m: (B, N, C), what attention and MLP added to the stream z. Kept as
+    ``e = h - z``, so that ``e <- e + A_1(a) + A_2(m)`` needs no sum of its own and
+    whatever else changes the stream reaches the highway.
     """
+
+    taps = True
 
     def __init__(self, dims: int, rank: int) -> None:
         super().__init__()
@@ -86,35 +85,35 @@ class HighwayDelta(Delta):
         self.ffn = DualLowRank(dims, rank)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        h = self.notes(ctx)['h']
+        notes = self.notes(ctx)
         for kind, adapter in (('attn', self.attn), ('ffn', self.ffn)):
-            v = self.notes(ctx).pop(f'{kind}.branch')
-            h = h + v + adapter(v)
-        self.notes(ctx)['h'] = h
+            step = adapter(notes.pop(f'{kind}.branch'))
+            notes['e'] = notes['e'] + step if 'e' in notes else step
         return y
 
 
 class MergeDelta(Delta):
-    """The backbone's own patch merging takes the highway to the next stage."""
+    """The backbone's own patch merging M takes the highway on: ``M(z + e) - M(z)``."""
+
+    taps = True
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        alone = ctx.fork()  # the highway has no extra tokens
-        alone.num_prefix, alone.num_extra = ctx.num_prefix - ctx.num_extra, 0
-        h = self.notes(ctx)['h']
-        self.notes(ctx)['h'] = ctx.rerun(h, alone)
+        notes = self.notes(ctx)
+        h = (without_extra(x, ctx) + notes['e']).to(x.dtype)
+        notes['merged'] = ctx.rerun(h, ctx.own())
         return x
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        notes = self.notes(ctx)
+        notes['e'] = notes.pop('merged') - without_extra(y, ctx)
+        return y
 
 
 class ExitDelta(Delta):
-    """The highway leaves in place of the frozen stream, in front of the norm."""
+    """The highway ``z + e`` leaves, in front of the norm."""
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        h = self.notes(ctx)['h'].to(x.dtype)
-        if not ctx.num_extra:
-            return h
-        own = ctx.num_prefix - ctx.num_extra
-        extra = x[:, own : ctx.num_prefix]
-        return torch.cat((h[:, :own], extra, h[:, own:]), dim=1)
+        return add_to_own(x, self.notes(ctx)['e'].to(x.dtype), ctx)
 
 
 class NormDelta(Delta):
@@ -137,7 +136,7 @@ class E3VA(Method):
         rank: Rank of each of the four factors, 1 <= rank <= width / 2.
     """
 
-    targets = ('embed', 'attn.branch', 'ffn.branch', 'block', 'out')
+    targets = ('attn.branch', 'ffn.branch', 'block', 'out')
     optional = ('downsample', 'out.norm')
     family = 'side'
 
@@ -177,6 +176,4 @@ class E3VA(Method):
             return NormDelta(site.out_dims)
         if site.kind in ('attn.branch', 'ffn.branch'):
             return BranchDelta(site.kind)
-        return {'embed': EntryDelta, 'downsample': MergeDelta, 'out': ExitDelta}[
-            site.kind
-        ]()
+        return MergeDelta() if site.kind == 'downsample' else ExitDelta()

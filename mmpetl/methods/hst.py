@@ -233,6 +233,7 @@ class HST(Method):
     targets = ('tokens', 'feature')
     starts_as_identity = False
     family = 'side'
+    replaces = ('feature',)
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from mmpetl.core import (
     Partition,
     PETLError,
     Site,
+    add_to_own,
     check_range,
     kaiming_uniform_,
     softmax_attention,
@@ -65,6 +66,8 @@ class LowRankAttention(nn.Module):
 class EntryDelta(Delta):
     """The side network of a stage starts from what enters the stage."""
 
+    taps = True
+
     def __init__(self, stage: int) -> None:
         super().__init__()
         self.stage = stage
@@ -83,6 +86,8 @@ class GroupDelta(Delta):
     Kept as ``e_i = u_i - sum_{j <= i} z_j`` beside the sum itself, which needs no
     gradient: the final feature ``u_m - sum_{j < m} z_j`` is then ``z_m + e_m``.
     """
+
+    taps = True
 
     def __init__(self, site: Site, rank: int, units: int, num_parallel: int) -> None:
         super().__init__()
@@ -138,17 +143,8 @@ class CorrectionDelta(Delta):
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         _, corrections = self.notes(ctx)[self.stage]
-        features = [self.corrected(x, e.to(x.dtype), ctx) for e in corrections]
+        features = [add_to_own(x, e.to(x.dtype), ctx) for e in corrections]
         return features[0] if len(features) == 1 else torch.cat(features)
-
-    @staticmethod
-    def corrected(x: Tensor, e: Tensor, ctx: Context) -> Tensor:
-        """The sum of x and e; tokens that other deltas have added stay as they are."""
-        if not ctx.num_extra:
-            return x + e
-        p, own = ctx.num_prefix, ctx.num_prefix - ctx.num_extra
-        parts = x[:, :own] + e[:, :own], x[:, own:p], x[:, p:] + e[:, own:]
-        return torch.cat(parts, dim=1)
 
 
 @METHODS.register_module()
@@ -184,6 +180,10 @@ class LAST(Method):
         self.group_size = group_size
         self.num_parallel = num_parallel
         self.starts_as_identity = num_parallel == 1
+
+    @property
+    def features_per_input(self) -> int:
+        return self.num_parallel
 
     def choose(self, sites: list[Site]) -> list[Site]:
         outs = [site for site in sites if site.kind == 'out']

@@ -102,6 +102,8 @@ class SideBlock(nn.Module):
 class EntryDelta(Delta):
     """``h_0 = D_0 z_0``."""
 
+    taps = True
+
     def __init__(self, site: Site, reduction: int) -> None:
         super().__init__()
         self.down = nn.Linear(site.out_dims, site.out_dims // reduction)
@@ -118,6 +120,8 @@ class LadderDelta(Delta):
 
     z_i: (B, num_prefix + prod(grid), C), what leaves block i, and leaves it unchanged.
     """
+
+    taps = True
 
     def __init__(self, site: Site, reduction: int) -> None:
         super().__init__()
@@ -136,6 +140,8 @@ class LadderDelta(Delta):
 
 class MergeDelta(Delta):
     """Patch merging of the side stream: ``Linear(norm([h of 2 x 2 neighbours]))``."""
+
+    taps = True
 
     def __init__(self, site: Site, reduction: int) -> None:
         super().__init__()
@@ -193,7 +199,7 @@ class LST(Method):
     optional = ('downsample',)
     starts_as_identity = False
     family = 'side'
-    scales = False
+    replaces = ('out',)
 
     def __init__(
         self,

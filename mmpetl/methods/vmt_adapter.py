@@ -111,6 +111,10 @@ class VMTAdapter(Method):
         self.reduction = reduction
         self.lite = bool(lite)
 
+    @property
+    def features_per_input(self) -> int:
+        return len(self.tasks)
+
     def check(self, sites: list[Site]) -> None:
         widths = {}
         for site in sites:

@@ -36,11 +36,8 @@ class QueryDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         queries = self.drop(self.E.expand(x.shape[0], -1, -1)).to(x.dtype)
         notes = self.notes(ctx)
-        alone = ctx.fork()
-        # Queries are class-like tokens in front of a grid without places.
-        alone.num_prefix, alone.num_extra = queries.shape[1], 0
-        alone.grid = (0,) * len(ctx.grid)
-        alone.notes = {self.slot: {'kv': notes.pop('kv'), 'asking': True}}
+        alone = ctx.apart(len(self.E))
+        alone.notes[self.slot] = {'kv': notes.pop('kv'), 'asking': True}
         notes.setdefault('seen', []).append(ctx.rerun(queries, alone))
         return y
 

@@ -1,9 +1,10 @@
-"""Write the generated tables: grid, index of methods, data sets, weights, digits.
+"""Write the generated tables: grid, methods, stacks, data sets, weights, digits.
 
 Example: python tools/misc/update_tables.py --check
 
 Grid and index are computed from the registries: a method is supported where every site
-kind it needs is offered. Data sets are those of the catalogue, weight files those of
+kind it needs is offered. Which methods act together is asked of the check that `inject`
+makes. Data sets are those of the catalogue, weight files those of
 the registry. The digits are those that tools/digits.py left in docs/digits.
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
@@ -24,6 +25,7 @@ from mmpetl.core import (
     Method,
     PETLError,
     build_method,
+    conflict,
     count_trainable,
     inject,
     registered_methods,
@@ -97,6 +99,33 @@ def index(backbones: dict[str, torch.nn.Module]) -> str:
             ]
         )
     return table(lines)
+
+
+def stacks(backbone: torch.nn.Module) -> str:
+    """Methods x methods at their defaults, those with a refused pair alone."""
+    built = {name: build_method(name) for name in methods()}
+    sites = {
+        name: wanted_sites(backbone, method)
+        for name, method in built.items()
+        if supports(method, backbone)
+    }
+    refused = {
+        (a, b)
+        for a in sites
+        for b in sites
+        if conflict(built[a], sites[a], built[b], sites[b])
+    }
+    names = [name for name in sites if any(name in pair for pair in refused)]
+    head = ['', *names]
+    lines = [head, [':---', *[':---:'] * len(names)]]
+    for a in names:
+        lines.append([a, *('-' if (a, b) in refused else 'yes' for b in names)])
+    count = len(sites)
+    pairs = (
+        f'{count} methods; of their {count**2} ordered pairs {len(refused)} are '
+        'refused. Methods that the table leaves out stack with all.'
+    )
+    return f'\n{pairs}\n\n{table(lines)}\n'
 
 
 def weight_files() -> str:
@@ -208,6 +237,10 @@ def main() -> int:
     pages = {
         ROOT / 'README.md': {'grid': grid(backbones), 'digits': digits.strip()},
         ROOT / 'docs' / 'methods' / 'README.md': {'index': index(backbones)},
+        ROOT / 'docs' / 'stacking.md': {
+            'plain': stacks(backbones['timm_vit']),
+            'windowed': stacks(backbones['mmpretrain_swin']),
+        },
         ROOT / 'docs' / 'datasets.md': {'catalogue': data_sets()},
         ROOT / 'docs' / 'weights.md': {'files': weight_files()},
     }

@@ -1,0 +1,204 @@
+"""Every ordered pair of methods on a ViT, a Swin and a Video Swin (slow)."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+
+import pytest
+import torch
+from stacked import (
+    TRUNKS,
+    batch,
+    cases,
+    params_of,
+    same,
+    stack,
+    trunk,
+    untrained,
+    without_gradient,
+)
+from tiny import MethodCase, outputs, shake_
+from torch import Tensor, nn
+
+import mmpetl
+from mmpetl.core import PETLError, delta_state, load_delta_state
+
+pytestmark = pytest.mark.slow
+
+ORDERS = ('ab', 'ba')
+
+
+@pytest.fixture(autouse=True)
+def _keep_all(monkeypatch) -> None:
+    """Methods that train most of a tiny base give it back as well."""
+    module = importlib.import_module('mmpetl.core.inject')
+    monkeypatch.setattr(module, 'KEEP_AT_MOST', 1.0)
+
+
+def unreached(model: nn.Module, x: Tensor, seed: int) -> set[str]:
+    """Parameters without a gradient under any draw; a ReLU may be off under one."""
+    missing = without_gradient(model, x)
+    while missing and seed < 4:
+        seed += 1
+        other = copy.deepcopy(model)
+        shake_(other, std=0.3, seed=seed)
+        missing &= without_gradient(other, x)
+    return missing
+
+
+def plain_name(name: str, slot: str) -> str:
+    """A parameter's name, whatever the slot."""
+    return '.'.join('*' if part == slot else part for part in name.split('.'))
+
+
+def faults(
+    name: str,
+    model: nn.Module,
+    pair: tuple[MethodCase, MethodCase],
+    still: dict[str, set[str]],
+) -> list[str]:
+    """What is wrong with a stack; it is the base afterwards."""
+    x = batch(name)
+    return [
+        *learning_faults(model, x, pair, still),
+        *acting_faults(model, x),
+        *saving_faults(name, model, x, pair),
+        *returning_faults(name, model, x),
+    ]
+
+
+def learning_faults(model, x, pair, still) -> list[str]:
+    """Every parameter that a method trains alone trains beside the other."""
+    found = []
+    missing, asleep = unreached(model, x, 0), untrained(model)
+    for slot, case in zip('ab', pair, strict=True):
+        for key, param in params_of(model, slot).items():
+            if not param.requires_grad and key not in asleep:
+                found.append(f'{slot}: {key} does not train')
+            if key in missing and plain_name(key, slot) not in still[case.id]:
+                found.append(f'{slot}: {key} has no gradient')
+    return found
+
+
+@torch.no_grad()
+def acting_faults(model, x) -> list[str]:
+    """Switching either slot off changes what leaves, unless the other holds it all."""
+    found, both = [], outputs(model, x)
+    for slot, other in ORDERS:
+        trains = set(params_of(model, slot)) - untrained(model)
+        hidden = set(params_of(model, other)) if slot == 'a' else set()
+        mmpetl.disable(model, slot)
+        if trains - hidden and same(outputs(model, x), both):
+            found.append(f'{slot}: does nothing')
+        mmpetl.enable(model, slot)
+    if not same(outputs(model, x), both):
+        found.append('switching off and on changes the outputs')
+    return found
+
+
+@torch.no_grad()
+def returning_faults(name, model, x) -> list[str]:
+    """Disable and eject in any order give the base back, bit for bit."""
+    plain, found, both = trunk(name), [], outputs(model, x)
+    state, want = plain.state_dict(), outputs(plain, x)
+    for order in ORDERS:
+        for slot in order:
+            mmpetl.disable(model, slot)
+        if not same(outputs(model, x), want):
+            found.append(f'disable {order}: not the base')
+        for slot in order:
+            mmpetl.enable(model, slot)
+    twin = copy.deepcopy(model)
+    if not same(outputs(twin, x), both):
+        found.append('a copy, switched off and on in both orders, gives other outputs')
+    for order, stacked in zip(ORDERS, (twin, model), strict=True):
+        for slot in order:
+            mmpetl.eject(stacked, slot)
+        back = stacked.state_dict()
+        if type(stacked) is not type(plain) or list(back) != list(state):
+            found.append(f'eject {order}: not the class or the keys of the base')
+        elif not all(torch.equal(back[key], state[key]) for key in state):
+            found.append(f'eject {order}: not the values of the base')
+    return found
+
+
+@torch.no_grad()
+def saving_faults(name, model, x, pair) -> list[str]:
+    """What is saved and loaded into a fresh stack computes the same."""
+    fresh = stack(name, *(case.build() for case in pair), seed=9)
+    load_delta_state(fresh, delta_state(model))
+    equal = same(outputs(fresh, x), outputs(model, x))
+    return [] if equal else ['what is saved and loaded gives other outputs']
+
+
+def check_refused(name: str, pair: tuple[MethodCase, MethodCase]) -> None:
+    """A pair is refused in one line, with the model as it was."""
+    model = stack(name, pair[0].build())
+    before, x = copy.deepcopy(model), batch(name)
+    with pytest.raises(PETLError, match='cannot act beside') as error:
+        mmpetl.inject(model, pair[1].build(), slot='b')
+    line = str(error.value)
+    assert '\n' not in line
+    assert f"{pair[1].name} in slot 'b'" in line
+    assert f"{pair[0].name} in slot 'a'" in line
+    assert [slot.name for slot in mmpetl.slots(model)] == ['a']
+    flags = [[p.requires_grad for p in m.parameters()] for m in (model, before)]
+    assert flags[0] == flags[1]
+    old, new = before.state_dict(), model.state_dict()
+    assert list(old) == list(new)
+    assert all(torch.equal(old[key], new[key]) for key in old)
+    assert same(outputs(model, x), outputs(before, x))
+
+
+# In any order. What leaves is replaced: by LST at `out`, by HST at `feature`.
+REPLACED = {
+    *(('lst', other) for other in ('e3va', 'last', 'lst', 'ssf', 'vmt_adapter')),
+}
+REPLACED_VECTOR = {
+    *(('hst', other) for other in ('e3va', 'hst', 'last', 'lst', 'ssf')),
+    ('hst', 'vmt_adapter'),
+    ('hst', 'vqt'),
+    ('vqt', 'vqt'),
+}
+TASKS = {
+    ('polyhistor_lite', 'polyhistor_lite'),
+    ('polyhistor_lite', 'vmt_adapter'),
+    ('vmt_adapter', 'vmt_adapter'),
+}
+# Pooled prompts act at the only output of windowed backbones.
+POOLED = {('lst', 'vpt_deep'), ('lst', 'vpt_shallow')}
+EXPECTED = {
+    'timm_vit': REPLACED | REPLACED_VECTOR | TASKS,
+    'mmpretrain_swin_cls': REPLACED | TASKS | POOLED,
+    'mmaction_swin3d': REPLACED | TASKS | POOLED,
+}
+
+
+@pytest.mark.parametrize('name', TRUNKS)
+def test_every_pair_is_exact_or_refused(name, capsys) -> None:
+    methods = list(cases(name))
+    still = {}
+    for case in methods:
+        alone = stack(name, case.build())
+        still[case.id] = {plain_name(n, 'a') for n in unreached(alone, batch(name), 0)}
+    no, wrong = set(), {}
+    for first in methods:
+        for second in methods:
+            pair = first, second
+            try:
+                model = stack(name, first.build(), second.build())
+            except PETLError:
+                check_refused(name, pair)
+                no.add((first.id, second.id))
+                continue
+            if found := faults(name, model, pair, still):
+                wrong[f'{first.id} + {second.id}'] = found
+    count = len(methods) ** 2
+    with capsys.disabled():
+        print(
+            f'\n{name}: {count} ordered pairs of {len(methods)} methods, '
+            f'{count - len(no)} defined, {len(no)} refused, {len(wrong)} wrong'
+        )
+    assert wrong == {}
+    assert no == {p for a, b in EXPECTED[name] for p in ((a, b), (b, a))}
