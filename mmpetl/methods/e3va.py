@@ -86,9 +86,9 @@ class HighwayDelta(Delta):
         self.ffn = DualLowRank(dims, rank)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        h = self.notes(ctx)['h']
+        h = self.own(self.notes(ctx)['h'])
         for kind, adapter in (('attn', self.attn), ('ffn', self.ffn)):
-            v = self.notes(ctx).pop(f'{kind}.branch')
+            v = self.own(self.notes(ctx).pop(f'{kind}.branch'))
             h = h + v + adapter(v)
         self.notes(ctx)['h'] = h
         return y
