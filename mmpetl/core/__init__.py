@@ -32,6 +32,7 @@ from mmpetl.core.calibration import (
 )
 from mmpetl.core.context import (
     Context,
+    records_gradients,
 )
 from mmpetl.core.counts import (
     Counts,
@@ -204,6 +205,7 @@ __all__ = [
     'owners',
     'patches_of',
     'projections',
+    'records_gradients',
     'registered_methods',
     'relative_index',
     'save_delta',

@@ -35,11 +35,15 @@ class Calibrated(nn.Module):
 def warn_uncalibrated(delta: Delta, what: str) -> None:
     """Warn, once per delta, where training goes on without the data pass.
 
+    A traced or compiled pass says nothing, for no graph can ask what a flag holds.
+
     Args:
         delta: One whose method shares a :class:`Calibrated`.
         what: What it does meanwhile, for the message.
     """
     if not delta.training or delta.__dict__.get('_warned'):
+        return
+    if torch.compiler.is_compiling():
         return
     delta.__dict__['_warned'] = True  # once: reading a flag makes a GPU wait
     if not delta.shared.done:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def records_gradients() -> bool:
+    """Whether what is kept for a backward pass matters in this forward pass.
+
+    Not in a trace of TorchScript: what is saved can hold plain operations only, and no
+    Python function of autograd or of activation checkpointing.
+    """
+    return torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
 class Context:
@@ -21,8 +31,8 @@ class Context:
         masks: Shift masks of this pass, by partition; all blocks of a stage share one.
         images: What entered the patch projection, (B, 3, H, W) or (B, 3, T, H, W).
         rerun: ``rerun(x, ctx)`` runs the block or the patch merging at hand once more,
-            on another sequence and another context. Set while the sites ``tokens``,
-            ``block`` and ``downsample`` run.
+            on another sequence, of any dtype, and another context. Set while the sites
+            ``tokens``, ``block`` and ``downsample`` run.
     """
 
     __slots__ = (

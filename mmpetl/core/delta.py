@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from mmpetl.core.context import Context
 
+Features = Tensor | tuple[Tensor, ...]
+
 
 class Delta(nn.Module):
     """What a method adds at one site. Override one port or both.
@@ -16,7 +18,8 @@ class Delta(nn.Module):
     At ``attn.core`` ``x`` is the tuple (q, k, v), each (B, heads, N, head_dims);
     elsewhere features are (B, N, C), in windowed attention (B * windows, N, C).
     Features arrive in the delta's own dtype, except under autocast, and what a port
-    returns leaves in the dtype of the base.
+    returns leaves in the dtype of the base. What comes by another way, from the notes
+    or as ``ctx.images``, goes through :meth:`own`.
 
     Attributes:
         slot: Name of the slot that it belongs to, once it is plugged in.
@@ -36,6 +39,14 @@ class Delta(nn.Module):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         """What leaves the site instead of ``y``, its output for the input ``x``."""
         return y
+
+    def own(self, x: Features) -> Features:
+        """Features in this delta's dtype, which may be finer than that of the base."""
+        if isinstance(x, tuple):
+            return tuple(self.own(part) for part in x)
+        if self.dtype in (None, x.dtype) or torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(self.dtype)
 
     def notes(self, ctx: Context) -> dict[Any, Any]:
         """What the deltas of this slot have written down in this forward pass."""

@@ -17,13 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.attention import softmax_attention, split_heads
-from mmpetl.core.context import Context
-from mmpetl.core.delta import Delta
+from mmpetl.core.context import Context, records_gradients
+from mmpetl.core.delta import Delta, Features
 from mmpetl.core.fingerprint import check_unmoved, converting
 from mmpetl.core.init_guard import KeptThroughInit
 from mmpetl.core.injection import Injection, deltas_of
-
-Features = Tensor | tuple[Tensor, ...]
 
 
 class Host:
@@ -46,7 +44,7 @@ class Host:
         """Run the ``before`` ports of a site."""
         for delta in self.plugged(kind, index):
             if type(delta).before is not Delta.before:
-                x = _like(delta.before(_for(delta, x), ctx), x)
+                x = _like(delta.before(delta.own(x), ctx), x)
         return x
 
     def after(
@@ -60,7 +58,7 @@ class Host:
         """Run the ``after`` ports of a site, given its input and output."""
         for delta in self.plugged(kind, index):
             if type(delta).after is not Delta.after:
-                y = _like(delta.after(_for(delta, x), _for(delta, y), ctx), y)
+                y = _like(delta.after(delta.own(x), delta.own(y), ctx), y)
         return y
 
     def through(
@@ -76,15 +74,6 @@ class Host:
         return self.after(kind, x, module(x), ctx, index)
 
 
-def _for(delta: Delta, x: Features) -> Features:
-    """Features in the dtype of a delta, which may be finer than that of the base."""
-    if isinstance(x, tuple):
-        return tuple(_for(delta, part) for part in x)
-    if delta.dtype in (None, x.dtype) or torch.is_autocast_enabled(x.device.type):
-        return x
-    return x.to(delta.dtype)
-
-
 def _like(y: Features, x: Features) -> Features:
     """``y`` in the dtype of ``x``."""
     if isinstance(y, tuple):
@@ -94,6 +83,16 @@ def _like(y: Features, x: Features) -> Features:
 
 def _identity(x: Tensor) -> Tensor:
     return x
+
+
+def run_in(
+    dtype: torch.dtype,
+    run: Callable[[Tensor, Context], Tensor],
+    x: Tensor,
+    ctx: Context,
+) -> Tensor:
+    """``run`` on a sequence of any dtype; the frozen trunk meets that of its stream."""
+    return run(x.to(dtype), ctx)
 
 
 class BlockHost(Host):
@@ -231,10 +230,10 @@ class BlockHost(Host):
         return qkv.rows(name, i * third, (i + 1) * third)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        ctx.rerun = self.sublayers
+        ctx.rerun = partial(run_in, x.dtype, self.sublayers)
         x = self.before('tokens', x, ctx)
         x = self.before('block', x, ctx)
-        if self.with_cp and torch.is_grad_enabled():
+        if self.with_cp and records_gradients():
             # The reentrant kind gives no gradient to deltas over a frozen trunk.
             y = checkpoint(self.sublayers, x, ctx.fork(), use_reentrant=False)
         else:

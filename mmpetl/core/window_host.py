@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core.context import Context
-from mmpetl.core.host import BackboneHost, BlockHost
+from mmpetl.core.host import BackboneHost, BlockHost, run_in
 from mmpetl.core.site import Site
 from mmpetl.core.sitemap import SiteMap, block_sites
 from mmpetl.core.windows import Partition
@@ -75,7 +75,7 @@ class WindowBackboneHost(BackboneHost):
         self, index: int, merge: nn.Module, x: Tensor, ctx: Context
     ) -> Tensor:
         """Patch merging behind stage ``index``, with its sites."""
-        ctx.rerun = partial(self.merged, index, merge)
+        ctx.rerun = partial(run_in, x.dtype, partial(self.merged, index, merge))
         x = self.before('downsample', x, ctx, index)
         y = self.merged(index, merge, x, ctx)
         return self.after('downsample', x, y, ctx, index)
@@ -94,6 +94,8 @@ class WindowBackboneHost(BackboneHost):
     ) -> list[Tensor]:
         """Every stage in turn; outputs are (B, C, *grid), contiguous."""
         outs = []
+        # To a trace of TorchScript extents are tensors; windows need numbers.
+        ctx.grid = tuple(map(int, ctx.grid))
         for i, stage in enumerate(stages):
             for block in stage.blocks:
                 x = block(x, ctx)

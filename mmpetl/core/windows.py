@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
+from threading import Lock
 
 import numpy as np
 import torch
@@ -12,6 +15,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmpetl.core.context import Context
+
+CACHE_BYTES = 16 * 2**20
+"""What either cache below holds at most: all stages of a Video Swin at some sizes of
+input, or those of a Swin at some hundred."""
+
+
+class ByteCache:
+    """A function of arrays that remembers what it gave, the least used leaving first.
+
+    Args:
+        make: From what can be hashed to an array, which nobody writes to.
+        limit_bytes: What the arrays may take together; a larger one is not kept.
+    """
+
+    def __init__(self, make: Callable[..., np.ndarray], limit_bytes: int) -> None:
+        self.make, self.limit_bytes = make, limit_bytes
+        self.arrays: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self.held_bytes = 0
+        self.lock = Lock()
+
+    def __call__(self, *key: tuple[int, ...]) -> np.ndarray:
+        with self.lock:
+            if key in self.arrays:
+                self.arrays.move_to_end(key)
+                return self.arrays[key]
+        array = self.make(*key)
+        with self.lock:
+            if array.nbytes <= self.limit_bytes and key not in self.arrays:
+                self.arrays[key] = array
+                self.held_bytes += array.nbytes
+            while self.held_bytes > self.limit_bytes:
+                self.held_bytes -= self.arrays.popitem(last=False)[1].nbytes
+        return array
+
+
+remembered = partial(ByteCache, limit_bytes=CACHE_BYTES)
 
 
 def padded_grid(grid: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ...]:
@@ -68,8 +107,8 @@ def from_windows(
     return x.flatten(1, -2)
 
 
-@lru_cache(maxsize=256)
-def _regions(
+@remembered
+def _region_array(
     grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
 ) -> np.ndarray:
     """Number of the region that each token of each window comes from.
@@ -91,8 +130,8 @@ def _regions(
     return np.ascontiguousarray(region.reshape(-1, math.prod(window)), dtype=np.int16)
 
 
-@lru_cache(maxsize=256)
-def _table_rows(window: tuple[int, ...], table: tuple[int, ...]) -> np.ndarray:
+@remembered
+def _row_array(window: tuple[int, ...], table: tuple[int, ...]) -> np.ndarray:
     """Row of a relative position table for each pair of tokens of a window.
 
     Args:
@@ -102,11 +141,26 @@ def _table_rows(window: tuple[int, ...], table: tuple[int, ...]) -> np.ndarray:
     Returns:
         (N, N) with N = prod(window), row-major over the axes, in int32.
     """
-    at = np.indices(window).reshape(len(window), -1)
+    at = np.indices(window, dtype=np.int32).reshape(len(window), -1)
     rows = np.zeros((at.shape[1],) * 2, dtype=np.int32)
     for place, w in zip(at, table, strict=True):
         rows = rows * (2 * w - 1) + place[:, None] - place[None, :] + w - 1
     return rows
+
+
+# A compiled pass keeps what these two give as constants, and looks into no cache.
+@torch.compiler.assume_constant_result
+def _regions(
+    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
+) -> Tensor:
+    """:func:`_region_array` as a new tensor."""
+    return torch.tensor(_region_array(grid, window, shift))
+
+
+@torch.compiler.assume_constant_result
+def _table_rows(window: tuple[int, ...], table: tuple[int, ...]) -> Tensor:
+    """:func:`_row_array` as a new tensor."""
+    return torch.tensor(_row_array(window, table))
 
 
 def relative_index(window: tuple[int, ...]) -> Tensor:
@@ -115,7 +169,7 @@ def relative_index(window: tuple[int, ...]) -> Tensor:
     Returns:
         (N, N) with values in [0, prod(2 * w - 1)), row-major over the axes.
     """
-    return torch.tensor(_table_rows(window, window), dtype=torch.long)
+    return _table_rows(window, window).long()
 
 
 @dataclass(frozen=True)
@@ -175,9 +229,7 @@ class Partition:
         """
         if not any(self.shift):
             return None
-        regions = torch.tensor(
-            _regions(self.grid, self.window, self.shift), device=device
-        )
+        regions = _regions(self.grid, self.window, self.shift).to(device)
         across = regions.unsqueeze(1) != regions.unsqueeze(2)
         return across * -100.0
 
@@ -193,8 +245,7 @@ class Partition:
         Returns:
             (tokens * tokens,).
         """
-        rows = torch.tensor(_table_rows(self.window, tuple(table)), device=device)
-        return rows.flatten()
+        return _table_rows(self.window, tuple(table)).to(device).long().flatten()
 
 
 def shift_mask(

@@ -101,7 +101,7 @@ class BypassDelta(Delta):
         return self.up(self.drop(h))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        update = self.branch(self.notes(ctx).pop(self.name), ctx)
+        update = self.branch(self.own(self.notes(ctx).pop(self.name)), ctx)
         if self.training and self.drop_path_rate:
             update = drop_path(update, self.drop_path_rate)
         return y + update * self.scale

@@ -87,7 +87,7 @@ class HighwayDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         notes = self.notes(ctx)
         for kind, adapter in (('attn', self.attn), ('ffn', self.ffn)):
-            step = adapter(notes.pop(f'{kind}.branch'))
+            step = adapter(self.own(notes.pop(f'{kind}.branch')))
             notes['e'] = notes['e'] + step if 'e' in notes else step
         return y
 

@@ -36,6 +36,7 @@ from mmpetl.core import (
     inputs_and_labels,
     one_epoch,
     only_trains,
+    records_gradients,
     task_loss,
     warn_uncalibrated,
     watching,
@@ -51,19 +52,22 @@ FEW = 8
 """Adding so many entries per row one by one is faster than a product of matrices."""
 
 
-class SparseRows(torch.autograd.Function):
-    """``y_o + sum_k values_ok x[index_ok]``, without a dense weight or its gradient.
+def add_rows(y: Tensor, x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """``y_o + sum_k values_ok x[index_ok]``, without a dense weight.
 
     y: (..., out_dims), x: (..., in_dims), values and index: (out_dims, K). What leaves
     has the strides of y, and with them the order of later sums.
     """
+    out = torch.addcmul(y, x.index_select(-1, index[:, 0]), values[:, 0])
+    for k in range(1, index.shape[1]):
+        out.addcmul_(x.index_select(-1, index[:, k]), values[:, k])
+    return out
 
-    @staticmethod
-    def forward(y: Tensor, x: Tensor, values: Tensor, index: Tensor) -> Tensor:
-        out = torch.addcmul(y, x.index_select(-1, index[:, 0]), values[:, 0])
-        for k in range(1, index.shape[1]):
-            out.addcmul_(x.index_select(-1, index[:, k]), values[:, k])
-        return out
+
+class SparseRows(torch.autograd.Function):
+    """:func:`add_rows` that keeps nothing but its inputs for the backward pass."""
+
+    forward = staticmethod(add_rows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -92,9 +96,9 @@ def _to_inputs(grad: Tensor, values: Tensor, index: Tensor, dims: int) -> Tensor
     """``grad D``, (M, dims), for the D of :func:`dense_rows`."""
     if index.shape[1] > FEW:
         return grad @ dense_rows(values, index, dims)
-    total = grad.new_zeros(len(grad), dims)
+    total = grad.new_zeros(grad.shape[0], dims)
     for k in range(index.shape[1]):
-        columns = index[:, k].long().expand(len(grad), -1)
+        columns = index[:, k].long().expand(grad.shape[0], -1)
         total.scatter_add_(-1, columns, grad * values[:, k])
     return total
 
@@ -121,8 +125,8 @@ class GPSDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
-        values = self.values.to(y.dtype)
-        return SparseRows.apply(y, x.to(y.dtype), values, self.index)
+        args = y, x.to(y.dtype), self.values.to(y.dtype), self.index
+        return (SparseRows.apply if records_gradients() else add_rows)(*args)
 
 
 class GPSMask(Delta):

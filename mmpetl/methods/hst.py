@@ -176,7 +176,7 @@ class MetaTokenDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         side: SideNetwork = self.shared
         if self.first and self.stage == 0:
-            h, size = side.stem(frames_of(ctx))
+            h, size = side.stem(self.own(frames_of(ctx)))
         else:
             h, size = self.notes(ctx)['side']
             if self.first:
@@ -214,6 +214,11 @@ class PyramidDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         h, _ = self.notes(ctx)['side']
         mean = h.mean(1).unflatten(0, (y.shape[0], -1)).mean(1)
+        if self.shared.exit.training and mean.shape[0] == 1:
+            raise PETLError(
+                'HST norms the feature over the batch and cannot train on a batch of '
+                'one; set drop_last=True in the data loader, or another batch size'
+            )
         return self.shared.exit(mean).unsqueeze(1)
 
 

@@ -25,6 +25,7 @@ from mmpetl.core import (
     add_to_own,
     check_range,
     kaiming_uniform_,
+    records_gradients,
     softmax_attention,
     without_extra,
 )
@@ -104,7 +105,7 @@ class GroupDelta(Delta):
         now = []
         for units, e in zip(self.units, past, strict=True):
             args = units, total, e, y.dtype, ctx.fork()
-            if torch.is_grad_enabled():
+            if records_gradients():
                 # A unit is a few products, but would keep two maps of full width.
                 e = checkpoint(
                     self.grown, *args, use_reentrant=False, preserve_rng_state=False
