@@ -56,6 +56,7 @@ from mmpetl.core.delta_file import (
     to_data,
     write_delta_file,
 )
+from mmpetl.core.state import with_later_sites
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 from mmpetl.lazy import moved_names
 
@@ -183,7 +184,8 @@ def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
     try:
         check_facts(delta.meta, delta_meta(model))
         wanted = delta_state(model)
-        load_delta_state(model, state_for(delta.state, wanted, slot_names(model)))
+        state = state_for(delta.state, wanted, slot_names(model))
+        load_delta_state(model, with_later_sites(model, wanted, state, delta.meta))
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
     return delta

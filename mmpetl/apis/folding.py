@@ -27,6 +27,7 @@ from mmpetl.core import (
     load_delta_state,
 )
 from mmpetl.core.delta_file import check_facts, plain_key, state_for, write_all
+from mmpetl.core.state import with_later_sites
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 
 TEST_PART = ('test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline')
@@ -140,7 +141,8 @@ def fold_state_dict(
     try:
         check_facts(read.meta, delta_meta(root))
         wanted = delta_state(root)
-        load_delta_state(root, state_for(inside, wanted, slot_names(root)))
+        state = state_for(inside, wanted, slot_names(root))
+        load_delta_state(root, with_later_sites(root, wanted, state, read.meta))
         fold(backbone)
     except PETLError as error:
         raise PETLError(f'{read.path}: {error}') from None

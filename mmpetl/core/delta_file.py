@@ -9,6 +9,7 @@ Neither file can run code. The JSON holds at least
                  the backbone
 ``backbone``     config of the foreign backbone, or null
 ``num_blocks``   its depth
+``sites``        number of the list of sites, absent before there were two
 ``base``         name of the file of the base weights, null where they were random
 ``fingerprint``  digest of the base weights, 16 hexadecimal digits
 ``tensors``      file, number of values, bytes and SHA-256 of the ``.safetensors``
@@ -37,6 +38,9 @@ from mmpetl.version import __version__
 
 FORMAT = 1
 """Number of the layout; it changes alone."""
+
+SITES = 2
+"""Number of the list of sites that backbones offer; older deltas do not state it."""
 
 SUFFIXES = ('.safetensors', '.json')
 REQUIRED = ('format', 'method', 'num_blocks', 'base', 'fingerprint', 'tensors')

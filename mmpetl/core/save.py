@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from mmpetl.core.counts import Owner, owners
 from mmpetl.core.delta_file import (
     FORMAT,
+    SITES,
     check_facts,
     file_key,
+    lone_slot,
     plain_key,
     read_delta_file,
     to_data,
     write_delta_file,
 )
-from mmpetl.core.errors import PETLError
-from mmpetl.core.fingerprint import fingerprint
+from mmpetl.core.errors import PETLError, shorten
+from mmpetl.core.fingerprint import changed, fingerprint
 from mmpetl.core.injection import (
     Injection,
     injection_of,
@@ -30,7 +32,7 @@ from mmpetl.core.injection import (
 )
 from mmpetl.core.sitemap import class_name
 from mmpetl.core.slots import pick_slot
-from mmpetl.core.state import fill
+from mmpetl.core.state import fill, with_later_sites
 from mmpetl.version import __version__
 
 
@@ -52,8 +54,8 @@ def save_delta(
         The ``.safetensors`` file. Both files are whole or as they were before.
 
     Raises:
-        PETLError: There is no method or no such slot, values are not finite, or a file
-            cannot be written.
+        PETLError: There is no method or no such slot, the base has moved, values are
+            not finite, or a file cannot be written.
 
     Example:
         >>> import tempfile, timm, mmpetl
@@ -64,8 +66,14 @@ def save_delta(
         ...     file = mmpetl.save_delta(model, f'{folder}/ssf')
         ...     _ = mmpetl.load_delta(mmpetl.inject(twin, 'SSF'), file)
     """
-    _, record = injection_of(model)
+    module, record = injection_of(model)
     names = _names(record, slot)
+    moved = changed(module, record)
+    if moved:
+        raise PETLError(
+            f'{shorten(moved)} of the frozen base changed after the injection, so a '
+            'delta of it would fit no base; load the base first and inject then'
+        )
     return write_delta_file(
         path, delta_tensors(model, names), delta_facts(model, names)
     )
@@ -99,7 +107,11 @@ def load_delta(
     names = _names(record, slot)
     try:
         check_facts(facts, delta_facts(model, names))
-        fill(type(model).__name__, delta_tensors(model, names), tensors)
+        expected = delta_tensors(model, names)
+        own = lone_slot(tensors)  # old files have the name that the slot had
+        found = {file_key(key, own): value for key, value in tensors.items()}
+        found = with_later_sites(model, expected, found, facts)
+        fill(type(model).__name__, expected, found)
     except PETLError as error:
         raise PETLError(f'{path}: {error}') from None
     return model
@@ -167,6 +179,7 @@ def delta_facts(model: nn.Module, names: list[str] | None = None) -> dict[str, A
         'backbone': to_data(backbone),
         'base': record.source.get('checkpoint'),
         'fingerprint': fingerprint(model),
+        'sites': SITES,
         'num_blocks': max((s.num_blocks for s in record.sites), default=0),
     }
 

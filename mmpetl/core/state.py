@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmpetl.core.delta_file import plain_key
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.injection import injections
+from mmpetl.core.sitemap import is_below
 from mmpetl.lazy import moved_names
 
 
@@ -70,6 +73,42 @@ def fill(who: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
     with torch.no_grad():
         for key, value in state.items():
             expected[key].copy_(value)
+
+
+def with_later_sites(
+    model: nn.Module,
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Complete a delta from before some sites existed by what the model starts with.
+
+    Args:
+        model: An injected model.
+        expected: Its tensors by the keys of ``state``.
+        state: The tensors of the delta.
+        facts: What the delta says of itself. Without ``sites`` it is from when the norm
+            behind a mean over tokens had no site in plain image transformers.
+    """
+    if 'sites' in facts:
+        return dict(state)
+    later = _pooled_norms(model)
+    missing = {k: v for k, v in expected.items() if k not in state}
+    found = {k: v for k, v in missing.items() if any(is_below(k, p) for p in later)}
+    return {**found, **state}
+
+
+def _pooled_norms(model: nn.Module) -> list[str]:
+    """Paths of the deltas at norms behind a mean over tokens, and of these norms."""
+    found = []
+    for path, module, record in injections(model):
+        names = {id(part): name for name, part in module.named_modules()}
+        outer = record.site_map.outer_modules(module)
+        for site in record.sites:
+            if site.kind == 'out.norm' and site.index == site.num_blocks:
+                for name in (site.path, names[id(outer[site.key])]):
+                    found.append(plain_key(f'{path}.{name}'.lstrip('.')))
+    return found
 
 
 def _names(keys: list[str]) -> str:

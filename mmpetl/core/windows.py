@@ -148,8 +148,6 @@ def _row_array(window: tuple[int, ...], table: tuple[int, ...]) -> np.ndarray:
     return rows
 
 
-# A compiled pass keeps what these two give as constants, and looks into no cache.
-@torch.compiler.assume_constant_result
 def _regions(
     grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
 ) -> Tensor:
@@ -157,10 +155,15 @@ def _regions(
     return torch.tensor(_region_array(grid, window, shift))
 
 
-@torch.compiler.assume_constant_result
 def _table_rows(window: tuple[int, ...], table: tuple[int, ...]) -> Tensor:
     """:func:`_row_array` as a new tensor."""
     return torch.tensor(_row_array(window, table))
+
+
+# A compiled pass keeps what these two give as constants, and looks into no cache. The
+# mark is that of torch.compiler.assume_constant_result, which imports the compiler.
+_regions._dynamo_marked_constant = True
+_table_rows._dynamo_marked_constant = True
 
 
 def relative_index(window: tuple[int, ...]) -> Tensor:

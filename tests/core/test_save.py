@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 from tiny import Tuned, base, images, outputs, shake_
 from torch import nn
 
 import mmpetl
 from mmpetl.core import PETLError
-from mmpetl.core.delta_file import read_delta_file
+from mmpetl.core.delta_file import read_delta_file, write_delta_file
 from mmpetl.methods.lora import LoRA
 
 VIT = 'timm_vit'
@@ -164,3 +165,39 @@ def test_values_that_are_not_finite_are_not_written(tmp_path) -> None:
     with pytest.raises(PETLError, match='values that are not finite'):
         mmpetl.save_delta(model, tmp_path / 'd')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('method', ['SSF', 'PartialK'])
+def test_a_delta_from_before_pooled_norms_had_a_site_leaves_them(
+    method, tmp_path
+) -> None:
+    def trunk() -> nn.Module:
+        return tiny.randomise_(tiny.mmpretrain_vit(out_type='avg_featmap'))
+
+    model = mmpetl.inject(trunk(), method)
+    shake_(model)
+    slot = model.petl.out_norm_2['0'] if method == 'SSF' else model.ln2
+    plain = mmpetl.inject(trunk(), method)
+    start = plain.petl.out_norm_2['0'] if method == 'SSF' else plain.ln2
+    slot.load_state_dict(start.state_dict())
+    mmpetl.save_delta(model, tmp_path / 'new')
+    tensors, facts = read_delta_file(tmp_path / 'new')
+    later = 'petl.out_norm_2.' if method == 'SSF' else 'ln2.'
+    old = {k: v for k, v in tensors.items() if not k.startswith(later)}
+    assert len(old) < len(tensors)
+    write_delta_file(tmp_path / 'both', old, facts)
+    with pytest.raises(PETLError, match=f'{later}.* missing'):
+        mmpetl.load_delta(plain, tmp_path / 'both')
+    write_delta_file(
+        tmp_path / 'old', old, {k: v for k, v in facts.items() if k != 'sites'}
+    )
+    mmpetl.load_delta(plain, tmp_path / 'old')
+    x = images('mmpretrain_vit')
+    assert all(map(torch.equal, outputs(plain, x), outputs(model, x)))
+
+
+def test_a_delta_of_a_base_that_moved_is_not_written(tmp_path) -> None:
+    model = tuned()
+    model.norm.weight.data += 1
+    with pytest.raises(PETLError, match=r'norm.weight of the frozen base changed'):
+        mmpetl.save_delta(model, tmp_path / 'd')
