@@ -94,7 +94,7 @@ def test_what_writes_outside_of_init_weights_is_said_before_training(make_runner
                 torch.nn.init.xavier_uniform_(module.weight)
 
     runner.model.init_weights = init_weights
-    with pytest.raises(PETLError, match='tensors of the frozen base changed before'):
+    with pytest.raises(PETLError, match='tensors of the frozen base differ'):
         runner.train()
 
 
