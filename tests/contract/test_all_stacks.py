@@ -18,7 +18,7 @@ from stacked import (
     untrained,
     without_gradient,
 )
-from tiny import MethodCase, outputs, shake_
+from tiny import MethodCase, Nothing, outputs, shake_
 from torch import Tensor, nn
 
 import mmpetl
@@ -101,7 +101,9 @@ def acting_faults(model, x) -> list[str]:
 def returning_faults(name, model, x) -> list[str]:
     """Disable and eject in any order give the base back, bit for bit."""
     plain, found, both = trunk(name), [], outputs(model, x)
-    state, want = plain.state_dict(), outputs(plain, x)
+    state = plain.state_dict()
+    # Sites may run other arithmetic than the original; eject gives that back.
+    want, original = outputs(stack(name, Nothing()), x), outputs(plain, x)
     for order in ORDERS:
         for slot in order:
             mmpetl.disable(model, slot)
@@ -120,6 +122,8 @@ def returning_faults(name, model, x) -> list[str]:
             found.append(f'eject {order}: not the class or the keys of the base')
         elif not all(torch.equal(back[key], state[key]) for key in state):
             found.append(f'eject {order}: not the values of the base')
+        elif not same(outputs(stacked, x), original):
+            found.append(f'eject {order}: not the outputs of the base')
     return found
 
 
