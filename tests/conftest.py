@@ -9,6 +9,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 import torch
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 import mmpetl  # noqa: F401  (closes the gaps of OpenMMLab before anything imports it)
 
@@ -26,19 +27,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+CASES = {
+    'pair': 'pairs',
+    'folding_pair': 'folding_pairs',
+    'unfolding_pair': 'unfolding_pairs',
+    'staged_pair': 'staged_pairs',
+    'method_case': 'method_cases',
+    'choosy_case': 'choosy_cases',
+    'drifting_case': 'drifting_cases',
+    'stem': 'TINY',
+    'trunk_stem': 'trunks',
+}
+"""What gives the values of an argument of a test, by name in ``tiny.py``.
+
+A test asks for the cases that can be; it never skips one.
+"""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give ``pair`` (method on backbone), ``stem`` (backbone) and ``method_case``."""
-    if {'pair', 'stem', 'method_case'} & set(metafunc.fixturenames):
+    """Run a test over the cases that its arguments name."""
+    for name in CASES.keys() & set(metafunc.fixturenames):
         import tiny
 
-        if 'pair' in metafunc.fixturenames:
-            found = list(tiny.pairs())
-            metafunc.parametrize('pair', found, ids=[p.id for p in found])
-        elif 'stem' in metafunc.fixturenames:
-            metafunc.parametrize('stem', list(tiny.TINY))
-        elif 'method_case' in metafunc.fixturenames:
-            cases = list(tiny.method_cases())
-            metafunc.parametrize('method_case', cases, ids=[c.id for c in cases])
+        source = getattr(tiny, CASES[name])
+        found = list(source() if callable(source) else source)
+        ids = [c if isinstance(c, str) else c.id for c in found]
+        metafunc.parametrize(name, found, ids=ids)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

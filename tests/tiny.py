@@ -1,32 +1,35 @@
-"""Tiny backbones and method settings that the generic tests run over.
-
-A backbone is one entry of :data:`TINY`; a method needs an entry in :data:`SETTINGS`
-only where its defaults do not fit 32 channels and two blocks.
-"""
+"""Tiny backbones that the generic tests run over, one entry of :data:`TINY` each."""
 
 from __future__ import annotations
 
 import copy
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
+from tiny_methods import (
+    SETTINGS,
+    STILL,
+    MethodCase,
+    at_the_ends,
+    every_method,
+    first_of_a_family,
+    method_cases,
+    snake,
+)
 from torch import Tensor, nn
 
 from mmpetl.core import (
     Injection,
     Method,
     Owner,
-    build_method,
     count_trainable,
     inject,
     injection_of,
     owners,
-    registered_methods,
 )
 
 
@@ -41,6 +44,8 @@ class Tiny:
         odd: A non-square input that needs padding wherever the backbone pads.
         exact: Whether the swapped arithmetic is that of the original.
         frozen_stages: Makes one with ``frozen_stages=1``, None where that is unknown.
+        meets: Which methods the contract runs here: all of them, or on a variant of
+            another backbone those that see what differs.
     """
 
     site_map: str
@@ -49,6 +54,7 @@ class Tiny:
     odd: tuple[int, ...]
     exact: bool
     frozen_stages: Callable[[], nn.Module] | None = None
+    meets: Callable[[MethodCase], bool] = every_method
 
 
 def mmpretrain_vit(**args: Any) -> nn.Module:
@@ -154,7 +160,12 @@ TINY: dict[str, Tiny] = {
         frozen_stages=lambda: mmpretrain_swin_dense(frozen_stages=1),
     ),
     'mmpretrain_swin_cls': Tiny(
-        'mmpretrain_swin', mmpretrain_swin, (3, 32, 32), (3, 38, 53), exact=False
+        'mmpretrain_swin',
+        mmpretrain_swin,
+        (3, 32, 32),
+        (3, 38, 53),
+        exact=False,
+        meets=at_the_ends,
     ),
     'mmaction_vit': Tiny(
         'mmaction_vit', mmaction_vit, (3, 4, 32, 32), (3, 4, 24, 40), exact=False
@@ -169,106 +180,41 @@ TINY: dict[str, Tiny] = {
     ),
     'timm_vit': Tiny('timm_vit', timm_vit, (3, 32, 32), (3, 32, 32), exact=True),
     'mmpretrain_timm': Tiny(
-        'mmpretrain_timm', mmpretrain_timm, (3, 32, 32), (3, 32, 32), exact=True
+        'mmpretrain_timm',
+        mmpretrain_timm,
+        (3, 32, 32),
+        (3, 32, 32),
+        exact=True,
+        meets=first_of_a_family,
+    ),
+    # The norm that the head reads stands behind the pooling.
+    'mmpretrain_vit_mean': Tiny(
+        'mmpretrain_vit',
+        partial(mmpretrain_vit, out_type='avg_featmap', final_norm=False),
+        (3, 32, 32),
+        (3, 37, 50),
+        exact=True,
+        meets=at_the_ends,
+    ),
+    'timm_vit_mean': Tiny(
+        'timm_vit',
+        partial(timm_vit, global_pool='avg'),
+        (3, 32, 32),
+        (3, 32, 32),
+        exact=True,
+        meets=at_the_ends,
+    ),
+    # What leaves is the vector that a head outside of the backbone reads.
+    'timm_vit_bare': Tiny(
+        'timm_vit',
+        partial(timm_vit, num_classes=0),
+        (3, 32, 32),
+        (3, 32, 32),
+        exact=True,
+        meets=at_the_ends,
     ),
 }
 """Every backbone that generic tests run over, by its id."""
-
-
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    # Its mean over patches is another feature than the class token of the base.
-    'DTL': {
-        '': {'rank': 2, 'patch_mean': False},
-        'plus': {
-            'rank': 2,
-            'add_after': [0, 1],
-            'patch_mean': False,
-            'kernel_size': 4,
-        },
-    },
-    'FacTTK': {'': {'rank': 4}},
-    'FacTTT': {'': {'rank': 4}},
-    'LST': {'': {}, 'random': {'reduction': 4, 'init': 'random'}},
-    'LoRA': {
-        '': {'rank': 2},
-        'all': {
-            'rank': 2,
-            'alpha': 4,
-            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
-        },
-    },
-    'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
-    'E3VA': {'': {'rank': 4}},
-    'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
-    'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
-    'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
-    'LoRand': {
-        '': {'branches': 2, 'rank': 3},
-        'zero': {
-            'branches': 3,
-            'rank': 2,
-            'shared_kernels': False,
-            'inside_drop_path': True,
-            'zero_init': True,
-        },
-    },
-    'NOAH': {
-        '': {},
-        'lora': {'num_tokens': 0, 'rank': 3, 'hidden_dims': 0},
-        'supernet': {
-            'num_tokens': 3,
-            'rank': 3,
-            'hidden_dims': 4,
-            'space': {'widths': [1, 3], 'depths': [1, 2]},
-        },
-    },
-    'SCT': {
-        '': {'num_channels': 8, 'zero_init': True, 'scale': 0.5},
-        'mlp': {'num_channels': 20, 'position': 'mlp', 'scale': 0.5},
-        'qkv': {
-            'num_channels': 6,
-            'position': 'qkv',
-            'scale': 0.5,
-            'scale_on_x': True,
-            'last_blocks': 1,
-        },
-    },
-    'UTuning': {
-        '': {'num_tokens': 3, 'hidden_dims': 3},
-        'prompt': {
-            'mha': 'prompt',
-            'ffn': 'lora',
-            'block': 'adapter',
-            'num_tokens': 2,
-            'hidden_dims': 4,
-            'rank': 2,
-            'ffn_mode': 'parallel',
-        },
-        'lora': {
-            'mha': 'lora',
-            'ffn': 'adapter',
-            'block': 'lora',
-            'hidden_dims': 2,
-            'rank': 3,
-            'ffn_mode': 'parallel',
-            'block_mode': 'parallel',
-        },
-    },
-    'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
-    'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
-    'PolyhistorLite': {'': {'rank': 2}},
-    'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
-    'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
-}
-"""Arguments by registered name and variant. A method without an entry is run with its
-defaults; where those do not fit the tiny backbones, the contract fails and says so."""
-
-STILL: dict[str, dict[str, str]] = {
-    # A class token attends for the last time in the last block, so what convolutions
-    # do to the patches there is never read.
-    'Mona': dict.fromkeys(('mmpretrain_vit', 'timm_vit'), r'\.1\.petl\..*\.conv\.'),
-}
-"""Pattern of the tensors that never move, by registered name and backbone."""
 
 
 class Nothing(Method):
@@ -315,6 +261,13 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """What the backbone gives, as a list."""
     y = model(x)
     return list(y) if isinstance(y, list | tuple) else [y]
+
+
+@cache
+def plain_outputs(stem: str) -> list[Tensor]:
+    """What the swapped base gives for :func:`images`, without any method."""
+    with torch.no_grad():
+        return outputs(inject(base(stem), Nothing()), images(stem))
 
 
 def loss_of(ys: list[Tensor]) -> Tensor:
@@ -397,37 +350,6 @@ def trains_most(model: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class MethodCase:
-    """A registered method with the arguments it is tested with."""
-
-    id: str
-    name: str
-    args: tuple[tuple[str, Any], ...]
-
-    def build(self) -> Method:
-        """A new instance."""
-        return build_method({'type': self.name, **dict(self.args)})
-
-
-def snake(name: str) -> str:
-    """``VPTDeep`` -> ``vpt_deep``, ``LoRA`` -> ``lora``."""
-    known = {'LoRA': 'lora', 'LNTune': 'ln_tune', 'BitFit': 'bitfit'}
-    parts = re.sub(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', '_', name)
-    return known.get(name, parts.lower())
-
-
-def method_cases() -> Iterator[MethodCase]:
-    """Every registered method, with each of its variants."""
-    known = registered_methods()
-    stems = [cls.stem() for cls in known.values()]
-    for name, cls in sorted(known.items()):
-        stem = cls.stem() if stems.count(cls.stem()) == 1 else snake(name)
-        for variant, args in SETTINGS.get(name, {'': {}}).items():
-            case = f'{stem}:{variant}' if variant else stem
-            yield MethodCase(case, name, tuple(args.items()))
-
-
-@dataclass(frozen=True)
 class Pair:
     """A method on a backbone."""
 
@@ -438,6 +360,12 @@ class Pair:
     def id(self) -> str:
         """``lora-mmpretrain_swin``."""
         return f'{self.method.id}-{self.stem}'
+
+    @property
+    def folds(self) -> bool:
+        """Whether what the method plugs folds into the base, or nothing is plugged."""
+        method = self.method.build()
+        return method.folds or not {*method.targets, *method.optional}
 
     def inject(self, dtype: torch.dtype = torch.float32, **args: Any) -> nn.Module:
         """A fresh backbone of this pair, in eval mode."""
@@ -459,12 +387,42 @@ def fits(case: MethodCase, stem: str) -> bool:
     return set(case.build().targets) <= offered(stem)
 
 
+def trunks() -> list[str]:
+    """The backbones with a forward pass of their own, which meet every method."""
+    return [stem for stem, tiny in TINY.items() if tiny.meets is every_method]
+
+
 def pairs() -> Iterator[Pair]:
-    """Every method on every backbone that offers what it needs."""
+    """Every method on every backbone that it meets and that offers what it needs."""
     for case in method_cases():
-        for stem in TINY:
-            if fits(case, stem):
+        for stem, tiny in TINY.items():
+            if tiny.meets(case) and fits(case, stem):
                 yield Pair(case, stem)
+
+
+def folding_pairs() -> Iterator[Pair]:
+    """Pairs of which the method folds into the base, or adds nothing that would."""
+    return (pair for pair in pairs() if pair.folds)
+
+
+def unfolding_pairs() -> Iterator[Pair]:
+    """Pairs of which the method stays beside the base."""
+    return (pair for pair in pairs() if not pair.folds)
+
+
+def staged_pairs() -> Iterator[Pair]:
+    """Pairs of which the backbone can freeze its first stages itself."""
+    return (pair for pair in pairs() if TINY[pair.stem].frozen_stages)
+
+
+def choosy_cases() -> Iterator[MethodCase]:
+    """Methods that some backbone does not offer the sites for."""
+    return (c for c in method_cases() if not all(fits(c, stem) for stem in TINY))
+
+
+def drifting_cases() -> Iterator[MethodCase]:
+    """Methods that do not start as the base."""
+    return (c for c in method_cases() if not c.build().starts_as_identity)
 
 
 def grid() -> str:
@@ -496,6 +454,7 @@ __all__ = [
     'offered',
     'outputs',
     'pairs',
+    'plain_outputs',
     'randomise_',
     'record',
     'shake_',

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from bench import BACKBONE
+from workbench import BACKBONE
 
 from mmpetl import apis
 from mmpetl.config.scope import build_backbone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import signal
@@ -41,8 +40,7 @@ def ray_executor() -> Iterator[Executor]:
 
 
 def submitit_here(monkeypatch: pytest.MonkeyPatch) -> Executor:
-    if importlib.util.find_spec('submitit') is None:
-        pytest.skip('submitit is not installed')
+    pytest.importorskip('submitit')
     monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent), prepend=os.pathsep)
     return make_executor('slurm', cluster='local', workers=2)
 

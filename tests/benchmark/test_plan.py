@@ -23,8 +23,6 @@ from mmpetl.benchmark.plan import (
 from mmpetl.benchmark.sizes import sizes
 from mmpetl.core import PETLError, registered_methods
 
-pytest.importorskip('mmpretrain')
-
 SMALL = {
     'name': 'small',
     'methods': ['LoRA', 'prompt'],

@@ -209,7 +209,7 @@ def test_a_folder_without_records_is_refused(tmp_path):
 def chromium():
     if find_browser() is None:
         pytest.skip(f'no browser: none of {", ".join(NAMES)} is on the PATH')
-    pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    pytest.importorskip('playwright.sync_api')
     with browser() as found:
         yield found
 

@@ -21,7 +21,6 @@ from mmpetl.core import PETLError
 from mmpetl.engine.hooks.run_log import read_run_log
 
 pytest.importorskip('optuna')
-pytest.importorskip('mmpretrain')
 
 RATE = 'optim_wrapper.optimizer.lr'
 SPACE = {

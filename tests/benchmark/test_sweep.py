@@ -28,8 +28,6 @@ from mmpetl.benchmark.sweep import Sweep
 from mmpetl.engine.hooks.predictions import read_predictions
 from mmpetl.engine.hooks.run_log import append_line, read_run_log
 
-pytest.importorskip('mmpretrain')
-
 # Small and many steps, so that there is time to kill one in the middle.
 OPTIONS = {
     'train_cfg.max_epochs': 3,

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
-import mmpetl  # noqa: F401  puts the kernels in place
-
-ops = pytest.importorskip('mmcv.ops')
+from mmcv import ops  # conftest.py has imported mmpetl, which puts them in place
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 

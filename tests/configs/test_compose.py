@@ -13,8 +13,6 @@ from mmpetl.config.names import config_root
 from mmpetl.core import PETLError
 from mmpetl.datasets.presets import AUGMENTATIONS, Preprocessing, pipelines, statistics
 
-pytest.importorskip('mmpretrain')
-
 CONFIGS = config_root()
 
 

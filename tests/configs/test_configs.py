@@ -18,8 +18,6 @@ from mmpetl.core import build_method, count_trainable, inject, registered_method
 from mmpetl.datasets.catalog import BENCHMARK_IDS, CATALOG
 from mmpetl.registry import MODELS
 
-pytest.importorskip('mmdet')
-
 CONFIGS = Path(__file__).parents[2] / 'configs'
 STEMS = {cls.stem(): name for name, cls in registered_methods().items()}
 FILES = [

@@ -12,8 +12,6 @@ from mmengine.config import Config
 from mmpetl.config.load import load_config
 from mmpetl.registry import MODELS
 
-pytest.importorskip('mmdet')
-
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 PRETRAIN = {

@@ -22,8 +22,6 @@ from small_models import small
 from mmpetl.config.compose import published_pairs
 from mmpetl.config.load import load_config
 
-pytest.importorskip('mmpretrain')
-
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / 'configs'
 
@@ -534,7 +532,6 @@ def test_dense_recipes_spare_norms_and_tables_from_decay(name):
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, DefaultScope
 
-    pytest.importorskip('mmdet')
     config = small(CONFIGS / f'{name}.py')
     config.model.backbone.checkpoint = None
     with DefaultScope.overwrite_default_scope(config.default_scope):

@@ -20,8 +20,6 @@ from mmpetl.config.load import load_config
 from mmpetl.config.names import recipe_names
 from mmpetl.datasets.catalog import CATALOG
 
-pytest.importorskip('mmdet')
-
 RECIPES = [n for n in recipe_names() if not n.startswith('mini/') and n != 'nyud_mt']
 PAIRS = list(published_pairs())
 # The search of a method with phases needs what the phase before it made.

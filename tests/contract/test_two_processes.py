@@ -8,85 +8,101 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import Tuned, base, images
 from torch import nn
 
-# One of a family each: what runs inside of blocks, and what runs beside them.
-METHODS = [
-    {'type': 'Adapter', 'style': 'houlsby', 'hidden_dims': 4},
-    {'type': 'LST', 'reduction': 4},
-]
+from mmpetl.core import FAMILIES, base_changes, build_method, delta_state, inject
+
+METHODS = {
+    'baseline': {'type': 'PartialK', 'num_blocks': 1},
+    'specification': {'type': 'BitFit'},
+    'adapter': {'type': 'Adapter', 'style': 'houlsby', 'hidden_dims': 4},
+    'prompt': {'type': 'VPTDeep'},
+    'prefix': {'type': 'Prefix', 'num_tokens': 3},
+    'side': {'type': 'LST', 'reduction': 4},
+    'reparameterisation': {'type': 'SSF'},
+    'multi_task': {'type': 'VMTAdapter', 'reduction': 4},
+}
+"""One of each family."""
 
 
-def _work(rank: int, port: int, configs: list[dict], folder: str) -> None:
-    """Two steps per method in one of two processes; what it ends with goes to disk."""
+def _model(config: dict, x: torch.Tensor) -> Tuned:
+    backbone = base('timm_vit')
+    torch.manual_seed(4)
+    return Tuned(inject(backbone, config), x).train()
+
+
+def _train(model: nn.Module, x: torch.Tensor) -> list[str]:
+    """Two steps; the names of what trains and got no gradient in one of them."""
+    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(params.values(), lr=0.1)
+    without = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum((y**2).mean() for y in model(x)).backward()
+        without += [n for n, p in params.items() if p.grad is None]
+        optimizer.step()
+    return without
+
+
+def _work(rank: int, port: int, folder: str) -> None:
+    """One of two processes; what each method ends with goes to disk."""
     import torch.distributed as dist
-    from tiny import Tuned, base, images
-
-    from mmpetl.core import delta_state, inject
 
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     dist.init_process_group('gloo', rank=rank, world_size=2)
+    x = images('timm_vit', batch=4)
     try:
-        for i, config in enumerate(configs):
-            x = images('timm_vit', batch=4)
-            backbone = base('timm_vit')
-            torch.manual_seed(4)
-            model = Tuned(inject(backbone, config), x)
-            model.train()
+        for family, config in METHODS.items():
+            model = _model(config, x)
+            # A parameter that takes no part makes the second pass raise.
             wrapped = nn.parallel.DistributedDataParallel(
                 model, find_unused_parameters=False
             )
-            params = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.SGD(params, lr=0.1)
-            for _ in range(2):
-                optimizer.zero_grad()
-                ys = wrapped(x[2 * rank : 2 * rank + 2])
-                sum((y**2).mean() for y in ys).backward()
-                optimizer.step()
-            torch.save(delta_state(model), Path(folder) / f'{i}-{rank}.pth')
+            without = _train(wrapped, x[2 * rank : 2 * rank + 2])
+            result = {
+                'without': without,
+                'changed': base_changes(model),
+                'state': model.state_dict(),
+                'delta': delta_state(model),
+            }
+            torch.save(result, Path(folder) / f'{family}-{rank}.pth')
     finally:
         dist.destroy_process_group()
 
 
-def _free_port() -> int:
+@pytest.fixture(scope='module')
+def ends(tmp_path_factory) -> Path:
+    """What two processes end with: one pair for all, as to start it takes seconds."""
+    folder = tmp_path_factory.mktemp('ends')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_work, args=(port, str(folder)), nprocs=2)
+    return folder
 
 
-def _alone(config: dict) -> dict[str, torch.Tensor]:
-    """The same two steps in one process that sees both halves of the data."""
-    from tiny import Tuned, base, images
-
-    from mmpetl.core import delta_state, inject
-
-    x = images('timm_vit', batch=4)
-    backbone = base('timm_vit')
-    torch.manual_seed(4)
-    model = Tuned(inject(backbone, config), x)
-    model.train()
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(params, lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        sum((y**2).mean() for y in model(x)).backward()
-        optimizer.step()
-    return delta_state(model)
+def test_each_family_is_met() -> None:
+    assert tuple(METHODS) == FAMILIES
+    assert all(build_method(c).family == family for family, c in METHODS.items())
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason='torch has no gloo')
-def test_two_processes_end_with_the_tensors_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(
-        _work, args=(_free_port(), METHODS, str(tmp_path)), nprocs=2
+@pytest.mark.parametrize('family', METHODS)
+def test_two_processes_end_with_the_tensors_of_one(family: str, ends: Path) -> None:
+    first, second = (
+        torch.load(ends / f'{family}-{rank}.pth', weights_only=True)
+        for rank in range(2)
     )
-    for i, config in enumerate(METHODS):
-        first, second = (
-            torch.load(tmp_path / f'{i}-{rank}.pth', weights_only=True)
-            for rank in range(2)
-        )
-        assert first.keys() == second.keys()
-        for key, value in first.items():
-            assert torch.equal(value, second[key]), key
-        for key, value in _alone(config).items():
-            torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-6)
+    for result in (first, second):
+        assert result['without'] == []
+        assert result['changed'] == []
+    assert first['state'].keys() == second['state'].keys()
+    for key, value in first['state'].items():
+        assert torch.equal(value, second['state'][key]), key
+    # One process that sees both halves of the data.
+    x = images('timm_vit', batch=4)
+    alone = _model(METHODS[family], x)
+    assert _train(alone, x) == []
+    for key, value in delta_state(alone).items():
+        torch.testing.assert_close(first['delta'][key], value, rtol=1e-4, atol=1e-6)

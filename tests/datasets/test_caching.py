@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip('mmcv')
-
-from mmpetl.core import PETLError  # noqa: E402
-from mmpetl.datasets import LoadOnce  # noqa: E402
+from mmpetl.core import PETLError
+from mmpetl.datasets import LoadOnce
 
 STEPS = [
     {'type': 'LoadImageFromFile', 'imdecode_backend': 'pillow'},

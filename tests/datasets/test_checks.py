@@ -10,8 +10,6 @@ from PIL import Image
 from mmpetl.core import PETLError
 from mmpetl.datasets import check_config, check_dataset
 
-pytest.importorskip('mmdet')
-
 VOC_XML = '<annotation><object><name>{}</name></object></annotation>'
 
 

@@ -48,7 +48,6 @@ def test_one_task_alone_does_not_ask_for_the_files_of_the_other(root):
 
 
 def test_the_pipeline_of_the_recipe_gives_metres(drawn):
-    pytest.importorskip('mmseg')
     from mmengine.registry import DefaultScope
 
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -117,7 +116,6 @@ def test_drawn_depth_follows_the_ground():
 
 
 def test_a_depth_map_of_another_form_is_refused(root):
-    pytest.importorskip('mmseg')
     from mmengine.registry import DefaultScope
 
     from mmpetl.datasets import guard_reading

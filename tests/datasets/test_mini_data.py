@@ -307,7 +307,8 @@ def test_nabirds_ids_have_gaps(root):
 
 @pytest.mark.parametrize('task', ['kinetics400', 'ssv2', 'hmdb51'])
 def test_clips_are_real_mp4_of_the_stated_length(root, task):
-    decord = pytest.importorskip('decord')
+    import decord
+
     facts = videos.VIDEO_TASKS[task]
     for split, name in facts.lists.items():
         for path, label in entries(root / task / name):
@@ -389,10 +390,11 @@ def test_scene_boxes_are_tight_and_things_stand_out():
 
 
 def test_coco_files_are_read_by_pycocotools(root):
-    coco_api = pytest.importorskip('pycocotools.coco')
+    from pycocotools.coco import COCO
+
     for split, count in (('train2017', 4), ('val2017', 2)):
         path = root / 'coco/annotations' / f'instances_{split}.json'
-        coco = coco_api.COCO(str(path))
+        coco = COCO(str(path))
         assert len(coco.getCatIds()) == 80
         assert max(coco.getCatIds()) == 90
         assert len(coco.getImgIds()) == count
@@ -408,9 +410,10 @@ def test_coco_files_are_read_by_pycocotools(root):
 
 
 def test_coco_names_are_those_that_mmdet_knows():
-    mmdet = pytest.importorskip('mmdet.datasets')
-    assert mmdet.CocoDataset.METAINFO['classes'] == dense.COCO_CLASSES
-    assert mmdet.VOCDataset.METAINFO['classes'] == dense.VOC_CLASSES
+    from mmdet import datasets
+
+    assert datasets.CocoDataset.METAINFO['classes'] == dense.COCO_CLASSES
+    assert datasets.VOCDataset.METAINFO['classes'] == dense.VOC_CLASSES
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ def root(tiny_root) -> Path:
 
 
 def test_mmpretrain_reads_a_vtab_list(root):
-    mmpretrain = pytest.importorskip('mmpretrain.datasets')
-    data = mmpretrain.CustomDataset(
+    from mmpretrain import datasets
+
+    data = datasets.CustomDataset(
         data_root=str(root / 'vtab-1k/svhn'),
         ann_file='train800val200.txt',
         pipeline=[dict(type='mmpretrain.LoadImageFromFile')],
@@ -29,9 +30,9 @@ def test_mmpretrain_reads_a_vtab_list(root):
 
 
 def test_mmaction_decodes_the_clips(root):
-    mmaction = pytest.importorskip('mmaction.datasets')
-    pytest.importorskip('decord')
-    data = mmaction.VideoDataset(
+    from mmaction import datasets
+
+    data = datasets.VideoDataset(
         ann_file=str(root / 'hmdb51/hmdb51_train_split_1_videos.txt'),
         data_prefix=dict(video=str(root / 'hmdb51/videos')),
         pipeline=[
@@ -47,8 +48,9 @@ def test_mmaction_decodes_the_clips(root):
 
 
 def test_mmdet_reads_coco_with_masks(root):
-    mmdet = pytest.importorskip('mmdet.datasets')
-    data = mmdet.CocoDataset(
+    from mmdet import datasets
+
+    data = datasets.CocoDataset(
         data_root=str(root / 'coco'),
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
@@ -72,9 +74,10 @@ def test_mmdet_reads_coco_with_masks(root):
 
 
 def test_mmdet_reads_both_years_of_voc(root):
-    mmdet = pytest.importorskip('mmdet.datasets')
+    from mmdet import datasets
+
     for year, split, count in ((2007, 'test', 2), (2012, 'trainval', 4)):
-        data = mmdet.VOCDataset(
+        data = datasets.VOCDataset(
             data_root=str(root / 'VOCdevkit'),
             ann_file=f'VOC{year}/ImageSets/Main/{split}.txt',
             data_prefix=dict(sub_data_root=f'VOC{year}/'),
@@ -91,8 +94,9 @@ def test_mmdet_reads_both_years_of_voc(root):
 
 
 def test_mmseg_reduces_the_label_zero(root):
-    mmseg = pytest.importorskip('mmseg.datasets')
-    data = mmseg.ADE20KDataset(
+    from mmseg import datasets
+
+    data = datasets.ADE20KDataset(
         data_root=str(root / 'ADEChallengeData2016'),
         data_prefix=dict(
             img_path='images/training', seg_map_path='annotations/training'
@@ -109,10 +113,11 @@ def test_mmseg_reduces_the_label_zero(root):
 
 
 def test_mmseg_reads_the_maps_of_voc(root):
-    mmseg = pytest.importorskip('mmseg.datasets')
+    from mmseg import datasets
+
     labels = set()
     for split, count in (('train', 3), ('val', 1)):
-        data = mmseg.PascalVOCDataset(
+        data = datasets.PascalVOCDataset(
             data_root=str(root / 'VOCdevkit/VOC2012'),
             ann_file=f'ImageSets/Segmentation/{split}.txt',
             data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),

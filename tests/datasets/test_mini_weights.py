@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 
@@ -24,14 +25,15 @@ def facts_of(name: str) -> dict:
 
 
 def build(name: str, trained: bool = True) -> torch.nn.Module:
-    safetensors = pytest.importorskip('safetensors.torch')
+    from safetensors.torch import load_file
+
     config = dict(facts_of(name)['backbone'])
     scope, kind = config.pop('type').split('.')
-    models = pytest.importorskip(f'{scope}.models')
+    models = importlib.import_module(f'{scope}.models')
     torch.manual_seed(0)
     backbone = getattr(models, kind)(**config)
     if trained:
-        state = safetensors.load_file(str(WEIGHTS / f'{name}.safetensors'))
+        state = load_file(str(WEIGHTS / f'{name}.safetensors'))
         backbone.load_state_dict(state)  # strict
     backbone.eval()
     return backbone
@@ -48,7 +50,8 @@ def features(backbone: torch.nn.Module, inputs: np.ndarray) -> np.ndarray:
 
 def probe(train: np.ndarray, labels, test: np.ndarray, truth) -> float:
     """Accuracy of logistic regression on standardised features, percent."""
-    linear_model = pytest.importorskip('sklearn.linear_model')
+    from sklearn import linear_model
+
     mean, spread = train.mean(0), train.std(0) + 1e-6
     model = linear_model.LogisticRegression(C=0.1, max_iter=1000)
     model.fit((train - mean) / spread, labels)
@@ -76,7 +79,8 @@ def test_weights_are_those_that_the_sidecar_describes(name):
 
 
 def test_real_digits_are_read_better_from_the_trained_vit(tmp_path):
-    cv2 = pytest.importorskip('cv2')
+    import cv2
+
     folder = mini.make(tmp_path, ['digits'])['vtab-1k/digits']
 
     def load(split: str, count: int) -> tuple[np.ndarray, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmcv.transforms
 import numpy as np
 import pytest
 from mmengine.dataset import RepeatDataset, pseudo_collate
@@ -10,8 +11,6 @@ from torch.utils.data import DataLoader
 
 from mmpetl.core import PETLError
 from mmpetl.datasets import VTAB, UnreadableFileError, guard_reading
-
-mmcv = pytest.importorskip('mmcv')
 
 
 @pytest.fixture
@@ -79,8 +78,7 @@ def test_faults_of_other_transforms_are_not_disguised(dataset):
 
 @pytest.mark.parametrize('reader', ['DecordInit', 'OpenCVInit'])
 def test_damaged_video_is_named(tmp_path, reader):
-    transforms = pytest.importorskip('mmaction.datasets.transforms')
-    from mmaction.datasets import VideoDataset
+    from mmaction.datasets import VideoDataset, transforms
 
     (tmp_path / 'a.mp4').write_bytes(b'\x00\x00\x00\x18ftypmp42' + b'\x01' * 500)
     (tmp_path / 'list.txt').write_text('a.mp4 0\n')
@@ -96,7 +94,6 @@ def test_damaged_video_is_named(tmp_path, reader):
 
 
 def test_map_with_a_foreign_label_is_named(tmp_path):
-    pytest.importorskip('mmseg')
     from mmseg.datasets import ADE20KDataset
     from mmseg.datasets.transforms import LoadAnnotations
 
@@ -120,7 +117,6 @@ def test_map_with_a_foreign_label_is_named(tmp_path):
 @pytest.fixture
 def scenes(tmp_path):
     """Builds a guarded segmentation set of two pictures, 6 px wide and 4 high."""
-    pytest.importorskip('mmseg')
     from mmseg.datasets import BaseSegDataset
     from mmseg.datasets.transforms import LoadAnnotations
 

@@ -17,8 +17,6 @@ from mmengine.hooks import Hook
 from mmpetl import apis
 from mmpetl.apis.run import build_runner
 
-pytest.importorskip('mmseg')
-
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'mini' / 'nyud_mt.py'
 METRICS = ('segmentation/mIoU', 'depth/rmse')

@@ -352,7 +352,6 @@ def _calibrate(rank: int, port: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason='torch has no gloo')
 def test_two_processes_choose_what_one_does(tmp_path):
     from tiny import base, images
 

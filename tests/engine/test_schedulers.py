@@ -8,8 +8,6 @@ import torch
 from mmpetl.core import PETLError
 from mmpetl.engine import TimmCosineLR
 
-timm = pytest.importorskip('timm')
-
 
 def theirs(lr, epochs, late, T_max, warmup, start, floor):
     """Rates of timm's scheduler, called as scripts call it."""

@@ -72,8 +72,8 @@ def test_parts():
 
 
 def test_reads_what_mmpretrains_classifiers_give():
-    structures = pytest.importorskip('mmpretrain.structures')
     from mmengine.evaluator import Evaluator
+    from mmpretrain import structures
 
     samples = [
         structures.DataSample().set_gt_label(label).set_pred_score(torch.tensor(score))

@@ -112,7 +112,6 @@ def test_key_rows_of_the_bias_get_no_gradient() -> None:
 
 
 def test_scales_get_no_weight_decay() -> None:
-    pytest.importorskip('mmengine')
     from mmpetl.engine.optim import OwnerOptimWrapperConstructor
 
     model = mmpetl.inject(tiny.base('mmpretrain_vit'), DiffFit())

@@ -14,9 +14,9 @@ from mmpetl import compat
 
 compat.install()
 
-timm = pytest.importorskip('timm')
-mmpretrain = pytest.importorskip('mmpretrain.models')
-mmaction = pytest.importorskip('mmaction.models')
+import mmaction.models as mmaction  # noqa: E402
+import mmpretrain.models as mmpretrain  # noqa: E402
+import timm  # noqa: E402
 
 from mmpetl.models.weights import WeightsError, load_base_weights  # noqa: E402
 

@@ -12,7 +12,6 @@ from mmpetl import compat
 
 compat.install()
 
-pytest.importorskip('mmpretrain.models')
 
 from mmengine.model import BaseModule, initialize  # noqa: E402
 from mmengine.registry import MODELS, DefaultScope  # noqa: E402
@@ -297,7 +296,6 @@ def test_a_base_without_a_method_survives_as_upstreams_does(tmp_path, init):
 
 
 def test_a_segmentor_initialises_its_heads_alone():
-    pytest.importorskip('mmseg.models')
     norm = {'type': 'BN', 'requires_grad': True}
     head = {
         'type': 'FCNHead',
@@ -324,7 +322,6 @@ def test_a_segmentor_initialises_its_heads_alone():
 
 @pytest.mark.parametrize('kind', ['RetinaNet', 'DeformableDETR'])
 def test_a_detector_initialises_its_parts_alone(kind):
-    pytest.importorskip('mmdet.models')
     from mmengine.config import Config
     from mmengine.hub import get_config
 

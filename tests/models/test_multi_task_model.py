@@ -175,7 +175,6 @@ def test_bad_input_is_one_line():
     [('polyhistor_lite', 411_824 - 2 * 64), ('vmt_adapter', 274_260 + 2 * 2_880)],
 )
 def test_the_leaf_builds_at_full_size_with_the_tasks_of_its_heads(name, count):
-    pytest.importorskip('mmseg')
     from mmengine.config import Config
 
     from mmpetl.apis.building import build_model

@@ -9,8 +9,6 @@ import torch
 from mmpetl.core import PETLError
 from mmpetl.registry import MODELS
 
-pytest.importorskip('mmaction')
-
 
 @pytest.fixture
 def head():

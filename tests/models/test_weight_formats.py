@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 
+import mmaction.models as mmaction
 import numpy as np
 import pytest
 import torch
@@ -33,8 +34,6 @@ from mmpetl.models.weights import (
     describe_file,
     load_base_weights,
 )
-
-mmaction = pytest.importorskip('mmaction.models')
 
 
 def big_vision_arrays() -> dict[str, np.ndarray]:

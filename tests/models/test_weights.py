@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 
+import mmpretrain.models as mmpretrain
 import numpy as np
 import pytest
+import timm
 import torch
+from mmdet.models.backbones.swin import SwinTransformer as DetSwin
+from mmseg.models.backbones.swin import SwinTransformer as SegSwin
 from safetensors.torch import save_file
 from small_weights import (
     WIDTH,
@@ -32,14 +36,6 @@ from small_weights import (
 from torch import nn
 
 from mmpetl.models.weights import load_base_weights
-
-timm = pytest.importorskip('timm')
-mmpretrain = pytest.importorskip('mmpretrain.models')
-pytest.importorskip('mmdet.models')
-pytest.importorskip('mmseg.models')
-
-from mmdet.models.backbones.swin import SwinTransformer as DetSwin  # noqa: E402
-from mmseg.models.backbones.swin import SwinTransformer as SegSwin  # noqa: E402
 
 
 @pytest.mark.parametrize('pre_logits', [True, False], ids=['original', 'augreg'])

@@ -419,7 +419,6 @@ def test_local_names_are_local_files(tmp_path, monkeypatch):
 
 
 def test_the_builder_takes_an_address(server, folder):
-    pytest.importorskip('mmpretrain.models')
     from mmpetl.models import petl_backbone
 
     arch = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)

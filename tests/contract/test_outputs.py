@@ -1,0 +1,92 @@
+"""What a tuned backbone gives, held on every pair of method and backbone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from promises import F64, gap, offered_sites, same
+from tiny import Pair, base, images, outputs, plain_outputs, record, shake_
+
+from mmpetl.core import PETLError, eject, fold, inject
+
+
+@torch.no_grad()
+def test_output_equals_the_base_at_step_0(pair: Pair) -> None:
+    model, x = pair.inject(), images(pair.stem)
+    plain, ys = plain_outputs(pair.stem), outputs(model, x)
+    if feature := [s for s in offered_sites(model) if s.kind == 'feature']:
+        dims = [pair.method.build().feature_dims(s) for s in feature]
+        assert [y.shape for y in ys] == [
+            (len(y), d) for y, d in zip(plain, dims, strict=True)
+        ]
+    else:
+        assert [y.shape for y in ys] == [y.shape for y in plain]
+    if pair.method.build().starts_as_identity:
+        assert same(ys, plain)
+
+
+@torch.no_grad()
+def test_evaluation_is_deterministic(pair: Pair) -> None:
+    model, x = pair.inject(), images(pair.stem, odd=True)
+    shake_(model)
+    first = outputs(model, x)
+    assert same(outputs(model, x), first)
+    assert all(torch.isfinite(y).all() for y in first)
+
+
+@torch.no_grad()
+def test_images_of_a_batch_do_not_mix(pair: Pair) -> None:
+    model, x = pair.inject(F64), images(pair.stem, batch=3, odd=True, dtype=F64)
+    shake_(model)
+    together = outputs(model, x)
+    for i in range(3):
+        alone = outputs(model, x[i : i + 1])
+        assert gap(alone, [y[i : i + 1] for y in together]) < 1e-9
+    backwards = outputs(model, x.flip(0))
+    assert gap([y.flip(0) for y in backwards], together) < 1e-9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('odd', [False, True], ids=['square', 'odd'])
+def test_folded_equals_unfolded(folding_pair: Pair, odd: bool) -> None:
+    pair = folding_pair
+    plain = base(pair.stem)
+    for dtype, tolerance in ((F64, 1e-9), (torch.float32, 1e-5)):
+        x = images(pair.stem, odd=odd, dtype=dtype)
+        model = pair.inject(dtype)
+        shake_(model)
+        tuned = outputs(model, x)
+        assert fold(model) is model
+        assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+        assert {k: v.shape for k, v in model.state_dict().items()} == {
+            k: v.shape for k, v in plain.state_dict().items()
+        }
+        assert gap(outputs(model, x), tuned) < tolerance
+
+
+@torch.no_grad()
+def test_what_does_not_fold_is_left_as_it_is(unfolding_pair: Pair) -> None:
+    model, x = unfolding_pair.inject(), images(unfolding_pair.stem)
+    shake_(model)
+    tuned = outputs(model, x)
+    assert record(model).slots['0'].sites
+    with pytest.raises(PETLError, match='cannot be folded'):
+        fold(model)
+    assert same(outputs(model, x), tuned)
+
+
+@torch.no_grad()
+def test_two_methods_stack_and_leave_each_other_alone(pair: Pair) -> None:
+    model, x = pair.inject(), images(pair.stem)
+    shake_(model)
+    alone = outputs(model, x)
+    low_rank = {'type': 'LoRA', 'rank': 3, 'targets': ['attn.proj']}
+    inject(model, low_rank, slot='second')
+    model.eval()
+    assert same(outputs(model, x), alone)
+    for name, param in model.named_parameters():
+        if '.second.' in name:
+            param.add_(0.1 * torch.randn_like(param))
+    assert not same(outputs(model, x), alone)
+    eject(model, 'second')
+    assert same(outputs(model, x), alone)

@@ -1,0 +1,178 @@
+"""Methods with the arguments that fit the tiny backbones of ``tiny.py``.
+
+A method needs an entry in :data:`SETTINGS` only where its defaults do not fit 32
+channels and two blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from mmpetl.core import Method, build_method, registered_methods
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    # Its mean over patches is another feature than the class token of the base.
+    'DTL': {
+        '': {'rank': 2, 'patch_mean': False},
+        'plus': {
+            'rank': 2,
+            'add_after': [0, 1],
+            'patch_mean': False,
+            'kernel_size': 4,
+        },
+    },
+    'FacTTK': {'': {'rank': 4}},
+    'FacTTT': {'': {'rank': 4}},
+    'LST': {'': {}, 'random': {'reduction': 4, 'init': 'random'}},
+    'LoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 2,
+            'alpha': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
+    'E3VA': {'': {'rank': 4}},
+    'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
+    'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
+    'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
+    'LoRand': {
+        '': {'branches': 2, 'rank': 3},
+        'zero': {
+            'branches': 3,
+            'rank': 2,
+            'shared_kernels': False,
+            'inside_drop_path': True,
+            'zero_init': True,
+        },
+    },
+    'NOAH': {
+        '': {},
+        'lora': {'num_tokens': 0, 'rank': 3, 'hidden_dims': 0},
+        'supernet': {
+            'num_tokens': 3,
+            'rank': 3,
+            'hidden_dims': 4,
+            'space': {'widths': [1, 3], 'depths': [1, 2]},
+        },
+    },
+    'SCT': {
+        '': {'num_channels': 8, 'zero_init': True, 'scale': 0.5},
+        'mlp': {'num_channels': 20, 'position': 'mlp', 'scale': 0.5},
+        'qkv': {
+            'num_channels': 6,
+            'position': 'qkv',
+            'scale': 0.5,
+            'scale_on_x': True,
+            'last_blocks': 1,
+        },
+    },
+    'UTuning': {
+        '': {'num_tokens': 3, 'hidden_dims': 3},
+        'prompt': {
+            'mha': 'prompt',
+            'ffn': 'lora',
+            'block': 'adapter',
+            'num_tokens': 2,
+            'hidden_dims': 4,
+            'rank': 2,
+            'ffn_mode': 'parallel',
+        },
+        'lora': {
+            'mha': 'lora',
+            'ffn': 'adapter',
+            'block': 'lora',
+            'hidden_dims': 2,
+            'rank': 3,
+            'ffn_mode': 'parallel',
+            'block_mode': 'parallel',
+        },
+    },
+    'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
+    'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
+    'PolyhistorLite': {'': {'rank': 2}},
+    'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
+    'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+}
+"""Arguments by registered name and variant. A method without an entry is run with its
+defaults; where those do not fit the tiny backbones, the contract fails and says so."""
+
+STILL: dict[str, dict[str, str]] = {
+    # A class token attends for the last time in the last block, so what convolutions
+    # do to the patches there is never read.
+    'Mona': dict.fromkeys(('mmpretrain_vit', 'timm_vit'), r'\.1\.petl\..*\.conv\.'),
+}
+"""Pattern of the tensors that never move, by registered name and backbone."""
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """A registered method with the arguments it is tested with."""
+
+    id: str
+    name: str
+    args: tuple[tuple[str, Any], ...]
+
+    def build(self) -> Method:
+        """A new instance."""
+        return build_method({'type': self.name, **dict(self.args)})
+
+
+def snake(name: str) -> str:
+    """``VPTDeep`` -> ``vpt_deep``, ``LoRA`` -> ``lora``."""
+    known = {'LoRA': 'lora', 'LNTune': 'ln_tune', 'BitFit': 'bitfit'}
+    parts = re.sub(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', '_', name)
+    return known.get(name, parts.lower())
+
+
+def method_cases() -> Iterator[MethodCase]:
+    """Every registered method, with each of its variants."""
+    known = registered_methods()
+    stems = [cls.stem() for cls in known.values()]
+    for name, cls in sorted(known.items()):
+        stem = cls.stem() if stems.count(cls.stem()) == 1 else snake(name)
+        for variant, args in SETTINGS.get(name, {'': {}}).items():
+            case = f'{stem}:{variant}' if variant else stem
+            yield MethodCase(case, name, tuple(args.items()))
+
+
+def every_method(case: MethodCase) -> bool:
+    """All methods: a backbone with a forward pass of its own."""
+    return True
+
+
+def first_of_a_family(case: MethodCase) -> bool:
+    """One method of each family: a backbone inside of a wrapper."""
+    return case.id in _first_of_families()
+
+
+@cache
+def _first_of_families() -> set[str]:
+    first: dict[str, str] = {}
+    for case in method_cases():
+        first.setdefault(case.build().family, case.id)
+    return set(first.values())
+
+
+ENDS = {'out', 'out.norm', 'feature'}
+"""Where the vectors are made that leave a backbone."""
+
+
+def at_the_ends(case: MethodCase) -> bool:
+    """Methods that see what leaves: norms, outputs, the feature, the base's tensors.
+
+    One setting of each, as settings differ in what they do inside of blocks. A method
+    that plugs nothing trains some of the base, or leaves all to the head.
+    """
+    method = case.build()
+    wanted = {*method.targets, *method.optional}
+    selects = any(
+        getattr(type(method), verb) is not getattr(Method, verb)
+        for verb in ('selects', 'select')
+    )
+    return ':' not in case.id and (bool(wanted & ENDS) or selects or not wanted)
