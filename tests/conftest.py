@@ -35,12 +35,13 @@ CASES = {
     'method_case': 'method_cases',
     'choosy_case': 'choosy_cases',
     'drifting_case': 'drifting_cases',
-    'stem': 'TINY',
-    'trunk_stem': 'trunks',
+    'stem': 'trunks',
+    'any_stem': 'TINY',
 }
 """What gives the values of an argument of a test, by name in ``tiny.py``.
 
-A test asks for the cases that can be; it never skips one.
+A test asks for the cases that can be; it never skips one. ``stem`` are the backbones
+with a forward pass of their own, ``any_stem`` their variants too.
 """
 
 

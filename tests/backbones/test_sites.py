@@ -81,12 +81,12 @@ def _kinds(stem: str) -> list[str]:
     return list(dict.fromkeys(s.kind for s in record(model).sites))
 
 
-def test_sites_run_where_and_with_what_they_promise(stem: str) -> None:
-    x = images(stem, odd=True)
-    plain = outputs(base(stem), x)
-    for kind in _kinds(stem):
+def test_sites_run_where_and_with_what_they_promise(any_stem: str) -> None:
+    x = images(any_stem, odd=True)
+    plain = outputs(base(any_stem), x)
+    for kind in _kinds(any_stem):
         for port in ('before', 'after') if kind not in NO_BEFORE else ('after',):
-            model = inject(base(stem), Look(kind, port))
+            model = inject(base(any_stem), Look(kind, port))
             sites = [s for s in record(model).sites if s.kind == kind]
             SEEN.clear()
             ys = outputs(model, x)
@@ -102,8 +102,8 @@ def test_sites_run_where_and_with_what_they_promise(stem: str) -> None:
             assert far > 0, (kind, port)
 
 
-def test_sites_are_told_apart_and_stand_in_the_order_of_the_pass(stem: str) -> None:
-    model = inject(base(stem), Nothing())
+def test_sites_are_told_apart_and_stand_in_the_order_of_the_pass(any_stem: str) -> None:
+    model = inject(base(any_stem), Nothing())
     sites = record(model).sites
     assert len({s.path for s in sites}) == len(sites)
     assert {s.kind for s in sites} <= KINDS.keys()
@@ -162,10 +162,10 @@ class Tokens(Method):
 
 @pytest.mark.parametrize('stay', [False, True], ids=['each block', 'for good'])
 @torch.no_grad()
-def test_extra_tokens_act_and_never_leave(stem: str, stay: bool) -> None:
+def test_extra_tokens_act_and_never_leave(any_stem: str, stay: bool) -> None:
     for odd in (False, True):
-        x = images(stem, odd=odd)
-        plain = outputs(base(stem), x)
-        ys = outputs(inject(base(stem), Tokens(stay)), x)
+        x = images(any_stem, odd=odd)
+        plain = outputs(base(any_stem), x)
+        ys = outputs(inject(base(any_stem), Tokens(stay)), x)
         assert [y.shape for y in ys] == [y.shape for y in plain]
         assert all((a - b).abs().max() > 1e-4 for a, b in zip(ys, plain, strict=True))

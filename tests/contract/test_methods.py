@@ -129,12 +129,12 @@ def _place(name: str) -> str:
     return name.partition('petl')[0]
 
 
-def test_no_two_methods_are_the_same_computation(trunk_stem: str) -> None:
-    cases = [c for c in tiny.method_cases() if fits(c, trunk_stem)]
-    prints = {c.id: _fingerprint(c, trunk_stem) for c in cases}
+def test_no_two_methods_are_the_same_computation(stem: str) -> None:
+    cases = [c for c in tiny.method_cases() if fits(c, stem)]
+    prints = {c.id: _fingerprint(c, stem) for c in cases}
     for a, b in combinations(prints, 2):
         shapes_a, ys_a = prints[a]
         shapes_b, ys_b = prints[b]
         if shapes_a == shapes_b:
             far = max((p - q).abs().max() for p, q in zip(ys_a, ys_b, strict=True))
-            assert far > 1e-6, f'{a} and {b} compute the same on {trunk_stem}'
+            assert far > 1e-6, f'{a} and {b} compute the same on {stem}'

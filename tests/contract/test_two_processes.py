@@ -17,7 +17,8 @@ METHODS = {
     'baseline': {'type': 'PartialK', 'num_blocks': 1},
     'specification': {'type': 'BitFit'},
     'adapter': {'type': 'Adapter', 'style': 'houlsby', 'hidden_dims': 4},
-    'prompt': {'type': 'VPTDeep'},
+    # Dropout would draw another mask in each process.
+    'prompt': {'type': 'VPTDeep', 'drop_rate': 0.0},
     'prefix': {'type': 'Prefix', 'num_tokens': 3},
     'side': {'type': 'LST', 'reduction': 4},
     'reparameterisation': {'type': 'SSF'},
