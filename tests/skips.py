@@ -18,6 +18,7 @@ OPTIONAL = ('openTSNE', 'optuna', 'playwright', 'ray', 'submitit')
 ACCEPTED = (
     'a GPU is there',
     'a compiled mmcv is installed',
+    'kill -9 needs a child process',
     'no browser: .+',
 )
 """Patterns of reasons that lie in the machine; a combination that cannot be is none."""
