@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,13 @@ def test_the_example_of(name: str) -> None:
     assert not result.failed, ''.join(shown)
 
 
+def test_the_page_of_slots_runs() -> None:
+    page = Path(mmpetl.__file__).parents[1] / 'docs' / 'slots.md'
+    result = doctest.testfile(str(page), module_relative=False)
+    assert result.attempted > 5
+    assert not result.failed
+
+
 def test_the_verbs_have_examples() -> None:
     verbs = {name.rpartition('.')[2] for name in EXAMPLES}
-    assert {'inject', 'fold', 'eject'} <= verbs
+    assert {'inject', 'fold', 'eject', 'save_delta'} <= verbs
