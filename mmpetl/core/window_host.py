@@ -16,6 +16,14 @@ from mmpetl.core.sitemap import SiteMap, block_sites
 from mmpetl.core.windows import Partition
 
 
+def numbers(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Extents as numbers, which windows need; to TorchScript's trace they are tensors.
+
+    A trace holds for images of one size, and for any number of them.
+    """
+    return tuple(map(int, grid))
+
+
 class WindowBlockHost(BlockHost):
     """A block whose attention runs in (shifted) windows.
 
@@ -83,7 +91,8 @@ class WindowBackboneHost(BackboneHost):
     def merged(self, index: int, merge: nn.Module, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the two ports of ``downsample``; it moves ``ctx.grid``."""
         p = ctx.num_prefix
-        h, ctx.grid = self.gather(merge, x[:, p:], ctx.grid)
+        h, grid = self.gather(merge, x[:, p:], ctx.grid)
+        ctx.grid = numbers(grid)
         if p:
             h = torch.cat((self.repeat_four(x[:, :p]), h), dim=1)
         h = self.through('downsample.norm', merge.norm, h, ctx, index)
@@ -94,8 +103,7 @@ class WindowBackboneHost(BackboneHost):
     ) -> list[Tensor]:
         """Every stage in turn; outputs are (B, C, *grid), contiguous."""
         outs = []
-        # To a trace of TorchScript extents are tensors; windows need numbers.
-        ctx.grid = tuple(map(int, ctx.grid))
+        ctx.grid = numbers(ctx.grid)
         for i, stage in enumerate(stages):
             for block in stage.blocks:
                 x = block(x, ctx)
