@@ -43,8 +43,6 @@ WINDOWED = [
         ('lst:random', SWIN3D),
     )
 ]
-FIXED_BATCH: dict[str, str] = {}
-"""Why a pair, by its id, is exported for one batch size only. None is today."""
 
 
 def once() -> list[str]:
@@ -89,7 +87,7 @@ def check_any_batch(
 ) -> None:
     model = shaken(pair)
     graph = make(model, images(pair.stem, 2))
-    for batch in (2,) if pair.id in FIXED_BATCH else (2, 5):
+    for batch in (2, 5):
         x = images(pair.stem, batch)
         with torch.no_grad():
             assert equal(outputs(graph, x), outputs(model, x)), batch
@@ -104,10 +102,6 @@ def test_an_exported_model_takes_any_batch(id: str) -> None:
 @pytest.mark.parametrize('id', sorted(set(PAIRS) - set(once())))
 def test_every_exported_model_takes_any_batch(id: str) -> None:
     check_any_batch(exported, PAIRS[id])
-
-
-def test_what_is_said_to_have_a_fixed_batch_exists() -> None:
-    assert FIXED_BATCH.keys() <= PAIRS.keys()
 
 
 # In eval mode, but with gradients: neither GPS's own function nor the activation
