@@ -103,11 +103,13 @@ def test_a_disabled_method_knows_of_no_tasks():
 
 def test_two_multi_task_methods_at_once_are_refused():
     model = tuned('VMTAdapter')
-    inject(model, {**METHODS['PolyhistorLite'], 'tasks': TASKS}, slot='second')
-    with pytest.raises(PETLError, match='2 multi-task methods'):
-        task_switch(model)
-    disable(model, 'second')
+    second = {**METHODS['PolyhistorLite'], 'tasks': TASKS}
+    with pytest.raises(PETLError, match='both tell tasks apart'):
+        inject(model, second, slot='second')
     assert task_switch(model).once_for_all
+    disable(model, '0')
+    inject(model, second, slot='second')
+    assert not task_switch(model).once_for_all
 
 
 def test_asking_ends_with_its_block_even_after_an_error():

@@ -22,6 +22,8 @@ def make_runner(tmp_path):
 
     count = 0
 
+    made: list[Runner] = []
+
     def make(
         folder='run',
         *,
@@ -121,6 +123,13 @@ def make_runner(tmp_path):
         runner = Runner.from_cfg(config)
         for hook in hooks:
             runner.register_hook(hook)
+        made.append(runner)
         return runner
 
-    return make
+    yield make
+    # Workers that the next test's are forked beside end seconds later.
+    for runner in made:
+        for loop in (runner._train_loop, runner._val_loop):
+            iterator = getattr(getattr(loop, 'dataloader', None), '_iterator', None)
+            if iterator is not None:
+                iterator._shutdown_workers()

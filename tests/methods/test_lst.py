@@ -253,16 +253,21 @@ def test_the_backbone_itself_is_untouched(stem):
     assert torch.equal(*seen)
 
 
-def test_two_side_networks_do_not_mix():
+def test_two_side_networks_take_turns():
     x = tiny.images('mmpretrain_vit', dtype=torch.double)
     model = tuned('mmpretrain_vit')
     alone = model(x)[0]
+    with pytest.raises(PETLError, match="LST in slot '1' cannot act beside LST"):
+        mmpetl.inject(model, LST(4))
+    mmpetl.disable(model, '0')
     mmpetl.inject(model, LST(4))
     model.eval()
-    both = model(x)[0]
-    mmpetl.disable(model, '1')
+    assert not torch.equal(model(x)[0], alone)
+    with pytest.raises(PETLError, match='cannot act beside'):
+        mmpetl.enable(model, '0')
+    mmpetl.eject(model, '1')
+    mmpetl.enable(model, '0')
     torch.testing.assert_close(model(x)[0], alone, rtol=0, atol=0)
-    assert not torch.equal(both, alone)
 
 
 def test_start_from_magnitude_differs_from_random():
