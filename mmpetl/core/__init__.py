@@ -1,13 +1,7 @@
 """Sites, deltas, methods and how they join. Torch only, no task and no Runner."""
 
-from mmpetl.core.affine import (
-    Affine,
-    BiasPart,
-)
-from mmpetl.core.attention import (
-    softmax_attention,
-    split_heads,
-)
+from mmpetl.core.affine import Affine, BiasPart
+from mmpetl.core.attention import softmax_attention, split_heads
 from mmpetl.core.bricks import (
     PoolPrompts,
     Prompts,
@@ -30,43 +24,14 @@ from mmpetl.core.calibration import (
     warn_uncalibrated,
     watching,
 )
-from mmpetl.core.context import (
-    Context,
-    records_gradients,
-)
-from mmpetl.core.counts import (
-    Counts,
-    Owner,
-    count_trainable,
-    describe,
-    owners,
-)
-from mmpetl.core.delta import (
-    Delta,
-)
-from mmpetl.core.errors import (
-    PETLError,
-    suggest,
-)
-from mmpetl.core.fingerprint import (
-    base_changes,
-    fingerprint,
-    tensor_digests,
-)
-from mmpetl.core.fold import (
-    fold,
-)
-from mmpetl.core.host import (
-    BackboneHost,
-    BlockHost,
-    Host,
-    patches_of,
-    without_extra,
-)
-from mmpetl.core.inject import (
-    inject,
-    wanted_sites,
-)
+from mmpetl.core.context import Context, records_gradients
+from mmpetl.core.counts import Counts, Owner, count_trainable, describe, owners
+from mmpetl.core.delta import Delta
+from mmpetl.core.errors import PETLError, suggest
+from mmpetl.core.fingerprint import base_changes, fingerprint, tensor_digests
+from mmpetl.core.fold import fold
+from mmpetl.core.host import BackboneHost, BlockHost, Host, patches_of, without_extra
+from mmpetl.core.inject import inject, wanted_sites
 from mmpetl.core.injection import (
     Injection,
     Slot,
@@ -83,27 +48,11 @@ from mmpetl.core.method import (
     kaiming_uniform_,
     registered_methods,
 )
-from mmpetl.core.rebase import (
-    load_base,
-)
-from mmpetl.core.role import (
-    Role,
-)
-from mmpetl.core.save import (
-    delta_facts,
-    load_delta,
-    save_delta,
-)
-from mmpetl.core.site import (
-    AFTER_ONLY,
-    KINDS,
-    Site,
-)
-from mmpetl.core.sitemap import (
-    SiteMap,
-    block_sites,
-    find_site_map,
-)
+from mmpetl.core.rebase import load_base
+from mmpetl.core.role import Role
+from mmpetl.core.save import delta_facts, load_delta, save_delta
+from mmpetl.core.site import AFTER_ONLY, KINDS, Site
+from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
 from mmpetl.core.slots import (
     SlotFacts,
     disable,
@@ -114,19 +63,9 @@ from mmpetl.core.slots import (
     slots,
     unfreeze,
 )
-from mmpetl.core.stacking import (
-    conflict,
-)
-from mmpetl.core.state import (
-    delta_state,
-    frozen_keys,
-    load_delta_state,
-)
-from mmpetl.core.window_host import (
-    WindowBackboneHost,
-    WindowBlockHost,
-    WindowSiteMap,
-)
+from mmpetl.core.stacking import conflict
+from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
+from mmpetl.core.window_host import WindowBackboneHost, WindowBlockHost, WindowSiteMap
 from mmpetl.core.windows import (
     Partition,
     from_windows,
