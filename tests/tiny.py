@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -15,12 +15,15 @@ from tiny_methods import (
     STILL,
     MethodCase,
     at_the_ends,
+    covering,
     every_method,
     first_of_a_family,
     method_cases,
     snake,
 )
+from tiny_trunk import Tiny
 from torch import Tensor, nn
+from trunks import more_trunks
 
 from mmpetl.core import (
     Injection,
@@ -31,30 +34,6 @@ from mmpetl.core import (
     injection_of,
     owners,
 )
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A small instance of a backbone class.
-
-    Attributes:
-        site_map: Stem of the file in ``mmpetl/backbones`` that describes it.
-        build: Makes one.
-        shape: Input without the batch axis.
-        odd: A non-square input that needs padding wherever the backbone pads.
-        exact: Whether the swapped arithmetic is that of the original.
-        frozen_stages: Makes one with ``frozen_stages=1``, None where that is unknown.
-        meets: Which methods the contract runs here: all of them, or on a variant of
-            another backbone those that see what differs.
-    """
-
-    site_map: str
-    build: Callable[..., nn.Module]
-    shape: tuple[int, ...]
-    odd: tuple[int, ...]
-    exact: bool
-    frozen_stages: Callable[[], nn.Module] | None = None
-    meets: Callable[[MethodCase], bool] = every_method
 
 
 def mmpretrain_vit(**args: Any) -> nn.Module:
@@ -213,6 +192,7 @@ TINY: dict[str, Tiny] = {
         exact=True,
         meets=at_the_ends,
     ),
+    **more_trunks(),
 }
 """Every backbone that generic tests run over, by its id."""
 
@@ -388,8 +368,9 @@ def fits(case: MethodCase, stem: str) -> bool:
 
 
 def trunks() -> list[str]:
-    """The backbones with a forward pass of their own, which meet every method."""
-    return [stem for stem, tiny in TINY.items() if tiny.meets is every_method]
+    """The backbones with a forward pass of their own."""
+    own = (every_method, covering)
+    return [stem for stem, tiny in TINY.items() if tiny.meets in own]
 
 
 def pairs() -> Iterator[Pair]:

@@ -151,6 +151,27 @@ def first_of_a_family(case: MethodCase) -> bool:
     return case.id in _first_of_families()
 
 
+COVERING = {
+    'bitfit',
+    'full',
+    'gps',
+    'ln_tune',
+    'lora:all',
+    'lst',
+    'mona',
+    'prefix',
+    'ssf',
+    'vpt_deep',
+}
+"""Methods that together act at every kind of site."""
+
+
+def covering(case: MethodCase) -> bool:
+    """Some methods that together act at every kind of site: a backbone whose forward
+    pass is written for itself, on which all methods run as ``slow``."""
+    return case.id in COVERING | _first_of_families()
+
+
 @cache
 def _first_of_families() -> set[str]:
     first: dict[str, str] = {}
