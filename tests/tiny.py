@@ -364,7 +364,7 @@ def offered(stem: str) -> set[str]:
 
 def fits(case: MethodCase, stem: str) -> bool:
     """Whether the backbone offers every site kind that the method needs."""
-    return set(case.build().targets) <= offered(stem)
+    return not case.build().lacks(offered(stem))
 
 
 def trunks() -> list[str]:

@@ -16,7 +16,6 @@ from mmpretrain.models.utils import (
 from torch import Tensor, nn
 
 from mmpetl.core import (
-    Affine,
     Partition,
     PETLError,
     WindowBackboneHost,
@@ -53,10 +52,6 @@ class PETLSwinBlock(WindowBlockHost, SwinBlock):
             'proj': msa.proj,
             'dropout': msa.attn_drop.p if msa.training else 0.0,
         }
-
-    def qkv_affine(self, name: str) -> Affine:
-        qkv = self.attn.w_msa.qkv
-        return Affine.of(name, qkv.weight, qkv.bias)
 
     def drop_projection(self, x: Tensor) -> Tensor:
         return self.attn.w_msa.proj_drop(x)

@@ -37,8 +37,14 @@ class PETLBlock(BlockHost, Block):
             'qkv': attn.qkv,
             'proj': attn.proj,
             'dropout': attn.attn_drop.p if attn.training else 0.0,
-            'qk_norm': (attn.q_norm, attn.k_norm),
+            'prepare': self.norm_heads,
         }
+
+    def norm_heads(
+        self, q: Tensor, k: Tensor, v: Tensor, ctx: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Norms of queries and keys per head, identities in most models."""
+        return self.attn.q_norm(q), self.attn.k_norm(k), v
 
     def drop_projection(self, x: Tensor) -> Tensor:
         return self.attn.proj_drop(x)

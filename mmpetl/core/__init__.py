@@ -1,7 +1,7 @@
 """Sites, deltas, methods and how they join. Torch only, no task and no Runner."""
 
 from mmpetl.core.affine import Affine, BiasPart
-from mmpetl.core.attention import softmax_attention, split_heads
+from mmpetl.core.attention import score_terms, softmax_attention, split_heads
 from mmpetl.core.bricks import (
     PoolPrompts,
     Prompts,
@@ -30,7 +30,14 @@ from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.fingerprint import base_changes, fingerprint, tensor_digests
 from mmpetl.core.fold import fold
-from mmpetl.core.host import BackboneHost, BlockHost, Host, patches_of, without_extra
+from mmpetl.core.host import (
+    FFN,
+    BackboneHost,
+    BlockHost,
+    Host,
+    patches_of,
+    without_extra,
+)
 from mmpetl.core.inject import inject, wanted_sites
 from mmpetl.core.injection import (
     Injection,
@@ -63,6 +70,7 @@ from mmpetl.core.slots import (
     slots,
     unfreeze,
 )
+from mmpetl.core.stack import Rows, Stack
 from mmpetl.core.stacking import conflict
 from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
 from mmpetl.core.window_host import WindowBackboneHost, WindowBlockHost, WindowSiteMap
@@ -77,6 +85,7 @@ from mmpetl.core.windows import (
 __all__ = [
     'AFTER_ONLY',
     'FAMILIES',
+    'FFN',
     'KINDS',
     'Affine',
     'BackboneHost',
@@ -96,10 +105,12 @@ __all__ = [
     'PoolPrompts',
     'Prompts',
     'Role',
+    'Rows',
     'Site',
     'SiteMap',
     'Slot',
     'SlotFacts',
+    'Stack',
     'WindowBackboneHost',
     'WindowBlockHost',
     'WindowSiteMap',
@@ -148,6 +159,7 @@ __all__ = [
     'registered_methods',
     'relative_index',
     'save_delta',
+    'score_terms',
     'shift_mask',
     'slots',
     'softmax_attention',

@@ -254,13 +254,18 @@ def _adopt(
 
 def _wanted(method: Method, module: nn.Module, sites: tuple[Site, ...]) -> list[Site]:
     offered = {site.kind for site in sites}
-    lacking = [kind for kind in method.targets if kind not in offered]
-    wanted = method.choose(list(sites))
+    lacking = method.lacks(offered)
+    wanted = [] if lacking else method.choose(list(sites))
     if lacking or (method.targets and not wanted):
+        needed = lacking or method.targets
+        record = record_of(module)
+        site_map = find_site_map(module) if record is None else record.site_map
+        reasons = {kind: site_map.why_absent(module, kind) for kind in needed}
+        why = '; '.join(f'{kind}: {text}' for kind, text in reasons.items() if text)
         raise PETLError(
-            f'{type(method).__name__} needs site kind '
-            f'{", ".join(lacking or method.targets)}; {type(module).__name__} offers '
-            f'{", ".join(sorted(offered))} (docs/methods/{method.stem()}.md)'
+            f'{type(method).__name__} needs site kind {", ".join(needed)}; '
+            f'{type(module).__name__} offers {", ".join(sorted(offered))}'
+            f'{f" ({why})" if why else ""} (docs/methods/{method.stem()}.md)'
         )
     method.check(wanted)
     return wanted

@@ -39,6 +39,11 @@ class Method:
         targets: Kinds of the sites it plugs into. An instance may narrow or widen
             them.
         optional: Kinds it plugs into where a backbone offers them.
+        substitutes: Kinds that together take the place of a target where a backbone
+            does not offer it: ``attn.q``, ``attn.k`` and ``attn.v`` for ``attn.qkv``
+            where the algebra is one of rows.
+        targets_any: Whether it acts at those of its targets that a backbone offers,
+            and needs only one of them.
         calibration_pipeline: Whose transforms the training data go through in
             :meth:`calibrate`, those of ``'train'`` or of ``'test'``.
         starts_as_identity: Whether a freshly injected backbone computes what the
@@ -54,6 +59,8 @@ class Method:
 
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    substitutes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    targets_any: ClassVar[bool] = False
     calibration_pipeline: ClassVar[str] = 'train'
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
@@ -71,7 +78,32 @@ class Method:
 
     def choose(self, sites: list[Site]) -> list[Site]:
         """The wanted ones of all sites; override where one depends on others."""
-        return [site for site in sites if self.wants(site)]
+        instead = self.instead_of({site.kind for site in sites})
+        return [site for site in sites if self.wants(site) or site.kind in instead]
+
+    def instead_of(self, offered: set[str]) -> set[str]:
+        """The kinds that take the place of targets that are not offered."""
+        return {
+            kind
+            for target in self.targets
+            if target not in offered
+            for kind in self.substitutes.get(target, ())
+        }
+
+    def lacks(self, offered: set[str]) -> list[str]:
+        """The kinds it needs and a backbone with these kinds does not offer."""
+        lacking = [
+            kind
+            for kind in self.targets
+            if kind not in offered
+            and not (self.substitutes.get(kind) and self._replaced(kind, offered))
+        ]
+        if self.targets_any and len(lacking) < len(self.targets):
+            return []
+        return lacking
+
+    def _replaced(self, kind: str, offered: set[str]) -> bool:
+        return set(self.substitutes[kind]) <= offered
 
     def check(self, sites: list[Site]) -> None:
         """Raise PETLError where the arguments do not fit the wanted sites."""

@@ -35,21 +35,24 @@ KINDS: dict[str, str] = {
     'tokens': 'stream at the entry (before) and the exit (after) of a block, where '
     'extra tokens join and leave',
     'block': 'a whole block, stream in and stream out',
-    'norm1': 'norm in front of attention',
-    'norm2': 'norm in front of the feed-forward network',
+    'norm1': 'norm of the attention sub-layer: in front of it, or behind it in '
+    'post-norm trunks',
+    'norm2': 'norm of the feed-forward sub-layer, likewise',
     'attn': 'attention sub-layer, before scale, stochastic depth and shortcut',
-    'attn.qkv': 'fused query, key and value projection',
-    'attn.q': 'query rows of the fused projection (after only)',
-    'attn.k': 'key rows of the fused projection (after only)',
-    'attn.v': 'value rows of the fused projection (after only)',
-    'attn.core': 'softmax(q k^T) v on (q, k, v), each (B, heads, N, head_dims)',
+    'attn.qkv': 'query, key and value projection of one input, fused or not',
+    'attn.q': 'query rows of that projection (after only)',
+    'attn.k': 'key rows of that projection (after only)',
+    'attn.v': 'value rows of that projection (after only)',
+    'attn.core': 'softmax(q k^T) v on (q, k, v), each (B, heads, N, head_dims), behind '
+    'norms per head and rotary positions',
     'attn.proj': 'output projection of attention',
     'attn.branch': 'scale and stochastic depth behind attention; what leaves joins the '
     'shortcut',
     'attn.skip': 'shortcut around attention',
     'attn.sum': 'stream before and after the attention residual',
     'ffn': 'feed-forward sub-layer, before scale, stochastic depth and shortcut',
-    'ffn.fc1': 'first linear of the feed-forward network, before the activation',
+    'ffn.fc1': 'first linear of the feed-forward network, before the activation; gate '
+    'and value together in a gated one',
     'ffn.fc2': 'second linear of the feed-forward network',
     'ffn.branch': 'scale and stochastic depth behind the feed-forward network; what '
     'leaves joins the shortcut',
@@ -83,7 +86,8 @@ class Site:
             (or block, in a plain transformer) whose features leave.
         num_blocks: Blocks of the backbone.
         num_heads: Attention heads of the block, None outside of blocks.
-        mlp_dims: Hidden width of the block's feed-forward network.
+        mlp_dims: Hidden width of the block's feed-forward network, that of the gated
+            product in a gated one.
         window: Extents of the attention window, None where attention is global; for
             ``out`` that of the blocks in front of it.
         shift: Shift of the window per axis, zeros where it is not shifted.
@@ -97,6 +101,7 @@ class Site:
         pooled: For ``out``: only one output, and its tokens are averaged.
         channels_first: For ``downsample``: merged channels lie channel-major
             (``nn.Unfold``) rather than neighbour-major (concatenation).
+        gated: For ``ffn.fc1``: what leaves is a gate and a value next to each other.
     """
 
     kind: str
@@ -116,6 +121,7 @@ class Site:
     index: int | None = None
     pooled: bool = False
     channels_first: bool = False
+    gated: bool = False
 
     @property
     def key(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from mmpetl.core.affine import Affine
 from mmpetl.core.errors import PETLError
 from mmpetl.core.role import Kind, Place, Role
-from mmpetl.core.site import Site
+from mmpetl.core.site import KINDS, Site
 from mmpetl.registry import BACKBONES
 
 
@@ -30,6 +30,11 @@ class SiteMap:
         swapped: Subclass of ``(BackboneHost, host)``, called ``PETL`` and the name of
             ``host``: code of other libraries reads class names.
         swapped_block: Subclass of ``(BlockHost, host_block)``, likewise.
+        blocks_served: Swapped class by foreign class, for all that :meth:`blocks` and
+            :meth:`inner_hosts` give; where there is one class of blocks, the pair
+            ``host_block`` and ``swapped_block`` says it.
+        absent: Why the trunk has no site of a kind, by kind, as one clause
+            (``'keys and values come from a reduced map'``); refusals print it.
         parts: Classes that a part of a block may have, by its path in the block. The
             algebra of a swapped block is that of these classes and of no other.
         outer_parts: Likewise for parts outside of blocks, by their path in the
@@ -46,6 +51,8 @@ class SiteMap:
     head: tuple[str, ...] = ()
     swapped: type[nn.Module]
     swapped_block: type[nn.Module]
+    blocks_served: dict[type[nn.Module], type[nn.Module]] = {}
+    absent: dict[str, str] = {}
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
     biases: tuple[str, ...] = ('bias',)
@@ -66,9 +73,29 @@ class SiteMap:
         """Path and module of every block, in the order of the forward pass."""
         raise NotImplementedError
 
+    def inner_hosts(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Path and module of hosts that are no whole blocks.
+
+        One of two attentions of a block, say.
+        """
+        return iter(())
+
+    def served(self) -> dict[type[nn.Module], type[nn.Module]]:
+        """Swapped class by foreign class, of blocks and inner hosts."""
+        return self.blocks_served or {self.host_block: self.swapped_block}
+
+    def hosts(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Every module below the backbone that runs sites."""
+        yield from self.blocks(backbone)
+        yield from self.inner_hosts(backbone)
+
     def sites(self, backbone: nn.Module) -> list[Site]:
         """Every site of this backbone, in the order of the forward pass."""
         raise NotImplementedError
+
+    def why_absent(self, backbone: nn.Module, kind: str) -> str | None:
+        """Why this backbone has no site of a kind, as one clause, if it is known."""
+        return self.absent.get(kind)
 
     def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
         """Modules behind the sites that lie outside of blocks, by :attr:`Site.key`."""
@@ -170,13 +197,15 @@ class SiteMap:
         Called before anything else is asked or changed. A description that overrides
         it calls it first.
         """
-        for path, block in self.blocks(backbone):
-            if type(block) not in (self.host_block, self.swapped_block):
+        served = self.served()
+        for path, block in self.hosts(backbone):
+            if type(block) not in (*served, *served.values()):
+                known = ' and '.join(cls.__name__ for cls in served)
                 raise PETLError(
                     f'{path} is a {class_name(type(block))}; the site map of '
-                    f'{class_name(self.host)} describes blocks of class '
-                    f'{self.host_block.__name__}'
+                    f'{class_name(self.host)} describes blocks of class {known}'
                 )
+        for path, block in self.blocks(backbone):
             for part, classes in self.parts.items():
                 self.check_class(f'{path}.{part}', block.get_submodule(part), classes)
         for path, classes in self.outer_parts.items():
@@ -203,14 +232,16 @@ class SiteMap:
 
     def swap(self, backbone: nn.Module) -> None:
         """Change the classes of the backbone and its blocks."""
-        for _, block in self.blocks(backbone):
-            block.__class__ = self.swapped_block
+        served = self.served()
+        for _, block in self.hosts(backbone):
+            block.__class__ = served[type(block)]
         backbone.__class__ = self.swapped
 
     def unswap(self, backbone: nn.Module) -> None:
         """Give every instance its own class back."""
-        for _, block in self.blocks(backbone):
-            block.__class__ = self.host_block
+        plain = {swapped: cls for cls, swapped in self.served().items()}
+        for _, block in self.hosts(backbone):
+            block.__class__ = plain[type(block)]
         backbone.__class__ = self.host
 
 
@@ -236,7 +267,16 @@ def class_name(cls: type) -> str:
 
 
 def block_sites(
-    host: str, dims: int, mlp_dims: int, *, windowed: bool = False, **facts: Any
+    host: str,
+    dims: int,
+    mlp_dims: int,
+    *,
+    windowed: bool = False,
+    attn_dims: int | None = None,
+    kv_dims: int | None = None,
+    gated: bool = False,
+    without: Iterable[str] = (),
+    **facts: Any,
 ) -> list[Site]:
     """The sites of one block, in the order of its forward pass.
 
@@ -245,35 +285,55 @@ def block_sites(
         dims: Width of the stream.
         mlp_dims: Hidden width of the feed-forward network.
         windowed: Whether attention runs in windows, which have no grid.
+        attn_dims: Width of the queries of all heads, ``dims`` by default.
+        kv_dims: Width of keys and of values, ``attn_dims`` by default.
+        gated: Whether ``ffn.fc1`` leaves a gate and a value.
+        without: Kinds that this block has no place for; ``'attn'`` stands for all of
+            attention.
         facts: Further fields of :class:`Site`, the same for all.
     """
     d, m = dims, mlp_dims
+    a = d if attn_dims is None else attn_dims
+    kv = a if kv_dims is None else kv_dims
     inside = not windowed
+    without = set(without)
+    if 'attn' in without:
+        without |= {kind for kind in KINDS if kind.startswith('attn.')} | {'norm1'}
     layout = (
         ('tokens', d, d, True),
         ('block', d, d, True),
         ('norm1', d, d, True),
         ('attn', d, d, True),
-        ('attn.qkv', d, 3 * d, inside),
-        ('attn.q', d, d, inside),
-        ('attn.k', d, d, inside),
-        ('attn.v', d, d, inside),
-        ('attn.core', d, d, False),
-        ('attn.proj', d, d, inside),
+        ('attn.qkv', d, a + 2 * kv, inside),
+        ('attn.q', d, a, inside),
+        ('attn.k', d, kv, inside),
+        ('attn.v', d, kv, inside),
+        ('attn.core', a, a, False),
+        ('attn.proj', a, d, inside),
         ('attn.branch', d, d, True),
         ('attn.skip', d, d, True),
         ('attn.sum', d, d, True),
         ('norm2', d, d, True),
         ('ffn', d, d, True),
-        ('ffn.fc1', d, m, True),
+        ('ffn.fc1', d, 2 * m if gated else m, True),
         ('ffn.fc2', m, d, True),
         ('ffn.branch', d, d, True),
         ('ffn.skip', d, d, True),
         ('ffn.sum', d, d, True),
     )
     return [
-        Site(kind, host, i, o, has_grid=grid, mlp_dims=m, **facts)
+        Site(
+            kind,
+            host,
+            i,
+            o,
+            has_grid=grid,
+            mlp_dims=m,
+            gated=gated and kind == 'ffn.fc1',
+            **facts,
+        )
         for kind, i, o, grid in layout
+        if kind not in without
     ]
 
 

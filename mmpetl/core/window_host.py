@@ -39,6 +39,24 @@ class WindowBlockHost(BlockHost):
         """(heads, N, N), the relative position bias of a window."""
         raise NotImplementedError
 
+    def window_terms(
+        self, partition: Partition, ctx: Context, device: torch.device
+    ) -> dict[str, Tensor | None]:
+        """Position bias and shift mask of the windows, as :meth:`attend` takes them."""
+        return {
+            'bias': self.position_bias(partition.tokens),
+            'mask': partition.mask_in(ctx, device),
+        }
+
+    def score_terms(
+        self, q: Tensor, ctx: Context
+    ) -> tuple[Tensor | None, Tensor | None, float]:
+        terms = self.window_terms(self.partition(ctx.grid), ctx, q.device)
+        parts = self.attention_parts()
+        bias = self.position_terms(q, ctx, terms['bias'], 0)
+        scale = parts.get('scale')
+        return bias, terms['mask'], q.shape[-1] ** -0.5 if scale is None else scale
+
     def attention(self, x: Tensor, ctx: Context) -> Tensor:
         partition = self.partition(ctx.grid)
         p, count = ctx.num_prefix, partition.count
@@ -49,8 +67,7 @@ class WindowBlockHost(BlockHost):
         o = self.attend(
             w,
             ctx,
-            bias=self.position_bias(partition.tokens),
-            mask=partition.mask_in(ctx, x.device),
+            **self.window_terms(partition, ctx, x.device),
             **self.attention_parts(),
         )
         y = partition.join(o[:, p:])

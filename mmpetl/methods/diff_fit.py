@@ -54,6 +54,7 @@ class DiffFit(Method):
     """
 
     targets = ('attn.proj', 'ffn.fc2')
+    targets_any = True
     family = 'specification'
 
     def __init__(

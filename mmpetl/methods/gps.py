@@ -216,6 +216,8 @@ class GPS(Method):
     """
 
     targets = ('embed.proj', 'attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
+    substitutes = {'attn.qkv': ('attn.q', 'attn.k', 'attn.v')}
+    targets_any = True
     optional = ('downsample.reduction',)
     family = 'specification'
 
@@ -262,10 +264,7 @@ class GPS(Method):
     ) -> None:
         if self.mode == 'mask':
             for site, delta in deltas.items():
-                weight = weights(site.host, site.kind).weight
-                # That of a convolution is seen as a matrix.
-                whole = isinstance(weight, nn.Parameter)
-                delta.watch(weight if whole else weight._base)
+                delta.watch(_whole_parameter(site, weights(site.host, site.kind)))
 
     def selects(self, role: Role) -> bool:
         if role.kind == 'projection' and role.part == 'weight':
@@ -289,9 +288,16 @@ class GPS(Method):
         """
         place = Place(backbone, self)
         module = place.module
+        # A view of the weights of a site lies in the storage of a parameter.
+        owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
         weights = {
-            site: _parameter(module, place.record.site_map.affine(module, site))
+            site: place.record.site_map.affine(module, site).weights
             for site in place.sites
+        }
+        params = {
+            view: owner[view.untyped_storage().data_ptr()]
+            for views in weights.values()
+            for view in views
         }
         limit = self.max_images
         if limit is None and self.criterion == 'task':
@@ -299,7 +305,9 @@ class GPS(Method):
         seen, classes = 0, set()
         views = 2 if self.criterion == 'supcon' else 1
         with (
-            only_trains(backbone, list(weights.values()), train_mode=True),
+            only_trains(
+                backbone, list(dict.fromkeys(params.values())), train_mode=True
+            ),
             _whole_gradients(place),
         ):
             for batch in one_epoch(batches, views=views, shuffle=True):
@@ -315,8 +323,8 @@ class GPS(Method):
                 if loss is not None:
                     loss.backward()
             grads = {
-                site: torch.zeros_like(p) if p.grad is None else p.grad
-                for site, p in weights.items()
+                site: torch.cat([_gradient(view, params[view]) for view in views])
+                for site, views in weights.items()
             }
         if not seen:
             raise PETLError('GPS chooses weights by data, and there are none')
@@ -325,7 +333,7 @@ class GPS(Method):
                 'GPS contrasts classes, and the data hold one only '
                 f'({classes.pop()}); give it labelled data of two classes or more'
             )
-        return {site: grad.flatten(1).float() for site, grad in grads.items()}
+        return {site: grad.float() for site, grad in grads.items()}
 
     def _contrast(
         self, backbone: nn.Module, place: Place, batch: list[Any]
@@ -375,10 +383,30 @@ def _whole_gradients(place: Place) -> Iterator[None]:
         del place.calibrated.sees_all
 
 
-def _parameter(module: nn.Module, affine: Affine) -> nn.Parameter:
-    """The parameter that an affine map is a view of."""
-    start = affine.weight.data_ptr()
-    return next(p for p in module.parameters() if p.data_ptr() == start)
+def _whole_parameter(site: Site, affine: Affine) -> nn.Parameter:
+    """The parameter that holds the weight of a site and nothing else.
+
+    Raises:
+        PETLError: The weight is rows of a parameter, or several.
+    """
+    if len(affine.weights) == 1:
+        (weight,) = affine.weights
+        # That of a convolution is seen as a matrix.
+        param = weight if isinstance(weight, nn.Parameter) else weight._base
+        if param.numel() == weight.numel():
+            return param
+    raise PETLError(
+        f"GPS(mode='mask') masks the gradients of whole weights, and that of {site} is "
+        "not one parameter of its own; mode='values' trains the same weights"
+    )
+
+
+def _gradient(view: Tensor, param: nn.Parameter) -> Tensor:
+    """What a backward pass has left for a view of a parameter, in its shape."""
+    if param.grad is None:
+        return torch.zeros_like(view)
+    start = view.storage_offset() - param.storage_offset()
+    return param.grad.as_strided(view.shape, view.stride(), start)
 
 
 def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:

@@ -286,7 +286,7 @@ class LST(Method):
             for site in place.sites
             if site.kind == 'block'
             for kind in BLOCK_PARTS
-            for tensor in _tensors(_affine(place, site.host, kind))
+            for tensor in _affine(place, site.host, kind).tensors
         ]
         params = list(dict.fromkeys(params))
         total = {
@@ -343,7 +343,8 @@ class LST(Method):
                 part if part.bias is None else replace(part, bias=same_place(part.bias))
                 for part in affine.bias
             )
-            return Affine(affine.name, same_place(affine.weight), bias)
+            weights = tuple(same_place(weight) for weight in affine.weights)
+            return Affine(affine.name, weights, bias)
 
         self._prune(
             {site: place.delta(site) for site in place.sites},
@@ -357,11 +358,6 @@ def _affine(place: Place, host: str, kind: str) -> Affine:
     """The map of a kind inside a block."""
     site = next(s for s in place.record.sites if (s.host, s.kind) == (host, kind))
     return place.record.site_map.affine(place.module, site)
-
-
-def _tensors(affine: Affine) -> list[Tensor]:
-    """Views of the parameters of a map."""
-    return [affine.weight, *(p.bias for p in affine.bias if p.bias is not None)]
 
 
 def largest(size: Tensor, count: int) -> Tensor:

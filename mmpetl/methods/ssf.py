@@ -53,6 +53,8 @@ class SSF(Method):
         'ffn.fc1',
         'ffn.fc2',
     )
+    substitutes = {'attn.qkv': ('attn.q', 'attn.k', 'attn.v')}
+    targets_any = True
 
     def __init__(
         self, exact_identity: bool = False, on_merge_norm: bool = False
