@@ -45,7 +45,9 @@ class Rows:
             return cls(module.weight, module.bias)
         return cls(module.weight, module.bias, module)
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many there are."""
         return len(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ class Rows:
     def bias_parts(self, start: int = 0) -> tuple[BiasPart, ...]:
         """The parts of the bias, their rows counted from ``start``."""
         if self.bias is None or isinstance(self.bias, Tensor):
-            return (BiasPart(start, start + len(self), self.bias),)
+            return (BiasPart(start, start + self.size, self.bias),)
         parts = []
         for b in self.bias:
             size = b if isinstance(b, int) else len(b)
@@ -104,7 +106,7 @@ class Stack:
     ) -> None:
         self.rows = tuple(Rows.of(part) for part in rows)
         if sizes is None:
-            sizes = [len(part) for part in self.rows]
+            sizes = [part.size for part in self.rows]
             if len(sizes) == 1:
                 sizes = [sizes[0] // 3] * 3
         self.sizes = tuple(sizes)
@@ -137,7 +139,7 @@ class Stack:
             found = [part(x) for part in rows]
         else:
             size = self.sizes[0]
-            if len(rows[0]) > size:
+            if rows[0].size > size:
                 rows = (*rows[0].cut(size), *rows[1:])
             found = [rows[0](x), *(part(others) for part in rows[1:])]
         parts: list[Tensor] = []
@@ -155,7 +157,7 @@ class Stack:
         start = 0
         for rows in self.rows:
             bias += rows.bias_parts(start)
-            start += len(rows)
+            start += rows.size
         weights = tuple(
             r.weight if r.weight.ndim == 2 else r.weight.flatten(1) for r in self.rows
         )
