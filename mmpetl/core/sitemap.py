@@ -338,9 +338,10 @@ def block_sites(
 
 
 def _descriptions() -> list[str]:
-    """Stems of the files of ``mmpetl/backbones``."""
+    """Stems of the files of ``mmpetl/backbones``; a folder there holds shared code."""
     package = importlib.import_module('mmpetl.backbones')
-    return [info.name for info in pkgutil.iter_modules(package.__path__)]
+    modules = pkgutil.iter_modules(package.__path__)
+    return [info.name for info in modules if not info.ispkg]
 
 
 def _load_descriptions(module: nn.Module) -> list[SiteMap]:

@@ -1,0 +1,1 @@
+"""What several files of ``mmpetl/backbones`` share, without any foreign package."""
