@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mmpetl.core import (
     BackboneHost,
     BlockHost,
-    PETLError,
     Rows,
     Site,
     SiteMap,
@@ -38,6 +37,7 @@ class PETLBlock(BlockHost, Block):
             'qkv': self.qkv(),
             'proj': attn.proj,
             'dropout': attn.attn_drop.p if attn.training else 0.0,
+            'scale': attn.scale,
         }
 
     def qkv(self) -> nn.Module | Rows:
@@ -112,13 +112,6 @@ class MMActionViT(SiteMap):
 
     def example(self) -> nn.Module:
         return VisionTransformer(norm_cfg={'type': 'LN', 'eps': 1e-6})
-
-    def check(self, backbone: nn.Module) -> None:
-        super().check(backbone)
-        for path, block in self.blocks(backbone):
-            attn = block.attn
-            if attn.scale != (attn.embed_dims // attn.num_heads) ** -0.5:
-                raise PETLError(f'{path}.attn has its own qk_scale; no sites for it')
 
     def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for i, block in enumerate(backbone.blocks):

@@ -112,7 +112,8 @@ class WindowBackboneHost(BackboneHost):
         ctx.grid = numbers(grid)
         if p:
             h = torch.cat((self.repeat_four(x[:, :p]), h), dim=1)
-        h = self.through('downsample.norm', merge.norm, h, ctx, index)
+        if merge.norm is not None:
+            h = self.through('downsample.norm', merge.norm, h, ctx, index)
         return self.through('downsample.reduction', merge.reduction, h, ctx, index)
 
     def run_stages(
@@ -146,6 +147,10 @@ class WindowSiteMap(SiteMap):
         """Convolution of the patch embedding."""
         raise NotImplementedError
 
+    def stage_dims(self, stage: nn.Module) -> int:
+        """Width of the blocks of a stage."""
+        return stage.embed_dims
+
     def block_facts(
         self, block: nn.Module
     ) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
@@ -162,8 +167,8 @@ class WindowSiteMap(SiteMap):
                 yield f'{self.stages_name}.{i}.blocks.{j}', block
 
     def sites(self, backbone: nn.Module) -> list[Site]:
-        embed = backbone.embed_dims
         projection = self.projection(backbone)
+        embed = projection.out_channels
         patch = projection.in_channels * math.prod(projection.kernel_size)
         stages = self.stages(backbone)
         depth = sum(len(stage.blocks) for stage in stages)
@@ -177,7 +182,7 @@ class WindowSiteMap(SiteMap):
         pooled = len(backbone.out_indices) == 1
         for i, stage in enumerate(stages):
             facts['stage'] = i
-            d = stage.embed_dims
+            d = self.stage_dims(stage)
             for j, block in enumerate(stage.blocks):
                 heads, mlp, window, shift = self.block_facts(block)
                 sites += block_sites(
@@ -197,8 +202,10 @@ class WindowSiteMap(SiteMap):
             if stage.downsample is not None:
                 wide, out = 4 * d, stage.downsample.reduction.out_features
                 order = {'channels_first': self.channels_first}
-                merging = [
-                    Site('downsample.norm', '', wide, wide, **at, **order),
+                if stage.downsample.norm is not None:
+                    site = Site('downsample.norm', '', wide, wide, **at, **order)
+                    merging = [site]
+                merging += [
                     Site('downsample.reduction', '', wide, out, **at, **order),
                     Site('downsample', '', d, out, **at, **order),
                 ]
@@ -211,7 +218,7 @@ class WindowSiteMap(SiteMap):
                 leaving.append(
                     Site('out', '', n, n, pooled=pooled, window=window, **at)
                 )
-            if backbone.out_after_downsample:
+            if getattr(backbone, 'out_after_downsample', False):
                 sites += merging + leaving
             else:
                 sites += leaving + merging

@@ -248,13 +248,6 @@ def test_dropout_is_that_of_the_original(variant: str) -> None:
             {'layer_cfgs': {'ffn_type': 'swiglu_fused'}},
             'layers.0.ffn is a mmpretrain.SwiGLUFFNFused; .* knows FFN there',
         ),
-        (
-            'mmpretrain_swin',
-            {'stage_cfgs': {'block_cfgs': {'attn_cfgs': {'qk_scale': 0.5}}}},
-            'qk_scale',
-        ),
-        ('mmaction_vit', {'qk_scale': 0.5}, 'qk_scale'),
-        ('mmaction_swin3d', {'qk_scale': 0.5}, 'qk_scale'),
         ('timm_vit', {'patch_drop_rate': 0.5}, 'patch_drop_rate=0'),
     ],
 )

@@ -202,6 +202,10 @@ OPENMMLAB: list[tuple[str, dict[str, Any]]] = [
     ('mmpretrain_swin', cfg(window_size=2)),
     ('mmpretrain_swin', cfg(shift=True, attn_cfgs={'shift_size': 1})),
     ('mmpretrain_swin', {'norm_cfg': None, 'patch_cfg': {'stride': 2}}),
+    ('mmpretrain_swin', merging(norm_cfg=None)),
+    ('mmpretrain_swin', cfg(attn_cfgs={'qk_scale': 0.5})),
+    ('mmaction_vit', {'qk_scale': 0.5}),
+    ('mmaction_swin3d', {'qk_scale': 0.5}),
     ('mmaction_vit', {'tubelet_size': 1, 'patch_size': 16}),
     ('mmaction_vit', {'use_mean_pooling': False, 'return_feat_map': True}),
     ('mmaction_swin3d', {'window_size': (4, 2, 2), 'act_cfg': {'type': 'ReLU'}}),
@@ -222,13 +226,9 @@ NOT_OPENMMLAB: list[tuple[str, dict[str, Any], str]] = [
     ('mmpretrain_swin', {'patch_cfg': {'dilation': 2}}, 'projection is dilated'),
     ('mmpretrain_swin', cfg(ffn_cfgs={'num_fcs': 3}), 'ffn has 3 linear layers'),
     ('mmpretrain_swin', cfg(ffn_cfgs={'add_identity': False}), 'add_identity=False'),
-    ('mmpretrain_swin', cfg(attn_cfgs={'qk_scale': 0.5}), 'qk_scale'),
     ('mmpretrain_swin', merging(kernel_size=3, stride=2), 'merging of 2 x 2'),
     ('mmpretrain_swin', merging(dilation=2), 'merging of 2 x 2'),
     ('mmpretrain_swin', merging(padding=1), 'merging of 2 x 2'),
-    ('mmpretrain_swin', merging(norm_cfg=None), 'merging of 2 x 2'),
-    ('mmaction_vit', {'qk_scale': 0.5}, 'qk_scale'),
-    ('mmaction_swin3d', {'qk_scale': 0.5}, 'qk_scale'),
 ]
 
 
