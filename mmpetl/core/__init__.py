@@ -25,6 +25,14 @@ from mmpetl.core.calibration import (
     watching,
 )
 from mmpetl.core.context import Context, records_gradients
+from mmpetl.core.conv_host import (
+    ConvBackboneHost,
+    ConvBlockHost,
+    ConvSiteMap,
+    from_maps,
+    norm_tokens,
+    to_maps,
+)
 from mmpetl.core.counts import Counts, Owner, count_trainable, describe, owners
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
@@ -58,7 +66,7 @@ from mmpetl.core.method import (
 from mmpetl.core.rebase import load_base
 from mmpetl.core.role import Role
 from mmpetl.core.save import delta_facts, load_delta, save_delta
-from mmpetl.core.site import AFTER_ONLY, KINDS, Site
+from mmpetl.core.site import AFTER_ONLY, KINDS, Site, in_stages
 from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
 from mmpetl.core.slots import (
     SlotFacts,
@@ -93,6 +101,9 @@ __all__ = [
     'BlockHost',
     'Calibrated',
     'Context',
+    'ConvBackboneHost',
+    'ConvBlockHost',
+    'ConvSiteMap',
     'Counts',
     'Delta',
     'Host',
@@ -136,9 +147,11 @@ __all__ = [
     'fingerprint',
     'fold',
     'freeze',
+    'from_maps',
     'from_windows',
     'frozen_keys',
     'grow',
+    'in_stages',
     'inject',
     'injection_of',
     'injections',
@@ -148,6 +161,7 @@ __all__ = [
     'load_base',
     'load_delta',
     'load_delta_state',
+    'norm_tokens',
     'on_maps',
     'one_by_one',
     'one_epoch',
@@ -167,6 +181,7 @@ __all__ = [
     'suggest',
     'task_loss',
     'tensor_digests',
+    'to_maps',
     'to_windows',
     'unfreeze',
     'wanted_sites',

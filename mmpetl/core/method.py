@@ -39,6 +39,8 @@ class Method:
         targets: Kinds of the sites it plugs into. An instance may narrow or widen
             them.
         optional: Kinds it plugs into where a backbone offers them.
+        requires: Kinds that a backbone must offer for what it reads of their sites,
+            though nothing is plugged there.
         substitutes: Kinds that together take the place of a target where a backbone
             does not offer it: ``attn.q``, ``attn.k`` and ``attn.v`` for ``attn.qkv``
             where the algebra is one of rows.
@@ -59,7 +61,8 @@ class Method:
 
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    substitutes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    requires: ClassVar[tuple[str, ...]] = ()
+    substitutes: Mapping[str, tuple[str, ...]] = {}
     targets_any: ClassVar[bool] = False
     calibration_pipeline: ClassVar[str] = 'train'
     starts_as_identity: bool = True
@@ -99,8 +102,8 @@ class Method:
             and not (self.substitutes.get(kind) and self._replaced(kind, offered))
         ]
         if self.targets_any and len(lacking) < len(self.targets):
-            return []
-        return lacking
+            lacking = []
+        return lacking + [kind for kind in self.requires if kind not in offered]
 
     def _replaced(self, kind: str, offered: set[str]) -> bool:
         return set(self.substitutes[kind]) <= offered

@@ -25,6 +25,7 @@ A transformer block is two sub-layers on a residual stream. Written with its sit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 KINDS: dict[str, str] = {
@@ -35,6 +36,7 @@ KINDS: dict[str, str] = {
     'tokens': 'stream at the entry (before) and the exit (after) of a block, where '
     'extra tokens join and leave',
     'block': 'a whole block, stream in and stream out',
+    'mix': 'what mixes tokens without attention, such as a depth-wise convolution',
     'norm1': 'norm of the attention sub-layer: in front of it, or behind it in '
     'post-norm trunks',
     'norm2': 'norm of the feed-forward sub-layer, likewise',
@@ -136,3 +138,11 @@ class Site:
 
     def __str__(self) -> str:
         return f'{self.host}:{self.kind}'.lstrip(':')
+
+
+def in_stages(sites: Iterable[Site]) -> bool:
+    """Whether outputs are counted by stages, and not by blocks as in plain trunks."""
+    return any(
+        site.window is not None if site.kind == 'out' else site.block and site.stage
+        for site in sites
+    )

@@ -25,6 +25,7 @@ from mmpetl.core import (
     Site,
     add_to_own,
     check_range,
+    in_stages,
     kaiming_uniform_,
     without_extra,
 )
@@ -146,13 +147,13 @@ class E3VA(Method):
 
     def choose(self, sites: list[Site]) -> list[Site]:
         outs = [site for site in sites if site.kind == 'out']
-        windowed = any(site.window is not None for site in outs)
+        staged = in_stages(sites)
         last = max((site.index for site in outs), default=0)
         end = max((i for i, site in enumerate(sites) if site.kind == 'out'), default=0)
         chosen = []
         for i, site in enumerate(sites):
             # What lies behind the last output is never read.
-            place = site.stage if windowed else site.block
+            place = site.stage if staged else site.block
             read = i <= end and (site.block is None or place <= last)
             # A norm behind a mean over tokens goes with the head, which may train it.
             if self.wants(site) and read and (site.kind != 'out.norm' or site.has_grid):

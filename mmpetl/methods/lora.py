@@ -36,6 +36,7 @@ PROJECTIONS = (
     'ffn.fc1',
     'ffn.fc2',
 )
+ATTENTION = ('attn.q', 'attn.v')
 
 
 class LoRADelta(Delta):
@@ -65,7 +66,9 @@ class LoRA(Method):
         alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``.
         drop_rate: Dropout on the input of the low-rank path.
         targets: Projections that get an update of their own. ``attn.qkv`` is one
-            update of the fused projection, with A shared by q, k and v.
+            update of the fused projection, with A shared by q, k and v. A trunk without
+            attention has no queries and values; there the default stands for both
+            projections of its feed-forward networks.
     """
 
     family = 'reparameterisation'
@@ -75,7 +78,7 @@ class LoRA(Method):
         rank: int = 8,
         alpha: float | None = None,
         drop_rate: float = 0.0,
-        targets: Sequence[str] = ('attn.q', 'attn.v'),
+        targets: Sequence[str] = ATTENTION,
     ) -> None:
         check_range(self, 'rank', rank, 1)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
@@ -85,6 +88,8 @@ class LoRA(Method):
         self.alpha = alpha
         self.drop_rate = drop_rate
         self.targets = check_kinds(self, targets, PROJECTIONS)
+        if self.targets == ATTENTION:
+            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
 
     def check(self, sites: list[Site]) -> None:
         narrow = min(min(s.in_dims, s.out_dims) for s in sites)

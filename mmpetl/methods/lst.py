@@ -196,6 +196,7 @@ class LST(Method):
     """
 
     targets = ('embed', 'block', 'out')
+    requires = ('attn.core',)  # side blocks have the heads of the trunk's
     optional = ('downsample',)
     starts_as_identity = False
     family = 'side'

@@ -10,7 +10,16 @@ import torch
 from tiny import TINY, Nothing, base, images, loss_of, outputs, record
 from torch import Tensor, nn
 
-from mmpetl.core import AFTER_ONLY, KINDS, Context, Delta, Method, Site, inject
+from mmpetl.core import (
+    AFTER_ONLY,
+    KINDS,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    inject,
+)
 
 SEEN: list[tuple[Site, str]] = []
 
@@ -111,10 +120,12 @@ def test_sites_are_told_apart_and_stand_in_the_order_of_the_pass(any_stem: str) 
     assert blocks == list(range(sites[0].num_blocks))
     for site in sites:
         if site.block is not None:
-            assert site.num_heads > 0
             assert site.mlp_dims > 0
+        if site.kind.startswith('attn'):
+            assert site.num_heads > 0
     wide = [s for s in sites if s.kind == 'ffn.fc1']
-    assert all((s.in_dims < s.out_dims) and s.out_dims == s.mlp_dims for s in wide)
+    for site in wide:
+        assert site.in_dims < site.out_dims == site.mlp_dims * (1 + site.gated)
 
 
 def test_between_them_the_backbones_offer_every_kind() -> None:
@@ -163,6 +174,10 @@ class Tokens(Method):
 @pytest.mark.parametrize('stay', [False, True], ids=['each block', 'for good'])
 @torch.no_grad()
 def test_extra_tokens_act_and_never_leave(any_stem: str, stay: bool) -> None:
+    if 'tokens' not in _kinds(any_stem):
+        with pytest.raises(PETLError, match=r'tokens; .*\(tokens: .*\)'):
+            inject(base(any_stem), Tokens(stay))
+        return
     for odd in (False, True):
         x = images(any_stem, odd=odd)
         plain = outputs(base(any_stem), x)

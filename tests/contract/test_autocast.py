@@ -12,6 +12,8 @@ from torch import Tensor, nn
 ROUNDED = {
     # Its adapters are themselves products of four rounded matrices.
     'polyhistor_lite-mmpretrain_vit': 8,
+    'polyhistor_lite-mmpretrain_convnext': 16,
+    'polyhistor_lite-timm_convnext': 16,
     # A norm over two channels, 16 by the reduction of 8, gives no more than signs.
     'lst-mmpretrain_swin': 12,
 }

@@ -80,7 +80,7 @@ def test_two_methods_stack_and_leave_each_other_alone(pair: Pair) -> None:
     model, x = pair.inject(), images(pair.stem)
     shake_(model)
     alone = outputs(model, x)
-    low_rank = {'type': 'LoRA', 'rank': 3, 'targets': ['attn.proj']}
+    low_rank = {'type': 'LoRA', 'rank': 3, 'targets': ['ffn.fc2']}
     inject(model, low_rank, slot='second')
     model.eval()
     assert same(outputs(model, x), alone)
