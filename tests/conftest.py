@@ -37,11 +37,14 @@ CASES = {
     'drifting_case': 'drifting_cases',
     'stem': 'trunks',
     'any_stem': 'TINY',
+    'costly_stem': 'costly',
 }
 """What gives the values of an argument of a test, by name in ``tiny.py``.
 
 A test asks for the cases that can be; it never skips one. ``stem`` are the backbones
-with a forward pass of their own, ``any_stem`` their variants too.
+with a forward pass of their own, ``any_stem`` their variants too. A case that says so
+(``slow``) runs under ``-m slow``: methods beyond those that cover the sites of a
+backbone, and of ``costly_stem`` what no method meets in full.
 """
 
 
@@ -51,9 +54,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         import tiny
 
         source = getattr(tiny, CASES[name])
-        found = list(source() if callable(source) else source)
-        ids = [c if isinstance(c, str) else c.id for c in found]
-        metafunc.parametrize(name, found, ids=ids)
+        found = [
+            pytest.param(
+                case,
+                id=case if isinstance(case, str) else case.id,
+                marks=pytest.mark.slow if getattr(case, 'slow', False) else (),
+            )
+            for case in (source() if callable(source) else source)
+        ]
+        # The scope groups the tests of a file by their case, not by their function.
+        metafunc.parametrize(name, found, scope='module')
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -6,7 +6,7 @@ import copy
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from tiny_methods import (
     MethodCase,
     at_the_ends,
     covering,
-    every_method,
     first_of_a_family,
     method_cases,
+    selects,
     snake,
 )
 from tiny_trunk import Tiny
@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from trunks import more_trunks
 
 from mmpetl.core import (
+    Delta,
     Injection,
     Method,
     Owner,
+    PETLError,
     count_trainable,
     inject,
     injection_of,
@@ -196,6 +198,19 @@ TINY: dict[str, Tiny] = {
 }
 """Every backbone that generic tests run over, by its id."""
 
+HOSTS = {
+    'plain': 'timm_vit',
+    'windowed': 'mmpretrain_swin',
+    'pyramid': 'mmseg_mit',
+    'video': 'mmaction_swin3d',
+}
+"""The backbones that every method meets by default, by what they stand for."""
+
+
+def hosts() -> list[str]:
+    """The backbones of :data:`HOSTS` that there are."""
+    return [stem for stem in HOSTS.values() if stem in TINY]
+
 
 class Nothing(Method):
     """Plugs nothing and trains nothing: what is left is the swapped base."""
@@ -215,17 +230,23 @@ def randomise_(model: nn.Module, std: float = 0.2) -> nn.Module:
 
 
 @cache
-def _base(stem: str) -> nn.Module:
+def bare(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A tiny backbone with random weights, in eval mode, for tests that only read it.
+
+    One for all of them; what a test injects into or changes comes from :func:`base`.
+    """
+    if dtype is not torch.float32:
+        return copy.deepcopy(bare(stem)).to(dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return randomise_(TINY[stem].build())
+        model = randomise_(TINY[stem].build())
+    model.eval()  # gives nothing back in OpenMMLab
+    return model
 
 
 def base(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A fresh copy of a tiny backbone with random weights, in eval mode."""
-    model = copy.deepcopy(_base(stem)).to(dtype)
-    model.eval()
-    return model
+    return copy.deepcopy(bare(stem, dtype))
 
 
 def images(
@@ -344,22 +365,52 @@ class Pair:
     @property
     def folds(self) -> bool:
         """Whether what the method plugs folds into the base, or nothing is plugged."""
-        method = self.method.build()
-        return method.folds or not {*method.targets, *method.optional}
+        return _folds(self.method.build())
 
-    def inject(self, dtype: torch.dtype = torch.float32, **args: Any) -> nn.Module:
+    @property
+    def slow(self) -> bool:
+        """Whether the pair is left to ``-m slow``."""
+        rare = TINY[self.stem].meets is covering and self.stem not in hosts()
+        return rare and self.method.id not in cover(self.stem)
+
+    def inject(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A fresh backbone of this pair, in eval mode."""
-        torch.manual_seed(4)
-        model = inject(base(self.stem, dtype), self.method.build(), **args)
-        model.eval()
-        return model
+        return copy.deepcopy(self.injected(dtype))
+
+    def injected(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The same, for tests that only read it: one for all of them."""
+        return _injected(self, dtype)
+
+
+def _folds(method: Method) -> bool:
+    return method.folds or not {*method.targets, *method.optional}
+
+
+# Tests of a file run pair by pair (the scope in conftest.py), so that few are enough.
+@lru_cache(maxsize=8)
+def _injected(pair: Pair, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(4)
+    try:
+        model = inject(base(pair.stem, dtype), pair.method.build())
+    except PETLError as error:
+        raise AssertionError(
+            f'{pair.method.name} does not fit the tiny {pair.stem} ({error}); give it '
+            'small arguments in SETTINGS of tests/tiny_methods.py'
+        ) from error
+    model.eval()
+    return model
+
+
+@cache
+def _swapped(stem: str) -> Injection:
+    """The record of a tiny backbone that is swapped, and nothing else."""
+    return record(inject(base(stem), Nothing()))
 
 
 @cache
 def offered(stem: str) -> set[str]:
     """Kinds of sites of a tiny backbone."""
-    model = inject(base(stem), Nothing())
-    return {site.kind for site in record(model).sites}
+    return {site.kind for site in _swapped(stem).sites}
 
 
 def fits(case: MethodCase, stem: str) -> bool:
@@ -367,16 +418,97 @@ def fits(case: MethodCase, stem: str) -> bool:
     return not case.build().lacks(offered(stem))
 
 
+@cache
+def _ports(case: MethodCase, kind: str, stem: str) -> frozenset[str]:
+    """Ports of what a method plugs at a kind of site: ``before``, ``after``."""
+    method, sites = case.build(), list(_swapped(stem).sites)
+    with torch.random.fork_rng(devices=[]):
+        wanted = method.choose(sites)
+        method.check(wanted)
+        method.share(wanted)
+        delta = method.build(next(site for site in wanted if site.kind == kind))
+    return frozenset(
+        port
+        for port in ('before', 'after')
+        if getattr(type(delta), port) is not getattr(Delta, port)
+    )
+
+
+_FIRST: dict[tuple[str, str], str] = {}
+"""Where a method was first seen at a kind of site: its ports are the same anywhere."""
+
+
+def acts_at(case: MethodCase, stem: str) -> tuple[set[tuple[str, str]], int]:
+    """Kinds of sites and ports that a method acts at, and the number of sites."""
+    sites = case.build().choose(list(_swapped(stem).sites))
+    return {
+        (kind, port)
+        for kind in {site.kind for site in sites}
+        for port in _ports(case, kind, _FIRST.setdefault((case.id, kind), stem))
+    }, len(sites)
+
+
+@cache
+def cover(stem: str) -> frozenset[str]:
+    """Methods that together act wherever any method does on a backbone.
+
+    Each kind of site that it offers is met at each port, the largest gain first, and
+    of equals the one with the fewest sites. With a prompt, a method that folds and one
+    that only selects, where they fit.
+    """
+    cases = {case.id: case for case in method_cases() if fits(case, stem)}
+    acts = {id: acts_at(case, stem) for id, case in cases.items()}
+    left = set().union(*(places for places, _ in acts.values()))
+    chosen: set[str] = set()
+    while left:
+        best = max(acts, key=lambda id: (len(acts[id][0] & left), -acts[id][1]))
+        chosen.add(best)
+        left -= acts[best][0]
+    for id in sorted(chosen, key=lambda id: (-acts[id][1], id)):
+        rest = set().union(*(acts[other][0] for other in chosen - {id}))
+        if acts[id][0] <= rest:
+            chosen.remove(id)
+    methods = {id: case.build() for id, case in cases.items()}
+    for wanted in (
+        {id for id, m in methods.items() if m.family == 'prompt'},
+        {id for id, m in methods.items() if acts[id][0] and _folds(m)},
+        {id for id, m in methods.items() if not acts[id][0] and selects(m)},
+    ):
+        if wanted and not wanted & chosen:
+            chosen.add(min(wanted, key=lambda id: (acts[id][1], id)))
+    return frozenset(chosen)
+
+
 def trunks() -> list[str]:
     """The backbones with a forward pass of their own."""
-    own = (every_method, covering)
-    return [stem for stem, tiny in TINY.items() if tiny.meets in own]
+    return [stem for stem, tiny in TINY.items() if tiny.meets is covering]
+
+
+@dataclass(frozen=True)
+class Costly:
+    """A backbone in a test that takes long: only hosts meet it by default."""
+
+    stem: str
+
+    @property
+    def id(self) -> str:
+        return self.stem
+
+    @property
+    def slow(self) -> bool:
+        """Whether the backbone is left to ``-m slow``."""
+        return self.stem not in hosts()
+
+
+def costly() -> list[Costly]:
+    """The backbones with a forward pass of their own, hosts first."""
+    return [Costly(stem) for stem in (*hosts(), *(set(trunks()) - set(hosts())))]
 
 
 def pairs() -> Iterator[Pair]:
     """Every method on every backbone that it meets and that offers what it needs."""
-    for case in method_cases():
-        for stem, tiny in TINY.items():
+    for stem, tiny in TINY.items():
+        for case in method_cases():
             if tiny.meets(case) and fits(case, stem):
                 yield Pair(case, stem)
 
@@ -424,11 +556,14 @@ __all__ = [
     'Pair',
     'Tiny',
     'Tuned',
+    'bare',
     'base',
     'core',
     'count_trainable',
+    'cover',
     'fits',
     'grid',
+    'hosts',
     'images',
     'loss_of',
     'method_cases',

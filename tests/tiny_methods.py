@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -116,7 +116,7 @@ class MethodCase:
 
     id: str
     name: str
-    args: tuple[tuple[str, Any], ...]
+    args: tuple[tuple[str, Any], ...] = field(compare=False)
 
     def build(self) -> Method:
         """A new instance."""
@@ -141,35 +141,18 @@ def method_cases() -> Iterator[MethodCase]:
             yield MethodCase(case, name, tuple(args.items()))
 
 
-def every_method(case: MethodCase) -> bool:
-    """All methods: a backbone with a forward pass of its own."""
+def covering(case: MethodCase) -> bool:
+    """All methods: a backbone with a forward pass of its own.
+
+    By default it meets those of ``tiny.cover``, which act at every kind of site that it
+    offers; the others are ``slow``.
+    """
     return True
 
 
 def first_of_a_family(case: MethodCase) -> bool:
     """One method of each family: a backbone inside of a wrapper."""
     return case.id in _first_of_families()
-
-
-COVERING = {
-    'bitfit',
-    'full',
-    'gps',
-    'ln_tune',
-    'lora:all',
-    'lst',
-    'mona',
-    'prefix',
-    'ssf',
-    'vpt_deep',
-}
-"""Methods that together act at every kind of site."""
-
-
-def covering(case: MethodCase) -> bool:
-    """Some methods that together act at every kind of site: a backbone whose forward
-    pass is written for itself, on which all methods run as ``slow``."""
-    return case.id in COVERING | _first_of_families()
 
 
 @cache
@@ -192,8 +175,13 @@ def at_the_ends(case: MethodCase) -> bool:
     """
     method = case.build()
     wanted = {*method.targets, *method.optional}
-    selects = any(
+    plain = ':' not in case.id
+    return plain and (bool(wanted & ENDS) or selects(method) or not wanted)
+
+
+def selects(method: Method) -> bool:
+    """Whether a method may train some of the base."""
+    return any(
         getattr(type(method), verb) is not getattr(Method, verb)
         for verb in ('selects', 'select')
     )
-    return ':' not in case.id and (bool(wanted & ENDS) or selects or not wanted)

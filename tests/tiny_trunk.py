@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tiny_methods import MethodCase, every_method
+from tiny_methods import MethodCase, covering
 from torch import nn
 
 
@@ -20,8 +20,9 @@ class Tiny:
         odd: A non-square input that needs padding wherever the backbone pads.
         exact: Whether the swapped arithmetic is that of the original.
         frozen_stages: Makes one with ``frozen_stages=1``, None where that is unknown.
-        meets: Which methods the contract runs here: all of them, or on a variant of
-            another backbone those that see what differs.
+        meets: Which methods the contract runs here: all of them (by default those of
+            ``tiny.cover``, the rest as ``slow``), or on a variant of another backbone
+            those that see what differs.
     """
 
     site_map: str
@@ -30,4 +31,4 @@ class Tiny:
     odd: tuple[int, ...]
     exact: bool
     frozen_stages: Callable[[], nn.Module] | None = None
-    meets: Callable[[MethodCase], bool] = every_method
+    meets: Callable[[MethodCase], bool] = covering

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from tiny import Nothing, base, images, outputs, record, shake_
+from tiny import Costly, Nothing, base, images, outputs, record, shake_
 from torch import nn
 from torch.export import Dim, export
 
@@ -73,7 +73,8 @@ def test_another_process_loads_and_ejects(tmp_path) -> None:
 
 @pytest.mark.parametrize('method', ['Nothing', 'LoRA'])
 @torch.no_grad()
-def test_an_export_takes_any_batch(stem: str, method: str) -> None:
+def test_an_export_takes_any_batch(costly_stem: Costly, method: str) -> None:
+    stem = costly_stem.stem
     odd = method == 'Nothing'  # resized positions and padding without deltas
     model = inject(base(stem), Nothing() if method == 'Nothing' else method)
     shake_(model)

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 from promises import trainable
-from tiny import Pair, Tuned, base, images, loss_of, outputs, shake_
+from tiny import Pair, Tuned, bare, images, loss_of, outputs, shake_
 from torch import Tensor, nn
 
 ROUNDED = {
@@ -23,7 +23,7 @@ ROUNDED = {
 @cache
 def bare_autocast(stem: str) -> tuple[float, list[torch.dtype]]:
     """What autocast changes in the bare base, and the dtypes that it hands over."""
-    ys, full = autocast(base(stem), images(stem))
+    ys, full = autocast(bare(stem), images(stem))
     return distance(ys, full), [y.dtype for y in ys]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from promises import F64, gap, offered_sites, same
-from tiny import Pair, base, images, outputs, plain_outputs, record, shake_
+from tiny import Pair, bare, images, outputs, plain_outputs, record, shake_
 
 from mmpetl.core import PETLError, eject, fold, inject
 
 
 @torch.no_grad()
 def test_output_equals_the_base_at_step_0(pair: Pair) -> None:
-    model, x = pair.inject(), images(pair.stem)
+    model, x = pair.injected(), images(pair.stem)
     plain, ys = plain_outputs(pair.stem), outputs(model, x)
     if feature := [s for s in offered_sites(model) if s.kind == 'feature']:
         dims = [pair.method.build().feature_dims(s) for s in feature]
@@ -50,7 +50,7 @@ def test_images_of_a_batch_do_not_mix(pair: Pair) -> None:
 @pytest.mark.parametrize('odd', [False, True], ids=['square', 'odd'])
 def test_folded_equals_unfolded(folding_pair: Pair, odd: bool) -> None:
     pair = folding_pair
-    plain = base(pair.stem)
+    plain = bare(pair.stem)
     for dtype, tolerance in ((F64, 1e-9), (torch.float32, 1e-5)):
         x = images(pair.stem, odd=odd, dtype=dtype)
         model = pair.inject(dtype)

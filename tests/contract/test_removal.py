@@ -22,7 +22,7 @@ from mmpetl.core import (
 
 
 def test_inject_twice_is_refused(pair: Pair) -> None:
-    model = pair.inject()
+    model = pair.injected()  # as it is refused, it is as it was
     keys = list(model.state_dict())
     with pytest.raises(PETLError, match='already injected'):
         inject(model, pair.method.build())

@@ -8,7 +8,7 @@ import json
 import torch
 from mmengine.model import BaseModule
 from promises import is_delta, of_method, same, trainable
-from tiny import Pair, Tuned, base, images, record, shake_
+from tiny import Pair, Tuned, bare, base, images, record, shake_
 
 from mmpetl.core import (
     count_trainable,
@@ -19,7 +19,7 @@ from mmpetl.core import (
 
 
 def test_base_keys_stay_and_the_object_is_of_its_class(pair: Pair) -> None:
-    plain, model = base(pair.stem), pair.inject()
+    plain, model = bare(pair.stem), pair.injected()
     keys = [k for k in model.state_dict() if not is_delta(k)]
     assert keys == list(plain.state_dict())
     assert isinstance(model, type(plain))
@@ -79,7 +79,7 @@ def test_the_hosts_initialiser_changes_nothing(pair: Pair) -> None:
 
 
 def test_counts_are_the_trainable_numbers(pair: Pair) -> None:
-    model, plain = pair.inject(), base(pair.stem)
+    model, plain = pair.injected(), bare(pair.stem)
     counts = count_trainable(model)
     assert counts.trainable == sum(p.numel() for p in trainable(model).values())
     added = sum(p.numel() for p in model.parameters()) - sum(

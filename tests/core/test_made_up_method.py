@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY, base, images, outputs, shake_, trunks
+from tiny import TINY, base, hosts, images, outputs, shake_
 
 import mmpetl
 from mmpetl.core import PETLError, eject, inject
@@ -98,7 +98,7 @@ spec.loader.exec_module(module)
 """
 
 
-def test_the_contract_picks_it_up_on_every_backbone(file: Path, tmp_path: Path) -> None:
+def test_the_contract_picks_it_up_on_every_host(file: Path, tmp_path: Path) -> None:
     (tmp_path / 'with_ripple.py').write_text(PLUGIN.format(file=str(file)))
     command = ['-m', 'pytest', '-p', 'with_ripple', '-q', '-k', 'ripple']
     command += ['-p', 'no:cacheprovider', '-p', 'no:warnings', 'tests/contract']
@@ -111,8 +111,8 @@ def test_the_contract_picks_it_up_on_every_backbone(file: Path, tmp_path: Path) 
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     passed = int(done.stdout.rpartition(' passed')[0].split()[-1])
-    # Every promise on every backbone: tens of tests, none of them written for it.
-    assert passed > 15 * len(trunks())
+    # Every promise on every host: tens of tests, none of them written for it.
+    assert passed > 15 * len(hosts())
 
 
 _RUN = 'import sys; sys.path[:0] = {path}; import pytest; sys.exit(pytest.main({args}))'
