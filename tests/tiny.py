@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -32,6 +33,7 @@ from mmpetl.core import (
     Owner,
     PETLError,
     count_trainable,
+    find_injected,
     inject,
     injection_of,
     owners,
@@ -246,7 +248,19 @@ def bare(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def base(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A fresh copy of a tiny backbone with random weights, in eval mode."""
-    return copy.deepcopy(bare(stem, dtype))
+    return clone(bare(stem, dtype))
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A deep copy in half the time: most of it goes into empty tables of hooks."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, OrderedDict | set) and not value:
+                memo[id(value)] = type(value)()
+    if find_injected(model):
+        memo.update((id(site), site) for site in record(model).sites)
+    return copy.deepcopy(model, memo)
 
 
 def images(
@@ -375,7 +389,7 @@ class Pair:
 
     def inject(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A fresh backbone of this pair, in eval mode."""
-        return copy.deepcopy(self.injected(dtype))
+        return clone(self.injected(dtype))
 
     def injected(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The same, for tests that only read it: one for all of them."""
@@ -558,6 +572,7 @@ __all__ = [
     'Tuned',
     'bare',
     'base',
+    'clone',
     'core',
     'count_trainable',
     'cover',
