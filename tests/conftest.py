@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 CASES = {
     'pair': 'pairs',
+    'brief_pair': 'brief_pairs',
     'folding_pair': 'folding_pairs',
     'unfolding_pair': 'unfolding_pairs',
     'staged_pair': 'staged_pairs',
@@ -44,7 +45,8 @@ CASES = {
 A test asks for the cases that can be; it never skips one. ``stem`` are the backbones
 with a forward pass of their own, ``any_stem`` their variants too. A case that says so
 (``slow``) runs under ``-m slow``: methods beyond those that cover the sites of a
-backbone, and of ``costly_stem`` what no method meets in full.
+backbone, and what is no host of ``costly_stem``. ``brief_pair`` is for tests of what
+core keeps in order, whatever the backbone: slots, files, flags.
 """
 
 

@@ -54,9 +54,9 @@ def test_autocast_hands_over_what_it_does_of_the_base(pair: Pair) -> None:
     assert [y.dtype for y in ys] == dtypes
 
 
-def test_works_under_autocast(pair: Pair) -> None:
-    x = images(pair.stem)
-    model = Tuned(pair.inject(), x)
+def test_works_under_autocast(brief_pair: Pair) -> None:
+    x = images(brief_pair.stem)
+    model = Tuned(brief_pair.inject(), x)
     shake_(model)
     model.train()
     with torch.autocast('cpu', torch.bfloat16):

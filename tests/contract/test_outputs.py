@@ -26,8 +26,8 @@ def test_output_equals_the_base_at_step_0(pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_evaluation_is_deterministic(pair: Pair) -> None:
-    model, x = pair.inject(), images(pair.stem, odd=True)
+def test_evaluation_is_deterministic(brief_pair: Pair) -> None:
+    model, x = brief_pair.inject(), images(brief_pair.stem, odd=True)
     shake_(model)
     first = outputs(model, x)
     assert same(outputs(model, x), first)
@@ -76,8 +76,8 @@ def test_what_does_not_fold_is_left_as_it_is(unfolding_pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_two_methods_stack_and_leave_each_other_alone(pair: Pair) -> None:
-    model, x = pair.inject(), images(pair.stem)
+def test_two_methods_stack_and_leave_each_other_alone(brief_pair: Pair) -> None:
+    model, x = brief_pair.inject(), images(brief_pair.stem)
     shake_(model)
     alone = outputs(model, x)
     low_rank = {'type': 'LoRA', 'rank': 3, 'targets': ['ffn.fc2']}
