@@ -23,8 +23,19 @@ def _seed() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        '--trunk', action='append', help='only these tiny backbones, by their ids'
+    )
+    parser.addoption(
         '--grid', action='store_true', help='print methods x backbones and go on'
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if only := config.getoption('--trunk'):
+        import tiny
+
+        for stem in tiny.TINY.keys() - set(only):
+            del tiny.TINY[stem]
 
 
 CASES = {

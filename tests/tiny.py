@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -32,6 +32,7 @@ from mmpetl.core import (
     Method,
     Owner,
     PETLError,
+    Role,
     count_trainable,
     find_injected,
     inject,
@@ -222,6 +223,15 @@ class Nothing(Method):
     family = 'baseline'
 
 
+class Everything(Method):
+    """Trains the whole base, so that gradients can be compared."""
+
+    family = 'baseline'
+
+    def selects(self, role: Role) -> bool:
+        return True
+
+
 def randomise_(model: nn.Module, std: float = 0.2) -> nn.Module:
     """Draw every parameter, so that no zero and no one hides a mistake."""
     with torch.no_grad():
@@ -244,6 +254,8 @@ def bare(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = randomise_(TINY[stem].build())
+    if TINY[stem].forward is not None:
+        model._tiny = stem  # plain text, which copies and pickles keep
     model.eval()  # gives nothing back in OpenMMLab
     return model
 
@@ -274,10 +286,27 @@ def images(
     return torch.randn(batch, *shape, generator=g, dtype=torch.float64).to(dtype)
 
 
+def call(model: nn.Module, x: Tensor) -> Any:
+    """What the backbone gives, as it gives it."""
+    stem = getattr(model, '_tiny', None)
+    return model(x) if stem is None else TINY[stem].forward(model, x)
+
+
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """What the backbone gives, as a list."""
-    y = model(x)
-    return list(y) if isinstance(y, list | tuple) else [y]
+    return list(_tensors(call(model, x)))
+
+
+def _tensors(y: Any) -> Iterator[Tensor]:
+    if isinstance(y, Tensor):
+        yield y
+    elif isinstance(y, Mapping):  # ModelOutput of transformers is one
+        yield from _tensors(list(y.values()))
+    elif isinstance(y, list | tuple):
+        for part in y:
+            yield from _tensors(part)
+    elif y is not None:
+        raise TypeError(f'{type(y).__name__} holds no tensors that tests can find')
 
 
 @cache
@@ -614,6 +643,7 @@ __all__ = [
     'SETTINGS',
     'STILL',
     'TINY',
+    'Everything',
     'MethodCase',
     'Nothing',
     'Pair',
@@ -621,6 +651,7 @@ __all__ = [
     'Tuned',
     'bare',
     'base',
+    'call',
     'clone',
     'core',
     'count_trainable',

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tiny_methods import MethodCase, covering
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Tiny:
         meets: Which methods the contract runs here: all of them (by default those of
             ``tiny.cover``, the rest as ``slow``), or on a variant of another backbone
             those that see what differs.
+        forward: How it is called with a batch of images, and what of the result counts,
+            where that is not ``model(x)``. Lists, tuples and mappings of tensors are
+            taken apart by ``tiny.outputs``.
     """
 
     site_map: str
@@ -32,3 +36,4 @@ class Tiny:
     exact: bool
     frozen_stages: Callable[[], nn.Module] | None = None
     meets: Callable[[MethodCase], bool] = covering
+    forward: Callable[[nn.Module, Tensor], Any] | None = None

@@ -1,4 +1,7 @@
-"""A swapped backbone without any delta agrees with the original."""
+"""A swapped backbone without any delta agrees with the original, option by option.
+
+``test_every_trunk.py`` holds what every backbone must keep, in its plain form.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from tiny import Nothing, loss_of, outputs, randomise_
+from tiny import Everything, Nothing, loss_of, outputs, randomise_
 from torch import nn
 
-from mmpetl.core import Method, PETLError, Role, find_injected, inject
-
-
-class Everything(Method):
-    """Trains the whole base, so that gradients can be compared."""
-
-    def selects(self, role: Role) -> bool:
-        return True
-
+from mmpetl.core import PETLError, find_injected, inject
 
 IMAGE, VIDEO = (3, 32, 32), (3, 4, 32, 32)
 

@@ -100,11 +100,12 @@ spec.loader.exec_module(module)
 
 def test_the_contract_picks_it_up_on_every_host(file: Path, tmp_path: Path) -> None:
     (tmp_path / 'with_ripple.py').write_text(PLUGIN.format(file=str(file)))
-    command = ['-m', 'pytest', '-p', 'with_ripple', '-q', '-k', 'ripple']
-    command += ['-p', 'no:cacheprovider', '-p', 'no:warnings', 'tests/contract']
+    args = ['-p', 'with_ripple', '-q', '-k', 'ripple', 'tests/contract']
+    args += ['-p', 'no:cacheprovider', '-p', 'no:warnings']
+    args += [f'--trunk={stem}' for stem in hosts()]
     path = [str(tmp_path), str(ROOT)]
     done = subprocess.run(
-        [sys.executable, '-c', _RUN.format(path=path, args=command[2:])],
+        [sys.executable, '-c', _RUN.format(path=path, args=args)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -126,6 +127,7 @@ def test_a_broken_method_does_not_pass_the_contract(tmp_path: Path) -> None:
     file.write_text(broken)
     (tmp_path / 'with_ripple.py').write_text(PLUGIN.format(file=str(file)))
     args = ['-p', 'with_ripple', '-q', '-k', 'ripple-timm_vit', '-p', 'no:warnings']
+    args += ['--trunk=timm_vit']
     args += ['-p', 'no:cacheprovider', '--tb=no', 'tests/contract']
     path = [str(tmp_path), str(ROOT)]
     done = subprocess.run(
