@@ -14,8 +14,6 @@ ROUNDED = {
     'polyhistor_lite-mmpretrain_vit': 8,
     'polyhistor_lite-mmpretrain_convnext': 16,
     'polyhistor_lite-timm_convnext': 16,
-    # A norm over two channels, 16 by the reduction of 8, gives no more than signs.
-    'lst-mmpretrain_swin': 12,
 }
 """By how much more than the base a pair may lose under autocast, where not by 4."""
 
