@@ -7,17 +7,25 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from typing import Any
 
+import tiny_builds
 import torch
+from tiny_builds import (
+    mmaction_swin3d,
+    mmaction_vit,
+    mmpretrain_swin,
+    mmpretrain_swin_dense,
+    mmpretrain_timm,
+    mmpretrain_vit,
+    timm_vit,
+)
 from tiny_methods import (
     SETTINGS,
     STILL,
     MethodCase,
-    at_the_ends,
     covering,
-    first_of_a_family,
     method_cases,
     selects,
     snake,
@@ -40,165 +48,7 @@ from mmpetl.core import (
     owners,
 )
 
-
-def mmpretrain_vit(**args: Any) -> nn.Module:
-    from mmpretrain.models import VisionTransformer
-
-    arch = {
-        'embed_dims': 32,
-        'num_layers': 2,
-        'num_heads': 4,
-        'feedforward_channels': 64,
-    }
-    return VisionTransformer(**{'arch': arch, 'img_size': 32, 'patch_size': 8, **args})
-
-
-def mmpretrain_swin(**args: Any) -> nn.Module:
-    from mmpretrain.models import SwinTransformer
-
-    arch = {'embed_dims': 16, 'depths': (2, 2), 'num_heads': (2, 4)}
-    plain = {
-        'arch': arch,
-        'img_size': 32,
-        'patch_size': 4,
-        'window_size': 4,
-        'drop_path_rate': 0.0,
-        'out_indices': (1,),
-    }
-    return SwinTransformer(**plain | args)
-
-
-def mmpretrain_swin_dense(**args: Any) -> nn.Module:
-    return mmpretrain_swin(**{'out_indices': (0, 1), 'pad_small_map': True} | args)
-
-
-def mmaction_vit(**args: Any) -> nn.Module:
-    from mmaction.models import VisionTransformer
-
-    plain = {
-        'img_size': 32,
-        'patch_size': 8,
-        'embed_dims': 32,
-        'depth': 2,
-        'num_heads': 4,
-        'mlp_ratio': 2,
-        'num_frames': 4,
-    }
-    return VisionTransformer(**plain | args)
-
-
-def mmaction_swin3d(**args: Any) -> nn.Module:
-    from mmaction.models import SwinTransformer3D
-
-    arch = {'embed_dims': 16, 'depths': (2, 2), 'num_heads': (2, 4)}
-    plain = {
-        'arch': arch,
-        'pretrained2d': False,
-        'patch_size': (2, 4, 4),
-        'window_size': (2, 4, 4),
-        'drop_path_rate': 0.0,
-        'out_indices': (1,),
-    }
-    return SwinTransformer3D(**plain | args)
-
-
-TIMM = {
-    'img_size': 32,
-    'patch_size': 8,
-    'embed_dim': 32,
-    'depth': 2,
-    'num_heads': 4,
-    'mlp_ratio': 2.0,
-}
-
-
-def timm_vit(**args: Any) -> nn.Module:
-    import timm
-
-    return timm.create_model(
-        'vit_tiny_patch16_224', **{**TIMM, 'num_classes': 5} | args
-    )
-
-
-def mmpretrain_timm(**args: Any) -> nn.Module:
-    from mmpretrain.models import TIMMBackbone
-
-    return TIMMBackbone('vit_tiny_patch16_224', **TIMM | args)
-
-
-TINY: dict[str, Tiny] = {
-    'mmpretrain_vit': Tiny(
-        'mmpretrain_vit',
-        mmpretrain_vit,
-        (3, 32, 32),
-        (3, 37, 50),
-        exact=True,
-        frozen_stages=lambda: mmpretrain_vit(frozen_stages=1),
-    ),
-    'mmpretrain_swin': Tiny(
-        'mmpretrain_swin',
-        mmpretrain_swin_dense,
-        (3, 32, 32),
-        (3, 38, 53),
-        exact=False,
-        frozen_stages=lambda: mmpretrain_swin_dense(frozen_stages=1),
-    ),
-    'mmpretrain_swin_cls': Tiny(
-        'mmpretrain_swin',
-        mmpretrain_swin,
-        (3, 32, 32),
-        (3, 38, 53),
-        exact=False,
-        meets=at_the_ends,
-    ),
-    'mmaction_vit': Tiny(
-        'mmaction_vit', mmaction_vit, (3, 4, 32, 32), (3, 4, 24, 40), exact=False
-    ),
-    'mmaction_swin3d': Tiny(
-        'mmaction_swin3d',
-        mmaction_swin3d,
-        (3, 4, 32, 32),
-        (3, 5, 38, 53),
-        exact=False,
-        frozen_stages=lambda: mmaction_swin3d(frozen_stages=1),
-    ),
-    'timm_vit': Tiny('timm_vit', timm_vit, (3, 32, 32), (3, 32, 32), exact=True),
-    'mmpretrain_timm': Tiny(
-        'mmpretrain_timm',
-        mmpretrain_timm,
-        (3, 32, 32),
-        (3, 32, 32),
-        exact=True,
-        meets=first_of_a_family,
-    ),
-    # The norm that the head reads stands behind the pooling.
-    'mmpretrain_vit_mean': Tiny(
-        'mmpretrain_vit',
-        partial(mmpretrain_vit, out_type='avg_featmap', final_norm=False),
-        (3, 32, 32),
-        (3, 37, 50),
-        exact=True,
-        meets=at_the_ends,
-    ),
-    'timm_vit_mean': Tiny(
-        'timm_vit',
-        partial(timm_vit, global_pool='avg'),
-        (3, 32, 32),
-        (3, 32, 32),
-        exact=True,
-        meets=at_the_ends,
-    ),
-    # What leaves is the vector that a head outside of the backbone reads.
-    'timm_vit_bare': Tiny(
-        'timm_vit',
-        partial(timm_vit, num_classes=0),
-        (3, 32, 32),
-        (3, 32, 32),
-        exact=True,
-        meets=at_the_ends,
-    ),
-    **more_trunks(),
-}
+TINY: dict[str, Tiny] = {**tiny_builds.TINY, **more_trunks()}
 """Every backbone that generic tests run over, by its id."""
 
 HOSTS = {
@@ -545,6 +395,12 @@ def few(stem: str) -> frozenset[str]:
     )
 
 
+def folding(stem: str) -> MethodCase:
+    """A method that plugs into the backbone, whatever its kinds of sites, and folds."""
+    cases = [case for case in method_cases() if case.id in few(stem)]
+    return next(c for c in cases if acts_at(c, stem)[0] and _folds(c.build()))
+
+
 @cache
 def homeless() -> frozenset[str]:
     """Methods that no host offers the sites for."""
@@ -657,11 +513,18 @@ __all__ = [
     'count_trainable',
     'cover',
     'fits',
+    'folding',
     'grid',
     'hosts',
     'images',
     'loss_of',
     'method_cases',
+    'mmaction_swin3d',
+    'mmaction_vit',
+    'mmpretrain_swin',
+    'mmpretrain_swin_dense',
+    'mmpretrain_timm',
+    'mmpretrain_vit',
     'offered',
     'outputs',
     'pairs',
@@ -670,6 +533,7 @@ __all__ = [
     'record',
     'shake_',
     'snake',
+    'timm_vit',
     'train',
     'trains_most',
 ]

@@ -19,16 +19,14 @@ import torch
 from tiny import (
     TINY,
     Everything,
-    MethodCase,
     Nothing,
     bare,
     base,
     call,
     core,
-    few,
+    folding,
     images,
     loss_of,
-    method_cases,
     outputs,
     record,
     shake_,
@@ -66,12 +64,6 @@ def own_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Modules of the base by path."""
     found = model.named_modules()
     return {path: m for path, m in found if 'petl' not in path.split('.')}
-
-
-def folding(stem: str) -> MethodCase:
-    """A method that plugs into the backbone, whatever its kinds of sites."""
-    cases = [case for case in method_cases() if case.id in few(stem)]
-    return next(c for c in cases if c.build().folds and {*c.build().targets})
 
 
 def tuned(stem: str) -> nn.Module:

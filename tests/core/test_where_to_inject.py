@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny import TINY, Nothing, base, core
+from tiny import Nothing, base
 from torch import nn
 
-from mmpetl.core import PETLError, find_site_map, inject
+from mmpetl.core import PETLError, inject
 from mmpetl.methods.lora import LoRA
 
 
@@ -63,16 +63,6 @@ def test_a_subclass_of_a_described_class_is_refused() -> None:
     model = base('timm_vit')
     model.__class__ = type('Other', (plain,), {'__module__': 'somewhere'})
     assert 'is a subclass of timm.VisionTransformer' in message(model)
-
-
-@pytest.mark.parametrize('trunk', list(TINY))
-def test_swapped_classes_keep_the_name_of_upstream_in_theirs(trunk) -> None:
-    """Constructors with layer-wise decay read class names."""
-    model = core(inject(base(trunk), Nothing()))
-    site_map = find_site_map(model)
-    assert type(model).__name__ == f'PETL{site_map.host.__name__}'
-    blocks = {type(block) for _, block in site_map.blocks(model)}
-    assert {b.__name__ for b in blocks} == {f'PETL{site_map.host_block.__name__}'}
 
 
 def test_layer_decay_of_mmaction_works_on_an_injected_videomae() -> None:

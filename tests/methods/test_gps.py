@@ -5,6 +5,7 @@ import copy
 import plain_vit
 import pytest
 import tiny
+import tiny_builds
 import torch
 import torch.nn.functional as F
 from full_size import counts
@@ -390,7 +391,7 @@ def test_at_most_so_many_images() -> None:
     assert all(torch.equal(few[s], first[s]) for s in few)
 
 
-@pytest.mark.parametrize('name', list(tiny.TINY))
+@pytest.mark.parametrize('name', list(tiny_builds.TINY))
 def test_chooses_on_every_backbone(name: str) -> None:
     method = GPS(2)
     model = mmpetl.inject(tiny.base(name), method)
