@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
-    'LST': {'': {'reduction': 4}, 'random': {'reduction': 4, 'init': 'random'}},
+    'LST': {'': {'reduction': 2}, 'random': {'reduction': 4, 'init': 'random'}},
     'LoRA': {
         '': {'rank': 2},
         'all': {
