@@ -5,7 +5,8 @@ Example: python tools/misc/update_tables.py --check
 Grid and index are computed from the registries: a method is supported where every site
 kind it needs is offered, and a dash says what is lacking. Which methods act together is
 asked of the check that `inject` makes. Data sets are those of the catalogue, weight
-files those of the registry. The digits are those that tools/digits.py left in docs/digits.
+files those of the registry. The digits are those that tools/digits.py left in
+docs/digits.
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
@@ -291,8 +292,9 @@ class Grid:
         )
         return (
             f'{table(lines)}\n\n{groups}\n\n'
-            '\\* depends on an option of backbone or method. [docs/grid.md](docs/grid.md) '
-            'shows each backbone, with a reason for every dash.'
+            '\\* depends on an option of backbone or method. '
+            '[docs/grid.md](docs/grid.md) shows each backbone, with a reason for every '
+            'dash.'
         )
 
     def long(self) -> str:
