@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import runpy
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 from tiny import base
 
 import mmpetl.backbones
-from mmpetl.core import PETLError, build_method, inject
+from mmpetl.core import PETLError, build_method, inject, wanted_sites
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'misc' / 'update_tables.py'
 
@@ -47,6 +48,15 @@ def test_every_dash_has_a_reason_in_one_line(grid) -> None:
     for mark, note in grid.any_model.values():
         assert (mark == 'yes') or note
         assert '\n' not in note
+
+
+def test_a_cell_is_what_inject_would_say(tool, grid) -> None:
+    one_per_group = {trunk.group: trunk for trunk in grid.trunks}.values()
+    for name, method in grid.methods.items():
+        for trunk in one_per_group:
+            refused = grid.cells[name, trunk.name].refused is not None
+            with pytest.raises(PETLError) if refused else nullcontext():
+                wanted_sites(trunk.model, method)
 
 
 @pytest.mark.parametrize('method', ['HST', 'VQT'])

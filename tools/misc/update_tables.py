@@ -20,6 +20,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mmpetl.core import (
     KINDS,
     Method,
     PETLError,
+    Site,
     SiteMap,
     build_method,
     conflict,
@@ -113,7 +115,7 @@ class Trunk:
     @property
     def group(self) -> str:
         """One of :data:`GROUPS`, by what it is made of and what it offers."""
-        sites = described(self.model).sites(core_of(self.model))
+        sites = offer(self.model)[2]
         if any(isinstance(m, torch.nn.Conv3d) for m in self.model.modules()):
             return 'video'
         if not any(site.kind.startswith('attn.') for site in sites):
@@ -121,11 +123,6 @@ class Trunk:
         if any(site.window is not None for site in sites):
             return 'windowed'
         return 'pyramid' if any(site.stage for site in sites) else 'plain'
-
-
-def described(model: torch.nn.Module) -> SiteMap:
-    """The site map that serves the module with the sites."""
-    return find_site_map(core_of(model))
 
 
 def trunks() -> list[Trunk]:
@@ -186,21 +183,27 @@ def supports(method: Method, backbone: torch.nn.Module) -> bool:
 
 
 def refusal(method: Method, backbone: torch.nn.Module) -> str | None:
-    """Why a backbone cannot serve a method, None where it can."""
+    """Why a backbone cannot serve a method, None where it can; see `wanted_sites`."""
+    core, site_map, sites = offer(backbone)
+    lacking = method.lacks({site.kind for site in sites})
     try:
-        wanted_sites(backbone, method)
+        if not lacking:
+            wanted = method.choose(list(sites))
+            lacking = [] if wanted else list(method.targets)
+            method.check(wanted)
     except PETLError as error:
-        core = core_of(backbone)
-        site_map = find_site_map(core)
-        offered = {site.kind for site in site_map.sites(core)}
-        lacking = method.lacks(offered)
-        if not lacking:  # refused by what the method itself checks
-            return str(error)
-        reasons = {kind: site_map.why_absent(core, kind) for kind in lacking}
-        return '; '.join(
-            f'no `{kind}` ({text or KINDS[kind]})' for kind, text in reasons.items()
-        )
-    return None
+        return str(error)  # the method's own check
+    reasons = {kind: site_map.why_absent(core, kind) for kind in lacking}
+    lines = [f'no `{kind}` ({text or KINDS[kind]})' for kind, text in reasons.items()]
+    return '; '.join(lines) or None
+
+
+@cache
+def offer(backbone: torch.nn.Module) -> tuple[torch.nn.Module, SiteMap, list[Site]]:
+    """The module with the sites, what describes it, and its sites."""
+    core = core_of(backbone)
+    site_map = find_site_map(core)
+    return core, site_map, site_map.sites(core)
 
 
 def on_any_model(method: Method) -> tuple[str, str]:
