@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.errors import PETLError
@@ -243,6 +243,26 @@ class SiteMap:
         for _, block in self.hosts(backbone):
             block.__class__ = plain[type(block)]
         backbone.__class__ = self.host
+
+    def convert(
+        self, backbone: nn.Module, state: dict[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        """Weights of an official file in the names of the host class.
+
+        Asked by ``load_base_weights`` where a file does not bear the model's own names.
+        A description overrides it to serve a naming that
+        ``mmpetl/models/weights/convert.py`` does not know. What it returns is held
+        against the model in full: it renames what it knows, passes the rest on, and
+        need not resize position tables.
+
+        Args:
+            backbone: The plain backbone that is to be filled.
+            state: The file's tensors by name, whatever path they bear.
+
+        Returns:
+            Tensors by the backbone's names, None for a naming that is not its.
+        """
+        return None
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

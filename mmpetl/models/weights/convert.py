@@ -1,0 +1,403 @@
+"""Which official names a class of model can be filled from.
+
+The class decides, and nothing else does: tensors of one shape mean different things in
+different architectures. What a converter returns is then held against the model's own
+names in full, so a file that it was not made for is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from mmpetl.core import PETLError
+from mmpetl.core.sitemap import SiteMap, class_name, find_site_map
+from mmpetl.models.weights import official_convnets as convnets
+from mmpetl.models.weights import official_transformers as official
+from mmpetl.models.weights.entries import State, Tensors, renamed
+from mmpetl.models.weights.errors import WeightsError
+from mmpetl.models.weights.layouts import find_layout, trunk_prefix
+from mmpetl.models.weights.own_names import Spare
+from mmpetl.models.weights.target import Target
+from mmpetl.models.weights.transformers_names import (
+    beit_of_transformers,
+    dinov3_of_transformers,
+    segformer_of_transformers,
+)
+
+
+class Converted(NamedTuple):
+    """A state in a model's own names, and the naming that it came from.
+
+    Attributes:
+        title: What the user is told, e.g. ``'official SegFormer'``.
+        state: Tensors by the model's names.
+        prefix: What stood before the names in the file; what lies outside is not in
+            the state.
+    """
+
+    title: str
+    state: State
+    prefix: str = ''
+
+
+Reader = Callable[[Tensors, Target], Converted | None]
+
+
+def conversions(target: Target, tensors: Tensors, where: str) -> Iterator[Converted]:
+    """The states that a file may stand for, in the model's names.
+
+    Args:
+        target: The model.
+        tensors: The file.
+        where: The file, for messages.
+    """
+    site_map = _described(target.model)
+    if site_map is not None:
+        state = site_map.convert(target.model, dict(tensors))
+        if state is not None:
+            yield Converted(f'{type(site_map).__name__}.convert', state)
+    for name in target.classes():
+        for reader in READERS.get(name, ()):
+            found = reader(tensors, target)
+            if found is not None:
+                yield found
+        if name in READERS:
+            return
+    root = type(target.core).__module__.partition('.')[0]
+    if root == 'timm':
+        yield from _of_timm(tensors, target, where)
+    elif root == 'transformers':
+        yield from _of_transformers(tensors, target, where)
+
+
+def part_known(model: nn.Module) -> str | None:
+    """The path of the first part of a model whose class official files are known for."""
+    for path, module in model.named_modules():
+        names = {class_name(cls) for cls in type(module).__mro__}
+        if path and (names & FAMILY_CLASSES or any(map(is_known, names))):
+            return path
+    return None
+
+
+def is_known(name: str) -> bool:
+    """Whether a class, by package and name, has converters here."""
+    return name in READERS or name in SPARE
+
+
+def spare_of(target: Target) -> Spare:
+    """Tensors that a model of this class, or a file for it, may have alone."""
+    for name in target.classes():
+        if name in SPARE:
+            return SPARE[name]
+    return ()
+
+
+def _described(model: nn.Module) -> SiteMap | None:
+    try:
+        return find_site_map(model)
+    except PETLError:
+        return None
+
+
+def _below(tensors: Tensors, stem: str) -> tuple[str, State] | None:
+    """The path at which a name first matches, and the tensors below it."""
+    pattern = re.compile(rf'^(?P<prefix>(?:.*\.)?){stem}')
+    prefix = next((m['prefix'] for k in tensors if (m := pattern.match(k))), None)
+    if prefix is None:
+        return None
+    inside = {
+        k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)
+    }
+    return prefix, inside
+
+
+def _reader(
+    title: str,
+    stem: str,
+    *steps: Callable[[Tensors], State],
+) -> Reader:
+    """A converter for files in which some name matches ``stem``."""
+
+    def read(tensors: Tensors, target: Target) -> Converted | None:
+        found = _below(tensors, stem)
+        if found is None:
+            return None
+        prefix, state = found
+        for step in steps:
+            state = step(state)
+        return Converted(title, state, prefix)
+
+    return read
+
+
+def _vit(step: Callable[[Tensors], State]) -> Reader:
+    """A converter of all namings of a plain ViT that have a layout."""
+
+    def read(tensors: Tensors, target: Target) -> Converted | None:
+        try:
+            prefix = trunk_prefix(tensors, '')
+            inside = {
+                k.removeprefix(prefix): t
+                for k, t in tensors.items()
+                if k.startswith(prefix)
+            }
+            layout = find_layout(inside, '')
+        except WeightsError:
+            return None
+        if layout.family != 'vit':
+            return None
+        state = {k: entry.tensor for k, entry in layout.read(inside).items()}
+        return Converted(layout.name, step(state), prefix)
+
+    return read
+
+
+def _beit(tensors: Tensors, target: Target) -> Converted | None:
+    found = _beit_names(tensors)
+    if found is None:
+        return None
+    state = official.beit_to_mm(found.state, set(target.tensors))
+    return found._replace(state=state)
+
+
+def _beit_names(tensors: Tensors) -> Converted | None:
+    """A BEiT in its authors' names."""
+    found = _below(tensors, r'blocks\.0\.attn\.qkv\.weight$')
+    if found is not None:
+        return Converted('official BEiT', found[1], found[0])
+    found = _below(tensors, r'embeddings\.patch_embeddings\.projection\.weight$')
+    if found is not None:
+        return Converted('transformers BEiT', beit_of_transformers(found[1]), found[0])
+    return None
+
+
+def _of_timm(tensors: Tensors, target: Target, where: str) -> Iterator[Converted]:
+    """Through the filter that timm keeps beside the model."""
+    model = target.core
+    module = sys.modules[type(model).__module__]
+    convert = getattr(module, 'checkpoint_filter_fn', None)
+    found = _for_timm(tensors, target)
+    if convert is None or found is None:
+        return
+    _refuse_lost_bias(found.state, target, where)
+    # The filters index and print; what they cannot read is not for them.
+    with contextlib.suppress(KeyError, AttributeError, IndexError, RuntimeError):
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            state = convert(found.state, model)
+        title = f"{found.title}, through timm's filter"
+        yield Converted(title, dict(state), found.prefix)
+
+
+def _for_timm(tensors: Tensors, target: Target) -> Converted | None:
+    """A state in names that the filter of the model knows."""
+    name = type(target.core).__name__
+    wants = set(target.tensors)
+    if name == 'Beit':
+        found = _beit_names(tensors)
+        if found is None:
+            return None
+        state = official.share_table(found.state, wants)
+        return found._replace(state=official.fit_bias(state, wants))
+    stem = r'embeddings\.patch_embeddings\.weight$'
+    if name == 'Eva' and (found := _below(tensors, stem)) is not None:
+        state = dinov3_of_transformers(found[1])
+        return Converted('transformers DINOv3', state, found[0])
+    prefix, state = '', dict(tensors)
+    found = _below(tensors, r'patch_embed\.proj\.weight$')
+    # The filters know the paths below `visual` themselves.
+    if found is not None and not found[0].startswith('visual.'):
+        prefix, state = found
+    if name == 'VisionTransformerDistilled':
+        state = renamed(state, (r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'))
+    return Converted('official names', state, prefix)
+
+
+def _refuse_lost_bias(state: State, target: Target, where: str) -> None:
+    """The filter of timm drops the bias of DINOv3 where the model has none for it."""
+    if any(name.endswith('.attn.q_bias') for name in target.tensors):
+        return
+    if 'storage_tokens' not in state:
+        return
+    lost = [k for k, t in state.items() if k.endswith('attn.qkv.bias') and t.any()]
+    if lost:
+        raise WeightsError(
+            f'{where}: {lost[0]} is not zero, and {target.title} has no such bias; '
+            'build the model with qkv_bias=True'
+        )
+
+
+def _of_transformers(
+    tensors: Tensors, target: Target, where: str
+) -> Iterator[Converted]:
+    """Through the loader of transformers, which knows the names of its releases."""
+    model = target.core
+    if not hasattr(type(model), 'from_pretrained'):
+        return
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            loaded, info = type(model).from_pretrained(
+                None,
+                config=model.config,
+                state_dict=dict(tensors),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        line = str(error).strip().splitlines()
+        raise WeightsError(
+            f'{where}: transformers cannot load it into {target.title}: '
+            f'{line[0] if line else type(error).__name__}'
+        ) from error
+    state = {k: t.detach() for k, t in loaded.state_dict().items()}
+    for name in info['missing_keys']:
+        state.pop(name, None)
+    for name, *_ in info['mismatched_keys']:
+        # Position tables keep their last names: ours are resized, others refused.
+        state.pop(name, None)
+        found = [t for k, t in tensors.items() if k.endswith(name)]
+        if len(found) == 1:
+            state[name] = found[0]
+    for name in info['unexpected_keys']:
+        state[name] = tensors[name] if name in tensors else torch.empty(0)
+    yield Converted("transformers' own loader", state)
+
+
+FAMILY_CLASSES = frozenset(
+    {
+        'mmpretrain.VisionTransformer',
+        'mmpretrain.SwinTransformer',
+        'mmdet.SwinTransformer',
+        'mmseg.SwinTransformer',
+        'mmaction.VisionTransformer',
+        'mmaction.SwinTransformer3D',
+        'timm.VisionTransformer',
+        'timm.SwinTransformer',
+    }
+)
+"""Classes that are filled by way of the canonical names of their family."""
+
+PYRAMID_STEM = r'patch_embed1\.proj\.weight$'
+SEGFORMER_STEM = r'(?:encoder\.block\.0\.0\.|stages\.0\.blocks\.0\.layernorm_before\.)'
+TWINS_STEM = r'patch_embeds\.0\.proj\.weight$'
+BEIT_READERS: tuple[Reader, ...] = (_beit,)
+
+READERS: dict[str, tuple[Reader, ...]] = {
+    'mmseg.MixVisionTransformer': (
+        _reader('official SegFormer', PYRAMID_STEM, official.pyramid_to_mm),
+        _reader(
+            'transformers SegFormer',
+            SEGFORMER_STEM,
+            segformer_of_transformers,
+            official.pyramid_to_mm,
+        ),
+    ),
+    'mmdet.PyramidVisionTransformer': (
+        _reader('official PVT', PYRAMID_STEM, official.pyramid_to_mm),
+        _reader(
+            'timm PVTv2',
+            r'stages\.0\.blocks\.0\.attn\.q\.weight$',
+            official.pvt_v2_of_timm,
+            official.pyramid_to_mm,
+        ),
+    ),
+    'mmseg.PCPVT': (_reader('official Twins', TWINS_STEM, official.twins_to_mmseg),),
+    'mmpretrain.PCPVT': (
+        _reader('official Twins', TWINS_STEM, official.twins_to_mmpretrain),
+    ),
+    'mmseg.MSCAN': (
+        _reader(
+            'official SegNeXt',
+            r'patch_embed1\.proj\.0\.weight$',
+            official.mscan_to_mmseg,
+        ),
+    ),
+    'mmseg.BEiT': BEIT_READERS,
+    'mmpretrain.BEiTViT': BEIT_READERS,
+    'mmseg.VisionTransformer': (_vit(official.vit_to_mmseg),),
+    'mmpretrain.DeiT3': (_vit(official.vit_to_mmpretrain),),
+    'mmpretrain.DistilledVisionTransformer': (_vit(official.vit_to_mmpretrain),),
+    'mmpretrain.ViTEVA02': (
+        _reader(
+            'official EVA-02',
+            r'patch_embed\.proj\.weight$',
+            official.eva02_to_mmpretrain,
+        ),
+    ),
+    'mmpretrain.ViTSAM': (
+        _reader(
+            'official SAM', r'patch_embed\.proj\.weight$', official.sam_to_mmpretrain
+        ),
+    ),
+    'mmpretrain.SwinTransformerV2': (
+        _reader(
+            'official Swin v2',
+            r'patch_embed\.proj\.weight$',
+            official.swin_v2_to_mmpretrain,
+        ),
+    ),
+    'mmpretrain.ConvNeXt': (
+        _reader(
+            'official ConvNeXt',
+            r'downsample_layers\.0\.0\.weight$',
+            convnets.convnext_to_mmpretrain,
+        ),
+        _reader(
+            'timm ConvNeXt',
+            r'stem\.0\.weight$',
+            convnets.convnext_of_timm,
+            convnets.convnext_to_mmpretrain,
+        ),
+    ),
+    **dict.fromkeys(
+        ('mmpretrain.ResNet', 'mmdet.ResNet', 'mmseg.ResNet'),
+        (
+            _reader(
+                'torchvision or timm ResNet',
+                r'conv1\.(?:0\.)?weight$',
+                convnets.resnet_to_mm,
+            ),
+        ),
+    ),
+}
+"""Converters by package and class; those of the nearest base class hold."""
+
+OUTPUT = 'output norm, on one side alone'
+SPARE: dict[str, Spare] = {
+    'mmseg.MAE': (
+        (
+            r'\.relative_position_bias_table$',
+            'table of relative positions, starts at 0',
+        ),
+        (r'^layers\.\d+\.gamma_[12]$', 'layer scale, not in a file of pre-training'),
+        (r'^ln[12]\.', OUTPUT),
+    ),
+    'mmseg.BEiT': ((r'^ln[12]\.', OUTPUT),),
+    'mmpretrain.BEiTViT': ((r'^ln[12]\.', OUTPUT),),
+    'mmseg.VisionTransformer': ((r'^(ln1|fc_norm)\.', OUTPUT),),
+    'mmpretrain.DeiT3': ((r'^(ln1|fc_norm)\.', OUTPUT),),
+    'mmpretrain.DistilledVisionTransformer': ((r'^(ln1|ln2)\.', OUTPUT),),
+    'mmpretrain.ViTEVA02': ((r'^ln[12]\.', OUTPUT),),
+    'mmpretrain.ConvNeXt': ((r'^norm\d\.', OUTPUT),),
+    'mmpretrain.SwinTransformerV2': ((r'^norm\d\.', OUTPUT),),
+    'mmpretrain.PCPVT': ((r'^norm_after_stage\d\.', OUTPUT),),
+    'mmseg.PCPVT': ((r'^norm_list\.', OUTPUT),),
+    'mmdet.PyramidVisionTransformer': (
+        (r'^norm\.', OUTPUT),
+        (r'^cls_token$', 'class token, which the model does not have'),
+    ),
+    'timm.Eva': ((r'^(fc_norm|norm)\.', OUTPUT),),
+    'timm.Beit': ((r'^(fc_norm|norm)\.', OUTPUT),),
+    'timm.VisionTransformerDistilled': ((r'^norm\.', OUTPUT),),
+    'timm.ConvNeXt': ((r'^head\.norm\.', OUTPUT),),
+    'timm.SwinTransformerV2': ((r'^norm\.', OUTPUT),),
+    'timm.Hiera': ((r'^(head\.)?norm\.', OUTPUT),),
+}
+"""Norms behind a trunk differ by task; nothing of the trunk itself is listed."""

@@ -1,0 +1,83 @@
+"""A model that weights are meant for, seen through its own names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from mmpetl.core.sitemap import class_name
+
+STATISTICS = ('running_mean', 'running_var', 'weight', 'bias')
+"""Last names of the buffers that are learnt or counted, as BatchNorm's are."""
+
+
+@dataclass
+class Target:
+    """A plain model and the tensors that a file has to bring.
+
+    Attributes:
+        model: The model as it was given.
+        prefix: The dotted path that all of its names share, as ``'timm_model.'`` of a
+            wrapper; removed from the names below.
+        tensors: Parameters, and buffers that are saved, by name.
+        built: Names of buffers that the model builds for its own size: indices, masks,
+            tables of sines. A file may bring them and need not.
+    """
+
+    model: nn.Module
+    prefix: str = ''
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    built: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Target:
+        """Read a model's names."""
+        state = model.state_dict(keep_vars=True)
+        params = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        prefix = _common_path(params)
+        if any(not name.startswith(prefix) for name in state):
+            prefix = ''
+        built = {
+            name.removeprefix(prefix)
+            for name in state.keys() - params
+            if name.rpartition('.')[2] not in STATISTICS
+        }
+        tensors = {name.removeprefix(prefix): t for name, t in state.items()}
+        return cls(model, prefix, tensors, built)
+
+    @property
+    def title(self) -> str:
+        """Package and class, ``mmseg MixVisionTransformer``."""
+        return class_name(type(self.model)).replace('.', ' ', 1)
+
+    @property
+    def core(self) -> nn.Module:
+        """The module that the names start from: the model, or what it wraps."""
+        return self.model.get_submodule(self.prefix.rstrip('.'))
+
+    def classes(self) -> Iterator[str]:
+        """``mmseg.PCPVT`` and so on: classes of the model, and of what it wraps.
+
+        From the outside in, and of each from the class to its bases.
+        """
+        module, path = self.model, [part for part in self.prefix.split('.') if part]
+        while True:
+            for cls in type(module).__mro__:
+                if issubclass(cls, nn.Module) and cls is not nn.Module:
+                    yield class_name(cls)
+            if not path:
+                return
+            module = getattr(module, path.pop(0))
+
+    def owner(self, name: str) -> nn.Module:
+        """The module that holds a tensor."""
+        return self.core.get_submodule(name.rpartition('.')[0])
+
+
+def _common_path(names: set[str]) -> str:
+    """The dotted path, with its dot, that all names share."""
+    start = os.path.commonprefix(sorted(names))
+    return start[: start.rfind('.') + 1]
