@@ -79,7 +79,7 @@ def conversions(target: Target, tensors: Tensors, where: str) -> Iterator[Conver
 
 
 def part_known(model: nn.Module) -> str | None:
-    """The path of the first part of a model whose class official files are known for."""
+    """The path of the first part of a model whose class is known here."""
     for path, module in model.named_modules():
         names = {class_name(cls) for cls in type(module).__mro__}
         if path and (names & FAMILY_CLASSES or any(map(is_known, names))):
@@ -92,7 +92,7 @@ def is_known(name: str) -> bool:
     return name in READERS or name in SPARE
 
 
-def spare_of(target: Target) -> Spare:
+def spare_of(target: Target) -> tuple[Spare, ...]:
     """Tensors that a model of this class, or a file for it, may have alone."""
     for name in target.classes():
         if name in SPARE:
@@ -117,6 +117,14 @@ def _below(tensors: Tensors, stem: str) -> tuple[str, State] | None:
         k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)
     }
     return prefix, inside
+
+
+def _resnet(tensors: Tensors, target: Target) -> Converted | None:
+    found = _below(tensors, r'conv1\.(?:0\.)?weight$')
+    if found is None:
+        return None
+    state = convnets.resnet_to_mm(found[1], set(target.tensors))
+    return Converted('torchvision or timm ResNet', state, found[0])
 
 
 def _reader(
@@ -358,46 +366,58 @@ READERS: dict[str, tuple[Reader, ...]] = {
     ),
     **dict.fromkeys(
         ('mmpretrain.ResNet', 'mmdet.ResNet', 'mmseg.ResNet'),
-        (
-            _reader(
-                'torchvision or timm ResNet',
-                r'conv1\.(?:0\.)?weight$',
-                convnets.resnet_to_mm,
-            ),
-        ),
+        (_resnet,),
     ),
 }
 """Converters by package and class; those of the nearest base class hold."""
 
 OUTPUT = 'output norm, on one side alone'
-SPARE: dict[str, Spare] = {
+
+
+def _outputs(pattern: str) -> Spare:
+    return Spare(pattern, OUTPUT)
+
+
+SPARE: dict[str, tuple[Spare, ...]] = {
     'mmseg.MAE': (
-        (
+        Spare(
             r'\.relative_position_bias_table$',
             'table of relative positions, starts at 0',
+            'model',
         ),
-        (r'^layers\.\d+\.gamma_[12]$', 'layer scale, not in a file of pre-training'),
-        (r'^ln[12]\.', OUTPUT),
+        Spare(
+            r'^layers\.\d+\.gamma_[12]$',
+            'layer scale, not in a file of pre-training',
+            'model',
+        ),
+        _outputs(r'^ln[12]\.'),
     ),
-    'mmseg.BEiT': ((r'^ln[12]\.', OUTPUT),),
-    'mmpretrain.BEiTViT': ((r'^ln[12]\.', OUTPUT),),
-    'mmseg.VisionTransformer': ((r'^(ln1|fc_norm)\.', OUTPUT),),
-    'mmpretrain.DeiT3': ((r'^(ln1|fc_norm)\.', OUTPUT),),
-    'mmpretrain.DistilledVisionTransformer': ((r'^(ln1|ln2)\.', OUTPUT),),
-    'mmpretrain.ViTEVA02': ((r'^ln[12]\.', OUTPUT),),
-    'mmpretrain.ConvNeXt': ((r'^norm\d\.', OUTPUT),),
-    'mmpretrain.SwinTransformerV2': ((r'^norm\d\.', OUTPUT),),
-    'mmpretrain.PCPVT': ((r'^norm_after_stage\d\.', OUTPUT),),
-    'mmseg.PCPVT': ((r'^norm_list\.', OUTPUT),),
+    'mmseg.BEiT': (_outputs(r'^ln[12]\.'),),
+    'mmpretrain.BEiTViT': (_outputs(r'^ln[12]\.'),),
+    'mmseg.VisionTransformer': (
+        _outputs(r'^(ln1|fc_norm)\.'),
+        Spare(
+            r'^patch_embed\.projection\.bias$',
+            'bias of the patch embedding, which patch_bias=False leaves out',
+            'file',
+        ),
+    ),
+    'mmpretrain.DeiT3': (_outputs(r'^ln1\.'),),
+    'mmpretrain.DistilledVisionTransformer': (_outputs(r'^(ln1|ln2)\.'),),
+    'mmpretrain.ViTEVA02': (_outputs(r'^ln[12]\.'),),
+    'mmpretrain.ConvNeXt': (_outputs(r'^norm\d\.'),),
+    'mmpretrain.SwinTransformerV2': (_outputs(r'^norm\d\.'),),
+    'mmpretrain.PCPVT': (_outputs(r'^norm_after_stage\d\.'),),
+    'mmseg.PCPVT': (Spare(r'^norm_list\.', 'norm behind a stage, on one side alone'),),
     'mmdet.PyramidVisionTransformer': (
-        (r'^norm\.', OUTPUT),
-        (r'^cls_token$', 'class token, which the model does not have'),
+        Spare(r'^norm\.', OUTPUT, 'file'),
+        Spare(r'^cls_token$', 'class token, which the model does not have', 'file'),
     ),
-    'timm.Eva': ((r'^(fc_norm|norm)\.', OUTPUT),),
-    'timm.Beit': ((r'^(fc_norm|norm)\.', OUTPUT),),
-    'timm.VisionTransformerDistilled': ((r'^norm\.', OUTPUT),),
-    'timm.ConvNeXt': ((r'^head\.norm\.', OUTPUT),),
-    'timm.SwinTransformerV2': ((r'^norm\.', OUTPUT),),
-    'timm.Hiera': ((r'^(head\.)?norm\.', OUTPUT),),
+    'timm.Eva': (_outputs(r'^(fc_norm|norm)\.'),),
+    'timm.Beit': (_outputs(r'^(fc_norm|norm)\.'),),
+    'timm.VisionTransformerDistilled': (_outputs(r'^norm\.'),),
+    'timm.ConvNeXt': (_outputs(r'^head\.norm\.'),),
+    'timm.SwinTransformerV2': (_outputs(r'^norm\.'),),
+    'timm.Hiera': (_outputs(r'^(head\.)?norm\.'),),
 }
 """Norms behind a trunk differ by task; nothing of the trunk itself is listed."""

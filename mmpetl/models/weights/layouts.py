@@ -330,10 +330,14 @@ HEAD_WEIGHT = re.compile(
 )
 
 
+LINEAR_HEAD = re.compile(r'^(?:module\.)?(?:fc|classifier)\.weight$')
+
+
 def count_classes(tensors: Tensors) -> int | None:
     """Outputs of the classifier among ``tensors``, if there is one."""
     for name, tensor in tensors.items():
-        if HEAD_WEIGHT.match(name) and tensor.dim() == 2:
+        is_head = HEAD_WEIGHT.match(name) or LINEAR_HEAD.match(name)
+        if is_head and tensor.dim() == 2:
             return tensor.shape[-1 if name.endswith('/kernel') else 0]
     return None
 

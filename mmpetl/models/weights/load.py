@@ -126,10 +126,9 @@ def load_base_weights(
     A class has two kinds of files: those in its own names, which every module reads
     (also whole detectors, segmentors, classifiers, recognisers, and models of
     transformers), and official ones that are converted. docs/weights.md lists them by
-    class. Position and
-    relative-position tables are resized where the model's input or window differs.
-    Values are copied into the existing parameters, so dtype and device stay the
-    model's; no key is touched unless all fit.
+    class. Position and relative-position tables are resized where the model's input
+    or window differs. Values are copied into the existing parameters, so dtype and
+    device stay the model's; no key is touched unless all fit.
 
     Args:
         backbone: A plain module: initialised, nothing injected.

@@ -37,12 +37,35 @@ def convnext_of_timm(state: Tensors) -> State:
     )
 
 
-def resnet_to_mm(state: Tensors) -> State:
+def resnet_to_mm(state: Tensors, wants: set[str]) -> State:
     """A ResNet of torchvision or timm to the ``ResNet`` of OpenMMLab's packages.
 
-    Names are the same but for a stem of three convolutions (V1c, V1d), where timm has a
-    list of layers under ``conv1`` and OpenMMLab one under ``stem``.
+    Most names are the same. timm has a stem of three convolutions (V1c, V1d) as a list
+    under ``conv1``; mmdet and mmseg have it as a list under ``stem``, mmpretrain as
+    three modules of a convolution and a norm. Where a stage averages on its shortcut,
+    mmpretrain leaves the average out of the first stage, which has stride 1.
+
+    Args:
+        state: The file.
+        wants: Names of the model.
     """
-    if 'conv1.0.weight' not in state:
-        return dict(state)
-    return renamed(state, (r'^conv1\.', 'stem.'), (r'^bn1\.', 'stem.7.'))
+    if 'conv1.0.weight' in state:
+        state = renamed(state, (r'^conv1\.', 'stem.'), (r'^bn1\.', 'stem.7.'))
+    if 'stem.0.weight' in state and 'stem.0.conv.weight' in wants:
+        state = renamed(
+            state,
+            (r'^stem\.0\.', 'stem.0.conv.'),
+            (r'^stem\.1\.', 'stem.0.bn.'),
+            (r'^stem\.3\.', 'stem.1.conv.'),
+            (r'^stem\.4\.', 'stem.1.bn.'),
+            (r'^stem\.6\.', 'stem.2.conv.'),
+            (r'^stem\.7\.', 'stem.2.bn.'),
+        )
+    shortcut = 'layer1.0.downsample'
+    if f'{shortcut}.1.running_mean' in wants and f'{shortcut}.2.weight' in state:
+        state = renamed(
+            state,
+            (r'^layer1\.0\.downsample\.1\.', f'{shortcut}.0.'),
+            (r'^layer1\.0\.downsample\.2\.', f'{shortcut}.1.'),
+        )
+    return dict(state)

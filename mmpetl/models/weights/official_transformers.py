@@ -22,7 +22,7 @@ MM_BLOCKS = (
 
 
 def vit_to_mmseg(state: Tensors) -> State:
-    """A ViT of timm to ``mmseg.VisionTransformer``: ``nn.MultiheadAttention`` inside."""
+    """A ViT of timm to mmseg's, which has ``nn.MultiheadAttention`` inside."""
     return renamed(
         state,
         *MM_BLOCKS,

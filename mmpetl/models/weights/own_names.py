@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,21 +26,33 @@ HEAD = re.compile(
     r'^(head|heads|head_dist|fc|cls_head|classifier|last_linear|pooler)\.(?!norm\.)'
 )
 """Names of a classifier, on those of a trunk."""
+REBUILT = re.compile(
+    r'(^|\.)(relative_position_index|relative_coords_table|attn_mask|bias_mask'
+    r'|position_ids|freqs|freqs_cos|freqs_sin|periods|inv_freq)$'
+)
+"""Buffers that a model computes from its size, whatever a file says."""
 LEFT_ASIDE: tuple[tuple[str, str], ...] = (
     (HEAD.pattern, 'head'),
     (r'^pre_logits\.', 'pre_logits'),
     (r'^(lm_head|decoder|encoder_to_decoder|projectors?)\b', 'decoder'),
     (r'(^|[._])mask_token$', 'mask token of pre-training'),
-    (
-        r'(^|\.)(relative_position_index|relative_coords_table|attn_mask|bias_mask'
-        r'|position_ids|num_batches_tracked|freqs|freqs_cos|freqs_sin|periods)$',
-        'index or mask, rebuilt',
-    ),
+    (REBUILT.pattern, 'index or mask, rebuilt'),
 )
 """What a file may hold that no backbone takes: (pattern on own names, reason)."""
 
-Spare = tuple[tuple[str, str], ...]
-"""(pattern, reason) of tensors that either side may have alone."""
+
+class Spare(NamedTuple):
+    """Tensors that one side may have alone.
+
+    Attributes:
+        pattern: Of their names, as the model gives them.
+        reason: Why.
+        side: ``'file'``, ``'model'`` or ``'both'``.
+    """
+
+    pattern: str
+    reason: str
+    side: Literal['file', 'model', 'both'] = 'both'
 
 
 @dataclass
@@ -79,7 +92,7 @@ def fit(
     tensors: Tensors,
     where: str,
     *,
-    spare: Spare = (),
+    spare: tuple[Spare, ...] = (),
     trunk: Iterable[str] = (),
     loose: bool = False,
 ) -> Fit:
@@ -89,7 +102,7 @@ def fit(
         target: The model.
         tensors: The file.
         where: The file, for messages.
-        spare: Tensors that either side may have alone.
+        spare: Tensors that one side may have alone.
         trunk: Paths below which every tensor must match. Empty: all of the model.
             Outside of them what fits is taken and the rest keeps its values.
         loose: Whether axes of length 1 may differ: a linear layer and a 1x1
@@ -159,7 +172,9 @@ def find_prefix(names: Iterable[str], tensors: Tensors, where: str) -> str:
     return best[0][0]
 
 
-def _miss(found: Fit, target: Target, name: str, spare: Spare, strict: bool) -> None:
+def _miss(
+    found: Fit, target: Target, name: str, spare: tuple[Spare, ...], strict: bool
+) -> None:
     reason = _head_or_spare(name, spare)
     if name in target.built:
         reason = 'index or mask, rebuilt'
@@ -177,7 +192,8 @@ def _pair(
     own = target.tensors[name]
     tensor, key = entry
     if name in target.built and (
-        tensor.shape != own.shape
+        REBUILT.search(name)
+        or tensor.shape != own.shape
         or not (own.is_floating_point() or name.endswith('num_batches_tracked'))
     ):
         found.dropped.append((key, 'index or mask, rebuilt'))
@@ -207,14 +223,16 @@ def _name_ties(found: Fit, target: Target) -> None:
     found.missing = [n for n in found.missing if id(target.tensors[n]) not in taken]
 
 
-def _head_or_spare(name: str, spare: Spare) -> str | None:
+def _head_or_spare(name: str, spare: tuple[Spare, ...]) -> str | None:
     if HEAD.match(name):
         return 'head'
-    return next((why for pattern, why in spare if re.search(pattern, name)), None)
+    found = (s.reason for s in spare if s.side != 'file' and re.search(s.pattern, name))
+    return next(found, None)
 
 
-def _reason(name: str, spare: Spare) -> str | None:
-    both = (*spare, *LEFT_ASIDE)
+def _reason(name: str, spare: tuple[Spare, ...]) -> str | None:
+    both = [(s.pattern, s.reason) for s in spare if s.side != 'model']
+    both += LEFT_ASIDE
     return next((why for pattern, why in both if re.search(pattern, name)), None)
 
 

@@ -37,7 +37,7 @@ class Target:
         """Read a model's names."""
         state = model.state_dict(keep_vars=True)
         params = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        prefix = _common_path(params)
+        prefix = _wrapped(model, _common_path(params))
         if any(not name.startswith(prefix) for name in state):
             prefix = ''
         built = {
@@ -75,6 +75,26 @@ class Target:
     def owner(self, name: str) -> nn.Module:
         """The module that holds a tensor."""
         return self.core.get_submodule(name.rpartition('.')[0])
+
+
+WHOLE = ('timm', 'transformers')
+"""Packages whose models wrap nothing."""
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def _wrapped(model: nn.Module, path: str) -> str:
+    """The part of a path, with its dot, that leads to a wrapped model.
+
+    A SegFormer has nothing but ``stages``: that is a part of it, and no model.
+    """
+    found = ''
+    for part in path.split('.')[:-1]:
+        child = getattr(model, part)
+        root = type(model).__module__.partition('.')[0]
+        if root in WHOLE or isinstance(child, LISTS):
+            break
+        found, model = f'{found}{part}.', child
+    return found
 
 
 def _common_path(names: set[str]) -> str:
