@@ -32,7 +32,7 @@ def load_own(
         The report, without what is known of the file alone. ``head_classes`` is 0
         where the file's classifier went into the model.
     """
-    trunk = _inside(target, trunk)
+    trunk = _inside(target, trunk, where)
     spare = spare_of(target)
     own = Converted('own names', dict(tensors))
     found = fit(target, tensors, where, spare=spare, trunk=trunk)
@@ -52,7 +52,7 @@ def load_own(
     return _report(target, tensors, where, chosen, found)
 
 
-def _inside(target: Target, trunk: Iterable[str]) -> tuple[str, ...]:
+def _inside(target: Target, trunk: Iterable[str], where: str) -> tuple[str, ...]:
     """Paths of the trunk by the target's names.
 
     Raises:
@@ -64,7 +64,7 @@ def _inside(target: Target, trunk: Iterable[str]) -> tuple[str, ...]:
         if not any(name == path or name.startswith(f'{path}.') for name in names):
             tops = dict.fromkeys(name.partition('.')[0] for name in names)
             raise WeightsError(
-                f'{target.title} has no tensors below {path!r}; it has '
+                f'{where}: {target.title} has no tensors below {path!r}; it has '
                 f'{shorten(tops, 8)}'
             )
     return tuple(
@@ -76,22 +76,23 @@ def _inside(target: Target, trunk: Iterable[str]) -> tuple[str, ...]:
 def _refusal(
     target: Target, tensors: Tensors, where: str, chosen: Converted, found: Fit
 ) -> str:
-    part = part_known(target.model)
-    hint = f'; to fill its backbone, pass the backbone alone, which is .{part}'
-    hint = hint if part and not target.prefix else ''
+    part = None if target.prefix else part_known(target.model)
     if not found.pairs:
         own = ', '.join(list(target.tensors)[:3])
+        alone = f'; to fill its backbone, pass the backbone alone, which is .{part}'
         return (
             f'{where} holds no {target.title} that is known here: none of its '
             f'{len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...) has a name '
-            f'of the model ({own}, ...){hint}; docs/weights.md lists what each class '
-            'reads'
+            f'of the model ({own}, ...){alone if part else ""}; docs/weights.md lists '
+            'what each class reads'
         )
     names = chosen.title if chosen.title == 'own names' else f'{chosen.title} names'
-    return (
-        f'{where} ({names}) does not fit {target.title}: '
-        f'{differences(found, target)}{hint}'
-    )
+    line = f'{where} ({names}) does not fit {target.title}: '
+    line += differences(found, target)
+    lost = [*found.missing, *found.shapes, *found.unexpected]
+    if part and not any(f'{part}.' in name for name in lost):
+        line += f'; trunk=({part!r},) fills the rest as far as it fits'
+    return line
 
 
 def _report(

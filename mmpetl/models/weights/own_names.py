@@ -109,7 +109,8 @@ def fit(
             convolution have the same weights.
 
     Raises:
-        WeightsError: The file holds two models that fit equally well.
+        WeightsError: The file holds two models that fit equally well, or a position
+            table that cannot be resized.
     """
     found = Fit(find_prefix(target.tensors, tensors, where))
     inside = {
@@ -124,7 +125,8 @@ def fit(
         if key is None:
             _miss(found, target, name, spare, strict[name])
         else:
-            _pair(found, target, name, Entry(tensors[key], key), strict[name], loose)
+            entry = Entry(tensors[key], key)
+            _pair(found, target, name, entry, strict[name], loose, where)
     for name, key in inside.items():
         if name not in target.tensors:
             reason = _reason(name, spare)
@@ -187,7 +189,13 @@ def _miss(
 
 
 def _pair(
-    found: Fit, target: Target, name: str, entry: Entry, strict: bool, loose: bool
+    found: Fit,
+    target: Target,
+    name: str,
+    entry: Entry,
+    strict: bool,
+    loose: bool,
+    where: str,
 ) -> None:
     own = target.tensors[name]
     tensor, key = entry
@@ -201,7 +209,13 @@ def _pair(
     if loose and tensor.shape != own.shape and _squeezed(tensor) == _squeezed(own):
         tensor = tensor.reshape(own.shape)
     if tensor.shape != own.shape:
-        fitted = fit_table(target, name, tensor)
+        try:
+            fitted = fit_table(target, name, tensor)
+        except ValueError as error:
+            raise WeightsError(
+                f'{where}: {key} {_shape(tensor)} cannot be resized to the '
+                f'{_shape(own)} of {target.title}: {error}'
+            ) from None
         if fitted is not None and fitted.shape == own.shape:
             found.resized.append((name, tuple(tensor.shape), tuple(own.shape)))
             tensor = fitted

@@ -6,7 +6,6 @@ from math import isqrt
 
 from torch import Tensor, nn
 
-from mmpetl.models.weights.errors import WeightsError
 from mmpetl.models.weights.resize import (
     resize_geometric,
     resize_grid,
@@ -51,20 +50,14 @@ def fit_table(target: Target, name: str, table: Tensor) -> Tensor | None:
         The table in the model's shape, None where it is another kind of table.
 
     Raises:
-        WeightsError: It is no table of a square grid.
+        ValueError: It is no table of a square grid, or the model's grid is unknown.
     """
     if not is_table(name):
         return None
     goal = target.tensors[name].shape
     if table.dim() != len(goal):
         return None
-    try:
-        return _fitted(target, name, table, goal)
-    except ValueError as error:
-        raise WeightsError(
-            f'{name} {tuple(table.shape)} cannot be resized to the {tuple(goal)} of '
-            f'{target.title}: {error}'
-        ) from None
+    return _fitted(target, name, table, goal)
 
 
 def _fitted(
@@ -143,8 +136,20 @@ def _grid_of(target: Target, name: str, rows: int) -> tuple[int, int]:
                 and 0 <= rows - size[0] * size[1] <= 16
             ):
                 return int(size[0]), int(size[1])
+    size = _patches(owner)
+    if size is not None and 0 <= rows - size[0] * size[1] <= 16:
+        return size
     for prefix in (0, 1, 2, 5):
         grid = square_grid(rows - prefix)
         if grid is not None:
             return grid
     raise ValueError(f'the grid of its {rows} rows is not known')
+
+
+def _patches(owner: nn.Module) -> tuple[int, int] | None:
+    """Patches along each axis, where a module keeps the sizes of both."""
+    sizes = [getattr(owner, name, None) for name in ('img_size', 'patch_size')]
+    pairs = [(size, size) if isinstance(size, int) else size for size in sizes]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        return None
+    return int(pairs[0][0] // pairs[1][0]), int(pairs[0][1] // pairs[1][1])
