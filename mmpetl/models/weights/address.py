@@ -1,8 +1,9 @@
 """Names of weight files as OpenMMLab users write them, and the file behind each.
 
-``https://`` and ``http://`` addresses are fetched once, checked and kept; the short
-names of MMEngine's zoo (``open-mmlab://``, ``torchvision://``, ``mmcls://``) stand for
-such addresses; ``file://`` and ``~`` mean the local file.
+``https://`` and ``http://`` addresses are fetched once, checked and kept, with the
+shards that an index names; the short names of MMEngine's zoo (``open-mmlab://``,
+``torchvision://``, ``mmcls://``) stand for such addresses; ``file://`` and ``~`` mean
+the local file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
 from mmpetl.core.errors import suggest
+from mmpetl.models.weights.containers import shards_of
 from mmpetl.models.weights.download import fetch
 from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
 from mmpetl.models.weights.registry import KNOWN_FILES, KnownFile
@@ -85,6 +87,11 @@ def _fetched(url: str) -> Path:
         raise type(error)(f'{error} (its place is {folder / known.name})') from None
     if fetched:
         print_log(f'{url} is now {path}', logger='current')
+    if path.name.endswith('.index.json'):
+        parts = urlsplit(url)
+        folder = PurePosixPath(parts.path).parent
+        for name in shards_of(path):
+            _fetched(parts._replace(path=str(folder / name)).geturl())
     return path
 
 

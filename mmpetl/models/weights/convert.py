@@ -100,6 +100,12 @@ def spare_of(target: Target) -> tuple[Spare, ...]:
     return ()
 
 
+def may_lack(model: nn.Module, name: str) -> bool:
+    """Whether files for the class of a model come without one of its tensors."""
+    spares = spare_of(Target.of(model))
+    return any(s.side != 'file' and re.search(s.pattern, name) for s in spares)
+
+
 def _described(model: nn.Module) -> SiteMap | None:
     try:
         return find_site_map(model)

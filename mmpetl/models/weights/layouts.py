@@ -488,10 +488,6 @@ FOREIGN: tuple[tuple[str, Callable[[Tensors], bool]], ...] = (
         lambda t: _axes(t, TRANSFORMERS_STEM) == 5,
     ),
     (
-        'the image tower of a CLIP or SigLIP in the names of transformers',
-        lambda t: 'embeddings.patch_embedding.weight' in t,
-    ),
-    (
         'a DINOv3 (rotary positions) in the names of transformers',
         lambda t: 'embeddings.patch_embeddings.weight' in t,
     ),
