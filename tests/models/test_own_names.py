@@ -15,7 +15,8 @@ import mmdet.models.backbones as mmdet_backbones  # noqa: E402
 import mmpretrain.models.backbones as mmpretrain_backbones  # noqa: E402
 import mmseg.models.backbones as mmseg_backbones  # noqa: E402
 import numpy as np  # noqa: E402
-from mmpretrain.models import ImageClassifier  # noqa: E402
+import timm  # noqa: E402
+from mmpretrain.models import ImageClassifier, TimmClassifier  # noqa: E402
 from scipy.interpolate import CubicSpline  # noqa: E402
 from timm.models.beit import Beit  # noqa: E402
 
@@ -206,6 +207,57 @@ def test_a_backbone_alone_does_not_fill_a_whole_model(tmp_path):
     path = tmp_path / 'vit.pth'
     torch.save(mm_vit().state_dict(), path)
     refuse(classifier(5), path, 'pass the backbone alone, which is .backbone')
+
+
+# --- wrappers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_features_of_timm(tmp_path, inside):
+    """A feature list names ``stages.0`` ``stages_0`` and ends before the head."""
+    sizes = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+    reference = randomise(timm.create_model('convnext_atto', **sizes))
+    path = tmp_path / 'convnext.pth'
+    torch.save(reference.state_dict(), path)
+    options = dict(features_only=True, out_indices=(1, 2), **sizes)
+    if inside:
+        model = mmpretrain_backbones.TIMMBackbone('convnext_atto', **options)
+    else:
+        model = timm.create_model('convnext_atto', **options)
+    report = load_base_weights(model, path)
+    dropped = dict(report.dropped)
+    assert dropped['stages.3.blocks.0.norm.weight'].startswith('beyond the layers')
+    model.train(False)
+    expected = reference.forward_intermediates(image(64), indices=[1, 2])[1]
+    for ours, theirs in zip(model(image(64)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize('wrapper', ['backbone', 'classifier', 'getter'])
+def test_wrappers_of_timm(tmp_path, wrapper):
+    """Also one whose ``state_dict`` renames what is in it."""
+    sizes = dict(
+        img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, init_values=0.1
+    )
+    name = 'eva02_tiny_patch14_224'
+    reference = randomise(timm.create_model(name, **sizes))
+    path = tmp_path / 'eva.pth'
+    torch.save(reference.state_dict(), path)
+    if wrapper == 'backbone':
+        model = mmpretrain_backbones.TIMMBackbone(name, **sizes)
+    elif wrapper == 'classifier':
+        model = TimmClassifier(name, **sizes)
+    else:
+        model = timm.create_model(name, features_only=True, out_indices=(0,), **sizes)
+    report = load_base_weights(model, path)
+    assert all(n in dict(model.named_parameters()) for n in report.matched)
+    found = {n.rpartition('model.')[2]: p for n, p in model.named_parameters()}
+    for key, tensor in found.items():
+        assert torch.equal(tensor, reference.get_parameter(key)), key
+    state = reference.state_dict()
+    del state['blocks.0.norm1.weight']
+    torch.save(state, path)
+    refuse(model, path, 'blocks.0.norm1.weight')
 
 
 # --- a description's own verb ---------------------------------------------------------

@@ -199,6 +199,9 @@ def _of_timm(tensors: Tensors, target: Target, where: str) -> Iterator[Converted
     module = sys.modules[type(model).__module__]
     convert = getattr(module, 'checkpoint_filter_fn', None)
     found = _for_timm(tensors, target)
+    if found is not None and type(model).__name__ in FEATURE_LISTS:
+        yield found
+        return
     if convert is None or found is None:
         return
     _refuse_lost_bias(found.state, target, where)
@@ -214,6 +217,8 @@ def _for_timm(tensors: Tensors, target: Target) -> Converted | None:
     """A state in names that the filter of the model knows."""
     name = type(target.core).__name__
     wants = set(target.tensors)
+    if name in FEATURE_LISTS:
+        return Converted('timm', _flattened(tensors, wants))
     if name == 'Beit':
         found = _beit_names(tensors)
         if found is None:
@@ -232,6 +237,22 @@ def _for_timm(tensors: Tensors, target: Target) -> Converted | None:
     if name == 'VisionTransformerDistilled':
         state = renamed(state, (r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'))
     return Converted('official names', state, prefix)
+
+
+FEATURE_LISTS = ('FeatureListNet', 'FeatureDictNet')
+"""What ``timm.create_model(..., features_only=True)`` makes of a ConvNet."""
+
+
+def _flattened(tensors: Tensors, wants: set[str]) -> State:
+    """The names of timm's feature lists: ``stages_0.x`` for ``stages.0.x``."""
+    state: State = {}
+    for name, tensor in tensors.items():
+        parts = name.split('.')
+        flat = [
+            '.'.join(['_'.join(parts[:n]), *parts[n:]]) for n in range(1, len(parts))
+        ]
+        state[next((new for new in flat if new in wants), name)] = tensor
+    return state
 
 
 def _refuse_lost_bias(state: State, target: Target, where: str) -> None:
@@ -424,6 +445,10 @@ SPARE: dict[str, tuple[Spare, ...]] = {
     'timm.VisionTransformerDistilled': (_outputs(r'^norm\.'),),
     'timm.ConvNeXt': (_outputs(r'^head\.norm\.'),),
     'timm.SwinTransformerV2': (_outputs(r'^norm\.'),),
+    **dict.fromkeys(
+        ('timm.FeatureListNet', 'timm.FeatureDictNet'),
+        (Spare('', 'beyond the layers that the model keeps', 'file'),),
+    ),
     'timm.Hiera': (_outputs(r'^(head\.)?norm\.'),),
 }
 """Norms behind a trunk differ by task; nothing of the trunk itself is listed."""

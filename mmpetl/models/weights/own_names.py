@@ -34,7 +34,7 @@ REBUILT = re.compile(
 LEFT_ASIDE: tuple[tuple[str, str], ...] = (
     (HEAD.pattern, 'head'),
     (r'^pre_logits\.', 'pre_logits'),
-    (r'^(lm_head|decoder|encoder_to_decoder|projectors?)\b', 'decoder'),
+    (r'^(lm_head|cls_pt_layers|decoder|encoder_to_decoder|projectors?)\b', 'decoder'),
     (r'(^|[._])mask_token$', 'mask token of pre-training'),
     (REBUILT.pattern, 'index or mask, rebuilt'),
 )

@@ -35,17 +35,28 @@ class Target:
     @classmethod
     def of(cls, model: nn.Module) -> Target:
         """Read a model's names."""
-        state = model.state_dict(keep_vars=True)
-        params = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        prefix = _wrapped(model, _common_path(params))
-        if any(not name.startswith(prefix) for name in state):
+        params: dict[str, Tensor] = {}
+        buffers: dict[str, Tensor] = {}
+        # Not from `state_dict`, whose hooks may rename (mmpretrain's TimmClassifier).
+        for path, module in model.named_modules(remove_duplicate=False):
+            start = f'{path}.' if path else ''
+            for name, param in module._parameters.items():
+                if param is not None:
+                    params[start + name] = param
+            for name, buffer in module._buffers.items():
+                saved = name not in module._non_persistent_buffers_set
+                if buffer is not None and saved:
+                    buffers[start + name] = buffer
+        both = params | buffers
+        prefix = _wrapped(model, _common_path(set(params)))
+        if any(not name.startswith(prefix) for name in both):
             prefix = ''
         built = {
             name.removeprefix(prefix)
-            for name in state.keys() - params
+            for name in buffers
             if name.rpartition('.')[2] not in STATISTICS
         }
-        tensors = {name.removeprefix(prefix): t for name, t in state.items()}
+        tensors = {name.removeprefix(prefix): t for name, t in both.items()}
         return cls(model, prefix, tensors, built)
 
     @property
@@ -90,8 +101,11 @@ def _wrapped(model: nn.Module, path: str) -> str:
     found = ''
     for part in path.split('.')[:-1]:
         child = getattr(model, part)
-        root = type(model).__module__.partition('.')[0]
-        if root in WHOLE or isinstance(child, LISTS):
+        cls = type(model)
+        is_whole = cls.__module__.partition('.')[0] in WHOLE
+        # But for timm's own wrappers, FeatureGetterNet and its like.
+        is_whole &= not cls.__name__.startswith('Feature')
+        if is_whole or type(child) in LISTS:
             break
         found, model = f'{found}{part}.', child
     return found
