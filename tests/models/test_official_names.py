@@ -6,16 +6,25 @@ the converters that upstream ships make of the same file.
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
-import types
-from pathlib import Path
 
 import pytest
 import timm
 import torch
-from small_weights import image, randomise, timm_vit
+from official_files import (
+    ARCH,
+    MM,
+    SEG,
+    TIMM,
+    eva02,
+    grid,
+    load,
+    official_eva02,
+    one_epsilon,
+    randomised,
+    renamed,
+)
+from small_weights import image, timm_vit
 from torch import nn
 
 from mmpetl import compat
@@ -23,9 +32,7 @@ from mmpetl import compat
 compat.install()
 
 import mmdet.models.backbones as mmdet_backbones  # noqa: E402
-import mmpretrain  # noqa: E402
 import mmpretrain.models.backbones as mmpretrain_backbones  # noqa: E402
-import mmseg  # noqa: E402
 import mmseg.models.backbones as mmseg_backbones  # noqa: E402
 from timm.models.beit import Beit  # noqa: E402
 from timm.models.convnext import ConvNeXt  # noqa: E402
@@ -38,59 +45,6 @@ from timm.models.twins import Twins  # noqa: E402
 from timm.models.vision_transformer_sam import VisionTransformerSAM  # noqa: E402
 
 from mmpetl.models.weights import load_base_weights  # noqa: E402
-
-ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
-TIMM = dict(
-    img_size=32,
-    patch_size=8,
-    embed_dim=16,
-    depth=2,
-    num_heads=2,
-    mlp_ratio=2,
-    num_classes=0,
-)
-MM = dict(img_size=32, patch_size=8, arch=ARCH)
-SEG = dict(
-    img_size=32,
-    patch_size=8,
-    embed_dims=16,
-    num_layers=2,
-    num_heads=2,
-    mlp_ratio=2,
-)
-
-
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values, and one epsilon in all norms: packages differ in theirs."""
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-6
-    return randomise(model, seed)
-
-
-def load(model: nn.Module, state: dict, tmp_path: Path, **kwargs):
-    """Fill a model from a file that holds ``state`` the way training scripts do."""
-    path = tmp_path / 'weights.pth'
-    torch.save({'model': state, 'epoch': 3}, path)
-    report = load_base_weights(randomised(model, 99), path, **kwargs)
-    print(report.summary())
-    return report
-
-
-def renamed(state: dict, *rules: tuple[str, str]) -> dict:
-    result = {}
-    for name, tensor in state.items():
-        for pattern, new in rules:
-            name = re.sub(pattern, new, name)
-        result[name] = tensor
-    return result
-
-
-def grid(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
-    """(B, prefix + h*h, C) as (B, C, h, h)."""
-    side = int((tokens.shape[1] - prefix) ** 0.5)
-    return tokens[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-
 
 # --- plain transformers -------------------------------------------------------------
 
@@ -132,12 +86,15 @@ def test_deit_with_distillation(tmp_path, same_features):
     load(model, state, tmp_path)
     both = torch.stack(model(image())[-1], 1)
     expected = reference.forward_features(image())[:, :2]
-    same_features(both, expected, 1e-5, 'DeiT distilled | mmpretrain | timm')
+    same_features(both, expected, 1e-5, 'DeiT 2 | mmpretrain | timm')
     other = VisionTransformerDistilled(**TIMM)
     report = load(other, renamed(state, (r'^norm\.', 'norm.')), tmp_path)
     assert report.layout == 'own names'
     same_features(
-        other.forward_features(image())[:, :2], expected, 0, 'DeiT distilled | timm'
+        other.forward_features(image())[:, :2],
+        expected,
+        0,
+        'DeiT 2 | timm | timm',
     )
 
 
@@ -155,7 +112,9 @@ def test_deit3(tmp_path, same_features):
         same_features(model(image()), expected, 1e-5, 'DeiT3 | mmpretrain | timm')
     other = vit(no_embed_class=True, init_values=1.0, **TIMM)
     load(other, state, tmp_path)
-    same_features(other.forward_features(image())[:, 0], expected, 0, 'DeiT3 | timm')
+    same_features(
+        other.forward_features(image())[:, 0], expected, 0, 'DeiT3 | timm | timm'
+    )
 
 
 def timm_beit(**kwargs):
@@ -182,13 +141,15 @@ def test_beit(tmp_path, same_features, shared):
 
     other = timm_beit()
     load(other, state, tmp_path)
-    same_features(other.forward_features(image()), tokens, 1e-6, 'BEiT | timm Beit')
+    same_features(
+        other.forward_features(image()), tokens, 1e-6, 'BEiT | timm Beit | timm'
+    )
 
 
 def test_mae_in_mmseg(tmp_path, same_features):
     """A file of pre-training has no layer scale and no relative positions."""
     reference = timm_vit(embed_dim=16, num_heads=2, mlp_ratio=2)
-    model = mmseg_backbones.MAE(init_values=1.0, **SEG)
+    model = one_epsilon(mmseg_backbones.MAE(init_values=1.0, **SEG))
     state = reference.state_dict() | {'mask_token': torch.zeros(1, 1, 16)}
     path = tmp_path / 'mae.pth'
     torch.save({'model': state}, path)
@@ -200,29 +161,6 @@ def test_mae_in_mmseg(tmp_path, same_features):
     assert ('mask_token', 'mask token of pre-training') in report.dropped
     features = reference.blocks(reference._pos_embed(reference.patch_embed(image())))
     same_features(model(image()), grid(features, 1), 1e-5, 'MAE | mmseg | timm')
-
-
-def eva02(**kwargs):
-    return Eva(
-        qkv_fused=False,
-        swiglu_mlp=True,
-        scale_mlp=True,
-        use_rot_pos_emb=True,
-        ref_feat_shape=(4, 4),
-        rope_grid_offset=0.0,
-        **{**TIMM, **kwargs},
-    )
-
-
-def official_eva02(state: dict) -> dict:
-    return renamed(
-        state,
-        (r'\.mlp\.fc1_g\.', '.mlp.w1.'),
-        (r'\.mlp\.fc1_x\.', '.mlp.w2.'),
-        (r'\.mlp\.norm\.', '.mlp.ffn_ln.'),
-        (r'\.mlp\.fc2\.', '.mlp.w3.'),
-        (r'\.([qv])_proj\.bias', r'.\1_bias'),
-    )
 
 
 def test_eva02(tmp_path, same_features):
@@ -248,7 +186,44 @@ def test_eva02(tmp_path, same_features):
     other = eva02()
     report = load(other, official, tmp_path)
     assert 'timm' in report.layout
-    same_features(other.forward_features(image()), tokens, 0, 'EVA-02 | timm Eva')
+    same_features(
+        other.forward_features(image()), tokens, 0, 'EVA-02 | timm Eva | timm'
+    )
+
+
+def test_dinov3(tmp_path, same_features):
+    def eva():
+        return Eva(
+            use_abs_pos_emb=False,
+            use_rot_pos_emb=True,
+            rope_type='dinov3',
+            num_reg_tokens=2,
+            init_values=1.0,
+            use_fc_norm=False,
+            qkv_bias=True,
+            **TIMM,
+        )
+
+    reference = randomised(eva())
+    state = renamed(
+        reference.state_dict(),
+        (r'^reg_token$', 'storage_tokens'),
+        (r'\.gamma_([12])$', r'.ls\1.gamma'),
+    )
+    for block in ('blocks.0.attn.', 'blocks.1.attn.'):
+        query, value = state.pop(f'{block}q_bias'), state.pop(f'{block}v_bias')
+        state[f'{block}qkv.bias'] = torch.cat([query, torch.zeros(16), value])
+        state[f'{block}qkv.bias_mask'] = torch.ones(48)
+    state['rope_embed.periods'] = torch.ones(2)
+    state['mask_token'] = torch.zeros(1, 16)
+    expected = reference.forward_features(image())
+    for prefix in ('', 'teacher.backbone.'):
+        model = eva()
+        report = load(model, {prefix + k: t for k, t in state.items()}, tmp_path)
+        assert not report.fresh
+        same_features(
+            model.forward_features(image()), expected, 1e-6, 'DINOv3 | timm Eva | timm'
+        )
 
 
 def test_sam(tmp_path, same_features):
@@ -314,7 +289,7 @@ def test_swin_v2(tmp_path, same_features):
     other = SwinTransformerV2(img_size=64, window_size=4, num_classes=0, **sizes)
     load(other, official, tmp_path)
     ours = other.eval().forward_features(image(64)).permute(0, 3, 1, 2)
-    same_features(ours, expected, 0, 'Swin v2 | timm')
+    same_features(ours, expected, 0, 'Swin v2 | timm | timm')
 
 
 # --- pyramids -----------------------------------------------------------------------
@@ -350,7 +325,7 @@ def test_pvt_v2(tmp_path, same_features):
         num_classes=0,
     )
     load(other, official, tmp_path)
-    same_features(other.forward_features(image(64)), expected, 0, 'PVTv2 | timm')
+    same_features(other.forward_features(image(64)), expected, 0, 'PVTv2 | timm | timm')
 
 
 def mmdet_pvt_v2():
@@ -444,7 +419,7 @@ def test_convnext(tmp_path, same_features, v2, linear):
     other = ConvNeXt(num_classes=7, **options, **sizes)
     load(other, official, tmp_path)
     same_features(
-        other.eval().forward_features(image(64)), features, 0, 'ConvNeXt | timm'
+        other.eval().forward_features(image(64)), features, 0, 'ConvNeXt | timm | timm'
     )
 
 
@@ -477,163 +452,3 @@ def test_resnet(tmp_path, same_features, package, deep_stem):
     expected = reference.forward_features(image(64))
     tolerance = 1e-4 * expected.abs().max().item()
     same_features(model(image(64)), expected, tolerance, 'ResNet | OpenMMLab | timm')
-
-
-# --- the converters that upstream ships -----------------------------------------------
-
-
-def tool(package, name: str):
-    """A converter script of an upstream package, as a module."""
-    path = Path(package.__file__).parent / '.mim/tools/model_converters' / f'{name}.py'
-    runner = types.ModuleType('mmcv.runner')
-    runner.CheckpointLoader = object
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    had = sys.modules.get('mmcv.runner')
-    sys.modules['mmcv.runner'] = runner
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        if had is None:
-            del sys.modules['mmcv.runner']
-        else:
-            sys.modules['mmcv.runner'] = had
-    return module
-
-
-def drawn(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return {k: torch.randn(shape, generator=generator) for k, shape in shapes.items()}
-
-
-def pyramid(dims=(8, 16), depths=(1, 2), reductions=(2, 1), conv=True, table=()):
-    """The names and shapes of SegFormer's and PVT's released encoders."""
-    shapes: dict[str, tuple] = {}
-    kernels = (7, 3) if conv else (4, 2)
-    for s, d in enumerate(dims):
-        inputs, k = (3, *dims)[s], kernels[s]
-        shapes[f'patch_embed{s + 1}.proj.weight'] = (d, inputs, k, k)
-        for name in (
-            f'patch_embed{s + 1}.proj.bias',
-            f'patch_embed{s + 1}.norm.weight',
-        ):
-            shapes[name] = (d,)
-        shapes[f'patch_embed{s + 1}.norm.bias'] = (d,)
-        if table:
-            shapes[f'pos_embed{s + 1}'] = (1, table[s], d)
-        for b in range(depths[s]):
-            stem = f'block{s + 1}.{b}'
-            linears = {'attn.q': (d, d), 'attn.kv': (2 * d, d), 'attn.proj': (d, d)}
-            linears |= {'mlp.fc1': (2 * d, d), 'mlp.fc2': (d, 2 * d)}
-            norms = ['norm1', 'norm2']
-            if conv:
-                linears['mlp.dwconv.dwconv'] = (2 * d, 1, 3, 3)
-            if reductions[s] > 1:
-                linears['attn.sr'] = (d, d, reductions[s], reductions[s])
-                norms.append('attn.norm')
-            for name, shape in linears.items():
-                shapes[f'{stem}.{name}.weight'] = shape
-                shapes[f'{stem}.{name}.bias'] = shape[:1]
-            for name in norms:
-                shapes[f'{stem}.{name}.weight'] = shapes[f'{stem}.{name}.bias'] = (d,)
-        if conv:
-            shapes[f'norm{s + 1}.weight'] = shapes[f'norm{s + 1}.bias'] = (d,)
-    shapes['head.weight'], shapes['head.bias'] = (5, dims[-1]), (5,)
-    return drawn(shapes)
-
-
-def segformer():
-    return mmseg_backbones.MixVisionTransformer(
-        embed_dims=8,
-        num_stages=2,
-        num_layers=[1, 2],
-        num_heads=[1, 2],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        sr_ratios=[2, 1],
-        mlp_ratio=2,
-        qkv_bias=True,
-        out_indices=(0, 1),
-    )
-
-
-def pvt():
-    return mmdet_backbones.PyramidVisionTransformer(
-        pretrain_img_size=28,
-        embed_dims=8,
-        num_stages=2,
-        num_layers=[1, 2],
-        num_heads=[1, 2],
-        patch_sizes=[4, 2],
-        strides=[4, 2],
-        paddings=[0, 0],
-        sr_ratios=[2, 1],
-        mlp_ratios=[2, 2],
-        out_indices=(0, 1),
-    )
-
-
-def agrees(model: nn.Module, state: dict, converted: dict, tmp_path: Path) -> None:
-    """What was loaded is what upstream's converter gives, tensor by tensor."""
-    report = load(model, state, tmp_path)
-    own = model.state_dict()
-    converted = {k.removeprefix('backbone.'): t for k, t in converted.items()}
-    for name in report.matched:
-        assert torch.equal(own[name], converted[name].reshape(own[name].shape)), name
-    fresh = {name for name, _ in report.fresh}
-    assert set(report.matched) | fresh >= {n for n, _ in model.named_parameters()}
-
-
-def test_segformer_as_mmseg_converts_it(tmp_path):
-    state = pyramid()
-    convert = tool(mmseg, 'mit2mmseg').convert_mit
-    agrees(segformer(), state, convert(state), tmp_path)
-
-
-def test_pvt_as_mmdet_converts_it(tmp_path):
-    from mmdet.models.backbones.pvt import pvt_convert
-
-    state = pyramid(conv=False, table=(49, 9))
-    agrees(pvt(), state, pvt_convert(state), tmp_path)
-
-
-@pytest.mark.parametrize('kind', ['pcpvt', 'svt'])
-def test_twins_as_upstream_converts_it(tmp_path, kind):
-    sizes = dict(embed_dims=[8, 16], num_heads=[1, 2], depths=[2, 2], mlp_ratios=[2, 2])
-    local = dict(wss=[2, 2]) if kind == 'svt' else {}
-    reference = Twins(img_size=32, num_classes=3, sr_ratios=[2, 1], **local, **sizes)
-    state = randomise(reference).state_dict()
-    common = dict(patch_sizes=[4, 2], strides=[4, 2], sr_ratios=[2, 1])
-    local = dict(windiow_sizes=[2, 2]) if kind == 'svt' else {}
-    options = dict(out_indices=(1,), qkv_bias=True, norm_after_stage=False)
-    model = getattr(mmseg_backbones, kind.upper())(
-        **sizes, **common, **local, **options
-    )
-    convert = tool(mmseg, 'twins2mmseg').convert_twins
-    args = types.SimpleNamespace(model=kind)
-    agrees(model, state, convert(args, state), tmp_path)
-
-
-def test_eva02_as_mmpretrain_converts_it(tmp_path):
-    state = official_eva02(randomise(eva02()).state_dict())
-    state['mask_token'] = torch.zeros(1, 1, 16)
-    model = mmpretrain_backbones.ViTEVA02(
-        sub_ln=True, final_norm=False, out_type='avg_featmap', **MM
-    )
-    convert = tool(mmpretrain, 'eva02_to_mmpretrain').convert_eva02
-    agrees(model, state, convert(state), tmp_path)
-
-
-def test_mscan(tmp_path, same_features):
-    sizes = dict(embed_dims=[8, 16], depths=[1, 1], mlp_ratios=[2, 2], num_stages=2)
-    reference = randomised(mmseg_backbones.MSCAN(**sizes))
-    for name, buffer in reference.named_buffers():
-        if name.endswith('running_mean'):
-            buffer.fill_(0.3)
-    official = renamed(reference.state_dict(), (r'\.dwconv\.', '.dwconv.dwconv.'))
-    official['head.weight'] = torch.zeros(3, 16)
-    model = mmseg_backbones.MSCAN(**sizes)
-    report = load(model, official, tmp_path)
-    assert report.layout == 'official SegNeXt'
-    expected = reference(image(64))[-1]
-    same_features(tuple(model(image(64))), expected, 0, 'SegNeXt | mmseg')

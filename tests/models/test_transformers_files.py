@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from official_files import TIMM, one_epsilon, randomised
 from small_weights import image, randomise
 from torch import nn
 
@@ -33,15 +34,6 @@ SIZES = dict(
     intermediate_size=32,
     image_size=32,
     patch_size=8,
-)
-TIMM = dict(
-    img_size=32,
-    patch_size=8,
-    embed_dim=16,
-    depth=2,
-    num_heads=2,
-    mlp_ratio=2,
-    num_classes=0,
 )
 SWIN = dict(image_size=128, patch_size=4, embed_dim=8, window_size=4)
 DEPTHS = dict(depths=[2, 1, 1, 1], num_heads=[1, 2, 2, 2])
@@ -73,10 +65,7 @@ def model_of(kind: str, seed: int = 0, **kwargs) -> nn.Module:
     config, sizes = KINDS[kind]
     config = getattr(transformers, config)(**{**sizes, **kwargs})
     model = randomise(getattr(transformers, f'{kind}Model')(config), seed)
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-6
-    return model
+    return one_epsilon(model)
 
 
 def saved(model: nn.Module, folder: Path, **kwargs) -> Path:
@@ -87,11 +76,7 @@ def saved(model: nn.Module, folder: Path, **kwargs) -> Path:
 
 
 def filled(model: nn.Module, path: Path, **kwargs):
-    randomise(model, 99)
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-6
-    report = load_base_weights(model, path, **kwargs)
+    report = load_base_weights(randomised(model, 99), path, **kwargs)
     print(report.summary())
     return report
 
@@ -181,11 +166,11 @@ def test_plain_vits_in_timm(tmp_path, same_features, kind, options):
     expected = hidden(reference)
     if kind == 'CLIPVision':
         expected = reference.post_layernorm(expected)
-    same_features(ours, expected, 1e-5, f'transformers {kind} | timm')
+    same_features(ours, expected, 1e-5, f'transformers {kind} | timm | transformers')
     if kind == 'SiglipVision':
         ours = model(image())
         expected = reference(pixel_values=image()).pooler_output
-        same_features(ours, expected, 1e-5, 'transformers SigLIP pooled | timm')
+        same_features(ours, expected, 1e-5, 'SigLIP, pooled | timm | transformers')
 
 
 def test_clip_in_mmpretrain(tmp_path, same_features):
@@ -200,7 +185,7 @@ def test_clip_in_mmpretrain(tmp_path, same_features):
     )
     filled(model, saved(reference, tmp_path))
     expected = reference(pixel_values=image()).pooler_output
-    same_features(model(image()), expected, 1e-5, 'transformers CLIP | mmpretrain')
+    same_features(model(image()), expected, 1e-5, 'CLIP | mmpretrain | transformers')
 
 
 @pytest.mark.parametrize('gated', [False, True])
@@ -225,7 +210,10 @@ def test_dinov3_in_timm(tmp_path, same_features, gated):
     report = filled(model, saved(reference, tmp_path))
     assert 'DINOv3' in report.layout
     same_features(
-        model.forward_features(image()), hidden(reference), 1e-5, 'DINOv3 | timm Eva'
+        model.forward_features(image()),
+        hidden(reference),
+        1e-5,
+        'DINOv3 | timm Eva | transformers',
     )
     without = Eva(
         use_abs_pos_emb=False,
@@ -259,11 +247,11 @@ def test_beit_in_the_other_packages(tmp_path, same_features):
     report = filled(model, folder)
     assert report.layout == 'transformers BEiT'
     grid = tokens[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
-    same_features(model(image()), grid, 1e-5, 'transformers BEiT | mmseg')
+    same_features(model(image()), grid, 1e-5, 'BEiT | mmseg | transformers')
     model = Beit(use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1, **TIMM)
     filled(model, folder)
     same_features(
-        model.forward_features(image()), tokens, 1e-5, 'transformers BEiT | timm'
+        model.forward_features(image()), tokens, 1e-5, 'BEiT | timm Beit | transformers'
     )
 
 
@@ -274,7 +262,7 @@ def test_swin_in_mmpretrain(tmp_path, same_features):
     report = filled(model, saved(reference, tmp_path))
     assert report.layout == 'transformers Swin'
     expected = hidden(reference, 128).transpose(1, 2).unflatten(2, (4, 4))
-    same_features(model(image(128)), expected, 1e-4, 'transformers Swin | mmpretrain')
+    same_features(model(image(128)), expected, 1e-4, 'Swin | mmpretrain | transformers')
 
 
 def test_segformer_in_mmseg(tmp_path, same_features):
@@ -296,4 +284,6 @@ def test_segformer_in_mmseg(tmp_path, same_features):
     for path in (saved(reference, tmp_path / 'hub'), tmp_path / 'memory.pth'):
         report = filled(model, path)
         assert report.layout == 'transformers SegFormer'
-        same_features(model(image(64))[-1], expected, 1e-5, 'SegFormer | mmseg')
+        same_features(
+            model(image(64))[-1], expected, 1e-5, 'SegFormer | mmseg | transformers'
+        )

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import timm
 import torch
+from official_files import renamed
 from safetensors.torch import save_file
 from small_weights import (
     clip_host,
@@ -30,15 +29,6 @@ from mmpetl.models.weights.transformers_names import (
     dinov3_of_transformers,
     segformer_of_transformers,
 )
-
-
-def renamed(state: dict, *rules: tuple[str, str]) -> dict:
-    result = {}
-    for name, tensor in state.items():
-        for pattern, new in rules:
-            name = re.sub(pattern, new, name)
-        result[name] = tensor.contiguous()
-    return result
 
 
 def split(state: dict, marker: str, names: tuple[str, ...]) -> dict:
@@ -115,7 +105,9 @@ def test_siglip(tmp_path, same_features):
     )
     report = load_base_weights(host.eval(), path)
     assert report.layout == 'transformers SigLIP'
-    same_features(host(image()), reference(image()), 0, 'transformers SigLIP | timm')
+    same_features(
+        host(image()), reference(image()), 0, 'transformers SigLIP | timm | timm'
+    )
     host = mm_vit(with_cls_token=False, out_type='avg_featmap')
     report = load_base_weights(host, path)
     pooling = 'attention pooling, which the model does not have'
