@@ -228,17 +228,9 @@ def test_dinov3(tmp_path, same_features):
 
 def test_sam(tmp_path, same_features):
     sizes = dict(img_size=64, patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    reference = randomised(
-        VisionTransformerSAM(
-            mlp_ratio=2,
-            num_classes=0,
-            use_rel_pos=True,
-            window_size=4,
-            global_attn_indexes=(1,),
-            neck_chans=8,
-            **sizes,
-        )
-    )
+    options = dict(mlp_ratio=2, num_classes=0, use_rel_pos=True, window_size=4)
+    options |= dict(global_attn_indexes=(1,), neck_chans=8, **sizes)
+    reference = randomised(VisionTransformerSAM(**options))
     official = renamed(
         reference.state_dict(), (r'\.mlp\.fc', '.mlp.lin'), (r'^', 'image_encoder.')
     )
@@ -255,6 +247,11 @@ def test_sam(tmp_path, same_features):
     load(model, official, tmp_path)
     expected = reference.forward_features(image(64))
     same_features(model(image(64)), expected, 1e-4, 'SAM | mmpretrain | timm')
+    other = VisionTransformerSAM(**options)
+    load(other, official, tmp_path)
+    same_features(
+        other.forward_features(image(64)), expected, 0, 'SAM | timm SAM | timm'
+    )
 
 
 def test_swin_v2(tmp_path, same_features):

@@ -193,50 +193,57 @@ def _beit_names(tensors: Tensors) -> Converted | None:
     return None
 
 
+FOREIGN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
+"""How timm's filters fail on names that they were not made for."""
+
+
 def _of_timm(tensors: Tensors, target: Target, where: str) -> Iterator[Converted]:
     """Through the filter that timm keeps beside the model."""
     model = target.core
     module = sys.modules[type(model).__module__]
     convert = getattr(module, 'checkpoint_filter_fn', None)
-    found = _for_timm(tensors, target)
-    if found is not None and type(model).__name__ in FEATURE_LISTS:
-        yield found
-        return
-    if convert is None or found is None:
-        return
-    _refuse_lost_bias(found.state, target, where)
-    # The filters index and print; what they cannot read is not for them.
-    with contextlib.suppress(KeyError, AttributeError, IndexError, RuntimeError):
-        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            state = convert(found.state, model)
-        title = f"{found.title}, through timm's filter"
-        yield Converted(title, dict(state), found.prefix)
+    for found in _for_timm(tensors, target):
+        if type(model).__name__ in FEATURE_LISTS:
+            yield found
+        elif convert is not None:
+            _refuse_lost_bias(found.state, target, where)
+            # The filters index and print; what they cannot read is not for them.
+            with contextlib.suppress(
+                KeyError, AttributeError, IndexError, RuntimeError
+            ):
+                with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+                    state = convert(dict(found.state), model)
+                title = f"{found.title}, through timm's filter"
+                yield Converted(title, dict(state), found.prefix)
 
 
-def _for_timm(tensors: Tensors, target: Target) -> Converted | None:
-    """A state in names that the filter of the model knows."""
+def _for_timm(tensors: Tensors, target: Target) -> Iterator[Converted]:
+    """States in names that the filter of the model may know."""
     name = type(target.core).__name__
     wants = set(target.tensors)
     if name in FEATURE_LISTS:
-        return Converted('timm', _flattened(tensors, wants))
+        yield Converted('timm', _flattened(tensors, wants))
+        return
     if name == 'Beit':
         found = _beit_names(tensors)
-        if found is None:
-            return None
-        state = official.share_table(found.state, wants)
-        return found._replace(state=official.fit_bias(state, wants))
+        if found is not None:
+            state = official.share_table(found.state, wants)
+            yield found._replace(state=official.fit_bias(state, wants))
+        return
     stem = r'embeddings\.patch_embeddings\.weight$'
     if name == 'Eva' and (found := _below(tensors, stem)) is not None:
         state = dinov3_of_transformers(found[1])
-        return Converted('transformers DINOv3', state, found[0])
-    prefix, state = '', dict(tensors)
+        yield Converted('transformers DINOv3', state, found[0])
+        return
+    # The filters know some paths themselves, and not those of training scripts.
+    states = [('', dict(tensors))]
     found = _below(tensors, r'patch_embed\.proj\.weight$')
-    # The filters know the paths below `visual` themselves.
-    if found is not None and not found[0].startswith('visual.'):
-        prefix, state = found
-    if name == 'VisionTransformerDistilled':
-        state = renamed(state, (r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'))
-    return Converted('official names', state, prefix)
+    if found is not None and found[0]:
+        states.append(found)
+    for prefix, state in states:
+        if name == 'VisionTransformerDistilled':
+            state = renamed(state, (r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'))
+        yield Converted('official names', state, prefix)
 
 
 FEATURE_LISTS = ('FeatureListNet', 'FeatureDictNet')

@@ -20,7 +20,6 @@ from mmpetl.models.weights.convert import FAMILY_CLASSES, is_known
 from mmpetl.models.weights.entries import Entries, Entry
 from mmpetl.models.weights.errors import WeightsError, shorten
 from mmpetl.models.weights.facts import compare_facts
-from mmpetl.models.weights.folders import file_in
 from mmpetl.models.weights.identity import check_name, describe
 from mmpetl.models.weights.layouts import (
     FAMILY_TITLES,
@@ -162,7 +161,7 @@ def load_base_weights(
     target = Target.of(backbone)
     _refuse_delta(target)
     host = None if tuple(trunk) else _host_of(backbone, target)
-    path = file_in(resolve(path))
+    path = resolve(path)
     tensors, container, notes = read_tensors(path, part)
     if _has_delta(tensors):
         raise WeightsError(

@@ -212,10 +212,12 @@ def _pair(
         try:
             fitted = fit_table(target, name, tensor)
         except ValueError as error:
-            raise WeightsError(
-                f'{where}: {key} {_shape(tensor)} cannot be resized to the '
-                f'{_shape(own)} of {target.title}: {error}'
-            ) from None
+            if strict:
+                raise WeightsError(
+                    f'{where}: {key} {_shape(tensor)} cannot be resized to the '
+                    f'{_shape(own)} of {target.title}: {error}'
+                ) from None
+            fitted = None
         if fitted is not None and fitted.shape == own.shape:
             found.resized.append((name, tuple(tensor.shape), tuple(own.shape)))
             tensor = fitted
