@@ -25,7 +25,7 @@ from mmpetl.models.weights.entries import State, Tensors, renamed
 from mmpetl.models.weights.errors import WeightsError
 from mmpetl.models.weights.layouts import find_layout, trunk_prefix
 from mmpetl.models.weights.own_names import Spare
-from mmpetl.models.weights.target import Target
+from mmpetl.models.weights.target import Target, library_of
 from mmpetl.models.weights.transformers_names import (
     beit_of_transformers,
     dinov3_of_transformers,
@@ -71,7 +71,7 @@ def conversions(target: Target, tensors: Tensors, where: str) -> Iterator[Conver
                 yield found
         if name in READERS:
             return
-    root = type(target.core).__module__.partition('.')[0]
+    root = library_of(target.core)
     if root == 'timm':
         yield from _of_timm(tensors, target, where)
     elif root == 'transformers':
@@ -200,21 +200,31 @@ FOREIGN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 def _of_timm(tensors: Tensors, target: Target, where: str) -> Iterator[Converted]:
     """Through the filter that timm keeps beside the model."""
     model = target.core
-    module = sys.modules[type(model).__module__]
-    convert = getattr(module, 'checkpoint_filter_fn', None)
     for found in _for_timm(tensors, target):
         if type(model).__name__ in FEATURE_LISTS:
             yield found
-        elif convert is not None:
-            _refuse_lost_bias(found.state, target, where)
-            # The filters index and print; what they cannot read is not for them.
-            with contextlib.suppress(
-                KeyError, AttributeError, IndexError, RuntimeError
-            ):
-                with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-                    state = convert(dict(found.state), model)
-                title = f"{found.title}, through timm's filter"
-                yield Converted(title, dict(state), found.prefix)
+            return
+        _refuse_lost_bias(found.state, target, where)
+        state = _filtered(found.state, model)
+        if state is not None:
+            yield Converted(
+                f"{found.title}, through timm's filter", state, found.prefix
+            )
+
+
+def _filtered(state: State, model: nn.Module) -> State | None:
+    """What the filter in the module of a model's class gives, None where it fails."""
+    modules = [sys.modules.get(cls.__module__) for cls in type(model).__mro__]
+    found = (getattr(module, 'checkpoint_filter_fn', None) for module in modules)
+    convert = next(filter(None, found), None)
+    if convert is None:
+        return None
+    # The filters index, and some print.
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            return dict(convert(dict(state), model))
+    except FOREIGN:
+        return None
 
 
 def _for_timm(tensors: Tensors, target: Target) -> Iterator[Converted]:

@@ -39,7 +39,7 @@ from mmpetl.models.weights.resize import (
     resize_window_3d,
     square_grid,
 )
-from mmpetl.models.weights.target import Target
+from mmpetl.models.weights.target import LIBRARIES, Target
 
 # What a file may hold that no backbone takes: (pattern on canonical names, reason).
 LEFT_ASIDE: tuple[tuple[str, str], ...] = (
@@ -222,9 +222,6 @@ def load_base_weights(
     )
 
 
-LIBRARIES = ('mmpretrain', 'mmdet', 'mmseg', 'mmaction', 'timm', 'transformers')
-
-
 def _host_of(backbone: nn.Module, target: Target) -> _Host | None:
     """A model of one of the families; None for one that is read by its own names."""
     for name in target.classes():
@@ -232,6 +229,7 @@ def _host_of(backbone: nn.Module, target: Target) -> _Host | None:
             return _inspect(backbone, target)
         if is_known(name):
             return None
+    # A class of the user's own may bear the names of a family.
     if type(target.core).__module__.partition('.')[0] in LIBRARIES:
         return None
     try:

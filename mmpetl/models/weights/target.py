@@ -88,6 +88,15 @@ class Target:
         return self.core.get_submodule(name.rpartition('.')[0])
 
 
+LIBRARIES = ('mmpretrain', 'mmdet', 'mmseg', 'mmaction', 'timm', 'transformers')
+
+
+def library_of(module: nn.Module) -> str | None:
+    """The library that a module's class, or the nearest of its bases, comes from."""
+    roots = (cls.__module__.partition('.')[0] for cls in type(module).__mro__)
+    return next((root for root in roots if root in LIBRARIES), None)
+
+
 WHOLE = ('timm', 'transformers')
 """Packages whose models wrap nothing."""
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -101,10 +110,9 @@ def _wrapped(model: nn.Module, path: str) -> str:
     found = ''
     for part in path.split('.')[:-1]:
         child = getattr(model, part)
-        cls = type(model)
-        is_whole = cls.__module__.partition('.')[0] in WHOLE
         # But for timm's own wrappers, FeatureGetterNet and its like.
-        is_whole &= not cls.__name__.startswith('Feature')
+        is_whole = not type(model).__name__.startswith('Feature')
+        is_whole &= library_of(model) in WHOLE
         if is_whole or type(child) in LISTS:
             break
         found, model = f'{found}{part}.', child
