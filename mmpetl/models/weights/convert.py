@@ -186,7 +186,7 @@ def _beit_names(tensors: Tensors) -> Converted | None:
     """A BEiT in its authors' names."""
     found = _below(tensors, r'blocks\.0\.attn\.qkv\.weight$')
     if found is not None:
-        return Converted('official BEiT', found[1], found[0])
+        return Converted('official BEiT or MAE', found[1], found[0])
     found = _below(tensors, r'embeddings\.patch_embeddings\.projection\.weight$')
     if found is not None:
         return Converted('transformers BEiT', beit_of_transformers(found[1]), found[0])
