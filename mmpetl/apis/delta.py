@@ -44,6 +44,7 @@ from mmpetl.core import (
     tensor_digests,
 )
 from mmpetl.core.delta_file import (
+    BASE_KEY,
     SUFFIXES,
     check_facts,
     delta_paths,
@@ -138,7 +139,7 @@ def export_delta(
     keys = file_keys(delta.state, slots)
     try:
         return write_delta_file(
-            out, {keys[k]: v for k, v in delta.state.items()}, facts
+            out, {keys[k]: v for k, v in delta.state.items() if k != BASE_KEY}, facts
         )
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None

@@ -42,6 +42,9 @@ FORMAT = 1
 SITES = 2
 """Number of the list of sites that backbones offer; older deltas do not state it."""
 
+BASE_KEY = 'petl.base'
+"""Key of the base's fingerprint, 8 bytes, in the state of a whole tuned model."""
+
 SUFFIXES = ('.safetensors', '.json')
 REQUIRED = ('format', 'method', 'num_blocks', 'base', 'fingerprint', 'tensors')
 WRAPPERS = ('module', '_orig_mod')

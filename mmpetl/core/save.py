@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmpetl.core.counts import Owner, owners
 from mmpetl.core.delta_file import (
+    BASE_KEY,
     FORMAT,
     SITES,
     check_facts,
@@ -132,7 +133,7 @@ def delta_tensors(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     owner = owners(model)
     state = model.state_dict()
     heads = {key for key, who in owner.items() if who is Owner.HEAD}
-    heads |= set(state) - set(owner) - _inside(model, state)
+    heads |= set(state) - set(owner) - _inside(model, state) - {BASE_KEY}
     return found | {plain_key(key): state[key] for key in state if key in heads}
 
 

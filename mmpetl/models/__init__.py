@@ -8,6 +8,7 @@ from torch import nn
 
 from mmpetl.models.multi_task import DepthHead, MultiTaskModel, SegmentationHead
 from mmpetl.models.petl_backbone import petl_backbone
+from mmpetl.models.petl_model import petl_model
 from mmpetl.models.weights import load_base_weights
 from mmpetl.registry import MODELS
 
@@ -17,6 +18,7 @@ __all__ = [
     'SegmentationHead',
     'load_base_weights',
     'petl_backbone',
+    'petl_model',
 ]
 
 
