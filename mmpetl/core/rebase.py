@@ -43,6 +43,7 @@ def load_base(
     for path, module, record in injections(model):
         prefix = f'{path}.' if path else ''
         base = _base_in(state, module, record, prefix)
+        _check_named_once(record, base, source)
         changed |= _rebase(module, record, base, state, prefix)
     if changed:
         for _, _, record in injections(model):
@@ -73,6 +74,23 @@ def _base_in(
                 'model.backbone.checkpoint, which resizes tables and names misfits'
             )
     return {n: state[prefix + n].to(p) for n, p in params.items()}
+
+
+def _check_named_once(
+    record: Injection, base: Mapping[str, Tensor], source: str | None
+) -> None:
+    given = record.source.get('given')
+    if given and _differs(record, base):
+        raise PETLError(
+            f'base={given} is in the model and {source or "a checkpoint"} is loaded '
+            'over it, with another base; keep one of the two (load_from=None, or no '
+            'base=)'
+        )
+
+
+def _differs(record: Injection, base: Mapping[str, Tensor]) -> bool:
+    digests = tensor_digests({n: base[n] for n in set(base) - record.selected()})
+    return any(digest != record.digests[name] for name, digest in digests.items())
 
 
 def _rebase(

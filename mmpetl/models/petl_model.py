@@ -39,7 +39,6 @@ from mmpetl.models.whole import (
     initialise,
     read_published_deltas,
 )
-from mmpetl.models.weights.address import base_name
 from mmpetl.models.whole.initialise import drop_files
 from mmpetl.registry import MODELS
 
@@ -105,24 +104,23 @@ def petl_model(
     paths = find_trunks(built, where)
     _check_head(method, built, paths, model)
     if base is None:
-        files = initialise(built, paths, model)
-        origins = {p: f and base_name(f) for p, f in files.items()}
+        filled = initialise(built, paths, model)
     else:
         left_out = drop_files(built, paths)
         if left_out:
             print_log(f'base={base} replaces {", ".join(left_out)}', logger='current')
         if hasattr(built, 'init_weights'):
             built.init_weights()
-        origins = dict.fromkeys(paths, fill_base(built, paths, base))
+        filled = fill_base(built, paths, base)
     narrowed = {'layers': layers, 'blocks': blocks}
     narrowed = {name: value for name, value in narrowed.items() if value is not None}
     for path in paths:
-        inject(built.get_submodule(path), method, **narrowed)
+        inject(built.get_submodule(path), method, head=filled[path].fresh, **narrowed)
     for path, _, record in injections(built):
         trunk = next(p for p in paths if f'{path}.'.startswith(f'{p}.'))
         record.source = {
             'backbone': _config_of(model, trunk),
-            'checkpoint': origins[trunk],
+            'checkpoint': filled[trunk].file,
             'given': None if base is None else os.fspath(base),
         }
     for _, _, record in injections(built):

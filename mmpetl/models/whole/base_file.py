@@ -16,11 +16,7 @@ from mmpetl.core.sitemap import is_below
 from mmpetl.models.weights import load_base_weights
 from mmpetl.models.weights.address import base_name, resolve
 from mmpetl.models.weights.containers import read_tensors
-from mmpetl.models.whole.initialise import (
-    LoadWatch,
-    outer_norms,
-    tensors_of,
-)
+from mmpetl.models.whole.initialise import Filled, LoadWatch, outer_norms, tensors_of
 
 PREFIXES = ('{path}.', 'backbone.', '')
 """What keys of a trunk begin with in a file: of the same model, of another, of none."""
@@ -42,7 +38,7 @@ class _Rest:
 
 def fill_base(
     model: nn.Module, paths: Iterable[str], file: str | os.PathLike
-) -> str:
+) -> dict[str, Filled]:
     """Fill a model from a file of a whole model, or of its trunk alone.
 
     Every tensor of the trunks must be in the file. Of other modules those are filled
@@ -56,7 +52,7 @@ def fill_base(
             trunk's class reads by its own ``init_cfg``; a path or an address.
 
     Returns:
-        The file's name, for the record.
+        Where the values of each trunk come from.
 
     Raises:
         PETLError: The file is not there, or does not fill a trunk.
@@ -71,35 +67,42 @@ def fill_base(
             'that it was made on'
         )
     tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
-    said = []
+    said, filled = [], {}
     for path in paths:
         trunk = model.get_submodule(path)
-        how = _fill_trunk(trunk, path, tensors, where)
+        how, fresh = _fill_trunk(trunk, path, tensors, where)
         said.append(f'{path} ({type(trunk).__name__}) {how}')
+        filled[path] = Filled.of(base_name(where), fresh)
     rest = _fill_rest(model, paths, tensors)
     print_log(f'base {where}: {"; ".join(said)}{rest.said()}', logger='current')
-    return base_name(where)
+    return filled
 
 
 def _fill_trunk(
     trunk: nn.Module, path: str, tensors: Mapping[str, Tensor], where: str
-) -> str:
-    """Fill one trunk by the first way that fills all of it; how, for the log."""
+) -> tuple[str, list[str]]:
+    """Fill one trunk by the first way that fills all of it.
+
+    Returns:
+        How, for the log, and the norms behind it that the file does not hold.
+    """
     spared = _copy_own_names(trunk, path, tensors)
     if spared is not None:
-        return f'under its own names{_fresh(spared)}'
+        return f'under its own names{_fresh(spared)}', spared
     try:
-        return load_base_weights(trunk, where).summary()
+        report = load_base_weights(trunk, where)
+        fresh = outer_norms(trunk, [name for name, _ in report.fresh])
+        return report.summary(), fresh
     except PETLError as error:
         reason = error
     spared = _load_by_upstream(trunk, where)
     if spared is None:
         raise PETLError(str(reason)) from reason
-    return f'as its own init_cfg loads it{_fresh(spared)}'
+    return f'as its own init_cfg loads it{_fresh(spared)}', spared
 
 
 def _fresh(names: list[str]) -> str:
-    return f' (fresh: {shorten(names, 4)})' if names else ''
+    return f' (fresh, so they train: {shorten(names, 4)})' if names else ''
 
 
 def _copy_own_names(
@@ -135,7 +138,10 @@ def _load_by_upstream(trunk: nn.Module, where: str) -> list[str] | None:
 
     if not hasattr(trunk, 'init_cfg') or not hasattr(trunk, 'init_weights'):
         return None
-    own, trunk.init_cfg = trunk.init_cfg, ConfigDict(type='Pretrained', checkpoint=where)
+    own, trunk.init_cfg = (
+        trunk.init_cfg,
+        ConfigDict(type='Pretrained', checkpoint=where),
+    )
     for part in trunk.modules():
         if hasattr(part, '_is_init'):
             part._is_init = False

@@ -91,7 +91,9 @@ def _freeze(model: nn.Module, path: str) -> None:
             f'there are: {names}'
         )
     if any(part is module for _, trunk, _ in injections(model) for module in (trunk,)):
-        raise PETLError(f'{path} is a trunk, which is frozen anyway; drop it from freeze')
+        raise PETLError(
+            f'{path} is a trunk, which is frozen anyway; drop it from freeze'
+        )
     for param in part.parameters():
         param.requires_grad_(False)
 
@@ -119,7 +121,9 @@ def _read_state(
     found = injections(model)
     if not found or not state:
         return
-    inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    inside = {
+        k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+    }
     wanted = {
         _join(path, name): module.get_parameter(name)
         for path, module, record in found
@@ -272,19 +276,21 @@ def _check_flags(path: str, module: nn.Module, record: Injection) -> None:
 
 
 _unstepped: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_handle: Any = None
+_handles: list[Any] = []
+"""Holds the hook of steps once it is there. It stays: torch walks over its hooks while
+it calls them, so that none can take itself out."""
 
 
 def _watch_steps(model: nn.Module) -> None:
-    global _handle
     _unstepped.add(model)
-    if _handle is None:
-        _handle = register_optimizer_step_pre_hook(_before_step)
+    if not _handles:
+        _handles.append(register_optimizer_step_pre_hook(_before_step))
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Look at the first step that an optimizer makes for a model."""
-    global _handle
+    if not _unstepped:
+        return
     group_of = {id(p): g for g in optimizer.param_groups for p in g['params']}
     for model in list(_unstepped):
         tuned = _tuned(model)
@@ -293,9 +299,6 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         elif any(id(param) in group_of for param in model.parameters()):
             _unstepped.discard(model)
             check_step(model, tuned, optimizer, group_of)
-    if not _unstepped and _handle is not None:
-        _handle.remove()
-        _handle = None
 
 
 def _tuned(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from mmpetl.core import PETLError
 from mmpetl.core.errors import shorten
 from mmpetl.core.sitemap import is_below, is_norm
+from mmpetl.models.weights.address import base_name
 
 STATISTICS = ('running_mean', 'running_var')
 """Buffers without which the weights of a norm mean nothing."""
@@ -62,7 +64,9 @@ class LoadWatch:
             # Some classes copy values by hand; constants may stay what they were.
             now = _sums(self.module)
             return [n for n, value in now.items() if value == self._was[n]]
-        return [n for n, value in tensors_of(self.module) if id(value) not in self.loaded]
+        return [
+            n for n, value in tensors_of(self.module) if id(value) not in self.loaded
+        ]
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -97,9 +101,28 @@ def outer_norms(module: nn.Module, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.partition('.')[0] in children]
 
 
-def initialise(model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]) -> (
-    dict[str, str | None]
-):
+@dataclass(frozen=True)
+class Filled:
+    """Where the values of a trunk came from.
+
+    Attributes:
+        file: Name of the file, None where there was none.
+        fresh: Norms right below the trunk that the file does not hold. Tasks add them
+            behind its outputs, so that they train like a head.
+    """
+
+    file: str | None
+    fresh: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, file: str | None, names: Iterable[str]) -> Filled:
+        """From the names of tensors that keep their initial values."""
+        return cls(file, tuple(dict.fromkeys(n.partition('.')[0] for n in names)))
+
+
+def initialise(
+    model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]
+) -> dict[str, Filled]:
     """Initialise a model as upstream does, and see that every base was loaded.
 
     Args:
@@ -108,7 +131,8 @@ def initialise(model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]
         config: Its config, which may name a file that the class forgets.
 
     Returns:
-        The file of each trunk; None where none is named, which is said loudly.
+        Where the values of each trunk come from; where no file is named, it is said
+        loudly.
 
     Raises:
         PETLError: A file is named and cannot be read, or does not fill its trunk.
@@ -132,12 +156,10 @@ def initialise(model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]
     finally:
         for watch in watches.values():
             watch.stop()
-    for path, watch in watches.items():
-        _judge(path, watch, asked[path], filled[path])
-    return asked
+    return {p: _judge(p, w, asked[p], filled[p]) for p, w in watches.items()}
 
 
-def _judge(path: str, watch: LoadWatch, file: str | None, filled: bool) -> None:
+def _judge(path: str, watch: LoadWatch, file: str | None, filled: bool) -> Filled:
     name = f'{path} ({type(watch.module).__name__})'
     if file is None:
         if filled:
@@ -149,14 +171,14 @@ def _judge(path: str, watch: LoadWatch, file: str | None, filled: bool) -> None:
                 logger='current',
                 level=logging.WARNING,
             )
-        return
+        return Filled(None)
     total = sum(1 for _ in tensors_of(watch.module))
     missing = watch.missing()
     spared = outer_norms(watch.module, missing)
     lost = [n for n in missing if n not in spared and not _is_frozen_head(n)]
     if lost:
         way = (
-            'convert_weights=True reads the authors\' files, and base=FILE of '
+            "convert_weights=True reads the authors' files, and base=FILE of "
             'mmpetl.PETLModel more formats'
             if getattr(watch.module, 'convert_weights', None) is False
             else 'base=FILE of mmpetl.PETLModel reads more formats'
@@ -165,12 +187,13 @@ def _judge(path: str, watch: LoadWatch, file: str | None, filled: bool) -> None:
             f'{file}, as upstream loads it, fills {total - len(missing)} of {total} '
             f'tensors of {name}: {shorten(lost)} got nothing; {way}'
         )
-    rest = f'; fresh: {shorten(spared, 4)}' if spared else ''
+    rest = f'; fresh, so they train: {shorten(spared, 4)}' if spared else ''
     print_log(
         f'{total - len(missing)} of {total} tensors of {name} from {file}, loaded by '
         f'its own settings{rest}',
         logger='current',
     )
+    return Filled.of(base_name(file), spared)
 
 
 def _is_frozen_head(name: str) -> bool:
@@ -179,7 +202,9 @@ def _is_frozen_head(name: str) -> bool:
     return first in ('head', 'fc', 'mask_token')
 
 
-def file_asked_for(model: nn.Module, path: str, config: Mapping[str, Any]) -> str | None:
+def file_asked_for(
+    model: nn.Module, path: str, config: Mapping[str, Any]
+) -> str | None:
     """The file that the settings of a model name for one of its trunks."""
     around = [module for name, module in model.named_modules() if is_below(path, name)]
     around = [model, *around] if model not in around else around

@@ -1,0 +1,245 @@
+"""Configs that the wheels of upstream ship, shrunk, on drawn data.
+
+Each keeps its ``_base_`` and every key but widths, data and length. ``SHRUNK`` is the
+table: a config that is to join the tests is one entry here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from torch.utils.data import Dataset
+
+LINE = (
+    "model = dict(type='mmpetl.PETLModel', of=_base_.model.type, petl={petl!r}{more})"
+)
+SWIN = {
+    '_delete_': True,
+    'type': 'mmpretrain.SwinTransformer',
+    'arch': {'embed_dims': 16, 'depths': [1, 1, 1, 1], 'num_heads': [1, 2, 4, 4]},
+    'img_size': 64,
+    'window_size': 4,
+    'pad_small_map': True,
+}
+BN = {'type': 'BN'}
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A config of upstream.
+
+    Attributes:
+        base: Its name, with the package.
+        model: What makes its model small.
+        data: What its data are drawn for: the name of a function below.
+    """
+
+    base: str
+    model: dict[str, Any]
+    data: str
+
+
+SHRUNK = {
+    'mmpretrain': Shrunk(
+        'mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py',
+        {
+            'backbone': {
+                'arch': {
+                    '_delete_': True,
+                    'embed_dims': 32,
+                    'num_layers': 2,
+                    'num_heads': 4,
+                    'feedforward_channels': 64,
+                },
+                'img_size': 32,
+                'patch_size': 8,
+            },
+            'head': {'in_channels': 32, 'hidden_dim': 16, 'num_classes': 4},
+            'train_cfg': {'augments': None},
+        },
+        'picture',
+    ),
+    'mmseg': Shrunk(
+        'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512'
+        '.py',
+        {
+            'data_preprocessor': {'size': (64, 64)},
+            'backbone': {**SWIN, 'out_indices': (0, 1, 2, 3)},
+            'decode_head': {
+                'in_channels': [16, 32, 64, 128],
+                'channels': 8,
+                'num_classes': 4,
+            },
+            'auxiliary_head': {'in_channels': 64, 'channels': 8, 'num_classes': 4},
+        },
+        'map',
+    ),
+    'mmdet': Shrunk(
+        'mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py',
+        {
+            'backbone': {**SWIN, 'out_indices': (1, 2, 3)},
+            'neck': {'in_channels': [32, 64, 128], 'out_channels': 8},
+            'bbox_head': {
+                'num_classes': 4,
+                'in_channels': 8,
+                'feat_channels': 8,
+                'stacked_convs': 1,
+            },
+        },
+        'boxes',
+    ),
+    'mmaction': Shrunk(
+        'mmaction::recognition/videomae/'
+        'vit-base-p16_videomae-k400-pre_16x4x1_kinetics-400.py',
+        {
+            'backbone': {
+                'img_size': 32,
+                'patch_size': 8,
+                'embed_dims': 32,
+                'depth': 2,
+                'num_heads': 4,
+                'num_frames': 4,
+            },
+            'cls_head': {'in_channels': 32, 'num_classes': 4},
+        },
+        'clip',
+    ),
+}
+
+_count = 0
+
+
+@DATASETS.register_module(name='DrawnData', force=True)
+class DrawnData(Dataset):
+    """Four drawn samples, as a pipeline of the task packs them."""
+
+    METAINFO = {'classes': ('ant', 'bee', 'cat', 'dog')}
+
+    def __init__(self, kind: str, **_: Any) -> None:
+        self.kind = kind
+        self.metainfo = dict(self.METAINFO)
+
+    def full_init(self) -> None:
+        """Nothing is read."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        torch.manual_seed(index)
+        return globals()[self.kind](index)
+
+
+def picture(index: int) -> dict[str, Any]:
+    from mmpretrain.structures import DataSample
+
+    sample = DataSample().set_gt_label(index)
+    return {'inputs': torch.rand(3, 32, 32) * 255, 'data_samples': sample}
+
+
+def map(index: int) -> dict[str, Any]:  # noqa: A001
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    shape = (64, 64)
+    sample = SegDataSample(
+        metainfo={'img_shape': shape, 'ori_shape': shape, 'pad_shape': shape}
+    )
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, 4, (1, *shape)))
+    return {'inputs': torch.rand(3, *shape) * 255, 'data_samples': sample}
+
+
+def boxes(index: int) -> dict[str, Any]:
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    shape = (64, 64)
+    sample = DetDataSample(
+        metainfo={
+            'img_shape': shape,
+            'ori_shape': shape,
+            'pad_shape': shape,
+            'scale_factor': (1.0, 1.0),
+            'batch_input_shape': shape,
+        }
+    )
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]), labels=torch.tensor([index])
+    )
+    return {'inputs': torch.rand(3, *shape) * 255, 'data_samples': sample}
+
+
+def clip(index: int) -> dict[str, Any]:
+    from mmaction.structures import ActionDataSample
+
+    sample = ActionDataSample().set_gt_label(index)
+    return {'inputs': torch.rand(1, 3, 4, 32, 32) * 255, 'data_samples': sample}
+
+
+def config_of(
+    name: str, folder: Path, petl: Any = 'LoRA', iters: int = 1, more: str = '', **ours
+) -> Config:
+    """A config as a person would write it, then shrunk in length and data.
+
+    Args:
+        name: A key of ``SHRUNK``.
+        folder: Where the files and the run are.
+        petl: The method; None leaves the line out.
+        iters: Steps.
+        more: Further lines of the file.
+        ours: Further arguments of ``mmpetl.PETLModel``.
+    """
+    shrunk = SHRUNK[name]
+    said = ''.join(f', {key}={value!r}' for key, value in ours.items())
+    line = '' if petl is None else LINE.format(petl=petl, more=said)
+    # A file cannot write the key `model` twice, so the sizes are of a base.
+    sizes = folder / f'{name}-sizes.py'
+    sizes.write_text(f'_base_ = {shrunk.base!r}\nmodel = {shrunk.model!r}\n')
+    imports = "custom_imports = dict(imports=['mmpetl'], allow_failed_imports=False)"
+    path = folder / f'{name}.py'
+    path.write_text(f'_base_ = {str(sizes)!r}\n{line}\n{imports}\n{more}\n')
+    config = Config.fromfile(path)
+    shorten(config, folder, shrunk.data, iters)
+    return config
+
+
+def shorten(config: Config, folder: Path, data: str, iters: int = 1) -> None:
+    """Let a config train for a few steps on drawn data."""
+    global _count
+    _count += 1
+    for key in ('val', 'test'):
+        for part in ('cfg', 'dataloader', 'evaluator'):
+            config[f'{key}_{part}'] = None
+    loop = {'type': 'IterBasedTrainLoop', 'max_iters': iters, 'val_interval': 10**6}
+    config.train_cfg = loop
+    config.train_dataloader = {
+        'batch_size': 2,
+        'num_workers': 0,
+        'sampler': {'type': 'mmengine.DefaultSampler', 'shuffle': False},
+        'collate_fn': {'type': 'mmengine.pseudo_collate'},
+        'dataset': {'type': 'mmengine.DrawnData', 'kind': data},
+    }
+    config.param_scheduler, config.auto_scale_lr = [], None
+    sgd = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.01}}
+    config.setdefault('optim_wrapper', sgd)
+    config.randomness, config.log_level = {'seed': 3}, 'WARNING'
+    config.work_dir = str(folder)
+    config.experiment_name = f'{folder.name}-{_count}'
+    config.default_hooks = {
+        'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': 1}
+    }
+
+
+def build(config: Config) -> torch.nn.Module:
+    """The model of a config, as upstream's own functions build it."""
+    from mmengine.registry import MODELS, init_default_scope
+
+    init_default_scope(config.default_scope)
+    node = config.model.copy()
+    node.setdefault('data_preprocessor', config.get('data_preprocessor'))
+    return MODELS.build(node)
