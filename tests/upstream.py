@@ -60,7 +60,6 @@ SHRUNK = {
                 'patch_size': 8,
             },
             'head': {'in_channels': 32, 'hidden_dim': 16, 'num_classes': 4},
-            'train_cfg': {'augments': None},
         },
         'picture',
     ),
@@ -204,6 +203,10 @@ def config_of(
     path = folder / f'{name}.py'
     path.write_text(f'_base_ = {str(sizes)!r}\n{line}\n{imports}\n{more}\n')
     config = Config.fromfile(path)
+    # Batches are mixed by a preprocessor that knows the number of classes.
+    preprocessor = config.get('data_preprocessor') or {}
+    if 'num_classes' in preprocessor:
+        preprocessor.num_classes = 4
     shorten(config, folder, shrunk.data, iters)
     return config
 
@@ -233,6 +236,17 @@ def shorten(config: Config, folder: Path, data: str, iters: int = 1) -> None:
     config.default_hooks = {
         'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': 1}
     }
+
+
+def runner_of(config: Config) -> Any:
+    """MMEngine's own Runner, which need not describe the machine each time."""
+    from mmengine.runner import Runner, runner
+
+    collect, runner.collect_env = runner.collect_env, dict
+    try:
+        return Runner.from_cfg(config)
+    finally:
+        runner.collect_env = collect
 
 
 def build(config: Config) -> torch.nn.Module:

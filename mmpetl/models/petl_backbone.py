@@ -99,15 +99,7 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
         PETLError: The package, the name or an argument is unknown.
     """
     kind = config.get('type')
-    if isinstance(kind, str) and '.' in kind:
-        scope = kind.partition('.')[0]
-        try:
-            importlib.import_module(f'{scope}.registry')
-        except ModuleNotFoundError as error:
-            raise PETLError(
-                f'the backbone {kind!r} needs the package {scope!r}, which cannot be '
-                f'imported ({error}); install it, or correct the name'
-            ) from error
+    check_package(kind)
     try:
         return MODELS.build(dict(config))
     except KeyError as error:
@@ -120,6 +112,24 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
             raise
         reason = str(error).rpartition('__init__() ')[2]
         raise PETLError(f'the backbone {kind!r} {reason}') from error
+
+
+def check_package(kind: Any) -> None:
+    """Import the package in front of a type's name.
+
+    Raises:
+        PETLError: It is not there.
+    """
+    if not (isinstance(kind, str) and '.' in kind):
+        return
+    scope = kind.partition('.')[0]
+    try:
+        importlib.import_module(f'{scope}.registry')
+    except ModuleNotFoundError as error:
+        raise PETLError(
+            f'{kind!r} needs the package {scope!r}, which cannot be '
+            f'imported ({error}); install it, or correct the name'
+        ) from error
 
 
 @dataclass

@@ -31,7 +31,7 @@ from mmpetl.core import (
     inject,
     injections,
 )
-from mmpetl.models.petl_backbone import build_foreign
+from mmpetl.models.petl_backbone import check_package
 from mmpetl.models.whole import (
     fill_base,
     find_trunks,
@@ -158,7 +158,22 @@ def _build(of: str | type, model: Mapping[str, Any]) -> nn.Module:
         )
     # A preprocessor that the Runner did not find is None, which not all classes take.
     config = {k: v for k, v in model.items() if k != 'data_preprocessor' or v}
-    built = build_foreign({'type': of, **config})
+    name = of if isinstance(of, str) else of.__name__
+    check_package(name)
+    try:
+        built = MODELS.build({'type': of, **config})
+    except KeyError as error:
+        reason = str(error.args[0]).partition('. ')[0]
+        if 'registry' not in reason:
+            raise
+        raise PETLError(
+            f'the model {name} cannot be built: {reason}; correct the name, write its '
+            'package in front (mmpretrain.VisionTransformer), or set default_scope'
+        ) from error
+    except TypeError as error:
+        if 'argument' not in str(error):
+            raise
+        raise PETLError(f'the model {name} cannot be built: {error}') from error
     if any(cls.__name__ == 'BaseSelfSupervisor' for cls in type(built).__mro__):
         raise PETLError(
             f'{type(built).__name__} pre-trains a backbone and hides parts of its '

@@ -99,6 +99,7 @@ class DeltaCheckpointHook(CheckpointHook):
                 average = hook.ema_model.avg_parameters
                 for key in frozen & set(average):
                     del average[key]
+                _share_frozen(hook.ema_model.module, plain_model(runner), frozen)
         if isinstance(runner._train_loop, BaseLoop):
             self._seeds = seed_by_epoch(runner.train_loop, runner.seed, runner.rank)
 
@@ -335,6 +336,14 @@ class DeltaCheckpointHook(CheckpointHook):
         if self._train_rng is not None:
             set_rng_state(self._train_rng)
             self._train_rng = None
+
+
+def _share_frozen(average: nn.Module, model: nn.Module, frozen: set[str]) -> None:
+    """Let the copy that is averaged hold no second frozen base."""
+    own = dict(average.named_parameters())
+    for name, param in model.named_parameters():
+        if name in frozen and name in own:
+            own[name].data = param.data
 
 
 def _states(checkpoint: dict) -> list[tuple[dict, str]]:

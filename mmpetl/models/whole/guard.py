@@ -35,6 +35,7 @@ from mmpetl.core.errors import shorten
 from mmpetl.core.fingerprint import tensor_digests
 from mmpetl.core.host import Host
 from mmpetl.core.injection import Injection, find_submodule
+from mmpetl.core.sitemap import is_below
 
 
 @dataclass
@@ -90,9 +91,11 @@ def _freeze(model: nn.Module, path: str) -> None:
             f'freeze names {path!r}, and {type(model).__name__} has no such module; '
             f'there are: {names}'
         )
-    if any(part is module for _, trunk, _ in injections(model) for module in (trunk,)):
+    trunks = [trunk for trunk, _, _ in injections(model)]
+    if any(is_below(path, trunk) or is_below(trunk, path) for trunk in trunks):
         raise PETLError(
-            f'{path} is a trunk, which is frozen anyway; drop it from freeze'
+            f'{path} holds a trunk or lies in one, which is frozen anyway; drop it '
+            'from freeze'
         )
     for param in part.parameters():
         param.requires_grad_(False)
@@ -159,8 +162,8 @@ def _compare(model: nn.Module, given: Tensor | None) -> None:
     there = bytes(given.tolist()).hex()
     if there != here:
         raise PETLError(
-            f'the delta that is loaded was made on the base [{there}], this model holds '
-            f'{base} [{here}]; name its base as base=FILE of mmpetl.PETLModel '
+            f'the delta that is loaded was made on the base [{there}], this model '
+            f'holds {base} [{here}]; name its base as base=FILE of mmpetl.PETLModel '
             "(init_detector and init_model drop the backbone's init_cfg, not base)"
         )
 
@@ -373,11 +376,16 @@ def _check_rates(
         (decayed if 'lr_scale' in group else slow)[name] = rate / full
     if slow:
         name, factor = min(slow.items(), key=lambda item: item[1])
+        ours = 'name' in group_of[id(tuned[name])]
+        way = (
+            'put it below paramwise_cfg.outside'
+            if ours
+            else "add runner_type = 'mmpetl.TuningRunner' to the config (it applies "
+            'paramwise_cfg to what is outside of the backbone)'
+        )
         raise PETLError(
             f'{name} would train at {factor:.3g} of the rate, by a paramwise_cfg that '
-            "was meant for a whole backbone; add runner_type = 'mmpetl.TuningRunner' "
-            'to the config (it applies paramwise_cfg to what is outside of the '
-            'backbone)'
+            f'was meant for a whole backbone; {way}'
         )
     if decayed:
         low, high = min(decayed.values()), max(decayed.values())

@@ -8,6 +8,7 @@ without ``convert_weights=True`` leaves it random.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from mmpetl.core import PETLError
 from mmpetl.core.errors import shorten
 from mmpetl.core.sitemap import is_below, is_norm
 from mmpetl.models.weights.address import base_name
+
+BEHIND = re.compile(r'(norm|ln)\d*|fc_norm')
+"""Names of norms behind the outputs of trunks, in the four libraries and timm."""
 
 STATISTICS = ('running_mean', 'running_var')
 """Buffers without which the weights of a norm mean nothing."""
@@ -96,8 +100,15 @@ def _sums(module: nn.Module) -> dict[str, tuple[float, float]]:
 
 
 def outer_norms(module: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those names that are of a norm right below a trunk: tasks add them."""
-    children = {n for n, part in module.named_children() if is_norm(part)}
+    """Those names that are of a norm behind the outputs of a trunk: tasks add them.
+
+    A norm in front of the blocks (``bn1``, ``pre_norm``) is called otherwise.
+    """
+    children = {
+        name
+        for name, part in module.named_children()
+        if is_norm(part) and BEHIND.fullmatch(name)
+    }
     return [name for name in names if name.partition('.')[0] in children]
 
 
@@ -150,8 +161,8 @@ def initialise(
             raise
         raise PETLError(
             f'{files[0]} does not load as init_cfg or pretrained of the config asks '
-            f'({type(error).__name__}: {_first_line(error)}); correct it, or name a '
-            'file as base='
+            f'({type(error).__name__}: {_first_line(error)}); correct it; '
+            f'{_way(watches.values())}'
         ) from error
     finally:
         for watch in watches.values():
@@ -177,15 +188,10 @@ def _judge(path: str, watch: LoadWatch, file: str | None, filled: bool) -> Fille
     spared = outer_norms(watch.module, missing)
     lost = [n for n in missing if n not in spared and not _is_frozen_head(n)]
     if lost:
-        way = (
-            "convert_weights=True reads the authors' files, and base=FILE of "
-            'mmpetl.PETLModel more formats'
-            if getattr(watch.module, 'convert_weights', None) is False
-            else 'base=FILE of mmpetl.PETLModel reads more formats'
-        )
         raise PETLError(
             f'{file}, as upstream loads it, fills {total - len(missing)} of {total} '
-            f'tensors of {name}: {shorten(lost)} got nothing; {way}'
+            f'tensors of {name}: {shorten(lost)} got nothing; '
+            f'{_way([watch])}'
         )
     rest = f'; fresh, so they train: {shorten(spared, 4)}' if spared else ''
     print_log(
@@ -194,6 +200,13 @@ def _judge(path: str, watch: LoadWatch, file: str | None, filled: bool) -> Fille
         logger='current',
     )
     return Filled.of(base_name(file), spared)
+
+
+def _way(watches: Iterable[LoadWatch]) -> str:
+    """What to do about a file that upstream does not read."""
+    switches = [getattr(w.module, 'convert_weights', None) for w in watches]
+    own = "convert_weights=True reads the authors' files, and " * (False in switches)
+    return f'{own}base=FILE of mmpetl.PETLModel reads more formats'
 
 
 def _is_frozen_head(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Published deltas for upstream's readers: ``init_detector(config, 'x.safetensors')``."""
+"""Published deltas for the readers of upstream: ``init_detector(config, FILE)``."""
 
 from __future__ import annotations
 

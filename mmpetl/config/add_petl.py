@@ -1,0 +1,153 @@
+"""Any upstream config, with a method in its model's trunk."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmengine.logging import print_log
+
+from mmpetl.config.nodes import MODEL_BUILDER, is_petl_model, petl_backbone_of
+from mmpetl.core import PETLError, build_method
+from mmpetl.engine.runner import check_one_base, safe_config
+
+RUNNER = 'mmpetl.TuningRunner'
+
+
+def add_petl(
+    config: Any,
+    petl: str | Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+    *,
+    base: str | os.PathLike | None = None,
+    where: str | Iterable[str] | None = None,
+    freeze: str | Iterable[str] = (),
+    layers: Any = None,
+    blocks: Any = None,
+) -> Any:
+    """A copy of a config whose model is tuned by a method.
+
+    ``model.type`` becomes ``mmpetl.PETLModel``; all other keys of the model stay where
+    they are. The runner becomes :class:`mmpetl.engine.TuningRunner`, which adds small
+    checkpoints, guards, and an optimizer that applies ``paramwise_cfg`` to what is
+    outside of the backbone. The file that starts the trunk (``load_from``, or
+    ``init_cfg`` or ``pretrained`` of the backbone) is named as ``model.base``, which
+    upstream's ``init_detector`` and ``init_model`` leave alone. What comes out can be
+    dumped, and the dump repeats the run.
+
+    Args:
+        config: A config of upstream: a path, a name such as ``mmdet::...``, or a
+            ``Config``, which is not changed.
+        petl: The method: its name or its config.
+        options: Arguments of the method.
+        base: File of the base weights; see :func:`mmpetl.models.petl_model`.
+        where: Path of the trunk in the model, likewise.
+        freeze: Paths of modules outside of it that shall not train, likewise.
+        layers: Patterns of layers, likewise.
+        blocks: Numbers of blocks, likewise.
+
+    Raises:
+        PETLError: The config has no model, or a method already; the method or an
+            argument is unknown; the base is named twice; or something in the config
+            would keep deltas from learning.
+
+    Example:
+        >>> from mmengine.config import Config
+        >>> from mmpetl.apis import add_petl
+        >>> config = Config(dict(model=dict(type='ImageClassifier')))
+        >>> add_petl(config, 'LoRA', dict(rank=16)).model.petl
+        {'type': 'LoRA', 'rank': 16}
+    """
+    config = _copy_of(config)
+    model = config.get('model')
+    if not isinstance(model, dict) or not model.get('type'):
+        raise PETLError('the config has no model with a type, so nothing can be tuned')
+    if is_petl_model(model) or petl_backbone_of(config) is not None:
+        raise PETLError(
+            'the config tunes its model already (mmpetl.PETLModel or PETLBackbone in '
+            'it); change the method there'
+        )
+    method = _method(petl, options)
+    build_method(method)
+    _check_checkpointing(config)
+    ours = {'where': where, 'freeze': freeze, 'layers': layers, 'blocks': blocks}
+    model.of, model.type, model.petl = model.type, MODEL_BUILDER, method
+    for name, value in ours.items():
+        if value is not None and value != ():
+            model[name] = value
+    said = []
+    if base is not None:
+        model.base = os.fspath(base)
+    check_one_base(config)
+    if base is None:
+        said += _name_base(config, model)
+    imports = config.setdefault('custom_imports', {'allow_failed_imports': False})
+    # First, for it closes the gaps that other imports would meet.
+    others = [name for name in _listed(imports.get('imports')) if name != 'mmpetl']
+    imports['imports'] = ['mmpetl', *others]
+    own = config.get('runner_type')
+    if own in (None, 'Runner', 'mmengine.Runner'):
+        config.runner_type = RUNNER
+    elif str(own) != RUNNER:
+        config, added = safe_config(config)
+        said.append(f'runner_type {own} stays; added {", ".join(added)}')
+    for line in said:
+        print_log(line, logger='current')
+    return config
+
+
+def _copy_of(config: Any) -> Any:
+    from mmengine.config import Config
+
+    from mmpetl.config.load import read_config
+
+    if not isinstance(config, Config):
+        config = read_config(config)
+    return copy.deepcopy(config)
+
+
+def _method(
+    petl: str | Mapping[str, Any], options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    method = {'type': petl} if isinstance(petl, str | type) else dict(petl)
+    return {**method, **(options or {})}
+
+
+def _listed(imports: Any) -> list[str]:
+    return [imports] if isinstance(imports, str) else list(imports or ())
+
+
+def _check_checkpointing(config: Any) -> None:
+    """Refuse what wraps the trunk in a checkpoint that deltas cannot learn through."""
+    names = _listed(config.get('activation_checkpointing'))
+    if any(str(name).partition('.')[0] == 'backbone' for name in names):
+        raise PETLError(
+            f'activation_checkpointing={names} of the config wraps the backbone in '
+            "torch's reentrant checkpoint, which hands no gradient to deltas over a "
+            'frozen trunk; set activation_checkpointing=None and '
+            'model.backbone.with_cp=True'
+        )
+
+
+def _name_base(config: Any, model: Any) -> list[str]:
+    """Name the file that starts the trunk as ``base``; what was done, in words."""
+    if config.get('load_from') and not config.get('resume'):
+        model.base, config.load_from = config.load_from, None
+        return [f'load_from={model.base} is now model.base: it loads before injection']
+    backbone = model.get('backbone')
+    if not isinstance(backbone, dict) or backbone.get('pretrained2d'):
+        return []
+    entries = backbone.get('init_cfg') or []
+    entries = entries if isinstance(entries, list | tuple) else [entries]
+    for entry in entries:
+        # With a prefix, or of another type, only the class knows how it is read.
+        if entry.get('type') == 'Pretrained' and not entry.get('prefix'):
+            model.base = entry['checkpoint']
+            return []
+    for given in (model.get('pretrained'), backbone.get('pretrained')):
+        if isinstance(given, str) and given:
+            model.base = given
+            return []
+    return []

@@ -1,0 +1,481 @@
+"""``mmpetl.PETLModel``: any config of upstream and one line, in MMEngine's own Runner.
+
+What is compared with is upstream's own model of the same config and file.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import upstream
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from mmpetl.core import Owner, PETLError, base_changes, fingerprint, inject, owners
+from mmpetl.registry import MODELS
+
+NAMES = list(upstream.SHRUNK)
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    """No test sees the scope of another."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+def whole_file(name: str, folder: Path, seed: int = 7) -> Path:
+    """A checkpoint of the plain upstream model, every value drawn."""
+    torch.manual_seed(seed)
+    model = upstream.build(plain(name, folder))
+    state = model.state_dict()
+    for key, value in state.items():
+        if value.is_floating_point():
+            draw = torch.randn_like(value) * 0.1
+            state[key] = draw.abs() + 0.5 if 'running_var' in key else draw
+    path = folder / f'{name}-{seed}.pth'
+    torch.save({'state_dict': state, 'meta': {}}, path)
+    return path
+
+
+def plain(name: str, folder: Path):
+    """The config of upstream, without its file, which no test can fetch."""
+    return without_file(upstream.config_of(name, folder, None))
+
+
+def without_file(config):
+    for node in (config.model, config.model.backbone):
+        for key in ('init_cfg', 'pretrained'):
+            node.pop(key, None)
+    return config
+
+
+def tensors(model: nn.Module, name: str):
+    """What a model computes in eval mode."""
+    shape = {'picture': (2, 3, 32, 32), 'clip': (2, 1, 3, 4, 32, 32)}
+    torch.manual_seed(1)
+    inputs = torch.randn(shape.get(upstream.SHRUNK[name].data, (2, 3, 64, 64)))
+    with torch.no_grad():
+        out = model.eval()(inputs, mode='tensor')
+    flat = []
+
+    def visit(value):
+        if isinstance(value, torch.Tensor):
+            flat.append(value)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                visit(part)
+
+    visit(out)
+    assert flat
+    return flat
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_one_line_trains_what_it_says_and_nothing_else(name, tmp_path):
+    file = whole_file(name, tmp_path)
+    before = torch.load(file)['state_dict']
+    config = upstream.config_of(name, tmp_path, iters=2, base=str(file))
+    reference = upstream.build(plain(name, tmp_path))
+    reference.load_state_dict(before)
+
+    runner = upstream.runner_of(config)
+    model = runner.model
+    assert type(model) is type(reference)
+    assert isinstance(model.backbone, type(reference.backbone))
+    assert set(reference.state_dict()) <= set(model.state_dict())
+    assert_same(tensors(model, name), tensors(reference, name))
+
+    runner.train()
+    after = model.state_dict()
+    who = owners(model)
+    for key, value in before.items():
+        if key.startswith('backbone.'):
+            assert torch.equal(after[key], value), key
+    moved = [
+        key
+        for key, param in model.named_parameters()
+        if who[key] is Owner.DELTA and bool(param.detach().abs().sum())
+    ]
+    assert len(moved) == sum(who[key] is Owner.DELTA for key in who)
+    heads = [k for k in before if who.get(k) is Owner.HEAD]
+    assert any(not torch.equal(after[k], before[k]) for k in heads)
+
+
+def test_full_tuning_is_upstreams_own_training(tmp_path):
+    """``Full`` changes nothing: the same weights, bit for bit, as without the line."""
+    file = whole_file('mmpretrain', tmp_path)
+    states = []
+    for petl, more in ((None, {'load_from': str(file)}), ('Full', {})):
+        ours = {} if petl is None else {'base': str(file)}
+        config = upstream.config_of('mmpretrain', tmp_path, petl, 2, **ours)
+        config = without_file(config)
+        config.model.backbone.drop_rate, config.model.train_cfg = 0.0, None
+        config.merge_from_dict(more)
+        runner = upstream.runner_of(config)
+        runner.train()
+        states.append(runner.model.state_dict())
+    assert set(states[0]) == set(states[1]) - {'petl.base'}
+    for key, value in states[0].items():
+        assert torch.equal(states[1][key], value), key
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_three_roads_to_a_base_give_equal_features(name, tmp_path):
+    file = whole_file(name, tmp_path)
+    roads = []
+    config = without_file(upstream.config_of(name, tmp_path))
+    node = config.model.backbone.copy()
+    scope = {'mmpretrain': 'mmpretrain.', 'mmaction': 'mmaction.'}.get(name, '')
+    node.type = scope + node.type
+    config.model.backbone.init_cfg = {
+        'type': 'Pretrained',
+        'checkpoint': str(file),
+        'prefix': 'backbone.',
+    }
+    roads.append(upstream.build(config).backbone)
+    config = without_file(upstream.config_of(name, tmp_path, base=str(file)))
+    roads.append(upstream.build(config).backbone)
+    builder = {'type': 'mmpetl.PETLBackbone', 'backbone': node, 'method': 'LoRA'}
+    roads.append(MODELS.build({**builder, 'checkpoint': str(file)}))
+    assert len({fingerprint(road) for road in roads}) == 1
+
+
+def swin_file(folder: Path, config) -> Path:
+    """An official file of a Swin: no prefix, the authors' names."""
+    torch.manual_seed(3)
+    state = upstream.build(config).backbone.state_dict()
+    names = {'w_msa.': '', 'ffn.layers.0.0': 'mlp.fc1', 'ffn.layers.1': 'mlp.fc2'}
+    renamed = {}
+    for key, value in state.items():
+        key = key.replace('stages', 'layers')
+        for old, new in names.items():
+            key = key.replace(old, new)
+        key = key.replace('patch_embed.projection', 'patch_embed.proj')
+        renamed[key] = value
+    path = folder / 'official.pth'
+    torch.save({'model': renamed}, path)
+    return path
+
+
+def mmdet_swin(folder: Path, petl, **backbone):
+    """The Swin of mmdet itself, as its config has it, shrunk."""
+    config = upstream.config_of('mmdet', folder, petl)
+    for key in ('arch', 'img_size', 'pad_small_map', 'init_cfg'):
+        config.model.backbone.pop(key, None)
+    config.model.backbone.update(
+        type='SwinTransformer',
+        embed_dims=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 4, 4],
+        **backbone,
+    )
+    return config
+
+
+def test_a_file_that_upstream_loads_in_silence_stops(tmp_path):
+    file = swin_file(tmp_path, mmdet_swin(tmp_path, None))
+    init = {'type': 'Pretrained', 'checkpoint': str(file)}
+    with pytest.raises(PETLError) as caught:
+        upstream.build(mmdet_swin(tmp_path, 'LoRA', init_cfg=init))
+    message = str(caught.value)
+    assert '\n' not in message
+    assert 'official.pth' in message
+    assert 'convert_weights=True' in message
+    # Another silence: the prefix is there, one tensor is not.
+    state = {f'backbone.{k}': v for k, v in torch.load(file)['model'].items()}
+    config = upstream.config_of('mmdet', tmp_path)
+    node = config.model.backbone
+    good = upstream.build(plain('mmdet', tmp_path)).backbone.state_dict()
+    state = {f'backbone.{k}': v for k, v in good.items()}
+    del state['backbone.stages.1.blocks.0.attn.w_msa.qkv.weight']
+    torch.save({'state_dict': state}, tmp_path / 'part.pth')
+    node.init_cfg = {
+        'type': 'Pretrained',
+        'checkpoint': str(tmp_path / 'part.pth'),
+        'prefix': 'backbone.',
+    }
+    with pytest.raises(PETLError, match=r'stages\.1\.blocks\.0\.attn\.w_msa\.qkv\.w'):
+        upstream.build(config)
+
+
+def test_norms_that_the_file_lacks_train_with_the_head(tmp_path):
+    file = whole_file('mmdet', tmp_path)
+    content = torch.load(file)['state_dict']
+    trunk = {
+        k: v
+        for k, v in content.items()
+        if k.startswith('backbone.') and not k.startswith('backbone.norm')
+    }
+    torch.save({'state_dict': trunk}, tmp_path / 'trunk.pth')
+    config = upstream.config_of('mmdet', tmp_path)
+    config.model.backbone.init_cfg = {
+        'type': 'Pretrained',
+        'checkpoint': str(tmp_path / 'trunk.pth'),
+        'prefix': 'backbone.',
+    }
+    model = upstream.build(config)
+    who = owners(model)
+    trains = {k for k, p in model.named_parameters() if p.requires_grad}
+    fresh = {f'backbone.norm{i}.{p}' for i in (1, 2, 3) for p in ('weight', 'bias')}
+    assert fresh <= trains
+    assert all(who[name] is Owner.HEAD for name in fresh)
+    assert 'backbone.stages.0.downsample.norm.weight' not in trains
+
+
+def test_base_fills_other_modules_where_shapes_fit(tmp_path, caplog):
+    file = whole_file('mmdet', tmp_path)
+    state = torch.load(file)['state_dict']
+    config = upstream.config_of('mmdet', tmp_path, base=str(file))
+    config.model.bbox_head.num_classes = 3
+    model = upstream.build(config)
+    now = model.state_dict()
+    assert torch.equal(
+        now['neck.lateral_convs.0.conv.weight'],
+        state['neck.lateral_convs.0.conv.weight'],
+    )
+    name = 'bbox_head.retina_cls.weight'
+    assert now[name].shape != state[name].shape
+    short = {k: v for k, v in state.items() if 'qkv.bias' not in k}
+    torch.save(short, tmp_path / 'short.pth')
+    with pytest.raises(PETLError) as caught:
+        upstream.build(
+            upstream.config_of('mmdet', tmp_path, base=str(tmp_path / 'short.pth'))
+        )
+    assert '\n' not in str(caught.value)
+
+
+def toy(**more):
+    from mmengine.model import BaseModel
+
+    class Toy(BaseModel):
+        """A model that redraws its own parts on every initialisation, like DETR."""
+
+        def __init__(self, data_preprocessor=None, init_cfg=None, parts=('trunk',)):
+            super().__init__(data_preprocessor, init_cfg)
+            import tiny
+
+            for part in parts:
+                setattr(self, part, tiny.mmpretrain_vit())
+            self.query = nn.Parameter(torch.zeros(3))
+            self.neck = nn.Sequential(nn.BatchNorm1d(32), nn.Dropout(0.5))
+            self.head = nn.Linear(32, 2)
+
+        def init_weights(self):
+            super().init_weights()
+            nn.init.normal_(self.query)
+            for param in self.parameters():
+                if param.ndim > 1:
+                    nn.init.normal_(param)
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            feats = self.trunk(inputs)[-1]
+            feats = feats[0] if isinstance(feats, list | tuple) else feats
+            feats = feats.flatten(2).mean(-1) if feats.ndim == 4 else feats
+            out = self.head(self.neck(feats))
+            return {'loss': out.square().mean()} if mode == 'loss' else out
+
+    config = {'type': 'mmpetl.PETLModel', 'of': Toy, 'petl': 'LoRA', **more}
+    return MODELS.build(config)
+
+
+def test_a_second_initialisation_changes_nothing():
+    """``Runner.train`` makes one; a parent's ``init_cfg`` would redraw deltas too."""
+    model = toy(init_cfg={'type': 'Normal', 'layer': 'Linear', 'std': 1.0})
+    assert bool(model.query.abs().sum())  # upstream's own has run
+    before = copy.deepcopy(model.state_dict())
+    model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not base_changes(model)
+
+
+def test_where_is_found_or_asked_for():
+    assert toy().trunk.layers[0].petl is not None
+    two = toy(parts=('trunk', 'other'), where=('trunk', 'other'))
+    assert two.other.layers[0].petl is not None
+    for more, words in (
+        (
+            {'parts': ('trunk', 'other')},
+            r'say where=PATH.*trunk .mmpretrain\.Vis.*other',
+        ),
+        ({'where': 'trunc'}, r"where='trunc' is no .*Did you mean 'trunk'.*Described"),
+        ({'where': ('trunk', 'trunk.layers')}, 'name each trunk once'),
+        ({'where': 'neck'}, 'no site map for'),
+    ):
+        with pytest.raises(PETLError, match=words) as caught:
+            toy(**more)
+        assert '\n' not in str(caught.value)
+
+
+def test_frozen_modules_outside_stay_as_they_are():
+    model = toy(freeze='neck')
+    before = copy.deepcopy(model.neck.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):
+        model.train()
+        model(torch.randn(4, 3, 32, 32), mode='loss')['loss'].backward()
+        optimizer.step()
+    for key, value in model.neck.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not model.neck[1].training
+    for path, words in (
+        ('nek', 'no such module; there are'),
+        ('trunk', 'frozen anyway'),
+    ):
+        with pytest.raises(PETLError, match=words):
+            toy(freeze=path)
+
+
+def test_bad_input_is_one_line(tmp_path):
+    good = {'backbone': {'type': 'mmpretrain.VisionTransformer'}}
+    for more, words in (
+        ({'of': None}, 'got no type; name the model of upstream'),
+        ({'of': 'mmpetl.PETLModel'}, 'name the model of upstream'),
+        ({'petl': None}, 'got no method'),
+        ({'petl': 'Lora'}, "Did you mean 'LoRA'"),
+        ({'of': 'mmnowhere.Model'}, "needs the package 'mmnowhere'"),
+        ({'of': 'mmpretrain.Nothing'}, 'Nothing is not in the .* registry'),
+        ({'heads': 3}, "unexpected keyword argument 'heads'"),
+        ({'base': str(tmp_path / 'none.pth')}, 'No weight file at .*none.pth'),
+        ({'backbone': {'type': 'mmpetl.PETLBackbone'}}, 'tunes the backbone already'),
+    ):
+        config = {'of': 'mmpretrain.ImageClassifier', 'petl': 'LoRA', **good, **more}
+        with pytest.raises(PETLError, match=words) as caught:
+            MODELS.build({'type': 'mmpetl.PETLModel', **config})
+        assert '\n' not in str(caught.value), words
+
+
+def test_a_missing_file_of_init_cfg_is_one_line(tmp_path):
+    config = upstream.config_of('mmdet', tmp_path)
+    config.model.backbone.init_cfg = {'type': 'Pretrained', 'checkpoint': 'none.pth'}
+    with pytest.raises(PETLError, match='none.pth does not load as init_cfg') as caught:
+        upstream.build(config)
+    assert '\n' not in str(caught.value)
+
+
+def test_pretraining_is_refused():
+    with pytest.raises(PETLError, match='MAE pre-trains a backbone and hides parts'):
+        MODELS.build(
+            {
+                'type': 'mmpetl.PETLModel',
+                'of': 'mmpretrain.MAE',
+                'petl': 'LoRA',
+                'backbone': {'type': 'mmpretrain.MAEViT', 'arch': 'b', 'img_size': 32},
+                'neck': {
+                    'type': 'mmpretrain.MAEPretrainDecoder',
+                    'num_patches': 4,
+                    'decoder_depth': 1,
+                },
+                'head': {
+                    'type': 'mmpretrain.MAEPretrainHead',
+                    'loss': {'type': 'mmpretrain.PixelReconstructionLoss'},
+                },
+            }
+        )
+
+
+def test_syncbn_is_reverted_before_the_injection(tmp_path):
+    config = without_file(upstream.config_of('mmseg', tmp_path))
+    assert config.model.decode_head.norm_cfg.type == 'SyncBN'
+    model = upstream.build(config)
+    kinds = {type(part).__name__ for part in model.modules()}
+    assert 'SyncBatchNorm' not in kinds
+    assert 'BatchNorm2d' in kinds or '_BatchNormXd' in kinds
+
+
+def test_a_module_that_was_exchanged_after_the_injection_stops():
+    """What ``convert_sync_batchnorm`` does: a new module with the old children."""
+    import tiny
+
+    model = toy()
+    fresh = tiny.mmpretrain_vit().layers[0]
+    fresh.load_state_dict(model.trunk.layers[0].state_dict(), strict=False)
+    fresh.add_module('petl', model.trunk.layers[0].petl)
+    model.trunk.layers[0] = fresh
+    model.train()
+    with pytest.raises(PETLError, match=r'trunk\.layers\.0.* runs no delta any more'):
+        model(torch.randn(2, 3, 32, 32), mode='loss')
+
+
+def test_a_reentrant_checkpoint_around_blocks_stops():
+    from mmengine.runner.activation_checkpointing import (
+        turn_on_activation_checkpointing,
+    )
+
+    model = toy()
+    turn_on_activation_checkpointing(model.trunk, ['layers'])
+    turn_on_activation_checkpointing(model, ['trunk'])
+    model.train()
+    with pytest.raises(PETLError, match='set with_cp=True of the backbone'):
+        model(torch.randn(2, 3, 32, 32), mode='loss')
+
+
+def step(model, params=None, **options):
+    optimizer = torch.optim.SGD(params or model.parameters(), 0.1, **options)
+    model.train()
+    model(torch.randn(4, 3, 32, 32), mode='loss')['loss'].backward()
+    optimizer.step()
+
+
+def test_the_first_step_is_looked_at():
+    with pytest.raises(PETLError, match=r'does not hold trunk.*petl'):
+        step(model := toy(), list(model.head.parameters()))
+    model = toy()
+    split = [
+        {'params': list(model.trunk.parameters()), 'lr': 0.01},
+        {'params': list(model.head.parameters())},
+    ]
+    with pytest.raises(PETLError, match=r'train at 0\.1 of the rate.*TuningRunner'):
+        step(model, split)
+    model = toy()
+    forward = model.trunk.forward
+    model.trunk.forward = torch.no_grad()(forward)
+    with pytest.raises(PETLError, match='no gradient reaches'):
+        step(model)
+    step(toy())
+    step(toy(), None, momentum=0.9)
+
+
+def test_copies_and_pickles_keep_all_of_it(tmp_path):
+    model = upstream.build(without_file(upstream.config_of('mmpretrain', tmp_path)))
+    other = upstream.build(without_file(upstream.config_of('mmpretrain', tmp_path)))
+    delta = {k: v for k, v in other.state_dict().items() if 'petl' in k.split('.')}
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_same(tensors(twin, 'mmpretrain'), tensors(model, 'mmpretrain'))
+        assert torch.equal(
+            twin.state_dict()['petl.base'], model.state_dict()['petl.base']
+        )
+        with pytest.raises(PETLError, match='was made on the base'):
+            twin.load_state_dict(delta, strict=False)
+        twin.load_state_dict(model.state_dict())
+
+
+def test_the_base_may_move_no_more_in_training(tmp_path):
+    model = toy()
+    model.train()
+    with torch.no_grad():
+        model.trunk.layers[0].ln1.weight.add_(1)
+    with pytest.raises(PETLError, match='overwritten after the injection'):
+        model.train()
+
+
+def test_a_method_that_widens_the_feature_wants_a_wider_head(tmp_path):
+    config = without_file(upstream.config_of('mmpretrain', tmp_path, {'type': 'VQT'}))
+    with pytest.raises(PETLError, match=r'set model\.head\.in_channels=\d+'):
+        upstream.build(config)
+
+
+def test_injecting_once_more_by_hand_is_allowed(tmp_path):
+    model = upstream.build(without_file(upstream.config_of('mmpretrain', tmp_path)))
+    inject(model.backbone, 'BitFit')
+    assert any(o is Owner.SELECTED for o in owners(model).values())
