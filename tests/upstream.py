@@ -6,6 +6,11 @@ table: a config that is to join the tests is one entry here.
 
 from __future__ import annotations
 
+import copy
+import functools
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +20,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-LINE = (
-    "model = dict(type='mmpetl.PETLModel', of=_base_.model.type, petl={petl!r}{more})"
-)
+LINE = "model = dict(type='mmpetl.PETLModel', of=_base_.model.type, petl='LoRA')"
+IMPORTS = "custom_imports = dict(imports=['mmpetl'], allow_failed_imports=False)\n"
 SWIN = {
     '_delete_': True,
     'type': 'mmpretrain.SwinTransformer',
@@ -180,34 +184,40 @@ def clip(index: int) -> dict[str, Any]:
     return {'inputs': torch.rand(1, 3, 4, 32, 32) * 255, 'data_samples': sample}
 
 
+@functools.cache
+def _read(name: str, tuned: bool) -> Config:
+    """A config as a person would write it: the ``_base_`` and one line."""
+    shrunk = SHRUNK[name]
+    with tempfile.TemporaryDirectory() as folder:
+        # A file cannot write the key `model` twice, so the sizes are of a base.
+        sizes = Path(folder) / f'{name}_sizes.py'
+        sizes.write_text(f'_base_ = {shrunk.base!r}\nmodel = {shrunk.model!r}\n')
+        path = Path(folder) / f'{name}.py'
+        path.write_text(f'_base_ = {str(sizes)!r}\n{LINE if tuned else ""}\n{IMPORTS}')
+        return Config.fromfile(path)
+
+
 def config_of(
-    name: str, folder: Path, petl: Any = 'LoRA', iters: int = 1, more: str = '', **ours
+    name: str, folder: Path, petl: Any = 'LoRA', iters: int = 1, **ours: Any
 ) -> Config:
-    """A config as a person would write it, then shrunk in length and data.
+    """A config of upstream with the one line, shrunk in length and data.
 
     Args:
         name: A key of ``SHRUNK``.
-        folder: Where the files and the run are.
+        folder: Where the run is.
         petl: The method; None leaves the line out.
         iters: Steps.
-        more: Further lines of the file.
         ours: Further arguments of ``mmpetl.PETLModel``.
     """
-    shrunk = SHRUNK[name]
-    said = ''.join(f', {key}={value!r}' for key, value in ours.items())
-    line = '' if petl is None else LINE.format(petl=petl, more=said)
-    # A file cannot write the key `model` twice, so the sizes are of a base.
-    sizes = folder / f'{name}-sizes.py'
-    sizes.write_text(f'_base_ = {shrunk.base!r}\nmodel = {shrunk.model!r}\n')
-    imports = "custom_imports = dict(imports=['mmpetl'], allow_failed_imports=False)"
-    path = folder / f'{name}.py'
-    path.write_text(f'_base_ = {str(sizes)!r}\n{line}\n{imports}\n{more}\n')
-    config = Config.fromfile(path)
+    config = copy.deepcopy(_read(name, petl is not None))
+    if petl is not None:
+        config.model.petl = petl
+        config.model.update(ours)
     # Batches are mixed by a preprocessor that knows the number of classes.
     preprocessor = config.get('data_preprocessor') or {}
     if 'num_classes' in preprocessor:
         preprocessor.num_classes = 4
-    shorten(config, folder, shrunk.data, iters)
+    shorten(config, folder, SHRUNK[name].data, iters)
     return config
 
 
@@ -234,19 +244,36 @@ def shorten(config: Config, folder: Path, data: str, iters: int = 1) -> None:
     config.work_dir = str(folder)
     config.experiment_name = f'{folder.name}-{_count}'
     config.default_hooks = {
-        'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': 1}
+        'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': iters}
     }
 
 
-def runner_of(config: Config) -> Any:
-    """MMEngine's own Runner, which need not describe the machine each time."""
-    from mmengine.runner import Runner, runner
+@contextmanager
+def quick() -> Iterator[None]:
+    """MMEngine without what tests need not wait for.
 
-    collect, runner.collect_env = runner.collect_env, dict
+    A Runner asks compilers for their versions, and lays the text of its config out
+    anew for each checkpoint.
+    """
+    from mmengine.config import config
+    from mmengine.registry import DefaultScope
+    from mmengine.runner import runner
+
+    was = runner.collect_env, config.FormatCode
+    runner.collect_env = dict
+    config.FormatCode = lambda text, **_: (text, True)
     try:
-        return Runner.from_cfg(config)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            yield
     finally:
-        runner.collect_env = collect
+        runner.collect_env, config.FormatCode = was
+
+
+def runner_of(config: Config) -> Any:
+    """MMEngine's own Runner."""
+    from mmengine.runner import Runner
+
+    return Runner.from_cfg(config)
 
 
 def build(config: Config) -> torch.nn.Module:
@@ -257,3 +284,55 @@ def build(config: Config) -> torch.nn.Module:
     node = config.model.copy()
     node.setdefault('data_preprocessor', config.get('data_preprocessor'))
     return MODELS.build(node)
+
+
+def whole_file(name: str, folder: Path, seed: int = 7) -> Path:
+    """A checkpoint of the plain upstream model, every value drawn."""
+    torch.manual_seed(seed)
+    model = build(plain(name, folder))
+    state = model.state_dict()
+    for key, value in state.items():
+        if value.is_floating_point():
+            draw = torch.randn_like(value) * 0.1
+            state[key] = draw.abs() + 0.5 if 'running_var' in key else draw
+    path = folder / f'{name}-{seed}.pth'
+    torch.save({'state_dict': state, 'meta': {}}, path)
+    return path
+
+
+def plain(name: str, folder: Path):
+    """The config of upstream, without its file, which no test can fetch."""
+    return without_file(config_of(name, folder, None))
+
+
+def without_file(config):
+    for node in (config.model, config.model.backbone):
+        for key in ('init_cfg', 'pretrained'):
+            node.pop(key, None)
+    return config
+
+
+def tensors(model: torch.nn.Module, name: str):
+    """What a model computes in eval mode."""
+    shape = {'picture': (2, 3, 32, 32), 'clip': (2, 1, 3, 4, 32, 32)}
+    torch.manual_seed(1)
+    inputs = torch.randn(shape.get(SHRUNK[name].data, (2, 3, 64, 64)))
+    with torch.no_grad():
+        out = model.eval()(inputs, mode='tensor')
+    flat = []
+
+    def visit(value):
+        if isinstance(value, torch.Tensor):
+            flat.append(value)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                visit(part)
+
+    visit(out)
+    assert flat
+    return flat
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

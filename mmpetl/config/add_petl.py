@@ -83,10 +83,10 @@ def add_petl(
     check_one_base(config)
     if base is None:
         said += _name_base(config, model)
-    imports = config.setdefault('custom_imports', {'allow_failed_imports': False})
+    imports = dict(config.get('custom_imports') or {'allow_failed_imports': False})
     # First, for it closes the gaps that other imports would meet.
     others = [name for name in _listed(imports.get('imports')) if name != 'mmpetl']
-    imports['imports'] = ['mmpetl', *others]
+    config.custom_imports = {**imports, 'imports': ['mmpetl', *others]}
     own = config.get('runner_type')
     if own in (None, 'Runner', 'mmengine.Runner'):
         config.runner_type = RUNNER

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import upstream
-from mmengine.registry import DefaultScope
 from torch import nn
+from upstream import assert_same, plain, tensors, whole_file, without_file
 
 from mmpetl.core import Owner, PETLError, base_changes, fingerprint, inject, owners
 from mmpetl.registry import MODELS
@@ -22,62 +22,9 @@ NAMES = list(upstream.SHRUNK)
 
 
 @pytest.fixture(autouse=True)
-def _scope():
-    """No test sees the scope of another."""
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
+def _quick():
+    with upstream.quick():
         yield
-
-
-def whole_file(name: str, folder: Path, seed: int = 7) -> Path:
-    """A checkpoint of the plain upstream model, every value drawn."""
-    torch.manual_seed(seed)
-    model = upstream.build(plain(name, folder))
-    state = model.state_dict()
-    for key, value in state.items():
-        if value.is_floating_point():
-            draw = torch.randn_like(value) * 0.1
-            state[key] = draw.abs() + 0.5 if 'running_var' in key else draw
-    path = folder / f'{name}-{seed}.pth'
-    torch.save({'state_dict': state, 'meta': {}}, path)
-    return path
-
-
-def plain(name: str, folder: Path):
-    """The config of upstream, without its file, which no test can fetch."""
-    return without_file(upstream.config_of(name, folder, None))
-
-
-def without_file(config):
-    for node in (config.model, config.model.backbone):
-        for key in ('init_cfg', 'pretrained'):
-            node.pop(key, None)
-    return config
-
-
-def tensors(model: nn.Module, name: str):
-    """What a model computes in eval mode."""
-    shape = {'picture': (2, 3, 32, 32), 'clip': (2, 1, 3, 4, 32, 32)}
-    torch.manual_seed(1)
-    inputs = torch.randn(shape.get(upstream.SHRUNK[name].data, (2, 3, 64, 64)))
-    with torch.no_grad():
-        out = model.eval()(inputs, mode='tensor')
-    flat = []
-
-    def visit(value):
-        if isinstance(value, torch.Tensor):
-            flat.append(value)
-        elif isinstance(value, list | tuple):
-            for part in value:
-                visit(part)
-
-    visit(out)
-    assert flat
-    return flat
-
-
-def assert_same(left, right):
-    for a, b in zip(left, right, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -378,7 +325,10 @@ def test_pretraining_is_refused():
                 },
                 'head': {
                     'type': 'mmpretrain.MAEPretrainHead',
-                    'loss': {'type': 'mmpretrain.PixelReconstructionLoss'},
+                    'loss': {
+                        'type': 'mmpretrain.PixelReconstructionLoss',
+                        'criterion': 'L2',
+                    },
                 },
             }
         )
