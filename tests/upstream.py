@@ -233,6 +233,7 @@ def shorten(config: Config, folder: Path, data: str, iters: int = 1) -> None:
     config.train_dataloader = {
         'batch_size': 2,
         'num_workers': 0,
+        'persistent_workers': False,
         'sampler': {'type': 'mmengine.DefaultSampler', 'shuffle': False},
         'collate_fn': {'type': 'mmengine.pseudo_collate'},
         'dataset': {'type': 'mmengine.DrawnData', 'kind': data},

@@ -112,6 +112,8 @@ def petl_model(
         if hasattr(built, 'init_weights'):
             built.init_weights()
         filled = fill_base(built, paths, base)
+    # Some classes freeze stages when they are put into train mode, and not before.
+    built.train()
     narrowed = {'layers': layers, 'blocks': blocks}
     narrowed = {name: value for name, value in narrowed.items() if value is not None}
     for path in paths:

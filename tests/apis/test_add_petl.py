@@ -228,3 +228,13 @@ def test_the_dump_repeats_the_run(tmp_path):
     plain = apis.stock_config(config)
     assert plain.model.type == 'ImageClassifier'
     assert not {'of', 'petl', 'base'} & set(plain.model)
+
+
+def test_a_config_is_counted_without_its_file(tmp_path):
+    config = upstream.config_of('mmpretrain', tmp_path, base='none.pth')
+    config.model.backbone.init_cfg = {'type': 'Pretrained', 'checkpoint': 'none.pth'}
+    row = apis.count_config(config)
+    model = upstream.build(without_file(upstream.config_of('mmpretrain', tmp_path)))
+    deltas = [n for n, o in owners(model).items() if o is Owner.DELTA]
+    assert row['delta'] == sum(model.get_parameter(n).numel() for n in deltas)
+    assert (row['method'], row['backbone']) == ('LoRA', 'VisionTransformer')

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import upstream
+from mmengine.dataset import pseudo_collate
 from torch import nn
 from upstream import assert_same, plain, tensors, whole_file, without_file
 
@@ -429,3 +430,56 @@ def test_injecting_once_more_by_hand_is_allowed(tmp_path):
     model = upstream.build(without_file(upstream.config_of('mmpretrain', tmp_path)))
     inject(model.backbone, 'BitFit')
     assert any(o is Owner.SELECTED for o in owners(model).values())
+
+
+def stages(tmp_path, petl, **backbone):
+    config = without_file(upstream.config_of('mmdet', tmp_path, petl))
+    config.model.backbone.update(backbone)
+    model = upstream.build(config)
+    model.train()
+    trains = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
+    return model, trains
+
+
+def test_frozen_stages_stay_frozen_and_deltas_train_in_them(tmp_path):
+    model, trains = stages(tmp_path, 'LoRA', frozen_stages=1)
+    assert any(n.startswith('stages.0.') for n in trains)
+    assert all('petl' in n.split('.') for n in trains)
+    model, trains = stages(tmp_path, 'Full', frozen_stages=1)
+    plain, _ = stages(tmp_path, 'Full')
+    reference = upstream.config_of('mmdet', tmp_path, None)
+    reference = without_file(reference)
+    reference.model.backbone.frozen_stages = 1
+    own = upstream.build(reference)
+    own.train()
+    assert trains == {n for n, p in own.backbone.named_parameters() if p.requires_grad}
+    for name, part in own.backbone.named_modules():
+        # Upstream keeps dropout of frozen stages asleep.
+        if name.startswith('stages.0'):
+            assert model.backbone.get_submodule(name).training == part.training, name
+
+
+@pytest.mark.parametrize('name', ['mmpretrain', 'mmdet'])
+def test_with_cp_hands_gradients_to_every_delta(name, tmp_path):
+    grads = []
+    samples = upstream.DrawnData(upstream.SHRUNK[name].data)
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        model = upstream.build(without_file(upstream.config_of(name, tmp_path)))
+        for part in model.backbone.modules():
+            if hasattr(part, 'with_cp'):
+                part.with_cp = with_cp
+        for param in model.parameters():
+            if not bool(param.detach().abs().sum()):  # heads and deltas start so
+                nn.init.normal_(param, std=0.1)
+        model.train()
+        torch.manual_seed(0)
+        batch = pseudo_collate([samples[i] for i in (0, 1)])
+        losses = model(**model.data_preprocessor(batch, True), mode='loss')
+        model.parse_losses(losses)[0].backward()
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+    deltas = [n for n in grads[0] if 'petl' in n.split('.')]
+    assert deltas
+    for key in deltas:
+        torch.testing.assert_close(grads[1][key], grads[0][key])
+        assert bool(grads[0][key].abs().sum()), key
