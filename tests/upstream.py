@@ -23,14 +23,11 @@ from torch.utils.data import Dataset
 LINE = "model = dict(type='mmpetl.PETLModel', of=_base_.model.type, petl='LoRA')"
 IMPORTS = "custom_imports = dict(imports=['mmpetl'], allow_failed_imports=False)\n"
 SWIN = {
-    '_delete_': True,
-    'type': 'mmpretrain.SwinTransformer',
-    'arch': {'embed_dims': 16, 'depths': [1, 1, 1, 1], 'num_heads': [1, 2, 4, 4]},
-    'img_size': 64,
+    'embed_dims': 16,
+    'depths': [1, 1, 1, 1],
+    'num_heads': [1, 2, 4, 4],
     'window_size': 4,
-    'pad_small_map': True,
 }
-BN = {'type': 'BN'}
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ SHRUNK = {
         '.py',
         {
             'data_preprocessor': {'size': (64, 64)},
-            'backbone': {**SWIN, 'out_indices': (0, 1, 2, 3)},
+            'backbone': SWIN,
             'decode_head': {
                 'in_channels': [16, 32, 64, 128],
                 'channels': 8,
@@ -85,7 +82,7 @@ SHRUNK = {
     'mmdet': Shrunk(
         'mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py',
         {
-            'backbone': {**SWIN, 'out_indices': (1, 2, 3)},
+            'backbone': SWIN,
             'neck': {'in_channels': [32, 64, 128], 'out_channels': 8},
             'bbox_head': {
                 'num_classes': 4,
@@ -310,6 +307,19 @@ def without_file(config):
     for node in (config.model, config.model.backbone):
         for key in ('init_cfg', 'pretrained'):
             node.pop(key, None)
+    return config
+
+
+def starting_from(config: Config, file: Path) -> Config:
+    """A config whose backbone loads a checkpoint of the library by ``init_cfg``."""
+    config = without_file(config)
+    config.model.backbone.init_cfg = {
+        'type': 'Pretrained',
+        'checkpoint': str(file),
+        'prefix': 'backbone.',
+    }
+    # mmdet's config reads the files of Swin's authors.
+    config.model.backbone.pop('convert_weights', None)
     return config
 
 

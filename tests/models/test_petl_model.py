@@ -14,7 +14,14 @@ import torch
 import upstream
 from mmengine.dataset import pseudo_collate
 from torch import nn
-from upstream import assert_same, plain, tensors, whole_file, without_file
+from upstream import (
+    assert_same,
+    plain,
+    starting_from,
+    tensors,
+    whole_file,
+    without_file,
+)
 
 from mmpetl.core import Owner, PETLError, base_changes, fingerprint, inject, owners
 from mmpetl.registry import MODELS
@@ -83,14 +90,8 @@ def test_three_roads_to_a_base_give_equal_features(name, tmp_path):
     roads = []
     config = without_file(upstream.config_of(name, tmp_path))
     node = config.model.backbone.copy()
-    scope = {'mmpretrain': 'mmpretrain.', 'mmaction': 'mmaction.'}.get(name, '')
-    node.type = scope + node.type
-    config.model.backbone.init_cfg = {
-        'type': 'Pretrained',
-        'checkpoint': str(file),
-        'prefix': 'backbone.',
-    }
-    roads.append(upstream.build(config).backbone)
+    node.type = f'{name}.{node.type}'
+    roads.append(upstream.build(starting_from(config, file)).backbone)
     config = without_file(upstream.config_of(name, tmp_path, base=str(file)))
     roads.append(upstream.build(config).backbone)
     builder = {'type': 'mmpetl.PETLBackbone', 'backbone': node, 'method': 'LoRA'}
@@ -115,43 +116,49 @@ def swin_file(folder: Path, config) -> Path:
     return path
 
 
-def mmdet_swin(folder: Path, petl, **backbone):
-    """The Swin of mmdet itself, as its config has it, shrunk."""
-    config = upstream.config_of('mmdet', folder, petl)
-    for key in ('arch', 'img_size', 'pad_small_map', 'init_cfg'):
-        config.model.backbone.pop(key, None)
-    config.model.backbone.update(
-        type='SwinTransformer',
-        embed_dims=16,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 2, 4, 4],
-        **backbone,
-    )
-    return config
-
-
-def test_a_file_that_upstream_loads_in_silence_stops(tmp_path):
-    file = swin_file(tmp_path, mmdet_swin(tmp_path, None))
+def started_from(folder: Path, file: Path, **backbone):
+    """mmdet's RetinaNet whose Swin starts from a file by its own ``init_cfg``."""
+    config = upstream.config_of('mmdet', folder)
     init = {'type': 'Pretrained', 'checkpoint': str(file)}
+    config.model.backbone.update(init_cfg=init, **backbone)
+    return upstream.build(config)
+
+
+def test_the_conversion_of_upstream_and_base_give_the_same(tmp_path):
+    file = swin_file(tmp_path, plain('mmdet', tmp_path))
+    model = started_from(tmp_path, file, convert_weights=True)
+    other = upstream.build(upstream.config_of('mmdet', tmp_path, base=str(file)))
+    assert fingerprint(model) == fingerprint(other)
+    reference = plain('mmdet', tmp_path)
+    init = {'type': 'Pretrained', 'checkpoint': str(file)}
+    reference.model.backbone.update(init_cfg=init, convert_weights=True)
+    own = upstream.build(reference).backbone
+    own.init_weights()
+    for key, value in own.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[key], value), key
+
+
+def test_a_file_that_upstream_does_not_read_stops(tmp_path):
+    file = swin_file(tmp_path, plain('mmdet', tmp_path))
     with pytest.raises(PETLError) as caught:
-        upstream.build(mmdet_swin(tmp_path, 'LoRA', init_cfg=init))
+        started_from(tmp_path, file, convert_weights=False)
     message = str(caught.value)
     assert '\n' not in message
     assert 'official.pth' in message
     assert 'convert_weights=True' in message
+    # With one key of the right prefix there is no error of upstream, and no weight.
+    state = torch.load(file)['model'] | {'backbone.x': torch.zeros(1)}
+    torch.save({'model': state}, file)
+    with pytest.raises(PETLError, match=r'fills 0 of \d+ tensors of backbone .Swin'):
+        started_from(tmp_path, file, convert_weights=False)
     # Another silence: the prefix is there, one tensor is not.
     state = {f'backbone.{k}': v for k, v in torch.load(file)['model'].items()}
-    config = upstream.config_of('mmdet', tmp_path)
-    node = config.model.backbone
     good = upstream.build(plain('mmdet', tmp_path)).backbone.state_dict()
     state = {f'backbone.{k}': v for k, v in good.items()}
     del state['backbone.stages.1.blocks.0.attn.w_msa.qkv.weight']
     torch.save({'state_dict': state}, tmp_path / 'part.pth')
-    node.init_cfg = {
-        'type': 'Pretrained',
-        'checkpoint': str(tmp_path / 'part.pth'),
-        'prefix': 'backbone.',
-    }
+    config = upstream.config_of('mmdet', tmp_path)
+    config = starting_from(config, tmp_path / 'part.pth')
     with pytest.raises(PETLError, match=r'stages\.1\.blocks\.0\.attn\.w_msa\.qkv\.w'):
         upstream.build(config)
 
@@ -166,12 +173,7 @@ def test_norms_that_the_file_lacks_train_with_the_head(tmp_path):
     }
     torch.save({'state_dict': trunk}, tmp_path / 'trunk.pth')
     config = upstream.config_of('mmdet', tmp_path)
-    config.model.backbone.init_cfg = {
-        'type': 'Pretrained',
-        'checkpoint': str(tmp_path / 'trunk.pth'),
-        'prefix': 'backbone.',
-    }
-    model = upstream.build(config)
+    model = upstream.build(starting_from(config, tmp_path / 'trunk.pth'))
     who = owners(model)
     trains = {k for k, p in model.named_parameters() if p.requires_grad}
     fresh = {f'backbone.norm{i}.{p}' for i in (1, 2, 3) for p in ('weight', 'bias')}
@@ -465,12 +467,16 @@ def test_with_cp_hands_gradients_to_every_delta(name, tmp_path):
     samples = upstream.DrawnData(upstream.SHRUNK[name].data)
     for with_cp in (False, True):
         torch.manual_seed(0)
-        model = upstream.build(without_file(upstream.config_of(name, tmp_path)))
+        config = without_file(upstream.config_of(name, tmp_path))
+        config.model.train_cfg.pop('augments', None)  # draws how it mixes
+        model = upstream.build(config)
         for part in model.backbone.modules():
             if hasattr(part, 'with_cp'):
                 part.with_cp = with_cp
         for param in model.parameters():
-            if not bool(param.detach().abs().sum()):  # heads and deltas start so
+            if param.requires_grad and not bool(
+                param.detach().abs().sum()
+            ):  # heads and deltas start so
                 nn.init.normal_(param, std=0.1)
         model.train()
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ import torch
 import upstream
 from mmengine.runner import load_checkpoint
 from torch import nn
-from upstream import assert_same, tensors, whole_file, without_file
+from upstream import assert_same, starting_from, tensors, whole_file
 
 from mmpetl import apis
 from mmpetl.core import PETLError, base_changes, delta_state, fingerprint, frozen_keys
@@ -98,12 +98,7 @@ def test_each_packages_own_function_takes_a_delta_on_its_base_only(name, tmp_pat
 def test_a_base_that_upstream_drops_is_no_random_base(name, tmp_path):
     """``init_detector`` sets ``backbone.init_cfg`` to None."""
     file = whole_file(name, tmp_path)
-    config = without_file(upstream.config_of(name, tmp_path))
-    config.model.backbone.init_cfg = {
-        'type': 'Pretrained',
-        'checkpoint': str(file),
-        'prefix': 'backbone.',
-    }
+    config = starting_from(upstream.config_of(name, tmp_path), file)
     model = tuned(config)
     want = tensors(model, name)
     delta = save(model, tmp_path / 'delta.pth', whole=False)
@@ -126,17 +121,8 @@ def pair(tmp_path, petl='LoRA'):
     file, other = (whole_file('mmpretrain', tmp_path, seed) for seed in (7, 8))
     config = upstream.config_of('mmpretrain', tmp_path, petl, base=str(file))
     model = tuned(config)
-    config.model.base = str(other)
-    config.model.backbone.init_cfg = None
-    node = copy.deepcopy(config.model)
-    node.pop('base')
-    node.backbone.init_cfg = {
-        'type': 'Pretrained',
-        'checkpoint': str(other),
-        'prefix': 'backbone.',
-    }
-    config.model = node
-    return model, upstream.build(config)
+    config.model.pop('base')
+    return model, upstream.build(starting_from(config, other))
 
 
 def test_a_whole_checkpoint_of_a_plain_model_becomes_the_base(tmp_path):
