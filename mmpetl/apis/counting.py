@@ -19,7 +19,6 @@ from mmpetl.core import (
     suggest,
 )
 from mmpetl.core.delta_file import to_data
-from mmpetl.core.sitemap import class_name
 
 FULL_SIZE: dict[str, dict[str, Any]] = {
     'vit_b16': {
@@ -71,10 +70,11 @@ def count_config(config: Any) -> dict[str, Any]:
     else:
         node['checkpoint'] = None
     model = build_model(config, quiet=True)
+    trunk = config.model.get('backbone') if node is None else node['backbone']
     kind = (
-        class_name(injections(model)[0][2].site_map.host)
-        if node is None
-        else to_data(node['backbone']['type'])
+        type(injections(model)[0][1]).__name__.removeprefix('PETL')
+        if trunk is None
+        else to_data(trunk['type'])
     )
     return _row(type(build_method(method)).__name__, kind.rpartition('.')[2], model)
 

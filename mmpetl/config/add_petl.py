@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 
 from mmpetl.config.nodes import MODEL_BUILDER, is_petl_model, petl_backbone_of
 from mmpetl.core import PETLError, build_method
+from mmpetl.core.sitemap import is_below
 from mmpetl.engine.runner import check_one_base, safe_config
 
 RUNNER = 'mmpetl.TuningRunner'
@@ -71,7 +72,7 @@ def add_petl(
         )
     method = _method(petl, options)
     build_method(method)
-    _check_checkpointing(config)
+    _check_checkpointing(config, where)
     ours = {'where': where, 'freeze': freeze, 'layers': layers, 'blocks': blocks}
     model.of, model.type, model.petl = model.type, MODEL_BUILDER, method
     for name, value in ours.items():
@@ -119,10 +120,11 @@ def _listed(imports: Any) -> list[str]:
     return [imports] if isinstance(imports, str) else list(imports or ())
 
 
-def _check_checkpointing(config: Any) -> None:
+def _check_checkpointing(config: Any, where: str | Iterable[str] | None) -> None:
     """Refuse what wraps the trunk in a checkpoint that deltas cannot learn through."""
-    names = _listed(config.get('activation_checkpointing'))
-    if any(str(name).partition('.')[0] == 'backbone' for name in names):
+    names = [str(n) for n in _listed(config.get('activation_checkpointing'))]
+    trunks = _listed(where or 'backbone')
+    if any(is_below(n, t) or is_below(t, n) for n in names for t in trunks):
         raise PETLError(
             f'activation_checkpointing={names} of the config wraps the backbone in '
             "torch's reentrant checkpoint, which hands no gradient to deltas over a "

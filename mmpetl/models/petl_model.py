@@ -39,7 +39,7 @@ from mmpetl.models.whole import (
     initialise,
     read_published_deltas,
 )
-from mmpetl.models.whole.initialise import drop_files
+from mmpetl.models.whole.initialise import drop_files, run_init
 from mmpetl.registry import MODELS
 
 OURS = ('PETLModel', 'PETLBackbone')
@@ -102,6 +102,7 @@ def petl_model(
         # The Runner would do it after the injection, and lose what it exchanges.
         built = revert_sync_batchnorm(built)
     paths = find_trunks(built, where)
+    _check_names(built, paths)
     _check_head(method, built, paths, model)
     if base is None:
         filled = initialise(built, paths, model)
@@ -109,8 +110,7 @@ def petl_model(
         left_out = drop_files(built, paths)
         if left_out:
             print_log(f'base={base} replaces {", ".join(left_out)}', logger='current')
-        if hasattr(built, 'init_weights'):
-            built.init_weights()
+        run_init(built)
         filled = fill_base(built, paths, base)
     # Some classes freeze stages when they are put into train mode, and not before.
     built.train()
@@ -182,6 +182,23 @@ def _build(of: str | type, model: Mapping[str, Any]) -> nn.Module:
             'input; tune the classifier, detector or segmentor that is made of it'
         )
     return built
+
+
+def _check_names(built: nn.Module, paths: Iterable[str]) -> None:
+    """Refuse a model whose state has other names than its modules."""
+    state = built.state_dict()
+    for path in paths:
+        absent = [
+            n
+            for n in built.get_submodule(path).state_dict()
+            if f'{path}.{n}' not in state
+        ]
+        if absent:
+            raise PETLError(
+                f'{type(built).__name__} saves {path}.{absent[0]} under another name, '
+                'so no delta could be told from its base; use ImageClassifier with the '
+                'backbone alone (mmpretrain.TIMMBackbone for timm)'
+            )
 
 
 def _config_of(model: Mapping[str, Any], path: str) -> dict[str, Any] | None:

@@ -337,6 +337,30 @@ def test_pretraining_is_refused():
         )
 
 
+def test_a_model_that_renames_its_state_is_refused():
+    with pytest.raises(PETLError, match=r'mmpretrain\.TIMMBackbone for timm'):
+        MODELS.build(
+            {
+                'type': 'mmpetl.PETLModel',
+                'of': 'mmpretrain.TimmClassifier',
+                'petl': 'LoRA',
+                'model_name': 'test_vit',
+            }
+        )
+    backbone = {'type': 'mmpretrain.TIMMBackbone', 'model_name': 'test_vit'}
+    head = {'type': 'mmpretrain.LinearClsHead', 'num_classes': 3, 'in_channels': 64}
+    model = MODELS.build(
+        {
+            'type': 'mmpetl.PETLModel',
+            'of': 'mmpretrain.ImageClassifier',
+            'petl': 'LoRA',
+            'backbone': backbone,
+            'head': head,
+        }
+    )
+    assert any('petl' in name.split('.') for name, _ in model.named_parameters())
+
+
 def test_syncbn_is_reverted_before_the_injection(tmp_path):
     config = without_file(upstream.config_of('mmseg', tmp_path))
     assert config.model.decode_head.norm_cfg.type == 'SyncBN'
@@ -373,16 +397,17 @@ def test_a_reentrant_checkpoint_around_blocks_stops():
         model(torch.randn(2, 3, 32, 32), mode='loss')
 
 
-def step(model, params=None, **options):
+def step(model, params=None, times=1, **options):
     optimizer = torch.optim.SGD(params or model.parameters(), 0.1, **options)
     model.train()
-    model(torch.randn(4, 3, 32, 32), mode='loss')['loss'].backward()
-    optimizer.step()
+    for _ in range(times):
+        model(torch.randn(4, 3, 32, 32), mode='loss')['loss'].backward()
+        optimizer.step()
 
 
 def test_the_first_step_is_looked_at():
     with pytest.raises(PETLError, match=r'does not hold trunk.*petl'):
-        step(model := toy(), list(model.head.parameters()))
+        step(model := toy(), list(model.head.parameters()), times=2)
     model = toy()
     split = [
         {'params': list(model.trunk.parameters()), 'lr': 0.01},
@@ -395,8 +420,13 @@ def test_the_first_step_is_looked_at():
     model.trunk.forward = torch.no_grad()(forward)
     with pytest.raises(PETLError, match='no gradient reaches'):
         step(model)
-    step(toy())
-    step(toy(), None, momentum=0.9)
+    step(toy(), times=2)
+    # Two optimizers that take turns.
+    model = toy()
+    step(model, list(model.head.parameters()))
+    step(model, list(model.trunk.parameters()))
+    with pytest.raises(PETLError, match='SCT needs a pass over the data'):
+        step(toy(petl='SCT'))
 
 
 def test_copies_and_pickles_keep_all_of_it(tmp_path):

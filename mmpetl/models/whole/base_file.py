@@ -90,7 +90,9 @@ def _fill_trunk(
     if spared is not None:
         return f'under its own names{_fresh(spared)}', spared
     try:
-        report = load_base_weights(trunk, where)
+        # mmaction's Swins say so where an image Swin may start them.
+        inflate = bool(getattr(trunk, 'pretrained2d', False))
+        report = load_base_weights(trunk, where, inflate=inflate)
         fresh = outer_norms(trunk, [name for name, _ in report.fresh])
         return report.summary(), fresh
     except PETLError as error:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,12 +45,12 @@ class Guarded:
     Attributes:
         freeze: Paths of modules outside of the trunks that do not train.
         checked: Whether the trunks were looked at since something was loaded.
-        stepped: Whether an optimizer was looked at.
+        without: Optimizers that made a step and hold nothing of the method.
     """
 
     freeze: tuple[str, ...] = ()
     checked: bool = False
-    stepped: bool = False
+    without: set[int] = field(default_factory=set)
 
 
 def guard_model(model: nn.Module, freeze: Iterable[str] = ()) -> None:
@@ -299,9 +299,15 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         tuned = _tuned(model)
         if not tuned:
             _unstepped.discard(model)
-        elif any(id(param) in group_of for param in model.parameters()):
+        elif any(id(param) in group_of for param in tuned.values()):
             _unstepped.discard(model)
             check_step(model, tuned, optimizer, group_of)
+        elif any(id(param) in group_of for param in model.parameters()):
+            # There may be others, of which one holds them; each steps in turn.
+            without = model.__dict__['_petl_model'].without
+            if id(optimizer) in without:
+                check_step(model, tuned, optimizer, group_of)
+            without.add(id(optimizer))
 
 
 def _tuned(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from torch import Tensor, nn
 
 from mmpetl.core import PETLError
@@ -152,10 +152,11 @@ def initialise(
     filled = {p: getattr(model.get_submodule(p), '_is_init', False) for p in paths}
     watches = {path: LoadWatch(model.get_submodule(path)) for path in paths}
     try:
-        if hasattr(model, 'init_weights'):
-            model.init_weights()
-    except (OSError, KeyError, IndexError) as error:
-        # What upstream's readers raise where nothing is, or nothing fits.
+        run_init(model)
+    except PETLError:
+        raise
+    except Exception as error:
+        # Readers of upstream raise all kinds where nothing is, or nothing fits.
         files = [file for file in asked.values() if file]
         if not files:
             raise
@@ -168,6 +169,24 @@ def initialise(
         for watch in watches.values():
             watch.stop()
     return {p: _judge(p, w, asked[p], filled[p]) for p, w in watches.items()}
+
+
+def run_init(model: nn.Module) -> None:
+    """Run the initialisation of upstream, without its line for each parameter.
+
+    A Runner writes these lines to its file; where there is none they would fill the
+    screen.
+    """
+    if not hasattr(model, 'init_weights'):
+        return
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    if not any(isinstance(h, logging.FileHandler) for h in logger.handlers):
+        logger.setLevel(max(level, logging.WARNING))
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
 
 
 def _judge(path: str, watch: LoadWatch, file: str | None, filled: bool) -> Filled:
