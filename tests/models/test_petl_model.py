@@ -426,7 +426,7 @@ def test_the_first_step_is_looked_at():
     step(model, list(model.head.parameters()))
     step(model, list(model.trunk.parameters()))
     with pytest.raises(PETLError, match='SCT needs a pass over the data'):
-        step(toy(petl='SCT'))
+        step(toy(petl={'type': 'SCT', 'num_channels': 4}))
 
 
 def test_copies_and_pickles_keep_all_of_it(tmp_path):

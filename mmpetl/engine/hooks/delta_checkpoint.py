@@ -247,7 +247,7 @@ class DeltaCheckpointHook(CheckpointHook):
         if load_base(model, state, source):
             runner.logger.info(
                 f'the base is now that of {source}; its deltas need it as '
-                'model.backbone.checkpoint'
+                'model.base (PETLModel) or model.backbone.checkpoint (PETLBackbone)'
             )
 
     def before_train(self, runner: Runner) -> None:
