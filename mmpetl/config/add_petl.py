@@ -74,7 +74,9 @@ def add_petl(
     build_method(method)
     _check_checkpointing(config, where)
     ours = {'where': where, 'freeze': freeze, 'layers': layers, 'blocks': blocks}
-    model.of, model.type, model.petl = model.type, MODEL_BUILDER, method
+    # As it is written, for an attribute would import a class that a lazy config names.
+    dict.__setitem__(model, 'of', dict.__getitem__(model, 'type'))
+    model.type, model.petl = MODEL_BUILDER, method
     for name, value in ours.items():
         if value is not None and value != ():
             model[name] = value

@@ -20,6 +20,17 @@ from mmpetl.datasets.catalog import facts_of
 FIRST = ('dataset', 'preprocessing', 'protocol', 'stage')
 """Keys that decide what a config is written out to; they act before all others."""
 
+UNREADABLE = (
+    AssertionError,  # a base in a package that MMEngine does not know
+    ImportError,  # or that is not installed
+    FileNotFoundError,
+    KeyError,
+    NameError,
+    RuntimeError,  # ConfigParsingError
+    SyntaxError,
+)
+"""What MMEngine raises for a config that it cannot read, or a base of it."""
+
 NAMED_BY: Mapping[str, str] = {
     'mmpetl.VTAB': 'task',
     'mmpetl.FGVC': 'name',
@@ -42,7 +53,6 @@ def read_config(path: str | os.PathLike) -> Any:
         PETLError: There is neither.
     """
     from mmengine.config import Config
-    from mmengine.config.utils import ConfigParsingError
 
     if is_upstream_name(path):
         path = upstream_config(str(path))
@@ -50,7 +60,7 @@ def read_config(path: str | os.PathLike) -> Any:
     if path.is_file():
         try:
             config = Config.fromfile(path)
-        except (SyntaxError, ConfigParsingError, KeyError, NameError) as error:
+        except UNREADABLE as error:
             reason = ' '.join(str(error).split())
             raise PETLError(f'{path} cannot be read: {reason[:300]}') from None
         if 'tables' in config:

@@ -10,6 +10,7 @@ filled again.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -126,6 +127,8 @@ def check_package(kind: Any) -> None:
     try:
         importlib.import_module(f'{scope}.registry')
     except ModuleNotFoundError as error:
+        if importlib.util.find_spec(scope) is not None:
+            return  # a class by its dotted path
         raise PETLError(
             f'{kind!r} needs the package {scope!r}, which cannot be '
             f'imported ({error}); install it, or correct the name'

@@ -238,3 +238,35 @@ def test_a_config_is_counted_without_its_file(tmp_path):
     deltas = [n for n, o in owners(model).items() if o is Owner.DELTA]
     assert row['delta'] == sum(model.get_parameter(n).numel() for n in deltas)
     assert (row['method'], row['backbone']) == ('LoRA', 'VisionTransformer')
+
+
+@pytest.mark.parametrize('base', ['mmnowhere::a/b.py', 'mmrotate::a/b.py', 'x.py'])
+def test_a_base_that_is_not_there_is_one_line(base, tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(f'_base_ = {base!r}\nmodel = dict(type="A")\n')
+    with pytest.raises(PETLError, match='mine.py cannot be read') as caught:
+        apis.add_petl(path, 'LoRA')
+    assert '\n' not in str(caught.value)
+
+
+def test_classes_may_stand_for_names(tmp_path):
+    """New configs of upstream hold classes, not names."""
+    path = tmp_path / 'lazy.py'
+    path.write_text(
+        'from mmpretrain.models import ImageClassifier, LinearClsHead\n'
+        'from mmpretrain.models import VisionTransformer\n'
+        'arch = dict(embed_dims=32, num_layers=2, num_heads=4,\n'
+        '            feedforward_channels=64)\n'
+        'model = dict(type=ImageClassifier, head=dict(type=LinearClsHead,\n'
+        '             num_classes=3, in_channels=32), backbone=dict(\n'
+        '             type=VisionTransformer, arch=arch, img_size=32, patch_size=8))\n'
+    )
+    config = apis.add_petl(path, 'LoRA')
+    config.dump(tmp_path / 'dumped.py')
+    keys = []
+    for written in (config, Config.fromfile(tmp_path / 'dumped.py')):
+        model = upstream.build(Config({**written, 'default_scope': 'mmpretrain'}))
+        assert type(model).__name__ == 'ImageClassifier'
+        assert type(model.backbone).__name__ == 'PETLVisionTransformer'
+        keys.append(model.state_dict().keys())
+    assert keys[0] == keys[1]
