@@ -93,6 +93,26 @@ SHRUNK = {
         },
         'boxes',
     ),
+    'convnext': Shrunk(
+        'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
+        {
+            'data_preprocessor': {'size': (64, 64)},
+            'backbone': {
+                'arch': {
+                    '_delete_': True,
+                    'depths': [1, 1, 1, 1],
+                    'channels': [16, 32, 64, 128],
+                }
+            },
+            'decode_head': {
+                'in_channels': [16, 32, 64, 128],
+                'channels': 8,
+                'num_classes': 4,
+            },
+            'auxiliary_head': {'in_channels': 64, 'channels': 8, 'num_classes': 4},
+        },
+        'map',
+    ),
     'mmaction': Shrunk(
         'mmaction::recognition/videomae/'
         'vit-base-p16_videomae-k400-pre_16x4x1_kinetics-400.py',

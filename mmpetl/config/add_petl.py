@@ -146,8 +146,9 @@ def _name_base(config: Any, model: Any) -> list[str]:
     entries = backbone.get('init_cfg') or []
     entries = entries if isinstance(entries, list | tuple) else [entries]
     for entry in entries:
-        # With a prefix, or of another type, only the class knows how it is read.
-        if entry.get('type') == 'Pretrained' and not entry.get('prefix'):
+        # With another prefix, or of another type, only the class knows how it is read.
+        prefix = str(entry.get('prefix') or 'backbone').rstrip('.')
+        if entry.get('type') == 'Pretrained' and prefix == 'backbone':
             model.base = entry['checkpoint']
             return []
     for given in (model.get('pretrained'), backbone.get('pretrained')):

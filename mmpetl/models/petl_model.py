@@ -107,11 +107,16 @@ def petl_model(
     if base is None:
         filled = initialise(built, paths, model)
     else:
+        inflated = [
+            path
+            for path in paths
+            if getattr(built.get_submodule(path), 'pretrained2d', False)
+        ]
         left_out = drop_files(built, paths)
         if left_out:
             print_log(f'base={base} replaces {", ".join(left_out)}', logger='current')
         run_init(built)
-        filled = fill_base(built, paths, base)
+        filled = fill_base(built, paths, base, inflated)
     # Some classes freeze stages when they are put into train mode, and not before.
     built.train()
     narrowed = {'layers': layers, 'blocks': blocks}

@@ -157,9 +157,12 @@ def test_the_paramwise_cfg_outside_is_checked():
         OwnerOptimWrapperConstructor(cfg, {'outside': 3})
 
 
-@pytest.mark.parametrize('name', ['mmpretrain', 'mmaction'])
+@pytest.mark.parametrize('name', ['mmpretrain', 'mmaction', 'mmseg', 'mmdet'])
 def test_layer_decay_reaches_heads_as_upstream_has_it(name, tmp_path):
+    stages = {'decay_rate': 0.5, 'decay_type': 'stage_wise', 'num_layers': 6}
     own = {
+        'mmseg': ('mmseg.LearningRateDecayOptimizerConstructor', stages),
+        'mmdet': ('mmdet.LearningRateDecayOptimizerConstructor', stages),
         'mmpretrain': (
             'mmpretrain.LearningRateDecayOptimWrapperConstructor',
             {'layer_decay_rate': 0.5, 'bias_decay_mult': 0.0},
@@ -169,7 +172,10 @@ def test_layer_decay_reaches_heads_as_upstream_has_it(name, tmp_path):
             {'decay_rate': 0.5, 'num_layers': 2},
         ),
     }
-    config = without_file(upstream.config_of(name, tmp_path))
+    # Those of mmdet and mmseg are for ConvNeXt.
+    source = name if name in ('mmpretrain', 'mmaction') else 'convnext'
+    petl = {'type': 'LoRA', 'targets': ['ffn.fc1']} if source == 'convnext' else 'LoRA'
+    config = without_file(upstream.config_of(source, tmp_path, petl))
     constructor, paramwise = own[name]
     config.optim_wrapper = ConfigDict(
         optimizer=ADAMW, constructor=constructor, paramwise_cfg=paramwise

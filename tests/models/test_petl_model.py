@@ -13,6 +13,7 @@ import pytest
 import torch
 import upstream
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
 from torch import nn
 from upstream import (
     assert_same,
@@ -26,7 +27,7 @@ from upstream import (
 from mmpetl.core import Owner, PETLError, base_changes, fingerprint, inject, owners
 from mmpetl.registry import MODELS
 
-NAMES = list(upstream.SHRUNK)
+NAMES = ('mmpretrain', 'mmseg', 'mmdet', 'mmaction')
 
 
 @pytest.fixture(autouse=True)
@@ -99,20 +100,29 @@ def test_three_roads_to_a_base_give_equal_features(name, tmp_path):
     assert len({fingerprint(road) for road in roads}) == 1
 
 
+def authors_names(state):
+    """A Swin's state under the names of its authors."""
+    names = {
+        'w_msa.': '',
+        'ffn.layers.0.0': 'mlp.fc1',
+        'ffn.layers.1': 'mlp.fc2',
+        'patch_embed.projection': 'patch_embed.proj',
+        'stages': 'layers',
+    }
+    renamed = {}
+    for key, value in state.items():
+        for old, new in names.items():
+            key = key.replace(old, new)
+        renamed[key] = value
+    return renamed
+
+
 def swin_file(folder: Path, config) -> Path:
     """An official file of a Swin: no prefix, the authors' names."""
     torch.manual_seed(3)
     state = upstream.build(config).backbone.state_dict()
-    names = {'w_msa.': '', 'ffn.layers.0.0': 'mlp.fc1', 'ffn.layers.1': 'mlp.fc2'}
-    renamed = {}
-    for key, value in state.items():
-        key = key.replace('stages', 'layers')
-        for old, new in names.items():
-            key = key.replace(old, new)
-        key = key.replace('patch_embed.projection', 'patch_embed.proj')
-        renamed[key] = value
     path = folder / 'official.pth'
-    torch.save({'model': renamed}, path)
+    torch.save({'model': authors_names(state)}, path)
     return path
 
 
@@ -519,3 +529,38 @@ def test_with_cp_hands_gradients_to_every_delta(name, tmp_path):
     for key in deltas:
         torch.testing.assert_close(grads[1][key], grads[0][key])
         assert bool(grads[0][key].abs().sum()), key
+
+
+def test_an_image_swin_starts_a_video_swin_by_either_name(tmp_path):
+    import tiny
+
+    image = tiny.mmpretrain_swin(window_size=4)
+    file = tmp_path / 'image.pth'
+    torch.save({'model': authors_names(image.state_dict())}, file)
+    arch = {'embed_dims': 16, 'depths': (2, 2), 'num_heads': (2, 4)}
+    backbone = {
+        'type': 'mmaction.SwinTransformer3D',
+        'arch': arch,
+        'pretrained2d': True,
+        'patch_size': (2, 4, 4),
+        'window_size': (2, 4, 4),
+        'out_indices': (1,),
+    }
+    head = {'type': 'mmaction.I3DHead', 'in_channels': 32, 'num_classes': 3}
+    common = {
+        'type': 'mmpetl.PETLModel',
+        'of': 'mmaction.Recognizer3D',
+        'petl': 'LoRA',
+        'cls_head': head,
+    }
+    with DefaultScope.overwrite_default_scope('mmaction'):
+        own = MODELS.build(
+            {**common, 'backbone': {**backbone, 'pretrained': str(file)}}
+        )
+        ours = MODELS.build({**common, 'backbone': backbone, 'base': str(file)})
+        with pytest.raises(PETLError, match='wants to inflate'):
+            MODELS.build({**common, 'backbone': backbone})
+    state = ours.backbone.state_dict()
+    for key, value in own.backbone.state_dict().items():
+        if 'petl' not in key.split('.'):
+            torch.testing.assert_close(state[key], value)

@@ -19,7 +19,7 @@ from mmpetl import apis
 from mmpetl.core import PETLError, base_changes, delta_state, fingerprint, frozen_keys
 from mmpetl.engine.hooks.common import plain_model
 
-NAMES = list(upstream.SHRUNK)
+NAMES = ('mmpretrain', 'mmseg', 'mmdet', 'mmaction')
 KEY = 'petl.base'
 
 

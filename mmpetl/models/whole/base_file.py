@@ -37,7 +37,10 @@ class _Rest:
 
 
 def fill_base(
-    model: nn.Module, paths: Iterable[str], file: str | os.PathLike
+    model: nn.Module,
+    paths: Iterable[str],
+    file: str | os.PathLike,
+    inflated: Iterable[str] = (),
 ) -> dict[str, Filled]:
     """Fill a model from a file of a whole model, or of its trunk alone.
 
@@ -50,6 +53,7 @@ def fill_base(
         paths: Its trunks.
         file: In a format of :func:`mmpetl.models.load_base_weights`, or one that the
             trunk's class reads by its own ``init_cfg``; a path or an address.
+        inflated: Those of the trunks that an image model may start.
 
     Returns:
         Where the values of each trunk come from.
@@ -70,7 +74,7 @@ def fill_base(
     said, filled = [], {}
     for path in paths:
         trunk = model.get_submodule(path)
-        how, fresh = _fill_trunk(trunk, path, tensors, where)
+        how, fresh = _fill_trunk(trunk, path, tensors, where, path in inflated)
         said.append(f'{path} ({type(trunk).__name__}) {how}')
         filled[path] = Filled.of(base_name(where), fresh)
     rest = _fill_rest(model, paths, tensors)
@@ -79,7 +83,11 @@ def fill_base(
 
 
 def _fill_trunk(
-    trunk: nn.Module, path: str, tensors: Mapping[str, Tensor], where: str
+    trunk: nn.Module,
+    path: str,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    inflate: bool,
 ) -> tuple[str, list[str]]:
     """Fill one trunk by the first way that fills all of it.
 
@@ -90,8 +98,6 @@ def _fill_trunk(
     if spared is not None:
         return f'under its own names{_fresh(spared)}', spared
     try:
-        # mmaction's Swins say so where an image Swin may start them.
-        inflate = bool(getattr(trunk, 'pretrained2d', False))
         report = load_base_weights(trunk, where, inflate=inflate)
         fresh = outer_norms(trunk, [name for name, _ in report.fresh])
         return report.summary(), fresh

@@ -149,6 +149,13 @@ def initialise(
         PETLError: A file is named and cannot be read, or does not fill its trunk.
     """
     asked = {path: file_asked_for(model, path, config) for path in paths}
+    for path, file in asked.items():
+        if file is None and getattr(model.get_submodule(path), 'pretrained2d', False):
+            raise PETLError(
+                f'{path} has pretrained2d=True and wants to inflate the weights of an '
+                'image model; name them as pretrained of the backbone or as base= of '
+                'mmpetl.PETLModel, or set pretrained2d=False'
+            )
     filled = {p: getattr(model.get_submodule(p), '_is_init', False) for p in paths}
     watches = {path: LoadWatch(model.get_submodule(path)) for path in paths}
     try:
@@ -273,6 +280,8 @@ def drop_files(model: nn.Module, paths: Iterable[str]) -> list[str]:
     dropped = []
     for path in paths:
         trunk = model.get_submodule(path)
+        if getattr(trunk, 'pretrained2d', False):
+            trunk.pretrained2d = False  # it would inflate a file that is not named
         if isinstance(getattr(trunk, 'pretrained', None), str):
             dropped.append(trunk.pretrained)
             trunk.pretrained = None
