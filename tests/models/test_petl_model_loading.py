@@ -173,7 +173,7 @@ def test_what_does_not_fit_stops_with_one_line(tmp_path):
         assert '\n' not in str(caught.value)
         for key, value in other.state_dict().items():
             assert torch.equal(value, before[key]), key
-    model.load_state_dict(delta_state(model), strict=False)
+    model.load_state_dict(delta_state(model))  # strictly: the base is there
     model.load_state_dict(state)
     model.load_state_dict({k: v for k, v in plain.items() if 'head' in k}, strict=False)
 

@@ -29,7 +29,15 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from mmpetl.core import Owner, PETLError, fingerprint, injections, load_base, owners
+from mmpetl.core import (
+    Owner,
+    PETLError,
+    fingerprint,
+    frozen_keys,
+    injections,
+    load_base,
+    owners,
+)
 from mmpetl.core.delta_file import BASE_KEY
 from mmpetl.core.errors import shorten
 from mmpetl.core.fingerprint import tensor_digests
@@ -138,6 +146,10 @@ def _read_state(
         _take_base(model, inside, wanted, missing, given)
     elif wanted and (has_delta or given is not None):
         _compare(model, given)
+        # Readers list what a state lacks, and a strict one stops: the base is here.
+        own = model.state_dict()
+        for name in frozen_keys(model) & set(own):
+            state.setdefault(prefix + name, own[name])
     elif wanted and not set(inside) & set(model.state_dict()):
         raise PETLError(
             f'what is loaded fits nothing in {type(model).__name__} (it begins with '
