@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmpetl.config.nodes import MODEL_BUILDER, is_petl_model, petl_backbone_of
 from mmpetl.core import PETLError, build_method
 from mmpetl.core.sitemap import is_below
-from mmpetl.engine.runner import check_one_base, safe_config
+from mmpetl.engine.runner import safe_config
 
 RUNNER = 'mmpetl.TuningRunner'
 
@@ -80,12 +80,10 @@ def add_petl(
     for name, value in ours.items():
         if value is not None and value != ():
             model[name] = value
-    said = []
+    said = [] if base is not None else _name_base(config, model)
     if base is not None:
+        _check_one_base(config, base)
         model.base = os.fspath(base)
-    check_one_base(config)
-    if base is None:
-        said += _name_base(config, model)
     imports = dict(config.get('custom_imports') or {'allow_failed_imports': False})
     # First, for it closes the gaps that other imports would meet.
     others = [name for name in _listed(imports.get('imports')) if name != 'mmpetl']
@@ -132,6 +130,17 @@ def _check_checkpointing(config: Any, where: str | Iterable[str] | None) -> None
             "torch's reentrant checkpoint, which hands no gradient to deltas over a "
             'frozen trunk; set activation_checkpointing=None and '
             'model.backbone.with_cp=True'
+        )
+
+
+def _check_one_base(config: Any, base: str | os.PathLike) -> None:
+    """Refuse a base beside a whole model in ``load_from``; runs compare the rest."""
+    file = config.get('load_from')
+    is_delta = str(file).endswith('.safetensors')
+    if file and not config.get('resume') and not is_delta:
+        raise PETLError(
+            f'base={os.fspath(base)} is asked for and load_from={file} would be loaded '
+            'over it; keep one of the two (load_from=None, or no base)'
         )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from mmengine.runner import Runner
 
-from mmpetl.core import PETLError
 from mmpetl.registry import RUNNERS
 
 CHECKPOINTS = 'mmpetl.DeltaCheckpointHook'
@@ -51,7 +50,6 @@ class TuningRunner(Runner):
 def safe_config(config: Any) -> tuple[Any, list[str]]:
     """A copy of a config with what :class:`TuningRunner` adds, and what that was."""
     config, added = copy.deepcopy(config), []
-    check_one_base(config)
     hooks = config.setdefault('default_hooks', {})
     saves = hooks.get('checkpoint') or {}
     if _named(saves) in ('', 'CheckpointHook'):
@@ -103,21 +101,6 @@ def whole_method(config: Any) -> str | None:
 def _is_petl_model(model: Any) -> bool:
     """Whether a model's config is one of ``mmpetl.PETLModel``."""
     return _named({'type': model.get('type') or ''}) in ('PETLModel', 'petl_model')
-
-
-def check_one_base(config: Any) -> None:
-    """Refuse ``load_from`` together with ``base`` of ``mmpetl.PETLModel``.
-
-    Raises:
-        PETLError: Both are there, and nothing is resumed.
-    """
-    model, file = config.get('model') or {}, config.get('load_from')
-    if file and not config.get('resume') and isinstance(model, dict):
-        if _is_petl_model(model) and model.get('base'):
-            raise PETLError(
-                f'base={model["base"]} is in the model and load_from={file} would be '
-                'loaded over it; keep one of the two (load_from=None, or no base=)'
-            )
 
 
 def _named(hook: Any) -> str:

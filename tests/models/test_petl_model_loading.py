@@ -205,21 +205,68 @@ def test_a_run_of_mmengines_own_hooks_resumes(tmp_path):
     assert not base_changes(plain_model(runner))
 
 
-@pytest.mark.parametrize('runner_type', ['Runner', 'mmpetl.TuningRunner'])
-def test_load_from_and_base_are_one_too_many(runner_type, tmp_path):
+@pytest.mark.parametrize('ours', [False, True], ids=['stock', 'TuningRunner'])
+def test_load_from_and_base_are_one_too_many(ours, tmp_path):
     files = [str(whole_file('mmpretrain', tmp_path, seed)) for seed in (7, 8)]
     config = upstream.config_of('mmpretrain', tmp_path, base=files[0])
     config.load_from = files[1]
-    if runner_type == 'Runner':
-        runner = upstream.runner_of(config)
-        with pytest.raises(PETLError, match='keep one of the two') as caught:
-            runner.train()
-    else:
-        from mmpetl.engine import TuningRunner
+    if ours:
+        from mmpetl.engine.runner import safe_config
 
-        with pytest.raises(PETLError, match='keep one of the two') as caught:
-            TuningRunner.from_cfg(config)
+        config, _ = safe_config(config)
+    runner = upstream.runner_of(config)
+    with pytest.raises(PETLError, match='keep one of the two') as caught:
+        runner.train()
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('ours', [False, True], ids=['stock', 'TuningRunner'])
+def test_load_from_is_the_base_of_the_run(ours, tmp_path):
+    file, other = (whole_file('mmpretrain', tmp_path, seed) for seed in (7, 8))
+    config = starting_from(upstream.config_of('mmpretrain', tmp_path), other)
+    config.load_from = str(file)
+    if ours:
+        from mmpetl.engine.runner import safe_config
+
+        config, _ = safe_config(config)
+    model = plain_model(run(config))
+    assert not base_changes(model)
+    reference = upstream.config_of('mmpretrain', tmp_path, base=str(file))
+    assert fingerprint(model) == fingerprint(upstream.build(reference))
+    state = torch.load(file)['state_dict']
+    for key in frozen_keys(model):
+        assert torch.equal(model.state_dict()[key], state[key]), key
+
+
+@pytest.mark.parametrize('ours', [False, True], ids=['stock', 'TuningRunner'])
+def test_a_run_starts_from_a_delta_on_its_base_only(ours, tmp_path):
+    file, other = (whole_file('mmpretrain', tmp_path, seed) for seed in (7, 8))
+    config = upstream.config_of('mmpretrain', tmp_path, base=str(file))
+    model = tuned(config)
+    published = apis.export_delta(model, config, tmp_path / 'published')
+    bare = save(model, tmp_path / 'delta.pth', whole=False)
+    facts = apis.read_delta(published).meta
+    content = torch.load(bare) | {'meta': {'mmpetl': facts}}
+    torch.save(content, bare)
+    for delta, base, fits in (
+        (published, file, True),
+        (published, other, False),
+        (bare, file, True),
+        (bare, other, False),
+    ):
+        config = upstream.config_of('mmpretrain', tmp_path, base=str(base))
+        config.load_from = str(delta)
+        if ours:
+            from mmpetl.engine.runner import safe_config
+
+            config, _ = safe_config(config)
+        runner = upstream.runner_of(config)
+        if fits:
+            runner.train()
+            assert not base_changes(plain_model(runner))
+        else:
+            with pytest.raises(PETLError, match='made on the base'):
+                runner.train()
 
 
 @pytest.mark.parametrize('ours', [False, True], ids=['stock', 'TuningRunner'])
