@@ -23,8 +23,10 @@ from mmpetl.core.delta_file import (
 )
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.fingerprint import changed, fingerprint
+from mmpetl.core.host import check_hosts
 from mmpetl.core.injection import (
     Injection,
+    Slot,
     injection_of,
     injections,
     learnt_values,
@@ -68,6 +70,7 @@ def save_delta(
     """
     module, record = injection_of(model)
     names = _names(record, slot)
+    check_hosts(module, record)
     moved = changed(module, record)
     if moved:
         raise PETLError(
@@ -181,7 +184,20 @@ def delta_facts(model: nn.Module, names: list[str] | None = None) -> dict[str, A
         'fingerprint': fingerprint(model),
         'sites': SITES,
         'num_blocks': max((s.num_blocks for s in record.sites), default=0),
+        **_where(slots),
     }
+
+
+def _where(slots: list[Slot]) -> dict[str, Any]:
+    """Which layers and blocks the slots are about; nothing where it is all of them."""
+    where = [
+        {'layers': slot.layers, 'blocks': slot.blocks}
+        | ({} if slot.places is None else {'places': slot.places})
+        for slot in slots
+    ]
+    if all(value is None for part in where for value in part.values()):
+        return {}
+    return {'where': to_data(where[0] if len(where) == 1 else where)}
 
 
 def _names(record: Injection, slot: str | None) -> list[str]:
