@@ -37,10 +37,10 @@ class Wrapped(nn.Module):
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.vit = inner
+        self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.vit(x)
+        return self.inner(x)
 
 
 class Encoder(nn.Module):
@@ -75,7 +75,7 @@ MAKERS = {
     'encoder': (Encoder, (2, 5, 16)),
     'last': (lambda: Encoder(batch_first=False), (5, 2, 16)),
     'convnext': (
-        lambda: timm.create_model('test_convnext', num_classes=3),
+        lambda: Wrapped(timm.create_model('test_convnext', num_classes=3)),
         (2, 3, 32, 32),
     ),
     'resnet': (lambda: timm.create_model('test_resnet', num_classes=3), (2, 3, 32, 32)),
@@ -83,8 +83,8 @@ MAKERS = {
 """What makes each model, and the shape of its input."""
 
 
-WHERE = {'wrapped': {'layers': '*'}}
-"""What says that a model around a described backbone is meant itself."""
+WHERE = {'wrapped': {'layers': '*'}, 'convnext': {'layers': '*'}}
+"""What says that a model around a described backbone is itself meant."""
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:

@@ -113,11 +113,11 @@ def test_what_an_encoders_parameters_are() -> None:
 
 def test_partial_k_counts_blocks_of_equal_modules() -> None:
     model, _ = make('convnext')
-    inject(model, 'PartialK')
-    names = trained(model) - {'head.fc.weight', 'head.fc.bias'}
+    inject(model, 'PartialK', layers='*')
+    names = trained(model) - {'inner.head.fc.weight', 'inner.head.fc.bias'}
     assert {n.rpartition('.blocks.')[0] or n.rpartition('.')[0] for n in names} == {
-        'stages.3',
-        'head.norm',
+        'inner.stages.3',
+        'inner.head.norm',
     }
     plain = Plain()
     with pytest.raises(PETLError, match='PartialK counts blocks, and this model'):
@@ -127,10 +127,11 @@ def test_partial_k_counts_blocks_of_equal_modules() -> None:
 def test_layers_and_blocks_narrow_what_is_selected() -> None:
     model, _ = make('convnext')
     inject(model, 'BitFit', layers='*.mlp.fc1', blocks=[0, -1])
-    names = trained(model) - {'head.fc.weight', 'head.fc.bias'}
-    assert names == {'stages.0.blocks.0.mlp.fc1.bias', 'stages.3.blocks.1.mlp.fc1.bias'}
+    names = trained(model) - {'inner.head.fc.weight', 'inner.head.fc.bias'}
+    blocks = ('stages.0.blocks.0', 'stages.3.blocks.1')
+    assert names == {f'inner.{block}.mlp.fc1.bias' for block in blocks}
     eject(model)
-    with pytest.raises(PETLError, match=r"no layer of timm.ConvNeXt matches '\*.fc3'"):
+    with pytest.raises(PETLError, match=r"no layer of leafy.Wrapped matches '\*.fc3'"):
         inject(model, 'BitFit', layers='*.fc3')
 
 

@@ -72,7 +72,9 @@ def test_a_model_is_tuned_by_its_layers_and_comes_back(name, method) -> None:
     params = dict(model.named_parameters())
     trained = {n for n, p in params.items() if p.requires_grad}
     assert {n for n in trained if params[n].grad is None} == set()
-    assert all('petl' in n or n.startswith(('head', 'fc')) for n in trained)
+    assert all(
+        'petl' in n or n.startswith(('head', 'fc', 'inner.head')) for n in trained
+    )
     assert base_changes(model) == []
 
     model.eval()
@@ -104,7 +106,7 @@ def test_a_fold_is_exact(name, method) -> None:
     if name == 'plain':  # convolutions pad their input, and a fold must know of it
         model.mirror.padding_mode = 'zeros' if method == 'hydra' else 'reflect'
     model, x = model.double(), x.double()
-    inject(model, ACTING[method](), delta_dtype=torch.float64)
+    inject(model, ACTING[method](), delta_dtype=torch.float64, **WHERE.get(name, {}))
     shake_(model)
     tuned = model(x)
     fold(model)
@@ -273,11 +275,11 @@ def test_a_method_that_is_on_top_has_its_own_layers() -> None:
     model, x = make('convnext')
     inject(model, LoRA(rank=2), layers='*.fc1')
     inject(model, SSF(), layers='*.norm')
-    assert type(model.stages[0].blocks[0].norm).__name__ == 'LayerNorm'
-    assert hasattr(model.stages[0].blocks[0].norm, 'petl')
+    assert type(model.inner.stages[0].blocks[0].norm).__name__ == 'LayerNorm'
+    assert hasattr(model.inner.stages[0].blocks[0].norm, 'petl')
     tuned = model(x)
     eject(model, '1')
-    assert not hasattr(type(model.stages[0].blocks[0].norm), '_foreign_class')
+    assert not hasattr(type(model.inner.stages[0].blocks[0].norm), '_foreign_class')
     assert not torch.equal(model(x), tuned)
     eject(model, '0')
 
@@ -295,12 +297,14 @@ def test_the_same_layers_do_what_a_described_backbone_does() -> None:
     """Golden: LoRA on the fused projection, written by both roads."""
     torch.manual_seed(0)
     ours, x = make('wrapped')
-    theirs = copy.deepcopy(ours.vit)
+    theirs = copy.deepcopy(ours.inner)
     inject(ours, LoRA(rank=2), layers='*.attn.qkv')
     inject(theirs, LoRA(rank=2, targets=('attn.qkv',)))
     shake_(ours)
     state = {
-        k.removeprefix('vit.').replace('attn.qkv.petl.layer_linear', 'petl.attn_qkv'): v
+        k.removeprefix('inner.').replace(
+            'attn.qkv.petl.layer_linear', 'petl.attn_qkv'
+        ): v
         for k, v in ours.state_dict().items()
     }
     theirs.load_state_dict(state)
@@ -396,7 +400,7 @@ def one_line(model: nn.Module, method: Method | str = 'LoRA', **args) -> str:
             "'*.attn.qkv'?",
         ),
         (['*.attn.qkv', '!*.fc9'], "matches '!*.fc9'"),
-        ('*.norm1', 'LoRA does not act at vit.blocks.0.norm1 (LayerNorm 32)'),
+        ('*.norm1', 'LoRA does not act at inner.blocks.0.norm1 (LayerNorm 32)'),
         (['!*'], 'no layer of leafy.Wrapped is left for LoRA'),
         ([], 'layers takes a pattern'),
         (3, 'layers takes a pattern'),
@@ -418,13 +422,13 @@ def test_patterns_that_mean_nothing(layers, text) -> None:
 )
 def test_blocks_that_are_none(blocks, text) -> None:
     model, _ = make('wrapped')
-    assert text in one_line(model, LoRA(rank=2), layers='vit.*', blocks=blocks)
+    assert text in one_line(model, LoRA(rank=2), layers='inner.*', blocks=blocks)
 
 
 def test_blocks_of_any_model() -> None:
     model, _ = make('wrapped')
     for blocks in (1, -1, '1:', [1], slice(1, 2), range(1, 2)):
-        inject(model, LoRA(rank=2), layers='vit.*', blocks=blocks)
+        inject(model, LoRA(rank=2), layers='inner.*', blocks=blocks)
         (slot,) = injection_of(model)[1].slots.values()
         assert slot.blocks == (1,)
         assert {site.host.split('.')[2] for site in slot.sites} == {'1'}
@@ -513,7 +517,7 @@ def test_wrappers_are_refused() -> None:
 
 def test_a_model_around_an_injected_one_says_where() -> None:
     model = Wrapped(inject(vit(), LoRA(rank=2)))
-    with pytest.raises(PETLError, match=r"holds a backbone with a method at 'vit'"):
+    with pytest.raises(PETLError, match=r"holds a backbone with a method at 'inner'"):
         inject(model, LoRA(rank=2), layers='*')
 
 
@@ -532,7 +536,7 @@ def test_a_layer_with_a_pass_of_its_own_is_not_folded() -> None:
 def test_sizes_by_layer_must_fit() -> None:
     model, _ = make('wrapped')
     sizes = {'*.attn.qkv': 3}
-    assert 'LoRA has no rank for vit.' in one_line(
+    assert 'LoRA has no rank for inner.' in one_line(
         model, {'type': 'LoRA', 'rank': sizes}, layers='*'
     )
     assert "names '*.qkw'" in one_line(
@@ -541,7 +545,7 @@ def test_sizes_by_layer_must_fit() -> None:
     assert 'rank of at least 1' in str(
         pytest.raises(PETLError, LoRA, rank={'*': 0}).value
     )
-    assert 'got 40 at vit.blocks.0.attn.qkv' in one_line(
+    assert 'got 40 at inner.blocks.0.attn.qkv' in one_line(
         model, {'type': 'LoRA', 'rank': {'*.qkv': 40, '*': 2}}, layers='*'
     )
 

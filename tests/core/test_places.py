@@ -38,14 +38,14 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 def test_a_named_place_does_what_the_described_one_does() -> None:
     """Golden: the same adapters, by a description and by name."""
     ours, x = make('wrapped')
-    theirs = copy.deepcopy(ours.vit)
+    theirs = copy.deepcopy(ours.inner)
     before = ours(x)
     inject(ours, FORMER, places={'ffn': '*.mlp'}, example=x)
     close(ours(x), before)
     inject(theirs, FORMER)
     shake_(ours, 0.5)
     state = {
-        k.removeprefix('vit.').replace('.mlp.petl', '.petl'): v
+        k.removeprefix('inner.').replace('.mlp.petl', '.petl'): v
         for k, v in ours.state_dict().items()
     }
     theirs.load_state_dict(state)
@@ -56,13 +56,14 @@ def test_a_named_place_does_what_the_described_one_does() -> None:
 
 def test_whole_blocks_are_places_of_a_residual_sum() -> None:
     ours, x = make('wrapped')
-    theirs = copy.deepcopy(ours.vit)
+    theirs = copy.deepcopy(ours.inner)
     mona = {'type': 'AdaptFormer', 'hidden_dims': 4, 'drop_rate': 0.0}
-    inject(ours, mona, places={'ffn.sum': 'vit.blocks.?'}, example=(x,), blocks=[0])
+    inject(ours, mona, places={'ffn.sum': 'inner.blocks.?'}, example=(x,), blocks=[0])
     shake_(ours, 0.5)
     hook = theirs.blocks[0].register_forward_hook(
         lambda _, args, y: (
-            y + ours.vit.blocks[0].petl.get_submodule('ffn_sum.0').update(args[0]) * 0.1
+            y
+            + ours.inner.blocks[0].petl.get_submodule('ffn_sum.0').update(args[0]) * 0.1
         )
     )
     wanted = theirs(x)
@@ -84,8 +85,8 @@ def test_maps_have_a_grid_in_either_layout(layout) -> None:
 
     if layout == 'first':
         model, x = make('convnext')
-        where = {'ffn.sum': 'stages.*.blocks.?'}
-        host = model.stages[1].blocks[0]
+        where = {'ffn.sum': '*.stages.*.blocks.?'}
+        host = model.inner.stages[1].blocks[0]
     else:
         model, x = Last().eval(), torch.randn(2, 4, 6, 8)
         where = {'ffn.sum': 'block'}
@@ -110,14 +111,20 @@ def test_maps_have_a_grid_in_either_layout(layout) -> None:
 def test_places_lie_in_the_delta_and_are_pickled(tmp_path) -> None:
     model, x = make('convnext')
     twin = copy.deepcopy(model)
-    args = {'places': {'ffn': ['*.mlp', '!stages.0.*']}, 'example': {'x': x}}
+    args = {'places': {'ffn': ['*.mlp', '!*.stages.0.*']}, 'example': {'x': x}}
     inject(model, {'type': 'LoRA', 'rank': 2}, layers='*.fc1')
-    inject(model, {'type': 'Adapter', 'hidden_dims': {'stages.3.*': 2, '*': 3}}, **args)
+    inject(
+        model, {'type': 'Adapter', 'hidden_dims': {'*.stages.3.*': 2, '*': 3}}, **args
+    )
     shake_(model)
     tuned = model(x)
-    assert delta_facts(model)['where'][1]['places'] == {'ffn': ['*.mlp', '!stages.0.*']}
+    assert delta_facts(model)['where'][1]['places'] == {
+        'ffn': ['*.mlp', '!*.stages.0.*']
+    }
     file = save_delta(model, tmp_path / 'adapter', slot='1')
-    inject(twin, {'type': 'Adapter', 'hidden_dims': {'stages.3.*': 2, '*': 3}}, **args)
+    inject(
+        twin, {'type': 'Adapter', 'hidden_dims': {'*.stages.3.*': 2, '*': 3}}, **args
+    )
     load_delta(twin, file)
     again = pickle.loads(pickle.dumps(model))
     torch.testing.assert_close(again(x), tuned, rtol=0, atol=0)

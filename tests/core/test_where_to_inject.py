@@ -50,11 +50,12 @@ def test_a_compiled_model_says_so_too() -> None:
 
 def test_a_class_that_shares_its_name_with_a_described_one_is_told_from_it() -> None:
     import mmpretrain.models  # noqa: F401  (its SwinTransformer is described)
-    from mmdet.models.backbones import SwinTransformer
 
-    model = SwinTransformer(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
-    text = message(model, 'AdaptFormer')
-    assert 'no site map describes mmdet.models.backbones.swin.SwinTransformer' in text
+    class SwinTransformer(nn.Sequential):
+        pass
+
+    text = message(SwinTransformer(nn.Linear(4, 4)), 'AdaptFormer')
+    assert 'no site map describes test_where_to_inject.SwinTransformer' in text
     assert 'On any model: BitFit' in text
 
 
