@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def load_delta(
     if not injections(model):
         raise PETLError(
             f'{path} is a delta, and {type(model).__name__} holds no method; first '
-            f'mmpetl.inject(model, {facts["method"]!r})'
+            f'{_calls(facts)}'
         )
     _, record = injection_of(model)
     names = _names(record, slot)
@@ -198,6 +198,18 @@ def _where(slots: list[Slot]) -> dict[str, Any]:
     if all(value is None for part in where for value in part.values()):
         return {}
     return {'where': to_data(where[0] if len(where) == 1 else where)}
+
+
+def _calls(facts: Mapping[str, Any]) -> str:
+    """The injections that make a model fit for a delta, for messages."""
+    methods, where = facts['method'], facts.get('where')
+    methods = methods if isinstance(methods, list) else [methods]
+    where = where if isinstance(where, list) else [where or {}] * len(methods)
+    calls = []
+    for method, part in zip(methods, where, strict=True):
+        given = ''.join(f', {k}={v!r}' for k, v in part.items() if v is not None)
+        calls.append(f'mmpetl.inject(model, {method!r}{given})')
+    return ' and '.join(calls)
 
 
 def _names(record: Injection, slot: str | None) -> list[str]:
