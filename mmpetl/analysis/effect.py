@@ -293,7 +293,7 @@ def _watch_base(
     """Compare modules whose weights a method has trained with those of the base."""
     site_map = find_site_map(module)
     params = dict(module.named_parameters())
-    heads = {params[name].data_ptr() for name in state.head}
+    heads = {params[name].data_ptr() for name in state.head if name in params}
     for site in state.sites:
         if site.kind not in TRAINED_KINDS:
             continue

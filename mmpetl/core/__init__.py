@@ -33,6 +33,7 @@ from mmpetl.core.conv_host import (
     norm_tokens,
     to_maps,
 )
+from mmpetl.core.convolve import convolve, places_of
 from mmpetl.core.counts import Counts, Owner, count_trainable, describe, owners
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
@@ -43,6 +44,7 @@ from mmpetl.core.host import (
     BackboneHost,
     BlockHost,
     Host,
+    check_hosts,
     patches_of,
     without_extra,
 )
@@ -54,6 +56,7 @@ from mmpetl.core.injection import (
     injection_of,
     injections,
 )
+from mmpetl.core.leaf_map import LeafMap, layer_rows
 from mmpetl.core.method import (
     FAMILIES,
     Method,
@@ -63,10 +66,11 @@ from mmpetl.core.method import (
     kaiming_uniform_,
     registered_methods,
 )
+from mmpetl.core.narrow import GradientWatch, check_trained, unreached
 from mmpetl.core.rebase import load_base
 from mmpetl.core.role import Role
 from mmpetl.core.save import delta_facts, load_delta, save_delta
-from mmpetl.core.site import AFTER_ONLY, KINDS, Site, in_stages
+from mmpetl.core.site import AFTER_ONLY, KINDS, LEAF_KINDS, Site, in_stages
 from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
 from mmpetl.core.slots import (
     SlotFacts,
@@ -95,6 +99,7 @@ __all__ = [
     'FAMILIES',
     'FFN',
     'KINDS',
+    'LEAF_KINDS',
     'Affine',
     'BackboneHost',
     'BiasPart',
@@ -106,8 +111,10 @@ __all__ = [
     'ConvSiteMap',
     'Counts',
     'Delta',
+    'GradientWatch',
     'Host',
     'Injection',
+    'LeafMap',
     'Method',
     'Owner',
     'PETLError',
@@ -130,9 +137,12 @@ __all__ = [
     'batch_size',
     'block_sites',
     'build_method',
+    'check_hosts',
     'check_kinds',
     'check_range',
+    'check_trained',
     'conflict',
+    'convolve',
     'count_trainable',
     'delta_facts',
     'delta_state',
@@ -158,6 +168,7 @@ __all__ = [
     'inputs_and_labels',
     'join_tokens',
     'kaiming_uniform_',
+    'layer_rows',
     'load_base',
     'load_delta',
     'load_delta_state',
@@ -168,6 +179,7 @@ __all__ = [
     'only_trains',
     'owners',
     'patches_of',
+    'places_of',
     'projections',
     'records_gradients',
     'registered_methods',
@@ -184,6 +196,7 @@ __all__ = [
     'to_maps',
     'to_windows',
     'unfreeze',
+    'unreached',
     'wanted_sites',
     'warn_uncalibrated',
     'watching',

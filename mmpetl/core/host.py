@@ -20,9 +20,10 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.attention import softmax_attention, spread_bias
 from mmpetl.core.context import Context, records_gradients
 from mmpetl.core.delta import Delta, Features
+from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import check_unmoved, converting
 from mmpetl.core.init_guard import KeptThroughInit
-from mmpetl.core.injection import Injection, deltas_of
+from mmpetl.core.injection import Injection, deltas_of, find_submodule
 from mmpetl.core.stack import Rows, Stack, affine_of
 
 Projection = nn.Module | Rows
@@ -367,8 +368,8 @@ class BlockHost(Host):
         return self.after('tokens', x, y, ctx)
 
 
-class BackboneHost(KeptThroughInit, Host):
-    """A backbone whose blocks run sites.
+class KeepsBase(KeptThroughInit):
+    """A model with a frozen base. It adds no name that a model could have for a part.
 
     What is written to its frozen base by other ways than initialisers stops the next
     ``train()``.
@@ -376,8 +377,9 @@ class BackboneHost(KeptThroughInit, Host):
 
     _petl: Injection
 
-    def train(self, mode: bool = True) -> BackboneHost:
+    def train(self, mode: bool = True) -> KeepsBase:
         """Train the deltas and what the method selects; the frozen rest evaluates."""
+        check_hosts(self, self._petl)
         if mode:
             check_unmoved(self, self._petl)
         # A host with frozen stages clears the flags of all that lies in them.
@@ -394,10 +396,14 @@ class BackboneHost(KeptThroughInit, Host):
         if fn(like.new_empty(0)).dtype == like.dtype or like.is_meta:
             convert()
         else:
-            self.convert_base(convert)
+            converting(self, self._petl, convert)
         for delta in deltas_of(self, self._petl):
             delta.renew_dtype()
         return self
+
+
+class BackboneHost(KeepsBase, Host):
+    """A backbone whose blocks run sites."""
 
     def convert_base(self, convert: Callable[[], object]) -> None:
         """Run what a user asks for that gives the frozen base other values."""
@@ -459,12 +465,32 @@ class BackboneHost(KeptThroughInit, Host):
         return self.through('feature', _identity, x.unsqueeze(1), ctx, index).squeeze(1)
 
 
+def check_hosts(backbone: nn.Module, record: Injection) -> None:
+    """Stop where something has put another module in the place of one with deltas.
+
+    Raises:
+        PETLError: A delta hangs on a module that runs no sites, so it does nothing.
+    """
+    for name, slot in record.slots.items():
+        for site in slot.sites:
+            host = find_submodule(backbone, site.host) if site.host else backbone
+            if not isinstance(host, Host):
+                raise PETLError(
+                    f'{site.host} is now a {type(host).__name__} without sites, so '
+                    f'{type(slot.method).__name__} in slot {name!r} no longer acts '
+                    'there: something replaced modules after the injection '
+                    '(convert_sync_batchnorm, revert_sync_batchnorm, torch.fx); do '
+                    'that first and inject then'
+                )
+
+
 def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     """Put frozen modules in eval mode; called after the host's own ``train``.
 
-    A module trains if all parameters below it train; one without parameters follows
-    its parent, so that dropout runs in trained blocks only. Deltas are in the mode
-    that was asked for, those of a frozen slot in eval mode.
+    A module trains if all parameters below it train and the host lets it; one without
+    parameters follows its parent, so that dropout runs in trained blocks only. What
+    the host itself has put in eval mode (``norm_eval``, frozen stages) stays there.
+    Deltas are in the mode that was asked for, those of a frozen slot in eval mode.
     """
     record.training = mode
     asleep = {name for name, slot in record.slots.items() if slot.frozen}
@@ -472,9 +498,10 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     def visit(module: nn.Module, parent: bool) -> None:
         params = [p for n, p in module.named_parameters() if 'petl' not in n.split('.')]
         trains = all(p.requires_grad for p in params) if params else parent
-        module.training = mode and trains
+        by_host = module.training
+        module.training = by_host and trains
         if record.frozen_drop_path and type(module).__name__ == 'DropPath':
-            module.training = mode
+            module.training = by_host
         for name, child in module.named_children():
             if name == 'petl':
                 child.train(mode)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmpetl.core.affine import Affine
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import fingerprint, tensor_digests
-from mmpetl.core.injection import Injection, injections, plug_of
+from mmpetl.core.injection import Injection, injections, plug_of, tensor_of
 
 
 @torch.no_grad()
@@ -107,7 +107,15 @@ def _rebase(
     for name, value in base.items():
         module.get_parameter(name).copy_(value)
     record.digests, record.converted, record.versions = digests, {}, {}
-    record.originals = {n: base[n].clone() for n in record.originals}
+    buffers = {
+        n: state[prefix + n]
+        for n, b in module.named_buffers(remove_duplicate=False)
+        if n in record.base and getattr(state.get(prefix + n), 'shape', None) == b.shape
+    }
+    for name, value in buffers.items():  # running statistics belong to a base
+        tensor_of(module, name).copy_(value)
+    known = record.originals | buffers | dict(base)
+    record.originals = {n: known[n].to(v).clone() for n, v in record.originals.items()}
     if not any(k.startswith(prefix) and '.petl.' in f'.{k}' for k in state):
         _start_again(module, record)
     return True

@@ -39,6 +39,8 @@ class Role:
         block: Running index of its block, None outside of blocks.
         stage: Index of its stage (for ``merging`` that in front of it), None where
             there is none.
+        norm: For a norm: ``layer``, ``batch``, ``group``, ``instance`` or ``rms``,
+            empty where its class says none of these.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Role:
     place: Place = ''
     block: int | None = None
     stage: int | None = None
+    norm: str = ''
 
     @property
     def is_norm(self) -> bool:

@@ -74,12 +74,26 @@ AFTER_ONLY = frozenset({'attn.q', 'attn.k', 'attn.v'})
 """Kinds that share one input, so that only ``after`` can differ among them."""
 
 
+LEAF_KINDS: dict[str, str] = {
+    'layer.linear': 'a Linear, or a 1x1 convolution with channels last',
+    'layer.conv': 'a convolution over several places; x is its map (B, C, *extents)',
+    'layer.dwconv': 'a depth-wise or grouped convolution; x is its map',
+    'layer.norm': 'a norm with one scale per channel',
+}
+"""Kinds of single layers of any model, which no file describes (after only).
+
+What leaves has its channels last, (B, *extents, C), whatever the layer's own layout.
+``nn.MultiheadAttention`` is a layer too, with the kinds ``attn.qkv``, ``attn.q``,
+``attn.k``, ``attn.v`` and ``attn.proj``.
+"""
+
+
 @dataclass(frozen=True)
 class Site:
     """One place of one backbone.
 
     Attributes:
-        kind: A key of :data:`KINDS`.
+        kind: A key of :data:`KINDS` or :data:`LEAF_KINDS`.
         host: Path of the module that runs the site, ``''`` for the backbone itself.
         in_dims: Width of the features that enter.
         out_dims: Width of the features that leave.
@@ -102,8 +116,15 @@ class Site:
             block, since the tokens may have a norm too.
         pooled: For ``out``: only one output, and its tokens are averaged.
         channels_first: For ``downsample``: merged channels lie channel-major
-            (``nn.Unfold``) rather than neighbour-major (concatenation).
+            (``nn.Unfold``) rather than neighbour-major (concatenation). For a place by
+            name: its module's channels are the second axis.
         gated: For ``ffn.fc1``: what leaves is a gate and a value next to each other.
+        kernel: For ``layer.conv``: extents of the kernel. ``in_dims`` then counts the
+            values that one place sees, channel-major, as ``weight.flatten(1)`` does.
+        stride: For ``layer.conv``.
+        padding: For ``layer.conv``: zeros on both sides; a padding of another kind is
+            already in the map.
+        dilation: For ``layer.conv``.
     """
 
     kind: str
@@ -124,6 +145,10 @@ class Site:
     pooled: bool = False
     channels_first: bool = False
     gated: bool = False
+    kernel: tuple[int, ...] | None = None
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:

@@ -158,8 +158,9 @@ class SiteMap:
             part = 'bias' if last in self.biases else 'weight'
             if kind not in ('projection', 'norm', 'inner_norm', 'final_norm', 'head'):
                 part = ''
+            norm = norm_family(owners[path]) if 'norm' in kind else ''
             roles.append(
-                Role(name, tuple(param.shape), kind, part, place, block, stage)
+                Role(name, tuple(param.shape), kind, part, place, block, stage, norm)
             )
         return roles
 
@@ -237,6 +238,9 @@ class SiteMap:
             block.__class__ = served[type(block)]
         backbone.__class__ = self.swapped
 
+    def settle(self, backbone: nn.Module) -> None:
+        """Called when deltas have come or gone, for maps that swap parts as needed."""
+
     def unswap(self, backbone: nn.Module) -> None:
         """Give every instance its own class back."""
         plain = {swapped: cls for cls, swapped in self.served().items()}
@@ -274,6 +278,18 @@ PLACES: dict[str, Place] = {'embed': 'embed', 'downsample': 'merging', 'out': 'o
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises and scales, as LayerNorm, RMSNorm and BatchNorm."""
     return any('Norm' in cls.__name__ for cls in type(module).__mro__)
+
+
+NORM_FAMILIES = ('layer', 'batch', 'group', 'instance', 'rms')
+
+
+def norm_family(module: nn.Module) -> str:
+    """One of :data:`NORM_FAMILIES` by the names of a norm's classes, or empty."""
+    for cls in type(module).__mro__:
+        for family in NORM_FAMILIES:
+            if f'{family}norm' in cls.__name__.lower():
+                return family
+    return ''
 
 
 def is_below(name: str, prefix: str) -> bool:
@@ -377,19 +393,33 @@ def _load_descriptions(module: nn.Module) -> list[SiteMap]:
     return [cls() for cls in dict.fromkeys(BACKBONES.module_dict.values())]
 
 
+def site_map_of(backbone: nn.Module) -> SiteMap | None:
+    """The site map that describes a backbone, None where no file does.
+
+    An injected model keeps the one that it was injected with.
+    """
+    record = backbone.__dict__.get('_petl')
+    if record is not None:
+        return record.site_map
+    for site_map in _load_descriptions(backbone):
+        if type(backbone) in (site_map.host, getattr(site_map, 'swapped', None)):
+            return site_map
+    return None
+
+
 def find_site_map(backbone: nn.Module) -> SiteMap:
     """The site map that describes a backbone.
 
     Raises:
         PETLError: No file of ``mmpetl/backbones`` describes its class.
     """
-    for site_map in _load_descriptions(backbone):
-        if type(backbone) in (site_map.host, getattr(site_map, 'swapped', None)):
-            return site_map
-    raise PETLError(_why_unknown(backbone))
+    site_map = site_map_of(backbone)
+    if site_map is None:
+        raise PETLError(why_unknown(backbone))
+    return site_map
 
 
-def _why_unknown(model: nn.Module) -> str:
+def why_unknown(model: nn.Module) -> str:
     """Where to inject instead, or what is served."""
     name = class_name(type(model))
     for attribute in ('module', '_orig_mod'):

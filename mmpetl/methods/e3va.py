@@ -140,6 +140,7 @@ class E3VA(Method):
     targets = ('attn.branch', 'ffn.branch', 'block', 'out')
     optional = ('downsample', 'out.norm')
     family = 'side'
+    apart = False
 
     def __init__(self, rank: int = 16) -> None:
         check_range(self, 'rank', rank, 1)

@@ -36,6 +36,7 @@ from mmpetl.core import (
     inputs_and_labels,
     one_epoch,
     only_trains,
+    places_of,
     records_gradients,
     task_loss,
     warn_uncalibrated,
@@ -129,6 +130,17 @@ class GPSDelta(Delta):
         return (SparseRows.apply if records_gradients() else add_rows)(*args)
 
 
+class GPSConvDelta(GPSDelta):
+    """The same beside a convolution. x: (B, C, *extents)."""
+
+    def __init__(self, site: Site, num_weights: int) -> None:
+        super().__init__(site.in_dims, site.out_dims, num_weights)
+        self.site = site
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        return super().after(places_of(x, self.site), y, ctx)
+
+
 class GPSMask(Delta):
     """Passes y on; the gradient of the weight keeps K entries per row, at ``index``.
 
@@ -201,7 +213,8 @@ class GPS(Method):
 
     Args:
         num_weights: K, how many weights of every row train, 1 <= K <= width of the
-            narrowest input; 1 on most tasks in the authors' scripts.
+            narrowest input; 1 on most tasks in the authors' scripts. By layer:
+            ``{'*.attn.qkv': 4, '*': 1}``, the first pattern that fits.
         criterion: Whose gradients choose: ``'supcon'``, the supervised contrastive loss
             of two views of every image, which no head takes part in; or ``'task'``, the
             model's own loss (cross-entropy through the head in a classifier). Dense
@@ -213,7 +226,13 @@ class GPS(Method):
         mode: ``'values'``, or ``'mask'`` to train whole weights with masked gradients,
             for comparison: optimizer state and checkpoint are then those of full
             fine-tuning, and weight decay moves every weight.
+
+    In a model that no file describes every Linear and convolution takes part, and
+    ``criterion`` is ``'task'``, since no output is known to contrast.
     """
+
+    leaf_kinds = ('layer.linear', 'layer.conv')
+    sized = ('num_weights',)
 
     targets = ('embed.proj', 'attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
     substitutes = {'attn.qkv': ('attn.q', 'attn.k', 'attn.v')}
@@ -252,12 +271,23 @@ class GPS(Method):
                 f'the narrowest projection, got {self.num_weights}'
             )
 
+    def choose_leaves(self, sites: list[Site]) -> list[Site]:
+        if self.criterion != 'task':
+            raise PETLError(
+                "GPS with criterion='supcon' contrasts the features at `out`, which no "
+                "file describes for this model; choose criterion='task'"
+            )
+        return super().choose_leaves(sites)
+
     def share(self, sites: list[Site]) -> Calibrated:
         return Calibrated()
 
     def build(self, site: Site) -> GPSDelta | GPSMask:
-        cls = GPSMask if self.mode == 'mask' else GPSDelta
-        return cls(site.in_dims, site.out_dims, self.num_weights)
+        if self.mode == 'mask':
+            return GPSMask(site.in_dims, site.out_dims, self.num_weights)
+        if site.kernel is not None:
+            return GPSConvDelta(site, self.num_weights)
+        return GPSDelta(site.in_dims, site.out_dims, self.num_weights)
 
     def initialise(
         self, deltas: Mapping[Site, Delta], weights: Callable[[str, str], Affine]
@@ -364,8 +394,9 @@ class GPS(Method):
         """
         place = Place(backbone, self)
         for site, grad in self.gradients(backbone, batches).items():
-            chosen = grad.abs().topk(self.num_weights, dim=-1).indices
-            place.delta(site).index.copy_(chosen.sort(dim=-1).values)
+            index = place.delta(site).index
+            chosen = grad.abs().topk(index.shape[1], dim=-1).indices
+            index.copy_(chosen.sort(dim=-1).values)
         place.calibrated.done.fill_(True)
 
     def fold(self, site: Site, delta: GPSDelta | GPSMask, affine: Affine) -> None:

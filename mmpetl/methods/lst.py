@@ -200,6 +200,7 @@ class LST(Method):
     optional = ('downsample',)
     starts_as_identity = False
     family = 'side'
+    apart = False
     replaces = ('out',)
 
     def __init__(

@@ -83,6 +83,7 @@ class VQT(Method):
     targets = ('block', 'attn.core', 'feature')
     starts_as_identity = False
     family = 'prefix'
+    apart = False
 
     def __init__(self, num_tokens: int = 1, drop_rate: float = 0.1) -> None:
         check_range(self, 'num_tokens', num_tokens, 1)

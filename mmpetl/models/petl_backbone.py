@@ -43,6 +43,8 @@ def petl_backbone(
     head: Iterable[str] = (),
     frozen_drop_path: bool = False,
     checkpoint_part: str | None = None,
+    layers: str | Iterable[str] | None = None,
+    blocks: Any = None,
 ) -> nn.Module:
     """Build a backbone with a method in it.
 
@@ -61,6 +63,9 @@ def petl_backbone(
         frozen_drop_path: Whether stochastic depth acts in the frozen trunk.
         checkpoint_part: Which weights, of a checkpoint that holds several:
             ``'teacher'``, ``'state_dict_ema'``.
+        layers: Patterns of the layers that the method acts on, as
+            :func:`mmpetl.inject` takes them; None means all.
+        blocks: Indices or slices of the blocks that it acts in; None means all.
 
     Returns:
         The foreign backbone itself, an instance of its own class.
@@ -82,7 +87,14 @@ def petl_backbone(
             module._is_init = False
             module.init_weights = filling
         return module
-    inject(module, method, head=head, frozen_drop_path=frozen_drop_path)
+    inject(
+        module,
+        method,
+        head=head,
+        frozen_drop_path=frozen_drop_path,
+        layers=layers,
+        blocks=blocks,
+    )
     for _, _, record in injections(module):
         record.source = {
             'backbone': source,

@@ -15,6 +15,7 @@ from tiny import Everything, Nothing, loss_of, outputs, randomise_
 from torch import nn
 
 from mmpetl.core import PETLError, find_injected, inject
+from mmpetl.methods.lora import LoRA
 
 IMAGE, VIDEO = (3, 32, 32), (3, 4, 32, 32)
 
@@ -252,7 +253,7 @@ def test_variants_without_sites_are_refused(
     model = getattr(tiny, build)(**args)
     classes = [type(m) for m in model.modules()]
     with pytest.raises(PETLError, match=message):
-        inject(model, Nothing())
+        inject(model, LoRA(rank=2))
     assert [type(m) for m in model.modules()] == classes
 
 
@@ -278,4 +279,4 @@ def test_a_subclass_with_its_own_forward_is_refused() -> None:
     model = tiny.mmpretrain_vit()
     model.__class__ = Other
     with pytest.raises(PETLError, match='is a subclass of'):
-        inject(model, Nothing())
+        inject(model, LoRA(rank=2))

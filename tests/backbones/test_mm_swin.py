@@ -67,7 +67,7 @@ def test_a_position_table_of_another_size_is_refused_in_one_line(package: str) -
 def test_strides_that_are_no_merging_by_two_are_refused(package: str) -> None:
     model = build(package, strides=(4, 1))
     with pytest.raises(PETLError, match='strides of the backbone'):
-        inject(model, Nothing())
+        inject(model, 'LoRA')
 
 
 @pytest.mark.parametrize('package', PACKAGES)

@@ -20,6 +20,7 @@ from tiny import outputs, randomise_
 from torch import nn
 
 from mmpetl.core import PETLError, base_changes, fold, inject
+from mmpetl.methods.lora import LoRA
 
 SIZES = ('img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio')
 SMALL = {'img_size': 32, 'patch_size': 16, 'embed_dim': 32, 'depth': 2, 'num_heads': 2}
@@ -97,12 +98,19 @@ def test_every_builder_of_timm_works_or_is_refused_in_one_line(monkeypatch) -> N
     [
         ('vit_tiny_r_s16_p8_224', 'patch_embed is a timm.HybridEmbed;'),
         ('deit_tiny_distilled_patch16_224', 'is a subclass of'),
-        ('vit_relpos_small_patch16_224', 'no site map for'),
     ],
 )
 def test_models_around_the_class_of_timm_are_refused(name: str, said: str) -> None:
     args = {k: v for k, v in SMALL.items() if k not in ('img_size', 'patch_size')}
     assert said in refused(timm.create_model(name, **args))
+
+
+def test_a_class_of_timm_without_a_description_takes_what_acts_on_layers() -> None:
+    args = {k: v for k, v in SMALL.items() if k not in ('img_size', 'patch_size')}
+    model = timm.create_model('vit_relpos_small_patch16_224', **args)
+    with pytest.raises(PETLError, match='no site map describes timm.models.*RelPos'):
+        inject(model, 'AdaptFormer')
+    inject(model, LoRA(rank=2), layers='*.attn.qkv')
 
 
 class Gated(Attention):

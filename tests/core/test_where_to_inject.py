@@ -6,13 +6,13 @@ import pytest
 from tiny import Nothing, base
 from torch import nn
 
-from mmpetl.core import PETLError, inject
+from mmpetl.core import Method, PETLError, inject
 from mmpetl.methods.lora import LoRA
 
 
-def message(model: nn.Module) -> str:
+def message(model: nn.Module, method: Method | str | None = None) -> str:
     with pytest.raises(PETLError) as error:
-        inject(model, LoRA(rank=2))
+        inject(model, method or LoRA(rank=2))
     text = str(error.value)
     assert '\n' not in text
     return text
@@ -50,12 +50,13 @@ def test_a_compiled_model_says_so_too() -> None:
 
 def test_a_class_that_shares_its_name_with_a_described_one_is_told_from_it() -> None:
     import mmpretrain.models  # noqa: F401  (its SwinTransformer is described)
-    from mmdet.models.backbones import SwinTransformer
 
-    model = SwinTransformer(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
-    text = message(model)
-    assert 'no site map for mmdet.models.backbones.swin.SwinTransformer' in text
-    assert 'mmpretrain_swin' in text
+    class SwinTransformer(nn.Sequential):
+        pass
+
+    text = message(SwinTransformer(nn.Linear(4, 4)), 'AdaptFormer')
+    assert 'no site map describes test_where_to_inject.SwinTransformer' in text
+    assert 'On any model: BitFit' in text
 
 
 def test_a_subclass_of_a_described_class_is_refused() -> None:
