@@ -63,7 +63,7 @@ class PETLBeit(TimmPlain, Beit):
     """A timm Beit that runs sites; its blocks are handed the bias that they share."""
 
     def positioned(self, x: Tensor, ctx: Context) -> Tensor:
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         if self.rel_pos_bias is not None:

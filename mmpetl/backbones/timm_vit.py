@@ -138,7 +138,7 @@ class TimmViT(TimmPlainMap):
                     raise PETLError(
                         f'{path}.attn is a timm.{attn}, which subtracts two softmaxes '
                         'and has no sites; LoRA and other methods of single layers '
-                        "take it by name: layers='blocks.*.attn.*'"
+                        "take it by name: layers='blocks.*.attn.qkv'"
                     )
         super().check(backbone)
         for path, block in self.blocks(backbone):
@@ -181,7 +181,7 @@ ONE_SHORTCUT = (
 """What blocks with sub-layers side by side have no place for."""
 
 LAYERS = {
-    'ParallelThingsBlock': 'blocks.*.attn.qkv',
+    'ParallelThingsBlock': 'blocks.*.attns.*.attn.qkv',
     'DiffParallelScalingBlock': 'blocks.*.in_proj',
 }
 """Blocks of an algebra without sites, and layers to name instead."""

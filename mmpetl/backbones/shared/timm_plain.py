@@ -336,7 +336,7 @@ class TimmPlain(BackboneHost):
         taken = [
             (slot, name)
             for slot, facts in record.slots.items()
-            for name in facts.selected
+            for name in sorted(facts.selected)
             if name.rpartition('.')[2] in tables
         ]
         if taken and _differs(img_size, self.patch_embed.img_size):
