@@ -15,20 +15,14 @@ from timm.layers import GluMlp, HybridEmbed, SwiGLU, SwiGLUPacked
 from timm.models import vision_transformer as vit
 from timm.models import vitamin
 from timm.models.vision_transformer_hybrid import ConvStem
-from tiny import Nothing, loss_of, outputs, randomise_, shake_
+from tiny import Everything, Nothing, loss_of, outputs, randomise_, shake_
+from tiny_builds import TIMM
 from torch import Tensor, nn
 from trunks import timm_beit, timm_deit, timm_eva
 
-from mmpetl.core import Method, PETLError, Role, base_changes, eject, fold, inject
+from mmpetl.core import PETLError, base_changes, eject, fold, inject
 
 SQUARE = (3, 32, 32)
-
-
-class Everything(Method):
-    """Trains the whole base, so that gradients can be compared."""
-
-    def selects(self, role: Role) -> bool:
-        return True
 
 
 def gates(model: nn.Module) -> nn.Module:
@@ -52,13 +46,14 @@ def stem(**args: Any) -> dict[str, Any]:
 
 
 def vit_of(**args: Any) -> nn.Module:
-    return vit.VisionTransformer(**tiny.TIMM | {'num_classes': 5} | args)
+    return vit.VisionTransformer(**TIMM | {'num_classes': 5} | args)
 
 
 E, EARLY, B, D = timm_eva.build, timm_eva.old, timm_beit.build, timm_deit.build
 ROPE = {'attn_type': 'rope'}
 EVA: dict[str, Callable[[], nn.Module]] = {
     'dinov3': E,
+    'dinov3, gated': partial(E, swiglu_mlp=True, qkv_bias=False, global_pool='token'),
     'dinov3 of any grid': partial(E, dynamic_img_pad=True),
     'dinov3 of one size': partial(E, dynamic_img_size=False),
     'eva': EARLY,
@@ -488,6 +483,51 @@ def test_a_stem_takes_images_of_its_size() -> None:
     model = inject(made('stem'), 'LoRA')
     with pytest.raises(PETLError, match=r'takes images of \(32, 32\), got \(48, 32\)'):
         model(torch.randn(1, 3, 48, 32, dtype=torch.double))
+
+
+ODD = [
+    'dinov3, gated',
+    'eva02',
+    'behind the sub-layers',
+    'narrow keys',
+    'beit, one table',
+    'beit, token',
+    'normed once more',
+    'post norm',
+    'side by side, bare',
+    'side by side, one projection',
+    'stem',
+    'distilled, bare',
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ODD)
+def test_every_method_works_or_is_refused_in_one_line(name: str) -> None:
+    plain = made(name)
+    x = torch.randn(2, *SQUARE, dtype=torch.double)
+    with torch.no_grad():
+        wanted = outputs(plain, x)
+    served, said = 0, {}
+    for case in tiny.method_cases():
+        method = case.build()
+        try:
+            model = inject(copy.deepcopy(plain), method)
+        except PETLError as error:
+            said[case.id] = str(error)
+            continue
+        ys = outputs(model, x)
+        if method.starts_as_identity and ys[0].shape == wanted[0].shape:
+            for a, b in zip(ys, wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=case.id)
+        shake_(model)
+        own = [p for p in model.parameters() if p.requires_grad]
+        if own:
+            loss_of(outputs(model, x)).backward()
+            assert any(p.grad is not None for p in own), case.id
+        served += 1
+    assert served > 15
+    assert not any('\n' in text for text in said.values())
 
 
 SHAPE = ('img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio')

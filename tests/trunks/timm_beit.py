@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiny_methods import covering
 from tiny_trunk import Tiny
 from torch import nn
 
@@ -35,6 +34,5 @@ TINY = {
         (3, 32, 32),
         (3, 32, 32),
         exact=True,
-        meets=covering,
     ),
 }

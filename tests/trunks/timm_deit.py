@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiny_methods import first_of_a_family
+from tiny_methods import at_the_ends
 from tiny_trunk import Tiny
 from torch import nn
 
@@ -32,6 +32,6 @@ TINY = {
         (3, 32, 32),
         (3, 32, 32),
         exact=True,
-        meets=first_of_a_family,
+        meets=at_the_ends,
     ),
 }

@@ -1,17 +1,15 @@
-"""Tiny timm Eva: turned positions, registers, gated networks, narrow keys."""
+"""Tiny timm Eva: turned positions, registers, any grid."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from tiny_methods import covering, first_of_a_family
 from tiny_trunk import Tiny
 from torch import nn
 
 
 def build(**args: Any) -> nn.Module:
-    """Two blocks of DINOv3's kind, with a packed gated network."""
+    """Two blocks of DINOv3's kind, with biases."""
     from timm.models.eva import Eva
 
     plain = {
@@ -22,10 +20,9 @@ def build(**args: Any) -> nn.Module:
         'num_heads': 4,
         'mlp_ratio': 2.0,
         'num_classes': 0,
-        'global_pool': 'token',
+        'use_fc_norm': False,
         'num_reg_tokens': 2,
         'init_values': 0.1,
-        'swiglu_mlp': True,
         'use_abs_pos_emb': False,
         'use_rot_pos_emb': True,
         'rope_type': 'dinov3',
@@ -39,10 +36,9 @@ def build(**args: Any) -> nn.Module:
 def old(**args: Any) -> nn.Module:
     """Two blocks of the first EVA: absolute positions, no rotations, a mean."""
     plain = {
-        'global_pool': 'avg',
+        'use_fc_norm': None,
         'num_reg_tokens': 0,
         'init_values': None,
-        'swiglu_mlp': False,
         'use_abs_pos_emb': True,
         'use_rot_pos_emb': False,
         'dynamic_img_size': False,
@@ -55,10 +51,10 @@ NARROW = {
     'qkv_fused': False,
     'qk_norm': True,
     'num_kv_heads': (2, 4),
-    'scale_mlp': True,
+    'swiglu_mlp': True,
     'num_classes': 5,
 }
-"""Sapiens2's attention: fewer heads of keys than of queries."""
+"""Sapiens2: fewer heads of keys than of queries, gated networks."""
 
 TINY = {
     'timm_eva': Tiny(
@@ -67,14 +63,5 @@ TINY = {
         (3, 32, 32),
         (3, 40, 24),
         exact=True,
-        meets=covering,
-    ),
-    'timm_eva_narrow': Tiny(
-        'timm_eva',
-        partial(build, **NARROW),
-        (3, 32, 32),
-        (3, 40, 24),
-        exact=True,
-        meets=first_of_a_family,
     ),
 }
