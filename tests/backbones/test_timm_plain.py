@@ -530,7 +530,6 @@ def test_every_method_works_or_is_refused_in_one_line(name: str) -> None:
     assert not any('\n' in text for text in said.values())
 
 
-SHAPE = ('img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio')
 SMALL = {'img_size': 32, 'patch_size': 8, 'embed_dim': 64, 'depth': 2, 'num_heads': 4}
 
 
@@ -567,20 +566,6 @@ def walked(name: str, options: dict[str, Any], **more: Any) -> None:
     assert all(p.grad is not None for p in own), name
 
 
-def test_every_set_of_options_of_eva_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[tuple, str] = {}
-    options = builders(monkeypatch, 'eva', '_create_eva')
-    for name, args in options.items():
-        rest = {k: repr(v) for k, v in args.items() if k not in SHAPE}
-        rest.pop('num_kv_heads', None)
-        rest.pop('ref_feat_shape', None)
-        found.setdefault(tuple(sorted(rest.items())), name)
-    assert len(found) > 20
-    for name in found.values():
-        walked(name, options[name])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('module', 'maker', 'count'),
     [
@@ -593,7 +578,7 @@ def test_every_builder_works(
     monkeypatch: pytest.MonkeyPatch, module: str, maker: str, count: int
 ) -> None:
     options = builders(monkeypatch, module, maker)
-    assert len(options) >= count
+    assert len(options) >= count  # timm 1.0.31 has as many
     for name, args in options.items():
         walked(name, args)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tiny_trunk import Tiny
@@ -57,9 +58,10 @@ NARROW = {
 """Sapiens2: fewer heads of keys than of queries, gated networks."""
 
 TINY = {
+    # Biases of keys too, so that a shift of them folds: rotations stand behind it.
     'timm_eva': Tiny(
         'timm_eva',
-        build,
+        partial(build, attn_type='rope'),
         (3, 32, 32),
         (3, 40, 24),
         exact=True,
