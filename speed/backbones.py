@@ -45,6 +45,38 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             timm.create_model('vit_base_patch16_224', num_classes=0),
             torch.randn(2, 3, 224, 224),
         ),
+        'timm DINOv3 ViT-B/16 (6 blocks), 256 px': (
+            timm.create_model('vit_base_patch16_dinov3', num_classes=0, depth=6),
+            torch.randn(2, 3, 256, 256),
+        ),
+        'timm EVA-02-B/14 (6 blocks), 224 px': (
+            timm.create_model('eva02_base_patch14_224', num_classes=0, depth=6),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm Sapiens2-B/16 (6 blocks, half the key heads), 256 px': (
+            timm.create_model(
+                'vit_base_patch16_sapiens2',
+                num_classes=0,
+                img_size=256,
+                depth=6,
+                num_kv_heads=6,
+            ),
+            torch.randn(2, 3, 256, 256),
+        ),
+        'timm BEiT-B/16 (6 blocks), 224 px': (
+            timm.create_model('beit_base_patch16_224', num_classes=0, depth=6),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm DeiT-S/16 distilled (6 blocks), 224 px': (
+            timm.create_model(
+                'deit_small_distilled_patch16_224', num_classes=0, depth=6
+            ),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm ViT-B/16 side by side (6 blocks), 224 px': (
+            timm.create_model('vit_base_patch16_xp_224', num_classes=0, depth=6),
+            torch.randn(2, 3, 224, 224),
+        ),
         'mmpretrain Swin-B (4 blocks in stage 3), 224 px': (
             image.SwinTransformer(arch=swin_b, drop_path_rate=0.0),
             torch.randn(2, 3, 224, 224),

@@ -6,13 +6,8 @@ import math
 
 import torch
 from timm.layers import AttentionRope, GluMlp, Mlp, SwiGLU, apply_rot_embed_cat
-from timm.models.eva import (
-    Eva,
-    EvaAttention,
-    EvaBlock,
-    EvaBlockPostNorm,
-    vit_base_patch16_dinov3,
-)
+from timm.models import eva
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
 from mmpetl.backbones.shared.timm_plain import (
@@ -104,4 +99,4 @@ class TimmEva(TimmPlainMap):
     scales = ('gamma_1', 'gamma_2')
 
     def example(self) -> nn.Module:
-        return vit_base_patch16_dinov3(num_classes=0)
+        return eva.vit_base_patch16_dinov3(num_classes=0)

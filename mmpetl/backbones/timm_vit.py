@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from timm.layers import Attention, HybridEmbed, PatchEmbed
@@ -24,6 +25,7 @@ from mmpetl.core import (
     BlockHost,
     Context,
     PETLError,
+    Role,
     Rows,
     Site,
     block_sites,
@@ -161,6 +163,15 @@ class TimmViT(TimmPlainMap):
             num_heads=module.num_heads,
             **facts,
         )
+
+    def roles(self, backbone: nn.Module) -> list[Role]:
+        # Norms per head lie directly in blocks whose sub-layers are no modules.
+        return [
+            replace(role, kind='inner_norm')
+            if role.kind == 'norm' and role.name.split('.')[-2] in ('q_norm', 'k_norm')
+            else role
+            for role in super().roles(backbone)
+        ]
 
     def why_absent(self, backbone: nn.Module, kind: str) -> str | None:
         parallel = isinstance(backbone.blocks[0], ParallelScalingBlock)

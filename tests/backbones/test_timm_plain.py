@@ -18,9 +18,16 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from tiny import Everything, Nothing, loss_of, outputs, randomise_, shake_
 from tiny_builds import TIMM
 from torch import Tensor, nn
-from trunks import timm_beit, timm_deit, timm_eva
+from trunks import timm_beit, timm_deit, timm_eva, timm_sam
 
-from mmpetl.core import PETLError, base_changes, eject, fold, inject
+from mmpetl.core import (
+    PETLError,
+    base_changes,
+    eject,
+    find_site_map,
+    fold,
+    inject,
+)
 
 SQUARE = (3, 32, 32)
 
@@ -151,7 +158,17 @@ CORNERS: dict[str, Callable[[], nn.Module]] = {
     'distilled, bare': partial(D, num_classes=0),
     'distilled, any grid': partial(D, dynamic_img_size=True),
 }
-MODELS = EVA | BEIT | CORNERS
+S = timm_sam.build
+ROTARY = {'use_rel_pos': False, 'use_rope': True, 'ref_feat_shape': (4, 3)}
+SAM: dict[str, Callable[[], nn.Module]] = {
+    'sam': S,
+    'sam, no windows': partial(S, window_size=0, pre_norm=True, init_values=0.1),
+    'sam, all windows': partial(S, global_attn_indexes=(), num_classes=0),
+    'sam, no neck': partial(S, neck_chans=0, use_abs_pos=False, head_hidden_size=16),
+    'sam, rotary': partial(S, **ROTARY, qk_norm=True),
+    'sam, no positions': partial(S, use_rel_pos=False, qkv_bias=False, neck_chans=0),
+}
+MODELS = EVA | BEIT | CORNERS | SAM
 
 
 def made(name: str) -> nn.Module:
@@ -162,6 +179,8 @@ def made(name: str) -> nn.Module:
 def sizes(model: nn.Module) -> list[tuple[int, ...]]:
     """Inputs that a model takes."""
     embed = model.patch_embed
+    if getattr(model, 'rope_global', None) is not None:
+        return [SQUARE]
     if not embed.flatten:
         odd = (3, 37, 50) if embed.dynamic_img_pad else (3, 40, 24)
         return [SQUARE, odd]
@@ -194,6 +213,104 @@ def test_outputs_and_gradients_are_those_of_upstream(name: str) -> None:
                 assert (grads[n] - grad).abs().max() < 1e-9 * scale, n
 
 
+DROPS = {
+    'drop_rate': 0.1,
+    'pos_drop_rate': 0.1,
+    'proj_drop_rate': 0.2,
+    'attn_drop_rate': 0.1,
+    'drop_path_rate': 0.4,
+}
+DROPPING = {
+    'eva': partial(E, **DROPS),
+    'eva, gated': partial(E, **DROPS, **timm_eva.NARROW | {'scale_mlp': True}),
+    'eva, behind': partial(EARLY, **DROPS, use_post_norm=True, swiglu_mlp=True),
+    'beit': partial(B, **DROPS, swiglu_mlp=True),
+    'post norm': partial(vit_of, **DROPS, block_fn=vit.ResPostBlock),
+    'side by side': partial(vit_of, **DROPS, **PARALLEL),
+    'normed once more': partial(
+        vit_of, **DROPS, mlp_layer=vitamin.GeGluMlp, act_layer='gelu'
+    ),
+    'distilled': partial(D, **DROPS),
+    'sam': partial(S, **DROPS, init_values=0.1),
+}
+
+
+@pytest.mark.parametrize('name', DROPPING)
+@torch.no_grad()
+def test_dropout_and_stochastic_depth_are_those_of_upstream(name: str) -> None:
+    plain = randomise_(DROPPING[name]()).double().train()
+    model = inject(copy.deepcopy(plain), Everything()).train()
+    x = torch.randn(4, *SQUARE, dtype=torch.double)
+    found = []
+    for m in (plain, model):
+        torch.manual_seed(7)
+        found.append(m(x))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    assert (plain.eval()(x) - found[0]).abs().max() > 1e-3
+
+
+ROLES = {
+    'eva02': {
+        'patch_embed.proj.weight': ('projection', 'weight', 'embed'),
+        'pos_embed': ('position', '', ''),
+        'cls_token': ('token', '', ''),
+        'blocks.0.norm1.weight': ('norm', 'weight', 'block'),
+        'blocks.1.attn.q_proj.bias': ('projection', 'bias', 'block'),
+        'blocks.1.mlp.fc1_g.weight': ('projection', 'weight', 'block'),
+        'blocks.1.mlp.norm.bias': ('inner_norm', 'bias', 'block'),
+        'fc_norm.weight': ('final_norm', 'weight', 'out'),
+    },
+    'dinov3': {
+        'reg_token': ('token', '', ''),
+        'blocks.0.gamma_1': ('scale', '', 'block'),
+        'blocks.0.attn.q_bias': ('projection', 'bias', 'block'),
+        'norm.bias': ('final_norm', 'bias', 'out'),
+    },
+    'beit': {
+        'blocks.0.attn.relative_position_bias_table': ('position_bias', '', 'block'),
+        'blocks.0.attn.v_bias': ('projection', 'bias', 'block'),
+        'head.weight': ('head', 'weight', 'head'),
+    },
+    'side by side, bare': {
+        'blocks.0.mlp_bias': ('projection', 'bias', 'block'),
+        'blocks.0.in_norm.weight': ('norm', 'weight', 'block'),
+        'blocks.0.q_norm.weight': ('inner_norm', 'weight', 'block'),
+    },
+    'sam': {
+        'blocks.0.attn.rel_pos_h': ('position_bias', '', 'block'),
+        'head.fc.bias': ('head', 'bias', 'head'),
+    },
+    'distilled': {
+        'dist_token': ('token', '', ''),
+        'head_dist.bias': ('head', 'bias', 'head'),
+    },
+}
+
+
+@pytest.mark.parametrize('name', ROLES)
+def test_roles(name: str) -> None:
+    model = made(name)
+    roles = {role.name: role for role in find_site_map(model).roles(model)}
+    assert roles.keys() == dict(model.named_parameters()).keys()
+    found = {n: (roles[n].kind, roles[n].part, roles[n].place) for n in ROLES[name]}
+    assert found == ROLES[name]
+
+
+def test_features_only_and_inside_of_mmpretrain() -> None:
+    from mmpretrain.models import TIMMBackbone
+
+    small = {'img_size': 32, 'embed_dim': 32, 'depth': 2, 'num_heads': 4}
+    net = TIMMBackbone(
+        'vit_base_patch16_dinov3', features_only=True, out_indices=(0, 1), **small
+    )
+    wanted = copy.deepcopy(net)
+    inject(net, 'LoRA')
+    assert type(net.timm_model.model).__name__ == 'PETLEva'
+    x = torch.randn(2, 3, 48, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), wanted(x))
+
+
 @pytest.mark.parametrize('name', MODELS)
 @torch.no_grad()
 def test_deltas_act_fold_and_go(name: str) -> None:
@@ -218,10 +335,11 @@ def test_deltas_act_fold_and_go(name: str) -> None:
 
 
 def same_intermediates(model: nn.Module, plain: nn.Module, x: Tensor) -> None:
+    own = getattr(plain, 'num_prefix_tokens', None)
+    kept = {} if own is None else {'return_prefix_tokens': own > 0}
     for args in ({}, {'indices': [0], 'stop_early': True}, {'norm': True}):
-        for fmt in ('NCHW', 'NLC'):
-            prefix = bool(plain.num_prefix_tokens)
-            more = args | {'output_fmt': fmt, 'return_prefix_tokens': prefix}
+        for fmt in ('NCHW',) if own is None else ('NCHW', 'NLC'):
+            more = args | {'output_fmt': fmt} | kept
             found = model.forward_intermediates(x, **more)
             wanted = plain.forward_intermediates(x, **more)
             torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
@@ -229,7 +347,15 @@ def same_intermediates(model: nn.Module, plain: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize(
     'name',
-    ['dinov3', 'neither', 'a rotation per block', 'beit', 'side by side', 'stem'],
+    [
+        'dinov3',
+        'neither',
+        'a rotation per block',
+        'beit',
+        'side by side',
+        'stem',
+        'sam',
+    ],
 )
 @torch.no_grad()
 def test_intermediates_are_those_of_upstream(name: str) -> None:
@@ -419,6 +545,45 @@ def test_coordinates_stay_while_the_trunk_is_frozen() -> None:
 
 
 @torch.no_grad()
+def test_prompts_join_every_window_and_have_no_position() -> None:
+    """The blocks of upstream on windows, prompts in front, one at a time."""
+    plain = made('sam')
+    model = inject(copy.deepcopy(plain), {'type': 'VPTDeep', 'num_tokens': 3})
+    shake_(model, 1.0)
+    images = torch.randn(2, *SQUARE, dtype=torch.double)
+    x = plain.patch_embed(images) + plain.pos_embed
+    for i, block in enumerate(plain.blocks):
+        size = block.window_size or 4
+        wide = -(-4 // size) * size
+        h = nn.functional.pad(block.norm1(x), (0, 0, 0, wide - 4, 0, wide - 4))
+        table_h, table_w = block.attn.rel_pos_h, block.attn.rel_pos_w
+        extra = block.norm1(prompts(model, i)).expand(2, -1, -1)
+        behind = torch.zeros_like(h)
+        for top in range(0, wide, size):
+            for left in range(0, wide, size):
+                window = h[:, top : top + size, left : left + size].flatten(1, 2)
+                tokens = torch.cat((extra, window), dim=1)
+                q, k, v = (
+                    t.unflatten(2, (4, 8)).transpose(1, 2)
+                    for t in block.attn.qkv(tokens).chunk(3, dim=-1)
+                )
+                scores = q @ k.mT / 8**0.5
+                for a in range(size * size):
+                    for b in range(size * size):
+                        down = a // size - b // size + size - 1
+                        right = a % size - b % size + size - 1
+                        place = table_h[down] + table_w[right]
+                        scores[:, :, 3 + a, 3 + b] += q[:, :, 3 + a] @ place
+                o = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+                y = block.attn.proj(o)[:, 3:].unflatten(1, (size, size))
+                behind[:, top : top + size, left : left + size] = y
+        x = x + behind[:, :4, :4]
+        x = x + block.mlp(block.norm2(x))
+    wanted = plain.head(plain.neck(x.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(model(images), wanted, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
 def test_both_heads_of_a_distilled_model() -> None:
     plain = made('distilled')
     model = inject(copy.deepcopy(plain), 'Full')
@@ -466,6 +631,7 @@ def test_other_algebra_is_refused_with_layers_to_name(
         ('distilled', 'VQT', 'build it with num_classes=0|two vectors leave'),
         ('beit', 'VQT', 'build it with num_classes=0'),
         ('beit, no pooling', 'HST', 'build it with'),
+        ('sam, all windows', 'VQT', 'a neck of convolutions stands in front'),
     ],
     ids=str,
 )
@@ -498,6 +664,7 @@ ODD = [
     'side by side, one projection',
     'stem',
     'distilled, bare',
+    'sam',
 ]
 
 

@@ -20,7 +20,6 @@ from tiny import outputs, randomise_
 from torch import nn
 
 from mmpetl.core import PETLError, base_changes, fold, inject
-from mmpetl.methods.lora import LoRA
 
 SIZES = ('img_size', 'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio')
 SMALL = {'img_size': 32, 'patch_size': 16, 'embed_dim': 32, 'depth': 2, 'num_heads': 2}

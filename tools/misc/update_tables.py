@@ -59,12 +59,33 @@ GROUPS = {
 }
 """Groups of backbones, the columns of the short grid."""
 
+
+def side_by_side(cls: type) -> torch.nn.Module:
+    """A ViT of timm whose blocks have one shortcut."""
+    from timm.models.vision_transformer import ParallelScalingBlock
+
+    return cls(num_classes=0, block_fn=ParallelScalingBlock)
+
+
 OPTIONS: dict[str, dict[str, Callable[[type], torch.nn.Module]]] = {
     'timm_vit': {
         'with a classifier of its own (`num_classes=1000`)': lambda c: c(),
         'without pooling (`global_pool=""`)': lambda c: c(
             num_classes=0, global_pool=''
         ),
+        'with blocks side by side (`block_fn=ParallelScalingBlock`)': side_by_side,
+    },
+    'timm_eva': {
+        'with a classifier of its own (`num_classes=1000`)': lambda c: c(),
+        'with fewer heads of keys than of queries (`num_kv_heads=6`)': lambda c: c(
+            num_classes=0, attn_type='rope', qkv_fused=False, num_kv_heads=6
+        ),
+        'with gated networks (`swiglu_mlp=True`)': lambda c: c(
+            num_classes=0, swiglu_mlp=True
+        ),
+    },
+    'timm_beit': {
+        'with a classifier of its own (`num_classes=1000`)': lambda c: c(),
     },
     'mmpretrain_vit': {
         'with maps as outputs (`out_type="featmap"`)': lambda c: c(

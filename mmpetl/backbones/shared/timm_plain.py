@@ -140,7 +140,65 @@ class GammaBlock(TimmBlock):
         return drop(x if gamma is None else gamma * x)
 
 
-class TimmPlain(BackboneHost):
+class TimmTrunk(BackboneHost):
+    """A patch embedding, ``blocks`` one after the other and a ``head``."""
+
+    @property
+    def last(self) -> int:
+        """Index of the last block, which is that of the output behind it."""
+        return len(self.blocks) - 1
+
+    def fitted(self, x: Tensor) -> Tensor:
+        """Images of a size that the patch embedding takes, padded where it pads."""
+        embed = self.patch_embed
+        size = tuple(x.shape[-2:])
+        pads = [-n % p for n, p in zip(size, embed.patch_size, strict=True)]
+        fixed = embed.img_size if embed.strict_img_size else None
+        if fixed is not None and size != tuple(fixed):
+            raise PETLError(
+                f'the model takes images of {tuple(fixed)}, got {size}; call '
+                'set_input_size, or build it with dynamic_img_size=True'
+            )
+        if embed.dynamic_img_pad:
+            return F.pad(x, (0, pads[1], 0, pads[0])) if any(pads) else x
+        if embed.img_size is not None and fixed is None and any(pads):
+            raise PETLError(
+                f'patches of {tuple(embed.patch_size)} do not divide images of {size}; '
+                'resize them, or build the model with dynamic_img_pad=True'
+            )
+        return x
+
+    def run_block(self, index: int, x: Tensor, ctx: Context) -> Tensor:
+        """One block, (B, num_prefix + N, C), with upstream's switch for memory."""
+        block = self.blocks[index]
+        block.with_cp = self.grad_checkpointing
+        return block(x, ctx)
+
+    def reset_classifier(
+        self, num_classes: int, global_pool: str | None = None
+    ) -> None:
+        """Another head, which trains; the pooling stays, as the sites follow it."""
+        if global_pool not in (None, self.global_pool):
+            raise PETLError(
+                f'reset_classifier would pool by {global_pool!r} where the sites stand '
+                f'for {self.global_pool!r}; change global_pool before inject'
+            )
+        super().reset_classifier(num_classes)
+        _, record = injection_of(self)
+        fresh = {n for n, _ in self.named_parameters() if record.site_map.in_head(n)}
+        record.base |= fresh
+        record.head |= fresh
+        record.trainable_before |= fresh
+
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
+        """Refused: sites, slots and the frozen base reach over all blocks."""
+        raise PETLError(
+            'prune_intermediate_layers would cut off blocks that have sites; prune '
+            'before inject (features_only=True of timm.create_model does)'
+        )
+
+
+class TimmPlain(TimmTrunk):
     """A plain transformer of timm that runs sites.
 
     A subclass inherits the foreign class too. Where that makes more of the patches than
@@ -166,11 +224,6 @@ class TimmPlain(BackboneHost):
             )
         ctx = Context(tuple(self.patch_embed.grid_size), self.num_prefix_tokens)
         return self.head_of(x, ctx, pre_logits)
-
-    @property
-    def last(self) -> int:
-        """Index of the last block, which is that of the output behind it."""
-        return len(self.blocks) - 1
 
     def tokens_of(
         self, x: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -224,32 +277,6 @@ class TimmPlain(BackboneHost):
             )
         ctx.images = images
         return x.flatten(2).transpose(1, 2), ctx
-
-    def fitted(self, x: Tensor) -> Tensor:
-        """Images of a size that the patch embedding takes, padded where it pads."""
-        embed = self.patch_embed
-        size = tuple(x.shape[-2:])
-        pads = [-n % p for n, p in zip(size, embed.patch_size, strict=True)]
-        fixed = embed.img_size if embed.strict_img_size else None
-        if fixed is not None and size != tuple(fixed):
-            raise PETLError(
-                f'the model takes images of {tuple(fixed)}, got {size}; call '
-                'set_input_size, or build it with dynamic_img_size=True'
-            )
-        if embed.dynamic_img_pad:
-            return F.pad(x, (0, pads[1], 0, pads[0])) if any(pads) else x
-        if embed.img_size is not None and fixed is None and any(pads):
-            raise PETLError(
-                f'patches of {tuple(embed.patch_size)} do not divide images of {size}; '
-                'resize them, or build the model with dynamic_img_pad=True'
-            )
-        return x
-
-    def run_block(self, index: int, x: Tensor, ctx: Context) -> Tensor:
-        """One block, (B, num_prefix + N, C), with upstream's switch for memory."""
-        block = self.blocks[index]
-        block.with_cp = self.grad_checkpointing
-        return block(x, ctx)
 
     def head_of(self, x: Tensor, ctx: Context, pre_logits: bool = False) -> Tensor:
         """What upstream's ``forward_head`` makes of the tokens, with its sites."""
@@ -346,29 +373,6 @@ class TimmPlain(BackboneHost):
                 'call it before inject'
             )
         self.convert_base(partial(super().set_input_size, img_size))
-
-    def reset_classifier(
-        self, num_classes: int, global_pool: str | None = None
-    ) -> None:
-        """Another head, which trains; the pooling stays, as the sites follow it."""
-        if global_pool not in (None, self.global_pool):
-            raise PETLError(
-                f'reset_classifier would pool by {global_pool!r} where the sites stand '
-                f'for {self.global_pool!r}; change global_pool before inject'
-            )
-        super().reset_classifier(num_classes)
-        _, record = injection_of(self)
-        fresh = {n for n, _ in self.named_parameters() if record.site_map.in_head(n)}
-        record.base |= fresh
-        record.head |= fresh
-        record.trainable_before |= fresh
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        """Refused: sites, slots and the frozen base reach over all blocks."""
-        raise PETLError(
-            'prune_intermediate_layers would cut off blocks that have sites; prune '
-            'before inject (features_only=True of timm.create_model does)'
-        )
 
 
 def _differs(
