@@ -77,6 +77,16 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             timm.create_model('vit_base_patch16_xp_224', num_classes=0, depth=6),
             torch.randn(2, 3, 224, 224),
         ),
+        'timm SAM ViT-B/16 (4 blocks), 512 px': (
+            timm.create_model(
+                'samvit_base_patch16',
+                num_classes=0,
+                img_size=512,
+                depth=4,
+                global_attn_indexes=(3,),
+            ),
+            torch.randn(1, 3, 512, 512),
+        ),
         'mmpretrain Swin-B (4 blocks in stage 3), 224 px': (
             image.SwinTransformer(arch=swin_b, drop_path_rate=0.0),
             torch.randn(2, 3, 224, 224),

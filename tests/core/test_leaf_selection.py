@@ -367,7 +367,7 @@ def test_a_state_without_statistics_does_not_fit() -> None:
 
 def test_a_variant_that_is_not_described_still_takes_what_only_selects() -> None:
     model = vit(block_fn=_parallel())
-    with pytest.raises(PETLError, match='the site map of timm.VisionTransformer'):
+    with pytest.raises(PETLError, match='timm.ParallelThingsBlock, whose algebra has'):
         inject(model, LoRA(rank=2))
     inject(model, 'LinearProbe')
     assert count_trainable(model) == Counts(
