@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,14 +10,12 @@ import pytest
 import timm
 import tiny
 import torch
-from timm.layers import GluMlp, HybridEmbed, SwiGLU, SwiGLUPacked
 from timm.models import vision_transformer as vit
 from timm.models import vitamin
-from timm.models.vision_transformer_hybrid import ConvStem
+from timm_models import EARLY, MODELS, PARALLEL, SQUARE, B, D, E, S, made, sizes, vit_of
 from tiny import Everything, Nothing, loss_of, outputs, randomise_, shake_
-from tiny_builds import TIMM
 from torch import Tensor, nn
-from trunks import timm_beit, timm_deit, timm_eva, timm_sam
+from trunks import timm_eva
 
 from mmpetl.core import (
     PETLError,
@@ -28,163 +25,6 @@ from mmpetl.core import (
     fold,
     inject,
 )
-
-SQUARE = (3, 32, 32)
-
-
-def gates(model: nn.Module) -> nn.Module:
-    """Gates in front of the output projections, which Eva itself does not ask for."""
-    for block in model.blocks:
-        block.attn.gate = nn.Linear(32, 32)
-    return model
-
-
-def biases_apart(model: nn.Module) -> nn.Module:
-    """Biases that are added behind the projection."""
-    for block in model.blocks:
-        block.attn.qkv_bias_separate = True
-    return model
-
-
-def stem(**args: Any) -> dict[str, Any]:
-    """Options of a ViT whose patches leave three convolutions."""
-    made = ConvStem(3, 3, (8, 16, 24), stride=(2, 2, 2))
-    return {'embed_layer': partial(HybridEmbed, backbone=made), 'patch_size': 1} | args
-
-
-def vit_of(**args: Any) -> nn.Module:
-    return vit.VisionTransformer(**TIMM | {'num_classes': 5} | args)
-
-
-E, EARLY, B, D = timm_eva.build, timm_eva.old, timm_beit.build, timm_deit.build
-ROPE = {'attn_type': 'rope'}
-EVA: dict[str, Callable[[], nn.Module]] = {
-    'dinov3': E,
-    'dinov3, gated': partial(E, swiglu_mlp=True, qkv_bias=False, global_pool='token'),
-    'dinov3 of any grid': partial(E, dynamic_img_pad=True),
-    'dinov3 of one size': partial(E, dynamic_img_size=False),
-    'eva': EARLY,
-    'eva without biases': partial(EARLY, qkv_bias=False, global_pool='max'),
-    'biases apart': lambda: biases_apart(EARLY(global_pool='avgmax')),
-    'eva02': partial(
-        EARLY,
-        use_rot_pos_emb=True,
-        rope_type='cat',
-        rope_rotate_half=False,
-        ref_feat_shape=(2, 2),
-        qkv_fused=False,
-        swiglu_mlp=True,
-        scale_mlp=True,
-    ),
-    'eva02 clip': partial(
-        E, rope_type='cat', rope_rotate_half=False, scale_attn_inner=True, qkv_fused=0
-    ),
-    'behind the sub-layers': partial(EARLY, use_post_norm=True, global_pool='token'),
-    'behind the sub-layers, rotary': partial(E, use_post_norm=True, scale_mlp=True),
-    'rope': partial(E, **ROPE, rope_type='cat', rope_grid_indexing='xy'),
-    'rope, norms per head': partial(E, **ROPE, qk_norm=True, scale_attn_inner=True),
-    'a rotation per block': partial(
-        E, **ROPE, rope_type='mixed', rope_rotate_half=False, no_embed_class=True
-    ),
-    'a rotation per block, one size': partial(
-        E,
-        rope_type='mixed',
-        rope_rotate_half=False,
-        dynamic_img_size=False,
-        use_abs_pos_emb=True,
-    ),
-    'mrope': partial(E, rope_type='mrope', rope_mrope_section=(0, 2, 2)),
-    'narrow keys': partial(E, **timm_eva.NARROW),
-    'scale of attention': partial(E, attn_only_layer_scale=True),
-    'gates': lambda: gates(E()),
-    'gates, narrow keys': lambda: gates(E(**timm_eva.NARROW)),
-    'aligned': partial(E, swiglu_align_to=24),
-    'perception encoder': partial(
-        EARLY,
-        **ROPE,
-        use_rot_pos_emb=True,
-        rope_type='cat',
-        use_pre_transformer_norm=True,
-        global_pool='map',
-        attn_pool_num_heads=2,
-    ),
-    'no class token': partial(E, class_token=False, global_pool='avg'),
-    'neither': partial(E, class_token=False, num_reg_tokens=0, global_pool='avg'),
-    'no pooling': partial(E, global_pool='', num_classes=5),
-    'no norms behind': partial(
-        E, use_fc_norm=False, use_post_transformer_norm=False, num_classes=5
-    ),
-}
-BEIT: dict[str, Callable[[], nn.Module]] = {
-    'beit': B,
-    'beit, one table': partial(B, use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
-    'beit, tables of both kinds': partial(B, use_shared_rel_pos_bias=True),
-    'beit, no table': partial(B, use_rel_pos_bias=False, use_abs_pos_emb=True),
-    'beit, one size': partial(B, use_abs_pos_emb=True, init_values=None),
-    'beit, gated': partial(B, swiglu_mlp=True, scale_mlp=True, qkv_bias=False),
-    'beit, token': partial(B, global_pool='token', num_classes=0),
-    'beit, no pooling': partial(B, global_pool=''),
-    'beit, norm behind the pooling': partial(B, use_fc_norm=True, global_pool='token'),
-    'beit, biases apart': lambda: biases_apart(B()),
-}
-PARALLEL = {'block_fn': vit.ParallelScalingBlock}
-CORNERS: dict[str, Callable[[], nn.Module]] = {
-    'packed': partial(vit_of, mlp_layer=SwiGLUPacked),
-    'gate last': partial(vit_of, mlp_layer=GluMlp, scale_mlp_norm=True),
-    'split': partial(vit_of, mlp_layer=SwiGLU, scale_mlp_norm=True),
-    'normed once more': partial(vit_of, mlp_layer=vitamin.GeGluMlp, act_layer='gelu'),
-    'norm of attention': partial(vit_of, scale_attn_norm=True, scale_mlp_norm=True),
-    'post norm': partial(vit_of, block_fn=vit.ResPostBlock, init_values=0.1),
-    'side by side': partial(vit_of, **PARALLEL, init_values=0.1),
-    'side by side, bare': partial(vit_of, **PARALLEL, qkv_bias=False, qk_norm=True),
-    'side by side, one projection': partial(
-        vit_of, block_fn=partial(vit.ParallelScalingBlock, fuse_out_proj=True)
-    ),
-    'stem': lambda: vit_of(**stem()),
-    'stem of any grid': lambda: vit_of(**stem(dynamic_img_size=True)),
-    'stem and patches, padded': lambda: vit_of(
-        **stem(dynamic_img_size=True, dynamic_img_pad=True, patch_size=3)
-    ),
-    'stem without a projection': lambda: vit_of(
-        **stem(
-            embed_layer=partial(
-                HybridEmbed, backbone=ConvStem(3, 3, (8, 16, 32)), proj=False
-            ),
-            class_token=False,
-            global_pool='avg',
-        )
-    ),
-    'distilled': D,
-    'distilled, bare': partial(D, num_classes=0),
-    'distilled, any grid': partial(D, dynamic_img_size=True),
-}
-S = timm_sam.build
-ROTARY = {'use_rel_pos': False, 'use_rope': True, 'ref_feat_shape': (4, 3)}
-SAM: dict[str, Callable[[], nn.Module]] = {
-    'sam': S,
-    'sam, no windows': partial(S, window_size=0, pre_norm=True, init_values=0.1),
-    'sam, all windows': partial(S, global_attn_indexes=(), num_classes=0),
-    'sam, no neck': partial(S, neck_chans=0, use_abs_pos=False, head_hidden_size=16),
-    'sam, rotary': partial(S, **ROTARY, qk_norm=True),
-    'sam, no positions': partial(S, use_rel_pos=False, qkv_bias=False, neck_chans=0),
-}
-MODELS = EVA | BEIT | CORNERS | SAM
-
-
-def made(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return randomise_(MODELS[name]()).double().eval()
-
-
-def sizes(model: nn.Module) -> list[tuple[int, ...]]:
-    """Inputs that a model takes."""
-    embed = model.patch_embed
-    if getattr(model, 'rope_global', None) is not None:
-        return [SQUARE]
-    if not embed.flatten:
-        odd = (3, 37, 50) if embed.dynamic_img_pad else (3, 40, 24)
-        return [SQUARE, odd]
-    return [SQUARE]
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -407,114 +247,6 @@ def test_memory_is_saved_with_the_same_gradients(
     torch.testing.assert_close(grads[1], grads[0])
 
 
-def prompts(model: nn.Module, block: int) -> Tensor:
-    """Prompts of deep prompt tuning in front of a block, (T, C)."""
-    (delta,) = model.blocks[block].petl.tokens.values()
-    (table,) = delta.parameters()
-    return table.reshape(-1, table.shape[-1])
-
-
-PROMPTED = ['dinov3', 'eva', 'eva02', 'a rotation per block', 'narrow keys', 'mrope']
-
-
-@pytest.mark.parametrize('name', PROMPTED)
-@torch.no_grad()
-def test_prompts_are_not_turned_and_patches_are(name: str) -> None:
-    """Upstream's own blocks, told that prompts are tokens in front of the grid."""
-    plain = made(name)
-    model = inject(copy.deepcopy(plain), {'type': 'VPTDeep', 'num_tokens': 3})
-    shake_(model, 1.0)
-    own = plain.num_prefix_tokens
-    for size in sizes(plain):
-        images = torch.randn(2, *size, dtype=torch.double)
-        bare = plain(images)
-        x, rope = plain._pos_embed(plain.patch_embed(images))
-        x = plain.norm_pre(x)
-        for i, block in enumerate(plain.blocks):
-            extra = prompts(model, i).expand(2, -1, -1)
-            assert extra.shape[1] == 3
-            block.attn.num_prefix_tokens = own + 3
-            x = torch.cat((x[:, :own], extra, x[:, own:]), dim=1)
-            mine = rope[i] if plain.rope_mixed and rope is not None else rope
-            x = block(x, rope=mine)
-            x = torch.cat((x[:, :own], x[:, own + 3 :]), dim=1)
-        wanted = plain.forward_head(plain.norm(x))
-        for block in plain.blocks:
-            block.attn.num_prefix_tokens = own
-        assert (wanted - bare).abs().max() > 1e-3
-        torch.testing.assert_close(model(images), wanted, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize('name', ['beit', 'beit, one table', 'beit, no table'])
-@torch.no_grad()
-def test_prompts_have_no_place_in_tables(name: str) -> None:
-    """Upstream's own blocks, with biases that are spread entry by entry."""
-    plain = made(name)
-    model = inject(copy.deepcopy(plain), {'type': 'VPTDeep', 'num_tokens': 3})
-    shake_(model, 1.0)
-    images = torch.randn(2, *SQUARE, dtype=torch.double)
-    x = torch.cat((plain.cls_token.expand(2, -1, -1), plain.patch_embed(images)), 1)
-    x = x if plain.pos_embed is None else x + plain.pos_embed
-    total = x.shape[1] + 3
-    for i, block in enumerate(plain.blocks):
-        bias = torch.zeros(4, total, total, dtype=torch.double)
-        owner = block.attn if plain.rel_pos_bias is None else plain.rel_pos_bias
-        if owner.relative_position_bias_table is not None:
-            index = owner.relative_position_index
-            places = [0, *range(4, total)]
-            for a, row in enumerate(places):
-                for b, column in enumerate(places):
-                    entry = owner.relative_position_bias_table[index[a, b]]
-                    bias[:, row, column] = entry
-        block.attn.relative_position_bias_table = None
-        x = torch.cat((x[:, :1], prompts(model, i).expand(2, -1, -1), x[:, 1:]), 1)
-        x = block(x, shared_rel_pos_bias=bias[None])
-        x = torch.cat((x[:, :1], x[:, 4:]), dim=1)
-    wanted = plain.forward_head(plain.norm(x))
-    torch.testing.assert_close(model(images), wanted, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize('name', ['dinov3', 'beit, token'])
-@torch.no_grad()
-def test_queries_apart_from_the_grid_have_no_positions(name: str) -> None:
-    """Query tuning: keys of the stream, queries without rotation or bias."""
-    plain = made(name)
-    model = inject(copy.deepcopy(plain), {'type': 'VQT', 'num_tokens': 2})
-    shake_(model, 1.0)
-    x = torch.randn(2, *SQUARE, dtype=torch.double)
-    found = model(x)
-    wanted = [torch.nn.functional.normalize(plain(x), dim=-1)]
-    h = plain.patch_embed(x)
-    if name == 'dinov3':
-        h, rope = plain._pos_embed(h)
-        inside = {'rope': rope}
-    else:
-        h, inside = torch.cat((plain.cls_token.expand(2, -1, -1), h), 1), {}
-    for i, block in enumerate(plain.blocks):
-        (delta,) = model.blocks[i].petl.block.values()
-        seen = []
-        keep = torch.nn.functional.scaled_dot_product_attention
-
-        def watch(q, k, v, seen=seen, keep=keep, **more):
-            seen.append((k, v))
-            return keep(q, k, v, **more)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.nn.functional, 'scaled_dot_product_attention', watch)
-            behind = block(h, **inside)
-        ((k, v),) = seen
-        e = delta.E.expand(2, -1, -1)
-        n, attn = block.norm1(e), block.attn
-        q = n @ attn.qkv.weight[:32].T + attn.q_bias
-        q = q.reshape(2, 2, 4, 8).transpose(1, 2)
-        o = (q @ k.mT / 8**0.5).softmax(-1) @ v
-        e = e + block.gamma_1 * attn.proj(o.transpose(1, 2).flatten(2))
-        e = e + block.gamma_2 * block.mlp(block.norm2(e))
-        wanted.append(torch.nn.functional.normalize(e.flatten(1), dim=-1))
-        h = behind
-    torch.testing.assert_close(found, torch.cat(wanted, -1), rtol=1e-8, atol=1e-8)
-
-
 @torch.no_grad()
 def test_a_shift_of_keys_folds_where_softmax_drops_it_and_nowhere_else() -> None:
     x = torch.randn(2, *SQUARE, dtype=torch.double)
@@ -542,45 +274,6 @@ def test_coordinates_stay_while_the_trunk_is_frozen() -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(x), plain(x))
         assert (plain.train()(x) - plain.eval()(x)).abs().max() > 1e-6
-
-
-@torch.no_grad()
-def test_prompts_join_every_window_and_have_no_position() -> None:
-    """The blocks of upstream on windows, prompts in front, one at a time."""
-    plain = made('sam')
-    model = inject(copy.deepcopy(plain), {'type': 'VPTDeep', 'num_tokens': 3})
-    shake_(model, 1.0)
-    images = torch.randn(2, *SQUARE, dtype=torch.double)
-    x = plain.patch_embed(images) + plain.pos_embed
-    for i, block in enumerate(plain.blocks):
-        size = block.window_size or 4
-        wide = -(-4 // size) * size
-        h = nn.functional.pad(block.norm1(x), (0, 0, 0, wide - 4, 0, wide - 4))
-        table_h, table_w = block.attn.rel_pos_h, block.attn.rel_pos_w
-        extra = block.norm1(prompts(model, i)).expand(2, -1, -1)
-        behind = torch.zeros_like(h)
-        for top in range(0, wide, size):
-            for left in range(0, wide, size):
-                window = h[:, top : top + size, left : left + size].flatten(1, 2)
-                tokens = torch.cat((extra, window), dim=1)
-                q, k, v = (
-                    t.unflatten(2, (4, 8)).transpose(1, 2)
-                    for t in block.attn.qkv(tokens).chunk(3, dim=-1)
-                )
-                scores = q @ k.mT / 8**0.5
-                for a in range(size * size):
-                    for b in range(size * size):
-                        down = a // size - b // size + size - 1
-                        right = a % size - b % size + size - 1
-                        place = table_h[down] + table_w[right]
-                        scores[:, :, 3 + a, 3 + b] += q[:, :, 3 + a] @ place
-                o = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-                y = block.attn.proj(o)[:, 3:].unflatten(1, (size, size))
-                behind[:, top : top + size, left : left + size] = y
-        x = x + behind[:, :4, :4]
-        x = x + block.mlp(block.norm2(x))
-    wanted = plain.head(plain.neck(x.permute(0, 3, 1, 2)))
-    torch.testing.assert_close(model(images), wanted, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
