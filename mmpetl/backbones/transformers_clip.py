@@ -94,7 +94,7 @@ class TransformersCLIP(TowerMap):
     swapped = PETLCLIPVisionModel
     swapped_block = PETLCLIPEncoderLayer
     embedding = 'pre_layrnorm'
-    final = 'encoder'
+    final = ''
     vector_norm = 'post_layernorm'
     parts = {'self_attn': (CLIPAttention,), 'mlp': (CLIPMLP,)}
     taps = {

@@ -132,7 +132,7 @@ class EncoderTap:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         result = super().forward(*args, **kwargs)
         at = running()
-        if at is not None:
+        if at is not None and not at.model.norms_tokens:
             x = result.last_hidden_state
             result.last_hidden_state = at.model.out(x, None, at.ctx)
         return result
@@ -292,6 +292,11 @@ class ModelHost(BackboneHost):
         """Number of layers; the last output is one less."""
         return self.config.num_hidden_layers
 
+    @property
+    def norms_tokens(self) -> bool:
+        """Whether a norm follows the encoder, behind which the tokens leave."""
+        return isinstance(getattr(self, 'layernorm', None), nn.LayerNorm)
+
     def run_pass(self, forward: Callable[..., Any], given: dict[str, Any]) -> Any:
         """Upstream's forward pass, with a context where swapped parts find it."""
         self.check_arguments(given)
@@ -427,8 +432,7 @@ class TransformersMap(SiteMap):
         layers: Path of the list of layers.
         projection: Path of the patch projection.
         embedding: Path of the module that leaves what enters the first layer.
-        final: Path of the norm on the tokens that leave, or of the encoder where there
-            is none.
+        final: Path of the norm on the tokens that leave, empty without one.
         vector_norm: Path of a norm behind the pooling, empty without one.
         taps: Swapped class of what stands at one of these paths, by path and class.
         apart: Path prefixes of parameters that no site reaches and that only some
@@ -478,7 +482,7 @@ class TransformersMap(SiteMap):
 
     def norm_of(self, backbone: nn.Module) -> nn.Module | None:
         """The norm on the tokens that leave."""
-        norm = _below(backbone, self.final)
+        norm = _below(backbone, self.final) if self.final else None
         return norm if isinstance(norm, nn.LayerNorm) else None
 
     def parts_of(self, block: nn.Module) -> LayerHost:
