@@ -16,13 +16,12 @@ from transformers.models.beit.modeling_beit import (
 )
 
 from mmpetl.backbones.shared.transformers_models import (
-    EmbedTap,
     LayerHost,
     ModelHost,
     PETLConv2d,
     PETLIdentity,
     PETLLayerNorm,
-    PETLVectorLayerNorm,
+    Tap,
     TransformersMap,
 )
 from mmpetl.core import Context
@@ -66,7 +65,7 @@ class PETLBeitLayer(LayerHost, BeitLayer):
         return self.drop_path((self.lambda_1 if branch == 1 else self.lambda_2) * x)
 
 
-class PETLBeitEmbeddings(EmbedTap, BeitEmbeddings):
+class PETLBeitEmbeddings(Tap, BeitEmbeddings):
     """Patches, class token and, in some models, positions."""
 
 
@@ -86,11 +85,10 @@ class TransformersBeit(TransformersMap):
     vector_norm = 'pooler.layernorm'
     parts = {'attention': (BeitAttention,), 'mlp': (BeitMLP,)}
     taps = {
-        ('embeddings.patch_embeddings.projection', nn.Conv2d): PETLConv2d,
-        ('embeddings', BeitEmbeddings): PETLBeitEmbeddings,
-        ('layernorm', nn.LayerNorm): PETLLayerNorm,
-        ('layernorm', nn.Identity): PETLIdentity,
-        ('pooler.layernorm', nn.LayerNorm): PETLVectorLayerNorm,
+        nn.Conv2d: PETLConv2d,
+        BeitEmbeddings: PETLBeitEmbeddings,
+        nn.LayerNorm: PETLLayerNorm,
+        nn.Identity: PETLIdentity,
     }
     position_biases = ('relative_position_bias_table',)
 

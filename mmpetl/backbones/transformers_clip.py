@@ -21,14 +21,11 @@ from transformers.models.siglip.modeling_siglip import (
 )
 
 from mmpetl.backbones.shared.transformers_models import (
-    EmbedTap,
-    EncoderTap,
     LayerHost,
     ModelHost,
     PETLConv2d,
-    PETLEmbedLayerNorm,
     PETLLayerNorm,
-    PETLVectorLayerNorm,
+    Tap,
     TransformersMap,
 )
 from mmpetl.registry import BACKBONES
@@ -56,7 +53,7 @@ class PETLCLIPEncoderLayer(TowerLayer, CLIPEncoderLayer):
     """A layer that runs sites."""
 
 
-class PETLCLIPEncoder(EncoderTap, CLIPEncoder):
+class PETLCLIPEncoder(Tap, CLIPEncoder):
     """The layers; what leaves them is normed behind the pooling only."""
 
 
@@ -68,7 +65,7 @@ class PETLSiglipEncoderLayer(TowerLayer, SiglipEncoderLayer):
     """A layer that runs sites."""
 
 
-class PETLSiglipVisionEmbeddings(EmbedTap, SiglipVisionEmbeddings):
+class PETLSiglipVisionEmbeddings(Tap, SiglipVisionEmbeddings):
     """Patches and positions."""
 
 
@@ -95,13 +92,13 @@ class TransformersCLIP(TowerMap):
     swapped_block = PETLCLIPEncoderLayer
     embedding = 'pre_layrnorm'
     final = ''
+    encoder = 'encoder'
     vector_norm = 'post_layernorm'
     parts = {'self_attn': (CLIPAttention,), 'mlp': (CLIPMLP,)}
     taps = {
-        ('embeddings.patch_embedding', nn.Conv2d): PETLConv2d,
-        ('pre_layrnorm', nn.LayerNorm): PETLEmbedLayerNorm,
-        ('encoder', CLIPEncoder): PETLCLIPEncoder,
-        ('post_layernorm', nn.LayerNorm): PETLVectorLayerNorm,
+        nn.Conv2d: PETLConv2d,
+        CLIPEncoder: PETLCLIPEncoder,
+        nn.LayerNorm: PETLLayerNorm,
     }
 
     def example(self) -> nn.Module:
@@ -119,9 +116,9 @@ class TransformersSiglip(TowerMap):
     final = 'post_layernorm'
     parts = {'self_attn': (SiglipAttention,), 'mlp': (SiglipMLP,)}
     taps = {
-        ('embeddings.patch_embedding', nn.Conv2d): PETLConv2d,
-        ('embeddings', SiglipVisionEmbeddings): PETLSiglipVisionEmbeddings,
-        ('post_layernorm', nn.LayerNorm): PETLLayerNorm,
+        nn.Conv2d: PETLConv2d,
+        SiglipVisionEmbeddings: PETLSiglipVisionEmbeddings,
+        nn.LayerNorm: PETLLayerNorm,
     }
     # The attention pooling: pre-trained, and read by `pooler_output` alone.
     apart = ('head',)

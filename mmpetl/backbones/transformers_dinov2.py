@@ -13,11 +13,11 @@ from transformers.models.dinov2_with_registers.configuration_dinov2_with_registe
 )
 
 from mmpetl.backbones.shared.transformers_models import (
-    EmbedTap,
     LayerHost,
     ModelHost,
     PETLConv2d,
     PETLLayerNorm,
+    Tap,
     TransformersMap,
 )
 from mmpetl.registry import BACKBONES
@@ -35,7 +35,7 @@ class PETLDinov2Layer(ScaledLayer, dinov2.Dinov2Layer):
     """A layer that runs sites."""
 
 
-class PETLDinov2Embeddings(EmbedTap, dinov2.Dinov2Embeddings):
+class PETLDinov2Embeddings(Tap, dinov2.Dinov2Embeddings):
     """Patches, class token and positions."""
 
 
@@ -47,9 +47,7 @@ class PETLDinov2WithRegistersLayer(ScaledLayer, registers.Dinov2WithRegistersLay
     """A layer that runs sites."""
 
 
-class PETLDinov2WithRegistersEmbeddings(
-    EmbedTap, registers.Dinov2WithRegistersEmbeddings
-):
+class PETLDinov2WithRegistersEmbeddings(Tap, registers.Dinov2WithRegistersEmbeddings):
     """Patches, class token, registers and positions."""
 
 
@@ -71,9 +69,9 @@ class TransformersDinov2(TransformersMap):
         'mlp': (dinov2.Dinov2MLP, dinov2.Dinov2SwiGLUFFN),
     }
     taps = {
-        ('embeddings.patch_embeddings.projection', nn.Conv2d): PETLConv2d,
-        ('embeddings', dinov2.Dinov2Embeddings): PETLDinov2Embeddings,
-        ('layernorm', nn.LayerNorm): PETLLayerNorm,
+        nn.Conv2d: PETLConv2d,
+        dinov2.Dinov2Embeddings: PETLDinov2Embeddings,
+        nn.LayerNorm: PETLLayerNorm,
     }
 
     def example(self) -> nn.Module:
@@ -97,12 +95,9 @@ class TransformersDinov2WithRegisters(TransformersMap):
         ),
     }
     taps = {
-        ('embeddings.patch_embeddings.projection', nn.Conv2d): PETLConv2d,
-        (
-            'embeddings',
-            registers.Dinov2WithRegistersEmbeddings,
-        ): PETLDinov2WithRegistersEmbeddings,
-        ('layernorm', nn.LayerNorm): PETLLayerNorm,
+        nn.Conv2d: PETLConv2d,
+        registers.Dinov2WithRegistersEmbeddings: PETLDinov2WithRegistersEmbeddings,
+        nn.LayerNorm: PETLLayerNorm,
     }
 
     def example(self) -> nn.Module:

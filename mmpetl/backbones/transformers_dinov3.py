@@ -18,11 +18,11 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
 )
 
 from mmpetl.backbones.shared.transformers_models import (
-    EmbedTap,
     LayerHost,
     ModelHost,
     PETLConv2d,
     PETLLayerNorm,
+    Tap,
     TransformersMap,
 )
 from mmpetl.core import Context
@@ -61,7 +61,7 @@ class PETLDINOv3ViTLayer(LayerHost, DINOv3ViTLayer):
         return self.drop_path(scale(x))
 
 
-class PETLDINOv3ViTEmbeddings(EmbedTap, DINOv3ViTEmbeddings):
+class PETLDINOv3ViTEmbeddings(Tap, DINOv3ViTEmbeddings):
     """Patches, class token and registers."""
 
 
@@ -85,9 +85,9 @@ class TransformersDINOv3(TransformersMap):
         'mlp': (DINOv3ViTMLP, DINOv3ViTGatedMLP),
     }
     taps = {
-        ('embeddings.patch_embeddings', nn.Conv2d): PETLConv2d,
-        ('embeddings', DINOv3ViTEmbeddings): PETLDINOv3ViTEmbeddings,
-        ('norm', nn.LayerNorm): PETLLayerNorm,
+        nn.Conv2d: PETLConv2d,
+        DINOv3ViTEmbeddings: PETLDINOv3ViTEmbeddings,
+        nn.LayerNorm: PETLLayerNorm,
     }
 
     def example(self) -> nn.Module:

@@ -17,12 +17,11 @@ from transformers.models.videomae.modeling_videomae import (
 )
 
 from mmpetl.backbones.shared.transformers_models import (
-    EmbedTap,
-    EncoderTap,
     LayerHost,
     ModelHost,
     PETLConv3d,
     PETLLayerNorm,
+    Tap,
     TransformersMap,
 )
 from mmpetl.core import FFN
@@ -48,16 +47,14 @@ class PETLVideoMAELayer(LayerHost, VideoMAELayer):
     def ffn_parts(self) -> FFN:
         act = self.intermediate.intermediate_act_fn
         out = self.output
-        return FFN(
-            self.intermediate.dense, lambda x, _: act(x), out.dense, out.dropout
-        )
+        return FFN(self.intermediate.dense, lambda x, _: act(x), out.dense, out.dropout)
 
 
-class PETLVideoMAEEmbeddings(EmbedTap, VideoMAEEmbeddings):
+class PETLVideoMAEEmbeddings(Tap, VideoMAEEmbeddings):
     """Patches and positions."""
 
 
-class PETLVideoMAEEncoder(EncoderTap, VideoMAEEncoder):
+class PETLVideoMAEEncoder(Tap, VideoMAEEncoder):
     """The layers, where no norm follows: heads of fine-tuned models have it."""
 
 
@@ -78,6 +75,7 @@ class TransformersVideoMAE(TransformersMap):
     swapped = PETLVideoMAEModel
     swapped_block = PETLVideoMAELayer
     layers = 'encoder.layer'
+    encoder = 'encoder'
     parts = {
         'attention': (VideoMAEAttention,),
         'attention.attention': (VideoMAESelfAttention,),
@@ -86,10 +84,10 @@ class TransformersVideoMAE(TransformersMap):
         'output': (VideoMAEOutput,),
     }
     taps = {
-        ('embeddings.patch_embeddings.projection', nn.Conv3d): PETLConv3d,
-        ('embeddings', VideoMAEEmbeddings): PETLVideoMAEEmbeddings,
-        ('layernorm', nn.LayerNorm): PETLLayerNorm,
-        ('encoder', VideoMAEEncoder): PETLVideoMAEEncoder,
+        nn.Conv3d: PETLConv3d,
+        VideoMAEEmbeddings: PETLVideoMAEEmbeddings,
+        nn.LayerNorm: PETLLayerNorm,
+        VideoMAEEncoder: PETLVideoMAEEncoder,
     }
 
     def example(self) -> nn.Module:

@@ -13,11 +13,11 @@ from transformers.models.vit.modeling_vit import (
 )
 
 from mmpetl.backbones.shared.transformers_models import (
-    EmbedTap,
     LayerHost,
     ModelHost,
     PETLConv2d,
     PETLLayerNorm,
+    Tap,
     TransformersMap,
 )
 from mmpetl.registry import BACKBONES
@@ -33,7 +33,7 @@ class PETLViTLayer(LayerHost, ViTLayer):
         return self.dropout(x)
 
 
-class PETLViTEmbeddings(EmbedTap, ViTEmbeddings):
+class PETLViTEmbeddings(Tap, ViTEmbeddings):
     """Patches, class token and positions."""
 
 
@@ -52,9 +52,9 @@ class TransformersViT(TransformersMap):
     layers = 'layers'
     parts = {'attention': (ViTAttention,), 'mlp': (ViTMLP,)}
     taps = {
-        ('embeddings.patch_embeddings.projection', nn.Conv2d): PETLConv2d,
-        ('embeddings', ViTEmbeddings): PETLViTEmbeddings,
-        ('layernorm', nn.LayerNorm): PETLLayerNorm,
+        nn.Conv2d: PETLConv2d,
+        ViTEmbeddings: PETLViTEmbeddings,
+        nn.LayerNorm: PETLLayerNorm,
     }
     apart = ('pooler',)
 

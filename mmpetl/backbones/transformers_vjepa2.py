@@ -17,11 +17,11 @@ from transformers.models.vjepa2.modeling_vjepa2 import (
 )
 
 from mmpetl.backbones.shared.transformers_models import (
-    EmbedTap,
     LayerHost,
     ModelHost,
     PETLConv3d,
     PETLLayerNorm,
+    Tap,
     TransformersMap,
 )
 from mmpetl.core import Context
@@ -63,7 +63,7 @@ class PETLVJEPA2Layer(LayerHost, VJEPA2Layer):
         return self.drop_path(x)
 
 
-class PETLVJEPA2Embeddings(EmbedTap, VJEPA2Embeddings):
+class PETLVJEPA2Embeddings(Tap, VJEPA2Embeddings):
     """Patches; their positions are rotary."""
 
 
@@ -84,9 +84,9 @@ class TransformersVJEPA2(TransformersMap):
     final = 'encoder.layernorm'
     parts = {'attention': (VJEPA2RopeAttention,), 'mlp': (VJEPA2MLP,)}
     taps = {
-        ('encoder.embeddings.patch_embeddings.proj', nn.Conv3d): PETLConv3d,
-        ('encoder.embeddings', VJEPA2Embeddings): PETLVJEPA2Embeddings,
-        ('encoder.layernorm', nn.LayerNorm): PETLLayerNorm,
+        nn.Conv3d: PETLConv3d,
+        VJEPA2Embeddings: PETLVJEPA2Embeddings,
+        nn.LayerNorm: PETLLayerNorm,
     }
     apart = ('predictor',)
 

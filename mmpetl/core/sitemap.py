@@ -225,7 +225,7 @@ class SiteMap:
         if isinstance(module, CONVOLUTIONS):
             plain = set(module.dilation) == {1} and module.groups == 1
             plain &= module.padding_mode == 'zeros'
-            if not plain or module.padding == 'same':
+            if not plain or isinstance(module.padding, str):
                 raise PETLError(
                     f'{path} is dilated, grouped or padded in a way of its own; the '
                     f'site map of {class_name(self.host)} knows plain patches'

@@ -59,6 +59,9 @@ def check_release() -> None:
 
 check_release()
 
+PLACES = ('projection', 'embedding', 'final', 'encoder', 'vector_norm')
+"""Attributes of :class:`TransformersMap` that are paths of taps."""
+
 
 class _Running(threading.local):
     """The pass that this thread is in."""
@@ -87,79 +90,30 @@ def running() -> Pass | None:
     return _RUNNING.now
 
 
-class ProjectionTap:
-    """A patch projection, behind which the grid of the pass is known."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        at = running()
-        return y if at is None else at.model.projected(self, x, y, at.ctx)
-
-
-class EmbedTap:
-    """What leaves the tokens that enter the first layer."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        y = super().forward(*args, **kwargs)
-        at = running()
-        return y if at is None else at.model.embedded(y, at.ctx)
-
-
-class OutTap:
-    """A final norm on the tokens, behind which extra ones have left."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        at = running()
-        if at is None:
-            return super().forward(x)
-        return at.model.out(x, super().forward, at.ctx)
-
-
-class VectorTap:
-    """A norm on what the tokens are pooled to, (B, C)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        at = running()
-        if at is None:
-            return super().forward(x)
-        model = at.model
-        return model.norm_vector(super().forward, x, at.ctx, model.depth)
-
-
-class EncoderTap:
-    """An encoder behind which no norm on the tokens stands."""
+class Tap:
+    """A part outside of blocks that a site stands at; alone it computes as ever."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().forward(*args, **kwargs)
         at = running()
-        if at is not None and not at.model.norms_tokens:
-            x = result.last_hidden_state
-            result.last_hidden_state = at.model.out(x, None, at.ctx)
-        return result
+        if at is None:
+            return super().forward(*args, **kwargs)
+        return at.model.tapped(self, super().forward, at.ctx, *args, **kwargs)
 
 
-class PETLConv2d(ProjectionTap, nn.Conv2d):
+class PETLConv2d(Tap, nn.Conv2d):
     """A patch projection of images."""
 
 
-class PETLConv3d(ProjectionTap, nn.Conv3d):
+class PETLConv3d(Tap, nn.Conv3d):
     """A patch projection of videos."""
 
 
-class PETLEmbedLayerNorm(EmbedTap, nn.LayerNorm):
-    """A norm between embedding and first layer."""
+class PETLLayerNorm(Tap, nn.LayerNorm):
+    """A norm in front of the layers, behind them, or behind the pooling."""
 
 
-class PETLLayerNorm(OutTap, nn.LayerNorm):
-    """A final norm."""
-
-
-class PETLIdentity(OutTap, nn.Identity):
+class PETLIdentity(Tap, nn.Identity):
     """No final norm."""
-
-
-class PETLVectorLayerNorm(VectorTap, nn.LayerNorm):
-    """A norm behind the pooling."""
 
 
 class LayerHost(BlockHost):
@@ -280,7 +234,7 @@ class ModelHost(BackboneHost):
         @wraps(foreign.forward)
         def forward(self: ModelHost, *args: Any, **kwargs: Any) -> Any:
             given = dict(zip(self.argument_names, args, strict=False)) | kwargs
-            return self.run_pass(super(ModelHost, self).forward, given)
+            return self.run_pass(super().forward, given)
 
         cls.forward = forward
         # What may be recorded is looked up by the name of the class.
@@ -291,11 +245,6 @@ class ModelHost(BackboneHost):
     def depth(self) -> int:
         """Number of layers; the last output is one less."""
         return self.config.num_hidden_layers
-
-    @property
-    def norms_tokens(self) -> bool:
-        """Whether a norm follows the encoder, behind which the tokens leave."""
-        return isinstance(getattr(self, 'layernorm', None), nn.LayerNorm)
 
     def run_pass(self, forward: Callable[..., Any], given: dict[str, Any]) -> Any:
         """Upstream's forward pass, with a context where swapped parts find it."""
@@ -352,6 +301,39 @@ class ModelHost(BackboneHost):
             return x
         return torch.cat((x[:, :own], x[:, own + extra :]), dim=1)
 
+    def tapped(
+        self,
+        tap: nn.Module,
+        run: Callable[..., Any],
+        ctx: Context,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """One tap, run with the sites that stand at it.
+
+        Args:
+            tap: The swapped part.
+            run: What upstream computes there.
+            ctx: Facts of this forward pass.
+            *args: What upstream hands to it.
+            **kwargs: Likewise.
+        """
+        place = self._petl.site_map.place_of(self, tap)
+        if place == 'final':
+            return self.emit(args[0], run, ctx, self.depth - 1)[1]
+        if place == 'vector_norm':
+            return self.norm_vector(run, args[0], ctx, self.depth)
+        y = run(*args, **kwargs)
+        if place == 'projection':
+            return self.projected(tap, args[0], y, ctx)
+        if place == 'embedding':
+            ctx.num_prefix = y.shape[1] - math.prod(ctx.grid)
+            return self.after('embed', y, y, ctx)
+        if place == 'encoder':
+            x = y.last_hidden_state
+            y.last_hidden_state = self.emit(x, None, ctx, self.depth - 1)[1]
+        return y
+
     def projected(
         self, projection: nn.Module, images: Tensor, y: Tensor, ctx: Context
     ) -> Tensor:
@@ -363,17 +345,6 @@ class ModelHost(BackboneHost):
         x = self.after('embed.proj', patches, y.flatten(2).mT, ctx)
         return x.mT.unflatten(2, ctx.grid)
 
-    def embedded(self, y: Tensor, ctx: Context) -> Tensor:
-        """The tokens that enter the first layer, with their site."""
-        ctx.num_prefix = y.shape[1] - math.prod(ctx.grid)
-        return self.after('embed', y, y, ctx)
-
-    def out(
-        self, x: Tensor, norm: Callable[[Tensor], Tensor] | None, ctx: Context
-    ) -> Tensor:
-        """The tokens that leave, behind the final norm."""
-        return self.emit(x, norm, ctx, self.depth - 1)[1]
-
     def norm_tokens(self, x: Tensor, norm: nn.Module) -> Tensor:
         """The final norm on the tokens of another layer, for dense outputs.
 
@@ -381,7 +352,7 @@ class ModelHost(BackboneHost):
             x: (B, N, C), of ``hidden_states``.
             norm: The final norm, as it is in the model.
         """
-        call = super(OutTap, norm).forward
+        call = super(Tap, norm).forward
         return self.through('out.norm', call, x, Context(()), self.depth - 1)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -396,7 +367,7 @@ class ModelHost(BackboneHost):
             PETLError: Always.
         """
         raise PETLError(
-            'save_pretrained would mix the base with what was injected; write the delta '
+            'save_pretrained would mix the base and what was injected; write the delta '
             'with mmpetl.save_delta, or fold and eject it first (mmpetl.fold, '
             'mmpetl.eject)'
         )
@@ -433,8 +404,9 @@ class TransformersMap(SiteMap):
         projection: Path of the patch projection.
         embedding: Path of the module that leaves what enters the first layer.
         final: Path of the norm on the tokens that leave, empty without one.
+        encoder: Path of what leaves them where there is no such norm.
         vector_norm: Path of a norm behind the pooling, empty without one.
-        taps: Swapped class of what stands at one of these paths, by path and class.
+        taps: Swapped class by foreign class, of what stands at these paths.
         apart: Path prefixes of parameters that no site reaches and that only some
             outputs read: poolers, heads, predictors. They stay as they are.
     """
@@ -443,38 +415,34 @@ class TransformersMap(SiteMap):
     projection = 'embeddings.patch_embeddings.projection'
     embedding = 'embeddings'
     final = 'layernorm'
+    encoder = ''
     vector_norm = ''
-    taps: dict[tuple[str, type[nn.Module]], type[nn.Module]]
+    taps: dict[type[nn.Module], type[nn.Module]]
     apart: tuple[str, ...] = ()
     positions = ('position_embeddings',)
     tokens = ('cls_token', 'register_tokens')
     scales = ('lambda1', 'lambda_1', 'lambda_2')
     absent = {'feature': 'the model hands out tokens, and heads outside of it pool'}
 
-    def check(self, backbone: nn.Module) -> None:
-        super().check(backbone)
-        for path, module in self.tapped(backbone):
-            known = tuple(c for p, c in self.taps if p == path)
-            swapped = tuple(self.taps[path, c] for c in known)
-            self.check_class(path, module, known + swapped)
+    def served(self) -> dict[type[nn.Module], type[nn.Module]]:
+        return {self.host_block: self.swapped_block, **self.taps}
 
-    def tapped(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        """Path and module of what is swapped outside of blocks."""
-        for path in dict.fromkeys(path for path, _ in self.taps):
-            module = _below(backbone, path)
+    def inner_hosts(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        for place in PLACES:
+            path = getattr(self, place)
+            module = _below(backbone, path) if path else None
+            if place == 'encoder' and self.norm_of(backbone) is not None:
+                continue
             if module is not None:
                 yield path, module
 
-    def swap(self, backbone: nn.Module) -> None:
-        super().swap(backbone)
-        for path, module in self.tapped(backbone):
-            module.__class__ = self.taps[path, type(module)]
-
-    def unswap(self, backbone: nn.Module) -> None:
-        plain = {(p, swapped): c for (p, c), swapped in self.taps.items()}
-        for path, module in self.tapped(backbone):
-            module.__class__ = plain[path, type(module)]
-        super().unswap(backbone)
+    def place_of(self, backbone: nn.Module, tap: nn.Module) -> str:
+        """Which of :data:`PLACES` a tap stands at."""
+        for place in PLACES:
+            path = getattr(self, place)
+            if path and _below(backbone, path) is tap:
+                return place
+        return ''
 
     def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for i, block in enumerate(backbone.get_submodule(self.layers)):
