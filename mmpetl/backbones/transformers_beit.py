@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from transformers.models.beit.configuration_beit import BeitConfig
 from transformers.models.beit.modeling_beit import (
     BeitAttention,
+    BeitBackbone,
     BeitEmbeddings,
+    BeitForImageClassification,
+    BeitForMaskedImageModeling,
+    BeitForSemanticSegmentation,
     BeitLayer,
     BeitMLP,
     BeitModel,
@@ -81,6 +85,15 @@ class TransformersBeit(TransformersMap):
     host_block = BeitLayer
     swapped = PETLBeitModel
     swapped_block = PETLBeitLayer
+    holders = dict.fromkeys(
+        (
+            BeitBackbone,
+            BeitForImageClassification,
+            BeitForMaskedImageModeling,
+            BeitForSemanticSegmentation,
+        ),
+        'beit',
+    )
     layers = 'layers'
     vector_norm = 'pooler.layernorm'
     parts = {'attention': (BeitAttention,), 'mlp': (BeitMLP,)}

@@ -9,13 +9,18 @@ from transformers.models.clip.modeling_clip import (
     CLIPAttention,
     CLIPEncoder,
     CLIPEncoderLayer,
+    CLIPForImageClassification,
+    CLIPModel,
     CLIPVisionModel,
+    CLIPVisionModelWithProjection,
 )
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import (
     SiglipAttention,
     SiglipEncoderLayer,
+    SiglipForImageClassification,
     SiglipMLP,
+    SiglipModel,
     SiglipVisionEmbeddings,
     SiglipVisionModel,
 )
@@ -90,6 +95,11 @@ class TransformersCLIP(TowerMap):
     host_block = CLIPEncoderLayer
     swapped = PETLCLIPVisionModel
     swapped_block = PETLCLIPEncoderLayer
+    holders = {
+        CLIPForImageClassification: 'vision_model',
+        CLIPModel: 'vision_model',
+        CLIPVisionModelWithProjection: 'vision_model',
+    }
     embedding = 'pre_layrnorm'
     final = ''
     encoder = 'encoder'
@@ -113,6 +123,10 @@ class TransformersSiglip(TowerMap):
     host_block = SiglipEncoderLayer
     swapped = PETLSiglipVisionModel
     swapped_block = PETLSiglipEncoderLayer
+    holders = {
+        SiglipForImageClassification: 'vision_model',
+        SiglipModel: 'vision_model',
+    }
     final = 'post_layernorm'
     parts = {'self_attn': (SiglipAttention,), 'mlp': (SiglipMLP,)}
     taps = {

@@ -63,6 +63,7 @@ class TransformersDinov2(TransformersMap):
     host_block = dinov2.Dinov2Layer
     swapped = PETLDinov2Model
     swapped_block = PETLDinov2Layer
+    holders = {dinov2.Dinov2ForImageClassification: 'dinov2'}
     layers = 'encoder.layer'
     parts = {
         'attention': (dinov2.Dinov2Attention,),
@@ -86,6 +87,9 @@ class TransformersDinov2WithRegisters(TransformersMap):
     host_block = registers.Dinov2WithRegistersLayer
     swapped = PETLDinov2WithRegistersModel
     swapped_block = PETLDinov2WithRegistersLayer
+    holders = {
+        registers.Dinov2WithRegistersForImageClassification: 'dinov2_with_registers'
+    }
     layers = 'encoder.layer'
     parts = {
         'attention': (registers.Dinov2WithRegistersAttention,),

@@ -8,6 +8,7 @@ from transformers.models.videomae.modeling_videomae import (
     VideoMAEAttention,
     VideoMAEEmbeddings,
     VideoMAEEncoder,
+    VideoMAEForVideoClassification,
     VideoMAEIntermediate,
     VideoMAELayer,
     VideoMAEModel,
@@ -74,6 +75,7 @@ class TransformersVideoMAE(TransformersMap):
     host_block = VideoMAELayer
     swapped = PETLVideoMAEModel
     swapped_block = PETLVideoMAELayer
+    holders = {VideoMAEForVideoClassification: 'videomae'}
     layers = 'encoder.layer'
     encoder = 'encoder'
     parts = {

@@ -7,6 +7,8 @@ from transformers.models.vit.configuration_vit import ViTConfig
 from transformers.models.vit.modeling_vit import (
     ViTAttention,
     ViTEmbeddings,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
     ViTLayer,
     ViTMLP,
     ViTModel,
@@ -49,6 +51,7 @@ class TransformersViT(TransformersMap):
     host_block = ViTLayer
     swapped = PETLViTModel
     swapped_block = PETLViTLayer
+    holders = {ViTForImageClassification: 'vit', ViTForMaskedImageModeling: 'vit'}
     layers = 'layers'
     parts = {'attention': (ViTAttention,), 'mlp': (ViTMLP,)}
     taps = {

@@ -11,6 +11,7 @@ from transformers.models.vjepa2.configuration_vjepa2 import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import (
     VJEPA2MLP,
     VJEPA2Embeddings,
+    VJEPA2ForVideoClassification,
     VJEPA2Layer,
     VJEPA2Model,
     VJEPA2RopeAttention,
@@ -79,8 +80,10 @@ class TransformersVJEPA2(TransformersMap):
     host_block = VJEPA2Layer
     swapped = PETLVJEPA2Model
     swapped_block = PETLVJEPA2Layer
+    holders = {VJEPA2ForVideoClassification: 'vjepa2'}
     layers = 'encoder.layer'
     projection = 'encoder.embeddings.patch_embeddings.proj'
+    embedding = 'encoder.embeddings'
     final = 'encoder.layernorm'
     parts = {'attention': (VJEPA2RopeAttention,), 'mlp': (VJEPA2MLP,)}
     taps = {

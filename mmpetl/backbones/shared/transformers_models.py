@@ -15,6 +15,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
 
@@ -503,7 +504,7 @@ class TransformersMap(SiteMap):
     def roles(self, backbone: nn.Module) -> list[Role]:
         aside = [f'{prefix}.' for prefix in self.apart]
         return [
-            Role(role.name, role.shape, 'other', '', role.place, role.block, role.stage)
+            replace(role, kind='other', part='')
             if role.name.startswith(tuple(aside)) and role.place != 'out'
             else role
             for role in super().roles(backbone)
