@@ -153,7 +153,8 @@ WITH_TOKENS: dict[str, tuple[str, int, str, bool]] = {
     'videomae': ('VideoMAEModel', 0, 'layernorm', True),
     'vjepa2': ('VJEPA2Model', 0, 'encoder.layernorm', True),
 }
-"""By ``model_type``: class, class tokens, final norm, whether the last output has it."""
+"""By ``model_type``: class, class tokens, final norm, whether ``last_hidden_state`` has
+been through it."""
 CALL: dict[str, dict[str, Any]] = {
     'vit': {'interpolate_pos_encoding': True},
     'clip_vision_model': {'interpolate_pos_encoding': True},

@@ -332,7 +332,8 @@ class ModelHost(BackboneHost):
             return self.after('embed', y, y, ctx)
         if place == 'encoder':
             x = y.last_hidden_state
-            y.last_hidden_state = self.emit(x, None, ctx, self.depth - 1)[1]
+            x = self.emit(x, None, ctx, self.depth - 1)[1]
+            y.last_hidden_state = x.contiguous()
         return y
 
     def projected(
@@ -353,8 +354,10 @@ class ModelHost(BackboneHost):
             x: (B, N, C), of ``hidden_states``.
             norm: The final norm, as it is in the model.
         """
+        place = self._petl.site_map.place_of(self, norm)
+        index = self.depth - (place != 'vector_norm')
         call = super(Tap, norm).forward
-        return self.through('out.norm', call, x, Context(()), self.depth - 1)
+        return self.through('out.norm', call, x, Context(()), index)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         if _is_saving(sys._getframe(1)):
