@@ -32,6 +32,8 @@ from mmpetl.registry import BACKBONES
 class PETLDINOv3ViTLayer(LayerHost, DINOv3ViTLayer):
     """A layer that runs sites."""
 
+    free_keys = False
+
     def take(
         self,
         ctx: Context,

@@ -32,6 +32,8 @@ from mmpetl.registry import BACKBONES
 class PETLVJEPA2Layer(LayerHost, VJEPA2Layer):
     """A layer that runs sites."""
 
+    free_keys = False
+
     def returned(self, y: Tensor) -> tuple[Tensor, None]:
         return y, None
 

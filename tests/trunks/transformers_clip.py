@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from tiny_methods import at_the_ends
+from tiny_methods import MethodCase, at_the_ends
 from tiny_trunk import Tiny
 from torch import Tensor, nn
 
@@ -21,6 +21,11 @@ SIZE = {
 def fitted(model: nn.Module, x: Tensor) -> Any:
     """The call for images of any size."""
     return model(x, interpolate_pos_encoding=True)
+
+
+def folding(case: MethodCase) -> bool:
+    """Without SSF, which has no bias of CLIP's patches to fold a shift into."""
+    return at_the_ends(case) and case.name != 'SSF'
 
 
 def build(**args: Any) -> nn.Module:
@@ -46,7 +51,7 @@ FOUND = {
         (3, 32, 32),
         (3, 40, 40),
         exact=False,
-        meets=at_the_ends,
+        meets=folding,
         forward=fitted,
     ),
     'transformers_siglip': Tiny(

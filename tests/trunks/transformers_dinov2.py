@@ -19,10 +19,10 @@ SIZE = {
 
 
 def build(**args: Any) -> nn.Module:
-    """Two layers with a gated feed-forward network."""
+    """Two layers and a class token."""
     from transformers import Dinov2Config, Dinov2Model
 
-    plain = {'mlp_ratio': 2, 'layerscale_value': 0.5, 'use_swiglu_ffn': True}
+    plain = {'mlp_ratio': 2, 'layerscale_value': 0.5}
     return Dinov2Model(Dinov2Config(**SIZE | plain | args))
 
 

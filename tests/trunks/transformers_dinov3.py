@@ -22,7 +22,13 @@ def build(**args: Any) -> nn.Module:
     """Two layers, two registers, rotary positions."""
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    plain = {'intermediate_size': 64, 'num_register_tokens': 2, 'layerscale_value': 0.5}
+    # Biases of keys too, so that a shift of them folds: rotations stand behind it.
+    plain = {
+        'intermediate_size': 64,
+        'num_register_tokens': 2,
+        'layerscale_value': 0.5,
+        'key_bias': True,
+    }
     return DINOv3ViTModel(DINOv3ViTConfig(**SIZE | plain | args))
 
 

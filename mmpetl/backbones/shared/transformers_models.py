@@ -32,6 +32,7 @@ from mmpetl.core import (
     Context,
     PETLError,
     Role,
+    Rows,
     Site,
     SiteMap,
     Stack,
@@ -118,9 +119,15 @@ class PETLIdentity(Tap, nn.Identity):
 
 
 class LayerHost(BlockHost):
-    """A layer that upstream's own loop calls."""
+    """A layer that upstream's own loop calls.
+
+    Attributes:
+        free_keys: Whether keys without a bias need none, as nothing stands between them
+            and the scores; rotary positions do.
+    """
 
     gradient_checkpointing: bool
+    free_keys = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -132,6 +139,10 @@ class LayerHost(BlockHost):
     def with_cp(self) -> bool:
         """Upstream's switch; a frozen layer is in eval mode and saves memory too."""
         return self.gradient_checkpointing
+
+    @with_cp.setter
+    def with_cp(self, on: bool) -> None:
+        self.gradient_checkpointing = on
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         at = running()
@@ -153,6 +164,8 @@ class LayerHost(BlockHost):
     def attention_parts(self) -> dict[str, Any]:
         attn = self.attention_module()
         q, k, v, o = self.projections()
+        if k.bias is None and self.free_keys:
+            k = Rows(k.weight, (k.out_features,), call=k)
         rate = next(
             getattr(attn, name)
             for name in ('attention_dropout', 'dropout_prob', 'dropout')
