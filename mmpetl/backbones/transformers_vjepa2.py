@@ -93,7 +93,7 @@ class TransformersVJEPA2(TransformersMap):
         VJEPA2Embeddings: PETLVJEPA2Embeddings,
         nn.LayerNorm: PETLLayerNorm,
     }
-    apart = ('predictor',)
+    unread = ('predictor',)
 
     def example(self) -> nn.Module:
         return VJEPA2Model(VJEPA2Config())

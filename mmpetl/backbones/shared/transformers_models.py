@@ -39,6 +39,7 @@ from mmpetl.core import (
     block_sites,
     patches_of,
 )
+from mmpetl.core.sitemap import is_below
 
 LEAST = (5, 24)
 """First release whose names these descriptions know; they moved within 5.x."""
@@ -260,6 +261,20 @@ class ModelHost(BackboneHost):
         """Number of layers; the last output is one less."""
         return self.config.num_hidden_layers
 
+    def train(self, mode: bool = True) -> ModelHost:
+        super().train(mode)
+        own = {n: p for n, p in self.named_parameters() if 'petl' not in n.split('.')}
+        unread = self._petl.site_map.unread
+        if mode and all(
+            p.requires_grad or any(is_below(n, prefix) for prefix in unread)
+            for n, p in own.items()
+        ):
+            # All that a pass reads trains, so its dropout and augmentation act too.
+            for path, module in self.named_modules():
+                if 'petl' not in path.split('.'):
+                    module.training = True
+        return self
+
     def run_pass(self, forward: Callable[..., Any], given: dict[str, Any]) -> Any:
         """Upstream's forward pass, with a context where swapped parts find it."""
         self.check_arguments(given)
@@ -425,7 +440,9 @@ class TransformersMap(SiteMap):
         vector_norm: Path of a norm behind the pooling, empty without one.
         taps: Swapped class by foreign class, of what stands at these paths.
         apart: Path prefixes of parameters that no site reaches and that only some
-            outputs read: poolers, heads, predictors. They stay as they are.
+            outputs read, as poolers: only a method that trains all trains them.
+        unread: Path prefixes of parameters that no pass reads but that of pre-training.
+            They have no role, and no method selects them.
     """
 
     layers: str
@@ -436,6 +453,7 @@ class TransformersMap(SiteMap):
     vector_norm = ''
     taps: dict[type[nn.Module], type[nn.Module]]
     apart: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ('embeddings.mask_token',)
     positions = ('position_embeddings',)
     tokens = ('cls_token', 'register_tokens')
     scales = ('lambda1', 'lambda_1', 'lambda_2')
@@ -518,12 +536,15 @@ class TransformersMap(SiteMap):
         return {key: module for key, module in modules.items() if module is not None}
 
     def roles(self, backbone: nn.Module) -> list[Role]:
-        aside = [f'{prefix}.' for prefix in self.apart]
+        def below(name: str, prefixes: tuple[str, ...]) -> bool:
+            return any(is_below(name, prefix) for prefix in prefixes)
+
         return [
-            replace(role, kind='other', part='')
-            if role.name.startswith(tuple(aside)) and role.place != 'out'
+            replace(role, kind='other', part='', norm='')
+            if below(role.name, self.apart) and role.place != 'out'
             else role
             for role in super().roles(backbone)
+            if not below(role.name, self.unread)
         ]
 
 
