@@ -374,3 +374,30 @@ def test_heads_of_trunks_are_no_projections() -> None:
     inject(model, 'BitFit')
     assert not model.pooler.dense.bias.requires_grad
     assert model.layers[0].mlp.fc1.bias.requires_grad
+
+
+class Tokens(nn.Module):
+    """What TorchScript can trace: tensors in and out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sequence of the model."""
+        return self.model(x).last_hidden_state
+
+
+@pytest.mark.parametrize('kind', ['vit', 'dinov3_vit'])
+@torch.no_grad()
+def test_traced_and_compiled(kind: str, x: Tensor) -> None:
+    model = Tokens(shaken(drawn(kind).model)).eval()
+    y, more = model(x), torch.randn(3, 3, 32, 32)
+    traced = torch.jit.trace(model, x, check_trace=False)
+    torch.testing.assert_close(traced(x), y)
+    torch.testing.assert_close(traced(more), model(more))
+    whole = torch.compile(model, backend='eager', fullgraph=True)
+    torch.testing.assert_close(whole(x), y)
+    exported = torch.export.export(model, (x,), strict=False).module()
+    torch.testing.assert_close(exported(x), y)
+    assert torch.equal(model(x), y)

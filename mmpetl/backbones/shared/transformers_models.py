@@ -39,6 +39,7 @@ from mmpetl.core import (
     block_sites,
     patches_of,
 )
+from mmpetl.core.injection import record_of
 from mmpetl.core.sitemap import is_below
 
 LEAST = (5, 24)
@@ -264,7 +265,7 @@ class ModelHost(BackboneHost):
     def train(self, mode: bool = True) -> ModelHost:
         super().train(mode)
         own = {n: p for n, p in self.named_parameters() if 'petl' not in n.split('.')}
-        unread = self._petl.site_map.unread
+        unread = record_of(self).site_map.unread
         if mode and all(
             p.requires_grad or any(is_below(n, prefix) for prefix in unread)
             for n, p in own.items()
@@ -347,7 +348,7 @@ class ModelHost(BackboneHost):
             *args: What upstream hands to it.
             **kwargs: Likewise.
         """
-        place = self._petl.site_map.place_of(self, tap)
+        place = record_of(self).site_map.place_of(self, tap)
         if place == 'final':
             return self.emit(args[0], run, ctx, self.depth - 1)[1]
         if place == 'vector_norm':
@@ -356,7 +357,9 @@ class ModelHost(BackboneHost):
         if place == 'projection':
             return self.projected(tap, args[0], y, ctx)
         if place == 'embedding':
-            ctx.num_prefix = y.shape[1] - math.prod(ctx.grid)
+            own = y.shape[1] - math.prod(ctx.grid)
+            # Sizes are tensors to TorchScript's trace, and counting would write to one.
+            ctx.num_prefix = int(own) if torch.jit.is_tracing() else own
             return self.after('embed', y, y, ctx)
         if place == 'encoder':
             x = y.last_hidden_state
@@ -382,7 +385,7 @@ class ModelHost(BackboneHost):
             x: (B, N, C), of ``hidden_states``.
             norm: The final norm, as it is in the model.
         """
-        place = self._petl.site_map.place_of(self, norm)
+        place = record_of(self).site_map.place_of(self, norm)
         index = self.depth - (place != 'vector_norm')
         call = super(Tap, norm).forward
         return self.through('out.norm', call, x, Context(()), index)
