@@ -401,3 +401,32 @@ def test_traced_and_compiled(kind: str, x: Tensor) -> None:
     exported = torch.export.export(model, (x,), strict=False).module()
     torch.testing.assert_close(exported(x), y)
     assert torch.equal(model(x), y)
+
+
+@torch.no_grad()
+def test_states_of_a_swin_shrink_with_its_maps() -> None:
+    args = {'depths': [2, 2], 'num_heads': [2, 4], 'window_size': 4, 'embed_dim': 16}
+    swin = transformers.SwinConfig(image_size=32, **args)
+    model = randomise_(transformers.SwinForImageClassification(swin)).eval()
+    x = torch.randn(2, 3, 72, 64)
+    plain = model.swin(x, output_hidden_states=True)
+    inject(model, Nothing())
+    ours = model.swin(x, output_hidden_states=True)
+    for name in ('hidden_states', 'reshaped_hidden_states'):
+        for y, z in zip(ours[name], plain[name], strict=True):
+            torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.pooler_output, plain.pooler_output)
+    eject(model)
+    prompted = shaken(model, 'VPTShallow').swin(x, output_hidden_states=True)
+    for name in ('hidden_states', 'reshaped_hidden_states'):
+        assert [y.shape for y in prompted[name]] == [y.shape for y in plain[name]]
+    assert not torch.allclose(prompted.pooler_output, plain.pooler_output)
+    with pytest.raises(PETLError, match='smaller than the window'):
+        model(torch.randn(1, 3, 16, 24))
+    model.train()
+    model.swin.gradient_checkpointing_enable()
+    with torch.enable_grad():
+        model(x).logits.sum().backward()
+    trained = [p for n, p in model.named_parameters() if '.petl.' in n]
+    assert trained
+    assert all(p.grad is not None for p in trained)

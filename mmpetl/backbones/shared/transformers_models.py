@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def check_release() -> None:
 
 check_release()
 
-PLACES = ('projection', 'embedding', 'final', 'encoder', 'vector_norm')
+PLACES = ('projection', 'embed_norm', 'embedding', 'final', 'encoder', 'vector_norm')
 """Attributes of :class:`TransformersMap` that are paths of taps."""
 
 
@@ -79,11 +79,17 @@ class Pass:
     Attributes:
         model: The swapped model.
         ctx: What its deltas are handed.
+        grids: Extents behind each recorded state, where they change.
     """
 
     def __init__(self, model: ModelHost) -> None:
         self.model = model
         self.ctx = Context(())
+        self.grids: list[tuple[int, ...]] = []
+
+    def grid_of(self, index: int) -> tuple[int, ...]:
+        """Extents of the tokens in a recorded state."""
+        return self.grids[index] if self.grids else self.ctx.grid
 
 
 _RUNNING = _Running()
@@ -189,9 +195,12 @@ class LayerHost(BlockHost):
 
     def sublayers(self, x: Tensor, ctx: Context) -> Tensor:
         norm1, norm2 = self.norms()
-        attend = partial(BlockHost.attention, self)
-        x = self.sublayer(1, 'attn', norm1, attend, x, ctx)
+        x = self.sublayer(1, 'attn', norm1, self.attended, x, ctx)
         return self.sublayer(2, 'ffn', norm2, self.ffn_network, x, ctx)
+
+    def attended(self, x: Tensor, ctx: Context) -> Tensor:
+        """What other hosts have as their method ``attention``."""
+        return BlockHost.attention(self, x, ctx)
 
     def attention_module(self) -> nn.Module:
         """The module that holds the projections to queries, keys and values."""
@@ -290,7 +299,9 @@ class ModelHost(BackboneHost):
             _RUNNING.now = outer
         hidden = getattr(result, 'hidden_states', None)
         if hidden is not None:
-            result.hidden_states = tuple(self.own_tokens(h, at.ctx) for h in hidden)
+            result.hidden_states = tuple(
+                self.own_tokens(h, at.ctx, at.grid_of(i)) for i, h in enumerate(hidden)
+            )
         return result if tuples else result.to_tuple()
 
     def check_arguments(self, given: dict[str, Any]) -> None:
@@ -321,12 +332,14 @@ class ModelHost(BackboneHost):
                     f'an injected {type(self).__name__} takes no {name}, {instead}'
                 )
 
-    def own_tokens(self, x: Tensor | None, ctx: Context) -> Tensor | None:
+    def own_tokens(
+        self, x: Tensor | None, ctx: Context, grid: tuple[int, ...]
+    ) -> Tensor | None:
         """A recorded stream without the tokens that deltas have added."""
         if x is None:
             return None
         own = ctx.num_prefix - ctx.num_extra
-        extra = x.shape[1] - own - math.prod(ctx.grid)
+        extra = x.shape[1] - own - math.prod(grid)
         if not extra:
             return x
         return torch.cat((x[:, :own], x[:, own + extra :]), dim=1)
@@ -353,19 +366,25 @@ class ModelHost(BackboneHost):
             return self.emit(args[0], run, ctx, self.depth - 1)[1]
         if place == 'vector_norm':
             return self.norm_vector(run, args[0], ctx, self.depth)
+        if place == 'embed_norm':
+            return self.through('embed.norm', run, args[0], ctx)
         y = run(*args, **kwargs)
         if place == 'projection':
             return self.projected(tap, args[0], y, ctx)
         if place == 'embedding':
-            own = y.shape[1] - math.prod(ctx.grid)
-            # Sizes are tensors to TorchScript's trace, and counting would write to one.
-            ctx.num_prefix = int(own) if torch.jit.is_tracing() else own
-            return self.after('embed', y, y, ctx)
+            return self.embedded(y, ctx)
         if place == 'encoder':
             x = y.last_hidden_state
             x = self.emit(x, None, ctx, self.depth - 1)[1]
             y.last_hidden_state = x.contiguous()
         return y
+
+    def embedded(self, y: Any, ctx: Context) -> Any:
+        """What leaves the embedding, with its site."""
+        own = y.shape[1] - math.prod(ctx.grid)
+        # Sizes are tensors to TorchScript's trace, and counting would write to one.
+        ctx.num_prefix = int(own) if torch.jit.is_tracing() else own
+        return self.after('embed', y, y, ctx)
 
     def projected(
         self, projection: nn.Module, images: Tensor, y: Tensor, ctx: Context
@@ -437,6 +456,7 @@ class TransformersMap(SiteMap):
     Attributes:
         layers: Path of the list of layers.
         projection: Path of the patch projection.
+        embed_norm: Path of a norm inside of the embedding, empty without one.
         embedding: Path of the module that leaves what enters the first layer.
         final: Path of the norm on the tokens that leave, empty without one.
         encoder: Path of what leaves them where there is no such norm.
@@ -450,6 +470,7 @@ class TransformersMap(SiteMap):
 
     layers: str
     projection = 'embeddings.patch_embeddings.projection'
+    embed_norm = ''
     embedding = 'embeddings'
     final = 'layernorm'
     encoder = ''
