@@ -31,9 +31,9 @@ class HFBackbone(BaseModule):
         name_or_config: Name on the hub or local folder of a model
             (``'facebook/dinov2-base'``), or its config as a dict with ``model_type``
             (``dict(model_type='dinov2', hidden_size=384)``), which needs no network.
-        pretrained: Whether the weights come with the model. A dict has none. Without
-            them the values are drawn, and ``init_cfg`` or the ``checkpoint`` of
-            ``mmpetl.PETLBackbone`` may fill them.
+        pretrained: Whether the weights come with the model; a dict has none, so that it
+            wants False. Then the values are drawn, and ``init_cfg`` or the
+            ``checkpoint`` of ``mmpetl.PETLBackbone`` may fill them.
         out_indices: Layers whose output leaves, negative ones counted from the last.
         out_type: ``'featmap'`` for maps (B, C, *grid), ``'cls_token'`` for the first
             token (B, C), ``'avg_featmap'`` for the mean of the grid (B, C).
@@ -61,7 +61,7 @@ class HFBackbone(BaseModule):
             )
         self.out_type = out_type
         self.model = build_model(name_or_config, pretrained, dict(model_args or {}))
-        self._is_init = pretrained and not isinstance(name_or_config, Mapping)
+        self._is_init = pretrained
         depth = self.model.config.num_hidden_layers
         given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
         if not given or not all(-depth <= i < depth for i in given):
@@ -185,6 +185,11 @@ def build_model(
         transformers = importlib.import_module('transformers')
     except ModuleNotFoundError as error:
         raise PETLError(EXTRA) from error
+    if pretrained and isinstance(name_or_config, Mapping):
+        raise PETLError(
+            'a config as a dict has no weights; set pretrained=False of '
+            'mmpetl.HFBackbone, and name a file as checkpoint of mmpetl.PETLBackbone'
+        )
     config = _config(transformers, name_or_config, model_args)
     kind = config.model_type
     if kind not in WITH_TOKENS:
@@ -194,7 +199,7 @@ def build_model(
         )
     cls = getattr(transformers, WITH_TOKENS[kind][0])
     build = BUILD.get(kind, {})
-    if not pretrained or isinstance(name_or_config, Mapping):
+    if not pretrained:
         return cls(config, **build)
     try:
         return cls.from_pretrained(name_or_config, config=config, **build)

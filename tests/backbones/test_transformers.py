@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mmpetl
 from mmpetl.core import PETLError, eject, find_injected, fold, inject, load_delta
 from mmpetl.models import HFBackbone, petl_backbone
+from mmpetl.registry import MODELS
 
 transformers = pytest.importorskip('transformers')
 
@@ -308,6 +309,31 @@ def test_maps_of_the_wrapper_are_upstreams(kind: str) -> None:
     assert [y.shape for y in model(x)] == [y.shape for y in maps]
 
 
+def test_in_a_classifier_of_mmpretrain(x: Tensor) -> None:
+    """One line adds a method; the optimizer's step trains deltas and head."""
+    backbone = {'type': 'mmpetl.HFBackbone', 'name_or_config': config('dinov2')}
+    backbone |= {'pretrained': False, 'out_type': 'cls_token'}
+    head = {'type': 'mmpretrain.LinearClsHead', 'num_classes': 3, 'in_channels': 32}
+    model = MODELS.build(
+        {
+            'type': 'mmpetl.PETLModel',
+            'of': 'mmpretrain.ImageClassifier',
+            'petl': 'LoRA',
+            'backbone': backbone,
+            'head': head,
+        }
+    )
+    assert isinstance(model.backbone, HFBackbone)
+    before = {n: p.clone() for n, p in model.backbone.named_parameters()}
+    model.init_weights()
+    assert all(torch.equal(p, before[n]) for n, p in model.backbone.named_parameters())
+    scores = model.head((model.backbone(x)[-1],))
+    scores.sum().backward()
+    found = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert all('.petl.' in n or n.startswith('head.') for n in found)
+    assert any('.petl.' in n for n in found)
+
+
 def test_registers_stand_in_no_map() -> None:
     model = drawn('dinov2_with_registers', out_type='cls_token')
     assert model.num_prefix_tokens == 4
@@ -344,10 +370,19 @@ def test_as_a_config_of_mm_packages(tmp_path, x: Tensor) -> None:
         ({'name_or_config': {'model_type': 'vitt'}}, 'finds no model'),
         ({'name_or_config': {'model_type': 'bert'}}, 'no plain sequence of tokens'),
         ({'name_or_config': '/nowhere/at/all'}, 'finds no model'),
+        ({'pretrained': True}, 'has no weights'),
         ({'out_indices': (3,)}, 'numbers from 0 to 2'),
         ({'out_type': 'raw'}, 'out_type is featmap'),
     ],
-    ids=['no-type', 'unknown-type', 'text', 'no-folder', 'index', 'out-type'],
+    ids=[
+        'no-type',
+        'unknown-type',
+        'text',
+        'no-folder',
+        'weights',
+        'index',
+        'out-type',
+    ],
 )
 def test_what_the_wrapper_refuses(args: dict, said: str) -> None:
     with pytest.raises(PETLError, match=said) as info:
@@ -388,6 +423,7 @@ class Tokens(nn.Module):
         return self.model(x).last_hidden_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['vit', 'dinov3_vit'])
 @torch.no_grad()
 def test_traced_and_compiled(kind: str, x: Tensor) -> None:
