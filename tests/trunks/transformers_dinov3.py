@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from tiny_methods import covering
+from tiny_methods import apart
 from tiny_trunk import Tiny
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ FOUND = {
         (3, 32, 32),
         (3, 40, 53),
         exact=False,
-        meets=covering,
+        meets=apart,
         forward=tokens,
     ),
 }
