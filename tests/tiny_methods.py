@@ -168,14 +168,6 @@ ENDS = {'out', 'out.norm', 'feature'}
 """Where the vectors are made that leave a backbone."""
 
 
-def apart(case: MethodCase) -> bool:
-    """As :func:`covering`, where queries, keys and values are parameters of their own.
-
-    GPS cannot mask the gradient of one weight there.
-    """
-    return covering(case) and case.id != 'gps:mask'
-
-
 def at_the_ends(case: MethodCase) -> bool:
     """Methods that see what leaves: norms, outputs, the feature, the base's tensors.
 
