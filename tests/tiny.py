@@ -317,7 +317,7 @@ def offered(stem: str) -> set[str]:
 
 def fits(case: MethodCase, stem: str) -> bool:
     """Whether the backbone offers every site kind that the method needs."""
-    return not case.build().lacks(offered(stem))
+    return case.id not in TINY[stem].refuses and not case.build().lacks(offered(stem))
 
 
 @cache

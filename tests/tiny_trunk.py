@@ -27,6 +27,7 @@ class Tiny:
         forward: How it is called with a batch of images, and what of the result counts,
             where that is not ``model(x)``. Lists, tuples and mappings of tensors are
             taken apart by ``tiny.outputs``.
+        refuses: Ids of methods whose settings it cannot serve, though it has the sites.
     """
 
     site_map: str
@@ -37,3 +38,4 @@ class Tiny:
     frozen_stages: Callable[[], nn.Module] | None = None
     meets: Callable[[MethodCase], bool] = covering
     forward: Callable[[nn.Module, Tensor], Any] | None = None
+    refuses: tuple[str, ...] = ()

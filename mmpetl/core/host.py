@@ -537,7 +537,8 @@ def patches_of(projection: nn.Module, x: Tensor) -> Tensor:
     Returns:
         (B, places, C * prod(kernel)), in the order of ``projection.weight.flatten(1)``.
     """
-    pads = [p for p in reversed(projection.padding) for _ in range(2)]
+    padding = () if projection.padding == 'valid' else projection.padding
+    pads = [p for p in reversed(padding) for _ in range(2)]
     x = F.pad(x, pads) if any(pads) else x
     axes = range(2, x.ndim)
     kernel, stride = projection.kernel_size, projection.stride

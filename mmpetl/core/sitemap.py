@@ -33,6 +33,8 @@ class SiteMap:
         blocks_served: Swapped class by foreign class, for all that :meth:`blocks` and
             :meth:`inner_hosts` give; where there is one class of blocks, the pair
             ``host_block`` and ``swapped_block`` says it.
+        holders: Foreign classes with a ``host`` in them, as a classifier of the same
+            package, and its path there; :meth:`core` finds it.
         absent: Why the trunk has no site of a kind, by kind, as one clause
             (``'keys and values come from a reduced map'``); refusals print it.
         parts: Classes that a part of a block may have, by its path in the block. The
@@ -52,6 +54,7 @@ class SiteMap:
     swapped: type[nn.Module]
     swapped_block: type[nn.Module]
     blocks_served: dict[type[nn.Module], type[nn.Module]] = {}
+    holders: dict[type[nn.Module], str] = {}
     absent: dict[str, str] = {}
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
@@ -67,7 +70,8 @@ class SiteMap:
 
     def core(self, backbone: nn.Module) -> nn.Module:
         """The module that holds the blocks; a wrapper returns what it wraps."""
-        return backbone
+        path = self.holders.get(type(backbone), '')
+        return backbone.get_submodule(path)
 
     def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Path and module of every block, in the order of the forward pass."""
@@ -402,7 +406,8 @@ def site_map_of(backbone: nn.Module) -> SiteMap | None:
     if record is not None:
         return record.site_map
     for site_map in _load_descriptions(backbone):
-        if type(backbone) in (site_map.host, getattr(site_map, 'swapped', None)):
+        swapped = getattr(site_map, 'swapped', None)
+        if type(backbone) in (site_map.host, swapped, *site_map.holders):
             return site_map
     return None
 

@@ -16,6 +16,8 @@ ROUNDED = {
     'polyhistor_lite-timm_convnext': 16,
     'polyhistor_lite-timm_eva': 32,
     'polyhistor_lite-timm_sam': 16,
+    'polyhistor_lite-transformers_dinov3': 16,
+    'polyhistor_lite-transformers_vit': 16,
 }
 """By how much more than the base a pair may lose under autocast, where not by 4."""
 

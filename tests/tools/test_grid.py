@@ -31,7 +31,10 @@ def grid(tool):
 
 def test_every_file_has_a_column_and_a_group(tool, grid) -> None:
     files = pkgutil.iter_modules(mmpetl.backbones.__path__)
-    assert {t.stem for t in grid.trunks} == {f.name for f in files if not f.ispkg}
+    known = {f.name for f in files if not f.ispkg}
+    # An extra: docs/huggingface.md says what runs on them.
+    known = {name for name in known if not name.startswith('transformers')}
+    assert {t.stem for t in grid.trunks} == known
     groups = {t.name: t.group for t in grid.trunks}
     assert groups['timm.VisionTransformer'] == 'plain'
     assert groups['mmpretrain.SwinTransformer'] == 'windowed'

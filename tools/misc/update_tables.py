@@ -153,6 +153,8 @@ def trunks() -> list[Trunk]:
         name = f'mmpetl.backbones.{info.name}'
         if info.ispkg:  # what several descriptions share
             continue
+        if info.name.startswith('transformers'):  # docs/huggingface.md; an extra
+            continue
         importlib.import_module(name)
         for site_map in BACKBONES.module_dict.values():
             if site_map.__module__ == name:
