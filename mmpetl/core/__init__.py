@@ -67,6 +67,12 @@ from mmpetl.core.method import (
     registered_methods,
 )
 from mmpetl.core.narrow import GradientWatch, check_trained, unreached
+from mmpetl.core.pyramid_host import (
+    PyramidBackboneHost,
+    PyramidSiteMap,
+    ReducedKeysHost,
+    Stage,
+)
 from mmpetl.core.rebase import load_base
 from mmpetl.core.role import Role
 from mmpetl.core.save import delta_facts, load_delta, save_delta
@@ -122,6 +128,9 @@ __all__ = [
     'Place',
     'PoolPrompts',
     'Prompts',
+    'PyramidBackboneHost',
+    'PyramidSiteMap',
+    'ReducedKeysHost',
     'Role',
     'Rows',
     'Site',
@@ -129,6 +138,7 @@ __all__ = [
     'Slot',
     'SlotFacts',
     'Stack',
+    'Stage',
     'WindowBackboneHost',
     'WindowBlockHost',
     'WindowSiteMap',
