@@ -268,8 +268,8 @@ class HST(Method):
     def check(self, sites: list[Site]) -> None:
         if len({site.in_dims for site in sites if site.kind == 'tokens'}) > 1:
             raise PETLError(
-                'HST builds a pyramid beside a trunk of one width; this backbone is one '
-                'itself, and widens from stage to stage'
+                'HST builds a pyramid beside a trunk of one width; this one widens '
+                'from stage to stage'
             )
         depth, stages = sites[0].num_blocks, len(self.dims)
         features = [site for site in sites if site.kind == 'feature']

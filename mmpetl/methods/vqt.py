@@ -112,8 +112,8 @@ class VQT(Method):
     def check(self, sites: list[Site]) -> None:
         if len({site.in_dims for site in sites if site.kind == 'block'}) > 1:
             raise PETLError(
-                'VQT joins what queries of every block see to one feature, in trunks of '
-                'one width; this backbone widens from stage to stage'
+                'VQT joins what queries of every block see to one feature, in a trunk '
+                'of one width; this one widens from stage to stage'
             )
 
     def build(self, site: Site) -> Delta:

@@ -70,6 +70,8 @@ class MMPyramidMap(PyramidSiteMap):
     """Site map of such a pyramid."""
 
     convolutions = CONVOLUTIONS
+    weights = ('weight', 'in_proj_weight')
+    biases = ('bias', 'in_proj_bias')
 
     def block_facts(self, block: nn.Module) -> dict[str, Any]:
         return {
