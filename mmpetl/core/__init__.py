@@ -95,6 +95,7 @@ from mmpetl.core.window_host import WindowBackboneHost, WindowBlockHost, WindowS
 from mmpetl.core.windows import (
     Partition,
     from_windows,
+    padded_grid,
     relative_index,
     shift_mask,
     to_windows,
@@ -188,6 +189,7 @@ __all__ = [
     'one_epoch',
     'only_trains',
     'owners',
+    'padded_grid',
     'patches_of',
     'places_of',
     'projections',

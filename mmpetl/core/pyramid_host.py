@@ -17,7 +17,7 @@ whole kernel: ``W_sum t + b``, W_sum being the sum of the weight over the kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +29,13 @@ from torch import Tensor, nn
 from mmpetl.core.context import Context
 from mmpetl.core.conv_host import from_maps, norm_tokens, to_maps
 from mmpetl.core.errors import PETLError
-from mmpetl.core.host import BackboneHost, BlockHost, patches_of, run_in
+from mmpetl.core.host import (
+    BackboneHost,
+    BlockHost,
+    patches_of,
+    run_in,
+    without_extra,
+)
 from mmpetl.core.site import Site
 from mmpetl.core.sitemap import SiteMap, block_sites
 
@@ -129,9 +135,15 @@ class PyramidBackboneHost(BackboneHost):
         return [self.maps(y, grid) for _, y, grid in self.stage_outputs(x)[0]]
 
     def stage_outputs(
-        self, x: Tensor
+        self, x: Tensor, also: Collection[int] = (), until: int | None = None
     ) -> tuple[list[tuple[int, Tensor, tuple[int, ...]]], Context]:
-        """Stage, tokens (B, N, C) and grid of every output; the context at the end."""
+        """Stage, tokens (B, N, C) and grid of every output; the context at the end.
+
+        Args:
+            x: Images.
+            also: Stages that are no outputs, and whose normed tokens are asked for.
+            until: The last stage that runs, all by default.
+        """
         stages = self.pyramid()
         x, ctx = self.embedded(stages[0], x)
         found, normed = [], None
@@ -143,6 +155,10 @@ class PyramidBackboneHost(BackboneHost):
             normed = self.closed(i, stage, x, ctx)
             if self.leaves(i):
                 found.append((i, self.output(i, stage, x, normed, ctx), ctx.grid))
+            elif i in also:
+                found.append((i, without_extra(normed, ctx), ctx.grid))
+            if i == until:
+                break
         return found, ctx
 
     def closed(self, index: int, stage: Stage, x: Tensor, ctx: Context) -> Tensor:
@@ -160,8 +176,7 @@ class PyramidBackboneHost(BackboneHost):
         """
         h = self.before('out', x, ctx, index)
         seen = normed if h is x else self.closed(index, stage, h, ctx)
-        p = ctx.num_prefix
-        return self.after('out', seen, seen[:, p:] if p else seen, ctx, index)
+        return self.after('out', seen, without_extra(seen, ctx), ctx, index)
 
     def open_stage(
         self,
@@ -248,7 +263,8 @@ class PyramidSiteMap(SiteMap):
 
     def leaving(self, backbone: nn.Module) -> set[int]:
         """Stages whose features are outputs."""
-        return {int(i) for i in backbone.out_indices}
+        there = range(len(self.pyramid(backbone)))
+        return {i for i in backbone.out_indices if i in there}
 
     def check(self, backbone: nn.Module) -> None:
         super().check(backbone)

@@ -342,6 +342,7 @@ def block_sites(
     mlp_dims: int,
     *,
     windowed: bool = False,
+    proj_in_windows: bool = True,
     attn_dims: int | None = None,
     kv_dims: int | None = None,
     gated: bool = False,
@@ -356,6 +357,7 @@ def block_sites(
         dims: Width of the stream.
         mlp_dims: Hidden width of the feed-forward network.
         windowed: Whether attention runs in windows, which have no grid.
+        proj_in_windows: Whether its output projection does too.
         attn_dims: Width of the queries of all heads, ``dims`` by default.
         kv_dims: Width of keys and of values, ``attn_dims`` by default.
         gated: Whether ``ffn.fc1`` leaves a gate and a value.
@@ -383,7 +385,7 @@ def block_sites(
         ('attn.k', d, kv, keys),
         ('attn.v', d, kv, keys),
         ('attn.core', a, a, False),
-        ('attn.proj', a, d, inside),
+        ('attn.proj', a, d, inside or not proj_in_windows),
         ('attn.branch', d, d, True),
         ('attn.skip', d, d, True),
         ('attn.sum', d, d, True),
