@@ -36,6 +36,7 @@ ABSENT = {
     **dict.fromkeys(('attn.qkv', 'attn.q', 'attn.k', 'attn.v', 'attn.core'), NO_SCORES),
     'tokens': 'its attention is convolutions over the grid, where extra tokens have no '
     'place',
+    'feature': PyramidSiteMap.absent['feature'],
     'embed.proj': 'the stem is made of several convolutions',
 }
 

@@ -94,30 +94,12 @@ class PETLPyramidVisionTransformerV2(PyramidBackboneHost, PyramidVisionTransform
         return index == len(self.stages) - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        x, ctx = self.last_map(x)
-        if self.global_pool:
-            x = x.mean(dim=(-1, -2))
-        x = self.head_drop(x)
-        if x.ndim == 2:
-            x = self.feature(x, ctx, len(self.stages) - 1)
-        return self.head(x)
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.last_map(x)[0]
-
-    def last_map(self, x: Tensor) -> tuple[Tensor, Context]:
-        """What leaves the last stage, (B, C, H, W), and the context of the pass."""
-        found, ctx = self.stage_outputs(x)
+        found, _ = self.stage_outputs(x)
         _, y, grid = found[-1]
-        return self.maps(y, grid), ctx
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if self.plugged('feature', len(self.stages) - 1):
-            raise PETLError(
-                'forward_head alone does not know the pass that its features come '
-                'from, which the deltas at `feature` need; call the model as a whole'
-            )
-        return super().forward_head(x, pre_logits)
+        return self.maps(y, grid)
 
     def forward_intermediates(
         self,
@@ -178,19 +160,8 @@ class TimmPVTv2(PyramidSiteMap):
         }
 
     def sites(self, backbone: nn.Module) -> list[Site]:
-        sites = super().sites(backbone)
-        last, d = len(backbone.stages) - 1, backbone.num_features
         pooled = bool(backbone.global_pool)
-        sites = [
+        return [
             replace(site, pooled=pooled) if site.kind == 'out' else site
-            for site in sites
+            for site in super().sites(backbone)
         ]
-        if pooled and isinstance(backbone.head, nn.Identity):
-            facts = {name: getattr(sites[-1], name) for name in FACTS}
-            sites.append(
-                Site('feature', '', d, d, stage=last, index=last, pooled=True, **facts)
-            )
-        return sites
-
-
-FACTS = ('num_blocks', 'embed_dims', 'patch_dims')

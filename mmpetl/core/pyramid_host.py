@@ -45,6 +45,9 @@ REDUCED_KEYS = (
 )
 
 
+WIDENS = 'blocks widen from stage to stage, so none is made of what all of them see'
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage of a pyramid, by its parts.
@@ -245,7 +248,7 @@ class PyramidBackboneHost(BackboneHost):
 class PyramidSiteMap(SiteMap):
     """Site map of such a backbone."""
 
-    absent = {'attn.qkv': REDUCED_KEYS}
+    absent = {'attn.qkv': REDUCED_KEYS, 'feature': WIDENS}
     tokens = ()
     positions = ()
 
@@ -322,7 +325,7 @@ class PyramidSiteMap(SiteMap):
     def merging(self, dims: int, stage: Stage, at: dict[str, Any]) -> list[Site]:
         """The sites of a patch embedding that opens a later stage."""
         wide, d = _patch_dims(stage.conv), self.width(stage)
-        at['channels_first'] = True
+        at |= {'channels_first': True, 'stride': tuple(stage.conv.stride)}
         sites = [Site('downsample.reduction', '', wide, d, **at)]
         if stage.conv_norm is not None:
             sites.append(Site('downsample.norm', '', d, d, **at))

@@ -122,7 +122,7 @@ class Site:
         gated: For ``ffn.fc1``: what leaves is a gate and a value next to each other.
         kernel: For ``layer.conv``: extents of the kernel. ``in_dims`` then counts the
             values that one place sees, channel-major, as ``weight.flatten(1)`` does.
-        stride: For ``layer.conv``.
+        stride: For ``layer.conv``, and for the mergings of pyramids.
         padding: For ``layer.conv``: zeros on both sides; a padding of another kind is
             already in the map.
         dilation: For ``layer.conv``.

@@ -266,11 +266,6 @@ class HST(Method):
         self.drop_path_rate = drop_path_rate
 
     def check(self, sites: list[Site]) -> None:
-        if len({site.in_dims for site in sites if site.kind == 'tokens'}) > 1:
-            raise PETLError(
-                'HST builds a pyramid beside a trunk of one width; this one widens '
-                'from stage to stage'
-            )
         depth, stages = sites[0].num_blocks, len(self.dims)
         features = [site for site in sites if site.kind == 'feature']
         if len(features) != 1 or features[0].index != depth - 1:

@@ -236,6 +236,12 @@ class LST(Method):
 
     def check(self, sites: list[Site]) -> None:
         for site in sites:
+            if site.kind == 'downsample' and site.stride not in ((), (2, 2)):
+                raise PETLError(
+                    'LST merges 2 x 2 neighbours between stages; this trunk goes from '
+                    f'stage {site.stage} to the next in steps of '
+                    f'{" x ".join(map(str, site.stride))}'
+                )
             parts = self.reduction * (site.num_heads or 1)
             if site.in_dims % parts:
                 raise PETLError(

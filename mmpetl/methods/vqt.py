@@ -16,15 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import (
-    Context,
-    Delta,
-    Method,
-    PETLError,
-    Site,
-    check_range,
-    in_stages,
-)
+from mmpetl.core import Context, Delta, Method, Site, check_range, in_stages
 from mmpetl.registry import METHODS
 
 
@@ -108,13 +100,6 @@ class VQT(Method):
             for s in sites
             if self.wants(s) and ((s.stage if staged else s.block) or 0) <= last
         ]
-
-    def check(self, sites: list[Site]) -> None:
-        if len({site.in_dims for site in sites if site.kind == 'block'}) > 1:
-            raise PETLError(
-                'VQT joins what queries of every block see to one feature, in a trunk '
-                'of one width; this one widens from stage to stage'
-            )
 
     def build(self, site: Site) -> Delta:
         if site.kind == 'feature':

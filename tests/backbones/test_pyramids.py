@@ -11,7 +11,7 @@ import torch
 from tiny import loss_of, outputs, randomise_
 from torch import nn
 
-from mmpetl.core import Method, PETLError, Role, eject, inject
+from mmpetl.core import Method, Role, eject, inject
 
 
 class Everything(Method):

@@ -14,6 +14,8 @@ ROUNDED = {
     'polyhistor_lite-mmpretrain_vit': 8,
     'polyhistor_lite-mmpretrain_convnext': 16,
     'polyhistor_lite-timm_convnext': 16,
+    'polyhistor_lite-mmseg_mscan': 16,
+    'polyhistor_lite-mmseg_svt': 16,
 }
 """By how much more than the base a pair may lose under autocast, where not by 4."""
 

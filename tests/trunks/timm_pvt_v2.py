@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from tiny_methods import at_the_ends, covering
 from tiny_trunk import Tiny
 from torch import nn
 
@@ -26,15 +24,5 @@ def build(**args: Any) -> nn.Module:
 
 
 TINY = {
-    'timm_pvt_v2': Tiny(
-        'timm_pvt_v2', build, (3, 32, 32), (3, 38, 53), exact=False, meets=covering
-    ),
-    'timm_pvt_v2_bare': Tiny(
-        'timm_pvt_v2',
-        partial(build, num_classes=0, linear=True),
-        (3, 32, 32),
-        (3, 38, 53),
-        exact=False,
-        meets=at_the_ends,
-    ),
+    'timm_pvt_v2': Tiny('timm_pvt_v2', build, (3, 32, 32), (3, 38, 53), exact=False),
 }
