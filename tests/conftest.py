@@ -49,6 +49,7 @@ CASES = {
     'drifting_case': 'drifting_cases',
     'stem': 'trunks',
     'any_stem': 'TINY',
+    'attended_stem': 'attended',
     'costly_stem': 'costly',
 }
 """What gives the values of an argument of a test, by name in ``tiny.py``.

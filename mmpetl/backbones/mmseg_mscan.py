@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mmseg.models.backbones.mscan import (
@@ -22,8 +23,6 @@ from mmpetl.core import (
     PyramidSiteMap,
     Rows,
     Stage,
-    from_maps,
-    norm_tokens,
     to_maps,
 )
 from mmpetl.registry import BACKBONES
@@ -59,31 +58,53 @@ def stages_of(backbone: MSCAN) -> list[Stage]:
     return found
 
 
+def tokens_of(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, N, C), a view: the channels stay first in memory.
+
+    Depth-wise convolutions with long kernels are slow on maps with the channels last.
+    """
+    return x.flatten(2).transpose(1, 2)
+
+
+def on_tokens(module: nn.Module, ctx: Context) -> Callable[[Tensor], Tensor]:
+    """A module of maps as a function of (B, N, C)."""
+    return lambda x: tokens_of(module(to_maps(x, ctx.grid)))
+
+
+def linear(conv: nn.Module) -> Rows:
+    """A 1x1 convolution as a linear map of (B, N, C), computed on its maps."""
+    return Rows(
+        conv.weight,
+        conv.bias,
+        lambda x: conv(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2),
+    )
+
+
 class PETLMSCABlock(BlockHost, MSCABlock):
     """An MSCAN block that runs sites."""
 
     def sublayers(self, x: Tensor, ctx: Context) -> Tensor:
-        norm1, norm2 = (norm_tokens(norm, ctx) for norm in self.norms())
+        norm1, norm2 = (on_tokens(norm, ctx) for norm in self.norms())
         x = self.sublayer(1, 'attn', norm1, self.attention, x, ctx)
         return self.sublayer(2, 'ffn', norm2, self.ffn_network, x, ctx)
 
     def attention_parts(self) -> dict[str, Any]:
-        return {'proj': Rows.of(self.attn.proj_2)}
+        return {'proj': linear(self.attn.proj_2)}
 
     def attention(self, x: Tensor, ctx: Context) -> Tensor:
         attn = self.attn
-        h = attn.activation(Rows.of(attn.proj_1)(x))
-        h = from_maps(attn.spatial_gating_unit(to_maps(h, ctx.grid)))
-        return self.through('attn.proj', Rows.of(attn.proj_2), h, ctx) + x
+        h = attn.activation(linear(attn.proj_1)(x))
+        h = on_tokens(attn.spatial_gating_unit, ctx)(h)
+        return self.through('attn.proj', linear(attn.proj_2), h, ctx) + x
 
     def ffn_parts(self) -> FFN:
         mlp = self.mlp
-        return FFN(Rows.of(mlp.fc1), self.between, Rows.of(mlp.fc2), mlp.drop)
+        return FFN(linear(mlp.fc1), self.between, linear(mlp.fc2), mlp.drop)
 
     def between(self, x: Tensor, ctx: Context) -> Tensor:
         """The depth-wise convolution, activation and dropout."""
         mlp = self.mlp
-        return mlp.drop(mlp.act(from_maps(mlp.dwconv(to_maps(x, ctx.grid)))))
+        return mlp.drop(mlp.act(on_tokens(mlp.dwconv, ctx)(x)))
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         scale = self.layer_scale_1 if branch == 1 else self.layer_scale_2
@@ -93,17 +114,22 @@ class PETLMSCABlock(BlockHost, MSCABlock):
 class PETLMSCAN(PyramidBackboneHost, MSCAN):
     """An MSCAN that runs sites."""
 
+    channels_first = True
+
     def pyramid(self) -> list[Stage]:
         return stages_of(self)
 
     def leaves(self, index: int) -> bool:
         return True
 
+    def token_norm(self, norm: nn.Module, ctx: Context) -> Callable[[Tensor], Tensor]:
+        return on_tokens(norm, ctx)
+
     def embedded(self, first: Stage, x: Tensor) -> tuple[Tensor, Context]:
         maps = self.patch_embed1.proj(x)
         ctx = Context(tuple(maps.shape[2:]))
         ctx.images = x
-        x = from_maps(maps)
+        x = tokens_of(maps)
         return self.after('embed', x, x, ctx), ctx
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -101,13 +101,23 @@ class ReducedKeysHost(BlockHost):
 
 
 class PyramidBackboneHost(BackboneHost):
-    """Stages with a patch embedding in front and a norm behind, in the stream."""
+    """Stages with a patch embedding in front and a norm behind, in the stream.
+
+    Attributes:
+        channels_first: Whether the channels of a stream, (B, N, C), stand first in
+            memory, as large depth-wise convolutions want them.
+    """
 
     out_indices: Sequence[int]
+    channels_first = False
 
     def pyramid(self) -> list[Stage]:
         """The stages, in the order of the forward pass."""
         raise NotImplementedError
+
+    def token_norm(self, norm: nn.Module, ctx: Context) -> Callable[[Tensor], Tensor]:
+        """The norm of a patch embedding as a function of (B, N, C)."""
+        return norm_tokens(norm, ctx)
 
     def entered(self, index: int, x: Tensor, ctx: Context) -> Tensor:
         """Positions and dropout of a stage, behind its patch embedding."""
@@ -218,7 +228,7 @@ class PyramidBackboneHost(BackboneHost):
         x = self.reduction(index, stages[index + 1], normed, ctx)
         norm = stages[index + 1].conv_norm
         if norm is not None:
-            norm = norm_tokens(norm, ctx)
+            norm = self.token_norm(norm, ctx)
             x = self.through('downsample.norm', norm, x, ctx, index)
         return self.entered(index + 1, x, ctx)
 
@@ -226,6 +236,8 @@ class PyramidBackboneHost(BackboneHost):
         """The convolution that opens a stage, (B, P + N, C) -> (B, P + N', C')."""
         p, conv, kind = ctx.num_prefix, stage.conv, 'downsample.reduction'
         maps = to_maps(x[:, p:], ctx.grid)
+        if self.channels_first:
+            maps = maps.contiguous()
         if stage.pad is not None:
             maps = stage.pad(maps)
         y = conv(maps)
