@@ -117,6 +117,55 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     }
 
 
+def pyramids() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """Trunks with fewer keys than queries, at the size of a crop for segmentation."""
+    import mmdet.models.backbones as detection
+    import mmpretrain.models as image
+    import mmseg.models.backbones as segmentation
+    import timm
+
+    mit = {'embed_dims': 64, 'num_layers': [3, 4, 6, 3], 'num_heads': [1, 2, 5, 8]}
+    pvt = {'num_layers': [3, 4, 6, 3], 'drop_path_rate': 0.0}
+    svt = {
+        'embed_dims': [64, 128, 256, 512],
+        'num_heads': [2, 4, 8, 16],
+        'mlp_ratios': [4, 4, 4, 4],
+        'depths': [2, 2, 10, 4],
+        'windiow_sizes': [7, 7, 7, 7],
+        'sr_ratios': [8, 4, 2, 1],
+        'qkv_bias': True,
+        'drop_path_rate': 0.0,
+    }
+    mscan = {'mlp_ratios': [8, 8, 4, 4], 'depths': [3, 3, 5, 2]}
+    mscan |= {'embed_dims': [32, 64, 160, 256], 'norm_cfg': {'type': 'BN'}}
+    all_four = (0, 1, 2, 3)
+    x = torch.randn(1, 3, 512, 512)
+    return {
+        'mmseg MiT-B2, 512 px': (segmentation.MixVisionTransformer(**mit), x),
+        'mmdet PVT-S, 512 px': (detection.PyramidVisionTransformer(**pvt), x),
+        'mmdet PVTv2-B2, 512 px': (
+            detection.PyramidVisionTransformerV2(embed_dims=64, **pvt),
+            x,
+        ),
+        'timm PVTv2-B2, 512 px': (timm.create_model('pvt_v2_b2', num_classes=0), x),
+        'mmseg Twins-PCPVT-S, 512 px': (
+            segmentation.PCPVT(
+                embed_dims=[64, 128, 320, 512],
+                num_heads=[1, 2, 5, 8],
+                mlp_ratios=[8, 8, 4, 4],
+                qkv_bias=True,
+            ),
+            x,
+        ),
+        'mmseg Twins-SVT-S, 512 px': (segmentation.SVT(**svt), x),
+        'mmpretrain Twins-SVT-S, 512 px': (
+            image.SVT(arch='small', qkv_bias=True, out_indices=all_four),
+            x,
+        ),
+        'mmseg MSCAN-T, 512 px': (segmentation.MSCAN(**mscan), x),
+    }
+
+
 def loss_of(output: torch.Tensor | tuple) -> torch.Tensor:
     """A scalar that depends on every output."""
     outputs = output if isinstance(output, tuple | list) else (output,)
@@ -170,7 +219,7 @@ def main() -> None:
     parser.add_argument('--only', default='', help='part of a backbone name')
     args = parser.parse_args()
     rows = [['swapped / original', 'forward', 'full step', 'frozen-trunk step']]
-    for name, (model, x) in make_cases().items():
+    for name, (model, x) in (make_cases() | pyramids()).items():
         if args.only.lower() in name.lower():
             rows.append([name, *measure(model, x, args.rounds)])
             print(name, *rows[-1][1:], sep='  ', flush=True)

@@ -49,6 +49,7 @@ CASES = {
     'drifting_case': 'drifting_cases',
     'stem': 'trunks',
     'any_stem': 'TINY',
+    'attended_stem': 'attended',
     'costly_stem': 'costly',
 }
 """What gives the values of an argument of a test, by name in ``tiny.py``.
@@ -67,16 +68,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         import tiny
 
         source = getattr(tiny, CASES[name])
+        cases = list(source() if callable(source) else source)
+        if name == 'stem':
+            cases = _served(metafunc, cases)
         found = [
             pytest.param(
                 case,
                 id=case if isinstance(case, str) else case.id,
                 marks=pytest.mark.slow if getattr(case, 'slow', False) else (),
             )
-            for case in (source() if callable(source) else source)
+            for case in cases
         ]
         # The scope groups the tests of a file by their case, not by their function.
         metafunc.parametrize(name, found, scope='module')
+
+
+def _served(metafunc: pytest.Metafunc, stems: list[str]) -> list[str]:
+    """Of the trunks those that serve the method whose own tests these are."""
+    import tiny
+
+    path = metafunc.definition.path
+    if path.parent.name != 'methods':
+        return stems
+    own = path.stem.removeprefix('test_')
+    case = next((c for c in tiny.method_cases() if c.build().stem() == own), None)
+    return [stem for stem in stems if case is None or tiny.fits(case, stem)]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -427,6 +427,11 @@ def trunks() -> list[str]:
     return [stem for stem, tiny in TINY.items() if tiny.meets is covering]
 
 
+def attended() -> list[str]:
+    """Of them those whose queries look at the cells of the grid themselves."""
+    return [stem for stem in trunks() if 'attn.qkv' in offered(stem)]
+
+
 @dataclass(frozen=True)
 class Costly:
     """A backbone in a test that takes long: only hosts meet it by default."""

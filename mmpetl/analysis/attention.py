@@ -213,6 +213,13 @@ def watch_attention(
     module, state = injection_of(backbone)
     sites = [site for site in state.sites if site.kind == 'attn.core']
     chosen = check_blocks(blocks, len(sites))
+    for site in (sites[i] for i in chosen):
+        if module.get_submodule(site.host).attention_parts().get('kv_source'):
+            raise PETLError(
+                f'block {site.block} makes keys and values from a reduced map, so that '
+                'its attention looks at no single cells of the grid; choose blocks '
+                'without a reduction'
+            )
     if in_training(module):
         raise PETLError('attention is recorded in eval mode; call model.eval() first')
     records: list[BlockAttention] = []

@@ -67,6 +67,12 @@ from mmpetl.core.method import (
     registered_methods,
 )
 from mmpetl.core.narrow import GradientWatch, check_trained, unreached
+from mmpetl.core.pyramid_host import (
+    PyramidBackboneHost,
+    PyramidSiteMap,
+    ReducedKeysHost,
+    Stage,
+)
 from mmpetl.core.rebase import load_base
 from mmpetl.core.role import Role
 from mmpetl.core.save import delta_facts, load_delta, save_delta
@@ -89,6 +95,7 @@ from mmpetl.core.window_host import WindowBackboneHost, WindowBlockHost, WindowS
 from mmpetl.core.windows import (
     Partition,
     from_windows,
+    padded_grid,
     relative_index,
     shift_mask,
     to_windows,
@@ -122,6 +129,9 @@ __all__ = [
     'Place',
     'PoolPrompts',
     'Prompts',
+    'PyramidBackboneHost',
+    'PyramidSiteMap',
+    'ReducedKeysHost',
     'Role',
     'Rows',
     'Site',
@@ -129,6 +139,7 @@ __all__ = [
     'Slot',
     'SlotFacts',
     'Stack',
+    'Stage',
     'WindowBackboneHost',
     'WindowBlockHost',
     'WindowSiteMap',
@@ -178,6 +189,7 @@ __all__ = [
     'one_epoch',
     'only_trains',
     'owners',
+    'padded_grid',
     'patches_of',
     'places_of',
     'projections',

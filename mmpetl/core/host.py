@@ -183,7 +183,7 @@ class BlockHost(Host):
         *,
         num_heads: int,
         qkv: Stack | Projection,
-        proj: Projection,
+        proj: Projection | None,
         bias: Tensor | Callable[[Tensor, Context], Tensor | None] | None = None,
         mask: Tensor | None = None,
         dropout: float = 0.0,
@@ -200,7 +200,8 @@ class BlockHost(Host):
             ctx: Facts of this forward pass.
             num_heads: Attention heads of the queries; keys and values may have fewer.
             qkv: The projection to queries, keys and values, however it is stored.
-            proj: The output projection.
+            proj: The output projection; None where it stands elsewhere, and the caller
+                runs its site.
             bias: See :func:`~mmpetl.core.attention.softmax_attention`. A function
                 ``bias(q, ctx)`` gets the queries (B, heads, N, d) without the tokens
                 that deltas have added, behind ``prepare`` and not yet scaled, and may
@@ -249,7 +250,7 @@ class BlockHost(Host):
         o = self.after('attn.core', (q, k, v), o, ctx).transpose(1, 2).flatten(2)
         if behind is not None:
             o = behind(o, q, x, ctx)
-        return self.through('attn.proj', proj, o, ctx)
+        return o if proj is None else self.through('attn.proj', proj, o, ctx)
 
     def position_terms(
         self,

@@ -191,12 +191,7 @@ def inject(
         _plug(module, site_map, slot, entry, deltas, shared, delta_dtype)
 
         def weights(host: str, kind: str, index: int | None = None) -> Affine:
-            site = next(
-                s
-                for s in sites
-                if s.host == host and s.kind == kind and index in (None, s.index)
-            )
-            return site_map.affine(module, site)
+            return site_map.affine_at(module, sites, host, kind, index)
 
         with torch.no_grad():
             method.initialise(deltas, weights)

@@ -7,6 +7,7 @@ from typing import Literal
 
 Kind = Literal[
     'projection',
+    'mixer',
     'norm',
     'inner_norm',
     'final_norm',
@@ -27,7 +28,9 @@ class Role:
     Attributes:
         name: Its full name in the backbone.
         shape: Its shape.
-        kind: ``projection``: a linear map or a convolution. ``norm``: a norm on the
+        kind: ``projection``: a linear map, or a convolution that makes patches.
+            ``mixer``: a convolution over places anywhere else, depth-wise as a rule.
+            ``norm``: a norm on the
             stream, in front of or behind a sub-layer, a patch embedding or a merging.
             ``inner_norm``: one inside of a sub-layer, as of queries and keys.
             ``final_norm``: one behind the blocks, whose output leaves the backbone.

@@ -61,7 +61,8 @@ KINDS: dict[str, str] = {
     'ffn.skip': 'shortcut around the feed-forward network',
     'ffn.sum': 'stream before and after the feed-forward residual',
     'downsample.norm': 'norm of a patch merging',
-    'downsample.reduction': 'projection of a patch merging, behind its norm',
+    'downsample.reduction': 'projection of a patch merging, behind its norm; in '
+    'pyramids in front of it',
     'downsample': 'patch merging between two stages',
     'out.norm': 'norm of an output, of its tokens or of the vector they are pooled to',
     'out': 'an output: x is the normed sequence with every token, y what leaves',
@@ -121,10 +122,12 @@ class Site:
         gated: For ``ffn.fc1``: what leaves is a gate and a value next to each other.
         kernel: For ``layer.conv``: extents of the kernel. ``in_dims`` then counts the
             values that one place sees, channel-major, as ``weight.flatten(1)`` does.
-        stride: For ``layer.conv``.
+        stride: For ``layer.conv``, and for the mergings of pyramids.
         padding: For ``layer.conv``: zeros on both sides; a padding of another kind is
             already in the map.
         dilation: For ``layer.conv``.
+        in_stream: For ``out`` and its ``out.norm``: the next stage reads the stream
+            behind that norm too, so that what is done at ``out.norm`` reaches both.
     """
 
     kind: str
@@ -149,6 +152,7 @@ class Site:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    in_stream: bool = False
 
     @property
     def key(self) -> str:

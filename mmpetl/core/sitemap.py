@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class SiteMap:
         outer_parts: Likewise for parts outside of blocks, by their path in the
             backbone.
         biases: Last names of additive bias vectors.
+        weights: Last names of weights of linear maps and convolutions.
         positions: Last names of absolute position tables.
         position_biases: Last names of relative position tables.
         tokens: Last names of learned tokens.
@@ -59,6 +61,7 @@ class SiteMap:
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
     biases: tuple[str, ...] = ('bias',)
+    weights: tuple[str, ...] = ('weight',)
     positions: tuple[str, ...] = ('pos_embed',)
     position_biases: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ('cls_token',)
@@ -127,6 +130,25 @@ class SiteMap:
             )
         return found
 
+    def affine_at(
+        self,
+        backbone: nn.Module,
+        sites: Iterable[Site],
+        host: str,
+        kind: str,
+        index: int | None = None,
+    ) -> Affine:
+        """The base weights of a kind in a host.
+
+        The rows of queries, keys and values are one map of a block also where it has
+        no site ``attn.qkv``, their inputs not being the same.
+        """
+        inside = [site for site in sites if site.host == host]
+        for site in inside:
+            if site.kind == kind and index in (None, site.index):
+                return self.affine(backbone, site)
+        return self.affine(backbone, replace(inside[0], kind=kind))
+
     def roles(self, backbone: nn.Module) -> list[Role]:
         """The role of every parameter of a backbone, before or after its swap."""
         sites = self.sites(backbone)
@@ -153,6 +175,8 @@ class SiteMap:
             elif site is not None:
                 stage = site.stage
                 place = PLACES[site.kind.partition('.')[0]]
+                if site.in_stream:
+                    place = 'merging'
             else:
                 inside = (b for b in blocks if name.startswith(f'{b[0]}.'))
                 found = next(inside, None)
@@ -160,7 +184,7 @@ class SiteMap:
                     (_, block, stage), place = found, 'block'
             kind = self._kind(name, owners[path], place, blocks)
             part = 'bias' if last in self.biases else 'weight'
-            if kind not in ('projection', 'norm', 'inner_norm', 'final_norm', 'head'):
+            if kind not in TWO_PARTS:
                 part = ''
             norm = norm_family(owners[path]) if 'norm' in kind else ''
             roles.append(
@@ -188,8 +212,10 @@ class SiteMap:
                 in_block = '.'.join(path[:-1]) in {b[0] for b in blocks}
                 return 'norm' if in_block else 'inner_norm'
             return 'final_norm' if place == 'out' else 'norm'
-        if last in self.biases or last == 'weight':
-            return 'projection'
+        if last in self.biases or last in self.weights:
+            # What makes patches is an affine map of them, behind a site.
+            inside = place in ('block', '')
+            return 'mixer' if inside and _mixes(owner) else 'projection'
         return 'other'
 
     def in_head(self, name: str) -> bool:
@@ -275,8 +301,16 @@ class SiteMap:
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+TWO_PARTS = ('projection', 'mixer', 'norm', 'inner_norm', 'final_norm', 'head')
+"""Kinds of roles whose parameters are weights or biases."""
+
 PLACES: dict[str, Place] = {'embed': 'embed', 'downsample': 'merging', 'out': 'out'}
 """Where a parameter stands whose module is behind a site outside of blocks."""
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Whether a module is a convolution over more than one place."""
+    return isinstance(module, CONVOLUTIONS) and module.weight[0, 0].numel() > 1
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -312,9 +346,11 @@ def block_sites(
     mlp_dims: int,
     *,
     windowed: bool = False,
+    proj_in_windows: bool = True,
     attn_dims: int | None = None,
     kv_dims: int | None = None,
     gated: bool = False,
+    reduced_keys: bool = False,
     without: Iterable[str] = (),
     **facts: Any,
 ) -> list[Site]:
@@ -325,9 +361,12 @@ def block_sites(
         dims: Width of the stream.
         mlp_dims: Hidden width of the feed-forward network.
         windowed: Whether attention runs in windows, which have no grid.
+        proj_in_windows: Whether its output projection does too.
         attn_dims: Width of the queries of all heads, ``dims`` by default.
         kv_dims: Width of keys and of values, ``attn_dims`` by default.
         gated: Whether ``ffn.fc1`` leaves a gate and a value.
+        reduced_keys: Whether keys and values come from another map than the stream's;
+            then there is no ``attn.qkv`` either.
         without: Kinds that this block has no place for; ``'attn'`` stands for all of
             attention.
         facts: Further fields of :class:`Site`, the same for all.
@@ -336,7 +375,8 @@ def block_sites(
     a = d if attn_dims is None else attn_dims
     kv = a if kv_dims is None else kv_dims
     inside = not windowed
-    without = set(without)
+    keys = inside and not reduced_keys
+    without = set(without) | ({'attn.qkv'} if reduced_keys else set())
     if 'attn' in without:
         without |= {kind for kind in KINDS if kind.startswith('attn.')} | {'norm1'}
     layout = (
@@ -346,10 +386,10 @@ def block_sites(
         ('attn', d, d, True),
         ('attn.qkv', d, a + 2 * kv, inside),
         ('attn.q', d, a, inside),
-        ('attn.k', d, kv, inside),
-        ('attn.v', d, kv, inside),
+        ('attn.k', d, kv, keys),
+        ('attn.v', d, kv, keys),
         ('attn.core', a, a, False),
-        ('attn.proj', a, d, inside),
+        ('attn.proj', a, d, inside or not proj_in_windows),
         ('attn.branch', d, d, True),
         ('attn.skip', d, d, True),
         ('attn.sum', d, d, True),

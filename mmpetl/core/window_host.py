@@ -29,7 +29,13 @@ class WindowBlockHost(BlockHost):
 
     Extra tokens of the stream join every window of their image; what the windows
     make of them is averaged. They take part in no relative position bias.
+
+    Attributes:
+        proj_in_windows: Whether the output projection sees windows, or the map that is
+            put together of them, without its padding.
     """
+
+    proj_in_windows = True
 
     def partition(self, grid: tuple[int, ...]) -> Partition:
         """How this grid is cut into windows."""
@@ -64,16 +70,16 @@ class WindowBlockHost(BlockHost):
         if p:
             prefix = x[:, None, :p].expand(-1, count, -1, -1).flatten(0, 1)
             w = torch.cat((prefix, w), dim=1)
-        o = self.attend(
-            w,
-            ctx,
-            **self.window_terms(partition, ctx, x.device),
-            **self.attention_parts(),
-        )
+        parts = self.attention_parts()
+        if not self.proj_in_windows:
+            proj, parts['proj'] = parts['proj'], None
+        o = self.attend(w, ctx, **self.window_terms(partition, ctx, x.device), **parts)
         y = partition.join(o[:, p:])
         if p:
             prefix = o[:, :p].unflatten(0, (-1, count)).mean(1)
             y = torch.cat((prefix, y), dim=1)
+        if not self.proj_in_windows:
+            y = self.through('attn.proj', proj, y, ctx)
         return self.drop_projection(y)
 
 

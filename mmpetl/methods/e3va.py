@@ -129,6 +129,10 @@ class NormDelta(Delta):
         return self.gamma * y + self.beta
 
 
+class NormedExitDelta(NormDelta, ExitDelta):
+    """Both, where the next stage of the trunk reads the frozen norm as well."""
+
+
 @METHODS.register_module()
 class E3VA(Method):
     """Adapter highway.
@@ -156,8 +160,10 @@ class E3VA(Method):
             # What lies behind the last output is never read.
             place = site.stage if staged else site.block
             read = i <= end and (site.block is None or place <= last)
-            # A norm behind a mean over tokens goes with the head, which may train it.
-            if self.wants(site) and read and (site.kind != 'out.norm' or site.has_grid):
+            # A norm behind a mean over tokens goes with the head, which may train it;
+            # what the next stage reads stays frozen, and the exit has the pair.
+            leaves = site.has_grid and not site.in_stream
+            if self.wants(site) and read and (site.kind != 'out.norm' or leaves):
                 chosen.append(site)
         return chosen
 
@@ -178,4 +184,6 @@ class E3VA(Method):
             return NormDelta(site.out_dims)
         if site.kind in ('attn.branch', 'ffn.branch'):
             return BranchDelta(site.kind)
-        return MergeDelta() if site.kind == 'downsample' else ExitDelta()
+        if site.kind == 'downsample':
+            return MergeDelta()
+        return NormedExitDelta(site.out_dims) if site.in_stream else ExitDelta()

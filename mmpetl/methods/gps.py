@@ -13,8 +13,9 @@ embeddings and stay.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -153,28 +154,53 @@ class GPSMask(Delta):
         self.register_buffer('index', first.repeat(out_dims, 1))
         self.in_dims = in_dims
 
-    def watch(self, weight: nn.Parameter) -> None:
-        """Name the weight whose gradient is masked."""
-        # In a tuple it is no parameter of this module, and copies keep the link.
-        self.__dict__['_weight'] = (weight,)
+    def watch(self, parts: Sequence[tuple[nn.Parameter, int, int]]) -> None:
+        """Name the weights whose gradients are masked.
+
+        Args:
+            parts: For the rows of the site in their order: a parameter, the first of
+                its rows that are meant, and how many.
+        """
+        # In tuples they are no parameters of this module, and copies keep the link.
+        self.__dict__['_parts'] = tuple(parts)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
-        (weight,) = self._weight
-        # A copy of the model has a weight of its own, on which nothing hangs yet.
-        if weight.requires_grad and self.__dict__.get('_hooked') != id(weight):
-            self.__dict__['_hooked'] = id(weight)
-            me = weakref.ref(self)  # the mask ends with the delta
-            weight.register_hook(lambda grad: _masked(me(), grad))
+        # A copy of the model has weights of its own, on which nothing hangs yet.
+        hooked = self.__dict__.setdefault('_hooked', {})
+        me, first = weakref.ref(self), 0  # the mask ends with the delta
+        for number, (weight, row, count) in enumerate(self._parts):
+            if weight.requires_grad and hooked.get(number) != id(weight):
+                hooked[number] = id(weight)
+                rows = row, first, count
+                weight.register_hook(partial(_masked, me, rows))
+            first += count
         return y
 
 
-def _masked(delta: GPSMask | None, grad: Tensor) -> Tensor | None:
-    """The gradient at the chosen places; None (as it is) where none are to be kept."""
+def _masked(
+    delta: Callable[[], GPSMask | None], rows: tuple[int, int, int], grad: Tensor
+) -> Tensor | None:
+    """The gradient at the chosen places; None (as it is) where none are to be kept.
+
+    Args:
+        delta: Gives the delta as long as there is one.
+        rows: First row in the weight, first row of the site, and how many.
+        grad: Of the whole weight; rows of others stay as they are.
+    """
+    delta = delta()
     if delta is None or getattr(delta.shared, 'sees_all', False):
         return None
-    ones = torch.ones_like(delta.index, dtype=grad.dtype)
-    return grad * dense_rows(ones, delta.index, delta.in_dims).view_as(grad)
+    row, first, count = rows
+    index = delta.index[first : first + count]
+    ones = torch.ones_like(index, dtype=grad.dtype)
+    kept = dense_rows(ones, index, delta.in_dims)
+    if count == len(grad):
+        return grad * kept.view_as(grad)
+    grad = grad.clone()
+    inside = grad[row : row + count]
+    inside.mul_(kept.view_as(inside))
+    return grad
 
 
 def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor | None:
@@ -294,7 +320,8 @@ class GPS(Method):
     ) -> None:
         if self.mode == 'mask':
             for site, delta in deltas.items():
-                delta.watch(_whole_parameter(site, weights(site.host, site.kind)))
+                affine = weights(site.host, site.kind, site.index)
+                delta.watch(_parts_of(site, affine))
 
     def selects(self, role: Role) -> bool:
         if role.kind == 'projection' and role.part == 'weight':
@@ -414,22 +441,24 @@ def _whole_gradients(place: Place) -> Iterator[None]:
         del place.calibrated.sees_all
 
 
-def _whole_parameter(site: Site, affine: Affine) -> nn.Parameter:
-    """The parameter that holds the weight of a site and nothing else.
+def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]:
+    """Parameter, first row in it and number of rows, for all rows of a site.
 
     Raises:
-        PETLError: The weight is rows of a parameter, or several.
+        PETLError: A weight is no rows of a parameter.
     """
-    if len(affine.weights) == 1:
-        (weight,) = affine.weights
-        # That of a convolution is seen as a matrix.
+    parts = []
+    for weight in affine.weights:
+        # That of a convolution is seen as a matrix, that of queries as rows.
         param = weight if isinstance(weight, nn.Parameter) else weight._base
-        if param.numel() == weight.numel():
-            return param
-    raise PETLError(
-        f"GPS(mode='mask') masks the gradients of whole weights, and that of {site} is "
-        "not one parameter of its own; mode='values' trains the same weights"
-    )
+        if not isinstance(param, nn.Parameter) or not weight.is_contiguous():
+            raise PETLError(
+                f"GPS(mode='mask') masks the gradients of rows of a weight, and those "
+                f"of {site} are no such rows; mode='values' trains the same weights"
+            )
+        start = weight.storage_offset() - param.storage_offset()
+        parts.append((param, start // weight[0].numel(), len(weight)))
+    return parts
 
 
 def _gradient(view: Tensor, param: nn.Parameter) -> Tensor:

@@ -151,14 +151,30 @@ class MergeDelta(Delta):
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         # The grid is still the one in front of the merging.
-        *_, height, width = ctx.grid
-        h = self.notes(ctx)['h']
+        self.notes(ctx)['grid'] = ctx.grid
+        return x
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        notes = self.notes(ctx)
+        h, (*_, height, width) = notes['h'], notes.pop('grid')
+        *_, rows, columns = ctx.grid
+        if rows not in _halves(height) or columns not in _halves(width):
+            raise PETLError(
+                'LST merges 2 x 2 neighbours between stages; this backbone goes from '
+                f'{height} x {width} to {rows} x {columns} tokens'
+            )
         maps = h.view(-1, height, width, h.shape[-1])
-        maps = F.pad(maps, (0, 0, 0, width % 2, 0, height % 2))
+        # Where the trunk pads an odd edge, so does this; where it drops it, likewise.
+        maps = F.pad(maps, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
         near = [maps[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         h = torch.cat(near, dim=-1).reshape(h.shape[0], -1, 4 * h.shape[-1])
-        self.notes(ctx)['h'] = self.down(self.norm(h))
-        return x
+        notes['h'] = self.down(self.norm(h))
+        return y
+
+
+def _halves(size: int) -> tuple[int, int]:
+    """Half of a size, rounded down and up."""
+    return size // 2, -(-size // 2)
 
 
 class ExitDelta(Delta):
@@ -221,6 +237,12 @@ class LST(Method):
 
     def check(self, sites: list[Site]) -> None:
         for site in sites:
+            if site.kind == 'downsample' and site.stride not in ((), (2, 2)):
+                raise PETLError(
+                    'LST merges 2 x 2 neighbours between stages; this trunk goes from '
+                    f'stage {site.stage} to the next in steps of '
+                    f'{" x ".join(map(str, site.stride))}'
+                )
             parts = self.reduction * (site.num_heads or 1)
             if site.in_dims % parts:
                 raise PETLError(
@@ -361,8 +383,8 @@ class LST(Method):
 
 def _affine(place: Place, host: str, kind: str) -> Affine:
     """The map of a kind inside a block."""
-    site = next(s for s in place.record.sites if (s.host, s.kind) == (host, kind))
-    return place.record.site_map.affine(place.module, site)
+    record = place.record
+    return record.site_map.affine_at(place.module, record.sites, host, kind)
 
 
 def largest(size: Tensor, count: int) -> Tensor:

@@ -18,6 +18,8 @@ ROUNDED = {
     'polyhistor_lite-timm_sam': 16,
     'polyhistor_lite-transformers_dinov3': 16,
     'polyhistor_lite-transformers_vit': 16,
+    'polyhistor_lite-mmseg_mscan': 16,
+    'polyhistor_lite-mmseg_svt': 16,
 }
 """By how much more than the base a pair may lose under autocast, where not by 4."""
 

@@ -48,8 +48,10 @@ def test_nothing_frozen_changes(brief_pair: Pair) -> None:
     train(model, x)
     after = model.state_dict()
     assert [k for k in before if not torch.equal(before[k], after[k])] == []
-    now = dict(model.named_buffers())
-    assert [n for n in buffers if not torch.equal(buffers[n], now[n])] == []
+    # The running statistics of a norm that trains are the method's.
+    now, selected = dict(model.named_buffers()), after.keys() - keys
+    moved = [n for n in buffers if not torch.equal(buffers[n], now[n])]
+    assert set(moved) <= selected
     assert base_changes(model) == []
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 

@@ -43,13 +43,18 @@ def test_formula_on_vit() -> None:
     assert counts('videomae_b', GPS()).selected == rows - 12 * 768
 
 
+def between_places(name: str, weight: torch.Tensor) -> bool:
+    """Whether a weight is no map of what enters a site: heads, mixers, reductions."""
+    depthwise = weight.ndim > 2 and weight.shape[1] == 1
+    return depthwise or name.startswith('head') or '.sr.' in name or 'petl' in name
+
+
 def test_every_linear_map_takes_part(stem: str) -> None:
     model = mmpetl.inject(tiny.base(stem), GPS(2))
-    linear = (nn.Linear, nn.Conv2d, nn.Conv3d)
     rows = sum(
-        len(m.weight)
-        for n, m in model.named_modules()
-        if isinstance(m, linear) and 'petl' not in n and 'head' not in n
+        len(p)
+        for n, p in tiny.core(model).named_parameters()
+        if n.endswith('weight') and p.ndim > 1 and not between_places(n, p)
     )
     own = owners(model)
     values = [p for n, p in model.named_parameters() if own[n] is Owner.DELTA]
@@ -57,7 +62,7 @@ def test_every_linear_map_takes_part(stem: str) -> None:
     trains = [n for n, o in own.items() if o is Owner.SELECTED]
     norms = [n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm)]
     assert not [n for n in trains if n.rpartition('.')[0] in norms]
-    assert all(n.endswith('bias') for n in trains)
+    assert all(n.endswith(('bias', 'gamma')) for n in trains)
 
 
 @pytest.mark.parametrize('name', ['timm', 'mmpretrain'])
@@ -116,7 +121,7 @@ def test_equals_the_plain_model_with_edited_weights(stem: str, k: int) -> None:
             moved = (p != edited[name]).sum().item()
             rows = len(p)
             is_weight = p.ndim >= 2 and not name.endswith(('token', 'embed', 'table'))
-            is_weight = is_weight and not name.startswith('head')
+            is_weight = is_weight and not between_places(name, p)
             assert moved == (k * rows if is_weight else 0), name
         for a, b, c in zip(want, tiny.outputs(folded, x), untouched, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -532,9 +537,17 @@ def test_mask_mode_trains_the_weights_behind_the_sites_and_no_others(stem: str) 
     model = mmpetl.inject(tiny.base(stem), GPS(mode='mask'))
     core = tiny.core(model)
     own = owners(core)
-    watched = {
-        id(m._weight[0]) for m in core.modules() if type(m).__name__ == 'GPSMask'
-    }
+    masks = [m for m in core.modules() if type(m).__name__ == 'GPSMask']
+    watched = {id(weight) for m in masks for weight, _, _ in m._parts}
+    # Sites that share a parameter mask rows of their own, and together all of them.
+    rows = [
+        (id(weight), row)
+        for m in masks
+        for weight, first, count in m._parts
+        for row in range(first, first + count)
+    ]
+    assert len(set(rows)) == len(rows)
+    assert len(rows) == sum(len(p) for p in core.parameters() if id(p) in watched)
     wide = {
         id(p)
         for n, p in core.named_parameters()

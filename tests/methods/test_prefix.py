@@ -116,7 +116,8 @@ def test_attention_weights_sum_to_one(stem, monkeypatch):
 
     def on_ones(q, k, v, *args):
         seen.append(softmax_attention(q, k, torch.ones_like(v), *args))
-        assert k.shape[2] == q.shape[2] + P
+        # As many keys as queries, or one for so many of them.
+        assert q.shape[2] % (k.shape[2] - P) == 0
         return softmax_attention(q, k, v, *args)
 
     monkeypatch.setattr(host, 'softmax_attention', on_ones)
