@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import loss_of, outputs, randomise_
+from tiny import loss_of, outputs, randomise_, record
 from torch import nn
 
 from mmpetl.core import (
@@ -248,7 +248,7 @@ class Doubled(Method):
 
 def test_roles_tell_maps_from_mixers_and_norms_in_the_stream() -> None:
     model = inject(build('mmseg_mit:build'), 'LoRA')
-    roles = {role.name: role for role in model._petl.site_map.roles(model)}
+    roles = {role.name: role for role in record(model).site_map.roles(model)}
 
     def facts(name: str) -> tuple:
         role = roles[name]
