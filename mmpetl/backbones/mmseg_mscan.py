@@ -145,6 +145,7 @@ class MMSegMSCAN(PyramidSiteMap):
     swapped = PETLMSCAN
     swapped_block = PETLMSCABlock
     scales = ('layer_scale_1', 'layer_scale_2')
+    mixers = ('proj_1', 'conv3')
     absent = ABSENT
     parts = {'attn': (MSCASpatialAttention,), 'mlp': (Mlp,)}
 
