@@ -66,7 +66,9 @@ def tokens_of(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def on_tokens(module: nn.Module, ctx: Context) -> Callable[[Tensor], Tensor]:
+def on_tokens(
+    module: Callable[[Tensor], Tensor], ctx: Context
+) -> Callable[[Tensor], Tensor]:
     """A module of maps as a function of (B, N, C)."""
     return lambda x: tokens_of(module(to_maps(x, ctx.grid)))
 
@@ -93,8 +95,9 @@ class PETLMSCABlock(BlockHost, MSCABlock):
 
     def attention(self, x: Tensor, ctx: Context) -> Tensor:
         attn = self.attn
-        h = attn.activation(linear(attn.proj_1)(x))
-        h = on_tokens(attn.spatial_gating_unit, ctx)(h)
+        h = linear(attn.proj_1)(x)
+        # The activation is faster on maps, which lie in order in memory.
+        h = on_tokens(lambda m: attn.spatial_gating_unit(attn.activation(m)), ctx)(h)
         return self.through('attn.proj', linear(attn.proj_2), h, ctx) + x
 
     def ffn_parts(self) -> FFN:
@@ -104,7 +107,7 @@ class PETLMSCABlock(BlockHost, MSCABlock):
     def between(self, x: Tensor, ctx: Context) -> Tensor:
         """The depth-wise convolution, activation and dropout."""
         mlp = self.mlp
-        return mlp.drop(mlp.act(on_tokens(mlp.dwconv, ctx)(x)))
+        return on_tokens(lambda m: mlp.drop(mlp.act(mlp.dwconv(m))), ctx)(x)
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         scale = self.layer_scale_1 if branch == 1 else self.layer_scale_2
@@ -145,6 +148,7 @@ class MMSegMSCAN(PyramidSiteMap):
     swapped = PETLMSCAN
     swapped_block = PETLMSCABlock
     scales = ('layer_scale_1', 'layer_scale_2')
+    mixers = ('proj_1', 'conv3')
     absent = ABSENT
     parts = {'attn': (MSCASpatialAttention,), 'mlp': (Mlp,)}
 

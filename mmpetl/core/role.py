@@ -29,7 +29,8 @@ class Role:
         name: Its full name in the backbone.
         shape: Its shape.
         kind: ``projection``: a linear map, or a convolution that makes patches.
-            ``mixer``: a convolution over places anywhere else, depth-wise as a rule.
+            ``mixer``: a convolution over places anywhere else, depth-wise as a rule,
+            and what else takes part in mixing behind no site.
             ``norm``: a norm on the
             stream, in front of or behind a sub-layer, a patch embedding or a merging.
             ``inner_norm``: one inside of a sub-layer, as of queries and keys.

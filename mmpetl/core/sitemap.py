@@ -43,6 +43,8 @@ class SiteMap:
         outer_parts: Likewise for parts outside of blocks, by their path in the
             backbone.
         biases: Last names of additive bias vectors.
+        mixers: Last names of modules of one place each that take part in mixing, and
+            stand behind no site.
         weights: Last names of weights of linear maps and convolutions.
         positions: Last names of absolute position tables.
         position_biases: Last names of relative position tables.
@@ -61,6 +63,7 @@ class SiteMap:
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
     biases: tuple[str, ...] = ('bias',)
+    mixers: tuple[str, ...] = ()
     weights: tuple[str, ...] = ('weight',)
     positions: tuple[str, ...] = ('pos_embed',)
     position_biases: tuple[str, ...] = ()
@@ -214,8 +217,9 @@ class SiteMap:
             return 'final_norm' if place == 'out' else 'norm'
         if last in self.biases or last in self.weights:
             # What makes patches is an affine map of them, behind a site.
-            inside = place in ('block', '')
-            return 'mixer' if inside and _mixes(owner) else 'projection'
+            inside = place in ('block', '') and _mixes(owner)
+            named = bool(path) and path[-1] in self.mixers
+            return 'mixer' if inside or named else 'projection'
         return 'other'
 
     def in_head(self, name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import loss_of, outputs, randomise_, record
+from tiny import loss_of, outputs, randomise_
 from torch import nn
 
 from mmpetl.core import (
@@ -20,6 +20,7 @@ from mmpetl.core import (
     Site,
     eject,
     inject,
+    injection_of,
     load_delta,
     save_delta,
 )
@@ -248,7 +249,8 @@ class Doubled(Method):
 
 def test_roles_tell_maps_from_mixers_and_norms_in_the_stream() -> None:
     model = inject(build('mmseg_mit:build'), 'LoRA')
-    roles = {role.name: role for role in record(model).site_map.roles(model)}
+    site_map = injection_of(model)[1].site_map
+    roles = {role.name: role for role in site_map.roles(model)}
 
     def facts(name: str) -> tuple:
         role = roles[name]

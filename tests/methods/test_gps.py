@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import mmpetl
 from mmpetl.core import Owner, PETLError, delta_state, load_delta_state, owners
+from mmpetl.core.sitemap import is_norm
 from mmpetl.methods.gps import GPS, SparseRows, dense_rows, supervised_contrast
 
 
@@ -46,7 +47,8 @@ def test_formula_on_vit() -> None:
 def between_places(name: str, weight: torch.Tensor) -> bool:
     """Whether a weight is no map of what enters a site: heads, mixers, reductions."""
     depthwise = weight.ndim > 2 and weight.shape[1] == 1
-    return depthwise or name.startswith('head') or '.sr.' in name or 'petl' in name
+    mixers = '.sr.', 'patch_embed1.', '.proj_1.', '.conv3.', 'petl'
+    return depthwise or name.startswith('head') or any(m in name for m in mixers)
 
 
 def test_every_linear_map_takes_part(stem: str) -> None:
@@ -60,9 +62,10 @@ def test_every_linear_map_takes_part(stem: str) -> None:
     values = [p for n, p in model.named_parameters() if own[n] is Owner.DELTA]
     assert sum(p.numel() for p in values) == 2 * rows
     trains = [n for n, o in own.items() if o is Owner.SELECTED]
-    norms = [n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm)]
+    norms = [n for n, m in model.named_modules() if is_norm(m)]
     assert not [n for n in trains if n.rpartition('.')[0] in norms]
-    assert all(n.endswith(('bias', 'gamma')) for n in trains)
+    scales = 'gamma', 'layer_scale_1', 'layer_scale_2'
+    assert all(n.endswith(('bias', *scales)) for n in trains)
 
 
 @pytest.mark.parametrize('name', ['timm', 'mmpretrain'])
