@@ -163,11 +163,12 @@ class GPSMask(Delta):
         """
         # In tuples they are no parameters of this module, and copies keep the link.
         self.__dict__['_parts'] = tuple(parts)
+        self.__dict__['_hooked'] = {}
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
         # A copy of the model has weights of its own, on which nothing hangs yet.
-        hooked = self.__dict__.setdefault('_hooked', {})
+        hooked = self.__dict__['_hooked']
         me, first = weakref.ref(self), 0  # the mask ends with the delta
         for number, (weight, row, count) in enumerate(self._parts):
             if weight.requires_grad and hooked.get(number) != id(weight):

@@ -80,7 +80,8 @@ def test_windows_have_one_softmax_without_bias_or_mask_on_prefixes(monkeypatch):
     ctx, x = Context((8, 8)), torch.randn(2, 64, 16, dtype=torch.double)
     seen = []
 
-    def written_out(q, k, v, bias, mask, dropout):
+    def written_out(q, k, v, bias, mask, dropout, scale):
+        assert scale == q.shape[-1] ** -0.5
         rows = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         added = bias + mask.repeat(2, 1, 1)[:, None].double()
         rows = torch.cat((rows[..., :P], rows[..., P:] + added), dim=-1)
