@@ -32,7 +32,9 @@ class Nothing(Method):
 def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     """Backbones as papers use them, fewer frames and blocks where a CPU is slow."""
     import mmaction.models as video
+    import mmdet.models as det
     import mmpretrain.models as image
+    import mmseg.models as seg
     import timm
 
     swin_b = {'embed_dims': 128, 'depths': (2, 2, 4, 2), 'num_heads': (4, 8, 16, 32)}
@@ -100,6 +102,13 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             ),
             torch.randn(1, 3, 300, 420),
         ),
+        **{
+            f'{name} Swin-B (4 blocks in stage 3), dense, 300 x 420': (
+                package.SwinTransformer(drop_path_rate=0.0, **swin_b),
+                torch.randn(1, 3, 300, 420),
+            )
+            for name, package in (('mmdet', det), ('mmseg', seg))
+        },
         'mmaction VideoMAE ViT-B (4 blocks), 8 x 224 px': (
             video.VisionTransformer(depth=4, num_frames=8),
             torch.randn(1, 3, 8, 224, 224),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -92,6 +93,30 @@ SHRUNK = {
             },
         },
         'boxes',
+    ),
+    'mask_rcnn': Shrunk(
+        'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+        {
+            'backbone': SWIN,
+            'neck': {'in_channels': [16, 32, 64, 128], 'out_channels': 8},
+            'rpn_head': {'in_channels': 8, 'feat_channels': 8},
+            'roi_head': {
+                'bbox_roi_extractor': {'out_channels': 8},
+                'bbox_head': {
+                    'in_channels': 8,
+                    'fc_out_channels': 8,
+                    'num_classes': 4,
+                },
+                'mask_roi_extractor': {'out_channels': 8},
+                'mask_head': {
+                    'num_convs': 1,
+                    'in_channels': 8,
+                    'conv_out_channels': 8,
+                    'num_classes': 4,
+                },
+            },
+        },
+        'masks',
     ),
     'convnext': Shrunk(
         'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
@@ -192,6 +217,16 @@ def boxes(index: int) -> dict[str, Any]:
         bboxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]), labels=torch.tensor([index])
     )
     return {'inputs': torch.rand(3, *shape) * 255, 'data_samples': sample}
+
+
+def masks(index: int) -> dict[str, Any]:
+    from mmdet.structures.mask import BitmapMasks
+
+    found = boxes(index)
+    inside = np.zeros((1, 64, 64), dtype=np.uint8)
+    inside[:, 8:40, 8:40] = 1
+    found['data_samples'].gt_instances.masks = BitmapMasks(inside, 64, 64)
+    return found
 
 
 def clip(index: int) -> dict[str, Any]:

@@ -300,6 +300,7 @@ def _adopt(
                 f'nothing in {type(module).__name__} is called {prefix!r}, so it '
                 'cannot train with the head'
             )
+    _freeze_as_in_training(module)
     head += site_map.head
     in_head = {n for n in params if any(is_below(n, h) for h in head)}
     record = Injection(
@@ -318,6 +319,20 @@ def _adopt(
         if name not in record.head:
             param.requires_grad_(False)
     return record
+
+
+def _freeze_as_in_training(module: nn.Module) -> None:
+    """Let every part freeze what its own ``train`` freezes, modes left as they are.
+
+    Some backbones freeze stages there and not when they are made, so one that has not
+    been asked for its mode yet says that all of it trains.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    for part, mode in modes:
+        if type(part).train is not nn.Module.train:
+            part.train(mode)
+    for part, mode in modes:
+        part.training = mode
 
 
 def _wanted(method: Method, module: nn.Module, sites: tuple[Site, ...]) -> list[Site]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -114,7 +115,8 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
     kind = config.get('type')
     check_package(kind)
     try:
-        return MODELS.build(dict(config))
+        # Some classes read their settings by attribute.
+        return MODELS.build(ConfigDict(config))
     except KeyError as error:
         raise PETLError(
             f'unknown backbone {kind!r}; write its scope in front, as in '
@@ -204,8 +206,20 @@ class _Filling:
             for part in self.module.modules():
                 if hasattr(part, '_is_init'):
                     part._is_init = False
-            type(self.module).init_weights(self.module)
-        watch.handle.remove()
+            try:
+                type(self.module).init_weights(self.module)
+            except Exception as error:
+                if not self.own or isinstance(error, PETLError):
+                    raise
+                # Readers of upstream raise all kinds where nothing is, or nothing fits.
+                text = str(error).strip().partition('\n')[0]
+                raise PETLError(
+                    f'{self.own} does not load as init_cfg or pretrained of the '
+                    f'backbone asks ({type(error).__name__}: {text}); '
+                    f'{_way(self.module)}'
+                ) from error
+            finally:
+                watch.handle.remove()
         return watch
 
 
@@ -240,10 +254,19 @@ class _Watch:
         if lost:
             raise PETLError(
                 f'{file}, as upstream loads it, fills {self.filled} of {self.total} '
-                f'tensors of the backbone ({lost[0]} is not among them); drop it from '
-                "the backbone's init_cfg or pretrained and name it as `checkpoint` of "
-                'mmpetl.PETLBackbone, which reads more formats'
+                f'tensors of the backbone ({lost[0]} is not among them); '
+                f'{_way(self.module)}'
             )
+
+
+def _way(module: nn.Module) -> str:
+    """What to do about a file that upstream does not read."""
+    by_hand = getattr(module, 'convert_weights', None) is False
+    own = "set convert_weights=True for its authors' file, or " * by_hand
+    return (
+        f"{own}drop it from the backbone's init_cfg or pretrained and name it as "
+        '`checkpoint` of mmpetl.PETLBackbone, which reads more formats'
+    )
 
 
 def _filling(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from small_weights import clip, image, randomise
+from small_weights import clip, image, official_swin, randomise, timm_swin
 from torch import Tensor, nn
 
 from mmpetl import compat
@@ -25,6 +25,7 @@ import mmdet.models  # noqa: E402, F401
 import mmpretrain.models  # noqa: E402, F401
 import mmseg.models  # noqa: E402, F401
 
+from mmpetl.core import PETLError, fingerprint  # noqa: E402
 from mmpetl.models import petl_backbone  # noqa: E402
 from mmpetl.models.petl_backbone import build_foreign  # noqa: E402
 
@@ -50,6 +51,9 @@ SVT = dict(
     sr_ratios=[2, 1],
     windiow_sizes=[4, 4],
     out_indices=(0, 1),
+)
+SWIN = dict(
+    embed_dims=16, depths=(2, 2, 2, 1), num_heads=(2, 2, 4, 4), window_size=4
 )
 CONVNEXT = dict(arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 8, 8]))
 VIDEO = dict(embed_dims=16, depth=1, num_heads=2, mlp_ratio=2, num_frames=4)
@@ -104,6 +108,8 @@ CASES = {
         lacks=r'gamma_[12]$|relative_position_bias_table$',
     ),
     'mmseg-svt': Case(dict(type='mmseg.SVT', **SVT)),
+    'mmseg-swin': Case(dict(type='mmseg.SwinTransformer', **SWIN), 'backbone.'),
+    'mmdet-swin': Case(dict(type='mmdet.SwinTransformer', **SWIN), 'backbone.'),
     'mmdet-pvt': Case(
         dict(
             type='mmdet.PyramidVisionTransformer',
@@ -164,3 +170,64 @@ def test_init_cfg_and_checkpoint_give_equal_features(tmp_path: Path, name: str):
         for a, b in zip(found, expected, strict=True):
             assert b.std() > 1e-3
             assert torch.equal(a, b)
+
+
+def authors_swin(path: Path) -> str:
+    """A file of Swin's authors, with the indices that it stores beside the tables."""
+    source = timm_swin()
+    state = official_swin(source)
+    for name, buffer in source.named_buffers():
+        if name.endswith('relative_position_index'):
+            assert state[name].shape == buffer.shape
+            state[name] = buffer
+    torch.save({'model': state}, path)
+    return str(path)
+
+
+def test_the_authors_swin_is_one_base_by_upstreams_conversion_and_by_ours(tmp_path):
+    """A plain dict, too, though mmdet reads its settings by attribute."""
+    file = authors_swin(tmp_path / 'swin.pth')
+    given = dict(
+        init_cfg=dict(type='Pretrained', checkpoint=file), convert_weights=True
+    )
+    det, seg = (dict(type=f'{p}.SwinTransformer', **SWIN) for p in ('mmdet', 'mmseg'))
+    roads = [
+        petl_backbone({**det, **given}, 'LoRA'),
+        petl_backbone(det, 'LoRA', checkpoint=file),
+        petl_backbone(seg, 'LoRA', checkpoint=file),
+    ]
+    assert len({fingerprint(model) for model in roads}) == 1
+    expected = features(roads[0], image(64))
+    for model in roads[1:]:
+        for a, b in zip(features(model, image(64)), expected, strict=True):
+            assert b.std() > 1e-3
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ('package', 'args', 'said'),
+    [
+        ('mmdet', {}, 'set convert_weights=True'),
+        ('mmseg', {}, 'drop it from'),
+        ('mmdet', {'use_abs_pos_embed': True, 'convert_weights': True}, 'drop it from'),
+    ],
+)
+def test_a_file_that_upstreams_swin_does_not_read_is_one_line(
+    tmp_path, package, args, said
+):
+    file = authors_swin(tmp_path / 'swin.pth')
+    if 'use_abs_pos_embed' in args:  # upstream takes its table apart on four axes
+        state = torch.load(file)
+        state['model']['absolute_pos_embed'] = torch.ones(1, 56 * 56, 16)
+        torch.save(state, file)
+    config = dict(type=f'{package}.SwinTransformer', **SWIN, **args)
+    config['init_cfg'] = dict(type='Pretrained', checkpoint=file)
+    with pytest.raises(PETLError) as caught:
+        petl_backbone(config, 'LoRA')
+    text = str(caught.value)
+    assert text.startswith(file)
+    assert said in text
+    assert '\n' not in text
+    del config['init_cfg']
+    ours = petl_backbone(config, 'LoRA', checkpoint=file)
+    assert fingerprint(ours)
