@@ -21,7 +21,8 @@ def message(model: nn.Module, method: Method | str | None = None) -> str:
 def test_a_model_with_a_backbone_inside_says_where() -> None:
     from mmpretrain.models import ImageClassifier
 
-    model = ImageClassifier(backbone=base('mmpretrain_vit'))
+    scoped = {'type': 'mmpretrain.ClsDataPreprocessor'}  # whatever scope is the default
+    model = ImageClassifier(base('mmpretrain_vit'), data_preprocessor=scoped)
     assert message(model) == (
         'mmpretrain.ImageClassifier is no backbone, but holds one: inject into '
         'model.backbone (mmpretrain.VisionTransformer)'

@@ -4,7 +4,9 @@ Each config is read as it is, made small (two blocks per stage, small pictures, 
 widths), given the method as ``tools/train.py CONFIG --petl METHOD`` gives it, built,
 and trained for one step on drawn data. One that fails is tried again without a method:
 what fails either way, because a compiled operator or a download is missing, counts as
-upstream's.
+upstream's. Configs that differ in learning rates, schedules, pictures or the number of
+classes alone train the same model: one of them is tried, and the others are counted
+with it.
 
 Example: python tools/misc/walk_upstream.py --packages mmseg --methods LoRA Mona
 """
@@ -12,6 +14,7 @@ Example: python tools/misc/walk_upstream.py --packages mmseg --methods LoRA Mona
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -41,6 +44,9 @@ STATES = ('worked', 'refused', 'upstream', 'failed')
 SECONDS = 120
 """After which a config counts as failed."""
 
+PASSED_OVER = ('num_classes', 'test_cfg', 'lr', 'weight_decay', 'size', 'crop_size')
+"""What models that count as the same may differ in."""
+
 NO_BACKBONES = ('STGCN', 'AAGCN', 'ResNetAudio', 'VPD', 'RGBPoseConv3D')
 """Graph, audio and diffusion models: neither vision transformers nor ConvNets."""
 
@@ -67,19 +73,53 @@ def backbone_of(config: Config) -> str | None:
     return kind if isinstance(kind, str) or kind is None else kind.__name__
 
 
-def try_config(package: str, name: str, method: str | None) -> dict[str, Any]:
-    """One config, one method, one step; None is upstream's own training."""
+def model_of(config: Config) -> str:
+    """Digest of what a config trains: its small model and groups of parameters."""
+
+    def kept(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: kept(v) for k, v in sorted(node.items()) if k not in PASSED_OVER}
+        if isinstance(node, list | tuple):
+            return [kept(child) for child in node]
+        return node
+
+    wrapper = config.optim_wrapper
+    groups = {k: wrapper.get(k) for k in ('constructor', 'paramwise_cfg')}
+    groups['type'] = wrapper.optimizer.type
+    text = repr(kept([config.get('default_scope'), config.model.to_dict(), groups]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def try_config(
+    package: str,
+    name: str,
+    method: str | None,
+    known: dict[str, dict],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """One config, one method, one step; None is upstream's own training.
+
+    Args:
+        package: Whose config.
+        name: Below the package's configs.
+        method: Registered name.
+        known: Rows of models tried before, by digest: such a row is given back.
+        facts: Filled while they become known, so that they outlive an error.
+    """
     from mmengine.registry import MODELS, init_default_scope
     from mmengine.runner import Runner
 
     config = Config.fromfile(root_of(package) / name)
-    facts = {'backbone': backbone_of(config)}
+    facts['backbone'] = backbone_of(config)
     why = _not_meant(package, config, facts['backbone'])
     if why is not None:
         return facts | {'state': 'none', 'line': why}
     if 'data_preprocessor' in config:  # as the Runner does
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
     make_small(package, config)
+    facts['model'] = model_of(config)
+    if facts['model'] in known:
+        return known[facts['model']] | {'as': known[facts['model']]['config']}
     if method is not None:
         from mmpetl.apis import add_petl
         from mmpetl.engine.runner import safe_config
@@ -157,16 +197,19 @@ def _moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> i
     return moved
 
 
-def attempt(package: str, name: str, method: str | None) -> dict[str, Any]:
+def attempt(
+    package: str, name: str, method: str | None, known: dict[str, dict]
+) -> dict[str, Any]:
     """:func:`try_config`, with what went wrong in one line."""
     torch.manual_seed(0)
+    facts: dict[str, Any] = {}
     try:
-        return try_config(package, name, method)
+        return try_config(package, name, method, known, facts)
     except PETLError as error:
-        return {'state': 'refused', 'line': _one_line(error)}
+        return facts | {'state': 'refused', 'line': _one_line(error)}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return {
+        return facts | {
             'state': 'failed',
             'line': f'{type(error).__name__}: {_one_line(error)}',
             'where': f'{Path(where.filename).name}:{where.lineno}',
@@ -177,20 +220,24 @@ def _one_line(error: Exception) -> str:
     return ' '.join(str(error).split())[:400]
 
 
-def judged(package: str, name: str, method: str) -> dict[str, Any]:
+def judged(
+    package: str, name: str, method: str, known: dict[str, dict]
+) -> dict[str, Any]:
     """What became of a config; what upstream cannot do here is put down to it."""
     start = time.monotonic()
-    found = apart(package, name, method)
+    found = apart(package, name, method, known)
     if found['state'] == 'failed':
-        plain = apart(package, name, None)
+        plain = apart(package, name, None, {})
         if plain['state'] != 'worked':
             found = plain | {'state': 'upstream'}
     seconds = round(time.monotonic() - start, 1)
-    row = {'package': package, 'config': name, 'method': method, 'backbone': None}
-    return row | found | {'seconds': seconds}
+    own = {'package': package, 'config': name, 'method': method, 'seconds': seconds}
+    return {'backbone': None} | found | own
 
 
-def apart(package: str, name: str, method: str | None) -> dict[str, Any]:
+def apart(
+    package: str, name: str, method: str | None, known: dict[str, dict]
+) -> dict[str, Any]:
     """:func:`attempt` in a process of its own, which starts with all packages read."""
     ours, theirs = Pipe(duplex=False)
 
@@ -199,7 +246,7 @@ def apart(package: str, name: str, method: str | None) -> dict[str, Any]:
             sink = os.open(os.devnull, os.O_WRONLY)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
-        theirs.send(attempt(package, name, method))
+        theirs.send(attempt(package, name, method, known))
 
     child = get_context('fork').Process(target=work)
     child.start()
@@ -219,7 +266,9 @@ def walk(
     packages: list[str], methods: list[str], only: list[str], out: Path
 ) -> Iterator[dict[str, Any]]:
     """Every config times every method; those that ``out`` holds are not tried again."""
-    done = {(r['package'], r['config'], r['method']) for r in read(out)}
+    rows = read(out)
+    done = {(r['package'], r['config'], r['method']) for r in rows}
+    rows = [r for r in rows if 'model' in r and 'as' not in r]
     for package in packages:
         __import__(f'{package}.models')
         for name in configs_of(package):
@@ -228,7 +277,14 @@ def walk(
             for method in methods:
                 if (package, name, method) in done:
                     continue
-                row = judged(package, name, method)
+                known = {
+                    r['model']: r
+                    for r in rows
+                    if r['method'] == method and r['package'] == package
+                }
+                row = judged(package, name, method, known)
+                if 'model' in row and 'as' not in row:
+                    rows.append(row)
                 with out.open('a') as file:
                     file.write(json.dumps(row) + '\n')
                 yield row
