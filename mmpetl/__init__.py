@@ -14,6 +14,9 @@ except ModuleNotFoundError as error:
         '`python mmpetl/doctor.py` says what is missing and how to mend it'
     ) from error
 
+import importlib  # noqa: E402
+from typing import Any  # noqa: E402
+
 from mmpetl.core import (  # noqa: E402
     Delta,
     Method,
@@ -48,9 +51,17 @@ __all__ = [
     'fold',
     'freeze',
     'inject',
+    'layers',
     'load_delta',
     'load_delta_state',
     'save_delta',
     'slots',
     'unfreeze',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported above: `python -m mmpetl.layers` runs it as a program.
+    if name == 'layers':
+        return importlib.import_module('mmpetl.layers')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -32,7 +32,9 @@ class Nothing(Method):
 def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     """Backbones as papers use them, fewer frames and blocks where a CPU is slow."""
     import mmaction.models as video
+    import mmdet.models as det
     import mmpretrain.models as image
+    import mmseg.models as seg
     import timm
 
     swin_b = {'embed_dims': 128, 'depths': (2, 2, 4, 2), 'num_heads': (4, 8, 16, 32)}
@@ -44,6 +46,48 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
         'timm ViT-B/16, 224 px': (
             timm.create_model('vit_base_patch16_224', num_classes=0),
             torch.randn(2, 3, 224, 224),
+        ),
+        'timm DINOv3 ViT-B/16 (6 blocks), 256 px': (
+            timm.create_model('vit_base_patch16_dinov3', num_classes=0, depth=6),
+            torch.randn(2, 3, 256, 256),
+        ),
+        'timm EVA-02-B/14 (6 blocks), 224 px': (
+            timm.create_model('eva02_base_patch14_224', num_classes=0, depth=6),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm Sapiens2-B/16 (6 blocks, half the key heads), 256 px': (
+            timm.create_model(
+                'vit_base_patch16_sapiens2',
+                num_classes=0,
+                img_size=256,
+                depth=6,
+                num_kv_heads=6,
+            ),
+            torch.randn(2, 3, 256, 256),
+        ),
+        'timm BEiT-B/16 (6 blocks), 224 px': (
+            timm.create_model('beit_base_patch16_224', num_classes=0, depth=6),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm DeiT-S/16 distilled (6 blocks), 224 px': (
+            timm.create_model(
+                'deit_small_distilled_patch16_224', num_classes=0, depth=6
+            ),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm ViT-B/16 side by side (6 blocks), 224 px': (
+            timm.create_model('vit_base_patch16_xp_224', num_classes=0, depth=6),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm SAM ViT-B/16 (4 blocks), 512 px': (
+            timm.create_model(
+                'samvit_base_patch16',
+                num_classes=0,
+                img_size=512,
+                depth=4,
+                global_attn_indexes=(3,),
+            ),
+            torch.randn(1, 3, 512, 512),
         ),
         'mmpretrain Swin-B (4 blocks in stage 3), 224 px': (
             image.SwinTransformer(arch=swin_b, drop_path_rate=0.0),
@@ -58,6 +102,13 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             ),
             torch.randn(1, 3, 300, 420),
         ),
+        **{
+            f'{name} Swin-B (4 blocks in stage 3), dense, 300 x 420': (
+                package.SwinTransformer(drop_path_rate=0.0, **swin_b),
+                torch.randn(1, 3, 300, 420),
+            )
+            for name, package in (('mmdet', det), ('mmseg', seg))
+        },
         'mmaction VideoMAE ViT-B (4 blocks), 8 x 224 px': (
             video.VisionTransformer(depth=4, num_frames=8),
             torch.randn(1, 3, 8, 224, 224),
@@ -72,6 +123,55 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             ),
             torch.randn(1, 3, 8, 224, 224),
         ),
+    }
+
+
+def pyramids() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """Trunks with fewer keys than queries, at the size of a crop for segmentation."""
+    import mmdet.models.backbones as detection
+    import mmpretrain.models as image
+    import mmseg.models.backbones as segmentation
+    import timm
+
+    mit = {'embed_dims': 64, 'num_layers': [3, 4, 6, 3], 'num_heads': [1, 2, 5, 8]}
+    pvt = {'num_layers': [3, 4, 6, 3], 'drop_path_rate': 0.0}
+    svt = {
+        'embed_dims': [64, 128, 256, 512],
+        'num_heads': [2, 4, 8, 16],
+        'mlp_ratios': [4, 4, 4, 4],
+        'depths': [2, 2, 10, 4],
+        'windiow_sizes': [7, 7, 7, 7],
+        'sr_ratios': [8, 4, 2, 1],
+        'qkv_bias': True,
+        'drop_path_rate': 0.0,
+    }
+    mscan = {'mlp_ratios': [8, 8, 4, 4], 'depths': [3, 3, 5, 2]}
+    mscan |= {'embed_dims': [32, 64, 160, 256], 'norm_cfg': {'type': 'BN'}}
+    all_four = (0, 1, 2, 3)
+    x = torch.randn(1, 3, 512, 512)
+    return {
+        'mmseg MiT-B2, 512 px': (segmentation.MixVisionTransformer(**mit), x),
+        'mmdet PVT-S, 512 px': (detection.PyramidVisionTransformer(**pvt), x),
+        'mmdet PVTv2-B2, 512 px': (
+            detection.PyramidVisionTransformerV2(embed_dims=64, **pvt),
+            x,
+        ),
+        'timm PVTv2-B2, 512 px': (timm.create_model('pvt_v2_b2', num_classes=0), x),
+        'mmseg Twins-PCPVT-S, 512 px': (
+            segmentation.PCPVT(
+                embed_dims=[64, 128, 320, 512],
+                num_heads=[1, 2, 5, 8],
+                mlp_ratios=[8, 8, 4, 4],
+                qkv_bias=True,
+            ),
+            x,
+        ),
+        'mmseg Twins-SVT-S, 512 px': (segmentation.SVT(**svt), x),
+        'mmpretrain Twins-SVT-S, 512 px': (
+            image.SVT(arch='small', qkv_bias=True, out_indices=all_four),
+            x,
+        ),
+        'mmseg MSCAN-T, 512 px': (segmentation.MSCAN(**mscan), x),
     }
 
 
@@ -128,7 +228,7 @@ def main() -> None:
     parser.add_argument('--only', default='', help='part of a backbone name')
     args = parser.parse_args()
     rows = [['swapped / original', 'forward', 'full step', 'frozen-trunk step']]
-    for name, (model, x) in make_cases().items():
+    for name, (model, x) in (make_cases() | pyramids()).items():
         if args.only.lower() in name.lower():
             rows.append([name, *measure(model, x, args.rounds)])
             print(name, *rows[-1][1:], sep='  ', flush=True)

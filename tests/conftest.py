@@ -23,12 +23,24 @@ def _seed() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        '--trunk', action='append', help='only these tiny backbones, by their ids'
+    )
+    parser.addoption(
         '--grid', action='store_true', help='print methods x backbones and go on'
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if only := config.getoption('--trunk'):
+        import tiny
+
+        for stem in tiny.TINY.keys() - set(only):
+            del tiny.TINY[stem]
+
+
 CASES = {
     'pair': 'pairs',
+    'brief_pair': 'brief_pairs',
     'folding_pair': 'folding_pairs',
     'unfolding_pair': 'unfolding_pairs',
     'staged_pair': 'staged_pairs',
@@ -37,11 +49,16 @@ CASES = {
     'drifting_case': 'drifting_cases',
     'stem': 'trunks',
     'any_stem': 'TINY',
+    'attended_stem': 'attended',
+    'costly_stem': 'costly',
 }
 """What gives the values of an argument of a test, by name in ``tiny.py``.
 
 A test asks for the cases that can be; it never skips one. ``stem`` are the backbones
-with a forward pass of their own, ``any_stem`` their variants too.
+with a forward pass of their own, ``any_stem`` their variants too. A case that says so
+(``slow``) runs under ``-m slow``: methods beyond those that cover the sites of a
+backbone, and what is no host of ``costly_stem``. ``brief_pair`` is for tests of what
+core keeps in order, whatever the backbone: slots, files, flags.
 """
 
 
@@ -51,9 +68,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         import tiny
 
         source = getattr(tiny, CASES[name])
-        found = list(source() if callable(source) else source)
-        ids = [c if isinstance(c, str) else c.id for c in found]
-        metafunc.parametrize(name, found, ids=ids)
+        cases = list(source() if callable(source) else source)
+        if name == 'stem':
+            cases = _served(metafunc, cases)
+        found = [
+            pytest.param(
+                case,
+                id=case if isinstance(case, str) else case.id,
+                marks=pytest.mark.slow if getattr(case, 'slow', False) else (),
+            )
+            for case in cases
+        ]
+        # The scope groups the tests of a file by their case, not by their function.
+        metafunc.parametrize(name, found, scope='module')
+
+
+def _served(metafunc: pytest.Metafunc, stems: list[str]) -> list[str]:
+    """Of the trunks those that the own tests of a method run on.
+
+    The hosts, and the first trunks of image and video, where they serve the method.
+    """
+    import tiny
+
+    path = metafunc.definition.path
+    if path.parent.name != 'methods':
+        return stems
+    meant = {*tiny.hosts(), 'mmpretrain_vit', 'mmaction_vit'}
+    stems = [stem for stem in stems if stem in meant]
+    own = path.stem.removeprefix('test_')
+    case = next((c for c in tiny.method_cases() if c.build().stem() == own), None)
+    return [stem for stem in stems if case is None or tiny.fits(case, stem)]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

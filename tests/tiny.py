@@ -4,223 +4,82 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache, partial
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import Any
 
+import tiny_builds
 import torch
+from tiny_builds import (
+    mmaction_swin3d,
+    mmaction_vit,
+    mmpretrain_swin,
+    mmpretrain_swin_dense,
+    mmpretrain_timm,
+    mmpretrain_vit,
+    timm_vit,
+)
 from tiny_methods import (
     SETTINGS,
     STILL,
     MethodCase,
-    at_the_ends,
-    every_method,
-    first_of_a_family,
+    covering,
     method_cases,
+    selects,
     snake,
 )
+from tiny_trunk import Tiny
 from torch import Tensor, nn
+from trunks import more_trunks
 
 from mmpetl.core import (
+    Delta,
     Injection,
     Method,
     Owner,
+    PETLError,
+    Role,
     count_trainable,
+    find_injected,
     inject,
     injection_of,
     owners,
 )
 
-
-@dataclass(frozen=True)
-class Tiny:
-    """A small instance of a backbone class.
-
-    Attributes:
-        site_map: Stem of the file in ``mmpetl/backbones`` that describes it.
-        build: Makes one.
-        shape: Input without the batch axis.
-        odd: A non-square input that needs padding wherever the backbone pads.
-        exact: Whether the swapped arithmetic is that of the original.
-        frozen_stages: Makes one with ``frozen_stages=1``, None where that is unknown.
-        meets: Which methods the contract runs here: all of them, or on a variant of
-            another backbone those that see what differs.
-    """
-
-    site_map: str
-    build: Callable[..., nn.Module]
-    shape: tuple[int, ...]
-    odd: tuple[int, ...]
-    exact: bool
-    frozen_stages: Callable[[], nn.Module] | None = None
-    meets: Callable[[MethodCase], bool] = every_method
-
-
-def mmpretrain_vit(**args: Any) -> nn.Module:
-    from mmpretrain.models import VisionTransformer
-
-    arch = {
-        'embed_dims': 32,
-        'num_layers': 2,
-        'num_heads': 4,
-        'feedforward_channels': 64,
-    }
-    return VisionTransformer(**{'arch': arch, 'img_size': 32, 'patch_size': 8, **args})
-
-
-def mmpretrain_swin(**args: Any) -> nn.Module:
-    from mmpretrain.models import SwinTransformer
-
-    arch = {'embed_dims': 16, 'depths': (2, 2), 'num_heads': (2, 4)}
-    plain = {
-        'arch': arch,
-        'img_size': 32,
-        'patch_size': 4,
-        'window_size': 4,
-        'drop_path_rate': 0.0,
-        'out_indices': (1,),
-    }
-    return SwinTransformer(**plain | args)
-
-
-def mmpretrain_swin_dense(**args: Any) -> nn.Module:
-    return mmpretrain_swin(**{'out_indices': (0, 1), 'pad_small_map': True} | args)
-
-
-def mmaction_vit(**args: Any) -> nn.Module:
-    from mmaction.models import VisionTransformer
-
-    plain = {
-        'img_size': 32,
-        'patch_size': 8,
-        'embed_dims': 32,
-        'depth': 2,
-        'num_heads': 4,
-        'mlp_ratio': 2,
-        'num_frames': 4,
-    }
-    return VisionTransformer(**plain | args)
-
-
-def mmaction_swin3d(**args: Any) -> nn.Module:
-    from mmaction.models import SwinTransformer3D
-
-    arch = {'embed_dims': 16, 'depths': (2, 2), 'num_heads': (2, 4)}
-    plain = {
-        'arch': arch,
-        'pretrained2d': False,
-        'patch_size': (2, 4, 4),
-        'window_size': (2, 4, 4),
-        'drop_path_rate': 0.0,
-        'out_indices': (1,),
-    }
-    return SwinTransformer3D(**plain | args)
-
-
-TIMM = {
-    'img_size': 32,
-    'patch_size': 8,
-    'embed_dim': 32,
-    'depth': 2,
-    'num_heads': 4,
-    'mlp_ratio': 2.0,
-}
-
-
-def timm_vit(**args: Any) -> nn.Module:
-    import timm
-
-    return timm.create_model(
-        'vit_tiny_patch16_224', **{**TIMM, 'num_classes': 5} | args
-    )
-
-
-def mmpretrain_timm(**args: Any) -> nn.Module:
-    from mmpretrain.models import TIMMBackbone
-
-    return TIMMBackbone('vit_tiny_patch16_224', **TIMM | args)
-
-
-TINY: dict[str, Tiny] = {
-    'mmpretrain_vit': Tiny(
-        'mmpretrain_vit',
-        mmpretrain_vit,
-        (3, 32, 32),
-        (3, 37, 50),
-        exact=True,
-        frozen_stages=lambda: mmpretrain_vit(frozen_stages=1),
-    ),
-    'mmpretrain_swin': Tiny(
-        'mmpretrain_swin',
-        mmpretrain_swin_dense,
-        (3, 32, 32),
-        (3, 38, 53),
-        exact=False,
-        frozen_stages=lambda: mmpretrain_swin_dense(frozen_stages=1),
-    ),
-    'mmpretrain_swin_cls': Tiny(
-        'mmpretrain_swin',
-        mmpretrain_swin,
-        (3, 32, 32),
-        (3, 38, 53),
-        exact=False,
-        meets=at_the_ends,
-    ),
-    'mmaction_vit': Tiny(
-        'mmaction_vit', mmaction_vit, (3, 4, 32, 32), (3, 4, 24, 40), exact=False
-    ),
-    'mmaction_swin3d': Tiny(
-        'mmaction_swin3d',
-        mmaction_swin3d,
-        (3, 4, 32, 32),
-        (3, 5, 38, 53),
-        exact=False,
-        frozen_stages=lambda: mmaction_swin3d(frozen_stages=1),
-    ),
-    'timm_vit': Tiny('timm_vit', timm_vit, (3, 32, 32), (3, 32, 32), exact=True),
-    'mmpretrain_timm': Tiny(
-        'mmpretrain_timm',
-        mmpretrain_timm,
-        (3, 32, 32),
-        (3, 32, 32),
-        exact=True,
-        meets=first_of_a_family,
-    ),
-    # The norm that the head reads stands behind the pooling.
-    'mmpretrain_vit_mean': Tiny(
-        'mmpretrain_vit',
-        partial(mmpretrain_vit, out_type='avg_featmap', final_norm=False),
-        (3, 32, 32),
-        (3, 37, 50),
-        exact=True,
-        meets=at_the_ends,
-    ),
-    'timm_vit_mean': Tiny(
-        'timm_vit',
-        partial(timm_vit, global_pool='avg'),
-        (3, 32, 32),
-        (3, 32, 32),
-        exact=True,
-        meets=at_the_ends,
-    ),
-    # What leaves is the vector that a head outside of the backbone reads.
-    'timm_vit_bare': Tiny(
-        'timm_vit',
-        partial(timm_vit, num_classes=0),
-        (3, 32, 32),
-        (3, 32, 32),
-        exact=True,
-        meets=at_the_ends,
-    ),
-}
+TINY: dict[str, Tiny] = {**tiny_builds.TINY, **more_trunks()}
 """Every backbone that generic tests run over, by its id."""
+
+HOSTS = {
+    'plain': 'timm_vit',
+    'windowed': 'mmpretrain_swin',
+    'pyramid': 'mmseg_mit',
+    'video': 'mmaction_swin3d',
+}
+"""The backbones that every method meets by default, by what they stand for.
+
+What core keeps in order is held with every method on the first two of them."""
+
+
+def hosts() -> list[str]:
+    """The backbones of :data:`HOSTS` that there are."""
+    return [stem for stem in HOSTS.values() if stem in TINY]
 
 
 class Nothing(Method):
     """Plugs nothing and trains nothing: what is left is the swapped base."""
 
     family = 'baseline'
+
+
+class Everything(Method):
+    """Trains the whole base, so that gradients can be compared."""
+
+    family = 'baseline'
+
+    def selects(self, role: Role) -> bool:
+        return True
 
 
 def randomise_(model: nn.Module, std: float = 0.2) -> nn.Module:
@@ -235,17 +94,37 @@ def randomise_(model: nn.Module, std: float = 0.2) -> nn.Module:
 
 
 @cache
-def _base(stem: str) -> nn.Module:
+def bare(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A tiny backbone with random weights, in eval mode, for tests that only read it.
+
+    One for all of them; what a test injects into or changes comes from :func:`base`.
+    """
+    if dtype is not torch.float32:
+        return copy.deepcopy(bare(stem)).to(dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return randomise_(TINY[stem].build())
+        model = randomise_(TINY[stem].build())
+    if TINY[stem].forward is not None:
+        model._tiny = stem  # plain text, which copies and pickles keep
+    model.eval()  # gives nothing back in OpenMMLab
+    return model
 
 
 def base(stem: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A fresh copy of a tiny backbone with random weights, in eval mode."""
-    model = copy.deepcopy(_base(stem)).to(dtype)
-    model.eval()
-    return model
+    return clone(bare(stem, dtype))
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A deep copy in half the time: most of it goes into empty tables of hooks."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, OrderedDict | set) and not value:
+                memo[id(value)] = type(value)()
+    if find_injected(model):
+        memo.update((id(site), site) for site in record(model).sites)
+    return copy.deepcopy(model, memo)
 
 
 def images(
@@ -257,10 +136,27 @@ def images(
     return torch.randn(batch, *shape, generator=g, dtype=torch.float64).to(dtype)
 
 
+def call(model: nn.Module, x: Tensor) -> Any:
+    """What the backbone gives, as it gives it."""
+    stem = getattr(model, '_tiny', None)
+    return model(x) if stem is None else TINY[stem].forward(model, x)
+
+
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """What the backbone gives, as a list."""
-    y = model(x)
-    return list(y) if isinstance(y, list | tuple) else [y]
+    return list(_tensors(call(model, x)))
+
+
+def _tensors(y: Any) -> Iterator[Tensor]:
+    if isinstance(y, Tensor):
+        yield y
+    elif isinstance(y, Mapping):  # ModelOutput of transformers is one
+        yield from _tensors(list(y.values()))
+    elif isinstance(y, list | tuple):
+        for part in y:
+            yield from _tensors(part)
+    elif y is not None:
+        raise TypeError(f'{type(y).__name__} holds no tensors that tests can find')
 
 
 @cache
@@ -351,10 +247,18 @@ def trains_most(model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Pair:
-    """A method on a backbone."""
+    """A method on a backbone.
+
+    Attributes:
+        method: The method, with its arguments.
+        stem: Id of the backbone.
+        brief: Whether it stands in a test of what core keeps in order, which sees
+            little of the backbone: there fewer pairs say as much.
+    """
 
     method: MethodCase
     stem: str
+    brief: bool = field(default=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -364,38 +268,195 @@ class Pair:
     @property
     def folds(self) -> bool:
         """Whether what the method plugs folds into the base, or nothing is plugged."""
-        method = self.method.build()
-        return method.folds or not {*method.targets, *method.optional}
+        return _folds(self.method.build())
 
-    def inject(self, dtype: torch.dtype = torch.float32, **args: Any) -> nn.Module:
+    @property
+    def slow(self) -> bool:
+        """Whether the pair is left to ``-m slow``."""
+        return self.method.id not in by_default(self.stem, self.brief)
+
+    def inject(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A fresh backbone of this pair, in eval mode."""
-        torch.manual_seed(4)
-        model = inject(base(self.stem, dtype), self.method.build(), **args)
-        model.eval()
-        return model
+        return clone(self.injected(dtype))
+
+    def injected(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The same, for tests that only read it: one for all of them."""
+        return _injected(self, dtype)
+
+
+def _folds(method: Method) -> bool:
+    return method.folds or not {*method.targets, *method.optional}
+
+
+# Tests of a file run pair by pair (the scope in conftest.py), so that few are enough.
+@lru_cache(maxsize=8)
+def _injected(pair: Pair, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(4)
+    try:
+        model = inject(base(pair.stem, dtype), pair.method.build())
+    except PETLError as error:
+        raise AssertionError(
+            f'{pair.method.name} does not fit the tiny {pair.stem} ({error}); give it '
+            'small arguments in SETTINGS of tests/tiny_methods.py'
+        ) from error
+    model.eval()
+    return model
+
+
+@cache
+def _swapped(stem: str) -> Injection:
+    """The record of a tiny backbone that is swapped, and nothing else."""
+    return record(inject(base(stem), Nothing()))
 
 
 @cache
 def offered(stem: str) -> set[str]:
     """Kinds of sites of a tiny backbone."""
-    model = inject(base(stem), Nothing())
-    return {site.kind for site in record(model).sites}
+    return {site.kind for site in _swapped(stem).sites}
 
 
 def fits(case: MethodCase, stem: str) -> bool:
     """Whether the backbone offers every site kind that the method needs."""
-    return set(case.build().targets) <= offered(stem)
+    return case.id not in TINY[stem].refuses and not case.build().lacks(offered(stem))
+
+
+@cache
+def _ports(case: MethodCase, kind: str, stem: str) -> frozenset[str]:
+    """Ports of what a method plugs at a kind of site: ``before``, ``after``."""
+    method, sites = case.build(), list(_swapped(stem).sites)
+    with torch.random.fork_rng(devices=[]):
+        wanted = method.choose(sites)
+        method.check(wanted)
+        method.share(wanted)
+        delta = method.build(next(site for site in wanted if site.kind == kind))
+    return frozenset(
+        port
+        for port in ('before', 'after')
+        if getattr(type(delta), port) is not getattr(Delta, port)
+    )
+
+
+_FIRST: dict[tuple[str, str], str] = {}
+"""Where a method was first seen at a kind of site: its ports are the same anywhere."""
+
+
+def acts_at(case: MethodCase, stem: str) -> tuple[set[tuple[str, str]], int]:
+    """Kinds of sites and ports that a method acts at, and the number of sites."""
+    sites = case.build().choose(list(_swapped(stem).sites))
+    return {
+        (kind, port)
+        for kind in {site.kind for site in sites}
+        for port in _ports(case, kind, _FIRST.setdefault((case.id, kind), stem))
+    }, len(sites)
+
+
+@cache
+def cover(stem: str) -> frozenset[str]:
+    """Methods that together act wherever any method does on a backbone.
+
+    Each kind of site that it offers is met at each port, the largest gain first, and
+    of equals the one with the fewest sites; then those of :func:`few`.
+    """
+    cases = {case.id: case for case in method_cases() if fits(case, stem)}
+    acts = {id: acts_at(case, stem) for id, case in cases.items()}
+    left = set().union(*(places for places, _ in acts.values()))
+    chosen: set[str] = set()
+    while left:
+        best = max(acts, key=lambda id: (len(acts[id][0] & left), -acts[id][1]))
+        chosen.add(best)
+        left -= acts[best][0]
+    for id in sorted(chosen, key=lambda id: (-acts[id][1], id)):
+        rest = set().union(*(acts[other][0] for other in chosen - {id}))
+        if acts[id][0] <= rest:
+            chosen.remove(id)
+    return frozenset(chosen | few(stem))
+
+
+@cache
+def few(stem: str) -> frozenset[str]:
+    """A prompt, a method that folds and one that only selects, where they fit.
+
+    Of the first the one with the fewest sites, of the second that with the most, so
+    that the three differ in what a backbone must give for them.
+    """
+    cases = [case for case in method_cases() if fits(case, stem)]
+    acts = {case.id: acts_at(case, stem) for case in cases}
+    methods = {case.id: case.build() for case in cases}
+    prompts = {id for id, m in methods.items() if m.family == 'prompt'}
+    folding = {id for id, m in methods.items() if acts[id][0] and _folds(m)}
+    selecting = {id for id, m in methods.items() if not acts[id][0] and selects(m)}
+    order = sorted(acts)
+    return frozenset(
+        [
+            *sorted(prompts, key=lambda id: (acts[id][1], order.index(id)))[:1],
+            *sorted(folding, key=lambda id: (-len(acts[id][0]), order.index(id)))[:1],
+            *sorted(selecting)[:1],
+        ]
+    )
+
+
+def folding(stem: str) -> MethodCase:
+    """A method that plugs into the backbone, whatever its kinds of sites, and folds."""
+    cases = [case for case in method_cases() if case.id in few(stem)]
+    return next(c for c in cases if acts_at(c, stem)[0] and _folds(c.build()))
+
+
+@cache
+def homeless() -> frozenset[str]:
+    """Methods that no host offers the sites for."""
+    return frozenset(
+        case.id
+        for case in method_cases()
+        if not any(fits(case, host) for host in hosts())
+    )
+
+
+@cache
+def by_default(stem: str, brief: bool) -> frozenset[str]:
+    """Ids of the methods that a backbone meets without ``-m slow``."""
+    every = frozenset(case.id for case in method_cases())
+    if stem in (hosts()[:2] if brief else hosts()):
+        return every
+    if TINY[stem].meets is covering:
+        return few(stem) if brief else cover(stem)
+    return few(stem) | homeless() if brief else every
 
 
 def trunks() -> list[str]:
-    """The backbones with a forward pass of their own, which meet every method."""
-    return [stem for stem, tiny in TINY.items() if tiny.meets is every_method]
+    """The backbones with a forward pass of their own."""
+    return [stem for stem, tiny in TINY.items() if tiny.meets is covering]
+
+
+def attended() -> list[str]:
+    """Of them those whose queries look at the cells of the grid themselves."""
+    return [stem for stem in trunks() if 'attn.qkv' in offered(stem)]
+
+
+@dataclass(frozen=True)
+class Costly:
+    """A backbone in a test that takes long: only hosts meet it by default."""
+
+    stem: str
+
+    @property
+    def id(self) -> str:
+        return self.stem
+
+    @property
+    def slow(self) -> bool:
+        """Whether the backbone is left to ``-m slow``."""
+        return self.stem not in hosts()
+
+
+def costly() -> list[Costly]:
+    """The backbones with a forward pass of their own, hosts first."""
+    return [Costly(stem) for stem in (*hosts(), *(set(trunks()) - set(hosts())))]
 
 
 def pairs() -> Iterator[Pair]:
     """Every method on every backbone that it meets and that offers what it needs."""
-    for case in method_cases():
-        for stem, tiny in TINY.items():
+    for stem, tiny in TINY.items():
+        for case in method_cases():
             if tiny.meets(case) and fits(case, stem):
                 yield Pair(case, stem)
 
@@ -405,14 +466,19 @@ def folding_pairs() -> Iterator[Pair]:
     return (pair for pair in pairs() if pair.folds)
 
 
+def brief_pairs() -> Iterator[Pair]:
+    """Every pair, for a test of what core keeps in order."""
+    return (replace(pair, brief=True) for pair in pairs())
+
+
 def unfolding_pairs() -> Iterator[Pair]:
     """Pairs of which the method stays beside the base."""
-    return (pair for pair in pairs() if not pair.folds)
+    return (pair for pair in brief_pairs() if not pair.folds)
 
 
 def staged_pairs() -> Iterator[Pair]:
     """Pairs of which the backbone can freeze its first stages itself."""
-    return (pair for pair in pairs() if TINY[pair.stem].frozen_stages)
+    return (pair for pair in brief_pairs() if TINY[pair.stem].frozen_stages)
 
 
 def choosy_cases() -> Iterator[MethodCase]:
@@ -438,19 +504,32 @@ __all__ = [
     'SETTINGS',
     'STILL',
     'TINY',
+    'Everything',
     'MethodCase',
     'Nothing',
     'Pair',
     'Tiny',
     'Tuned',
+    'bare',
     'base',
+    'call',
+    'clone',
     'core',
     'count_trainable',
+    'cover',
     'fits',
+    'folding',
     'grid',
+    'hosts',
     'images',
     'loss_of',
     'method_cases',
+    'mmaction_swin3d',
+    'mmaction_vit',
+    'mmpretrain_swin',
+    'mmpretrain_swin_dense',
+    'mmpretrain_timm',
+    'mmpretrain_vit',
     'offered',
     'outputs',
     'pairs',
@@ -459,6 +538,7 @@ __all__ = [
     'record',
     'shake_',
     'snake',
+    'timm_vit',
     'train',
     'trains_most',
 ]

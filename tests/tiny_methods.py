@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -27,7 +27,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
-    'LST': {'': {}, 'random': {'reduction': 4, 'init': 'random'}},
+    # By eight, a norm of the narrowest would see two channels, and give signs alone.
+    'LST': {'': {'reduction': 2}, 'random': {'reduction': 4, 'init': 'random'}},
     'LoRA': {
         '': {'rank': 2},
         'all': {
@@ -116,7 +117,7 @@ class MethodCase:
 
     id: str
     name: str
-    args: tuple[tuple[str, Any], ...]
+    args: tuple[tuple[str, Any], ...] = field(compare=False)
 
     def build(self) -> Method:
         """A new instance."""
@@ -141,8 +142,12 @@ def method_cases() -> Iterator[MethodCase]:
             yield MethodCase(case, name, tuple(args.items()))
 
 
-def every_method(case: MethodCase) -> bool:
-    """All methods: a backbone with a forward pass of its own."""
+def covering(case: MethodCase) -> bool:
+    """All methods: a backbone with a forward pass of its own.
+
+    By default it meets those of ``tiny.cover``, which act at every kind of site that it
+    offers; the others are ``slow``.
+    """
     return True
 
 
@@ -171,8 +176,13 @@ def at_the_ends(case: MethodCase) -> bool:
     """
     method = case.build()
     wanted = {*method.targets, *method.optional}
-    selects = any(
+    plain = ':' not in case.id
+    return plain and (bool(wanted & ENDS) or selects(method) or not wanted)
+
+
+def selects(method: Method) -> bool:
+    """Whether a method may train some of the base."""
+    return any(
         getattr(type(method), verb) is not getattr(Method, verb)
         for verb in ('selects', 'select')
     )
-    return ':' not in case.id and (bool(wanted & ENDS) or selects or not wanted)

@@ -2,17 +2,22 @@
 
 Example: python tools/train.py configs/mini/digits.py \
     --cfg-options model.backbone.method.type=LoRA
+
+Any config of upstream: python tools/train.py \
+    mmdet::mask_rcnn/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py --petl LoRA
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from mmengine.config import DictAction
 
 from mmpetl.apis.run import choose_device, cli_errors, train
-from mmpetl.config.load import load_config
+from mmpetl.config.add_petl import add_petl
+from mmpetl.config.load import finish_config, read_config
 from mmpetl.core import PETLError
 
 
@@ -21,7 +26,20 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file, or configs/lora/vtab/svhn.py')
+    parser.add_argument(
+        'config',
+        help='config file, configs/lora/vtab/svhn.py, or mmdet::mask_rcnn/...py',
+    )
+    parser.add_argument('--petl', help='method to put into the model of any config')
+    parser.add_argument(
+        '--petl-options',
+        nargs='+',
+        action=DictAction,
+        help='arguments of that method, as in rank=16',
+    )
+    parser.add_argument(
+        '--base', help='base weights, of a trunk or a whole model; needs --petl'
+    )
     parser.add_argument(
         '--protocol',
         choices=('honest', 'published'),
@@ -62,10 +80,16 @@ def main() -> None:
     args = parse_args()
     with cli_errors():
         choose_device(args.device)
-        config = load_config(
-            args.config,
+        config = read_config(args.config)
+        if args.petl:
+            config = add_petl(config, args.petl, args.petl_options, base=args.base)
+        elif args.base or args.petl_options:
+            raise PETLError('--base and --petl-options need --petl METHOD')
+        config = finish_config(
+            config,
             args.cfg_options,
             args.work_dir,
+            path=Path(args.config),
             protocol=args.protocol,
             stage=args.stage,
         )

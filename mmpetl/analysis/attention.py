@@ -26,6 +26,7 @@ from mmpetl.core import (
     WindowBlockHost,
     from_windows,
     injection_of,
+    score_terms,
     to_windows,
     watching,
 )
@@ -96,25 +97,28 @@ class BlockAttention:
 
 
 def scores_to_weights(
-    q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float | None = None,
 ) -> Tensor:
-    """``softmax(q k^T / sqrt(d) + bias + mask)``.
+    """``softmax(scale * q k^T + bias + mask)``.
 
     Args:
         q: (B * windows, heads, Nq, d).
         k: (B * windows, heads, Nk, d).
-        bias: (heads, N, N) over the last N queries and keys, or None.
+        bias: (heads, N, N) or (B * windows, heads, N, N) over the last N queries and
+            keys, or None.
         mask: (windows, N, N), likewise, or None.
+        scale: ``1 / sqrt(d)`` by default.
 
     Returns:
         (B * windows, heads, Nq, Nk).
     """
-    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
-    if bias is not None:
-        added = bias[None] if mask is None else bias[None] + mask[:, None]
-        front_q = q.shape[-2] - bias.shape[-2]
-        front_k = k.shape[-2] - bias.shape[-1]
-        added = F.pad(added, (front_k, 0, front_q, 0)).to(scores.dtype)
+    scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    added = score_terms(q, k, bias, mask)
+    if added is not None:
         scores = (scores.unflatten(0, (-1, len(added))) + added).flatten(0, 1)
     return scores.softmax(-1)
 
@@ -180,15 +184,14 @@ def probing(
         yield
 
 
-def bias_and_mask(
-    host: nn.Module, grid: tuple[int, ...], device: torch.device
-) -> tuple[tuple | None, tuple | None, Tensor | None, Tensor | None]:
-    """Window, shift, position bias and shift mask of a block on a grid."""
+def window_of(
+    host: nn.Module, grid: tuple[int, ...]
+) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Window and shift of a block on a grid, None where attention is global."""
     if not isinstance(host, WindowBlockHost):
-        return None, None, None, None
+        return None, None
     partition = host.partition(grid)
-    bias = host.position_bias(partition.tokens)
-    return partition.window, partition.shift, bias, partition.mask(device)
+    return partition.window, partition.shift
 
 
 @contextmanager
@@ -210,14 +213,21 @@ def watch_attention(
     module, state = injection_of(backbone)
     sites = [site for site in state.sites if site.kind == 'attn.core']
     chosen = check_blocks(blocks, len(sites))
+    for site in (sites[i] for i in chosen):
+        if module.get_submodule(site.host).attention_parts().get('kv_source'):
+            raise PETLError(
+                f'block {site.block} makes keys and values from a reduced map, so that '
+                'its attention looks at no single cells of the grid; choose blocks '
+                'without a reduction'
+            )
     if in_training(module):
         raise PETLError('attention is recorded in eval mode; call model.eval() first')
     records: list[BlockAttention] = []
 
     def see(site, host, images, qkv, o, ctx) -> None:
         q, k, v = (t.detach() for t in qkv)
-        window, shift, bias, mask = bias_and_mask(host, ctx.grid, q.device)
-        weights = scores_to_weights(q, k, bias, mask)
+        window, shift = window_of(host, ctx.grid)
+        weights = scores_to_weights(q, k, *host.score_terms(q, ctx))
         records.append(
             BlockAttention(
                 block=site.block,

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.analysis.attention import (
-    bias_and_mask,
     in_training,
     probing,
     scores_to_weights,
@@ -254,9 +253,8 @@ def _token_effects(tally: _Tally) -> Callable:
             return
         p = ctx.num_prefix
         own = p - extra
-        bias, mask = bias_and_mask(host, ctx.grid, q.device)[2:]
         keep_q = [*range(own), *range(p, q.shape[-2])]
-        weights = scores_to_weights(q, k, bias, mask)[:, :, keep_q]
+        weights = scores_to_weights(q, k, *host.score_terms(q, ctx))[:, :, keep_q]
         full = weights @ v
         drops = {'attn.core': range(added)}
         drops['tokens'] = range(added + own, added + p)
@@ -295,7 +293,7 @@ def _watch_base(
     """Compare modules whose weights a method has trained with those of the base."""
     site_map = find_site_map(module)
     params = dict(module.named_parameters())
-    heads = {params[name].data_ptr() for name in state.head}
+    heads = {params[name].data_ptr() for name in state.head if name in params}
     for site in state.sites:
         if site.kind not in TRAINED_KINDS:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmpetl.lazy import lazy_names
 
 _HOMES = {
+    'add_petl': 'mmpetl.config.add_petl',
     'build_runner': 'run',
     'choose_device': 'run',
     'cli_errors': 'run',

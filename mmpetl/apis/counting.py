@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmpetl.apis.building import build_model, without_memory
 from mmpetl.config.load import as_config
-from mmpetl.config.nodes import petl_backbone_of
+from mmpetl.config.nodes import method_of, petl_backbone_of
 from mmpetl.config.scope import build_backbone
-from mmpetl.core import PETLError, build_method, count_trainable, inject, suggest
+from mmpetl.core import (
+    PETLError,
+    build_method,
+    count_trainable,
+    inject,
+    injections,
+    suggest,
+)
 from mmpetl.core.delta_file import to_data
 
 FULL_SIZE: dict[str, dict[str, Any]] = {
@@ -55,13 +62,32 @@ def count_config(config: Any) -> dict[str, Any]:
     """
     config = copy.deepcopy(as_config(config))
     node = petl_backbone_of(config)
-    if node is None or node.get('method') is None:
+    method = method_of(config)
+    if method is None:
         raise PETLError('the config has no method, so all of its model trains')
-    node['checkpoint'] = None
-    method = build_method(node['method'])
+    if node is None:
+        _drop_files(config.model)
+    else:
+        node['checkpoint'] = None
     model = build_model(config, quiet=True)
-    kind = to_data(node['backbone']['type']).rpartition('.')[2]
-    return _row(type(method).__name__, kind, model)
+    trunk = config.model.get('backbone') if node is None else node['backbone']
+    kind = (
+        type(injections(model)[0][1]).__name__.removeprefix('PETL')
+        if trunk is None
+        else to_data(trunk['type'])
+    )
+    return _row(type(build_method(method)).__name__, kind.rpartition('.')[2], model)
+
+
+def _drop_files(model: Any) -> None:
+    """Let the model of a config start from no file."""
+    model.pop('base', None)
+    for node in (model, *(v for v in model.values() if isinstance(v, Mapping))):
+        node.pop('pretrained', None)
+        entries = node.get('init_cfg')
+        entries = entries if isinstance(entries, list | tuple) else [entries or {}]
+        if any(str(entry.get('type')).startswith('Pretrained') for entry in entries):
+            node.pop('init_cfg')
 
 
 def count_pairs(

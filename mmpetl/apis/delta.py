@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from mmpetl.apis.building import build_model, dataset_meta
 from mmpetl.compat import load_file
 from mmpetl.config.load import as_config
-from mmpetl.config.nodes import petl_backbone_of, test_pipeline
+from mmpetl.config.nodes import method_of, test_pipeline
 from mmpetl.config.text import read_text
 from mmpetl.core import (
     PETLError,
@@ -44,6 +44,7 @@ from mmpetl.core import (
     tensor_digests,
 )
 from mmpetl.core.delta_file import (
+    BASE_KEY,
     SUFFIXES,
     check_facts,
     delta_paths,
@@ -138,7 +139,7 @@ def export_delta(
     keys = file_keys(delta.state, slots)
     try:
         return write_delta_file(
-            out, {keys[k]: v for k, v in delta.state.items()}, facts
+            out, {keys[k]: v for k, v in delta.state.items() if k != BASE_KEY}, facts
         )
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
@@ -202,7 +203,7 @@ def portable_model(config: Any) -> dict[str, Any]:
     def visit(value: Any) -> Any:
         if isinstance(value, dict):
             return {
-                k: Path(v).name if k == 'checkpoint' and v else visit(v)
+                k: Path(v).name if k in ('checkpoint', 'base') and v else visit(v)
                 for k, v in value.items()
             }
         return [visit(v) for v in value] if isinstance(value, list) else value
@@ -297,8 +298,8 @@ def check_method_of_text(model: nn.Module, text: str | None, path: Path) -> None
     Raises:
         PETLError: They differ.
     """
-    node = petl_backbone_of(read_text(text) if text else {}) or {}
-    if node.get('method') is None:
+    method = method_of(read_text(text) if text else {})
+    if method is None:
         print_log(
             f'{path} does not say how its method was set; the config is believed',
             logger='current',
@@ -307,7 +308,7 @@ def check_method_of_text(model: nn.Module, text: str | None, path: Path) -> None
         return
     here = delta_meta(model)
     try:
-        check_facts({**here, 'method': build_method(node['method']).config()}, here)
+        check_facts({**here, 'method': build_method(method).config()}, here)
     except PETLError as error:
         raise PETLError(f'{path}: {error}') from None
 
@@ -338,8 +339,7 @@ def _best_metrics(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
 
 def _method_in(config: Any) -> str | None:
     """Name of the method in a config; None where there is none."""
-    node = petl_backbone_of(config or {}) or {}
-    method = node.get('method')
+    method = method_of(config or {})
     name = method if isinstance(method, str) else (method or {}).get('type')
     return None if name is None else str(to_data(name)).rpartition('.')[2]
 

@@ -16,7 +16,12 @@ from mmpetl.apis.building import without_memory
 from mmpetl.apis.delta import DeltaFile, load_tensors, read_delta, slot_names
 from mmpetl.apis.model import init_model
 from mmpetl.config.load import as_config
-from mmpetl.config.nodes import BUILDER, test_pipeline
+from mmpetl.config.nodes import (
+    BUILDER,
+    is_petl_model,
+    test_pipeline,
+    upstream_model,
+)
 from mmpetl.config.scope import build_backbone, package_of
 from mmpetl.core import (
     PETLError,
@@ -272,6 +277,8 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
     keep = {k: config[k] for k in (*RUNTIME, *TEST_PART, 'model') if k in config}
     plain: dict[str, Any] = copy.deepcopy(Config(keep)._cfg_dict.to_dict())
     scope, scopes = config.get('default_scope'), set()
+    if is_petl_model(plain['model']):
+        plain['model'] = upstream_model(plain['model'])
     plain['model'] = _unwrap(plain['model'], scope, scopes)
     scopes.discard(scope)
     if scopes:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from mmpetl.core import (
     Partition,
-    PETLError,
     WindowBackboneHost,
     WindowBlockHost,
     WindowSiteMap,
@@ -46,6 +45,7 @@ class PETLSwinTransformerBlock3D(WindowBlockHost, SwinTransformerBlock3D):
             'qkv': attn.qkv,
             'proj': attn.proj,
             'dropout': attn.attn_drop.p if attn.training else 0.0,
+            'scale': attn.scale,
         }
 
     def drop_projection(self, x: Tensor) -> Tensor:
@@ -111,10 +111,6 @@ class MMActionSwin3D(WindowSiteMap):
 
     def check(self, backbone: nn.Module) -> None:
         super().check(backbone)
-        for path, block in self.blocks(backbone):
-            attn = block.attn
-            if attn.scale != (attn.embed_dims // attn.num_heads) ** -0.5:
-                raise PETLError(f'{path}.attn has its own qk_scale; no sites for it')
         for i, stage in enumerate(backbone.layers):
             if stage.downsample is not None:
                 path = f'layers.{i}.downsample'

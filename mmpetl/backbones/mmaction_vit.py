@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from mmaction.models.backbones.vit_mae import Attention, Block, VisionTransformer
 from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
@@ -14,11 +13,9 @@ from mmcv.cnn.bricks.wrappers import Conv3d
 from torch import Tensor, nn
 
 from mmpetl.core import (
-    Affine,
     BackboneHost,
-    BiasPart,
     BlockHost,
-    PETLError,
+    Rows,
     Site,
     SiteMap,
     block_sites,
@@ -37,29 +34,19 @@ class PETLBlock(BlockHost, Block):
         attn = self.attn
         return {
             'num_heads': attn.num_heads,
-            'qkv': self.qkv,
+            'qkv': self.qkv(),
             'proj': attn.proj,
             'dropout': attn.attn_drop.p if attn.training else 0.0,
+            'scale': attn.scale,
         }
 
-    def qkv(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, 3 C)."""
+    def qkv(self) -> nn.Module | Rows:
+        """The fused projection, with biases of queries and values if it has any."""
         attn = self.attn
         if not hasattr(attn, 'q_bias'):
-            return attn.qkv(x)
-        bias = torch.cat((attn.q_bias, torch.zeros_like(attn.v_bias), attn.v_bias))
-        return F.linear(x, attn.qkv.weight, bias)
-
-    def qkv_affine(self, name: str) -> Affine:
-        attn = self.attn
-        d = len(attn.qkv.weight) // 3
-        q, v = getattr(attn, 'q_bias', None), getattr(attn, 'v_bias', None)
-        parts = (
-            BiasPart(0, d, q),
-            BiasPart(d, 2 * d, None, free=True),
-            BiasPart(2 * d, 3 * d, v),
-        )
-        return Affine(name, attn.qkv.weight, parts)
+            return attn.qkv
+        bias = (attn.q_bias, len(attn.q_bias), attn.v_bias)
+        return Rows(attn.qkv.weight, bias)
 
     def drop_projection(self, x: Tensor) -> Tensor:
         return self.attn.proj_drop(x)
@@ -125,13 +112,6 @@ class MMActionViT(SiteMap):
 
     def example(self) -> nn.Module:
         return VisionTransformer(norm_cfg={'type': 'LN', 'eps': 1e-6})
-
-    def check(self, backbone: nn.Module) -> None:
-        super().check(backbone)
-        for path, block in self.blocks(backbone):
-            attn = block.attn
-            if attn.scale != (attn.embed_dims // attn.num_heads) ** -0.5:
-                raise PETLError(f'{path}.attn has its own qk_scale; no sites for it')
 
     def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for i, block in enumerate(backbone.blocks):

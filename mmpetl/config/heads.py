@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 
-from mmpetl.config.nodes import petl_backbone_of
+from mmpetl.config.nodes import is_petl_model, method_of, petl_backbone_of
 from mmpetl.config.scope import build_backbone
 from mmpetl.core import Method, build_method, wanted_sites
 
@@ -51,16 +51,20 @@ def fit_head(config: Any) -> None:
     So a recipe serves every method, and one override changes one thing.
     """
     node = petl_backbone_of(config)
+    if is_petl_model(config.get('model')):
+        backbone, petl = config.model.get('backbone'), method_of(config)
+        node = {'backbone': backbone, 'method': petl} if backbone else None
     if node is None or node.get('method') is None:
         return
     scope = config.get('default_scope')
-    width = feature_width(build_method(node['method']), node['backbone'], scope)
+    method = build_method(node['method'])
+    width = feature_width(method, node['backbone'], scope)
     for key in HEADS:
         head = config.model.get(key)
         if width is not None and head and head.get('in_channels') not in (None, width):
             print_log(
                 f'{key}.in_channels is {width}, not {head.in_channels}: the feature '
-                f'of {node["method"]["type"]} has that width',
+                f'of {type(method).__name__} has that width',
                 logger='current',
             )
             head.in_channels = width

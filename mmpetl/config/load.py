@@ -10,14 +10,26 @@ from typing import Any
 from mmpetl.config.heads import fit_head
 from mmpetl.config.leaves import read_table, row_config
 from mmpetl.config.names import recipe_names
-from mmpetl.config.nodes import PHASES, datasets_of
+from mmpetl.config.nodes import PHASES, datasets_of, is_petl_model, method_of
 from mmpetl.config.preprocessing import apply_preprocessing
 from mmpetl.config.protocols import apply_schedule, check_names, overlay, protocol_of
+from mmpetl.config.upstream import is_upstream_name, upstream_config
 from mmpetl.core import PETLError, build_method, registered_methods, suggest
 from mmpetl.datasets.catalog import facts_of
 
 FIRST = ('dataset', 'preprocessing', 'protocol', 'stage')
 """Keys that decide what a config is written out to; they act before all others."""
+
+UNREADABLE = (
+    AssertionError,  # a base in a package that MMEngine does not know
+    ImportError,  # or that is not installed
+    FileNotFoundError,
+    KeyError,
+    NameError,
+    RuntimeError,  # ConfigParsingError
+    SyntaxError,
+)
+"""What MMEngine raises for a config that it cannot read, or a base of it."""
 
 NAMED_BY: Mapping[str, str] = {
     'mmpetl.VTAB': 'task',
@@ -35,19 +47,20 @@ def as_config(config: Any) -> Any:
 
 
 def read_config(path: str | os.PathLike) -> Any:
-    """The config of a file, or of a row in the table of the folder's name.
+    """The config of a file, of a package, or of a row in the table of the folder.
 
     Raises:
         PETLError: There is neither.
     """
     from mmengine.config import Config
-    from mmengine.config.utils import ConfigParsingError
 
+    if is_upstream_name(path):
+        path = upstream_config(str(path))
     path = Path(path)
     if path.is_file():
         try:
             config = Config.fromfile(path)
-        except (SyntaxError, ConfigParsingError, KeyError, NameError) as error:
+        except UNREADABLE as error:
             reason = ' '.join(str(error).split())
             raise PETLError(f'{path} cannot be read: {reason[:300]}') from None
         if 'tables' in config:
@@ -98,7 +111,8 @@ def load_config(
     Configs are Python and run when they are read: use only those you trust.
 
     Args:
-        path: A config file, or a row of a table: ``configs/lora/vtab/svhn.py``.
+        path: A config file; one that a package ships, ``mmdet::mask_rcnn/...py``; or a
+            row of a table: ``configs/lora/vtab/svhn.py``.
         options: Dotted keys that override it.
         work_dir: Folder of the run; by default that of the config, or
             ``work_dirs/<method>/<dataset>``.
@@ -226,8 +240,11 @@ def run_name(config: Any, path: Path) -> str:
 
 
 def _method_of(config: Any) -> Mapping[str, Any] | None:
-    backbone = config.get('model', {}).get('backbone', {})
-    method = backbone.get('method') if isinstance(backbone, Mapping) else None
+    if is_petl_model(config.get('model')):
+        method = method_of(config)
+    else:
+        backbone = config.get('model', {}).get('backbone', {})
+        method = backbone.get('method') if isinstance(backbone, Mapping) else None
     return {'type': method} if isinstance(method, str) else method
 
 

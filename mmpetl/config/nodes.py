@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 BUILDER = 'mmpetl.PETLBackbone'
+MODEL_BUILDER = 'mmpetl.PETLModel'
+OURS = ('of', 'petl', 'base', 'where', 'freeze', 'layers', 'blocks')
+"""Keys of ``mmpetl.PETLModel``; all others are upstream's."""
 PHASES = ('train', 'val', 'test')
 WRAPPED = ('dataset', 'datasets')
 """Keys under which a dataset of datasets holds what it wraps."""
@@ -43,6 +46,26 @@ def petl_backbone_of(config: Any) -> Any | None:
         return None
 
     return visit(config.get('model', {}))
+
+
+def is_petl_model(model: Any) -> bool:
+    """Whether a model's config is one of ``mmpetl.PETLModel``."""
+    kind = model.get('type') if isinstance(model, Mapping) else None
+    return kind == MODEL_BUILDER or getattr(kind, '__name__', '') == 'petl_model'
+
+
+def upstream_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the model that ``mmpetl.PETLModel`` builds, without ours."""
+    rest = {k: v for k, v in model.items() if k not in (*OURS, 'type')}
+    return {'type': model['of'], **rest}
+
+
+def method_of(config: Any) -> Any | None:
+    """The method of a config, as it is named there; None where there is none."""
+    model = config.get('model') or {}
+    if is_petl_model(model):
+        return model.get('petl')
+    return (petl_backbone_of(config) or {}).get('method')
 
 
 def find_dataset(

@@ -29,8 +29,9 @@ class Affine:
 
     Args:
         name: The site, for messages.
-        weight: (out, in) view of the base weight, or (out,) for a norm. Writing to
-            it writes to the base.
+        weight: (out, in) view of the base weight, or (out,) for a norm; several views
+            where several weights hold the rows of one map. Writing to them writes to
+            the base.
         bias: Parts of the bias that together cover all ``out`` rows.
         eps: What a norm adds to its variance, None for a projection.
     """
@@ -38,23 +39,33 @@ class Affine:
     def __init__(
         self,
         name: str,
-        weight: Tensor,
+        weight: Tensor | tuple[Tensor, ...],
         bias: tuple[BiasPart, ...],
         eps: float | None = None,
     ) -> None:
         self.name = name
-        self.weight = weight
+        self.weights = (weight,) if isinstance(weight, Tensor) else weight
         self.bias = bias
         self.eps = eps
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows, (out, in) or (out,): to read; a view of the base if it is one."""
+        return self.weights[0] if len(self.weights) == 1 else torch.cat(self.weights)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Views of every base tensor behind the map, weights first."""
+        return [*self.weights, *(p.bias for p in self.bias if p.bias is not None)]
 
     def check_writable(self) -> None:
         """Raise PETLError where an exact equivalent cannot be written.
 
         A quantised weight rounds what is added to it, in steps of its own.
         """
-        for tensor in (self.weight, *(p.bias for p in self.bias)):
-            plain = type(tensor) in (Tensor, nn.Parameter, type(None))
-            if tensor is None or (plain and tensor.is_floating_point()):
+        for tensor in self.tensors:
+            plain = type(tensor) in (Tensor, nn.Parameter)
+            if plain and tensor.is_floating_point():
                 continue
             raise PETLError(
                 f'{self.name} holds a {type(tensor).__name__} of '
@@ -82,12 +93,13 @@ class Affine:
             else replace(part, bias=part.bias.detach().clone())
             for part in self.bias
         )
-        weight = self.weight.detach().clone()
-        return Affine(self.name, weight, tuple(bias), self.eps)
+        weights = tuple(weight.detach().clone() for weight in self.weights)
+        return Affine(self.name, weights, tuple(bias), self.eps)
 
     def full_bias(self) -> Tensor:
         """A copy of the bias, (out,), with zeros where the base has none."""
-        zeros = torch.zeros_like(self.weight.reshape(len(self.weight), -1)[:, 0])
+        first = self.weights[0]
+        zeros = first.new_zeros(sum(len(weight) for weight in self.weights))
         return torch.cat(
             [zeros[p.start : p.stop] if p.bias is None else p.bias for p in self.bias]
         )
@@ -108,20 +120,32 @@ class Affine:
             for p in self.bias
             if p.start < stop and p.stop > start
         )
-        return Affine(name, self.weight[start:stop], parts)
+        weights, row = [], 0
+        for weight in self.weights:
+            low, high = max(start - row, 0), min(stop - row, len(weight))
+            if low < high:
+                weights.append(weight[low:high])
+            row += len(weight)
+        return Affine(name, tuple(weights), parts, self.eps)
 
     @torch.no_grad()
     def add_(self, delta: Tensor) -> None:
         """``W <- W + delta``, summed in float64 so that the fold rounds once."""
-        total = self.weight.double() + delta.double()
-        self.weight.copy_(total)
+        row = 0
+        for weight in self.weights:
+            piece = delta[row : row + len(weight)].double()
+            weight.copy_(weight.double() + piece)
+            row += len(weight)
 
     @torch.no_grad()
     def scale_(self, scale: Tensor) -> None:
         """``W <- diag(scale) W`` and ``b <- scale * b``; ``scale`` is (out,)."""
-        s = scale.double()
-        by_row = s if self.weight.ndim == 1 else s[:, None]
-        self.weight.copy_(self.weight.double() * by_row)
+        s, row = scale.double(), 0
+        for weight in self.weights:
+            piece = s[row : row + len(weight)]
+            by_row = piece if weight.ndim == 1 else piece[:, None]
+            weight.copy_(weight.double() * by_row)
+            row += len(weight)
         for part in self.bias:
             if part.bias is not None:
                 part.bias.copy_(part.bias.double() * s[part.start : part.stop])

@@ -9,6 +9,8 @@ Neither file can run code. The JSON holds at least
                  the backbone
 ``backbone``     config of the foreign backbone, or null
 ``num_blocks``   its depth
+``where``        ``layers``, ``blocks`` and ``places`` that the method is about, or a
+                 list where several share the backbone; absent where it is all of them
 ``sites``        number of the list of sites, absent before there were two
 ``base``         name of the file of the base weights, null where they were random
 ``fingerprint``  digest of the base weights, 16 hexadecimal digits
@@ -41,6 +43,9 @@ FORMAT = 1
 
 SITES = 2
 """Number of the list of sites that backbones offer; older deltas do not state it."""
+
+BASE_KEY = 'petl.base'
+"""Key of the base's fingerprint, 8 bytes, in the state of a whole tuned model."""
 
 SUFFIXES = ('.safetensors', '.json')
 REQUIRED = ('format', 'method', 'num_blocks', 'base', 'fingerprint', 'tensors')
@@ -294,6 +299,11 @@ def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
             f'the delta was made by {_full(facts)}, the model has {_full(here)}; use '
             'the same arguments'
         )
+    if facts.get('where') != here.get('where'):
+        raise PETLError(
+            f'the delta acts at {_where(facts)}, the model at {_where(here)}; inject '
+            'with the same layers and blocks'
+        )
     if facts['fingerprint'] != here['fingerprint']:
         raise PETLError(
             f'the delta was made on the base {facts["base"] or "(random)"} '
@@ -310,6 +320,15 @@ def method_name(facts: Mapping[str, Any]) -> str:
 def _methods(facts: Mapping[str, Any]) -> list[Any]:
     methods = facts['method']
     return list(methods) if isinstance(methods, list | tuple) else [methods]
+
+
+def _where(facts: Mapping[str, Any]) -> str:
+    """``layers=[...], blocks=None`` of each method."""
+    where = facts.get('where')
+    if where is None:
+        return 'all layers'
+    parts = where if isinstance(where, list) else [where]
+    return ' + '.join(', '.join(f'{k}={v}' for k, v in p.items()) for p in parts)
 
 
 def _backbone_name(facts: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,11 @@ def square_blocks(site: Site) -> tuple[int, int, int]:
 def check_factors(method: Method, sites: list[Site]) -> None:
     """Raise PETLError where a projection is not made of squares, or is too narrow."""
     for site in sites:
+        if site.gated:
+            raise PETLError(
+                f'{type(method).__name__} is made of squares of the width, and {site} '
+                'leaves a gate beside its values; choose targets without ffn.fc1'
+            )
         dims, rows, columns = square_blocks(site)
         if (rows * dims, columns * dims) != (site.out_dims, site.in_dims):
             raise PETLError(

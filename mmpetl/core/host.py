@@ -7,6 +7,7 @@ these; parameters, buffers, keys and ``isinstance`` stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core.affine import Affine
-from mmpetl.core.attention import softmax_attention, split_heads
+from mmpetl.core.attention import softmax_attention, spread_bias
 from mmpetl.core.context import Context, records_gradients
 from mmpetl.core.delta import Delta, Features
+from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import check_unmoved, converting
 from mmpetl.core.init_guard import KeptThroughInit
-from mmpetl.core.injection import Injection, deltas_of
+from mmpetl.core.injection import Injection, deltas_of, find_submodule
+from mmpetl.core.stack import Rows, Stack, affine_of
+
+Projection = nn.Module | Rows
+"""What a block calls between two widths."""
 
 
 class Host:
@@ -85,6 +91,12 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _split(y: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Rows of a logical projection, (B, N, sum(sizes)) -> (B, N, size) each."""
+    even = len(set(sizes)) == 1
+    return y.chunk(len(sizes), dim=-1) if even else y.split(sizes, dim=-1)
+
+
 def run_in(
     dtype: torch.dtype,
     run: Callable[[Tensor, Context], Tensor],
@@ -95,30 +107,70 @@ def run_in(
     return run(x.to(dtype), ctx)
 
 
+@dataclass(frozen=True)
+class FFN:
+    """A feed-forward network, by its parts.
+
+    Attributes:
+        fc1: First projection; a :class:`~mmpetl.core.stack.Stack` of gate and value
+            where the network is gated, so that ``ffn.fc1`` leaves twice the width.
+        between: ``between(x, ctx)``: activation, gate, convolution, dropout.
+        fc2: Second projection.
+        behind: ``behind(x)``: dropout.
+    """
+
+    fc1: Projection
+    between: Callable[[Tensor, Context], Tensor]
+    fc2: Projection
+    behind: Callable[[Tensor], Tensor] = _identity
+
+
 class BlockHost(Host):
-    """A pre-norm transformer block, written with its sites.
+    """A transformer block, written with its sites.
 
     A backbone's file says where the parts are: :meth:`attention_parts`,
-    :meth:`ffn_parts` and :meth:`residual`; ``norm1`` and ``norm2`` are looked up by
-    name. Streams are (B, num_prefix + prod(grid), C).
+    :meth:`ffn_parts` and :meth:`residual`; where norms have other names, stand behind
+    their sub-layer, or the shortcut is more than the stream, also :meth:`norms`,
+    :attr:`post_norm` and :meth:`shortcut`. Streams are
+    (B, num_prefix + prod(grid), C).
+
+    Attributes:
+        post_norm: Whether ``norm1`` and ``norm2`` stand behind attention and
+            feed-forward network, in front of scale and stochastic depth.
+        with_cp: Whether activations are computed again in the backward pass.
     """
 
     attn: nn.Module
     norm1: nn.Module
     norm2: nn.Module
+    post_norm = False
     with_cp = False
 
     def attention_parts(self) -> dict[str, Any]:
         """Keyword arguments of :meth:`attend`."""
         raise NotImplementedError
 
-    def ffn_parts(self) -> tuple[nn.Module, Callable, nn.Module, Callable]:
-        """fc1, what stands between, fc2, what follows."""
+    def ffn_parts(self) -> FFN | tuple[nn.Module, Callable, nn.Module, Callable]:
+        """The feed-forward network; a tuple is fc1, ``between(x)``, fc2, behind."""
         raise NotImplementedError
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         """Scale and stochastic depth of branch 1 (attention) or 2 (ffn)."""
         raise NotImplementedError
+
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        """The norms of attention and of the feed-forward network."""
+        return self.norm1, self.norm2
+
+    def shortcut(self, branch: int, normed: Tensor, x: Tensor) -> Tensor:
+        """What the residual of a branch is added to.
+
+        Args:
+            branch: 1 (attention) or 2 (ffn).
+            normed: The stream behind the norm of this branch.
+            x: The stream.
+        """
+        return x
 
     def drop_projection(self, x: Tensor) -> Tensor:
         """Dropout behind the output projection."""
@@ -130,104 +182,184 @@ class BlockHost(Host):
         ctx: Context,
         *,
         num_heads: int,
-        qkv: Callable[[Tensor], Tensor],
-        proj: nn.Module,
-        bias: Tensor | None = None,
+        qkv: Stack | Projection,
+        proj: Projection | None,
+        bias: Tensor | Callable[[Tensor, Context], Tensor | None] | None = None,
         mask: Tensor | None = None,
         dropout: float = 0.0,
-        qk_norm: tuple[nn.Module, nn.Module] | None = None,
+        scale: float | None = None,
+        bias_prefix: int = 0,
+        kv_source: Callable[[Tensor, Context], Tensor] | None = None,
+        prepare: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
+        behind: Callable[[Tensor, Tensor, Tensor, Context], Tensor] | None = None,
     ) -> Tensor:
         """From what enters the fused projection to what leaves the output projection.
 
         Args:
             x: (B, N, C); in windowed attention (B * windows, N, C).
             ctx: Facts of this forward pass.
-            num_heads: Attention heads.
-            qkv: The fused projection, (B, N, C) -> (B, N, 3 * D), rows q, k, v.
-            proj: The output projection.
-            bias: See :func:`~mmpetl.core.attention.softmax_attention`.
+            num_heads: Attention heads of the queries; keys and values may have fewer.
+            qkv: The projection to queries, keys and values, however it is stored.
+            proj: The output projection; None where it stands elsewhere, and the caller
+                runs its site.
+            bias: See :func:`~mmpetl.core.attention.softmax_attention`. A function
+                ``bias(q, ctx)`` gets the queries (B, heads, N, d) without the tokens
+                that deltas have added, behind ``prepare`` and not yet scaled, and may
+                return None.
             mask: Likewise.
             dropout: Likewise.
-            qk_norm: Norms of queries and keys per head.
+            scale: Likewise.
+            bias_prefix: How many tokens of the backbone in front of the grid the bias
+                covers.
+            kv_source: ``kv_source(x, ctx)``: what keys and values are made from, where
+                that is not ``x``; then there is no site ``attn.qkv``.
+            prepare: ``prepare(q, k, v, ctx)`` between the projections and the scores:
+                norms per head, rotary positions, pooling, repeated key heads.
+            behind: ``behind(o, q, x, ctx)`` in front of the output projection, on heads
+                that are joined, (B, N, heads * d).
 
         Returns:
             (B, N, C).
         """
+        qkv = Stack.of(qkv)
         x = self.before('attn.qkv', x, ctx)
-        y = qkv(x)
         rows = ('attn.q', 'attn.k', 'attn.v')
-        if any(self.plugged(kind) for kind in rows):
-            parts = [
-                self.after(kind, x, part, ctx)
-                for kind, part in zip(rows, y.chunk(3, dim=-1), strict=True)
-            ]
-            if self.plugged('attn.qkv'):
-                y = self.after('attn.qkv', x, torch.cat(parts, dim=-1), ctx)
-                parts = y.chunk(3, dim=-1)
-            q, k, v = (split_heads(part, num_heads) for part in parts)
+        source = None if kv_source is None else kv_source(x, ctx)
+        apart = any(self.plugged(kind) for kind in rows)
+        if qkv.fused and source is None and not apart:
+            y = self.after('attn.qkv', x, qkv(x), ctx)
+            parts = _split(y, qkv.sizes)
         else:
-            y = self.after('attn.qkv', x, y, ctx)
-            y = y.unflatten(-1, (3, num_heads, -1))
-            q, k, v = y.permute(2, 0, 3, 1, 4).unbind(0)
-        if qk_norm is not None:
-            q, k = qk_norm[0](q), qk_norm[1](k)
+            parts = qkv.parts(x, source)
+            if apart:
+                seen = (x, x, x) if source is None else (x, source, source)
+                parts = [
+                    self.after(kind, inside, part, ctx)
+                    for kind, inside, part in zip(rows, seen, parts, strict=True)
+                ]
+            if self.plugged('attn.qkv'):
+                y = self.after('attn.qkv', x, torch.cat(tuple(parts), dim=-1), ctx)
+                parts = _split(y, qkv.sizes)
+        dims = qkv.sizes[0] // num_heads
+        q, k, v = (p.unflatten(-1, (-1, dims)).transpose(1, 2) for p in parts)
+        if prepare is not None:
+            q, k, v = prepare(q, k, v, ctx)
         q, k, v = self.before('attn.core', (q, k, v), ctx)
-        o = softmax_attention(q, k, v, bias, mask, dropout)
-        o = self.after('attn.core', (q, k, v), o, ctx)
-        return self.through('attn.proj', proj, o.transpose(1, 2).flatten(2), ctx)
+        terms = self.position_terms(q, ctx, bias, bias_prefix)
+        o = softmax_attention(q, k, v, terms, mask, dropout, scale)
+        o = self.after('attn.core', (q, k, v), o, ctx).transpose(1, 2).flatten(2)
+        if behind is not None:
+            o = behind(o, q, x, ctx)
+        return o if proj is None else self.through('attn.proj', proj, o, ctx)
+
+    def position_terms(
+        self,
+        q: Tensor,
+        ctx: Context,
+        bias: Tensor | Callable[[Tensor, Context], Tensor | None] | None,
+        own: int,
+    ) -> Tensor | None:
+        """The position bias over the last tokens; that of extra tokens is zero.
+
+        Tokens that pass a block apart from the grid (:meth:`Context.apart`) have none.
+
+        Args:
+            q: (B, heads, N, d).
+            ctx: Facts of this forward pass.
+            bias: See :meth:`attend`.
+            own: Tokens of the backbone in front of the grid that the bias covers.
+
+        Returns:
+            (heads, N', N') or (B, heads, N', N'), or None.
+        """
+        if bias is None or not all(ctx.grid):
+            return None
+        if callable(bias):
+            inside = q
+            if ctx.num_prefix > own:
+                grid = q[:, :, ctx.num_prefix :]
+                inside = torch.cat((q[:, :, :own], grid), dim=2) if own else grid
+            bias = bias(inside, ctx)
+        if bias is None or not own:
+            return bias
+        return spread_bias(bias, own, ctx.num_extra)
+
+    def score_terms(
+        self, q: Tensor, ctx: Context
+    ) -> tuple[Tensor | None, Tensor | None, float]:
+        """Bias, mask and scale of the scores of this block, for whoever watches it.
+
+        Args:
+            q: (B, heads, N, d), what entered ``softmax``.
+            ctx: Facts of the forward pass.
+
+        Returns:
+            See :func:`~mmpetl.core.attention.softmax_attention`.
+        """
+        parts = self.attention_parts()
+        bias = self.position_terms(
+            q, ctx, parts.get('bias'), parts.get('bias_prefix', 0)
+        )
+        scale = parts.get('scale')
+        return bias, parts.get('mask'), q.shape[-1] ** -0.5 if scale is None else scale
 
     def attention(self, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the sites ``attn.before`` and ``attn.after``."""
         return self.drop_projection(self.attend(x, ctx, **self.attention_parts()))
 
+    def feed_forward(self) -> FFN:
+        """The parts of the feed-forward network."""
+        parts = self.ffn_parts()
+        if isinstance(parts, FFN):
+            return parts
+        fc1, between, fc2, behind = parts
+        return FFN(fc1, lambda x, _: between(x), fc2, behind)
+
     def ffn_network(self, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the sites ``ffn.before`` and ``ffn.after``."""
-        fc1, between, fc2, behind = self.ffn_parts()
-        x = between(self.through('ffn.fc1', fc1, x, ctx))
-        return behind(self.through('ffn.fc2', fc2, x, ctx))
+        ffn = self.feed_forward()
+        x = ffn.between(self.through('ffn.fc1', ffn.fc1, x, ctx), ctx)
+        return ffn.behind(self.through('ffn.fc2', ffn.fc2, x, ctx))
 
     def sublayers(self, x: Tensor, ctx: Context) -> Tensor:
         """Attention and feed-forward network on the residual stream."""
-        for branch, name, norm, inside in (
-            (1, 'attn', self.norm1, self.attention),
-            (2, 'ffn', self.norm2, self.ffn_network),
-        ):
-            h = self.through(f'norm{branch}', norm, x, ctx)
-            h = self.before(name, h, ctx)
-            b = self.after(name, h, inside(h, ctx), ctx)
-            scaled = partial(self.residual, branch)
-            r = self.through(f'{name}.branch', scaled, b, ctx)
-            y = self.through(f'{name}.skip', _identity, x, ctx) + r
-            x = self.after(f'{name}.sum', x, y, ctx)
-        return x
+        norm1, norm2 = self.norms()
+        x = self.sublayer(1, 'attn', norm1, self.attention, x, ctx)
+        return self.sublayer(2, 'ffn', norm2, self.ffn_network, x, ctx)
 
-    def qkv_affine(self, name: str) -> Affine:
-        """The fused projection as an affine map with rows q, k, v."""
-        return Affine.of(name, self.attn.qkv.weight, self.attn.qkv.bias)
+    def sublayer(
+        self,
+        branch: int,
+        name: str,
+        norm: Callable[[Tensor], Tensor],
+        inside: Callable[[Tensor, Context], Tensor],
+        x: Tensor,
+        ctx: Context,
+    ) -> Tensor:
+        """One sub-layer on the residual stream, with its norm and shortcut."""
+        normed = x if self.post_norm else self.through(f'norm{branch}', norm, x, ctx)
+        h = self.before(name, normed, ctx)
+        b = self.after(name, h, inside(h, ctx), ctx)
+        if self.post_norm:
+            b = self.through(f'norm{branch}', norm, b, ctx)
+        r = self.through(f'{name}.branch', partial(self.residual, branch), b, ctx)
+        skip = partial(self.shortcut, branch, normed)
+        y = self.through(f'{name}.skip', skip, x, ctx) + r
+        return self.after(f'{name}.sum', x, y, ctx)
 
     def affine(self, name: str, kind: str) -> Affine | None:
         """The base weights behind a site of this block, None where it has none."""
-        fc1, _, fc2, _ = self.ffn_parts()
-        modules = {
-            'norm1': self.norm1,
-            'norm2': self.norm2,
-            'attn.proj': self.attention_parts()['proj'],
-            'ffn.fc1': fc1,
-            'ffn.fc2': fc2,
-        }
-        if kind in modules:
-            module = modules[kind]
-            if getattr(module, 'weight', None) is None:
-                return None
-            eps = getattr(module, 'eps', None)
-            return Affine.of(name, module.weight, getattr(module, 'bias', None), eps)
-        if kind not in ('attn.qkv', 'attn.q', 'attn.k', 'attn.v'):
-            return None
-        qkv = self.qkv_affine(name)
-        if kind == 'attn.qkv':
-            return qkv
-        third, i = len(qkv.weight) // 3, 'qkv'.index(kind[-1])
-        return qkv.rows(name, i * third, (i + 1) * third)
+        if kind in ('norm1', 'norm2'):
+            return affine_of(name, self.norms()[int(kind[-1]) - 1])
+        if kind in ('ffn.fc1', 'ffn.fc2'):
+            return affine_of(name, getattr(self.feed_forward(), kind[-3:]))
+        if kind == 'attn.proj':
+            return affine_of(name, self.attention_parts()['proj'])
+        if kind in ('attn.qkv', 'attn.q', 'attn.k', 'attn.v'):
+            qkv = Stack.of(self.attention_parts()['qkv'])
+            part = None if kind == 'attn.qkv' else 'qkv'.index(kind[-1])
+            return qkv.affine(name, part)
+        return None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         ctx.rerun = partial(run_in, x.dtype, self.sublayers)
@@ -242,8 +374,8 @@ class BlockHost(Host):
         return self.after('tokens', x, y, ctx)
 
 
-class BackboneHost(KeptThroughInit, Host):
-    """A backbone whose blocks run sites.
+class KeepsBase(KeptThroughInit):
+    """A model with a frozen base. It adds no name that a model could have for a part.
 
     What is written to its frozen base by other ways than initialisers stops the next
     ``train()``.
@@ -251,8 +383,9 @@ class BackboneHost(KeptThroughInit, Host):
 
     _petl: Injection
 
-    def train(self, mode: bool = True) -> BackboneHost:
+    def train(self, mode: bool = True) -> KeepsBase:
         """Train the deltas and what the method selects; the frozen rest evaluates."""
+        check_hosts(self, self._petl)
         if mode:
             check_unmoved(self, self._petl)
         # A host with frozen stages clears the flags of all that lies in them.
@@ -269,10 +402,14 @@ class BackboneHost(KeptThroughInit, Host):
         if fn(like.new_empty(0)).dtype == like.dtype or like.is_meta:
             convert()
         else:
-            self.convert_base(convert)
+            converting(self, self._petl, convert)
         for delta in deltas_of(self, self._petl):
             delta.renew_dtype()
         return self
+
+
+class BackboneHost(KeepsBase, Host):
+    """A backbone whose blocks run sites."""
 
     def convert_base(self, convert: Callable[[], object]) -> None:
         """Run what a user asks for that gives the frozen base other values."""
@@ -334,12 +471,32 @@ class BackboneHost(KeptThroughInit, Host):
         return self.through('feature', _identity, x.unsqueeze(1), ctx, index).squeeze(1)
 
 
+def check_hosts(backbone: nn.Module, record: Injection) -> None:
+    """Stop where something has put another module in the place of one with deltas.
+
+    Raises:
+        PETLError: A delta hangs on a module that runs no sites, so it does nothing.
+    """
+    for name, slot in record.slots.items():
+        for site in slot.sites:
+            host = find_submodule(backbone, site.host) if site.host else backbone
+            if not isinstance(host, Host):
+                raise PETLError(
+                    f'{site.host} is now a {type(host).__name__} without sites, so '
+                    f'{type(slot.method).__name__} in slot {name!r} no longer acts '
+                    'there: something replaced modules after the injection '
+                    '(convert_sync_batchnorm, revert_sync_batchnorm, torch.fx); do '
+                    'that first and inject then'
+                )
+
+
 def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     """Put frozen modules in eval mode; called after the host's own ``train``.
 
-    A module trains if all parameters below it train; one without parameters follows
-    its parent, so that dropout runs in trained blocks only. Deltas are in the mode
-    that was asked for, those of a frozen slot in eval mode.
+    A module trains if all parameters below it train and the host lets it; one without
+    parameters follows its parent, so that dropout runs in trained blocks only. What
+    the host itself has put in eval mode (``norm_eval``, frozen stages) stays there.
+    Deltas are in the mode that was asked for, those of a frozen slot in eval mode.
     """
     record.training = mode
     asleep = {name for name, slot in record.slots.items() if slot.frozen}
@@ -347,9 +504,10 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     def visit(module: nn.Module, parent: bool) -> None:
         params = [p for n, p in module.named_parameters() if 'petl' not in n.split('.')]
         trains = all(p.requires_grad for p in params) if params else parent
-        module.training = mode and trains
+        by_host = module.training
+        module.training = by_host and trains
         if record.frozen_drop_path and type(module).__name__ == 'DropPath':
-            module.training = mode
+            module.training = by_host
         for name, child in module.named_children():
             if name == 'petl':
                 child.train(mode)
@@ -380,7 +538,8 @@ def patches_of(projection: nn.Module, x: Tensor) -> Tensor:
     Returns:
         (B, places, C * prod(kernel)), in the order of ``projection.weight.flatten(1)``.
     """
-    pads = [p for p in reversed(projection.padding) for _ in range(2)]
+    padding = () if projection.padding == 'valid' else projection.padding
+    pads = [p for p in reversed(padding) for _ in range(2)]
     x = F.pad(x, pads) if any(pads) else x
     axes = range(2, x.ndim)
     kernel, stride = projection.kernel_size, projection.stride

@@ -20,14 +20,31 @@ from mmpetl.core.injection import (
     Injection,
     Slot,
     child_of,
+    moving_statistics,
     parts_of,
     plug_of,
     rearranging,
     record_of,
+    tensor_of,
     unplug,
 )
+from mmpetl.core.leaf_map import LeafMap
 from mmpetl.core.method import Method, build_method
-from mmpetl.core.site import AFTER_ONLY, Site
+from mmpetl.core.narrow import (
+    as_where,
+    check_found,
+    check_hosts_plain,
+    check_reached,
+    locate,
+    narrowed,
+    narrowed_roles,
+    per_site,
+    site_names,
+)
+from mmpetl.core.patterns import as_patterns
+from mmpetl.core.places import check_grids, check_placed, measure
+from mmpetl.core.role import Role
+from mmpetl.core.site import AFTER_ONLY, LEAF_KINDS, Site
 from mmpetl.core.sitemap import SiteMap, find_site_map, is_below
 from mmpetl.core.slots import release, retraining
 from mmpetl.core.stacking import check_stack
@@ -58,14 +75,19 @@ def inject(
     head: Iterable[str] = (),
     frozen_drop_path: bool = False,
     delta_dtype: torch.dtype | None = None,
+    layers: str | Iterable[str] | None = None,
+    blocks: Any = None,
+    places: Mapping[str, str | Iterable[str]] | None = None,
+    example: Any = None,
 ) -> nn.Module:
     """Plug a method into a backbone, in place, and freeze the rest.
 
     Either all of it happens or, with an error, nothing.
 
     Args:
-        backbone: A backbone that a file of ``mmpetl/backbones`` describes, with its
-            weights loaded.
+        backbone: A backbone that a file of ``mmpetl/backbones`` describes, or any
+            other model for the methods that act on its layers, with its weights
+            loaded.
         method: A method, its name or its config.
         slot: Name of the place the method takes, by default the next number.
             Several methods may share one backbone.
@@ -75,14 +97,24 @@ def inject(
         delta_dtype: Dtype of what is added; by default that of the base, but at least
             float32, which optimizers and gradient scalers need. Base parameters that
             a method selects keep theirs.
+        layers: Patterns (``fnmatch``) over dotted paths, one or a list, where
+            ``'!pattern'`` excludes: the method acts on these layers only. On a
+            described backbone they narrow what the method does there.
+        blocks: Indices of blocks, a slice, a slice as text (``'6:'``), or a list of
+            these: the method acts inside of these blocks only.
+        places: Patterns of modules that stand for a place inside of a block, by kind:
+            ``{'ffn': '*.mlp'}``, for methods that only read what enters and leaves.
+        example: An input of the model (a tensor, a tuple or a dict of arguments), with
+            which one pass shows that every chosen layer is reached. Places need one.
 
     Returns:
         The same object, still an instance of its class, no key renamed. Parameters
         that were frozen before, as a head may be, stay frozen.
 
     Raises:
-        PETLError: The backbone is not described, does not offer what the method
-            needs, holds this method already, or holds one that it cannot act beside.
+        PETLError: The backbone does not offer what the method needs, holds this method
+            already, or holds one that it cannot act beside; a pattern matches nothing,
+            or a layer is not reached.
 
     Example:
         >>> import timm, torch, mmpetl
@@ -93,40 +125,73 @@ def inject(
         >>> model.blocks[0].attn.qkv.weight.requires_grad
         False
     """
-    method = build_method(method)
-    module = core_of(backbone)
+    method, head = build_method(method), tuple(head)
+    is_named = any(given is not None for given in (layers, blocks, places))
+    module, site_map = locate(backbone, method, is_named, places is not None)
     record = record_of(module)
     if record is None:
-        site_map = find_site_map(module)
-        site_map.check(module)
+        by_layer = isinstance(site_map, LeafMap)
+        site_map.head += head if by_layer else ()
         sites = tuple(site_map.sites(module))
     else:
-        site_map, sites = record.site_map, record.sites
+        by_layer, sites = isinstance(record.site_map, LeafMap), record.sites
     slot = _free_slot(record, method, slot)
     _warn_of_optimizers(module, method)
-    wanted = _wanted(method, module, sites)
+    where = as_where(layers, blocks, sites)
+    placed: tuple[Site, ...] = ()
+    if places is not None:
+        check_placed(method, places, site_map)
+        placed = tuple(measure(module, places, example))
+        check_grids(method, list(placed))
+        offered = list(placed)
+    elif by_layer:
+        offered = method.choose_leaves(list(sites))
+    else:
+        offered = _wanted(method, module, sites)
+    named = where.layers is not None or method.differs
+    names = site_names(module, site_map, offered) if named else {}
+    wanted = narrowed(method, where, offered, names)
+    methods = per_site(method, wanted, names)
+    if by_layer and wanted and not method.differs:
+        method.check(wanted)
+    check_hosts_plain(module, wanted)
+    if example is not None:
+        check_reached(module, wanted, example)
     check_stack(slot, method, wanted, {} if record is None else record.slots)
     shared = method.share(wanted)
-    deltas = {site: method.build(site) for site in wanted}
+    deltas = {site: methods[site].build(site) for site in wanted}
     _check_ports(method, deltas)
     with _all_or_nothing(module, slot):
         if record is None:
-            head = tuple(head)
             record = _adopt(module, site_map, sites, head, frozen_drop_path)
+        if placed:
+            new = tuple(site for site in placed if site not in record.sites)
+            site_map.places += new
+            record.sites += new
         check_unmoved(module, record)
-        selected = _selected(method, module, record)
+        roles = _open_roles(module, record)
+        selected = _selected(method, module, narrowed_roles(where, roles))
+        if not where.is_all or by_layer:
+            every = selected if where.is_all else _selected(method, module, roles)
+            check_found(
+                module, site_map, method, where, wanted, offered, names, selected, every
+            )
+        selected |= moving_statistics(module, selected)
         entry = Slot(
-            method, tuple(wanted), selected, _restores(module, record, selected)
+            method,
+            tuple(wanted),
+            selected,
+            _restores(module, record, selected),
+            layers=where.layers,
+            blocks=where.blocks,
+            places=None
+            if places is None
+            else {kind: as_patterns(given) for kind, given in places.items()},
         )
-        _plug(module, slot, entry, deltas, shared, delta_dtype)
+        _plug(module, site_map, slot, entry, deltas, shared, delta_dtype)
 
         def weights(host: str, kind: str, index: int | None = None) -> Affine:
-            site = next(
-                s
-                for s in sites
-                if s.host == host and s.kind == kind and index in (None, s.index)
-            )
-            return site_map.affine(module, site)
+            return site_map.affine_at(module, sites, host, kind, index)
 
         with torch.no_grad():
             method.initialise(deltas, weights)
@@ -226,21 +291,25 @@ def _adopt(
 ) -> Injection:
     """Swap the classes, freeze the base, and write down what it was."""
     params = dict(module.named_parameters())
-    buffers = dict(module.named_buffers())
+    # `state_dict` has a shared tensor under each of its names.
+    every = {n for n, _ in module.named_parameters(remove_duplicate=False)}
+    every |= {n for n, _ in module.named_buffers(remove_duplicate=False)}
     for prefix in head:  # what the caller names must exist
-        if not any(is_below(name, prefix) for name in params):
+        if not any(is_below(name, prefix) for name in every):
             raise PETLError(
                 f'nothing in {type(module).__name__} is called {prefix!r}, so it '
                 'cannot train with the head'
             )
+    _freeze_as_in_training(module)
     head += site_map.head
+    in_head = {n for n in params if any(is_below(n, h) for h in head)}
     record = Injection(
         site_map=site_map,
         sites=sites,
-        base=frozenset(params) | frozenset(buffers),
+        base=frozenset(every),
         trainable_before=frozenset(n for n, p in params.items() if p.requires_grad),
         digests=tensor_digests(params),
-        head=frozenset(n for n in params if any(is_below(n, h) for h in head)),
+        head=frozenset(in_head | moving_statistics(module, in_head)),
         frozen_drop_path=frozen_drop_path,
         training=module.training,
     )
@@ -252,31 +321,59 @@ def _adopt(
     return record
 
 
+def _freeze_as_in_training(module: nn.Module) -> None:
+    """Let every part freeze what its own ``train`` freezes, modes left as they are.
+
+    Some backbones freeze stages there and not when they are made, so one that has not
+    been asked for its mode yet says that all of it trains.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    for part, mode in modes:
+        if type(part).train is not nn.Module.train:
+            part.train(mode)
+    for part, mode in modes:
+        part.training = mode
+
+
 def _wanted(method: Method, module: nn.Module, sites: tuple[Site, ...]) -> list[Site]:
     offered = {site.kind for site in sites}
-    lacking = [kind for kind in method.targets if kind not in offered]
-    wanted = method.choose(list(sites))
+    lacking = method.lacks(offered)
+    wanted = [] if lacking else method.choose(list(sites))
     if lacking or (method.targets and not wanted):
+        needed = lacking or method.targets
+        record = record_of(module)
+        site_map = find_site_map(module) if record is None else record.site_map
+        reasons = {kind: site_map.why_absent(module, kind) for kind in needed}
+        why = '; '.join(f'{kind}: {text}' for kind, text in reasons.items() if text)
         raise PETLError(
-            f'{type(method).__name__} needs site kind '
-            f'{", ".join(lacking or method.targets)}; {type(module).__name__} offers '
-            f'{", ".join(sorted(offered))} (docs/methods/{method.stem()}.md)'
+            f'{type(method).__name__} needs site kind {", ".join(needed)}; '
+            f'{type(module).__name__} offers {", ".join(sorted(offered))}'
+            f'{f" ({why})" if why else ""} (docs/methods/{method.stem()}.md)'
         )
-    method.check(wanted)
+    if not method.differs:  # else by layer, in `per_site`
+        method.check(wanted)
     return wanted
 
 
 def _check_ports(method: Method, deltas: Mapping[Site, Delta]) -> None:
     for site, delta in deltas.items():
-        if site.kind in AFTER_ONLY and type(delta).before is not Delta.before:
+        if type(delta).before is Delta.before:
+            continue
+        if site.kind in AFTER_ONLY:
             raise PETLError(
                 f'{type(method).__name__} overrides `before` at {site}, which shares '
                 'its input with two others; plug it into attn.qkv'
+            )
+        if site.kind in LEAF_KINDS:
+            raise PETLError(
+                f'{type(method).__name__} overrides `before` at {site}; a layer that '
+                'no file describes has `after` only'
             )
 
 
 def _plug(
     module: nn.Module,
+    site_map: SiteMap,
     name: str,
     slot: Slot,
     deltas: Mapping[Site, Delta],
@@ -291,18 +388,23 @@ def _plug(
         child_of(module, 'shared', nn.ModuleDict)[name] = shared
     for site, delta in deltas.items():
         plug_of(module, site)[name] = delta
+    site_map.settle(module)
     for part in parts_of(module, name, slot).values():
         part.to(like.device, dtype)
     for delta in deltas.values():
         delta.attach(name, shared)
 
 
-def _selected(method: Method, module: nn.Module, record: Injection) -> frozenset[str]:
-    roles = [
+def _open_roles(module: nn.Module, record: Injection) -> list[Role]:
+    """Roles of the base parameters that a method may select."""
+    return [
         role
         for role in record.site_map.roles(module)
         if role.name in record.trainable_before and role.name not in record.head
     ]
+
+
+def _selected(method: Method, module: nn.Module, roles: list[Role]) -> frozenset[str]:
     if len(inspect.signature(method.selects).parameters) == 3:
         warnings.warn(
             f'{type(method).__name__}.selects(name, param, owner) is deprecated; '
@@ -323,14 +425,15 @@ def _selected(method: Method, module: nn.Module, record: Injection) -> frozenset
 
 def _restores(module: nn.Module, record: Injection, selected: frozenset[str]) -> bool:
     sizes = {n: p.numel() for n, p in module.named_parameters() if n in record.base}
-    return sum(sizes[n] for n in selected) <= KEEP_AT_MOST * sum(sizes.values())
+    chosen = sum(size for name, size in sizes.items() if name in selected)
+    return chosen <= KEEP_AT_MOST * sum(sizes.values())
 
 
 def _keep_base(module: nn.Module, record: Injection, slot: Slot) -> None:
     """Copy the base's values of what a slot selects, where they are still shown."""
     for name in slot.selected if slot.restores else ():
         if name not in record.originals and record.holder(name) is None:
-            record.originals[name] = module.get_parameter(name).detach().clone()
+            record.originals[name] = tensor_of(module, name).detach().clone()
 
 
 __getattr__, __dir__ = moved_names(

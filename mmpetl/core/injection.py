@@ -7,7 +7,7 @@ It stands at the module with the sites and knows no host; ``inject`` writes it,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +29,16 @@ class Slot:
     Attributes:
         method: The method.
         sites: Where its deltas are.
-        selected: Base parameters that it trains.
+        selected: Base parameters that it trains, and running statistics of norms that
+            move with them.
         restores: Whether the base keeps a second copy of them, so that it can be
             given back; not where a method trains most of the base.
         enabled: Whether it acts.
         frozen: Whether it acts without training.
         paused: Names of its parameters that trained when it was switched off.
+        layers: Patterns of the layers that were named, None for all.
+        blocks: Indices of the blocks that were named, None for all.
+        places: Patterns of modules by kind, where places were named.
     """
 
     method: Method
@@ -44,6 +48,9 @@ class Slot:
     enabled: bool = True
     frozen: bool = False
     paused: frozenset[str] = frozenset()
+    layers: tuple[str, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    places: dict[str, tuple[str, ...]] | None = None
 
 
 @dataclass
@@ -86,7 +93,7 @@ class Injection:
         return found
 
     def selected(self) -> frozenset[str]:
-        """Base parameters that are not the base's own: of enabled slots and heads."""
+        """What of the base is not its own: selected by enabled slots, and heads."""
         names: set[str] = set(self.head)
         for slot in self.slots.values():
             if slot.enabled:
@@ -105,6 +112,44 @@ def find_submodule(module: nn.Module, path: str) -> nn.Module | None:
         if module is None:
             return None
     return module
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of a name."""
+    path, _, last = name.rpartition('.')
+    owner = module.get_submodule(path)
+    found = owner._parameters.get(last)
+    return owner._buffers[last] if found is None else found
+
+
+def moving_statistics(module: nn.Module, trained: Set[str]) -> set[str]:
+    """Running statistics of norms that are in train mode while parameters train.
+
+    A norm is where all of its parameters train; one without any follows what it lies
+    in, as :func:`~mmpetl.core.host.apply_modes` has it.
+
+    Args:
+        module: A backbone.
+        trained: Names of its base parameters that train.
+    """
+    found: set[str] = set()
+
+    def visit(part: nn.Module, path: str, parent: bool) -> None:
+        names = {f'{path}{n}' for n, _ in part.named_parameters() if not _added(n)}
+        moves = names <= trained if names else parent
+        if moves and getattr(part, 'running_mean', None) is not None:
+            kept = set(part._buffers) - part._non_persistent_buffers_set
+            found.update(f'{path}{n}' for n in kept if part._buffers[n] is not None)
+        for name, child in part.named_children():
+            if name != 'petl':
+                visit(child, f'{path}{name}.', moves)
+
+    visit(module, '', False)
+    return found
+
+
+def _added(name: str) -> bool:
+    return 'petl' in name.split('.')
 
 
 def record_of(module: nn.Module) -> Injection | None:
@@ -177,6 +222,7 @@ def unplug(module: nn.Module, record: Injection, name: str) -> None:
             if isinstance(plug, Plug):
                 plug.off.discard(name)
         prune(host)
+    record.site_map.settle(module)
 
 
 def deltas_of(module: nn.Module, record: Injection) -> Iterator[Delta]:
@@ -233,7 +279,7 @@ def learnt_values(module: nn.Module, record: Injection, name: str) -> dict[str, 
     values = {} if kept is None else kept.values(name)
     for key in record.slots[name].selected:
         if record.holder(key) == name:
-            values[key] = module.get_parameter(key)
+            values[key] = tensor_of(module, key)
     return values
 
 
@@ -260,9 +306,9 @@ def rearranging(module: nn.Module, record: Injection) -> Iterator[None]:
                 kept[slot, name] = value.detach().clone()
     with torch.no_grad():
         for name, value in shown.items():
-            param = module.get_parameter(name)
-            if value is not param:
-                param.copy_(value)
+            tensor = tensor_of(module, name)
+            if value is not tensor:
+                tensor.copy_(value)
     _keep(module, kept)
     wanted = frozenset().union(*(s.selected for s in record.slots.values()))
     record.originals = {n: v for n, v in record.originals.items() if n in wanted}

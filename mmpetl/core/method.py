@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
+from mmpetl.core.patterns import first_match
 from mmpetl.core.role import Role
 from mmpetl.core.site import KINDS, Site
 from mmpetl.registry import METHODS
@@ -39,6 +40,13 @@ class Method:
         targets: Kinds of the sites it plugs into. An instance may narrow or widen
             them.
         optional: Kinds it plugs into where a backbone offers them.
+        requires: Kinds that a backbone must offer for what it reads of their sites,
+            though nothing is plugged there.
+        substitutes: Kinds that together take the place of a target where a backbone
+            does not offer it: ``attn.q``, ``attn.k`` and ``attn.v`` for ``attn.qkv``
+            where the algebra is one of rows.
+        targets_any: Whether it acts at those of its targets that a backbone offers,
+            and needs only one of them.
         calibration_pipeline: Whose transforms the training data go through in
             :meth:`calibrate`, those of ``'train'`` or of ``'test'``.
         starts_as_identity: Whether a freshly injected backbone computes what the
@@ -50,10 +58,26 @@ class Method:
         phases: Training loops (:class:`mmpetl.engine.loops.Phase`), as configs name
             them, that run in this order before the training that counts. An instance
             that needs none has none.
+        leaf_kinds: Which :data:`~mmpetl.core.site.LEAF_KINDS` it acts at in a model
+            that no file describes; ``()`` where it acts there by what it selects
+            alone, None where it needs a described backbone.
+        sized: Arguments that may differ by layer, ``rank={'*.attn.qkv': 16, '*': 4}``.
+            Only :meth:`check`, :meth:`build` and what follows from them read these.
+        placed: What it reads at a place of any model that a user names: ``''`` what
+            enters and leaves, ``'grid'`` their grid too; None where it needs more.
+        apart: Whether its deltas act each for itself, so that ``layers`` and
+            ``blocks`` may leave some out.
     """
 
+    leaf_kinds: ClassVar[tuple[str, ...] | None] = None
+    sized: ClassVar[tuple[str, ...]] = ()
+    placed: ClassVar[str | None] = None
+    apart: ClassVar[bool] = True
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    requires: ClassVar[tuple[str, ...]] = ()
+    substitutes: Mapping[str, tuple[str, ...]] = {}
+    targets_any: ClassVar[bool] = False
     calibration_pipeline: ClassVar[str] = 'train'
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
@@ -71,7 +95,80 @@ class Method:
 
     def choose(self, sites: list[Site]) -> list[Site]:
         """The wanted ones of all sites; override where one depends on others."""
-        return [site for site in sites if self.wants(site)]
+        instead = self.instead_of({site.kind for site in sites})
+        return [site for site in sites if self.wants(site) or site.kind in instead]
+
+    def instead_of(self, offered: set[str]) -> set[str]:
+        """The kinds that take the place of targets that are not offered."""
+        return {
+            kind
+            for target in self.targets
+            if target not in offered
+            for kind in self.substitutes.get(target, ())
+        }
+
+    def lacks(self, offered: set[str]) -> list[str]:
+        """The kinds it needs and a backbone with these kinds does not offer."""
+        lacking = [
+            kind
+            for kind in self.targets
+            if kind not in offered
+            and not (self.substitutes.get(kind) and self._replaced(kind, offered))
+        ]
+        if self.targets_any and len(lacking) < len(self.targets):
+            lacking = []
+        return lacking + [kind for kind in self.requires if kind not in offered]
+
+    def _replaced(self, kind: str, offered: set[str]) -> bool:
+        return set(self.substitutes[kind]) <= offered
+
+    def choose_leaves(self, sites: list[Site]) -> list[Site]:
+        """The wanted ones of the layers of a model that no file describes.
+
+        Raises:
+            PETLError: The arguments ask for what such a model does not tell.
+        """
+        kinds = self.leaf_kinds or ()
+        return [site for site in sites if site.kind in kinds or self.wants(site)]
+
+    @classmethod
+    def on_any_model(cls) -> bool:
+        """Whether it acts on a model that no file describes."""
+        return not cls.plugs() or cls.leaf_kinds is not None
+
+    @classmethod
+    def plugs(cls) -> bool:
+        """Whether it plugs deltas in, rather than only selecting parameters."""
+        return cls.build is not Method.build
+
+    @property
+    def differs(self) -> bool:
+        """Whether an argument is given by layer."""
+        return any(isinstance(getattr(self, n), Mapping) for n in self.sized)
+
+    def at(self, names: Sequence[str]) -> Method:
+        """This method with the arguments that it has at one layer.
+
+        Args:
+            names: What the layer is called.
+
+        Raises:
+            PETLError: An argument is given by layer, and not for this one.
+        """
+        if not self.differs:
+            return self
+        args = {k: v for k, v in self.config().items() if k != 'type'}
+        for name in self.sized:
+            if isinstance(args[name], Mapping):
+                pattern = first_match(args[name], names)
+                if pattern is None:
+                    raise PETLError(
+                        f'{type(self).__name__} has no {name} for {names[-1]}; '
+                        f"{name} names {', '.join(map(repr, args[name]))}: add '*' for "
+                        'the rest'
+                    )
+                args[name] = args[name][pattern]
+        return type(self)(**args)
 
     def check(self, sites: list[Site]) -> None:
         """Raise PETLError where the arguments do not fit the wanted sites."""
@@ -162,6 +259,9 @@ class Method:
         """What builds this method again: ``dict(type='LoRA', rank=8, ...)``."""
         names = inspect.signature(type(self).__init__).parameters
         args = {name: getattr(self, name) for name in names if name != 'self'}
+        for name in self.sized:
+            if isinstance(args[name], Mapping):
+                args[name] = dict(args[name])
         return {'type': type(self).__name__, **args}
 
     def __repr__(self) -> str:
@@ -215,7 +315,17 @@ def check_range(
     low: float | None = None,
     high: float | None = None,
 ) -> None:
-    """Raise PETLError unless ``low <= value <= high``."""
+    """Raise PETLError unless ``low <= value <= high``.
+
+    An argument that is given by layer, which :attr:`Method.sized` allows, is checked
+    for each.
+    """
+    if isinstance(value, Mapping) and name in getattr(method, 'sized', ()):
+        if not value:
+            raise PETLError(f'{type(method).__name__} needs {name} for some layer')
+        for part in value.values():
+            check_range(method, name, part, low, high)
+        return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if (
         not is_number

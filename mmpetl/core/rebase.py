@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmpetl.core.affine import Affine
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import fingerprint, tensor_digests
-from mmpetl.core.injection import Injection, injections, plug_of
+from mmpetl.core.injection import Injection, injections, plug_of, tensor_of
 
 
 @torch.no_grad()
@@ -43,6 +43,7 @@ def load_base(
     for path, module, record in injections(model):
         prefix = f'{path}.' if path else ''
         base = _base_in(state, module, record, prefix)
+        _check_named_once(record, base, source)
         changed |= _rebase(module, record, base, state, prefix)
     if changed:
         for _, _, record in injections(model):
@@ -75,6 +76,23 @@ def _base_in(
     return {n: state[prefix + n].to(p) for n, p in params.items()}
 
 
+def _check_named_once(
+    record: Injection, base: Mapping[str, Tensor], source: str | None
+) -> None:
+    given = record.source.get('given')
+    if given and _differs(record, base):
+        raise PETLError(
+            f'base={given} is in the model and {source or "a checkpoint"} is loaded '
+            'over it, with another base; keep one of the two (load_from=None, or no '
+            'base=)'
+        )
+
+
+def _differs(record: Injection, base: Mapping[str, Tensor]) -> bool:
+    digests = tensor_digests({n: base[n] for n in set(base) - record.selected()})
+    return any(digest != record.digests[name] for name, digest in digests.items())
+
+
 def _rebase(
     module: nn.Module,
     record: Injection,
@@ -89,7 +107,15 @@ def _rebase(
     for name, value in base.items():
         module.get_parameter(name).copy_(value)
     record.digests, record.converted, record.versions = digests, {}, {}
-    record.originals = {n: base[n].clone() for n in record.originals}
+    buffers = {
+        n: state[prefix + n]
+        for n, b in module.named_buffers(remove_duplicate=False)
+        if n in record.base and getattr(state.get(prefix + n), 'shape', None) == b.shape
+    }
+    for name, value in buffers.items():  # running statistics belong to a base
+        tensor_of(module, name).copy_(value)
+    known = record.originals | buffers | dict(base)
+    record.originals = {n: known[n].to(v).clone() for n, v in record.originals.items()}
     if not any(k.startswith(prefix) and '.petl.' in f'.{k}' for k in state):
         _start_again(module, record)
     return True

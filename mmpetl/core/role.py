@@ -7,6 +7,7 @@ from typing import Literal
 
 Kind = Literal[
     'projection',
+    'mixer',
     'norm',
     'inner_norm',
     'final_norm',
@@ -27,7 +28,10 @@ class Role:
     Attributes:
         name: Its full name in the backbone.
         shape: Its shape.
-        kind: ``projection``: a linear map or a convolution. ``norm``: a norm on the
+        kind: ``projection``: a linear map, or a convolution that makes patches.
+            ``mixer``: a convolution over places anywhere else, depth-wise as a rule,
+            and what else takes part in mixing behind no site.
+            ``norm``: a norm on the
             stream, in front of or behind a sub-layer, a patch embedding or a merging.
             ``inner_norm``: one inside of a sub-layer, as of queries and keys.
             ``final_norm``: one behind the blocks, whose output leaves the backbone.
@@ -39,6 +43,8 @@ class Role:
         block: Running index of its block, None outside of blocks.
         stage: Index of its stage (for ``merging`` that in front of it), None where
             there is none.
+        norm: For a norm: ``layer``, ``batch``, ``group``, ``instance`` or ``rms``,
+            empty where its class says none of these.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Role:
     place: Place = ''
     block: int | None = None
     stage: int | None = None
+    norm: str = ''
 
     @property
     def is_norm(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmpetl.core.counts import Owner, owners
 from mmpetl.core.delta_file import (
+    BASE_KEY,
     FORMAT,
     SITES,
     check_facts,
@@ -23,8 +24,10 @@ from mmpetl.core.delta_file import (
 )
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.fingerprint import changed, fingerprint
+from mmpetl.core.host import check_hosts
 from mmpetl.core.injection import (
     Injection,
+    Slot,
     injection_of,
     injections,
     learnt_values,
@@ -68,6 +71,7 @@ def save_delta(
     """
     module, record = injection_of(model)
     names = _names(record, slot)
+    check_hosts(module, record)
     moved = changed(module, record)
     if moved:
         raise PETLError(
@@ -101,7 +105,7 @@ def load_delta(
     if not injections(model):
         raise PETLError(
             f'{path} is a delta, and {type(model).__name__} holds no method; first '
-            f'mmpetl.inject(model, {facts["method"]!r})'
+            f'{_calls(facts)}'
         )
     _, record = injection_of(model)
     names = _names(record, slot)
@@ -132,7 +136,7 @@ def delta_tensors(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     owner = owners(model)
     state = model.state_dict()
     heads = {key for key, who in owner.items() if who is Owner.HEAD}
-    heads |= set(state) - set(owner) - _inside(model, state)
+    heads |= set(state) - set(owner) - _inside(model, state) - {BASE_KEY}
     return found | {plain_key(key): state[key] for key in state if key in heads}
 
 
@@ -181,7 +185,32 @@ def delta_facts(model: nn.Module, names: list[str] | None = None) -> dict[str, A
         'fingerprint': fingerprint(model),
         'sites': SITES,
         'num_blocks': max((s.num_blocks for s in record.sites), default=0),
+        **_where(slots),
     }
+
+
+def _where(slots: list[Slot]) -> dict[str, Any]:
+    """Which layers and blocks the slots are about; nothing where it is all of them."""
+    where = [
+        {'layers': slot.layers, 'blocks': slot.blocks}
+        | ({} if slot.places is None else {'places': slot.places})
+        for slot in slots
+    ]
+    if all(value is None for part in where for value in part.values()):
+        return {}
+    return {'where': to_data(where[0] if len(where) == 1 else where)}
+
+
+def _calls(facts: Mapping[str, Any]) -> str:
+    """The injections that make a model fit for a delta, for messages."""
+    methods, where = facts['method'], facts.get('where')
+    methods = methods if isinstance(methods, list) else [methods]
+    where = where if isinstance(where, list) else [where or {}] * len(methods)
+    calls = []
+    for method, part in zip(methods, where, strict=True):
+        given = ''.join(f', {k}={v!r}' for k, v in part.items() if v is not None)
+        calls.append(f'mmpetl.inject(model, {method!r}{given})')
+    return ' and '.join(calls)
 
 
 def _names(record: Injection, slot: str | None) -> list[str]:

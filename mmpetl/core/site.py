@@ -25,6 +25,7 @@ A transformer block is two sub-layers on a residual stream. Written with its sit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 KINDS: dict[str, str] = {
@@ -35,28 +36,33 @@ KINDS: dict[str, str] = {
     'tokens': 'stream at the entry (before) and the exit (after) of a block, where '
     'extra tokens join and leave',
     'block': 'a whole block, stream in and stream out',
-    'norm1': 'norm in front of attention',
-    'norm2': 'norm in front of the feed-forward network',
+    'mix': 'what mixes tokens without attention, such as a depth-wise convolution',
+    'norm1': 'norm of the attention sub-layer: in front of it, or behind it in '
+    'post-norm trunks',
+    'norm2': 'norm of the feed-forward sub-layer, likewise',
     'attn': 'attention sub-layer, before scale, stochastic depth and shortcut',
-    'attn.qkv': 'fused query, key and value projection',
-    'attn.q': 'query rows of the fused projection (after only)',
-    'attn.k': 'key rows of the fused projection (after only)',
-    'attn.v': 'value rows of the fused projection (after only)',
-    'attn.core': 'softmax(q k^T) v on (q, k, v), each (B, heads, N, head_dims)',
+    'attn.qkv': 'query, key and value projection of one input, fused or not',
+    'attn.q': 'query rows of that projection (after only)',
+    'attn.k': 'key rows of that projection (after only)',
+    'attn.v': 'value rows of that projection (after only)',
+    'attn.core': 'softmax(q k^T) v on (q, k, v), each (B, heads, N, head_dims), behind '
+    'norms per head and rotary positions',
     'attn.proj': 'output projection of attention',
     'attn.branch': 'scale and stochastic depth behind attention; what leaves joins the '
     'shortcut',
     'attn.skip': 'shortcut around attention',
     'attn.sum': 'stream before and after the attention residual',
     'ffn': 'feed-forward sub-layer, before scale, stochastic depth and shortcut',
-    'ffn.fc1': 'first linear of the feed-forward network, before the activation',
+    'ffn.fc1': 'first linear of the feed-forward network, before the activation; gate '
+    'and value together in a gated one',
     'ffn.fc2': 'second linear of the feed-forward network',
     'ffn.branch': 'scale and stochastic depth behind the feed-forward network; what '
     'leaves joins the shortcut',
     'ffn.skip': 'shortcut around the feed-forward network',
     'ffn.sum': 'stream before and after the feed-forward residual',
     'downsample.norm': 'norm of a patch merging',
-    'downsample.reduction': 'projection of a patch merging, behind its norm',
+    'downsample.reduction': 'projection of a patch merging, behind its norm; in '
+    'pyramids in front of it',
     'downsample': 'patch merging between two stages',
     'out.norm': 'norm of an output, of its tokens or of the vector they are pooled to',
     'out': 'an output: x is the normed sequence with every token, y what leaves',
@@ -69,12 +75,26 @@ AFTER_ONLY = frozenset({'attn.q', 'attn.k', 'attn.v'})
 """Kinds that share one input, so that only ``after`` can differ among them."""
 
 
+LEAF_KINDS: dict[str, str] = {
+    'layer.linear': 'a Linear, or a 1x1 convolution with channels last',
+    'layer.conv': 'a convolution over several places; x is its map (B, C, *extents)',
+    'layer.dwconv': 'a depth-wise or grouped convolution; x is its map',
+    'layer.norm': 'a norm with one scale per channel',
+}
+"""Kinds of single layers of any model, which no file describes (after only).
+
+What leaves has its channels last, (B, *extents, C), whatever the layer's own layout.
+``nn.MultiheadAttention`` is a layer too, with the kinds ``attn.qkv``, ``attn.q``,
+``attn.k``, ``attn.v`` and ``attn.proj``.
+"""
+
+
 @dataclass(frozen=True)
 class Site:
     """One place of one backbone.
 
     Attributes:
-        kind: A key of :data:`KINDS`.
+        kind: A key of :data:`KINDS` or :data:`LEAF_KINDS`.
         host: Path of the module that runs the site, ``''`` for the backbone itself.
         in_dims: Width of the features that enter.
         out_dims: Width of the features that leave.
@@ -83,7 +103,8 @@ class Site:
             (or block, in a plain transformer) whose features leave.
         num_blocks: Blocks of the backbone.
         num_heads: Attention heads of the block, None outside of blocks.
-        mlp_dims: Hidden width of the block's feed-forward network.
+        mlp_dims: Hidden width of the block's feed-forward network, that of the gated
+            product in a gated one.
         window: Extents of the attention window, None where attention is global; for
             ``out`` that of the blocks in front of it.
         shift: Shift of the window per axis, zeros where it is not shifted.
@@ -96,7 +117,17 @@ class Site:
             block, since the tokens may have a norm too.
         pooled: For ``out``: only one output, and its tokens are averaged.
         channels_first: For ``downsample``: merged channels lie channel-major
-            (``nn.Unfold``) rather than neighbour-major (concatenation).
+            (``nn.Unfold``) rather than neighbour-major (concatenation). For a place by
+            name: its module's channels are the second axis.
+        gated: For ``ffn.fc1``: what leaves is a gate and a value next to each other.
+        kernel: For ``layer.conv``: extents of the kernel. ``in_dims`` then counts the
+            values that one place sees, channel-major, as ``weight.flatten(1)`` does.
+        stride: For ``layer.conv``, and for the mergings of pyramids.
+        padding: For ``layer.conv``: zeros on both sides; a padding of another kind is
+            already in the map.
+        dilation: For ``layer.conv``.
+        in_stream: For ``out`` and its ``out.norm``: the next stage reads the stream
+            behind that norm too, so that what is done at ``out.norm`` reaches both.
     """
 
     kind: str
@@ -116,6 +147,12 @@ class Site:
     index: int | None = None
     pooled: bool = False
     channels_first: bool = False
+    gated: bool = False
+    kernel: tuple[int, ...] | None = None
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    in_stream: bool = False
 
     @property
     def key(self) -> str:
@@ -130,3 +167,11 @@ class Site:
 
     def __str__(self) -> str:
         return f'{self.host}:{self.kind}'.lstrip(':')
+
+
+def in_stages(sites: Iterable[Site]) -> bool:
+    """Whether outputs are counted by stages, and not by blocks as in plain trunks."""
+    return any(
+        site.window is not None if site.kind == 'out' else site.block and site.stage
+        for site in sites
+    )

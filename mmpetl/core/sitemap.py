@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.errors import PETLError
 from mmpetl.core.role import Kind, Place, Role
-from mmpetl.core.site import Site
+from mmpetl.core.site import KINDS, Site
 from mmpetl.registry import BACKBONES
 
 
@@ -30,11 +31,21 @@ class SiteMap:
         swapped: Subclass of ``(BackboneHost, host)``, called ``PETL`` and the name of
             ``host``: code of other libraries reads class names.
         swapped_block: Subclass of ``(BlockHost, host_block)``, likewise.
+        blocks_served: Swapped class by foreign class, for all that :meth:`blocks` and
+            :meth:`inner_hosts` give; where there is one class of blocks, the pair
+            ``host_block`` and ``swapped_block`` says it.
+        holders: Foreign classes with a ``host`` in them, as a classifier of the same
+            package, and its path there; :meth:`core` finds it.
+        absent: Why the trunk has no site of a kind, by kind, as one clause
+            (``'keys and values come from a reduced map'``); refusals print it.
         parts: Classes that a part of a block may have, by its path in the block. The
             algebra of a swapped block is that of these classes and of no other.
         outer_parts: Likewise for parts outside of blocks, by their path in the
             backbone.
         biases: Last names of additive bias vectors.
+        mixers: Last names of modules of one place each that take part in mixing, and
+            stand behind no site.
+        weights: Last names of weights of linear maps and convolutions.
         positions: Last names of absolute position tables.
         position_biases: Last names of relative position tables.
         tokens: Last names of learned tokens.
@@ -46,9 +57,14 @@ class SiteMap:
     head: tuple[str, ...] = ()
     swapped: type[nn.Module]
     swapped_block: type[nn.Module]
+    blocks_served: dict[type[nn.Module], type[nn.Module]] = {}
+    holders: dict[type[nn.Module], str] = {}
+    absent: dict[str, str] = {}
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
     biases: tuple[str, ...] = ('bias',)
+    mixers: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ('weight',)
     positions: tuple[str, ...] = ('pos_embed',)
     position_biases: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ('cls_token',)
@@ -60,15 +76,36 @@ class SiteMap:
 
     def core(self, backbone: nn.Module) -> nn.Module:
         """The module that holds the blocks; a wrapper returns what it wraps."""
-        return backbone
+        path = self.holders.get(type(backbone), '')
+        return backbone.get_submodule(path)
 
     def blocks(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Path and module of every block, in the order of the forward pass."""
         raise NotImplementedError
 
+    def inner_hosts(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Path and module of hosts that are no whole blocks.
+
+        One of two attentions of a block, say.
+        """
+        return iter(())
+
+    def served(self) -> dict[type[nn.Module], type[nn.Module]]:
+        """Swapped class by foreign class, of blocks and inner hosts."""
+        return self.blocks_served or {self.host_block: self.swapped_block}
+
+    def hosts(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Every module below the backbone that runs sites."""
+        yield from self.blocks(backbone)
+        yield from self.inner_hosts(backbone)
+
     def sites(self, backbone: nn.Module) -> list[Site]:
         """Every site of this backbone, in the order of the forward pass."""
         raise NotImplementedError
+
+    def why_absent(self, backbone: nn.Module, kind: str) -> str | None:
+        """Why this backbone has no site of a kind, as one clause, if it is known."""
+        return self.absent.get(kind)
 
     def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
         """Modules behind the sites that lie outside of blocks, by :attr:`Site.key`."""
@@ -96,6 +133,25 @@ class SiteMap:
             )
         return found
 
+    def affine_at(
+        self,
+        backbone: nn.Module,
+        sites: Iterable[Site],
+        host: str,
+        kind: str,
+        index: int | None = None,
+    ) -> Affine:
+        """The base weights of a kind in a host.
+
+        The rows of queries, keys and values are one map of a block also where it has
+        no site ``attn.qkv``, their inputs not being the same.
+        """
+        inside = [site for site in sites if site.host == host]
+        for site in inside:
+            if site.kind == kind and index in (None, site.index):
+                return self.affine(backbone, site)
+        return self.affine(backbone, replace(inside[0], kind=kind))
+
     def roles(self, backbone: nn.Module) -> list[Role]:
         """The role of every parameter of a backbone, before or after its swap."""
         sites = self.sites(backbone)
@@ -122,6 +178,8 @@ class SiteMap:
             elif site is not None:
                 stage = site.stage
                 place = PLACES[site.kind.partition('.')[0]]
+                if site.in_stream:
+                    place = 'merging'
             else:
                 inside = (b for b in blocks if name.startswith(f'{b[0]}.'))
                 found = next(inside, None)
@@ -129,10 +187,11 @@ class SiteMap:
                     (_, block, stage), place = found, 'block'
             kind = self._kind(name, owners[path], place, blocks)
             part = 'bias' if last in self.biases else 'weight'
-            if kind not in ('projection', 'norm', 'inner_norm', 'final_norm', 'head'):
+            if kind not in TWO_PARTS:
                 part = ''
+            norm = norm_family(owners[path]) if 'norm' in kind else ''
             roles.append(
-                Role(name, tuple(param.shape), kind, part, place, block, stage)
+                Role(name, tuple(param.shape), kind, part, place, block, stage, norm)
             )
         return roles
 
@@ -156,8 +215,11 @@ class SiteMap:
                 in_block = '.'.join(path[:-1]) in {b[0] for b in blocks}
                 return 'norm' if in_block else 'inner_norm'
             return 'final_norm' if place == 'out' else 'norm'
-        if last in self.biases or last == 'weight':
-            return 'projection'
+        if last in self.biases or last in self.weights:
+            # What makes patches is an affine map of them, behind a site.
+            inside = place in ('block', '') and _mixes(owner)
+            named = bool(path) and path[-1] in self.mixers
+            return 'mixer' if inside or named else 'projection'
         return 'other'
 
     def in_head(self, name: str) -> bool:
@@ -170,13 +232,15 @@ class SiteMap:
         Called before anything else is asked or changed. A description that overrides
         it calls it first.
         """
-        for path, block in self.blocks(backbone):
-            if type(block) not in (self.host_block, self.swapped_block):
+        served = self.served()
+        for path, block in self.hosts(backbone):
+            if type(block) not in (*served, *served.values()):
+                known = ' and '.join(cls.__name__ for cls in served)
                 raise PETLError(
                     f'{path} is a {class_name(type(block))}; the site map of '
-                    f'{class_name(self.host)} describes blocks of class '
-                    f'{self.host_block.__name__}'
+                    f'{class_name(self.host)} describes blocks of class {known}'
                 )
+        for path, block in self.blocks(backbone):
             for part, classes in self.parts.items():
                 self.check_class(f'{path}.{part}', block.get_submodule(part), classes)
         for path, classes in self.outer_parts.items():
@@ -203,26 +267,71 @@ class SiteMap:
 
     def swap(self, backbone: nn.Module) -> None:
         """Change the classes of the backbone and its blocks."""
-        for _, block in self.blocks(backbone):
-            block.__class__ = self.swapped_block
+        served = self.served()
+        for _, block in self.hosts(backbone):
+            block.__class__ = served[type(block)]
         backbone.__class__ = self.swapped
+
+    def settle(self, backbone: nn.Module) -> None:
+        """Called when deltas have come or gone, for maps that swap parts as needed."""
 
     def unswap(self, backbone: nn.Module) -> None:
         """Give every instance its own class back."""
-        for _, block in self.blocks(backbone):
-            block.__class__ = self.host_block
+        plain = {swapped: cls for cls, swapped in self.served().items()}
+        for _, block in self.hosts(backbone):
+            block.__class__ = plain[type(block)]
         backbone.__class__ = self.host
+
+    def convert(
+        self, backbone: nn.Module, state: dict[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        """Weights of an official file in the names of the host class.
+
+        Asked by ``load_base_weights`` where a file does not bear the model's own names.
+        A description overrides it to serve a naming that
+        ``mmpetl/models/weights/convert.py`` does not know. What it returns is held
+        against the model in full: it renames what it knows, passes the rest on, and
+        need not resize position tables.
+
+        Args:
+            backbone: The plain backbone that is to be filled.
+            state: The file's tensors by name, whatever path they bear.
+
+        Returns:
+            Tensors by the backbone's names, None for a naming that is not its.
+        """
+        return None
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+TWO_PARTS = ('projection', 'mixer', 'norm', 'inner_norm', 'final_norm', 'head')
+"""Kinds of roles whose parameters are weights or biases."""
 
 PLACES: dict[str, Place] = {'embed': 'embed', 'downsample': 'merging', 'out': 'out'}
 """Where a parameter stands whose module is behind a site outside of blocks."""
 
 
+def _mixes(module: nn.Module) -> bool:
+    """Whether a module is a convolution over more than one place."""
+    return isinstance(module, CONVOLUTIONS) and module.weight[0, 0].numel() > 1
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises and scales, as LayerNorm, RMSNorm and BatchNorm."""
     return any('Norm' in cls.__name__ for cls in type(module).__mro__)
+
+
+NORM_FAMILIES = ('layer', 'batch', 'group', 'instance', 'rms')
+
+
+def norm_family(module: nn.Module) -> str:
+    """One of :data:`NORM_FAMILIES` by the names of a norm's classes, or empty."""
+    for cls in type(module).__mro__:
+        for family in NORM_FAMILIES:
+            if f'{family}norm' in cls.__name__.lower():
+                return family
+    return ''
 
 
 def is_below(name: str, prefix: str) -> bool:
@@ -236,7 +345,18 @@ def class_name(cls: type) -> str:
 
 
 def block_sites(
-    host: str, dims: int, mlp_dims: int, *, windowed: bool = False, **facts: Any
+    host: str,
+    dims: int,
+    mlp_dims: int,
+    *,
+    windowed: bool = False,
+    proj_in_windows: bool = True,
+    attn_dims: int | None = None,
+    kv_dims: int | None = None,
+    gated: bool = False,
+    reduced_keys: bool = False,
+    without: Iterable[str] = (),
+    **facts: Any,
 ) -> list[Site]:
     """The sites of one block, in the order of its forward pass.
 
@@ -245,42 +365,67 @@ def block_sites(
         dims: Width of the stream.
         mlp_dims: Hidden width of the feed-forward network.
         windowed: Whether attention runs in windows, which have no grid.
+        proj_in_windows: Whether its output projection does too.
+        attn_dims: Width of the queries of all heads, ``dims`` by default.
+        kv_dims: Width of keys and of values, ``attn_dims`` by default.
+        gated: Whether ``ffn.fc1`` leaves a gate and a value.
+        reduced_keys: Whether keys and values come from another map than the stream's;
+            then there is no ``attn.qkv`` either.
+        without: Kinds that this block has no place for; ``'attn'`` stands for all of
+            attention.
         facts: Further fields of :class:`Site`, the same for all.
     """
     d, m = dims, mlp_dims
+    a = d if attn_dims is None else attn_dims
+    kv = a if kv_dims is None else kv_dims
     inside = not windowed
+    keys = inside and not reduced_keys
+    without = set(without) | ({'attn.qkv'} if reduced_keys else set())
+    if 'attn' in without:
+        without |= {kind for kind in KINDS if kind.startswith('attn.')} | {'norm1'}
     layout = (
         ('tokens', d, d, True),
         ('block', d, d, True),
         ('norm1', d, d, True),
         ('attn', d, d, True),
-        ('attn.qkv', d, 3 * d, inside),
-        ('attn.q', d, d, inside),
-        ('attn.k', d, d, inside),
-        ('attn.v', d, d, inside),
-        ('attn.core', d, d, False),
-        ('attn.proj', d, d, inside),
+        ('attn.qkv', d, a + 2 * kv, inside),
+        ('attn.q', d, a, inside),
+        ('attn.k', d, kv, keys),
+        ('attn.v', d, kv, keys),
+        ('attn.core', a, a, False),
+        ('attn.proj', a, d, inside or not proj_in_windows),
         ('attn.branch', d, d, True),
         ('attn.skip', d, d, True),
         ('attn.sum', d, d, True),
         ('norm2', d, d, True),
         ('ffn', d, d, True),
-        ('ffn.fc1', d, m, True),
+        ('ffn.fc1', d, 2 * m if gated else m, True),
         ('ffn.fc2', m, d, True),
         ('ffn.branch', d, d, True),
         ('ffn.skip', d, d, True),
         ('ffn.sum', d, d, True),
     )
     return [
-        Site(kind, host, i, o, has_grid=grid, mlp_dims=m, **facts)
+        Site(
+            kind,
+            host,
+            i,
+            o,
+            has_grid=grid,
+            mlp_dims=m,
+            gated=gated and kind == 'ffn.fc1',
+            **facts,
+        )
         for kind, i, o, grid in layout
+        if kind not in without
     ]
 
 
 def _descriptions() -> list[str]:
-    """Stems of the files of ``mmpetl/backbones``."""
+    """Stems of the files of ``mmpetl/backbones``; a folder there holds shared code."""
     package = importlib.import_module('mmpetl.backbones')
-    return [info.name for info in pkgutil.iter_modules(package.__path__)]
+    modules = pkgutil.iter_modules(package.__path__)
+    return [info.name for info in modules if not info.ispkg]
 
 
 def _load_descriptions(module: nn.Module) -> list[SiteMap]:
@@ -296,19 +441,34 @@ def _load_descriptions(module: nn.Module) -> list[SiteMap]:
     return [cls() for cls in dict.fromkeys(BACKBONES.module_dict.values())]
 
 
+def site_map_of(backbone: nn.Module) -> SiteMap | None:
+    """The site map that describes a backbone, None where no file does.
+
+    An injected model keeps the one that it was injected with.
+    """
+    record = backbone.__dict__.get('_petl')
+    if record is not None:
+        return record.site_map
+    for site_map in _load_descriptions(backbone):
+        swapped = getattr(site_map, 'swapped', None)
+        if type(backbone) in (site_map.host, swapped, *site_map.holders):
+            return site_map
+    return None
+
+
 def find_site_map(backbone: nn.Module) -> SiteMap:
     """The site map that describes a backbone.
 
     Raises:
         PETLError: No file of ``mmpetl/backbones`` describes its class.
     """
-    for site_map in _load_descriptions(backbone):
-        if type(backbone) in (site_map.host, getattr(site_map, 'swapped', None)):
-            return site_map
-    raise PETLError(_why_unknown(backbone))
+    site_map = site_map_of(backbone)
+    if site_map is None:
+        raise PETLError(why_unknown(backbone))
+    return site_map
 
 
-def _why_unknown(model: nn.Module) -> str:
+def why_unknown(model: nn.Module) -> str:
     """Where to inject instead, or what is served."""
     name = class_name(type(model))
     for attribute in ('module', '_orig_mod'):

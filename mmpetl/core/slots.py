@@ -57,9 +57,10 @@ def slots(model: nn.Module) -> list[SlotFacts]:
             slot.enabled,
             slot.frozen,
             sum(p.numel() for p in own_parameters(module, name, slot).values()),
-            sum(module.get_parameter(n).numel() for n in slot.selected),
+            sum(p.numel() for n, p in base.items() if n in slot.selected),
         )
         for path, module, record in injections(model)
+        for base in [dict(module.named_parameters())]
         for name, slot in record.slots.items()
     ]
 
@@ -263,7 +264,8 @@ def remove(
     with rearranging(module, record), retraining(module, record):
         if not restore:
             record.originals |= (learnt := learnt_values(module, record, name))
-            record.digests |= tensor_digests(learnt)
+            params = {n: v for n, v in learnt.items() if n in record.digests}
+            record.digests |= tensor_digests(params)
         del record.slots[name]
     unplug(module, record, name)
     if not record.slots:

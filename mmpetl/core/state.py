@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core.delta_file import plain_key
+from mmpetl.core.delta_file import BASE_KEY, plain_key
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.injection import injections
 from mmpetl.core.sitemap import is_below
@@ -56,6 +56,10 @@ def fill(who: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
     Raises:
         PETLError: Keys or shapes differ.
     """
+    # It says which base a state is of, and is compared where states are read.
+    expected, state = (
+        {k: v for k, v in part.items() if k != BASE_KEY} for part in (expected, state)
+    )
     missing = sorted(set(expected) - set(state))
     extra = sorted(set(state) - set(expected))
     if missing or extra:

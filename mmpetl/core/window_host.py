@@ -29,7 +29,13 @@ class WindowBlockHost(BlockHost):
 
     Extra tokens of the stream join every window of their image; what the windows
     make of them is averaged. They take part in no relative position bias.
+
+    Attributes:
+        proj_in_windows: Whether the output projection sees windows, or the map that is
+            put together of them, without its padding.
     """
+
+    proj_in_windows = True
 
     def partition(self, grid: tuple[int, ...]) -> Partition:
         """How this grid is cut into windows."""
@@ -39,6 +45,24 @@ class WindowBlockHost(BlockHost):
         """(heads, N, N), the relative position bias of a window."""
         raise NotImplementedError
 
+    def window_terms(
+        self, partition: Partition, ctx: Context, device: torch.device
+    ) -> dict[str, Tensor | None]:
+        """Position bias and shift mask of the windows, as :meth:`attend` takes them."""
+        return {
+            'bias': self.position_bias(partition.tokens),
+            'mask': partition.mask_in(ctx, device),
+        }
+
+    def score_terms(
+        self, q: Tensor, ctx: Context
+    ) -> tuple[Tensor | None, Tensor | None, float]:
+        terms = self.window_terms(self.partition(ctx.grid), ctx, q.device)
+        parts = self.attention_parts()
+        bias = self.position_terms(q, ctx, terms['bias'], 0)
+        scale = parts.get('scale')
+        return bias, terms['mask'], q.shape[-1] ** -0.5 if scale is None else scale
+
     def attention(self, x: Tensor, ctx: Context) -> Tensor:
         partition = self.partition(ctx.grid)
         p, count = ctx.num_prefix, partition.count
@@ -46,17 +70,16 @@ class WindowBlockHost(BlockHost):
         if p:
             prefix = x[:, None, :p].expand(-1, count, -1, -1).flatten(0, 1)
             w = torch.cat((prefix, w), dim=1)
-        o = self.attend(
-            w,
-            ctx,
-            bias=self.position_bias(partition.tokens),
-            mask=partition.mask_in(ctx, x.device),
-            **self.attention_parts(),
-        )
+        parts = self.attention_parts()
+        if not self.proj_in_windows:
+            proj, parts['proj'] = parts['proj'], None
+        o = self.attend(w, ctx, **self.window_terms(partition, ctx, x.device), **parts)
         y = partition.join(o[:, p:])
         if p:
             prefix = o[:, :p].unflatten(0, (-1, count)).mean(1)
             y = torch.cat((prefix, y), dim=1)
+        if not self.proj_in_windows:
+            y = self.through('attn.proj', proj, y, ctx)
         return self.drop_projection(y)
 
 
@@ -95,7 +118,8 @@ class WindowBackboneHost(BackboneHost):
         ctx.grid = numbers(grid)
         if p:
             h = torch.cat((self.repeat_four(x[:, :p]), h), dim=1)
-        h = self.through('downsample.norm', merge.norm, h, ctx, index)
+        if merge.norm is not None:
+            h = self.through('downsample.norm', merge.norm, h, ctx, index)
         return self.through('downsample.reduction', merge.reduction, h, ctx, index)
 
     def run_stages(
@@ -129,6 +153,10 @@ class WindowSiteMap(SiteMap):
         """Convolution of the patch embedding."""
         raise NotImplementedError
 
+    def stage_dims(self, stage: nn.Module) -> int:
+        """Width of the blocks of a stage."""
+        return stage.embed_dims
+
     def block_facts(
         self, block: nn.Module
     ) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
@@ -145,8 +173,8 @@ class WindowSiteMap(SiteMap):
                 yield f'{self.stages_name}.{i}.blocks.{j}', block
 
     def sites(self, backbone: nn.Module) -> list[Site]:
-        embed = backbone.embed_dims
         projection = self.projection(backbone)
+        embed = projection.out_channels
         patch = projection.in_channels * math.prod(projection.kernel_size)
         stages = self.stages(backbone)
         depth = sum(len(stage.blocks) for stage in stages)
@@ -160,7 +188,7 @@ class WindowSiteMap(SiteMap):
         pooled = len(backbone.out_indices) == 1
         for i, stage in enumerate(stages):
             facts['stage'] = i
-            d = stage.embed_dims
+            d = self.stage_dims(stage)
             for j, block in enumerate(stage.blocks):
                 heads, mlp, window, shift = self.block_facts(block)
                 sites += block_sites(
@@ -180,8 +208,10 @@ class WindowSiteMap(SiteMap):
             if stage.downsample is not None:
                 wide, out = 4 * d, stage.downsample.reduction.out_features
                 order = {'channels_first': self.channels_first}
-                merging = [
-                    Site('downsample.norm', '', wide, wide, **at, **order),
+                if stage.downsample.norm is not None:
+                    site = Site('downsample.norm', '', wide, wide, **at, **order)
+                    merging = [site]
+                merging += [
                     Site('downsample.reduction', '', wide, out, **at, **order),
                     Site('downsample', '', d, out, **at, **order),
                 ]
@@ -194,7 +224,7 @@ class WindowSiteMap(SiteMap):
                 leaving.append(
                     Site('out', '', n, n, pooled=pooled, window=window, **at)
                 )
-            if backbone.out_after_downsample:
+            if getattr(backbone, 'out_after_downsample', False):
                 sites += merging + leaving
             else:
                 sites += leaving + merging

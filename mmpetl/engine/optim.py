@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
@@ -38,7 +41,16 @@ FACTORS = (
 SWITCHES = ('decay_all', 'decay_biases')
 """Options that say which parameters decay."""
 
-KNOWN = (*(o.value for o in OWNERS), *SWITCHES, *FACTORS, 'custom_keys')
+KNOWN = (
+    *(o.value for o in OWNERS),
+    *SWITCHES,
+    *FACTORS,
+    'custom_keys',
+    'outside',
+)
+
+NAMING = ('params', 'param_names', 'param_name', 'group_name')
+"""What upstream's groups hold beside settings of the optimizer."""
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 """What MMEngine calls a norm: batch, instance, group and layer norm."""
@@ -54,6 +66,17 @@ class Rule:
     decay_mult: float = 1.0
     more: Mapping[str, Any] = field(default_factory=dict)
     """Other arguments of the optimizer, of a custom key."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -75,6 +98,11 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``custom_keys``: as in MMEngine, the longest key that is a part of a parameter's
       name decides alone, with ``lr_mult``, ``decay_mult`` and other arguments of the
       optimizer;
+    - ``outside``: a ``paramwise_cfg`` of upstream for what is outside of the backbones:
+      heads get the rates and decays that upstream's constructor gives them, and deltas
+      and selected parameters none of it. ``constructor`` in it names another one than
+      MMEngine's, such as one for layer decay. An empty dict is upstream's default: one
+      rate and one decay for all;
     - ``bypass_duplicate``: a shared parameter is in one group, whatever it says.
 
     Args:
@@ -92,6 +120,7 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(optim_wrapper_cfg, None)
+        self._whole_cfg = optim_wrapper_cfg
         self.options = dict(paramwise_cfg or {})
         self.options.pop('bypass_duplicate', None)
         for key, value in self.options.items():
@@ -115,6 +144,13 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 for mult in ('lr', 'decay'):
                     if f'{mult}_mult' in option:
                         self._check_base(f'custom_keys[{part!r}].{mult}_mult', mult)
+        elif key == 'outside':
+            if not isinstance(value, Mapping):
+                raise PETLError(
+                    'paramwise_cfg.outside takes a paramwise_cfg of upstream, as in '
+                    f"dict(custom_keys={{'query_embed': dict(decay_mult=0)}}); got "
+                    f'{value!r}'
+                )
         elif key not in SWITCHES:
             for mult in value if isinstance(value, Mapping) else (value,):
                 if mult not in ('lr_mult', 'decay_mult'):
@@ -136,13 +172,17 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         lr = self.optimizer_cfg.get('lr')
         decay = self.optimizer_cfg.get('weight_decay')
         by_owner = owners(model)
+        outside = self._outside(model) if 'outside' in self.options else None
         groups: dict[tuple[int, str], dict[str, Any]] = {}
         for name, param in model.named_parameters():
             if not param.requires_grad:
                 continue
             owner = by_owner[name]
             module = model.get_submodule(name.rpartition('.')[0])
-            rule = self._custom(name) or self._rule(owner, name, module, param)
+            if owner is Owner.HEAD and outside is not None:
+                rule = outside.get(id(param), Rule(''))
+            else:
+                rule = self._custom(name) or self._rule(owner, name, module, param)
             # Owners in their order, and within one what has a rule of its own last.
             key = (2 * OWNERS.index(owner) + bool(rule.name), owner.value + rule.name)
             if key not in groups:
@@ -154,6 +194,32 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 groups[key] |= rule.more
             groups[key]['params'].append(param)
         return [groups[key] for key in sorted(groups)]
+
+    def _outside(self, model: nn.Module) -> dict[int, Rule]:
+        """What upstream's constructor would do with each parameter, by identity."""
+        options = dict(self.options['outside'])
+        kind = options.pop('constructor', 'DefaultOptimWrapperConstructor')
+        if not options:
+            return {}
+        whole = {'optim_wrapper_cfg': self._whole_cfg, 'paramwise_cfg': options}
+        constructor = OPTIM_WRAPPER_CONSTRUCTORS.build({'type': kind, **whole})
+        given: list[dict[str, Any]] = []
+        with _quiet():  # a line for each parameter, of the backbone too
+            constructor.add_params(given, model)
+        lr = self.optimizer_cfg.get('lr') or 1.0
+        decay = self.optimizer_cfg.get('weight_decay') or 1.0
+        rules, labels = {}, {}
+        for group in given:
+            more = {k: v for k, v in group.items() if k not in NAMING}
+            factors = (
+                more.pop('lr', lr) / lr,
+                more.pop('weight_decay', decay) / decay,
+            )
+            same = repr((factors, more))
+            label = labels.setdefault(same, f'_{len(labels)}' if labels else '')
+            for param in group['params']:
+                rules[id(param)] = Rule(label, *factors, more)
+        return rules
 
     def _custom(self, name: str) -> Rule | None:
         """The rule of the longest custom key in a name, the first of equally long."""

@@ -29,6 +29,12 @@ class TuningRunner(Runner):
     - optimizer groups by owner, unless the config names a constructor;
     - the distributed wrapper that runs on CPUs too, unless the config names one.
 
+    For a config with ``mmpetl.PETLModel`` the ``paramwise_cfg`` and the constructor of
+    upstream act on what is outside of the backbone, as they always did, and no longer
+    on the backbone, for which they were written: a tenth of the rate for all of it
+    would be a tenth for the deltas. With the method ``Full``, which is upstream's own
+    training, they stay untouched.
+
     What the config says itself stays.
     """
 
@@ -55,13 +61,46 @@ def safe_config(config: Any) -> tuple[Any, list[str]]:
     config['custom_hooks'] = [*custom, *({'type': kind} for kind in missing)]
     added += missing
     optim = config.get('optim_wrapper')
-    if isinstance(optim, dict) and not optim.get('constructor'):
-        optim['constructor'] = CONSTRUCTOR
-        added.append(CONSTRUCTOR)
+    if isinstance(optim, dict):
+        added += _set_constructor(config, optim)
     if not config.get('model_wrapper_cfg'):
         config['model_wrapper_cfg'] = {'type': WRAPPER}
         added.append(WRAPPER)
     return config, added
+
+
+def _set_constructor(config: Any, optim: dict[str, Any]) -> list[str]:
+    """Let groups go by owner; what was added."""
+    own = optim.get('constructor')
+    method = whole_method(config)
+    if method is None:
+        if own:
+            return []
+        optim['constructor'] = CONSTRUCTOR
+        return [CONSTRUCTOR]
+    if _named({'type': own or ''}) == CONSTRUCTOR.partition('.')[2] or method == 'Full':
+        return []
+    outside = dict(optim.get('paramwise_cfg') or {})
+    if own:
+        outside['constructor'] = own
+    optim['constructor'] = CONSTRUCTOR
+    optim['paramwise_cfg'] = {'outside': outside}
+    return [f'{CONSTRUCTOR} (paramwise_cfg acts outside of the backbone)']
+
+
+def whole_method(config: Any) -> str | None:
+    """The method that ``mmpetl.PETLModel`` of a config injects; None without one."""
+    model = config.get('model')
+    if not isinstance(model, dict) or not _is_petl_model(model):
+        return None
+    petl = model.get('petl')
+    kind = petl.get('type') if isinstance(petl, dict) else petl
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def _is_petl_model(model: Any) -> bool:
+    """Whether a model's config is one of ``mmpetl.PETLModel``."""
+    return _named({'type': model.get('type') or ''}) in ('PETLModel', 'petl_model')
 
 
 def _named(hook: Any) -> str:

@@ -47,6 +47,8 @@ class Adapter(Method):
     """
 
     family = 'adapter'
+    placed = ''
+    sized = ('hidden_dims',)
 
     def __init__(
         self,

@@ -45,6 +45,8 @@ class AdaptFormer(Method):
     """
 
     family = 'adapter'
+    placed = ''
+    sized = ('hidden_dims',)
 
     def __init__(
         self,

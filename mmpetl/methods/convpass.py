@@ -124,6 +124,7 @@ class Convpass(Method):
     """
 
     family = 'adapter'
+    sized = ('hidden_dims',)
 
     def __init__(
         self,

@@ -9,6 +9,8 @@ half of their blocks; in a backbone for recognition every block has them.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -51,9 +53,14 @@ class DiffFit(Method):
             The paper has them in 14 of 28.
         include_rel_pos_bias: Whether the relative position tables of windowed attention
             train too.
+
+    A model that no file describes has no known residual branches, so it gets no scales:
+    there its biases and norms train.
     """
 
+    leaf_kinds = ()
     targets = ('attn.proj', 'ffn.fc2')
+    targets_any = True
     family = 'specification'
 
     def __init__(
@@ -73,6 +80,19 @@ class DiffFit(Method):
                 f'backbone, got {first}'
             )
         return [site for site in sites if self.wants(site) and site.block < first]
+
+    def choose_leaves(self, sites: list[Site]) -> list[Site]:
+        if self.first_blocks is not None:
+            raise PETLError(
+                'first_blocks of DiffFit counts blocks with scales, and a model that '
+                'no file describes gets none; leave it out'
+            )
+        warnings.warn(
+            'DiffFit trains biases and norms here, and adds no scales: their places '
+            'need a described backbone',
+            stacklevel=4,
+        )
+        return []
 
     def build(self, site: Site) -> BranchScale:
         return BranchScale(site.out_dims)

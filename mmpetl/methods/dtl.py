@@ -112,6 +112,7 @@ class DTL(Method):
     targets = ('block',)
     optional = ('out',)
     family = 'side'
+    apart = False
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ from mmpetl.core import (
     Site,
     add_to_own,
     check_range,
+    in_stages,
     kaiming_uniform_,
     without_extra,
 )
@@ -128,6 +129,10 @@ class NormDelta(Delta):
         return self.gamma * y + self.beta
 
 
+class NormedExitDelta(NormDelta, ExitDelta):
+    """Both, where the next stage of the trunk reads the frozen norm as well."""
+
+
 @METHODS.register_module()
 class E3VA(Method):
     """Adapter highway.
@@ -139,6 +144,7 @@ class E3VA(Method):
     targets = ('attn.branch', 'ffn.branch', 'block', 'out')
     optional = ('downsample', 'out.norm')
     family = 'side'
+    apart = False
 
     def __init__(self, rank: int = 16) -> None:
         check_range(self, 'rank', rank, 1)
@@ -146,16 +152,18 @@ class E3VA(Method):
 
     def choose(self, sites: list[Site]) -> list[Site]:
         outs = [site for site in sites if site.kind == 'out']
-        windowed = any(site.window is not None for site in outs)
+        staged = in_stages(sites)
         last = max((site.index for site in outs), default=0)
         end = max((i for i, site in enumerate(sites) if site.kind == 'out'), default=0)
         chosen = []
         for i, site in enumerate(sites):
             # What lies behind the last output is never read.
-            place = site.stage if windowed else site.block
+            place = site.stage if staged else site.block
             read = i <= end and (site.block is None or place <= last)
-            # A norm behind a mean over tokens goes with the head, which may train it.
-            if self.wants(site) and read and (site.kind != 'out.norm' or site.has_grid):
+            # A norm behind a mean over tokens goes with the head, which may train it;
+            # what the next stage reads stays frozen, and the exit has the pair.
+            leaves = site.has_grid and not site.in_stream
+            if self.wants(site) and read and (site.kind != 'out.norm' or leaves):
                 chosen.append(site)
         return chosen
 
@@ -176,4 +184,6 @@ class E3VA(Method):
             return NormDelta(site.out_dims)
         if site.kind in ('attn.branch', 'ffn.branch'):
             return BranchDelta(site.kind)
-        return MergeDelta() if site.kind == 'downsample' else ExitDelta()
+        if site.kind == 'downsample':
+            return MergeDelta()
+        return NormedExitDelta(site.out_dims) if site.in_stream else ExitDelta()

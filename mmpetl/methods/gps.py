@@ -13,8 +13,9 @@ embeddings and stay.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,7 @@ from mmpetl.core import (
     inputs_and_labels,
     one_epoch,
     only_trains,
+    places_of,
     records_gradients,
     task_loss,
     warn_uncalibrated,
@@ -129,6 +131,17 @@ class GPSDelta(Delta):
         return (SparseRows.apply if records_gradients() else add_rows)(*args)
 
 
+class GPSConvDelta(GPSDelta):
+    """The same beside a convolution. x: (B, C, *extents)."""
+
+    def __init__(self, site: Site, num_weights: int) -> None:
+        super().__init__(site.in_dims, site.out_dims, num_weights)
+        self.site = site
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        return super().after(places_of(x, self.site), y, ctx)
+
+
 class GPSMask(Delta):
     """Passes y on; the gradient of the weight keeps K entries per row, at ``index``.
 
@@ -141,28 +154,54 @@ class GPSMask(Delta):
         self.register_buffer('index', first.repeat(out_dims, 1))
         self.in_dims = in_dims
 
-    def watch(self, weight: nn.Parameter) -> None:
-        """Name the weight whose gradient is masked."""
-        # In a tuple it is no parameter of this module, and copies keep the link.
-        self.__dict__['_weight'] = (weight,)
+    def watch(self, parts: Sequence[tuple[nn.Parameter, int, int]]) -> None:
+        """Name the weights whose gradients are masked.
+
+        Args:
+            parts: For the rows of the site in their order: a parameter, the first of
+                its rows that are meant, and how many.
+        """
+        # In tuples they are no parameters of this module, and copies keep the link.
+        self.__dict__['_parts'] = tuple(parts)
+        self.__dict__['_hooked'] = {}
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
-        (weight,) = self._weight
-        # A copy of the model has a weight of its own, on which nothing hangs yet.
-        if weight.requires_grad and self.__dict__.get('_hooked') != id(weight):
-            self.__dict__['_hooked'] = id(weight)
-            me = weakref.ref(self)  # the mask ends with the delta
-            weight.register_hook(lambda grad: _masked(me(), grad))
+        # A copy of the model has weights of its own, on which nothing hangs yet.
+        hooked = self.__dict__['_hooked']
+        me, first = weakref.ref(self), 0  # the mask ends with the delta
+        for number, (weight, row, count) in enumerate(self._parts):
+            if weight.requires_grad and hooked.get(number) != id(weight):
+                hooked[number] = id(weight)
+                rows = row, first, count
+                weight.register_hook(partial(_masked, me, rows))
+            first += count
         return y
 
 
-def _masked(delta: GPSMask | None, grad: Tensor) -> Tensor | None:
-    """The gradient at the chosen places; None (as it is) where none are to be kept."""
+def _masked(
+    delta: Callable[[], GPSMask | None], rows: tuple[int, int, int], grad: Tensor
+) -> Tensor | None:
+    """The gradient at the chosen places; None (as it is) where none are to be kept.
+
+    Args:
+        delta: Gives the delta as long as there is one.
+        rows: First row in the weight, first row of the site, and how many.
+        grad: Of the whole weight; rows of others stay as they are.
+    """
+    delta = delta()
     if delta is None or getattr(delta.shared, 'sees_all', False):
         return None
-    ones = torch.ones_like(delta.index, dtype=grad.dtype)
-    return grad * dense_rows(ones, delta.index, delta.in_dims).view_as(grad)
+    row, first, count = rows
+    index = delta.index[first : first + count]
+    ones = torch.ones_like(index, dtype=grad.dtype)
+    kept = dense_rows(ones, index, delta.in_dims)
+    if count == len(grad):
+        return grad * kept.view_as(grad)
+    grad = grad.clone()
+    inside = grad[row : row + count]
+    inside.mul_(kept.view_as(inside))
+    return grad
 
 
 def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor | None:
@@ -201,7 +240,8 @@ class GPS(Method):
 
     Args:
         num_weights: K, how many weights of every row train, 1 <= K <= width of the
-            narrowest input; 1 on most tasks in the authors' scripts.
+            narrowest input; 1 on most tasks in the authors' scripts. By layer:
+            ``{'*.attn.qkv': 4, '*': 1}``, the first pattern that fits.
         criterion: Whose gradients choose: ``'supcon'``, the supervised contrastive loss
             of two views of every image, which no head takes part in; or ``'task'``, the
             model's own loss (cross-entropy through the head in a classifier). Dense
@@ -213,9 +253,17 @@ class GPS(Method):
         mode: ``'values'``, or ``'mask'`` to train whole weights with masked gradients,
             for comparison: optimizer state and checkpoint are then those of full
             fine-tuning, and weight decay moves every weight.
+
+    In a model that no file describes every Linear and convolution takes part, and
+    ``criterion`` is ``'task'``, since no output is known to contrast.
     """
 
+    leaf_kinds = ('layer.linear', 'layer.conv')
+    sized = ('num_weights',)
+
     targets = ('embed.proj', 'attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
+    substitutes = {'attn.qkv': ('attn.q', 'attn.k', 'attn.v')}
+    targets_any = True
     optional = ('downsample.reduction',)
     family = 'specification'
 
@@ -250,22 +298,31 @@ class GPS(Method):
                 f'the narrowest projection, got {self.num_weights}'
             )
 
+    def choose_leaves(self, sites: list[Site]) -> list[Site]:
+        if self.criterion != 'task':
+            raise PETLError(
+                "GPS with criterion='supcon' contrasts the features at `out`, which no "
+                "file describes for this model; choose criterion='task'"
+            )
+        return super().choose_leaves(sites)
+
     def share(self, sites: list[Site]) -> Calibrated:
         return Calibrated()
 
     def build(self, site: Site) -> GPSDelta | GPSMask:
-        cls = GPSMask if self.mode == 'mask' else GPSDelta
-        return cls(site.in_dims, site.out_dims, self.num_weights)
+        if self.mode == 'mask':
+            return GPSMask(site.in_dims, site.out_dims, self.num_weights)
+        if site.kernel is not None:
+            return GPSConvDelta(site, self.num_weights)
+        return GPSDelta(site.in_dims, site.out_dims, self.num_weights)
 
     def initialise(
         self, deltas: Mapping[Site, Delta], weights: Callable[[str, str], Affine]
     ) -> None:
         if self.mode == 'mask':
             for site, delta in deltas.items():
-                weight = weights(site.host, site.kind).weight
-                # That of a convolution is seen as a matrix.
-                whole = isinstance(weight, nn.Parameter)
-                delta.watch(weight if whole else weight._base)
+                affine = weights(site.host, site.kind, site.index)
+                delta.watch(_parts_of(site, affine))
 
     def selects(self, role: Role) -> bool:
         if role.kind == 'projection' and role.part == 'weight':
@@ -289,9 +346,16 @@ class GPS(Method):
         """
         place = Place(backbone, self)
         module = place.module
+        # A view of the weights of a site lies in the storage of a parameter.
+        owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
         weights = {
-            site: _parameter(module, place.record.site_map.affine(module, site))
+            site: place.record.site_map.affine(module, site).weights
             for site in place.sites
+        }
+        params = {
+            view: owner[view.untyped_storage().data_ptr()]
+            for views in weights.values()
+            for view in views
         }
         limit = self.max_images
         if limit is None and self.criterion == 'task':
@@ -299,7 +363,9 @@ class GPS(Method):
         seen, classes = 0, set()
         views = 2 if self.criterion == 'supcon' else 1
         with (
-            only_trains(backbone, list(weights.values()), train_mode=True),
+            only_trains(
+                backbone, list(dict.fromkeys(params.values())), train_mode=True
+            ),
             _whole_gradients(place),
         ):
             for batch in one_epoch(batches, views=views, shuffle=True):
@@ -315,8 +381,8 @@ class GPS(Method):
                 if loss is not None:
                     loss.backward()
             grads = {
-                site: torch.zeros_like(p) if p.grad is None else p.grad
-                for site, p in weights.items()
+                site: torch.cat([_gradient(view, params[view]) for view in views])
+                for site, views in weights.items()
             }
         if not seen:
             raise PETLError('GPS chooses weights by data, and there are none')
@@ -325,7 +391,7 @@ class GPS(Method):
                 'GPS contrasts classes, and the data hold one only '
                 f'({classes.pop()}); give it labelled data of two classes or more'
             )
-        return {site: grad.flatten(1).float() for site, grad in grads.items()}
+        return {site: grad.float() for site, grad in grads.items()}
 
     def _contrast(
         self, backbone: nn.Module, place: Place, batch: list[Any]
@@ -356,8 +422,9 @@ class GPS(Method):
         """
         place = Place(backbone, self)
         for site, grad in self.gradients(backbone, batches).items():
-            chosen = grad.abs().topk(self.num_weights, dim=-1).indices
-            place.delta(site).index.copy_(chosen.sort(dim=-1).values)
+            index = place.delta(site).index
+            chosen = grad.abs().topk(index.shape[1], dim=-1).indices
+            index.copy_(chosen.sort(dim=-1).values)
         place.calibrated.done.fill_(True)
 
     def fold(self, site: Site, delta: GPSDelta | GPSMask, affine: Affine) -> None:
@@ -375,10 +442,32 @@ def _whole_gradients(place: Place) -> Iterator[None]:
         del place.calibrated.sees_all
 
 
-def _parameter(module: nn.Module, affine: Affine) -> nn.Parameter:
-    """The parameter that an affine map is a view of."""
-    start = affine.weight.data_ptr()
-    return next(p for p in module.parameters() if p.data_ptr() == start)
+def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]:
+    """Parameter, first row in it and number of rows, for all rows of a site.
+
+    Raises:
+        PETLError: A weight is no rows of a parameter.
+    """
+    parts = []
+    for weight in affine.weights:
+        # That of a convolution is seen as a matrix, that of queries as rows.
+        param = weight if isinstance(weight, nn.Parameter) else weight._base
+        if not isinstance(param, nn.Parameter) or not weight.is_contiguous():
+            raise PETLError(
+                f"GPS(mode='mask') masks the gradients of rows of a weight, and those "
+                f"of {site} are no such rows; mode='values' trains the same weights"
+            )
+        start = weight.storage_offset() - param.storage_offset()
+        parts.append((param, start // weight[0].numel(), len(weight)))
+    return parts
+
+
+def _gradient(view: Tensor, param: nn.Parameter) -> Tensor:
+    """What a backward pass has left for a view of a parameter, in its shape."""
+    if param.grad is None:
+        return torch.zeros_like(view)
+    start = view.storage_offset() - param.storage_offset()
+    return param.grad.as_strided(view.shape, view.stride(), start)
 
 
 def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:

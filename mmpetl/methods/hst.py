@@ -238,6 +238,7 @@ class HST(Method):
     targets = ('tokens', 'feature')
     starts_as_identity = False
     family = 'side'
+    apart = False
     replaces = ('feature',)
 
     def __init__(

@@ -22,6 +22,7 @@ from mmpetl.core import (
     Site,
     check_kinds,
     check_range,
+    convolve,
 )
 from mmpetl.registry import METHODS
 
@@ -70,18 +71,39 @@ class HydraDelta(Delta):
         return y + (self.parallel(x) + self.sequential(y)) * self.scale
 
 
+class HydraConvDelta(HydraDelta):
+    """The same beside a convolution: the parallel branch sees its patches.
+
+    x: (B, C, *extents), y: (B, *out_extents, out_dims).
+    """
+
+    def __init__(self, site: Site, rank: int, scale: float, drop_rate: float) -> None:
+        super().__init__(site, rank, scale, drop_rate)
+        self.site = site
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        down, up = self.parallel.down, self.parallel.up
+        low = convolve(x, down.weight, self.site, down.bias)
+        beside = up(self.parallel.drop(low))
+        return y + (beside + self.sequential(y)) * self.scale
+
+
 @METHODS.register_module()
 class Hydra(Method):
     """Parallel and sequential low-rank branches.
 
     Args:
         rank: Rank of each branch, 1 <= rank < width; 2 on VTAB-1k in the authors' code.
+            By layer: ``{'*.attn.proj': 4, '*': 2}``, the first pattern that fits.
         scale: Factor of both branches, 0.1 to 4.5 per task in the authors' code.
         drop_rate: Dropout between down and up, 0 to 0.2 per task there.
         targets: Projections with branches; the output projections of both sub-layers
-            in the paper.
+            in the paper. In a model that no file describes every Linear and
+            convolution has them.
     """
 
+    leaf_kinds = ('layer.linear', 'layer.conv')
+    sized = ('rank',)
     family = 'reparameterisation'
 
     def __init__(
@@ -100,15 +122,17 @@ class Hydra(Method):
         self.targets = check_kinds(self, targets, PROJECTIONS)
 
     def check(self, sites: list[Site]) -> None:
-        narrow = min(min(s.in_dims, s.out_dims) for s in sites)
+        thin = min(sites, key=lambda s: min(s.in_dims, s.out_dims))
+        narrow = min(thin.in_dims, thin.out_dims)
         if self.rank >= narrow:
             raise PETLError(
                 f'Hydra needs rank below the narrowest projection ({narrow}), '
-                f'got {self.rank}'
+                f'got {self.rank} at {thin}'
             )
 
     def build(self, site: Site) -> HydraDelta:
-        return HydraDelta(site, self.rank, self.scale, self.drop_rate)
+        cls = HydraDelta if site.kernel is None else HydraConvDelta
+        return cls(site, self.rank, self.scale, self.drop_rate)
 
     def fold(self, site: Site, delta: HydraDelta, affine: Affine) -> None:
         # y + s S y with S = U D of the sequential branch: the base is read before it

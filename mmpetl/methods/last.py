@@ -24,6 +24,7 @@ from mmpetl.core import (
     Site,
     add_to_own,
     check_range,
+    in_stages,
     kaiming_uniform_,
     records_gradients,
     softmax_attention,
@@ -164,6 +165,7 @@ class LAST(Method):
     targets = ('embed', 'block', 'out')
     optional = ('downsample',)
     family = 'side'
+    apart = False
 
     def __init__(
         self,
@@ -188,14 +190,14 @@ class LAST(Method):
 
     def choose(self, sites: list[Site]) -> list[Site]:
         outs = [site for site in sites if site.kind == 'out']
-        windowed = any(site.window is not None for site in outs)
+        staged = in_stages(sites)
         # A stage without an output, and what lies behind the last one, is never read.
-        stages = {site.stage for site in outs} if windowed else {0}
+        stages = {site.stage for site in outs} if staged else {0}
         last = max((site.index for site in outs), default=0)
         chosen = []
         for stage in sorted(stages):
             blocks = [s for s in sites if s.kind == 'block' and s.stage == stage]
-            if not windowed:
+            if not staged:
                 blocks = [s for s in blocks if s.block <= last]
             if len(blocks) % self.group_size:
                 raise PETLError(
@@ -221,7 +223,7 @@ class LAST(Method):
             )
         for site in sites:
             dims = {b.out_dims for b in blocks if b.stage == site.stage}
-            if site.kind == 'out' and site.window and dims != {site.in_dims}:
+            if site.kind == 'out' and dims != {site.in_dims}:
                 raise PETLError(
                     'LAST corrects what a stage gives; this backbone emits it behind '
                     'the patch merging (out_after_downsample)'

@@ -109,6 +109,7 @@ class LoRand(Method):
 
     targets = ('attn.branch', 'ffn.branch')
     family = 'adapter'
+    placed = ''
 
     def __init__(
         self,

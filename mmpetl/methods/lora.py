@@ -23,6 +23,7 @@ from mmpetl.core import (
     Site,
     check_kinds,
     check_range,
+    convolve,
     kaiming_uniform_,
 )
 from mmpetl.registry import METHODS
@@ -36,6 +37,7 @@ PROJECTIONS = (
     'ffn.fc1',
     'ffn.fc2',
 )
+ATTENTION = ('attn.q', 'attn.v')
 
 
 class LoRADelta(Delta):
@@ -55,19 +57,40 @@ class LoRADelta(Delta):
         return y + F.linear(F.linear(self.drop(x), self.A), self.B) * self.scale
 
 
+class LoRAConvDelta(LoRADelta):
+    """The same beside a convolution: A is one with ``rank`` channels, B sees a place.
+
+    x: (B, C, *extents), y: (B, *out_extents, out_dims).
+    """
+
+    def __init__(self, site: Site, rank: int, scale: float, drop_rate: float) -> None:
+        super().__init__(site.in_dims, site.out_dims, rank, scale, drop_rate)
+        self.site = site
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        low = convolve(self.drop(x), self.A, self.site)
+        return y + F.linear(low, self.B) * self.scale
+
+
 @METHODS.register_module()
 class LoRA(Method):
     """Low-rank adaptation.
 
     Args:
         rank: Rank of the update, 1 <= rank < width. The benchmark uses 8 on VTAB-1k,
-            16 on FGVC and 64 on dense tasks.
+            16 on FGVC and 64 on dense tasks. By layer: ``{'*.attn.qkv': 16, '*': 4}``,
+            where the first pattern that fits counts.
         alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``.
         drop_rate: Dropout on the input of the low-rank path.
         targets: Projections that get an update of their own. ``attn.qkv`` is one
-            update of the fused projection, with A shared by q, k and v.
+            update of the fused projection, with A shared by q, k and v. A trunk without
+            attention has no queries and values; there the default stands for both
+            projections of its feed-forward networks. In a model that no file describes
+            every Linear and convolution has one.
     """
 
+    leaf_kinds = ('layer.linear', 'layer.conv')
+    sized = ('rank',)
     family = 'reparameterisation'
 
     def __init__(
@@ -75,7 +98,7 @@ class LoRA(Method):
         rank: int = 8,
         alpha: float | None = None,
         drop_rate: float = 0.0,
-        targets: Sequence[str] = ('attn.q', 'attn.v'),
+        targets: Sequence[str] = ATTENTION,
     ) -> None:
         check_range(self, 'rank', rank, 1)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
@@ -85,13 +108,16 @@ class LoRA(Method):
         self.alpha = alpha
         self.drop_rate = drop_rate
         self.targets = check_kinds(self, targets, PROJECTIONS)
+        if self.targets == ATTENTION:
+            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
 
     def check(self, sites: list[Site]) -> None:
-        narrow = min(min(s.in_dims, s.out_dims) for s in sites)
+        thin = min(sites, key=lambda s: min(s.in_dims, s.out_dims))
+        narrow = min(thin.in_dims, thin.out_dims)
         if self.rank >= narrow:
             raise PETLError(
                 f'LoRA needs rank below the narrowest projection ({narrow}), '
-                f'got {self.rank}'
+                f'got {self.rank} at {thin}'
             )
 
     @property
@@ -100,6 +126,8 @@ class LoRA(Method):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def build(self, site: Site) -> LoRADelta:
+        if site.kernel is not None:
+            return LoRAConvDelta(site, self.rank, self.scale, self.drop_rate)
         return LoRADelta(
             site.in_dims, site.out_dims, self.rank, self.scale, self.drop_rate
         )

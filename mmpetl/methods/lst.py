@@ -151,14 +151,30 @@ class MergeDelta(Delta):
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         # The grid is still the one in front of the merging.
-        *_, height, width = ctx.grid
-        h = self.notes(ctx)['h']
+        self.notes(ctx)['grid'] = ctx.grid
+        return x
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        notes = self.notes(ctx)
+        h, (*_, height, width) = notes['h'], notes.pop('grid')
+        *_, rows, columns = ctx.grid
+        if rows not in _halves(height) or columns not in _halves(width):
+            raise PETLError(
+                'LST merges 2 x 2 neighbours between stages; this backbone goes from '
+                f'{height} x {width} to {rows} x {columns} tokens'
+            )
         maps = h.view(-1, height, width, h.shape[-1])
-        maps = F.pad(maps, (0, 0, 0, width % 2, 0, height % 2))
+        # Where the trunk pads an odd edge, so does this; where it drops it, likewise.
+        maps = F.pad(maps, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
         near = [maps[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         h = torch.cat(near, dim=-1).reshape(h.shape[0], -1, 4 * h.shape[-1])
-        self.notes(ctx)['h'] = self.down(self.norm(h))
-        return x
+        notes['h'] = self.down(self.norm(h))
+        return y
+
+
+def _halves(size: int) -> tuple[int, int]:
+    """Half of a size, rounded down and up."""
+    return size // 2, -(-size // 2)
 
 
 class ExitDelta(Delta):
@@ -196,9 +212,12 @@ class LST(Method):
     """
 
     targets = ('embed', 'block', 'out')
+    # Side blocks have the heads of the trunk's, and norms where it has them.
+    requires = ('attn.core', 'norm1', 'norm2')
     optional = ('downsample',)
     starts_as_identity = False
     family = 'side'
+    apart = False
     replaces = ('out',)
 
     def __init__(
@@ -218,6 +237,12 @@ class LST(Method):
 
     def check(self, sites: list[Site]) -> None:
         for site in sites:
+            if site.kind == 'downsample' and site.stride not in ((), (2, 2)):
+                raise PETLError(
+                    'LST merges 2 x 2 neighbours between stages; this trunk goes from '
+                    f'stage {site.stage} to the next in steps of '
+                    f'{" x ".join(map(str, site.stride))}'
+                )
             parts = self.reduction * (site.num_heads or 1)
             if site.in_dims % parts:
                 raise PETLError(
@@ -241,6 +266,8 @@ class LST(Method):
                     eps = weights(site.host, kind).eps
                     if eps is not None:  # an RMSNorm may leave it to the dtype
                         getattr(delta.block, kind).eps = eps
+                if self.init != 'random':
+                    check_shapes(site, weights)
         if self.init == 'magnitude':
             self._prune(deltas, weights, weights)
 
@@ -286,7 +313,7 @@ class LST(Method):
             for site in place.sites
             if site.kind == 'block'
             for kind in BLOCK_PARTS
-            for tensor in _tensors(_affine(place, site.host, kind))
+            for tensor in _affine(place, site.host, kind).tensors
         ]
         params = list(dict.fromkeys(params))
         total = {
@@ -343,7 +370,8 @@ class LST(Method):
                 part if part.bias is None else replace(part, bias=same_place(part.bias))
                 for part in affine.bias
             )
-            return Affine(affine.name, same_place(affine.weight), bias)
+            weights = tuple(same_place(weight) for weight in affine.weights)
+            return Affine(affine.name, weights, bias)
 
         self._prune(
             {site: place.delta(site) for site in place.sites},
@@ -355,13 +383,8 @@ class LST(Method):
 
 def _affine(place: Place, host: str, kind: str) -> Affine:
     """The map of a kind inside a block."""
-    site = next(s for s in place.record.sites if (s.host, s.kind) == (host, kind))
-    return place.record.site_map.affine(place.module, site)
-
-
-def _tensors(affine: Affine) -> list[Tensor]:
-    """Views of the parameters of a map."""
-    return [affine.weight, *(p.bias for p in affine.bias if p.bias is not None)]
+    record = place.record
+    return record.site_map.affine_at(place.module, record.sites, host, kind)
 
 
 def largest(size: Tensor, count: int) -> Tensor:
@@ -370,6 +393,27 @@ def largest(size: Tensor, count: int) -> Tensor:
 
 
 BLOCK_PARTS = ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'ffn.fc1', 'ffn.fc2')
+
+
+def check_shapes(site: Site, weights: Callable[[str, str], Affine]) -> None:
+    """Refuse a block whose channels have no counterparts in a side block.
+
+    Raises:
+        PETLError: Its feed-forward network is gated, or its keys are narrow.
+    """
+    qkv, proj, fc1, fc2 = (
+        sum(map(len, weights(site.host, kind).weights))
+        if kind in ('attn.qkv', 'ffn.fc1')
+        else weights(site.host, kind).weight.shape[1]
+        for kind in ('attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
+    )
+    other = 'gates its feed-forward network' if fc1 != fc2 else ''
+    other = 'has fewer keys than queries' if qkv != 3 * proj else other
+    if other:
+        raise PETLError(
+            f'LST starts plain side blocks from those of the trunk, and {site.host} '
+            f"{other}; choose init='random'"
+        )
 
 
 class HostBlock:

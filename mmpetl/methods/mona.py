@@ -96,6 +96,8 @@ class Mona(Method):
 
     targets = ('attn.sum', 'ffn.sum')
     family = 'adapter'
+    placed = 'grid'
+    sized = ('hidden_dims',)
 
     def __init__(
         self, hidden_dims: int = 64, drop_rate: float = 0.1, zero_init: bool = False

@@ -234,6 +234,7 @@ class NOAH(Method):
     """
 
     family = 'prompt'
+    apart = False
     phases = ('mmpetl.NOAHSupernetLoop', 'mmpetl.NOAHSearchLoop')
 
     def __init__(

@@ -22,6 +22,9 @@ class PartialK(Method):
             Where they reach over a patch merging, that trains as well.
         include_final_norm: Whether the norm behind the last block trains. Public code
             for classification has it, public code for dense tasks has not.
+
+    In a model that no file describes the blocks are the members of its lists of equal
+    modules, which ``python -m mmpetl.layers`` counts.
     """
 
     family = 'baseline'
@@ -33,13 +36,22 @@ class PartialK(Method):
 
     def choose(self, sites: list[Site]) -> list[Site]:
         """No site at all; it only looks where the blocks are."""
-        blocks = [site for site in sites if site.kind == 'block']
+        blocks = {site.block for site in sites if site.block is not None}
         if self.num_blocks > len(blocks):
             raise PETLError(
                 f'PartialK needs num_blocks of at most {len(blocks)}, the blocks of '
                 f'this backbone, got {self.num_blocks}'
             )
         return []
+
+    def choose_leaves(self, sites: list[Site]) -> list[Site]:
+        if all(site.block is None for site in sites):
+            raise PETLError(
+                'PartialK counts blocks, and this model has no list of equal modules '
+                'that could be blocks; name what trains: BitFit, LNTune or Full with '
+                'layers='
+            )
+        return self.choose(sites)
 
     def select(self, roles: list[Role]) -> set[str]:
         stages = {role.block: role.stage for role in roles if role.block is not None}

@@ -216,6 +216,7 @@ class PolyhistorLite(Method):
     targets = ('embed', 'ffn.skip')
     starts_as_identity = False
     family = 'multi_task'
+    apart = False
 
     def __init__(
         self,

@@ -41,7 +41,11 @@ class SSF(Method):
             them around these, with a deviation of 0.02, so that a fresh model is near
             the base but not equal to it.
         on_merge_norm: Whether the norms of patch mergings get a pair too.
+
+    In a model that no file describes every Linear, convolution and norm has a pair.
     """
+
+    leaf_kinds = ('layer.linear', 'layer.conv', 'layer.dwconv', 'layer.norm')
 
     family = 'reparameterisation'
     targets = (
@@ -53,6 +57,8 @@ class SSF(Method):
         'ffn.fc1',
         'ffn.fc2',
     )
+    substitutes = {'attn.qkv': ('attn.q', 'attn.k', 'attn.v')}
+    targets_any = True
 
     def __init__(
         self, exact_identity: bool = False, on_merge_norm: bool = False

@@ -99,6 +99,7 @@ class VMTAdapter(Method):
 
     targets = ('embed', 'ffn', 'ffn.sum', 'out')
     family = 'multi_task'
+    apart = False
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class VPTDeep(Method):
     optional = ('out',)
     starts_as_identity = False
     family = 'prompt'
+    apart = False
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class VPTShallow(Method):
     optional = ('out',)
     starts_as_identity = False
     family = 'prompt'
+    apart = False
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import Context, Delta, Method, Site, check_range
+from mmpetl.core import Context, Delta, Method, Site, check_range, in_stages
 from mmpetl.registry import METHODS
 
 
@@ -83,6 +83,7 @@ class VQT(Method):
     targets = ('block', 'attn.core', 'feature')
     starts_as_identity = False
     family = 'prefix'
+    apart = False
 
     def __init__(self, num_tokens: int = 1, drop_rate: float = 0.1) -> None:
         check_range(self, 'num_tokens', num_tokens, 1)
@@ -93,7 +94,12 @@ class VQT(Method):
     def choose(self, sites: list[Site]) -> list[Site]:
         # What lies behind the last feature is never read.
         last = max((s.index for s in sites if s.kind == 'feature'), default=-1)
-        return [s for s in sites if self.wants(s) and (s.block or 0) <= last]
+        staged = in_stages(sites)
+        return [
+            s
+            for s in sites
+            if self.wants(s) and ((s.stage if staged else s.block) or 0) <= last
+        ]
 
     def build(self, site: Site) -> Delta:
         if site.kind == 'feature':

@@ -6,17 +6,21 @@ from typing import Any
 
 from torch import nn
 
+from mmpetl.models.hf_backbone import HFBackbone
 from mmpetl.models.multi_task import DepthHead, MultiTaskModel, SegmentationHead
 from mmpetl.models.petl_backbone import petl_backbone
+from mmpetl.models.petl_model import petl_model
 from mmpetl.models.weights import load_base_weights
 from mmpetl.registry import MODELS
 
 __all__ = [
     'DepthHead',
+    'HFBackbone',
     'MultiTaskModel',
     'SegmentationHead',
     'load_base_weights',
     'petl_backbone',
+    'petl_model',
 ]
 
 

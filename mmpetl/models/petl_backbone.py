@@ -10,12 +10,14 @@ filled again.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ from mmpetl.core import (
 )
 from mmpetl.models.weights import load_base_weights
 from mmpetl.models.weights.address import base_name
+from mmpetl.models.weights.convert import may_lack
 from mmpetl.registry import MODELS
 
 
@@ -41,6 +44,8 @@ def petl_backbone(
     head: Iterable[str] = (),
     frozen_drop_path: bool = False,
     checkpoint_part: str | None = None,
+    layers: str | Iterable[str] | None = None,
+    blocks: Any = None,
 ) -> nn.Module:
     """Build a backbone with a method in it.
 
@@ -51,7 +56,7 @@ def petl_backbone(
             ``pretrained2d=True`` is started from the checkpoint of an image Swin.
         method: A method's config or name. None leaves the backbone as upstream
             built it, wholly trainable.
-        checkpoint: File or address of the base weights, in any format that
+        checkpoint: File, folder or address of the base weights, in any format that
             :func:`mmpetl.models.load_base_weights` reads. None leaves the base to the
             backbone's own ``init_cfg``, or random, which is said loudly.
         head: Path prefixes of base parameters that train like a head, because no
@@ -59,6 +64,9 @@ def petl_backbone(
         frozen_drop_path: Whether stochastic depth acts in the frozen trunk.
         checkpoint_part: Which weights, of a checkpoint that holds several:
             ``'teacher'``, ``'state_dict_ema'``.
+        layers: Patterns of the layers that the method acts on, as
+            :func:`mmpetl.inject` takes them; None means all.
+        blocks: Indices or slices of the blocks that it acts in; None means all.
 
     Returns:
         The foreign backbone itself, an instance of its own class.
@@ -80,7 +88,14 @@ def petl_backbone(
             module._is_init = False
             module.init_weights = filling
         return module
-    inject(module, method, head=head, frozen_drop_path=frozen_drop_path)
+    inject(
+        module,
+        method,
+        head=head,
+        frozen_drop_path=frozen_drop_path,
+        layers=layers,
+        blocks=blocks,
+    )
     for _, _, record in injections(module):
         record.source = {
             'backbone': source,
@@ -98,17 +113,10 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
         PETLError: The package, the name or an argument is unknown.
     """
     kind = config.get('type')
-    if isinstance(kind, str) and '.' in kind:
-        scope = kind.partition('.')[0]
-        try:
-            importlib.import_module(f'{scope}.registry')
-        except ModuleNotFoundError as error:
-            raise PETLError(
-                f'the backbone {kind!r} needs the package {scope!r}, which cannot be '
-                f'imported ({error}); install it, or correct the name'
-            ) from error
+    check_package(kind)
     try:
-        return MODELS.build(dict(config))
+        # Some classes read their settings by attribute.
+        return MODELS.build(ConfigDict(config))
     except KeyError as error:
         raise PETLError(
             f'unknown backbone {kind!r}; write its scope in front, as in '
@@ -119,6 +127,26 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
             raise
         reason = str(error).rpartition('__init__() ')[2]
         raise PETLError(f'the backbone {kind!r} {reason}') from error
+
+
+def check_package(kind: Any) -> None:
+    """Import the package in front of a type's name.
+
+    Raises:
+        PETLError: It is not there.
+    """
+    if not (isinstance(kind, str) and '.' in kind):
+        return
+    scope = kind.partition('.')[0]
+    try:
+        importlib.import_module(f'{scope}.registry')
+    except ModuleNotFoundError as error:
+        if importlib.util.find_spec(scope) is not None:
+            return  # a class by its dotted path
+        raise PETLError(
+            f'{kind!r} needs the package {scope!r}, which cannot be '
+            f'imported ({error}); install it, or correct the name'
+        ) from error
 
 
 @dataclass
@@ -178,8 +206,20 @@ class _Filling:
             for part in self.module.modules():
                 if hasattr(part, '_is_init'):
                     part._is_init = False
-            type(self.module).init_weights(self.module)
-        watch.handle.remove()
+            try:
+                type(self.module).init_weights(self.module)
+            except Exception as error:
+                if not self.own or isinstance(error, PETLError):
+                    raise
+                # Readers of upstream raise all kinds where nothing is, or nothing fits.
+                text = str(error).strip().partition('\n')[0]
+                raise PETLError(
+                    f'{self.own} does not load as init_cfg or pretrained of the '
+                    f'backbone asks ({type(error).__name__}: {text}); '
+                    f'{_way(self.module)}'
+                ) from error
+            finally:
+                watch.handle.remove()
         return watch
 
 
@@ -187,6 +227,7 @@ class _Watch:
     """Counts what an initialiser of upstream loads, which it does without a check."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.filled = 0
         self.missing = [name for name, _ in module.named_parameters()]
         self.total = len(self.missing)
@@ -204,15 +245,28 @@ class _Watch:
         self.filled = self.total - len(self.missing)
 
     def check(self, file: str) -> None:
-        """Raise PETLError unless all but norms, which tasks add, came from the file."""
+        """Raise PETLError unless the file filled all that files of the class have.
+
+        Norms are added by tasks, and some tables start at zero.
+        """
         lost = [name for name in self.missing if 'norm' not in name]
+        lost = [name for name in lost if not may_lack(self.module, name)]
         if lost:
             raise PETLError(
                 f'{file}, as upstream loads it, fills {self.filled} of {self.total} '
-                f'tensors of the backbone ({lost[0]} is not among them); drop it from '
-                "the backbone's init_cfg or pretrained and name it as `checkpoint` of "
-                'mmpetl.PETLBackbone, which reads more formats'
+                f'tensors of the backbone ({lost[0]} is not among them); '
+                f'{_way(self.module)}'
             )
+
+
+def _way(module: nn.Module) -> str:
+    """What to do about a file that upstream does not read."""
+    by_hand = getattr(module, 'convert_weights', None) is False
+    own = "set convert_weights=True for its authors' file, or " * by_hand
+    return (
+        f"{own}drop it from the backbone's init_cfg or pretrained and name it as "
+        '`checkpoint` of mmpetl.PETLBackbone, which reads more formats'
+    )
 
 
 def _filling(

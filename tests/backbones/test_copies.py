@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
-from tiny import Nothing, base, images, outputs, record, shake_
+from tiny import Costly, Nothing, base, folding, images, outputs, record, shake_
 from torch import nn
 from torch.export import Dim, export
 
@@ -27,7 +25,7 @@ COPIES = {
 @torch.no_grad()
 def test_a_copy_acts_trains_and_ejects(stem: str, how: str) -> None:
     plain, x = base(stem), images(stem)
-    model = inject(base(stem), 'LoRA', slot='a')
+    model = inject(base(stem), folding(stem).build(), slot='a')
     inject(model, 'BitFit', slot='b')
     inject(model, 'LNTune', slot='c')
     shake_(model)
@@ -51,31 +49,12 @@ def _pairs(a: nn.Module, b: nn.Module, x: torch.Tensor):
     return zip(outputs(a, x), outputs(b, x), strict=True)
 
 
-@pytest.mark.slow
-def test_another_process_loads_and_ejects(tmp_path) -> None:
-    model = inject(base('timm_vit'), 'LoRA')
-    torch.save(model, tmp_path / 'model.pt')
-    code = (
-        'import sys, torch\n'
-        'model = torch.load(sys.argv[1], weights_only=False)\n'
-        'import mmpetl\n'
-        'mmpetl.eject(model)\n'
-        'print(type(model).__module__)\n'
-    )
-    run = subprocess.run(
-        [sys.executable, '-c', code, tmp_path / 'model.pt'],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert run.stdout.split() == ['timm.models.vision_transformer']
-
-
-@pytest.mark.parametrize('method', ['Nothing', 'LoRA'])
+@pytest.mark.parametrize('tuned', [False, True], ids=['Nothing', 'method'])
 @torch.no_grad()
-def test_an_export_takes_any_batch(stem: str, method: str) -> None:
-    odd = method == 'Nothing'  # resized positions and padding without deltas
-    model = inject(base(stem), Nothing() if method == 'Nothing' else method)
+def test_an_export_takes_any_batch(costly_stem: Costly, tuned: bool) -> None:
+    stem = costly_stem.stem
+    odd = not tuned  # resized positions and padding without deltas
+    model = inject(base(stem), folding(stem).build() if tuned else Nothing())
     shake_(model)
     x = images(stem, 3, odd=odd)
     batch = Dim('batch', min=2, max=64)

@@ -7,10 +7,19 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny import TINY, Nothing, base, images, loss_of, outputs, record
+from tiny import TINY, Nothing, bare, base, images, loss_of, outputs, record
 from torch import Tensor, nn
 
-from mmpetl.core import AFTER_ONLY, KINDS, Context, Delta, Method, Site, inject
+from mmpetl.core import (
+    AFTER_ONLY,
+    KINDS,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    inject,
+)
 
 SEEN: list[tuple[Site, str]] = []
 
@@ -22,20 +31,13 @@ def _shape(site: Site, x: Tensor, ctx: Context, dims: int) -> None:
         assert x.shape[1] == ctx.num_prefix + math.prod(ctx.grid), site
 
 
-class Probe(Delta):
-    """Scales what passes by a trained number, and looks at it."""
+class After(Delta):
+    """Scales what leaves by a trained number, and looks at what passes."""
 
-    def __init__(self, site: Site, port: str) -> None:
+    def __init__(self, site: Site) -> None:
         super().__init__()
-        self.site, self.port = site, port
+        self.site = site
         self.scale = nn.Parameter(torch.tensor(1.1))
-
-    def before(self, x: Tensor, ctx: Context) -> Tensor:
-        SEEN.append((self.site, 'before'))
-        if self.site.kind == 'attn.core':
-            q, k, v = x
-            return q, k, v * self.scale
-        return x * self.scale
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         SEEN.append((self.site, 'after'))
@@ -51,24 +53,33 @@ class Probe(Delta):
         else:
             _shape(self.site, x, ctx, self.site.in_dims)
             _shape(self.site, y, ctx, self.site.out_dims)
-        return y if self.port == 'before' else y * self.scale
+        return y * self.scale
+
+
+class Both(After):
+    """Scales what enters as well, by a number of its own."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.scale_before = nn.Parameter(torch.tensor(1.2))
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        SEEN.append((self.site, 'before'))
+        if self.site.kind == 'attn.core':
+            q, k, v = x
+            return q, k, v * self.scale_before
+        return x * self.scale_before
 
 
 class Look(Method):
     """Probes every site of one kind."""
 
-    def __init__(self, kind: str, port: str) -> None:
-        self.kind, self.port = kind, port
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self.targets = (kind,)
 
     def build(self, site: Site) -> Delta:
-        return (Probe if self.port == 'before' else After)(site, self.port)
-
-
-class After(Probe):
-    """A probe of ``after`` alone, as the sites of q, k and v ask for."""
-
-    before = Delta.before
+        return (After if self.kind in NO_BEFORE else Both)(site)
 
 
 # Ports that no module stands behind: the first has nothing before it, the others
@@ -82,24 +93,23 @@ def _kinds(stem: str) -> list[str]:
 
 
 def test_sites_run_where_and_with_what_they_promise(any_stem: str) -> None:
-    x = images(any_stem, odd=True)
-    plain = outputs(base(any_stem), x)
+    """One kind at a time: what stands at one site must not hang on another's."""
+    x = images(any_stem, odd=True, dtype=torch.float64)
+    plain = outputs(bare(any_stem, torch.float64), x)
     for kind in _kinds(any_stem):
-        for port in ('before', 'after') if kind not in NO_BEFORE else ('after',):
-            model = inject(base(any_stem), Look(kind, port))
-            sites = [s for s in record(model).sites if s.kind == kind]
-            SEEN.clear()
-            ys = outputs(model, x)
-            times = Counter(s for s, p in SEEN if p == port)
-            assert times == Counter(sites), (kind, port)
-            far = max((a - b).abs().max() for a, b in zip(ys, plain, strict=True))
-            loss_of(ys).backward()
-            grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-            grads = {n: g for n, g in grads.items() if 'petl' in n.split('.')}
-            assert len(grads) == len(sites)
-            assert all(g is not None for g in grads.values()), (kind, port)
-            # A norm undoes a scale in front of it, but for its epsilon.
-            assert far > 0, (kind, port)
+        model = inject(base(any_stem, torch.float64), Look(kind))
+        sites = [s for s in record(model).sites if s.kind == kind]
+        ports = ('after',) if kind in NO_BEFORE else ('before', 'after')
+        SEEN.clear()
+        ys = outputs(model, x)
+        assert Counter(SEEN) == Counter((s, p) for s in sites for p in ports), kind
+        assert max((a - b).abs().max() for a, b in zip(ys, plain, strict=True)) > 0
+        loss_of(ys).backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        grads = {n: g for n, g in grads.items() if 'petl' in n.split('.')}
+        assert len(grads) == len(sites) * len(ports)
+        # A norm undoes a scale in front of it, but for its epsilon.
+        assert all(g is not None and g != 0 for g in grads.values()), kind
 
 
 def test_sites_are_told_apart_and_stand_in_the_order_of_the_pass(any_stem: str) -> None:
@@ -109,12 +119,15 @@ def test_sites_are_told_apart_and_stand_in_the_order_of_the_pass(any_stem: str) 
     assert {s.kind for s in sites} <= KINDS.keys()
     blocks = [s.block for s in sites if s.kind == 'block']
     assert blocks == list(range(sites[0].num_blocks))
+    scored = any(site.kind == 'attn.core' for site in sites)
     for site in sites:
         if site.block is not None:
-            assert site.num_heads > 0
             assert site.mlp_dims > 0
+        if site.kind.startswith('attn') and scored:
+            assert site.num_heads > 0
     wide = [s for s in sites if s.kind == 'ffn.fc1']
-    assert all((s.in_dims < s.out_dims) and s.out_dims == s.mlp_dims for s in wide)
+    for site in wide:
+        assert site.in_dims < site.out_dims == site.mlp_dims * (1 + site.gated)
 
 
 def test_between_them_the_backbones_offer_every_kind() -> None:
@@ -163,6 +176,10 @@ class Tokens(Method):
 @pytest.mark.parametrize('stay', [False, True], ids=['each block', 'for good'])
 @torch.no_grad()
 def test_extra_tokens_act_and_never_leave(any_stem: str, stay: bool) -> None:
+    if 'tokens' not in _kinds(any_stem):
+        with pytest.raises(PETLError, match=r'tokens; .*\(tokens: .*\)'):
+            inject(base(any_stem), Tokens(stay))
+        return
     for odd in (False, True):
         x = images(any_stem, odd=odd)
         plain = outputs(base(any_stem), x)

@@ -13,6 +13,7 @@ import tiny
 import torch
 from timm.models._features import FeatureGetterNet
 from tiny import Nothing, loss_of, randomise_, record, shake_
+from tiny_builds import TIMM
 from torch import Tensor, nn
 
 from mmpetl.core import PETLError, base_changes, eject, fold, inject
@@ -167,7 +168,7 @@ def test_the_last_block_gives_what_a_side_network_makes() -> None:
 
 @pytest.mark.parametrize('norm', [False, True])
 def test_features_only(norm: bool) -> None:
-    more = tiny.TIMM | {'features_only': True, 'out_indices': (0, 1)}
+    more = TIMM | {'features_only': True, 'out_indices': (0, 1)}
     more['feature_cls'] = partial(FeatureGetterNet, norm=norm)
     net = randomise_(timm.create_model('vit_tiny_patch16_224', **more)).eval()
     assert net.norm is norm

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from promises import F64, gap, offered_sites, same
-from tiny import Pair, base, images, outputs, plain_outputs, record, shake_
+from tiny import Pair, bare, images, outputs, plain_outputs, record, shake_
 
 from mmpetl.core import PETLError, eject, fold, inject
 
 
 @torch.no_grad()
 def test_output_equals_the_base_at_step_0(pair: Pair) -> None:
-    model, x = pair.inject(), images(pair.stem)
+    model, x = pair.injected(), images(pair.stem)
     plain, ys = plain_outputs(pair.stem), outputs(model, x)
     if feature := [s for s in offered_sites(model) if s.kind == 'feature']:
         dims = [pair.method.build().feature_dims(s) for s in feature]
@@ -26,8 +26,8 @@ def test_output_equals_the_base_at_step_0(pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_evaluation_is_deterministic(pair: Pair) -> None:
-    model, x = pair.inject(), images(pair.stem, odd=True)
+def test_evaluation_is_deterministic(brief_pair: Pair) -> None:
+    model, x = brief_pair.inject(), images(brief_pair.stem, odd=True)
     shake_(model)
     first = outputs(model, x)
     assert same(outputs(model, x), first)
@@ -50,7 +50,7 @@ def test_images_of_a_batch_do_not_mix(pair: Pair) -> None:
 @pytest.mark.parametrize('odd', [False, True], ids=['square', 'odd'])
 def test_folded_equals_unfolded(folding_pair: Pair, odd: bool) -> None:
     pair = folding_pair
-    plain = base(pair.stem)
+    plain = bare(pair.stem)
     for dtype, tolerance in ((F64, 1e-9), (torch.float32, 1e-5)):
         x = images(pair.stem, odd=odd, dtype=dtype)
         model = pair.inject(dtype)
@@ -76,11 +76,11 @@ def test_what_does_not_fold_is_left_as_it_is(unfolding_pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_two_methods_stack_and_leave_each_other_alone(pair: Pair) -> None:
-    model, x = pair.inject(), images(pair.stem)
+def test_two_methods_stack_and_leave_each_other_alone(brief_pair: Pair) -> None:
+    model, x = brief_pair.inject(), images(brief_pair.stem)
     shake_(model)
     alone = outputs(model, x)
-    low_rank = {'type': 'LoRA', 'rank': 3, 'targets': ['attn.proj']}
+    low_rank = {'type': 'LoRA', 'rank': 3, 'targets': ['ffn.fc2']}
     inject(model, low_rank, slot='second')
     model.eval()
     assert same(outputs(model, x), alone)

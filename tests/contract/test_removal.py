@@ -21,20 +21,20 @@ from mmpetl.core import (
 )
 
 
-def test_inject_twice_is_refused(pair: Pair) -> None:
-    model = pair.inject()
+def test_inject_twice_is_refused(brief_pair: Pair) -> None:
+    model = brief_pair.injected()  # as it is refused, it is as it was
     keys = list(model.state_dict())
     with pytest.raises(PETLError, match='already injected'):
-        inject(model, pair.method.build())
+        inject(model, brief_pair.method.build())
     assert list(model.state_dict()) == keys
 
 
 @torch.no_grad()
-def test_eject_restores_the_base_bit_for_bit(pair: Pair) -> None:
-    x, plain = images(pair.stem), base(pair.stem)
+def test_eject_restores_the_base_bit_for_bit(brief_pair: Pair) -> None:
+    x, plain = images(brief_pair.stem), base(brief_pair.stem)
     frozen = next(iter(dict(plain.named_parameters())))
     plain.get_parameter(frozen).requires_grad_(False)
-    model = inject(copy.deepcopy(plain), pair.method.build())
+    model = inject(copy.deepcopy(plain), brief_pair.method.build())
     shake_(model)
     if trains_most(model):
         with pytest.raises(PETLError, match='no second copy'):
@@ -56,15 +56,15 @@ def test_eject_restores_the_base_bit_for_bit(pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_disable_equals_the_base_and_enable_restores(pair: Pair) -> None:
-    model, x = pair.inject(), images(pair.stem)
+def test_disable_equals_the_base_and_enable_restores(brief_pair: Pair) -> None:
+    model, x = brief_pair.inject(), images(brief_pair.stem)
     shake_(model)
     if trains_most(model):
         with pytest.raises(PETLError, match='no second copy'):
             disable(model)
         return
     tuned = outputs(model, x)
-    plain = plain_outputs(pair.stem)
+    plain = plain_outputs(brief_pair.stem)
     disable(model)
     assert of_method(model).keys().isdisjoint(trainable(model))
     assert same(outputs(model, x), plain)

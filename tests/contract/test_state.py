@@ -8,7 +8,7 @@ import json
 import torch
 from mmengine.model import BaseModule
 from promises import is_delta, of_method, same, trainable
-from tiny import Pair, Tuned, base, images, record, shake_
+from tiny import Pair, Tuned, bare, base, images, record, shake_
 
 from mmpetl.core import (
     count_trainable,
@@ -18,8 +18,8 @@ from mmpetl.core import (
 )
 
 
-def test_base_keys_stay_and_the_object_is_of_its_class(pair: Pair) -> None:
-    plain, model = base(pair.stem), pair.inject()
+def test_base_keys_stay_and_the_object_is_of_its_class(brief_pair: Pair) -> None:
+    plain, model = bare(brief_pair.stem), brief_pair.injected()
     keys = [k for k in model.state_dict() if not is_delta(k)]
     assert keys == list(plain.state_dict())
     assert isinstance(model, type(plain))
@@ -32,15 +32,15 @@ def test_base_keys_stay_and_the_object_is_of_its_class(pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_save_rebuild_load_gives_identical_outputs(pair: Pair, tmp_path) -> None:
-    x = images(pair.stem)
-    model = Tuned(pair.inject(), x)
+def test_save_rebuild_load_gives_identical_outputs(brief_pair: Pair, tmp_path) -> None:
+    x = images(brief_pair.stem)
+    model = Tuned(brief_pair.inject(), x)
     shake_(model)
     torch.save(delta_state(model), tmp_path / 'delta.pth')
     method = record(model).slots['0'].method
     config = json.loads(json.dumps(method.config()))
     torch.manual_seed(99)  # other start values than the first time
-    fresh = Tuned(inject(base(pair.stem), config), x)
+    fresh = Tuned(inject(base(brief_pair.stem), config), x)
     fresh.eval()
     load_delta_state(fresh, torch.load(tmp_path / 'delta.pth', weights_only=True))
     assert same(fresh(x), model(x))
@@ -51,9 +51,9 @@ def test_save_rebuild_load_gives_identical_outputs(pair: Pair, tmp_path) -> None
 
 
 @torch.no_grad()
-def test_deep_copy_is_independent(pair: Pair) -> None:
-    x = images(pair.stem)
-    model = Tuned(pair.inject(), x)
+def test_deep_copy_is_independent(brief_pair: Pair) -> None:
+    x = images(brief_pair.stem)
+    model = Tuned(brief_pair.inject(), x)
     shake_(model)
     before = model(x)
     twin = copy.deepcopy(model)
@@ -66,8 +66,8 @@ def test_deep_copy_is_independent(pair: Pair) -> None:
     assert same(model(x), twin(x))
 
 
-def test_the_hosts_initialiser_changes_nothing(pair: Pair) -> None:
-    model = pair.inject()
+def test_the_hosts_initialiser_changes_nothing(brief_pair: Pair) -> None:
+    model = brief_pair.inject()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     parent = BaseModule()
     parent.backbone = model
@@ -78,8 +78,8 @@ def test_the_hosts_initialiser_changes_nothing(pair: Pair) -> None:
     assert [k for k in before if not torch.equal(before[k], after[k])] == []
 
 
-def test_counts_are_the_trainable_numbers(pair: Pair) -> None:
-    model, plain = pair.inject(), base(pair.stem)
+def test_counts_are_the_trainable_numbers(brief_pair: Pair) -> None:
+    model, plain = brief_pair.injected(), bare(brief_pair.stem)
     counts = count_trainable(model)
     assert counts.trainable == sum(p.numel() for p in trainable(model).values())
     added = sum(p.numel() for p in model.parameters()) - sum(

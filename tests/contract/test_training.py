@@ -38,9 +38,9 @@ def test_every_trainable_tensor_gets_a_gradient_and_moves(pair: Pair) -> None:
     assert still == expected, f'did not move: {still}'
 
 
-def test_nothing_frozen_changes(pair: Pair) -> None:
-    x = images(pair.stem)
-    model = Tuned(pair.inject(), x)
+def test_nothing_frozen_changes(brief_pair: Pair) -> None:
+    x = images(brief_pair.stem)
+    model = Tuned(brief_pair.inject(), x)
     keys = frozen_keys(model)
     assert keys or trains_most(model)
     before = {k: v.clone() for k, v in model.state_dict().items() if k in keys}
@@ -48,25 +48,27 @@ def test_nothing_frozen_changes(pair: Pair) -> None:
     train(model, x)
     after = model.state_dict()
     assert [k for k in before if not torch.equal(before[k], after[k])] == []
-    now = dict(model.named_buffers())
-    assert [n for n in buffers if not torch.equal(buffers[n], now[n])] == []
+    # The running statistics of a norm that trains are the method's.
+    now, selected = dict(model.named_buffers()), after.keys() - keys
+    moved = [n for n in buffers if not torch.equal(buffers[n], now[n])]
+    assert set(moved) <= selected
     assert base_changes(model) == []
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
 def test_activation_checkpointing_gives_the_same_gradients(pair: Pair) -> None:
     x = images(pair.stem, odd=True, dtype=F64)
-    grads = []
+    model = Tuned(pair.inject(F64), x)
+    shake_(model)
+    model.train()
+    inner, grads = core(model), []
     for checkpointing in (False, True):
-        model = Tuned(pair.inject(F64), x)
-        shake_(model)
-        model.train()
-        inner = core(model)
         if hasattr(inner, 'set_grad_checkpointing'):
             inner.set_grad_checkpointing(checkpointing)
         for _, block in record(model).site_map.blocks(inner):
             block.with_cp = checkpointing
         torch.manual_seed(5)
+        model.zero_grad()
         loss_of(model(x)).backward()
         grads.append({n: p.grad for n, p in trainable(model).items()})
     plain, checkpointed = grads
@@ -77,8 +79,8 @@ def test_activation_checkpointing_gives_the_same_gradients(pair: Pair) -> None:
         assert (grad - checkpointed[name]).abs().max() <= 1e-9 * scale, name
 
 
-def test_frozen_modules_evaluate_and_deltas_train(pair: Pair) -> None:
-    model = pair.inject()
+def test_frozen_modules_evaluate_and_deltas_train(brief_pair: Pair) -> None:
+    model = brief_pair.inject()
     model.train()
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))

@@ -27,8 +27,9 @@ def test_the_example_of(name: str) -> None:
     assert not result.failed, ''.join(shown)
 
 
-def test_the_page_of_slots_runs() -> None:
-    page = Path(mmpetl.__file__).parents[1] / 'docs' / 'slots.md'
+@pytest.mark.parametrize('name', ['slots.md', 'any_model.md'])
+def test_the_page_runs(name: str) -> None:
+    page = Path(mmpetl.__file__).parents[1] / 'docs' / name
     result = doctest.testfile(str(page), module_relative=False)
     assert result.attempted > 5
     assert not result.failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from mmpetl.core import PETLError, delta_state, freeze, inject
 from mmpetl.engine import OwnerOptimWrapperConstructor
+from mmpetl.engine.hooks.base_guard import BaseGuardHook
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(make_runner, tmp_path):
@@ -289,3 +291,52 @@ def test_the_builder_says_loudly_that_the_base_is_random(make_runner, tmp_path):
     make_runner(log_level='INFO')
     logs = ''.join(p.read_text() for p in (tmp_path / 'run').rglob('*.log'))
     assert 'THE BASE IS RANDOM' in logs
+
+
+# Models that no file describes
+
+
+class Skips(nn.Module):
+    """A layer that is called, and one whose weight alone is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.read = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return nn.functional.linear(self.used(x), self.read.weight)
+
+
+def guarded(model):
+    """The hook before the first iteration, and what it takes for a runner."""
+    runner = SimpleNamespace(model=model)
+    hook = BaseGuardHook()
+    hook.before_train(runner)
+    return hook, runner
+
+
+def test_a_layer_without_gradient_stops_the_first_iteration():
+    model = inject(Skips(), {'type': 'LoRA', 'rank': 2})
+    hook, runner = guarded(model)
+    model(torch.ones(1, 8)).sum().backward()
+    model.zero_grad()  # as an optimizer wrapper does before hooks are asked
+    with pytest.raises(PETLError, match=r'1 of the chosen layers are not .*\(read\)'):
+        hook.after_train_iter(runner, 0)
+
+
+def test_layers_with_gradients_pass_and_are_watched_no_more():
+    model = inject(Skips(), {'type': 'LoRA', 'rank': 2}, layers='used')
+    hook, runner = guarded(model)
+    model(torch.ones(1, 8)).sum().backward()
+    hook.after_train_iter(runner, 0)
+    hook.after_train_iter(runner, 1)
+    assert not any(p._backward_hooks for p in model.parameters())
+
+
+def test_a_conversion_of_norms_is_noticed_before_training():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    inject(model, 'SSF')
+    whole = nn.Module()
+    whole.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    with pytest.raises(PETLError, match='1 is now a SyncBatchNorm without sites'):
+        guarded(whole)

@@ -84,6 +84,37 @@ def mmpretrain_swin(c: Facts) -> nn.Module:
     )
 
 
+def dense_swin(c: Facts, cls: type[nn.Module]) -> nn.Module:
+    """The class that mmdet and mmseg have each of their own."""
+    return Model(
+        cls(
+            pretrain_img_size=c['img_size'],
+            embed_dims=c['embed_dim'],
+            patch_size=c['patch_size'],
+            window_size=c['window_size'],
+            depths=c['depths'],
+            num_heads=c['num_heads'],
+            strides=(c['patch_size'], *[2] * (len(c['depths']) - 1)),
+            mlp_ratio=c['mlp_ratio'],
+            drop_path_rate=c['drop_path_rate'],
+            out_indices=c['out_indices'],
+            norm_cfg={'type': 'LN', 'eps': c['layernorm_eps']},
+        )
+    )
+
+
+def mmdet_swin(c: Facts) -> nn.Module:
+    from mmdet.models.backbones import SwinTransformer
+
+    return dense_swin(c, SwinTransformer)
+
+
+def mmseg_swin(c: Facts) -> nn.Module:
+    from mmseg.models.backbones import SwinTransformer
+
+    return dense_swin(c, SwinTransformer)
+
+
 class VideoHead(nn.Module):
     """Average over two frames and the map, a 1x1x1 convolution, mean over time."""
 
@@ -135,7 +166,7 @@ TO_TIMM_VIT = (Rule(r'(.+)', r'backbone.\1'),)
 
 BLOCK = r'layers\.(\d+)\.blocks\.(\d+)'
 OURS = r'backbone.stages.\1.blocks.\2'
-TO_MMPRETRAIN_SWIN = (
+TO_MM_SWIN = (
     Rule(r'patch_embed\.proj\.(.+)', r'backbone.patch_embed.projection.\1'),
     Rule(
         r'layers\.(\d+)\.downsample\.(.+)',
@@ -181,6 +212,25 @@ def vits(
     return {
         f'{file}-{host}': Case(file, build, method, (rules, base), split)
         for host, (build, base) in hosts.items()
+    }
+
+
+def swins(
+    file: str, method: dict[str, Any], *rules: Rule, halves: str = ''
+) -> dict[str, Case]:
+    """The same reference on the Swins of three packages, which share their names.
+
+    Args:
+        file: Stem of its files.
+        method: Config of our method.
+        rules: From the reference's names to ours, where those of the base do not do it.
+        halves: See :class:`Case`.
+    """
+    hosts = (mmpretrain_swin, mmdet_swin, mmseg_swin)
+    passes = ((*rules, *TO_MM_SWIN),)
+    return {
+        f'{file}-{build.__name__}': Case(file, build, method, passes, halves=halves)
+        for build in hosts
     }
 
 
@@ -286,33 +336,41 @@ CASES: dict[str, Case] = {
         {'type': 'DTL', 'rank': 2, 'add_after': [2, 3], 'beta': 100.0},
         Rule(r'lora_dict\.(\d+)\.lora_([AB])', r'blocks.\1.petl.block.0.\2'),
     ),
-    'swin_baseline_ms-mmpretrain_swin': Case(
-        'swin_baseline_ms', mmpretrain_swin, {'type': 'Full'}, (TO_MMPRETRAIN_SWIN,)
-    ),
-    'mona-mmpretrain_swin': Case(
-        'mona',
-        mmpretrain_swin,
-        {'type': 'Mona'},
-        (
-            tuple(
-                Rule(
-                    rf'{BLOCK}\.my_module_{i}\.{theirs}',
-                    rf'{OURS}.petl.{site}.0.{ours}',
-                )
-                for i, site in ((1, 'attn_sum'), (2, 'ffn_sum'))
-                for theirs, ours in (
-                    (r'gamma', 'gamma'),
-                    (r'gammax', 'gamma_x'),
-                    (r'norm\.(.+)', r'norm.\3'),
-                    (r'project1\.(.+)', r'down.\3'),
-                    (r'project2\.(.+)', r'up.\3'),
-                    (r'adapter_conv\.conv1\.(.+)', r'conv.dw3.\3'),
-                    (r'adapter_conv\.conv2\.(.+)', r'conv.dw5.\3'),
-                    (r'adapter_conv\.conv3\.(.+)', r'conv.dw7.\3'),
-                    (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
-                )
+    **swins('swin_baseline_ms', {'type': 'Full'}),
+    **swins('bitfit_swin', {'type': 'BitFit'}),
+    **swins('partial1_swin', {'type': 'PartialK', 'include_final_norm': False}),
+    **swins(
+        'lora_swin',
+        {'type': 'LoRA', 'rank': 4, 'alpha': 1, 'targets': ['attn.q', 'attn.v']},
+        *(
+            Rule(
+                rf'{BLOCK}\.attn\.qkv\.lora_([AB])\.{i}',
+                rf'{OURS}.petl.attn_{part}.0.\3',
             )
-            + TO_MMPRETRAIN_SWIN,
+            for i, part in enumerate('qv')
+        ),
+        halves=r'.+\.lora_[AB]',
+    ),
+    **swins(
+        'mona',
+        {'type': 'Mona'},
+        *(
+            Rule(
+                rf'{BLOCK}\.my_module_{i}\.{theirs}',
+                rf'{OURS}.petl.{site}.0.{ours}',
+            )
+            for i, site in ((1, 'attn_sum'), (2, 'ffn_sum'))
+            for theirs, ours in (
+                (r'gamma', 'gamma'),
+                (r'gammax', 'gamma_x'),
+                (r'norm\.(.+)', r'norm.\3'),
+                (r'project1\.(.+)', r'down.\3'),
+                (r'project2\.(.+)', r'up.\3'),
+                (r'adapter_conv\.conv1\.(.+)', r'conv.dw3.\3'),
+                (r'adapter_conv\.conv2\.(.+)', r'conv.dw5.\3'),
+                (r'adapter_conv\.conv3\.(.+)', r'conv.dw7.\3'),
+                (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
+            )
         ),
     ),
     'video_swin_baseline-mmaction_swin3d': Case(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Case:
         rules: The name map in passes. In each pass the first rule that matches
             decides, and a name that none matches stays.
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
+        halves: Pattern of tensors that ours holds as two, half of the rows each, which
+            are named likewise.
     """
 
     file: str
@@ -60,13 +62,14 @@ class Case:
     method: dict[str, Any]
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
+    halves: str = ''
 
 
 class Reference:
     """The two files of a case."""
 
     def __init__(self, case: Case) -> None:
-        self.split = case.split
+        self.split, self.halves = case.split, case.halves
         self.facts = json.loads((DATA / f'{case.file}.json').read_text())
         with np.load(DATA / f'{case.file}.npz') as arrays:
             self.tensors = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
@@ -81,8 +84,11 @@ class Reference:
             if name == key:
                 continue
             value = value.double() if value.is_floating_point() else value
-            pieces = enumerate(value) if name in self.split else ()
-            found |= {f'{name}.{i}': piece for i, piece in pieces} or {name: value}
+            pieces: Iterable[Tensor] = value if name in self.split else ()
+            if re.fullmatch(self.halves, name):
+                pieces = value.chunk(2)
+            named = {f'{name}.{i}': piece for i, piece in enumerate(pieces)}
+            found |= named or {name: value}
         return found
 
     def trainable(self) -> set[str]:

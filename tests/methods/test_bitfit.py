@@ -61,7 +61,9 @@ def test_key_rows_of_the_fused_bias_get_no_gradient(stem_: str) -> None:
 @pytest.mark.parametrize('tables', [True, False])
 def test_exactly_the_biases_train(stem: str, tables: bool) -> None:
     model = mmpetl.inject(tiny.base(stem), BitFit(include_rel_pos_bias=tables))
-    kinds = {'bias', 'q_bias', 'v_bias'} | ({TABLE} if tables else set())
+    kinds = {'bias', 'q_bias', 'v_bias', 'in_proj_bias'} | (
+        {TABLE} if tables else set()
+    )
     biases = {n for n, _ in model.named_parameters() if n.rpartition('.')[2] in kinds}
     trains = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n for n in trains if not n.startswith('head')} == {

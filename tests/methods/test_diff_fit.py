@@ -5,10 +5,10 @@ import pytest
 import tiny
 import torch
 from full_size import counts, widths
-from torch import nn
 
 import mmpetl
 from mmpetl.core import Owner, PETLError, owners
+from mmpetl.core.sitemap import is_norm
 from mmpetl.methods.bitfit import BitFit
 from mmpetl.methods.diff_fit import DiffFit
 
@@ -62,7 +62,7 @@ def test_biases_norms_and_scales_train_and_nothing_else(
     norms = {
         f'{n}.{k}'
         for n, m in model.named_modules()
-        if isinstance(m, nn.LayerNorm)
+        if is_norm(m)
         for k, _ in m.named_parameters()
     }
     own = owners(model)

@@ -23,6 +23,7 @@ FIDELITY: dict[str, dict[str, str]] = json.loads(
 )
 MET = {
     'pair': {pair.method.name for pair in tiny.pairs()},
+    'brief_pair': {pair.method.name for pair in tiny.pairs()},
     'folding_pair': {pair.method.name for pair in tiny.folding_pairs()},
     'method_case': {case.name for case in tiny.method_cases()},
 }

@@ -5,6 +5,7 @@ import copy
 import plain_vit
 import pytest
 import tiny
+import tiny_builds
 import torch
 import torch.nn.functional as F
 from full_size import counts
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import mmpetl
 from mmpetl.core import Owner, PETLError, delta_state, load_delta_state, owners
+from mmpetl.core.sitemap import is_norm
 from mmpetl.methods.gps import GPS, SparseRows, dense_rows, supervised_contrast
 
 
@@ -42,21 +44,28 @@ def test_formula_on_vit() -> None:
     assert counts('videomae_b', GPS()).selected == rows - 12 * 768
 
 
+def between_places(name: str, weight: torch.Tensor) -> bool:
+    """Whether a weight is no map of what enters a site: heads, mixers, reductions."""
+    depthwise = weight.ndim > 2 and weight.shape[1] == 1
+    mixers = '.sr.', 'patch_embed1.', '.proj_1.', '.conv3.', 'petl'
+    return depthwise or name.startswith('head') or any(m in name for m in mixers)
+
+
 def test_every_linear_map_takes_part(stem: str) -> None:
     model = mmpetl.inject(tiny.base(stem), GPS(2))
-    linear = (nn.Linear, nn.Conv2d, nn.Conv3d)
     rows = sum(
-        len(m.weight)
-        for n, m in model.named_modules()
-        if isinstance(m, linear) and 'petl' not in n and 'head' not in n
+        len(p)
+        for n, p in tiny.core(model).named_parameters()
+        if n.endswith('weight') and p.ndim > 1 and not between_places(n, p)
     )
     own = owners(model)
     values = [p for n, p in model.named_parameters() if own[n] is Owner.DELTA]
     assert sum(p.numel() for p in values) == 2 * rows
     trains = [n for n, o in own.items() if o is Owner.SELECTED]
-    norms = [n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm)]
+    norms = [n for n, m in model.named_modules() if is_norm(m)]
     assert not [n for n in trains if n.rpartition('.')[0] in norms]
-    assert all(n.endswith('bias') for n in trains)
+    scales = 'gamma', 'layer_scale_1', 'layer_scale_2'
+    assert all(n.endswith(('bias', *scales)) for n in trains)
 
 
 @pytest.mark.parametrize('name', ['timm', 'mmpretrain'])
@@ -115,7 +124,7 @@ def test_equals_the_plain_model_with_edited_weights(stem: str, k: int) -> None:
             moved = (p != edited[name]).sum().item()
             rows = len(p)
             is_weight = p.ndim >= 2 and not name.endswith(('token', 'embed', 'table'))
-            is_weight = is_weight and not name.startswith('head')
+            is_weight = is_weight and not between_places(name, p)
             assert moved == (k * rows if is_weight else 0), name
         for a, b, c in zip(want, tiny.outputs(folded, x), untouched, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -390,7 +399,7 @@ def test_at_most_so_many_images() -> None:
     assert all(torch.equal(few[s], first[s]) for s in few)
 
 
-@pytest.mark.parametrize('name', list(tiny.TINY))
+@pytest.mark.parametrize('name', list(tiny_builds.TINY))
 def test_chooses_on_every_backbone(name: str) -> None:
     method = GPS(2)
     model = mmpetl.inject(tiny.base(name), method)
@@ -531,9 +540,17 @@ def test_mask_mode_trains_the_weights_behind_the_sites_and_no_others(stem: str) 
     model = mmpetl.inject(tiny.base(stem), GPS(mode='mask'))
     core = tiny.core(model)
     own = owners(core)
-    watched = {
-        id(m._weight[0]) for m in core.modules() if type(m).__name__ == 'GPSMask'
-    }
+    masks = [m for m in core.modules() if type(m).__name__ == 'GPSMask']
+    watched = {id(weight) for m in masks for weight, _, _ in m._parts}
+    # Sites that share a parameter mask rows of their own, and together all of them.
+    rows = [
+        (id(weight), row)
+        for m in masks
+        for weight, first, count in m._parts
+        for row in range(first, first + count)
+    ]
+    assert len(set(rows)) == len(rows)
+    assert len(rows) == sum(len(p) for p in core.parameters() if id(p) in watched)
     wide = {
         id(p)
         for n, p in core.named_parameters()

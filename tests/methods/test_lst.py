@@ -164,6 +164,8 @@ def test_side_merging_is_the_patch_merging_of_the_host():
     ctx = mmpetl.core.Context((2, 5, 7))
     side.notes(ctx)['h'] = h
     side.before(h, ctx)
+    ctx.grid = (2, 3, 4)
+    side.after(h, h, ctx)
     want = merge(h.view(2, 2, 5, 7, 16)).flatten(1, 3)
     got = side.notes(ctx)['h']
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 import mmpetl.models.weights.download as download
 from mmpetl.core import injection_of
@@ -28,6 +29,7 @@ from mmpetl.models.weights import (
     find_known,
     resolve,
 )
+from mmpetl.models.weights.containers import read_tensors
 
 ROOT = Path(__file__).parents[2]
 
@@ -391,6 +393,21 @@ def test_an_address_that_answers_with_a_page_is_not_kept(server, folder):
 def test_the_address_of_a_known_file_is_that_file(server, folder, known, monkeypatch):
     monkeypatch.setattr('mmpetl.models.weights.address.KNOWN_FILES', (known,))
     assert resolve(known.url) == folder / 'vit.pth'
+
+
+def test_the_address_of_an_index_brings_its_shards(server, folder):
+    names = [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+    for i, name in enumerate(names):
+        server.files[f'/a/{name}'] = save({f'x{i}': torch.ones(2)})
+    index = {'weight_map': {'x0': names[0], 'x1': names[1]}}
+    server.files['/a/model.safetensors.index.json'] = json.dumps(index).encode()
+    for _ in range(2):
+        path = resolve(f'{server.url}/a/model.safetensors.index.json')
+        assert set(read_tensors(path).tensors) == {'x0', 'x1'}
+    assert len(server.seen) == 3
+    server.files['/b/model.safetensors.index.json'] = json.dumps(index).encode()
+    with pytest.raises(WeightsNotFoundError, match=r'404 \(Not Found\)'):
+        resolve(f'{server.url}/b/model.safetensors.index.json')
 
 
 def test_the_short_names_of_the_zoo_stand_for_addresses(server, folder, monkeypatch):

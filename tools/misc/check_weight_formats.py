@@ -15,7 +15,17 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / 'tests' / 'models'
-TESTS = [FOLDER / f'test_weight{name}.py' for name in ('s', '_formats')]
+TESTS = [
+    FOLDER / f'test_{name}.py'
+    for name in (
+        'weights',
+        'weight_formats',
+        'official_names',
+        'official_tools',
+        'transformers_names',
+        'transformers_files',
+    )
+]
 COLUMNS = ('format', 'host', 'reference', 'max difference', 'scale', 'verdict')
 
 

@@ -3,9 +3,10 @@
 Example: python tools/misc/update_tables.py --check
 
 Grid and index are computed from the registries: a method is supported where every site
-kind it needs is offered. Which methods act together is asked of the check that `inject`
-makes. Data sets are those of the catalogue, weight files those of
-the registry. The digits are those that tools/digits.py left in docs/digits.
+kind it needs is offered, and a dash says what is lacking. Which methods act together is
+asked of the check that `inject` makes. Data sets are those of the catalogue, weight
+files those of the registry. The digits are those that tools/digits.py left in
+docs/digits.
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
@@ -16,66 +17,340 @@ import copy
 import importlib
 import pkgutil
 import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 import mmpetl.backbones
 from mmpetl.core import (
+    KINDS,
     Method,
     PETLError,
+    Site,
+    SiteMap,
     build_method,
     conflict,
     count_trainable,
+    find_site_map,
     inject,
     registered_methods,
     wanted_sites,
 )
+from mmpetl.core.inject import core_of
+from mmpetl.core.sitemap import class_name
 from mmpetl.datasets.catalog import DatasetFacts, select
 from mmpetl.models.weights import KNOWN_FILES
 from mmpetl.registry import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PACKAGES = {
-    'mmpretrain': 'mmpretrain.models',
-    'mmaction': 'mmaction.models',
-    'timm': 'timm',
+GROUPS = {
+    'plain': 'one stage, global attention',
+    'windowed': 'attention in windows',
+    'pyramid': 'several stages, keys and values of a whole map',
+    'convolutional': 'no attention',
+    'video': 'clips instead of images',
 }
+"""Groups of backbones, the columns of the short grid."""
 
 
-def examples() -> dict[str, torch.nn.Module]:
-    """One full-size instance per described backbone, by stem, without memory."""
-    result = {}
+def side_by_side(cls: type) -> torch.nn.Module:
+    """A ViT of timm whose blocks have one shortcut."""
+    from timm.models.vision_transformer import ParallelScalingBlock
+
+    return cls(num_classes=0, block_fn=ParallelScalingBlock)
+
+
+OPTIONS: dict[str, dict[str, Callable[[type], torch.nn.Module]]] = {
+    'timm_vit': {
+        'with a classifier of its own (`num_classes=1000`)': lambda c: c(),
+        'without pooling (`global_pool=""`)': lambda c: c(
+            num_classes=0, global_pool=''
+        ),
+        'with blocks side by side (`block_fn=ParallelScalingBlock`)': side_by_side,
+    },
+    'timm_eva': {
+        'with a classifier of its own (`num_classes=1000`)': lambda c: c(),
+        'with fewer heads of keys than of queries (`num_kv_heads=6`)': lambda c: c(
+            num_classes=0, attn_type='rope', qkv_fused=False, num_kv_heads=6
+        ),
+        'with gated networks (`swiglu_mlp=True`)': lambda c: c(
+            num_classes=0, swiglu_mlp=True
+        ),
+    },
+    'timm_beit': {
+        'with a classifier of its own (`num_classes=1000`)': lambda c: c(),
+    },
+    'mmpretrain_vit': {
+        'with maps as outputs (`out_type="featmap"`)': lambda c: c(
+            arch='base', out_type='featmap'
+        ),
+    },
+    'mmaction_vit': {
+        'with maps as outputs (`return_feat_map=True`)': lambda c: c(
+            return_feat_map=True
+        ),
+    },
+}
+"""What else a backbone may be, by stem, where it may change what is offered."""
+
+FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand)
+
+
+class Weightless(TorchFunctionMode):
+    """Large tensors are made without memory, and nothing is drawn for them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in FACTORIES and kwargs.get('device') is None:
+            made = func(*args, **{**kwargs, 'device': 'meta'})
+            if made.numel() > 2**16:
+                return made
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A described backbone, of full size and without memory.
+
+    Attributes:
+        stem: The file of ``mmpetl/backbones`` that describes it.
+        name: Package and class.
+        model: What its site map gives as an example.
+        options: Other instances of the class, by what is said of them.
+    """
+
+    stem: str
+    name: str
+    model: torch.nn.Module
+    options: dict[str, torch.nn.Module]
+
+    @property
+    def group(self) -> str:
+        """One of :data:`GROUPS`, by what it is made of and what it offers."""
+        sites = offer(self.model)[2]
+        if any(isinstance(m, torch.nn.Conv3d) for m in self.model.modules()):
+            return 'video'
+        if not any(site.kind.startswith('attn.') for site in sites):
+            return 'convolutional'
+        if any(site.window is not None for site in sites):
+            return 'windowed'
+        return 'pyramid' if any(site.stage for site in sites) else 'plain'
+
+
+def trunks() -> list[Trunk]:
+    """Every described backbone, in the order of groups and names."""
+    found = []
     for info in pkgutil.iter_modules(mmpetl.backbones.__path__):
-        root = info.name.partition('_')[0]
-        importlib.import_module(PACKAGES.get(root, root))
-        module = importlib.import_module(f'mmpetl.backbones.{info.name}')
+        name = f'mmpetl.backbones.{info.name}'
+        if info.ispkg:  # what several descriptions share
+            continue
+        if info.name.startswith('transformers'):  # docs/huggingface.md; an extra
+            continue
+        importlib.import_module(name)
         for site_map in BACKBONES.module_dict.values():
-            if site_map.__module__ == module.__name__:
-                result[info.name] = site_map().example().to('meta')
-    return result
+            if site_map.__module__ == name:
+                cls = site_map.host
+                with Weightless():
+                    model = site_map().example().to('meta')
+                    options = {
+                        text: build(cls).to('meta')
+                        for text, build in OPTIONS.get(info.name, {}).items()
+                    }
+                found.append(Trunk(info.name, class_name(cls), model, options))
+    order = list(GROUPS)
+    return sorted(found, key=lambda t: (order.index(t.group), t.name, t.stem))
+
+
+class AnyModel(torch.nn.Module):
+    """A model that no file describes, with each usual layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 32, 3, padding=1)
+        self.blocks = torch.nn.ModuleList(AnyBlock() for _ in range(2))
+        self.head = torch.nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores, (B, 5)."""
+        x = self.stem(x).flatten(2).mT
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+class AnyBlock(torch.nn.Module):
+    """Two projections behind a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(32)
+        self.up, self.down = torch.nn.Linear(32, 64), torch.nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, N, 32)."""
+        return x + self.down(self.up(self.norm(x)).relu())
 
 
 def supports(method: Method, backbone: torch.nn.Module) -> bool:
     """Whether the backbone offers every site the method needs."""
+    return refusal(method, backbone) is None
+
+
+def refusal(method: Method, backbone: torch.nn.Module) -> str | None:
+    """Why a backbone cannot serve a method, None where it can; see `wanted_sites`."""
+    core, site_map, sites = offer(backbone)
+    lacking = method.lacks({site.kind for site in sites})
     try:
-        wanted_sites(backbone, method)
-    except PETLError:
-        return False
-    return True
+        if not lacking:
+            wanted = method.choose(list(sites))
+            lacking = [] if wanted else list(method.targets)
+            method.check(wanted)
+    except PETLError as error:
+        return str(error)  # the method's own check
+    reasons = {kind: site_map.why_absent(core, kind) for kind in lacking}
+    lines = [f'no `{kind}` ({text or KINDS[kind]})' for kind, text in reasons.items()]
+    return '; '.join(lines) or None
 
 
-def grid(backbones: dict[str, torch.nn.Module]) -> str:
-    """Methods x backbones."""
-    head = ['method', *(f'`{stem}`' for stem in backbones)]
-    lines = [head, [':---', *[':---:'] * len(backbones)]]
-    for name, cls in methods().items():
-        method = build_method(name)
-        page = f'[{name}](docs/methods/{cls.stem()}.md)'
-        marks = ['yes' if supports(method, b) else '-' for b in backbones.values()]
-        lines.append([page, *marks])
-    return table(lines)
+@cache
+def offer(backbone: torch.nn.Module) -> tuple[torch.nn.Module, SiteMap, list[Site]]:
+    """The module with the sites, what describes it, and its sites."""
+    core = core_of(backbone)
+    site_map = find_site_map(core)
+    return core, site_map, site_map.sites(core)
+
+
+def on_any_model(method: Method) -> tuple[str, str]:
+    """Whether a model without a file serves a method, and what is to be said of it."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        try:
+            inject(AnyModel(), method)
+        except PETLError as error:
+            if 'no site map' not in str(error):
+                return 'yes*', str(error)  # names the argument that is in the way
+            places = ', '.join(f'`{kind}`' for kind in method.targets)
+            where = f'acts at {places}; ' if places else ''
+            return '-', f'{where}only a file for the class says where that is'
+    return 'yes', '; '.join(str(warning.message) for warning in said)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Whether a trunk serves a method.
+
+    Attributes:
+        refused: Why its example cannot, None where it can.
+        options: The same where another option is set and changes it, by option.
+    """
+
+    refused: str | None
+    options: dict[str, str | None]
+
+    def notes(self) -> list[str]:
+        """What a footnote says."""
+        notes = [] if self.refused is None else [self.refused]
+        return notes + [
+            f'served {option}' if why is None else f'not {option}: {why}'
+            for option, why in self.options.items()
+        ]
+
+
+def cell(method: Method, trunk: Trunk) -> Cell:
+    """What is known of a pair."""
+    refused = refusal(method, trunk.model)
+    found = {text: refusal(method, model) for text, model in trunk.options.items()}
+    differs = {
+        text: why
+        for text, why in found.items()
+        if (why is None) is not (refused is None)
+    }
+    return Cell(refused, differs)
+
+
+class Grid:
+    """Methods x backbones, once for all tables."""
+
+    def __init__(self, found: list[Trunk]) -> None:
+        self.trunks = found
+        self.methods = {name: build_method(name) for name in methods()}
+        self.cells = {
+            (name, trunk.name): cell(method, trunk)
+            for name, method in self.methods.items()
+            for trunk in found
+        }
+        self.any_model = {
+            name: on_any_model(method) for name, method in self.methods.items()
+        }
+        self.groups = {
+            group: [trunk for trunk in found if trunk.group == group]
+            for group in GROUPS
+        }
+        self.groups = {group: found for group, found in self.groups.items() if found}
+
+    def short(self) -> str:
+        """Methods x groups of backbones."""
+        head = ['method', *self.groups, 'any model']
+        lines = [head, [':---', *[':---:'] * (len(head) - 1)]]
+        for name, method in self.methods.items():
+            row = [f'[{name}](docs/methods/{method.stem()}.md)']
+            for members in self.groups.values():
+                cells = [self.cells[name, trunk.name] for trunk in members]
+                served = sum(c.refused is None for c in cells)
+                mark = {0: '-', len(cells): 'yes'}.get(
+                    served, f'{served} of {len(cells)}'
+                )
+                row.append(mark + '*' * any(c.options for c in cells))
+            lines.append([*row, self.any_model[name][0]])
+        groups = '\n'.join(
+            f'- {group} ({GROUPS[group]}): '
+            + ', '.join(f'`{trunk.name}`' for trunk in members)
+            for group, members in self.groups.items()
+        )
+        return (
+            f'{table(lines)}\n\n{groups}\n\n'
+            '\\* depends on an option of backbone or method. '
+            '[docs/grid.md](docs/grid.md) shows each backbone, with a reason for every '
+            'dash.'
+        )
+
+    def long(self) -> str:
+        """A table per group, and what its dashes and marks stand for."""
+        parts = []
+        for group, members in self.groups.items():
+            notes: dict[str, int] = {}
+            head = ['method', *(f'`{trunk.name}`' for trunk in members)]
+            lines = [head, [':---', *[':---:'] * len(members)]]
+            for name, method in self.methods.items():
+                row = [f'[{name}](methods/{method.stem()}.md)']
+                for trunk in members:
+                    found = self.cells[name, trunk.name]
+                    marks = [
+                        str(notes.setdefault(note, len(notes) + 1))
+                        for note in found.notes()
+                    ]
+                    row.append(
+                        ' '.join(['yes' if found.refused is None else '-', *marks])
+                    )
+                lines.append(row)
+            parts += [f'## {group.capitalize()}: {GROUPS[group]}', table(lines)]
+            if notes:
+                parts.append('\n'.join(f'{n}. {note}' for note, n in notes.items()))
+        lines = [['method', 'any model', 'note'], [':---', ':---:', ':---']]
+        for name, method in self.methods.items():
+            page = f'[{name}](methods/{method.stem()}.md)'
+            lines.append([page, *self.any_model[name]])
+        parts += ['## Any model: no file describes it', table(lines)]
+        return '\n' + '\n\n'.join(parts) + '\n'
 
 
 def index(backbones: dict[str, torch.nn.Module]) -> str:
@@ -232,10 +507,13 @@ def main() -> int:
     )
     parser.add_argument('--check', action='store_true', help='only say what is stale')
     args = parser.parse_args()
-    backbones = examples()
+    found = trunks()
+    grid = Grid(found)
+    backbones = {trunk.stem: trunk.model for trunk in found}
     digits = (ROOT / 'docs' / 'digits' / 'table.md').read_text(encoding='utf-8')
     pages = {
-        ROOT / 'README.md': {'grid': grid(backbones), 'digits': digits.strip()},
+        ROOT / 'README.md': {'grid': grid.short(), 'digits': digits.strip()},
+        ROOT / 'docs' / 'grid.md': {'grid': grid.long()},
         ROOT / 'docs' / 'methods' / 'README.md': {'index': index(backbones)},
         ROOT / 'docs' / 'stacking.md': {
             'plain': stacks(backbones['timm_vit']),

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from mmpetl.core import Owner, PETLError, base_changes, owners, tensor_digests
+from mmpetl.core import (
+    GradientWatch,
+    Owner,
+    PETLError,
+    base_changes,
+    check_hosts,
+    injections,
+    owners,
+    tensor_digests,
+)
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.registry import HOOKS
 
@@ -18,13 +29,19 @@ class BaseGuardHook(Hook):
     Before training no parameter of the frozen base may require a gradient; before and
     after it every one equals, bit for bit, what was loaded. An optimizer may know them:
     it leaves alone what gets no gradient, weight decay included. Slots that are frozen
-    or switched off end as they began.
+    or switched off end as they began. Every module with deltas must still run them, and
+    each chosen layer of a model that no file describes must get a gradient in the first
+    iteration.
     """
 
     priority = 'VERY_HIGH'
+    _watch: GradientWatch | None = None
 
     def before_train(self, runner: Runner) -> None:
         model = plain_model(runner)
+        for _, module, record in injections(model):
+            check_hosts(module, record)
+        self._watch = GradientWatch(model)
         params = dict(model.named_parameters())
         frozen = [n for n, o in owners(model).items() if o is Owner.BASE]
         trains = [name for name in frozen if params[name].requires_grad]
@@ -44,6 +61,17 @@ class BaseGuardHook(Hook):
                 and not params[name].requires_grad
             }
         )
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.check()
 
     def after_train(self, runner: Runner) -> None:
         model = plain_model(runner)

@@ -99,6 +99,7 @@ class DeltaCheckpointHook(CheckpointHook):
                 average = hook.ema_model.avg_parameters
                 for key in frozen & set(average):
                     del average[key]
+                _share_frozen(hook.ema_model.module, plain_model(runner), frozen)
         if isinstance(runner._train_loop, BaseLoop):
             self._seeds = seed_by_epoch(runner.train_loop, runner.seed, runner.rank)
 
@@ -246,7 +247,7 @@ class DeltaCheckpointHook(CheckpointHook):
         if load_base(model, state, source):
             runner.logger.info(
                 f'the base is now that of {source}; its deltas need it as '
-                'model.backbone.checkpoint'
+                'model.base (PETLModel) or model.backbone.checkpoint (PETLBackbone)'
             )
 
     def before_train(self, runner: Runner) -> None:
@@ -335,6 +336,14 @@ class DeltaCheckpointHook(CheckpointHook):
         if self._train_rng is not None:
             set_rng_state(self._train_rng)
             self._train_rng = None
+
+
+def _share_frozen(average: nn.Module, model: nn.Module, frozen: set[str]) -> None:
+    """Let the copy that is averaged hold no second frozen base."""
+    own = dict(average.named_parameters())
+    for name, param in model.named_parameters():
+        if name in frozen and name in own:
+            own[name].data = param.data
 
 
 def _states(checkpoint: dict) -> list[tuple[dict, str]]:

@@ -1,9 +1,11 @@
 """Base weights: read an official file, convert its names, load every key or say why.
 
-One family of backbone has one canonical naming, which is that of its first release:
-timm's for ViT (MAE and DINOv2 use it too), the authors' for Swin, Video Swin and
-VideoMAE. Files and models are both translated into it, so a file format and a host
-class meet without knowing each other.
+Two roads lead from a file into a model. ViT, Swin, Video Swin and VideoMAE have one
+canonical naming each, which is that of its first release: timm's for ViT (MAE and
+DINOv2 use it too), the authors' for the others. Files and models are both translated
+into it, so a file format and a host class meet without knowing each other
+(``layouts.py``). Every other model is held against its own names (``own_names.py``),
+after official names of its class have been turned into them (``convert.py``).
 """
 
 from mmpetl.models.weights.address import resolve

@@ -1,8 +1,9 @@
 """Names of weight files as OpenMMLab users write them, and the file behind each.
 
-``https://`` and ``http://`` addresses are fetched once, checked and kept; the short
-names of MMEngine's zoo (``open-mmlab://``, ``torchvision://``, ``mmcls://``) stand for
-such addresses; ``file://`` and ``~`` mean the local file.
+``https://`` and ``http://`` addresses are fetched once, checked and kept, with the
+shards that an index names; the short names of MMEngine's zoo (``open-mmlab://``,
+``torchvision://``, ``mmcls://``) stand for such addresses; ``file://`` and ``~`` mean
+the local file, and a folder of the hub means the weights in it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
 from mmpetl.core.errors import suggest
+from mmpetl.models.weights.containers import shards_of
 from mmpetl.models.weights.download import fetch
 from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
+from mmpetl.models.weights.folders import file_in
 from mmpetl.models.weights.registry import KNOWN_FILES, KnownFile
 
 SCHEME = re.compile(r'^([A-Za-z][\w+.-]+)://')
@@ -47,10 +50,10 @@ def resolve(name: str | os.PathLike) -> Path:
     text = os.fspath(name)
     match = SCHEME.match(text)
     if match is None:
-        return Path(text).expanduser()
+        return file_in(Path(text).expanduser())
     scheme = match[1].lower()
     if scheme == 'file':
-        return Path(unquote(urlsplit(text).path)).expanduser()
+        return file_in(Path(unquote(urlsplit(text).path)).expanduser())
     if scheme in ZOO:
         text = _zoo_address(text, scheme)
     elif scheme not in ('http', 'https'):
@@ -85,6 +88,11 @@ def _fetched(url: str) -> Path:
         raise type(error)(f'{error} (its place is {folder / known.name})') from None
     if fetched:
         print_log(f'{url} is now {path}', logger='current')
+    if path.name.endswith('.index.json'):
+        parts = urlsplit(url)
+        folder = PurePosixPath(parts.path).parent
+        for name in shards_of(path):
+            _fetched(parts._replace(path=str(folder / name)).geturl())
     return path
 
 

@@ -88,18 +88,23 @@ def read_tensors(path: str | os.PathLike, part: str | None = None) -> Packed:
     return Packed(chosen.tensors, ', '.join([kind, *chosen.trail]), chosen.notes)
 
 
-def open_file(path: str | os.PathLike) -> tuple[object, str]:
+def open_file(path: str | os.PathLike, piece: bool = False) -> tuple[object, str]:
     """What is in a weight file, and how it is packed.
 
     The kind of file is told from its content, since names lie: npz, safetensors,
     torch (zip or legacy) and TorchScript archives, and the index of shards.
+
+    Args:
+        path: The file.
+        piece: Whether it may be one of several: a shard, or an index whose shards are
+            not there yet.
 
     Raises:
         WeightsNotFoundError: Nothing at ``path``.
         WeightsError: Empty, truncated, a web page, or it asks to run code.
     """
     path = Path(path)
-    head = _first_bytes(path)
+    head = _first_bytes(path, piece)
     # First of all: the length in front of its header may read PK or be 0x80, but it
     # has zeros, which text has not.
     if head[8:9] == b'{' and b'\0' in head[:8]:
@@ -109,7 +114,7 @@ def open_file(path: str | os.PathLike) -> tuple[object, str]:
     if head.startswith(b'\x80'):
         return _read_torch(path, 'torch legacy', mmap=False)
     if head.lstrip().startswith(b'{'):
-        return _read_shards(path)
+        return ({}, 'index') if piece and shards_of(path) else _read_shards(path)
     for start, kind in OTHERS:
         if head.startswith(start):
             raise WeightsError(f'{path} is {kind}')
@@ -123,7 +128,7 @@ def sha256_of(path: str | os.PathLike) -> str:
     """Hex digest of a file, or of an index and its shards one after another."""
     path = Path(path)
     digest = hashlib.sha256()
-    shards = _shards_of(path) if path.name.endswith('.index.json') else []
+    shards = shards_of(path) if path.name.endswith('.index.json') else []
     for part in (path, *(path.parent / name for name in shards)):
         with part.open('rb') as file:
             while piece := file.read(1 << 20):
@@ -131,7 +136,7 @@ def sha256_of(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _first_bytes(path: Path) -> bytes:
+def _first_bytes(path: Path, piece: bool) -> bytes:
     if not path.exists():
         names = os.listdir(path.parent) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=1)
@@ -141,7 +146,7 @@ def _first_bytes(path: Path) -> bytes:
         inside = sorted(p.name for p in path.iterdir() if p.name.endswith(WEIGHTS))
         hint = f': {shorten(inside)} lie in it' if inside else ''
         raise WeightsError(f'{path} is a folder; a weight file is needed{hint}')
-    if match := SHARD.search(path.name):
+    if not piece and (match := SHARD.search(path.name)):
         raise WeightsError(
             f'{path} is one of {int(match[1])} shards of a file; name their index '
             f'({path.name[: match.start()]}{match[2]}.index.json), which reads them all'
@@ -218,7 +223,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
     """The shards that an index names, beside it, as one."""
-    shards = _shards_of(path)
+    shards = shards_of(path)
     lost = [name for name in shards if not (path.parent / name).is_file()]
     if lost:
         raise WeightsNotFoundError(
@@ -236,7 +241,7 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
     return tensors, f'{len(shards)} shards'
 
 
-def _shards_of(path: Path) -> list[str]:
+def shards_of(path: Path) -> list[str]:
     """Names of the files beside an index that it names."""
     try:
         index = json.loads(path.read_text(encoding='utf-8'))

@@ -125,7 +125,7 @@ def _reason(path: Path, known: KnownFile) -> str:
         if known.is_listed:
             describe_file(path)
         else:
-            open_file(path)
+            open_file(path, piece=True)
     except WeightsError as error:
         return str(error).removeprefix(f'{path} ')
     return ''

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmpetl.models.weights.layouts import Entries, count_indexed
+from mmpetl.models.weights.entries import Entries
+from mmpetl.models.weights.layouts import count_indexed
 
 # Width and depth of the published sizes; a size that is not here goes unnamed.
 VIT_SIZES: dict[tuple[int, int], str] = {

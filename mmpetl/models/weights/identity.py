@@ -15,11 +15,11 @@ from pathlib import Path
 from torch import Tensor
 
 from mmpetl.models.weights.containers import read_tensors
+from mmpetl.models.weights.entries import Entries
 from mmpetl.models.weights.errors import WeightsError
 from mmpetl.models.weights.facts import depth_of, size_name
 from mmpetl.models.weights.layouts import (
     FAMILY_TITLES,
-    Entries,
     Layout,
     count_classes,
     find_layout,

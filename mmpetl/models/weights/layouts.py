@@ -15,12 +15,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmpetl.models.weights.entries import Entries, Entry, Tensors, fuse, put, rename
 from mmpetl.models.weights.errors import WeightsError
+from mmpetl.models.weights.transformers_names import (
+    read_transformers_clip,
+    read_transformers_swin,
+    read_transformers_vit,
+)
 
 Family = Literal['vit', 'swin', 'videomae', 'video_swin']
 FAMILY_TITLES: dict[str, str] = {
@@ -29,17 +35,6 @@ FAMILY_TITLES: dict[str, str] = {
     'videomae': 'a VideoMAE ViT',
     'video_swin': 'a Video Swin',
 }
-
-
-class Entry(NamedTuple):
-    """A tensor under its canonical name, and where it came from."""
-
-    tensor: Tensor
-    source: str
-
-
-Entries = dict[str, Entry]
-Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,31 +123,6 @@ def find_layout(tensors: Tensors, where: str) -> Layout:
     )
 
 
-def rename(*rules: tuple[str, str]) -> Callable[[Tensors], Entries]:
-    """A reader that applies each (pattern, replacement) to each name, in order."""
-    compiled = [(re.compile(pattern), new) for pattern, new in rules]
-
-    def read(tensors: Tensors) -> Entries:
-        entries: Entries = {}
-        for source, tensor in tensors.items():
-            name = source
-            for pattern, new in compiled:
-                name = pattern.sub(new, name)
-            _put(entries, name, tensor, source)
-        return entries
-
-    return read
-
-
-def _put(entries: Entries, name: str, tensor: Tensor, source: str) -> None:
-    if name in entries:
-        raise WeightsError(
-            f'{source} and {entries[name].source} both mean {name}; the file mixes '
-            'two namings'
-        )
-    entries[name] = Entry(tensor, source)
-
-
 # --- ViT -----------------------------------------------------------------------
 
 FLAX_BLOCK = re.compile(r'^Transformer/encoderblock_(\d+)/(.+)$')
@@ -182,12 +152,12 @@ def _read_flax(tensors: Tensors) -> Entries:
     for source, tensor in tensors.items():
         block = FLAX_BLOCK.match(source)
         if source in FLAX_PLAIN:
-            _put(entries, FLAX_PLAIN[source], tensor, source)
+            put(entries, FLAX_PLAIN[source], tensor, source)
         elif source == 'embedding/kernel':
             kernel = tensor.permute(3, 2, 0, 1)
-            _put(entries, 'patch_embed.proj.weight', kernel, source)
+            put(entries, 'patch_embed.proj.weight', kernel, source)
         elif block is None:
-            _put(entries, source.replace('/', '.'), tensor, source)
+            put(entries, source.replace('/', '.'), tensor, source)
         elif match := FLAX_PART.match(block[2]):
             kind = 'weight' if match[2] == 'kernel' else 'bias'
             flat = tensor.flatten(1).t() if kind == 'weight' else tensor.flatten()
@@ -195,9 +165,9 @@ def _read_flax(tensors: Tensors) -> Entries:
             parts.setdefault(name, {})[match[1]] = flat
         else:
             name, tensor = _flax_in_block(block[2], tensor)
-            _put(entries, f'blocks.{block[1]}.{name}', tensor, source)
+            put(entries, f'blocks.{block[1]}.{name}', tensor, source)
     for name, part in parts.items():
-        _fuse(entries, name, [part.get(k) for k in ('query', 'key', 'value')])
+        fuse(entries, name, [part.get(k) for k in ('query', 'key', 'value')])
     return entries
 
 
@@ -236,12 +206,6 @@ def _read_big_vision(tensors: Tensors) -> Entries:
     return entries
 
 
-def _fuse(entries: Entries, name: str, parts: list[Tensor | None]) -> None:
-    """Query, key and value stacked; with one of them missing the key stays missing."""
-    if all(part is not None for part in parts):
-        _put(entries, name, torch.cat(parts), f'{name} (query, key, value)')
-
-
 def _read_openai(tensors: Tensors) -> Entries:
     named = rename(
         (r'^conv1\.', 'patch_embed.proj.'),
@@ -262,37 +226,6 @@ def _read_openai(tensors: Tensors) -> Entries:
             width = tensor.shape[-1]
             named[name] = Entry(tensor.reshape(1, -1, width), source)
     return named
-
-
-_rename_transformers_vit = rename(
-    (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
-    (r'^embeddings\.position_embeddings$', 'pos_embed'),
-    (r'^embeddings\.', ''),
-    (r'^layernorm\.', 'norm.'),
-    (r'^(?:encoder\.layer|layers)\.(\d+)\.', r'blocks.\1.'),
-    (r'\.layernorm_before\.', '.norm1.'),
-    (r'\.layernorm_after\.', '.norm2.'),
-    (r'\.layer_scale([12])\.lambda1$', r'.ls\1.gamma'),
-    (r'\.attention\.(?:output\.dense|o_proj)\.', '.attn.proj.'),
-    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
-    (r'^(blocks\.\d+)\.output\.dense\.', r'\1.mlp.fc2.'),
-)
-TRANSFORMERS_PART = re.compile(
-    r'^(blocks\.\d+)\.attention\.(?:attention\.)?([qkv])\w*\.(weight|bias)$'
-)
-
-
-def _read_transformers_vit(tensors: Tensors) -> Entries:
-    """ViT and DINOv2 of transformers keep query, key and value one by one."""
-    entries = _rename_transformers_vit(tensors)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name in list(entries):
-        if match := TRANSFORMERS_PART.match(name):
-            fused = parts.setdefault(f'{match[1]}.attn.qkv.{match[3]}', {})
-            fused[match[2]] = entries.pop(name).tensor
-    for name, part in parts.items():
-        _fuse(entries, name, [part.get(k) for k in 'qkv'])
-    return entries
 
 
 _read_mmpretrain_vit = rename(
@@ -317,7 +250,7 @@ def _read_timm_swin(tensors: Tensors) -> Entries:
     for source, tensor in tensors.items():
         match = re.match(r'^layers\.(\d+)\.downsample\.(.+)$', source)
         name = f'layers.{int(match[1]) - 1}.downsample.{match[2]}' if match else source
-        _put(entries, name, tensor, source)
+        put(entries, name, tensor, source)
     return entries
 
 
@@ -377,7 +310,7 @@ def _read_split_videomae(tensors: Tensors) -> Entries:
     for block in range(count_indexed(entries, 'blocks')):
         stem = f'blocks.{block}.attn.'
         parts = [entries.pop(f'{stem}{k}_proj.weight', None) for k in 'qkv']
-        _fuse(entries, f'{stem}qkv.weight', [p and p.tensor for p in parts])
+        fuse(entries, f'{stem}qkv.weight', [p and p.tensor for p in parts])
     return entries
 
 
@@ -397,10 +330,14 @@ HEAD_WEIGHT = re.compile(
 )
 
 
+LINEAR_HEAD = re.compile(r'^(?:module\.)?(?:fc|classifier)\.weight$')
+
+
 def count_classes(tensors: Tensors) -> int | None:
     """Outputs of the classifier among ``tensors``, if there is one."""
     for name, tensor in tensors.items():
-        if HEAD_WEIGHT.match(name) and tensor.dim() == 2:
+        is_head = HEAD_WEIGHT.match(name) or LINEAR_HEAD.match(name)
+        if is_head and tensor.dim() == 2:
             return tensor.shape[-1 if name.endswith('/kernel') else 0]
     return None
 
@@ -408,8 +345,9 @@ def count_classes(tensors: Tensors) -> int | None:
 TRANSFORMERS_STEM = 'embeddings.patch_embeddings.projection.weight'
 # As files have it, and as releases from 5 on have it in memory.
 TRANSFORMERS_QUERY = re.compile(
-    r'^(encoder\.layer\.0\.attention\.attention\.query|layers\.0\.attention\.q_proj)\.'
+    r'^(encoder\.layer|layers)\.0\.attention\.(attention\.query|q_proj)\.'
 )
+TRANSFORMERS_CLIP = 'encoder.layers.0.self_attn.q_proj.weight'
 
 
 def _patch_axes(tensors: Tensors, name: str) -> int:
@@ -451,7 +389,19 @@ LAYOUTS: tuple[Layout, ...] = (
             and 'embeddings.position_embeddings' in t
             and any(TRANSFORMERS_QUERY.match(name) for name in t)
         ),
-        _read_transformers_vit,
+        read_transformers_vit,
+    ),
+    Layout(
+        'transformers CLIP',
+        'vit',
+        lambda t: 'embeddings.class_embedding' in t and TRANSFORMERS_CLIP in t,
+        read_transformers_clip,
+    ),
+    Layout(
+        'transformers SigLIP',
+        'vit',
+        lambda t: 'embeddings.patch_embedding.weight' in t and TRANSFORMERS_CLIP in t,
+        read_transformers_clip,
     ),
     Layout('OpenAI CLIP', 'vit', lambda t: 'class_embedding' in t, _read_openai),
     Layout(
@@ -465,7 +415,7 @@ LAYOUTS: tuple[Layout, ...] = (
         'timm ViT',
         'vit',
         lambda t: _patch_axes(t, 'proj') == 4 and 'blocks.0.attn.qkv.weight' in t,
-        rename(),
+        rename((r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma')),
         native=True,
     ),
     Layout(
@@ -486,6 +436,12 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         _read_timm_swin,
         native=True,
+    ),
+    Layout(
+        'transformers Swin',
+        'swin',
+        lambda t: TRANSFORMERS_STEM in t and _has(t, 'encoder.layers.0.blocks.'),
+        read_transformers_swin,
     ),
     Layout(
         'official Swin',
@@ -528,16 +484,8 @@ LAYOUTS: tuple[Layout, ...] = (
 # Weights that are told by their names, so that the refusal can say what they are.
 FOREIGN: tuple[tuple[str, Callable[[Tensors], bool]], ...] = (
     (
-        'a Swin in the names of transformers',
-        lambda t: TRANSFORMERS_STEM in t and _has(t, 'encoder.layers.0.blocks.'),
-    ),
-    (
         'a VideoMAE in the names of transformers',
         lambda t: _axes(t, TRANSFORMERS_STEM) == 5,
-    ),
-    (
-        'the image tower of a CLIP or SigLIP in the names of transformers',
-        lambda t: 'embeddings.patch_embedding.weight' in t,
     ),
     (
         'a DINOv3 (rotary positions) in the names of transformers',

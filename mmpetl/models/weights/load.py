@@ -9,26 +9,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from mmpetl.models.weights.address import resolve
 from mmpetl.models.weights.containers import read_tensors, sha256_of
+from mmpetl.models.weights.convert import FAMILY_CLASSES, is_known
+from mmpetl.models.weights.entries import Entries, Entry
 from mmpetl.models.weights.errors import WeightsError, shorten
 from mmpetl.models.weights.facts import compare_facts
 from mmpetl.models.weights.identity import check_name, describe
 from mmpetl.models.weights.layouts import (
     FAMILY_TITLES,
-    Entries,
-    Entry,
     Layout,
     count_classes,
     count_indexed,
     find_layout,
     trunk_prefix,
 )
+from mmpetl.models.weights.load_own import load_own
 from mmpetl.models.weights.report import LoadReport
 from mmpetl.models.weights.resize import (
     inflate_patches,
@@ -38,15 +39,20 @@ from mmpetl.models.weights.resize import (
     resize_window_3d,
     square_grid,
 )
+from mmpetl.models.weights.target import LIBRARIES, Target
 
 # What a file may hold that no backbone takes: (pattern on canonical names, reason).
 LEFT_ASIDE: tuple[tuple[str, str], ...] = (
     (r'^(head|heads|head_dist|fc|cls_head)\.', 'head'),
     (r'^pre_logits\.', 'pre_logits'),
+    (r'^pooler\.', 'pooler'),
     (r'^proj$', 'projection to the text space'),
     (r'^(decoder|encoder_to_decoder)', 'decoder'),
     (r'^mask_token$', 'mask token of pre-training'),
-    (r'(^|\.)(relative_position_index|attn_mask)$', 'index or mask, rebuilt'),
+    (
+        r'(^|\.)(relative_position_index|attn_mask|position_ids)$',
+        'index or mask, rebuilt',
+    ),
 )
 HINTS: tuple[tuple[str, str, str], ...] = (
     (
@@ -112,24 +118,22 @@ def load_base_weights(
     head_classes: int | None = None,
     part: str | None = None,
     inflate: bool = False,
+    trunk: Iterable[str] = (),
 ) -> LoadReport:
     """Fill a plain backbone from an official weight file.
 
-    Known files: Google's and big_vision's ViT npz, ViTs in timm's names (MAE and DINOv2
-    among them) or in those of transformers, OpenAI CLIP, Swin (authors', timm's and
-    OpenMMLab's names), VideoMAE (self-supervised, fine-tuned and AdaptFormer's copy),
-    Video Swin, and files saved from the backbone's own class. Position and
-    relative-position tables are resized where the model's input or window differs.
-    Values are copied into the existing parameters, so dtype and device stay the
-    model's; no key is touched unless all fit.
+    A class has two kinds of files: those in its own names, which every module reads
+    (also whole detectors, segmentors, classifiers, recognisers, and models of
+    transformers), and official ones that are converted. docs/weights.md lists them by
+    class. Position and relative-position tables are resized where the model's input
+    or window differs. Values are copied into the existing parameters, so dtype and
+    device stay the model's; no key is touched unless all fit.
 
     Args:
-        backbone: mmpretrain, mmdet or mmseg ``VisionTransformer`` or
-            ``SwinTransformer``, mmaction ``VisionTransformer`` or
-            ``SwinTransformer3D``, timm ``VisionTransformer``, bare or inside
-            ``mmpretrain.TIMMBackbone``. Initialised, nothing injected.
-        path: npz, safetensors, torch or TorchScript file, or the index of shards; a
-            path, or an address as :func:`resolve` reads it.
+        backbone: A plain module: initialised, nothing injected.
+        path: npz, safetensors, torch or TorchScript file, the index of shards, or a
+            folder as the hub of transformers keeps it; a path, or an address as
+            :func:`resolve` reads it.
         head_classes: If given, the classifier in the file must have as many classes:
             21843 guards against a fine-tuned ViT in place of the 21k trunk. A file
             without a classifier cannot be told apart and is refused too.
@@ -139,6 +143,9 @@ def load_base_weights(
         inflate: Let an image Swin start a Video Swin, as its authors did: the patch
             embedding is repeated over time and divided by its length, position tables
             are repeated over all distances in time.
+        trunk: Of a whole model, the paths that the file must fill in full, as
+            ``('backbone',)`` of a detector. What lies elsewhere is filled where names
+            and shapes fit, and reported where not. Empty: all but a classifier.
 
     Returns:
         What was matched, dropped, resized and left at its initial value.
@@ -151,15 +158,31 @@ def load_base_weights(
             way out.
     """
     where = os.fspath(path)
-    host = _inspect(backbone)
+    target = Target.of(backbone)
+    _refuse_delta(target)
+    host = None if tuple(trunk) else _host_of(backbone, target)
     path = resolve(path)
     tensors, container, notes = read_tensors(path, part)
+    if _has_delta(tensors):
+        raise WeightsError(
+            f'{where} holds a delta (keys below petl), not base weights; give the file '
+            'that the delta was trained on, or fold the delta first'
+        )
     found = count_classes(tensors)
     if head_classes is not None and found != head_classes:
         has = f'one of {found} classes' if found else 'none'
         raise WeightsError(
             f'{where}: a classifier of {head_classes} classes is expected, the file '
             f'has {has}; it is another training stage of the model'
+        )
+    if host is None:
+        own = load_own(target, tensors, where, trunk)
+        return replace(
+            own,
+            sha256=sha256_of(path),
+            container=container,
+            head_classes=None if own.head_classes == 0 else found,
+            notes=(*notes, *own.notes),
         )
     plan = _read(tensors, where)
     inflated = plan.layout.family == 'swin' and host.layout.family == 'video_swin'
@@ -199,15 +222,26 @@ def load_base_weights(
     )
 
 
-def _inspect(backbone: nn.Module) -> _Host:
-    title = f'{type(backbone).__module__.split(".")[0]} {type(backbone).__name__}'
-    state = backbone.state_dict()
-    if _has_delta(state):
-        raise WeightsError(
-            f'{title} has a method injected; load the base weights before, or eject it'
-        )
-    buffers = {name for name, _ in backbone.named_buffers()}
-    state = {name: t for name, t in state.items() if name not in buffers}
+def _host_of(backbone: nn.Module, target: Target) -> _Host | None:
+    """A model of one of the families; None for one that is read by its own names."""
+    for name in target.classes():
+        if name in FAMILY_CLASSES:
+            return _inspect(backbone, target)
+        if is_known(name):
+            return None
+    # A class of the user's own may bear the names of a family.
+    if type(target.core).__module__.partition('.')[0] in LIBRARIES:
+        return None
+    try:
+        return _inspect(backbone, target)
+    except WeightsError:
+        return None
+
+
+def _inspect(backbone: nn.Module, target: Target) -> _Host:
+    title = target.title
+    params = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+    state = {n: t for n, t in backbone.state_dict().items() if n in params}
     prefix = trunk_prefix(state, title)
     outside = [name for name in state if not name.startswith(prefix)]
     if outside:
@@ -222,16 +256,19 @@ def _inspect(backbone: nn.Module) -> _Host:
     return _Host(backbone, title, prefix, layout, layout.read(inside))
 
 
+def _refuse_delta(target: Target) -> None:
+    if _has_delta(target.model.state_dict()):
+        raise WeightsError(
+            f'{target.title} has a method injected; load the base weights before, or '
+            'eject it'
+        )
+
+
 def _has_delta(names: Iterable[str]) -> bool:
     return any('.petl.' in f'.{name}' for name in names)
 
 
 def _read(tensors: Mapping[str, Tensor], where: str) -> _Plan:
-    if _has_delta(tensors):
-        raise WeightsError(
-            f'{where} holds a delta (keys below petl), not base weights; give the file '
-            'that the delta was trained on, or fold the delta first'
-        )
     prefix = trunk_prefix(tensors, where)
     inside = {
         name.removeprefix(prefix): tensor
@@ -278,6 +315,9 @@ def _fit_norms(plan: _Plan, host: _Host) -> None:
     if host.layout.family in ('swin', 'video_swin'):
         _fit_swin_norms(plan, host)
         return
+    if 'attn_pool.latent' not in host.entries:
+        for name in [n for n in plan.entries if n.startswith('attn_pool.')]:
+            plan.drop(name, 'attention pooling, which the model does not have')
     for kind in ('norm', 'fc_norm'):
         in_file = [f'{kind}.{p}' for p in ('weight', 'bias')]
         if in_file[0] in host.entries:
@@ -442,7 +482,7 @@ def _copy(plan: _Plan, host: _Host) -> None:
 
 def _notes(plan: _Plan, host: _Host) -> list[str]:
     """What names cannot carry but features depend on."""
-    if plan.layout.name != 'OpenAI CLIP':
+    if plan.layout.name not in ('OpenAI CLIP', 'transformers CLIP'):
         return []
     notes = []
     kinds = {type(m).__name__ for m in host.backbone.modules()}

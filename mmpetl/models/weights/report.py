@@ -15,7 +15,8 @@ class LoadReport:
         sha256: Hex digest of the whole file.
         container: How the tensors were packed, e.g. ``'torch zip, model'``.
         layout: Naming that was recognised in the file, e.g. ``'Google npz'``.
-        family: ``'vit'``, ``'swin'``, ``'videomae'`` or ``'video_swin'``.
+        family: ``'vit'``, ``'swin'``, ``'videomae'``, ``'video_swin'``, or
+            ``'own:mmseg.SVT'`` for a class that is read by its own names.
         matched: Keys that now hold the file's values.
         dropped: (key in the file, reason) for tensors that were left aside.
         resized: (key, shape in the file, shape in the model).

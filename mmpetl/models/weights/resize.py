@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import isqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,6 +59,67 @@ def resize_window_3d(table: Tensor, window: tuple[int, int, int]) -> Tensor:
     lines = cube.flatten(2).transpose(1, 2)
     lines = F.interpolate(lines, size=new_depth, mode='linear', align_corners=False)
     return lines.transpose(1, 2).flatten(1).t().to(table.dtype)
+
+
+def resize_plane(table: Tensor, new: tuple[int, int]) -> Tensor:
+    """(1, C, h, w) to (1, C, *new), bicubic."""
+    plane = F.interpolate(table.float(), size=new, mode='bicubic', align_corners=False)
+    return plane.to(table.dtype)
+
+
+def resize_line(table: Tensor, length: int) -> Tensor:
+    """(L, C) to (length, C), linear: relative positions along one axis."""
+    line = table.float().t()[None]
+    line = F.interpolate(line, size=length, mode='linear', align_corners=False)
+    return line[0].t().to(table.dtype)
+
+
+def resize_geometric(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], num_extra: int
+) -> Tensor:
+    """BEiT's (h*w + num_extra, heads) table, rows of the class token behind.
+
+    Bao et al., https://arxiv.org/abs/2106.08254, and its released code: the old
+    distances are set at 0, 1, 1 + q, 1 + q + q^2, ..., so that the last one meets the
+    new largest distance; a bicubic spline through them is read at 0, 1, 2, ... The
+    centre of a table so keeps its resolution, and its rim is stretched.
+
+    Args:
+        table: The table.
+        old: Distances along each axis in it, odd numbers.
+        new: Those that are wanted.
+        num_extra: Rows behind them, which stay.
+    """
+    # SciPy takes a second to import.
+    from scipy.interpolate import RectBivariateSpline
+
+    rows = table.shape[0] - num_extra
+    places = [_geometric(n, m) for n, m in zip(old, new, strict=True)]
+    asked = [np.arange(-(m // 2), m // 2 + 1.0) for m in new]
+    planes = table[:rows].double().cpu().numpy().reshape(*old, -1)
+    degrees = [min(3, n - 1) for n in old]
+    fitted = [
+        RectBivariateSpline(*places, planes[..., head], kx=degrees[0], ky=degrees[1])(
+            *asked
+        )
+        for head in range(planes.shape[-1])
+    ]
+    fitted = torch.from_numpy(np.stack(fitted, axis=-1)).flatten(0, 1)
+    return torch.cat([fitted.to(table), table[rows:]])
+
+
+def _geometric(old: int, new: int) -> np.ndarray:
+    """Where ``old`` distances stand among ``new`` ones, both odd counts."""
+    steps = np.arange(old // 2)
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (ratio**steps).sum() > new // 2:
+            high = ratio
+        else:
+            low = ratio
+    right = np.cumsum(ratio**steps)
+    return np.concatenate([-right[::-1], [0.0], right])
 
 
 def inflate_patches(kernel: Tensor, steps: int) -> Tensor:

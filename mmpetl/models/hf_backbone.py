@@ -1,0 +1,261 @@
+"""Models of Hugging Face's transformers as backbones of OpenMMLab's configs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from mmengine.model import BaseModule, initialize
+from torch import Tensor, nn
+
+from mmpetl.core import PETLError, SiteMap
+from mmpetl.registry import BACKBONES, MODELS
+
+EXTRA = (
+    'mmpetl.HFBackbone needs the package transformers; pip install '
+    '"mmpetl[transformers]"'
+)
+
+
+@MODELS.register_module()
+class HFBackbone(BaseModule):
+    """A vision model of transformers that gives what necks and heads of OpenMMLab read.
+
+    Outputs are those of layers behind the model's final norm, as its ``*Backbone``
+    classes give them. The model itself is at ``model``; sites are those of a file
+    ``mmpetl/backbones/transformers_*.py``.
+
+    Args:
+        name_or_config: Name on the hub or local folder of a model
+            (``'facebook/dinov2-base'``), or its config as a dict with ``model_type``
+            (``dict(model_type='dinov2', hidden_size=384)``), which needs no network.
+        pretrained: Whether the weights come with the model; a dict has none, so that it
+            wants False. Then the values are drawn, and ``init_cfg`` or the
+            ``checkpoint`` of ``mmpetl.PETLBackbone`` may fill them.
+        out_indices: Layers whose output leaves, negative ones counted from the last.
+        out_type: ``'featmap'`` for maps (B, C, *grid), ``'cls_token'`` for the first
+            token (B, C), ``'avg_featmap'`` for the mean of the grid (B, C).
+        model_args: Further arguments of the model's config.
+        init_cfg: As in every module of MMEngine.
+
+    Raises:
+        PETLError: transformers is missing, nothing has that name, the model gives no
+            plain sequence of tokens, or there is no class token to hand out.
+    """
+
+    def __init__(
+        self,
+        name_or_config: str | os.PathLike | Mapping[str, Any],
+        pretrained: bool = True,
+        out_indices: int | Iterable[int] = (-1,),
+        out_type: Literal['featmap', 'cls_token', 'avg_featmap'] = 'featmap',
+        model_args: Mapping[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if out_type not in ('featmap', 'cls_token', 'avg_featmap'):
+            raise PETLError(
+                f'out_type is featmap, cls_token or avg_featmap, got {out_type!r}'
+            )
+        self.out_type = out_type
+        self.model = build_model(name_or_config, pretrained, dict(model_args or {}))
+        self._is_init = pretrained
+        depth = self.model.config.num_hidden_layers
+        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        if not given or not all(-depth <= i < depth for i in given):
+            raise PETLError(
+                f'out_indices {given} of a model with {depth} layers; take numbers '
+                f'from 0 to {depth - 1}, or negative ones from the last'
+            )
+        self.out_indices = tuple(i % depth for i in given)
+        if out_type == 'cls_token' and not self.num_prefix_tokens:
+            raise PETLError(
+                f'{type(self.model).__name__} has no class token; '
+                "take out_type='avg_featmap'"
+            )
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens in front of the grid."""
+        kind = self.model.config.model_type
+        return WITH_TOKENS[kind][1] + (
+            getattr(self.model.config, 'num_register_tokens', 0)
+            if kind in ('dinov2_with_registers', 'dinov3_vit')
+            else 0
+        )
+
+    def init_weights(self) -> None:
+        """Fill the model from ``init_cfg``; it was drawn when it was built."""
+        if not self._is_init and self.init_cfg:
+            initialize(self, self.init_cfg)
+        self._is_init = True
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of :attr:`out_indices`.
+
+        Args:
+            x: (B, 3, H, W), or (B, 3, T, H, W) of a video model.
+        """
+        kind = self.model.config.model_type
+        # Upstream's video models want the frames in front of the channels.
+        given = x.transpose(1, 2) if x.ndim == 5 else x
+        result = self.model(given, output_hidden_states=True, **CALL.get(kind, {}))
+        grid = self.grid_of(x)
+        own, last = self.num_prefix_tokens, self.model.config.num_hidden_layers - 1
+        outs = []
+        for i in self.out_indices:
+            y = result.last_hidden_state if i == last else result.hidden_states[i + 1]
+            y = self.normed(y, i == last)
+            if self.out_type == 'cls_token':
+                outs.append(y[:, 0])
+            elif self.out_type == 'avg_featmap':
+                outs.append(y[:, own:].mean(1))
+            else:
+                outs.append(y[:, own:].mT.unflatten(2, grid).contiguous())
+        return tuple(outs)
+
+    def normed(self, x: Tensor, is_last: bool) -> Tensor:
+        """The final norm, which the last output of most models has been through."""
+        path, on_tokens = WITH_TOKENS[self.model.config.model_type][2:]
+        norm = self.model
+        for name in path.split('.'):
+            norm = getattr(norm, name)
+        if norm is None or (is_last and on_tokens):
+            return x
+        if hasattr(
+            self.model, 'norm_tokens'
+        ):  # an injected model, whose norm is a site
+            return self.model.norm_tokens(x, norm)
+        return norm(x)
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """Extents of the tokens of an input."""
+        config = self.model.config
+        patch = config.patch_size
+        patches = tuple(patch) if isinstance(patch, list | tuple) else (patch,) * 2
+        if x.ndim == 5:
+            patches = (config.tubelet_size, *patches)
+        return tuple(
+            int(n) // int(p) for n, p in zip(x.shape[2:], patches, strict=True)
+        )
+
+
+WITH_TOKENS: dict[str, tuple[str, int, str, bool]] = {
+    'vit': ('ViTModel', 1, 'layernorm', True),
+    'dinov2': ('Dinov2Model', 1, 'layernorm', True),
+    'dinov2_with_registers': ('Dinov2WithRegistersModel', 1, 'layernorm', True),
+    'dinov3_vit': ('DINOv3ViTModel', 1, 'norm', True),
+    'clip_vision_model': ('CLIPVisionModel', 1, 'post_layernorm', False),
+    'siglip_vision_model': ('SiglipVisionModel', 0, 'post_layernorm', True),
+    'beit': ('BeitModel', 1, 'layernorm', True),
+    'videomae': ('VideoMAEModel', 0, 'layernorm', True),
+    'vjepa2': ('VJEPA2Model', 0, 'encoder.layernorm', True),
+}
+"""By ``model_type``: class, class tokens, final norm, whether ``last_hidden_state`` has
+been through it."""
+CALL: dict[str, dict[str, Any]] = {
+    'vit': {'interpolate_pos_encoding': True},
+    'clip_vision_model': {'interpolate_pos_encoding': True},
+    'siglip_vision_model': {'interpolate_pos_encoding': True},
+    'beit': {'interpolate_pos_encoding': True},
+    'vjepa2': {'skip_predictor': True},
+}
+TOWERS = {'clip': 'clip_vision_model', 'siglip': 'siglip_vision_model'}
+"""Models of images and text, by the type of their image tower."""
+BUILD: dict[str, dict[str, Any]] = {
+    'vit': {'add_pooling_layer': False},
+    'beit': {'add_pooling_layer': False},
+}
+"""What is left out of a backbone."""
+
+
+def build_model(
+    name_or_config: str | os.PathLike | Mapping[str, Any],
+    pretrained: bool,
+    model_args: dict[str, Any],
+) -> nn.Module:
+    """The model of a name, a folder or a config.
+
+    Raises:
+        PETLError: See :class:`HFBackbone`.
+    """
+    try:
+        transformers = importlib.import_module('transformers')
+    except ModuleNotFoundError as error:
+        raise PETLError(EXTRA) from error
+    if pretrained and isinstance(name_or_config, Mapping):
+        raise PETLError(
+            'a config as a dict has no weights; set pretrained=False of '
+            'mmpetl.HFBackbone, and name a file as checkpoint of mmpetl.PETLBackbone'
+        )
+    config = _config(transformers, name_or_config, model_args)
+    kind = config.model_type
+    if kind not in WITH_TOKENS:
+        raise PETLError(
+            f'a model of type {kind!r} gives no plain sequence of tokens; '
+            f'mmpetl.HFBackbone knows {", ".join(WITH_TOKENS)}'
+        )
+    cls = getattr(transformers, WITH_TOKENS[kind][0])
+    build = BUILD.get(kind, {})
+    if not pretrained:
+        return cls(config, **build)
+    try:
+        return cls.from_pretrained(name_or_config, config=config, **build)
+    except OSError as error:
+        raise PETLError(_first_line(name_or_config, error)) from error
+
+
+def _config(
+    transformers: Any,
+    source: str | os.PathLike | Mapping[str, Any],
+    model_args: dict[str, Any],
+) -> Any:
+    if isinstance(source, Mapping):
+        kind = source.get('model_type')
+        if kind is None:
+            raise PETLError(
+                'a config of mmpetl.HFBackbone names its model_type, as in '
+                "dict(model_type='dinov2', hidden_size=384)"
+            )
+        given = {k: v for k, v in source.items() if k != 'model_type'} | model_args
+        kind = TOWERS.get(kind, kind)
+        try:
+            return transformers.AutoConfig.for_model(kind, **given)
+        except ValueError as error:
+            raise PETLError(_first_line(kind, error)) from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise PETLError(_first_line(source, error)) from error
+    if config.model_type in TOWERS:
+        config = config.vision_config
+    for name, value in model_args.items():
+        if not hasattr(config, name):
+            raise PETLError(
+                f'the config of {source} ({config.model_type}) has no {name!r}'
+            )
+        setattr(config, name, value)
+    return config
+
+
+def _first_line(source: Any, error: Exception) -> str:
+    said = str(error).strip().partition('\n')[0]
+    return (
+        f'transformers finds no model at {source!r}: {said} Give a folder with '
+        'config.json, a name on the hub, or a config as a dict'
+    )
+
+
+@BACKBONES.register_module()
+class MMPetlHFBackbone(SiteMap):
+    """``mmpetl.HFBackbone``; the sites are those of the model inside of it."""
+
+    host = HFBackbone
+
+    def core(self, backbone: nn.Module) -> nn.Module:
+        return backbone.model
+
+
+__all__ = ['HFBackbone', 'build_model']

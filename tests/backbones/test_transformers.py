@@ -1,0 +1,468 @@
+"""What is particular to models of transformers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from tiny import Everything, Nothing, randomise_, shake_
+from torch import Tensor, nn
+
+import mmpetl
+from mmpetl.core import PETLError, eject, find_injected, fold, inject, load_delta
+from mmpetl.models import HFBackbone, petl_backbone
+from mmpetl.registry import MODELS
+
+transformers = pytest.importorskip('transformers')
+
+SIZE = {
+    'hidden_size': 32,
+    'num_hidden_layers': 3,
+    'num_attention_heads': 4,
+    'image_size': 32,
+    'patch_size': 8,
+}
+WIDE = SIZE | {'intermediate_size': 64}
+CONFIGS = {
+    'vit': WIDE,
+    'dinov2': SIZE,
+    'dinov2_with_registers': SIZE | {'num_register_tokens': 3},
+    'dinov3_vit': WIDE | {'num_register_tokens': 2},
+    'clip': WIDE,
+    'siglip': WIDE,
+    'beit': WIDE | {'use_relative_position_bias': True},
+}
+
+
+def config(kind: str, **args) -> dict:
+    """Of a tiny model, as HFBackbone takes it."""
+    return {'model_type': kind, **CONFIGS[kind], **args}
+
+
+def drawn(kind: str, **args) -> HFBackbone:
+    """A wrapped tiny model with random values, in eval mode."""
+    return randomise_(HFBackbone(config(kind), pretrained=False, **args)).eval()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 3, 32, 32)
+
+
+def shaken(model: nn.Module, method='VPTDeep') -> nn.Module:
+    """Injected, and computing something else than the base."""
+    inject(model, method)
+    shake_(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'args'),
+    [
+        ('dinov2', {'use_swiglu_ffn': True}),
+        ('dinov3_vit', {'use_gated_mlp': True}),
+        ('vit', {'qkv_bias': False, 'hidden_dropout_prob': 0.3}),
+        ('vit', {'attn_implementation': 'eager', 'hidden_act': 'gelu_new'}),
+    ],
+    ids=['dinov2-gated', 'dinov3-gated', 'vit-dropout', 'vit-eager'],
+)
+def test_options_agree_with_upstream(kind: str, args: dict, x: Tensor) -> None:
+    model = HFBackbone(config(kind, **args), pretrained=False).model.double()
+    randomise_(model)
+    ours = inject(copy.deepcopy(model), Everything())
+    for train in (False, True):
+        found = []
+        for m in (model, ours):
+            m.train(train).zero_grad()
+            torch.manual_seed(1)
+            y = m(x.double()).last_hidden_state
+            y.square().sum().backward()
+            found.append((y, {n: p.grad for n, p in m.named_parameters()}))
+        (y, grads), (z, others) = found
+        # Upstream's plain attention of ViT takes its softmax in single precision.
+        near = {'rtol': 1e-3, 'atol': 1e-4} if 'attn_implementation' in args else {}
+        torch.testing.assert_close(z, y, **near)
+        for name, grad in grads.items():
+            assert (grad is None) == (others[name] is None), name
+            if grad is not None:
+                torch.testing.assert_close(others[name], grad, msg=name, **near)
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+@torch.no_grad()
+def test_recorded_states_hold_no_extra_tokens(kind: str, x: Tensor) -> None:
+    model = drawn(kind).model
+    plain = model(x, output_hidden_states=True)
+    inject(model, Nothing())
+    swapped = model(x, output_hidden_states=True)
+    assert len(plain.hidden_states) == 4
+    for ours, theirs in zip(swapped.hidden_states, plain.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    prompted = shaken(eject(model))(x, output_hidden_states=True)
+    shapes = [h.shape for h in plain.hidden_states]
+    assert [h.shape for h in prompted.hidden_states] == shapes
+    assert prompted.last_hidden_state.shape == plain.last_hidden_state.shape
+    assert not torch.allclose(prompted.last_hidden_state, plain.last_hidden_state)
+    # One state alone, and a tuple, as upstream gives them.
+    some = model(x, output_hidden_states=[-1]).hidden_states
+    assert [h is None for h in some] == [True, True, True, False]
+    listed = model(x, return_dict=False)
+    assert isinstance(listed, tuple)
+    assert torch.equal(listed[0], prompted.last_hidden_state)
+
+
+@torch.no_grad()
+def test_rotary_positions_leave_prompts_alone(x: Tensor) -> None:
+    """By upstream's own layers on a sequence that holds the prompts."""
+    model = drawn('dinov3_vit').model
+    shaken(model, {'type': 'VPTShallow', 'num_tokens': 3})
+    ours = model(x).last_hidden_state
+    prompts = next(p for n, p in model.named_parameters() if '.petl.' in n)
+    prompts = prompts.detach().view(1, 3, 32)
+    eject(model)
+    rope = model.rope_embeddings(x)
+    h = model.embeddings(x)
+    h = torch.cat((h[:, :3], prompts.expand(2, -1, -1), h[:, 3:]), dim=1)
+    h = model.norm(model.model(h, position_embeddings=rope).last_hidden_state)
+    theirs = torch.cat((h[:, :3], h[:, 6:]), dim=1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_saves_and_agrees_over_a_frozen_trunk(x: Tensor) -> None:
+    model = shaken(drawn('dinov2').model).train()
+    calls = []
+    layer = model.encoder.layer[1]
+    layer.norm1.register_forward_hook(lambda *_: calls.append(1))
+    grads = []
+    for reentrant in (None, True, False):
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({'use_reentrant': reentrant})
+        model.zero_grad()
+        calls.clear()
+        torch.manual_seed(1)
+        model(x).last_hidden_state.square().sum().backward()
+        assert len(calls) == (1 if reentrant is None else 2)
+        found = model.named_parameters()
+        grads.append({n: p.grad.clone() for n, p in found if p.grad is not None})
+    assert grads[0]
+    for other in grads[1:]:
+        assert other.keys() == grads[0].keys()
+        for name, grad in grads[0].items():
+            torch.testing.assert_close(other[name], grad, msg=name)
+    model.gradient_checkpointing_disable()
+    model(x).last_hidden_state.sum().backward()
+    assert len(calls) == 3
+
+
+@torch.no_grad()
+def test_a_pass_ends_with_an_error_too(x: Tensor) -> None:
+    model = shaken(drawn('vit').model)
+    before = model(x).last_hidden_state
+
+    def stop(*_: object) -> None:
+        raise RuntimeError('stop')
+
+    handle = model.layers[1].mlp.fc1.register_forward_hook(stop)
+    with pytest.raises(RuntimeError, match='stop'):
+        model(x)
+    handle.remove()
+    with pytest.raises(PETLError, match='call the model as a whole'):
+        model.layers[0](torch.zeros(1, 17, 32))
+    assert torch.equal(model(x).last_hidden_state, before)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(x).last_hidden_state, before)
+
+
+@torch.no_grad()
+def test_a_pass_inside_of_a_pass(x: Tensor) -> None:
+    """A hook of one injected model that runs another, of another grid."""
+    outer, inner = shaken(drawn('vit').model), shaken(drawn('dinov2').model)
+    before, small = outer(x).last_hidden_state, torch.randn(1, 3, 48, 40)
+    alone = inner(small).last_hidden_state
+    found = []
+    outer.layers[1].mlp.register_forward_hook(lambda *_: None)
+    outer.layers[0].layernorm_after.register_forward_hook(
+        lambda *_: found.append(inner(small).last_hidden_state)
+    )
+    assert torch.equal(outer(x).last_hidden_state, before)
+    assert torch.equal(found[0], alone)
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        ({'attention_mask': torch.ones(2, 17)}, 'takes no attention_mask'),
+        ({'output_attentions': True}, 'records no attentions'),
+    ],
+    ids=['mask', 'attentions'],
+)
+def test_what_a_pass_refuses(given: dict, said: str, x: Tensor) -> None:
+    model = inject(drawn('vit').model, 'LoRA')
+    with pytest.raises(PETLError, match=said):
+        model(x, **given)
+
+
+def test_a_mask_that_drops_patches_is_refused() -> None:
+    args = {'num_frames': 4, **WIDE}
+    model = transformers.VideoMAEModel(transformers.VideoMAEConfig(**args))
+    inject(model, 'LoRA')
+    mask = torch.zeros(1, 32, dtype=torch.bool)
+    with pytest.raises(PETLError, match='takes no bool_masked_pos'):
+        model(torch.randn(1, 4, 3, 32, 32), bool_masked_pos=mask)
+
+
+def test_folding_needs_a_bias_where_one_matters() -> None:
+    for kind, where in (('dinov3_vit', 'attn.qkv'), ('clip', 'embed.proj')):
+        model = shaken(drawn(kind).model, 'SSF')
+        with pytest.raises(PETLError, match=f'{where} has no bias to fold'):
+            fold(model)
+
+
+def holders() -> dict[str, nn.Module]:
+    """Classifiers and the like around tiny models."""
+    t = transformers
+    vision = {'vision_config': WIDE, 'text_config': {'num_hidden_layers': 1}}
+    pair = t.CLIPConfig(**vision)
+    beit = t.BeitConfig(**CONFIGS['beit'], num_labels=5)
+    return {
+        'vit': t.ViTForImageClassification(t.ViTConfig(**WIDE, num_labels=5)),
+        'dinov2': t.Dinov2ForImageClassification(t.Dinov2Config(**SIZE)),
+        'clip': t.CLIPForImageClassification(pair),
+        'clip_projected': t.CLIPVisionModelWithProjection(pair.vision_config),
+        'siglip': t.SiglipForImageClassification(t.SiglipConfig(**vision)),
+        'beit': t.BeitForImageClassification(beit),
+    }
+
+
+@pytest.mark.parametrize('kind', list(holders()))
+def test_classifiers_hold_their_trunk(kind: str, x: Tensor) -> None:
+    model = randomise_(holders()[kind]).eval()
+    plain = model(x)[0]
+    classes = [type(m) for m in model.modules()]
+    inject(model, {'type': 'LoRA', 'rank': 2})
+    torch.testing.assert_close(model(x)[0], plain, rtol=1e-4, atol=1e-4)
+    core = find_injected(model)[0][1]
+    assert type(core).__name__.startswith('PETL')
+    shake_(model)
+    assert not torch.allclose(model(x)[0], plain)
+    inside = {id(p) for p in core.parameters()}
+    head = [p for p in model.parameters() if id(p) not in inside]
+    assert head
+    assert all(p.requires_grad for p in head)
+    eject(model)
+    assert [type(m) for m in model.modules()] == classes
+
+
+def test_files_of_transformers_hold_no_mixture(tmp_path) -> None:
+    model = holders()['vit']
+    inject(model, 'LoRA')
+    for saved in (model, model.vit):
+        with pytest.raises(PETLError, match=r'mmpetl\.save_delta'):
+            saved.save_pretrained(tmp_path)
+    assert not [*tmp_path.glob('*.safetensors'), *tmp_path.glob('*.bin')]
+    with pytest.raises(PETLError, match=r'ViTModel\.from_pretrained'):
+        type(model.vit).from_pretrained(tmp_path)
+    fold(model)
+    assert type(model.vit) is transformers.ViTModel
+    model.save_pretrained(tmp_path)
+    transformers.ViTForImageClassification.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_a_delta_on_what_from_pretrained_loads(tmp_path, x: Tensor) -> None:
+    randomise_(drawn('dinov2').model).save_pretrained(tmp_path / 'base')
+    load = partial(transformers.Dinov2Model.from_pretrained, tmp_path / 'base')
+    model = shaken(load().eval())
+    mmpetl.save_delta(model, tmp_path / 'delta.safetensors')
+    other = inject(load().eval(), 'VPTDeep')
+    load_delta(other, tmp_path / 'delta.safetensors')
+    ours, theirs = (m(x).last_hidden_state for m in (other, model))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+@torch.no_grad()
+def test_maps_of_the_wrapper_are_upstreams(kind: str) -> None:
+    model, x = drawn(kind, out_indices=(0, 2)), torch.randn(2, 3, 40, 40)
+    inner, own = model.model, model.num_prefix_tokens
+    call = {} if 'dino' in kind else {'interpolate_pos_encoding': True}
+    seen = inner(x, output_hidden_states=True, **call).hidden_states
+    norm = {'dinov3_vit': 'norm', 'clip': 'post_layernorm', 'siglip': 'post_layernorm'}
+    norm = getattr(inner, norm.get(kind, 'layernorm'))
+    maps = model(x)
+    for y, i in zip(maps, (1, 3), strict=True):
+        h = norm(seen[i])[:, own:].mT.reshape(2, 32, 5, 5)
+        torch.testing.assert_close(y, h, rtol=1e-5, atol=1e-5)
+        assert y.is_contiguous()
+    inject(model, Nothing())
+    for y, z in zip(model(x), maps, strict=True):
+        torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-4)
+    eject(model)
+    shaken(model, 'SSF')
+    for y, z in zip(model(x), maps, strict=True):
+        assert not torch.allclose(y, z)
+    eject(model)
+    inject(model, 'VPTDeep')
+    assert [y.shape for y in model(x)] == [y.shape for y in maps]
+
+
+def test_in_a_classifier_of_mmpretrain(x: Tensor) -> None:
+    """One line adds a method; the optimizer's step trains deltas and head."""
+    backbone = {'type': 'mmpetl.HFBackbone', 'name_or_config': config('dinov2')}
+    backbone |= {'pretrained': False, 'out_type': 'cls_token'}
+    head = {'type': 'mmpretrain.LinearClsHead', 'num_classes': 3, 'in_channels': 32}
+    model = MODELS.build(
+        {
+            'type': 'mmpetl.PETLModel',
+            'of': 'mmpretrain.ImageClassifier',
+            'petl': 'LoRA',
+            'backbone': backbone,
+            'head': head,
+        }
+    )
+    assert isinstance(model.backbone, HFBackbone)
+    before = {n: p.clone() for n, p in model.backbone.named_parameters()}
+    model.init_weights()
+    assert all(torch.equal(p, before[n]) for n, p in model.backbone.named_parameters())
+    scores = model.head((model.backbone(x)[-1],))
+    scores.sum().backward()
+    found = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert all('.petl.' in n or n.startswith('head.') for n in found)
+    assert any('.petl.' in n for n in found)
+
+
+def test_registers_stand_in_no_map() -> None:
+    model = drawn('dinov2_with_registers', out_type='cls_token')
+    assert model.num_prefix_tokens == 4
+    (y,) = model(torch.randn(2, 3, 32, 32))
+    assert y.shape == (2, 32)
+
+
+@torch.no_grad()
+def test_as_a_config_of_mm_packages(tmp_path, x: Tensor) -> None:
+    """Built, saved, and filled from a folder of transformers."""
+    drawn('vit').model.save_pretrained(tmp_path / 'base')
+    plain = {'type': 'mmpetl.HFBackbone', 'name_or_config': str(tmp_path / 'base')}
+    backbone = plain | {'out_indices': (1, -1), 'out_type': 'cls_token'}
+    build = partial(petl_backbone, backbone=backbone, method='LoRA')
+    model = build().eval()
+    assert [y.shape for y in model(x)] == [(2, 32)] * 2
+    shake_(model)
+    mmpetl.save_delta(model, tmp_path / 'delta.safetensors')
+    other = load_delta(build().eval(), tmp_path / 'delta.safetensors')
+    other.init_weights()
+    assert all(map(torch.equal, other(x), model(x)))
+    anew = {'backbone': backbone | {'pretrained': False}}
+    with pytest.raises(PETLError, match='base'):
+        load_delta(build(**anew), tmp_path / 'delta.safetensors')
+    filled = build(**anew, checkpoint=str(tmp_path / 'base')).eval()
+    load_delta(filled, tmp_path / 'delta.safetensors')
+    assert all(map(torch.equal, filled(x), model(x)))
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        ({'name_or_config': {'hidden_size': 8}}, 'names its model_type'),
+        ({'name_or_config': {'model_type': 'vitt'}}, 'finds no model'),
+        ({'name_or_config': {'model_type': 'bert'}}, 'no plain sequence of tokens'),
+        ({'name_or_config': '/nowhere/at/all'}, 'finds no model'),
+        ({'pretrained': True}, 'has no weights'),
+        ({'out_indices': (3,)}, 'numbers from 0 to 2'),
+        ({'out_type': 'raw'}, 'out_type is featmap'),
+    ],
+    ids=[
+        'no-type',
+        'unknown-type',
+        'text',
+        'no-folder',
+        'weights',
+        'index',
+        'out-type',
+    ],
+)
+def test_what_the_wrapper_refuses(args: dict, said: str) -> None:
+    with pytest.raises(PETLError, match=said) as info:
+        HFBackbone(**{'name_or_config': config('vit'), 'pretrained': False} | args)
+    assert '\n' not in str(info.value)
+
+
+def test_no_class_token_to_hand_out() -> None:
+    with pytest.raises(PETLError, match='has no class token'):
+        drawn('siglip', out_type='cls_token')
+
+
+def test_old_releases_are_refused_in_one_line(monkeypatch) -> None:
+    from mmpetl.backbones.shared import transformers_models
+
+    monkeypatch.setattr(transformers_models.transformers, '__version__', '4.53.0')
+    with pytest.raises(PETLError, match='pip install'):
+        transformers_models.check_release()
+
+
+def test_heads_of_trunks_are_no_projections() -> None:
+    """Poolers, pooling heads and predictors are left alone by all but Full."""
+    model = transformers.ViTModel(transformers.ViTConfig(**WIDE))
+    inject(model, 'BitFit')
+    assert not model.pooler.dense.bias.requires_grad
+    assert model.layers[0].mlp.fc1.bias.requires_grad
+
+
+class Tokens(nn.Module):
+    """What TorchScript can trace: tensors in and out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sequence of the model."""
+        return self.model(x).last_hidden_state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['vit', 'dinov3_vit'])
+@torch.no_grad()
+def test_traced_and_compiled(kind: str, x: Tensor) -> None:
+    model = Tokens(shaken(drawn(kind).model)).eval()
+    y, more = model(x), torch.randn(3, 3, 32, 32)
+    traced = torch.jit.trace(model, x, check_trace=False)
+    torch.testing.assert_close(traced(x), y)
+    torch.testing.assert_close(traced(more), model(more))
+    whole = torch.compile(model, backend='eager', fullgraph=True)
+    torch.testing.assert_close(whole(x), y)
+    exported = torch.export.export(model, (x,), strict=False).module()
+    torch.testing.assert_close(exported(x), y)
+    assert torch.equal(model(x), y)
+
+
+@torch.no_grad()
+def test_states_of_a_swin_shrink_with_its_maps() -> None:
+    args = {'depths': [2, 2], 'num_heads': [2, 4], 'window_size': 4, 'embed_dim': 16}
+    swin = transformers.SwinConfig(image_size=32, **args)
+    model = randomise_(transformers.SwinForImageClassification(swin)).eval()
+    x = torch.randn(2, 3, 72, 64)
+    plain = model.swin(x, output_hidden_states=True)
+    inject(model, Nothing())
+    ours = model.swin(x, output_hidden_states=True)
+    for name in ('hidden_states', 'reshaped_hidden_states'):
+        for y, z in zip(ours[name], plain[name], strict=True):
+            torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.pooler_output, plain.pooler_output)
+    eject(model)
+    prompted = shaken(model, 'VPTShallow').swin(x, output_hidden_states=True)
+    for name in ('hidden_states', 'reshaped_hidden_states'):
+        assert [y.shape for y in prompted[name]] == [y.shape for y in plain[name]]
+    assert not torch.allclose(prompted.pooler_output, plain.pooler_output)
+    with pytest.raises(PETLError, match='smaller than the window'):
+        model(torch.randn(1, 3, 16, 24))
+    model.train()
+    model.swin.gradient_checkpointing_enable()
+    with torch.enable_grad():
+        model(x).logits.sum().backward()
+    trained = [p for n, p in model.named_parameters() if '.petl.' in n]
+    assert trained
+    assert all(p.grad is not None for p in trained)

@@ -1,0 +1,289 @@
+"""Files of transformers, from its own models: into them, and into the other packages.
+
+Needs ``pip install mmpetl[transformers]``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from official_files import TIMM, one_epsilon, randomised
+from small_weights import image, randomise
+from torch import nn
+
+transformers = pytest.importorskip('transformers', minversion='5')
+
+from mmpetl import compat  # noqa: E402
+
+compat.install()
+
+import mmpretrain.models.backbones as mmpretrain_backbones  # noqa: E402
+import mmseg.models.backbones as mmseg_backbones  # noqa: E402
+from timm.models.beit import Beit  # noqa: E402
+from timm.models.eva import Eva  # noqa: E402
+
+from mmpetl.models.weights import WeightsError, load_base_weights  # noqa: E402
+
+SIZES = dict(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    image_size=32,
+    patch_size=8,
+)
+SWIN = dict(image_size=128, patch_size=4, embed_dim=8, window_size=4)
+DEPTHS = dict(depths=[2, 1, 1, 1], num_heads=[1, 2, 2, 2])
+SEGFORMER = dict(
+    num_encoder_blocks=2,
+    depths=[1, 2],
+    sr_ratios=[2, 1],
+    hidden_sizes=[8, 16],
+    patch_sizes=[7, 3],
+    strides=[4, 2],
+    num_attention_heads=[1, 2],
+    mlp_ratios=[2, 2],
+)
+KINDS: dict[str, tuple[str, dict]] = {
+    'ViT': ('ViTConfig', SIZES),
+    'Dinov2': ('Dinov2Config', SIZES | {'mlp_ratio': 2}),
+    'Dinov2WithRegisters': ('Dinov2WithRegistersConfig', SIZES | {'mlp_ratio': 2}),
+    'DINOv3ViT': ('DINOv3ViTConfig', SIZES | {'num_register_tokens': 2}),
+    'CLIPVision': ('CLIPVisionConfig', SIZES),
+    'SiglipVision': ('SiglipVisionConfig', SIZES),
+    'Beit': ('BeitConfig', SIZES | {'use_relative_position_bias': True}),
+    'Swin': ('SwinConfig', SWIN | DEPTHS),
+    'Segformer': ('SegformerConfig', SEGFORMER),
+    'VideoMAE': ('VideoMAEConfig', SIZES | {'num_frames': 4}),
+}
+
+
+def model_of(kind: str, seed: int = 0, **kwargs) -> nn.Module:
+    config, sizes = KINDS[kind]
+    config = getattr(transformers, config)(**{**sizes, **kwargs})
+    model = randomise(getattr(transformers, f'{kind}Model')(config), seed)
+    return one_epsilon(model)
+
+
+def saved(model: nn.Module, folder: Path, **kwargs) -> Path:
+    """A folder as the hub has it, with the names of files."""
+    model.save_pretrained(folder, **kwargs)
+    assert (folder / 'config.json').exists()
+    return folder
+
+
+def filled(model: nn.Module, path: Path, **kwargs):
+    report = load_base_weights(randomised(model, 99), path, **kwargs)
+    print(report.summary())
+    return report
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_folder_fills_its_own_class(tmp_path, kind):
+    """By the names of files, and by those that release 5 has in memory."""
+    reference = model_of(kind)
+    state = reference.state_dict()
+    torch.save(state, tmp_path / 'memory.pth')
+    for path in (saved(reference, tmp_path / 'hub'), tmp_path / 'memory.pth'):
+        model = model_of(kind, seed=5)
+        report = filled(model, path)
+        assert not report.fresh
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, state[name]), name
+
+
+def test_shards_in_the_cache_of_the_hub(tmp_path):
+    reference = model_of('ViT')
+    cache = tmp_path / 'models--google--vit'
+    folder = cache / 'snapshots' / 'abc'
+    saved(reference, folder, max_shard_size='10KB')
+    assert (folder / 'model.safetensors.index.json').exists()
+    model = model_of('ViT', seed=5)
+    assert 'shards' in filled(model, cache).container
+    assert torch.equal(model.pooler.dense.weight, reference.pooler.dense.weight)
+    (cache / 'snapshots' / 'def').mkdir()
+    with pytest.raises(WeightsError, match='has 2 snapshots'):
+        load_base_weights(model, cache)
+    (cache / 'refs').mkdir()
+    (cache / 'refs' / 'main').write_text('abc')
+    assert filled(model, cache).matched
+
+
+def test_another_size_of_image(tmp_path):
+    folder = saved(model_of('ViT'), tmp_path)
+    model = model_of('ViT', seed=5, image_size=64)
+    report = filled(model, folder)
+    assert report.resized == (
+        ('embeddings.position_embeddings', (1, 17, 16), (1, 65, 16)),
+    )
+
+
+def test_another_width_is_refused(tmp_path):
+    folder = saved(model_of('ViT'), tmp_path)
+    model = model_of('ViT', hidden_size=24)
+    with pytest.raises(WeightsError, match='does not fit transformers ViTModel'):
+        load_base_weights(model, folder)
+    with pytest.raises(WeightsError, match='does not fit transformers Dinov2Model'):
+        load_base_weights(model_of('Dinov2'), folder)
+
+
+# --- into the other packages ----------------------------------------------------------
+
+
+def hidden(model: nn.Module, size: int = 32) -> torch.Tensor:
+    with torch.no_grad():
+        return model(pixel_values=image(size)).last_hidden_state
+
+
+def timm_vit(**kwargs) -> nn.Module:
+    return timm.models.VisionTransformer(**{**TIMM, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ('kind', 'options'),
+    [
+        ('ViT', {}),
+        ('Dinov2', {'init_values': 1.0}),
+        ('CLIPVision', {'pre_norm': True, 'act_layer': timm.layers.QuickGELU}),
+        (
+            'SiglipVision',
+            {
+                'class_token': False,
+                'global_pool': 'map',
+                'act_layer': timm.layers.GELUTanh,
+            },
+        ),
+    ],
+)
+def test_plain_vits_in_timm(tmp_path, same_features, kind, options):
+    reference = model_of(kind)
+    model = timm_vit(**options)
+    filled(model, saved(reference, tmp_path))
+    ours = model.forward_features(image())
+    expected = hidden(reference)
+    if kind == 'CLIPVision':
+        expected = reference.post_layernorm(expected)
+    same_features(ours, expected, 1e-5, f'transformers {kind} | timm | transformers')
+    if kind == 'SiglipVision':
+        ours = model(image())
+        expected = reference(pixel_values=image()).pooler_output
+        same_features(ours, expected, 1e-5, 'SigLIP, pooled | timm | transformers')
+
+
+def test_clip_in_mmpretrain(tmp_path, same_features):
+    reference = model_of('CLIPVision')
+    arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+    model = mmpretrain_backbones.VisionTransformer(
+        arch=arch,
+        img_size=32,
+        patch_size=8,
+        pre_norm=True,
+        layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')),
+    )
+    filled(model, saved(reference, tmp_path))
+    expected = reference(pixel_values=image()).pooler_output
+    same_features(model(image()), expected, 1e-5, 'CLIP | mmpretrain | transformers')
+
+
+@pytest.mark.parametrize('gated', [False, True])
+def test_dinov3_in_timm(tmp_path, same_features, gated):
+    options = dict(use_gated_mlp=True, hidden_act='silu') if gated else {}
+    reference = model_of('DINOv3ViT', **options)
+    ours = dict(swiglu_mlp=True, swiglu_align_to=1) if gated else {}
+    model = Eva(
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        rope_type='dinov3',
+        rope_temperature=100,
+        rope_rotate_half=True,
+        num_reg_tokens=2,
+        init_values=1.0,
+        use_fc_norm=False,
+        dynamic_img_size=True,
+        qkv_bias=True,
+        **ours,
+        **TIMM,
+    )
+    report = filled(model, saved(reference, tmp_path))
+    assert 'DINOv3' in report.layout
+    same_features(
+        model.forward_features(image()),
+        hidden(reference),
+        1e-5,
+        'DINOv3 | timm Eva | transformers',
+    )
+    without = Eva(
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        rope_type='dinov3',
+        num_reg_tokens=2,
+        init_values=1.0,
+        use_fc_norm=False,
+        qkv_bias=False,
+        **ours,
+        **TIMM,
+    )
+    with pytest.raises(WeightsError, match='build the model with qkv_bias=True'):
+        load_base_weights(without, tmp_path)
+
+
+def test_beit_in_the_other_packages(tmp_path, same_features):
+    reference = model_of('Beit')
+    tokens = hidden(reference)
+    folder = saved(reference, tmp_path)
+    model = mmseg_backbones.BEiT(
+        img_size=32,
+        patch_size=8,
+        embed_dims=16,
+        num_layers=2,
+        num_heads=2,
+        mlp_ratio=2,
+        qv_bias=True,
+        init_values=0.1,
+    )
+    report = filled(model, folder)
+    assert report.layout == 'transformers BEiT'
+    grid = tokens[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    same_features(model(image()), grid, 1e-5, 'BEiT | mmseg | transformers')
+    model = Beit(use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1, **TIMM)
+    filled(model, folder)
+    same_features(
+        model.forward_features(image()), tokens, 1e-5, 'BEiT | timm Beit | transformers'
+    )
+
+
+def test_swin_in_mmpretrain(tmp_path, same_features):
+    reference = model_of('Swin')
+    arch = dict(embed_dims=8, **DEPTHS)
+    model = mmpretrain_backbones.SwinTransformer(arch=arch, img_size=128, window_size=4)
+    report = filled(model, saved(reference, tmp_path))
+    assert report.layout == 'transformers Swin'
+    expected = hidden(reference, 128).transpose(1, 2).unflatten(2, (4, 4))
+    same_features(model(image(128)), expected, 1e-4, 'Swin | mmpretrain | transformers')
+
+
+def test_segformer_in_mmseg(tmp_path, same_features):
+    reference = model_of('Segformer')
+    model = mmseg_backbones.MixVisionTransformer(
+        embed_dims=8,
+        num_stages=2,
+        num_layers=[1, 2],
+        num_heads=[1, 2],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        sr_ratios=[2, 1],
+        mlp_ratio=2,
+        qkv_bias=True,
+        out_indices=(0, 1),
+    )
+    torch.save(reference.state_dict(), tmp_path / 'memory.pth')
+    expected = hidden(reference, 64)
+    for path in (saved(reference, tmp_path / 'hub'), tmp_path / 'memory.pth'):
+        report = filled(model, path)
+        assert report.layout == 'transformers SegFormer'
+        same_features(
+            model(image(64))[-1], expected, 1e-5, 'SegFormer | mmseg | transformers'
+        )

@@ -1,0 +1,41 @@
+"""What a tiny backbone is to the generic tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tiny_methods import MethodCase, covering
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A small instance of a backbone class.
+
+    Attributes:
+        site_map: Stem of the file in ``mmpetl/backbones`` that describes it.
+        build: Makes one.
+        shape: Input without the batch axis.
+        odd: A non-square input that needs padding wherever the backbone pads.
+        exact: Whether the swapped arithmetic is that of the original.
+        frozen_stages: Makes one with ``frozen_stages=1``, None where that is unknown.
+        meets: Which methods the contract runs here: all of them (by default those of
+            ``tiny.cover``, the rest as ``slow``), or on a variant of another backbone
+            those that see what differs.
+        forward: How it is called with a batch of images, and what of the result counts,
+            where that is not ``model(x)``. Lists, tuples and mappings of tensors are
+            taken apart by ``tiny.outputs``.
+        refuses: Ids of methods whose settings it cannot serve, though it has the sites.
+    """
+
+    site_map: str
+    build: Callable[..., nn.Module]
+    shape: tuple[int, ...]
+    odd: tuple[int, ...]
+    exact: bool
+    frozen_stages: Callable[[], nn.Module] | None = None
+    meets: Callable[[MethodCase], bool] = covering
+    forward: Callable[[nn.Module, Tensor], Any] | None = None
+    refuses: tuple[str, ...] = ()

@@ -1,0 +1,53 @@
+"""Tiny DINOv3ViTModel of transformers; none where the package is not installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from tiny_methods import covering
+from tiny_trunk import Tiny
+from torch import Tensor, nn
+
+SIZE = {
+    'hidden_size': 32,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+    'image_size': 32,
+    'patch_size': 8,
+}
+
+
+def build(**args: Any) -> nn.Module:
+    """Two layers, two registers, rotary positions."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    # Biases of keys too, so that a shift of them folds: rotations stand behind it.
+    plain = {
+        'intermediate_size': 64,
+        'num_register_tokens': 2,
+        'layerscale_value': 0.5,
+        'key_bias': True,
+    }
+    return DINOv3ViTModel(DINOv3ViTConfig(**SIZE | plain | args))
+
+
+def tokens(model: nn.Module, x: Tensor) -> Tensor:
+    """The sequence; the class token alone is one of its rows."""
+    return model(x).last_hidden_state
+
+
+FOUND = {
+    'transformers_dinov3': Tiny(
+        'transformers_dinov3',
+        build,
+        (3, 32, 32),
+        (3, 40, 53),
+        exact=False,
+        meets=covering,
+        # It masks one weight, and queries, keys and values have three.
+        refuses=('gps:mask',),
+        forward=tokens,
+    ),
+}
+TINY = FOUND if find_spec('transformers') else {}

@@ -1,0 +1,358 @@
+"""Try every config that the four OpenMMLab wheels ship with a method added to it.
+
+Each config is read as it is, made small (two blocks per stage, small pictures, its own
+widths), given the method as ``tools/train.py CONFIG --petl METHOD`` gives it, built,
+and trained for one step on drawn data. One that fails is tried again without a method:
+what fails either way, because a compiled operator or a download is missing, counts as
+upstream's. Configs that differ in learning rates, schedules, pictures or the number of
+classes alone train the same model: one of them is tried, and the others are counted
+with it.
+
+Example: python tools/misc/walk_upstream.py --packages mmseg --methods LoRA Mona
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from multiprocessing import Pipe, get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from walking_data import drawn_batch  # noqa: E402
+from walking_small import make_small  # noqa: E402
+
+from mmpetl.apis.run import cli_errors  # noqa: E402
+from mmpetl.core import PETLError  # noqa: E402
+
+PACKAGES = ('mmpretrain', 'mmseg', 'mmdet', 'mmaction')
+STATES = ('worked', 'refused', 'upstream', 'failed')
+SECONDS = 120
+"""After which a config counts as failed."""
+
+PASSED_OVER = ('num_classes', 'test_cfg', 'lr', 'weight_decay', 'size', 'crop_size')
+"""What models that count as the same may differ in."""
+
+NO_BACKBONES = ('STGCN', 'AAGCN', 'ResNetAudio', 'VPD', 'RGBPoseConv3D')
+"""Graph, audio and diffusion models: neither vision transformers nor ConvNets."""
+
+
+def root_of(package: str) -> Path:
+    """Folder of the configs that a package ships."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise PETLError(f'{package} is not installed')
+    return Path(spec.origin).parent / '.mim' / 'configs'
+
+
+def configs_of(package: str) -> list[str]:
+    """Every config of a package that is no base, ``mask_rcnn/mask-rcnn_swin...py``."""
+    root = root_of(package)
+    found = (path.relative_to(root) for path in root.rglob('*.py'))
+    return sorted(str(p) for p in found if '_base_' not in p.parts)
+
+
+def backbone_of(config: Config) -> str | None:
+    """Class of the backbone, None where a model has none by that name."""
+    backbone = config.get('model', {}).get('backbone')
+    kind = backbone.get('type') if isinstance(backbone, dict) else None
+    return kind if isinstance(kind, str) or kind is None else kind.__name__
+
+
+def model_of(config: Config) -> str:
+    """Digest of what a config trains: its small model and groups of parameters."""
+
+    def kept(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: kept(v) for k, v in sorted(node.items()) if k not in PASSED_OVER}
+        if isinstance(node, list | tuple):
+            return [kept(child) for child in node]
+        return node
+
+    wrapper = config.optim_wrapper
+    groups = {k: wrapper.get(k) for k in ('constructor', 'paramwise_cfg')}
+    groups['type'] = wrapper.optimizer.type
+    text = repr(kept([config.get('default_scope'), config.model.to_dict(), groups]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def try_config(
+    package: str,
+    name: str,
+    method: str | None,
+    known: dict[str, dict],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """One config, one method, one step; None is upstream's own training.
+
+    Args:
+        package: Whose config.
+        name: Below the package's configs.
+        method: Registered name.
+        known: Rows of models tried before, by digest: such a row is given back.
+        facts: Filled while they become known, so that they outlive an error.
+    """
+    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.runner import Runner
+
+    config = Config.fromfile(root_of(package) / name)
+    facts['backbone'] = backbone_of(config)
+    why = _not_meant(package, config, facts['backbone'])
+    if why is not None:
+        return facts | {'state': 'none', 'line': why}
+    if 'data_preprocessor' in config:  # as the Runner does
+        config.model.setdefault('data_preprocessor', config.data_preprocessor)
+    make_small(package, config)
+    facts['model'] = model_of(config)
+    if facts['model'] in known:
+        return known[facts['model']] | {'as': known[facts['model']]['config']}
+    if method is not None:
+        from mmpetl.apis import add_petl
+        from mmpetl.engine.runner import safe_config
+
+        config, _ = safe_config(add_petl(config, method))  # as the Runner does
+    init_default_scope(config.get('default_scope') or package)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    if method is None:
+        from mmengine.model import revert_sync_batchnorm
+
+        model = revert_sync_batchnorm(model)
+    batch = drawn_batch(package, config, model)
+    wrapper = dict(config.optim_wrapper)
+    wrapper['type'] = 'OptimWrapper'
+    wrapper.pop('loss_scale', None)
+    optim_wrapper = Runner.build_optim_wrapper(_Fake(model), wrapper)
+    model.train()
+    before = _tuned(model) if method is not None else {}
+    held = {n: p._version for n, p in model.named_parameters() if not p.requires_grad}
+    losses = model.train_step(batch, optim_wrapper)
+    total = sum(float(v.sum()) for k, v in losses.items() if 'loss' in k)
+    if not torch.isfinite(torch.tensor(total)):
+        raise ValueError(f'the loss is {total}')
+    facts['trained'] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    facts['all'] = sum(p.numel() for p in model.parameters())
+    if method is not None:
+        facts['deltas'] = _moved(before, _tuned(model))
+        for name, version in held.items():
+            if model.get_parameter(name)._version != version:
+                raise ValueError(f'{name} is frozen, and was written to')
+    return facts | {'state': 'worked', 'line': ''}
+
+
+def _not_meant(package: str, config: Config, backbone: str | None) -> str | None:
+    """Why a config trains nothing that a method could be added to."""
+    if backbone is None:
+        return 'no backbone by that name'
+    if backbone in NO_BACKBONES:
+        return 'no transformer and no ConvNet'
+    kind = config.model.get('type')
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if package == 'mmpretrain':
+        if kind not in ('ImageClassifier', 'TimmClassifier', 'mmdet.MaskRCNN'):
+            return f'{kind}: pre-training or retrieval'
+        if kind == 'ImageClassifier' and config.model.get('head') is None:
+            return 'no head to train'
+    return None
+
+
+class _Fake:
+    """What ``Runner.build_optim_wrapper`` reads of a Runner."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+
+
+def _tuned(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all tensors of deltas and selected ones of the base."""
+    from mmpetl.core import Owner, owners
+
+    owner = owners(model)
+    return {
+        name: param.detach().clone()
+        for name, param in model.named_parameters()
+        if owner[name] in (Owner.DELTA, Owner.SELECTED)
+    }
+
+
+def _moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> int:
+    """How many of the tuned tensors a step has moved."""
+    moved = sum(not torch.equal(before[name], after[name]) for name in before)
+    if not moved:
+        raise ValueError(f'a step moved none of {len(before)} tuned tensors')
+    return moved
+
+
+def attempt(
+    package: str, name: str, method: str | None, known: dict[str, dict]
+) -> dict[str, Any]:
+    """:func:`try_config`, with what went wrong in one line."""
+    torch.manual_seed(0)
+    facts: dict[str, Any] = {}
+    try:
+        return try_config(package, name, method, known, facts)
+    except PETLError as error:
+        return facts | {'state': 'refused', 'line': _one_line(error)}
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return facts | {
+            'state': 'failed',
+            'line': f'{type(error).__name__}: {_one_line(error)}',
+            'where': f'{Path(where.filename).name}:{where.lineno}',
+        }
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())[:400]
+
+
+def judged(
+    package: str, name: str, method: str, known: dict[str, dict]
+) -> dict[str, Any]:
+    """What became of a config; what upstream cannot do here is put down to it."""
+    start = time.monotonic()
+    found = apart(package, name, method, known)
+    if found['state'] == 'failed':
+        plain = apart(package, name, None, {})
+        if plain['state'] != 'worked':
+            found = plain | {'state': 'upstream'}
+    seconds = round(time.monotonic() - start, 1)
+    own = {'package': package, 'config': name, 'method': method, 'seconds': seconds}
+    return {'backbone': None} | found | own
+
+
+def apart(
+    package: str, name: str, method: str | None, known: dict[str, dict]
+) -> dict[str, Any]:
+    """:func:`attempt` in a process of its own, which starts with all packages read."""
+    ours, theirs = Pipe(duplex=False)
+
+    def work() -> None:
+        if not os.environ.get('WALK_LOUD'):
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, 1)
+            os.dup2(sink, 2)
+        theirs.send(attempt(package, name, method, known))
+
+    child = get_context('fork').Process(target=work)
+    child.start()
+    theirs.close()
+    try:
+        if ours.poll(SECONDS):
+            return ours.recv()
+        return {'state': 'failed', 'line': f'not done after {SECONDS} s'}
+    except EOFError:
+        return {'state': 'failed', 'line': 'the process died'}
+    finally:
+        child.kill()
+        child.join()
+
+
+def walk(
+    packages: list[str], methods: list[str], only: list[str], out: Path
+) -> Iterator[dict[str, Any]]:
+    """Every config times every method; those that ``out`` holds are not tried again."""
+    rows = read(out)
+    done = {(r['package'], r['config'], r['method']) for r in rows}
+    rows = [r for r in rows if 'model' in r and 'as' not in r]
+    for package in packages:
+        __import__(f'{package}.models')
+        for name in configs_of(package):
+            if only and not any(word in name for word in only):
+                continue
+            for method in methods:
+                if (package, name, method) in done:
+                    continue
+                known = {
+                    r['model']: r
+                    for r in rows
+                    if r['method'] == method and r['package'] == package
+                }
+                row = judged(package, name, method, known)
+                if 'model' in row and 'as' not in row:
+                    rows.append(row)
+                with out.open('a') as file:
+                    file.write(json.dumps(row) + '\n')
+                yield row
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """The rows that a walk has written so far."""
+    if not out.exists():
+        return []
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Counts per package and backbone, then the lines of what did not work."""
+    lines = [
+        '| package | backbone | method | configs | ' + ' | '.join(STATES) + ' |',
+        '| :--- | :--- | :--- | ---: | ---: | ---: | ---: | ---: |',
+    ]
+    groups: dict[tuple, Counter] = defaultdict(Counter)
+    why: dict[str, Counter] = defaultdict(Counter)
+    for row in rows:
+        if row['state'] == 'none':
+            continue
+        key = row['package'], row['backbone'] or '?', row['method']
+        groups[key][row['state']] += 1
+        if row['state'] != 'worked':
+            why[row['state']][row['line']] += 1
+    for key, counts in sorted(groups.items()):
+        cells = [str(sum(counts.values())), *(str(counts[s]) for s in STATES)]
+        lines.append('| ' + ' | '.join((*key, *cells)) + ' |')
+    total = sum((c for c in groups.values()), Counter())
+    cells = [str(sum(total.values())), *(str(total[s]) for s in STATES)]
+    lines.append('| all | | | ' + ' | '.join(cells) + ' |')
+    for state in STATES[1:]:
+        lines += ['', f'{state}:', '']
+        lines += [f'- {n} x {line}' for line, n in why[state].most_common()]
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Walk, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--packages', nargs='+', default=PACKAGES, choices=PACKAGES)
+    parser.add_argument('--methods', nargs='+', default=['LoRA'])
+    parser.add_argument('--only', nargs='+', default=[], help='words in config names')
+    parser.add_argument('--out', default='work_dirs/walk.jsonl', type=Path)
+    parser.add_argument('--table', action='store_true', help='print the table only')
+    args = parser.parse_args()
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with cli_errors():
+        if not args.table:
+            for row in walk(args.packages, args.methods, args.only, args.out):
+                print(
+                    f'{row["state"]:9}{row["seconds"]:6} s  {row["method"]}  '
+                    f'{row["package"]}::{row["config"]}  {row["line"]}',
+                    flush=True,
+                )
+        rows = [
+            r
+            for r in read(args.out)
+            if r['package'] in args.packages and r['method'] in args.methods
+        ]
+        print(table(rows))
+
+
+if __name__ == '__main__':
+    main()

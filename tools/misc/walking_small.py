@@ -1,0 +1,118 @@
+"""Configs of upstream made small: two blocks per stage, no files, small pictures."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from mmengine.config import Config
+
+MODULES = {
+    'mmpretrain': 'mmpretrain.models',
+    'mmseg': 'mmseg.models',
+    'mmdet': 'mmdet.models',
+    'mmaction': 'mmaction.models',
+}
+
+DEPTHS = ('depths', 'num_layers', 'depth', 'num_blocks', 'n_layers')
+"""How classes call their number of blocks, per stage or in all."""
+
+WEIGHTS = ('pretrained', 'pretrained2d', 'load_from', 'init_cfg')
+
+
+def make_small(package: str, config: Config) -> None:
+    """Fewer blocks and no files to load; widths and heads stay as they are."""
+    _forget_files(config.model)
+    config.load_from = None
+    backbone = config.model.backbone
+    cls = _class(package, backbone['type'])
+    _shrink(backbone, cls)
+    if isinstance(config.model.get('num_queries'), int):
+        config.model.num_queries = min(config.model.num_queries, 50)
+    pre = config.model.get('data_preprocessor') or config.get('data_preprocessor')
+    if isinstance(pre, MutableMapping):
+        pre.pop('batch_augments', None)
+
+
+def _forget_files(node: Any) -> None:
+    """Remove every name of a file with weights."""
+    if isinstance(node, list | tuple):
+        for child in node:
+            _forget_files(child)
+    if not isinstance(node, MutableMapping):
+        return
+    for key in list(node):
+        value = node[key]
+        if key in ('pretrained', 'load_from') and isinstance(value, str | Mapping):
+            node[key] = None
+        elif key == 'pretrained2d' and value:
+            node[key] = False
+        elif key == 'init_cfg' and _is_file(value):
+            node[key] = None
+        elif key == 'init_cfg' and isinstance(value, list | tuple):
+            node[key] = [v for v in value if not _is_file(v)]
+        else:
+            _forget_files(value)
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, Mapping) and (
+        'checkpoint' in value or 'Pretrained' in str(value.get('type'))
+    )
+
+
+def _class(package: str, kind: Any) -> type | None:
+    """The class behind a name with or without its package."""
+    if not isinstance(kind, str):
+        return kind
+    scope, _, name = kind.rpartition('.')
+    module = MODULES.get(scope or package)
+    return getattr(importlib.import_module(module), name, None) if module else None
+
+
+def _shrink(backbone: MutableMapping, cls: type | None) -> None:
+    """Two blocks per stage; as many as there are outputs where there is one stage."""
+    size, patch = backbone.get('img_size'), backbone.get('patch_size', 16)
+    if size is not None and isinstance(patch, int):
+        kind = type(size)
+        backbone['img_size'] = 8 * patch if kind is int else kind((8 * patch,) * 2)
+    outputs = backbone.get('out_indices')
+    count = len(outputs) if isinstance(outputs, list | tuple) else 1
+    zoo = getattr(cls, 'arch_zoo', getattr(cls, 'arch_settings', None))
+    arch = backbone.get('arch')
+    if isinstance(arch, str) and isinstance(zoo, Mapping) and _takes_dicts(cls):
+        entry = next((zoo[key] for key in zoo if arch in _names(key)), None)
+        if isinstance(entry, Mapping):
+            backbone['arch'] = arch = dict(entry)
+    plain = False
+    for node in (backbone, arch if isinstance(arch, MutableMapping) else {}):
+        for key in DEPTHS:
+            value = node.get(key)
+            if isinstance(value, list | tuple) and all(
+                isinstance(v, int) for v in value
+            ):
+                node[key] = type(value)(min(v, 2) for v in value)
+            elif isinstance(value, int) and node is not backbone:
+                node[key], plain = min(value, max(2, count)), True
+    name = cls.__name__ if cls else ''
+    if 'ResNet' in name or 'ResNeXt' in name or name in ('Res2Net', 'ResNeSt'):
+        if backbone.get('depth') in (101, 152, 200):
+            backbone['depth'] = 50
+    elif any(word in name for word in ('Transformer', 'ViT', 'BEiT', 'MAE', 'Former')):
+        for key in ('num_layers', 'depth', 'depths'):
+            if isinstance(backbone.get(key), int):
+                backbone[key], plain = min(backbone[key], max(2, count)), True
+    if plain and isinstance(outputs, list | tuple) and count > 1:
+        backbone['out_indices'] = list(range(count))
+    elif plain and isinstance(outputs, list | tuple | int):
+        backbone['out_indices'] = [-1] if isinstance(outputs, list | tuple) else -1
+
+
+def _takes_dicts(cls: type | None) -> bool:
+    """Whether the architecture may be given as the dict that its name stands for."""
+    return cls is not None and cls.__name__ not in ('LeViT', 'MobileViT')
+
+
+def _names(key: Any) -> tuple:
+    return key if isinstance(key, tuple) else (key,)
