@@ -14,7 +14,7 @@ from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.patterns import first_match
 from mmpetl.core.role import Role
-from mmpetl.core.site import KINDS, Site
+from mmpetl.core.site import KINDS, LEAF_KINDS, Site
 from mmpetl.registry import METHODS
 
 FAMILIES = (
@@ -337,6 +337,24 @@ def check_range(
         bounds += [f'at most {high}' if high is not None else '']
         need = ' and '.join(b for b in bounds if b)
         raise PETLError(f'{who} needs {name} of {need}, got {value!r}')
+
+
+def check_rank(method: Method, sites: Iterable[Site]) -> None:
+    """Raise PETLError unless ``method.rank`` is below the narrowest width of a site."""
+    thin = min(sites, key=lambda site: min(site.in_dims, site.out_dims))
+    narrow = min(thin.in_dims, thin.out_dims)
+    if method.rank < narrow:
+        return
+    way = ''
+    if thin.kind in LEAF_KINDS:
+        _, dot, last = thin.host.rpartition('.')
+        name = '*.' + last if dot else thin.host
+        own = f"rank={{'{name}': {narrow // 2}, '*': {method.rank}}} or " * (narrow > 1)
+        way = f'; layers may differ, {own}layers= without it'
+    raise PETLError(
+        f'{type(method).__name__} needs rank below the narrowest projection '
+        f'({narrow}), got {method.rank} at {thin}{way}'
+    )
 
 
 def check_kinds(

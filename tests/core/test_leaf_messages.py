@@ -223,6 +223,15 @@ def test_sizes_by_layer_must_fit() -> None:
     )
 
 
+def test_a_layer_too_narrow_for_the_rank_may_have_its_own() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.Linear(4, 8)))
+    model[1].thin = nn.Linear(8, 2)
+    line = one_line(model, LoRA(rank=3))
+    way = "layers may differ, rank={'*.thin': 1, '*': 3} or layers= without it"
+    assert line.endswith(f'got 3 at 1.thin:layer.linear; {way}')
+    inject(model, {'type': 'LoRA', 'rank': {'*.thin': 1, '*': 3}})
+
+
 def test_gps_needs_the_loss_of_the_task() -> None:
     model, _ = make('plain')
     assert "choose criterion='task'" in one_line(model, 'GPS')
