@@ -167,17 +167,17 @@ class PETLBaseTransformerLayer(BlockHost, bricks.BaseTransformerLayer):
         return ffn.dropout_layer(ffn.gamma2(x))
 
     def affine(self, name: str, kind: str) -> Affine | None:
-        if self.divided and (kind == 'norm1' or kind.startswith('attn')):
+        if self.divided and kind.startswith('attn'):
             raise PETLError(
-                f'{name} is asked for, but space and time have an attention each, '
-                'attentions.0 and attentions.1 of the block'
+                f'{name} is none of one attention: attentions.0 and attentions.1 of '
+                'the block divide it over time and space'
             )
-        if kind == 'norm1':
-            return affine_of(name, self.norms[0])
-        if kind == 'norm2':
-            norm = self.ffns[0].norm if self.divided else self.norms[1]
-            return affine_of(name, norm)
-        return super().affine(name, kind)
+        if kind not in ('norm1', 'norm2'):
+            return super().affine(name, kind)
+        if not self.divided:
+            return affine_of(name, self.norms[int(kind[-1]) - 1])
+        first = self.attentions[0] if kind == 'norm1' else self.ffns[0]
+        return affine_of(name, first.norm)
 
 
 class PETLTimeSformer(BackboneHost, TimeSformer):

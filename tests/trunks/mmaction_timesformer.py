@@ -29,13 +29,14 @@ def build(**args: Any) -> nn.Module:
         return TimeSformer(**plain | args)
 
 
-SIDE_BLOCKS = ('lst', 'lst:random')
-"""Methods that start from the one attention of a block."""
-
-
 TINY = {
     'mmaction_timesformer': Tiny(
-        'mmaction_timesformer', build, CLIP, CLIP, exact=False, refuses=SIDE_BLOCKS
+        'mmaction_timesformer',
+        build,
+        CLIP,
+        CLIP,
+        exact=False,
+        refuses=('lst',),  # side blocks start from the one attention of a block
     ),
     'mmaction_timesformer_joint': Tiny(
         'mmaction_timesformer',

@@ -46,7 +46,7 @@ def _forget_files(node: Any) -> None:
         value = node[key]
         if key in ('pretrained', 'load_from') and isinstance(value, str | Mapping):
             node[key] = None
-        elif key == 'pretrained2d' and value:
+        elif key in ('pretrained2d', 'clip_pretrained') and value:
             node[key] = False
         elif key == 'init_cfg' and _is_file(value):
             node[key] = None
@@ -103,6 +103,12 @@ def _shrink(backbone: MutableMapping, cls: type | None) -> None:
         for key in ('num_layers', 'depth', 'depths'):
             if isinstance(backbone.get(key), int):
                 backbone[key], plain = min(backbone[key], max(2, count)), True
+    if name == 'TimeSformer':
+        backbone['num_transformer_layers'] = 2
+    elif name == 'UniFormerV2':  # blocks of its decoder read those of the trunk
+        patch = backbone.get('patch_size', 16)
+        backbone.update(layers=2, return_list=[0, 1], n_layers=2, mlp_dropout=[0.5] * 2)
+        backbone['input_resolution'] = 8 * patch
     if plain and isinstance(outputs, list | tuple) and count > 1:
         backbone['out_indices'] = list(range(count))
     elif plain and isinstance(outputs, list | tuple | int):
