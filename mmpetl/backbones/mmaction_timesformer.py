@@ -184,8 +184,8 @@ class PETLTimeSformer(BackboneHost, TimeSformer):
     """A TimeSformer that runs sites.
 
     Its tokens are in the order of frames, rows and columns; upstream has frames last.
-    With ``space_only`` frames are images of a batch, until their class tokens are
-    averaged.
+    With ``space_only`` frames are images of a batch until behind ``out``; then they are
+    averaged, and the norm comes last.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,9 +194,9 @@ class PETLTimeSformer(BackboneHost, TimeSformer):
             x = layer(x, ctx)
         last = len(self.transformer_layers.layers) - 1
         if self.attention_type == 'space_only':
-            x = self.emit(x, None, ctx, last)[1][:, 0]
-            x = x.view(-1, self.num_frames, x.shape[-1]).mean(1)
-            return self.norm_vector(self.norm, x, ctx, last)
+            x = self.emit(x, None, ctx, last)[1]
+            x = x.unflatten(0, (-1, self.num_frames)).mean(1)
+            return self.through('out.norm', self.norm, x, ctx.own(), last)[:, 0]
         x = self.emit(x, self.norm, ctx, last)[1]
         return self.feature(x[:, 0], ctx, last)
 
@@ -301,8 +301,9 @@ class MMActionTimeSformer(SiteMap):
     def why_absent(self, backbone: nn.Module, kind: str) -> str | None:
         if kind == 'feature' and backbone.attention_type == 'space_only':
             return (
-                'space_only takes frames as images and averages their class tokens, so '
-                'the vector that leaves belongs to no sequence of the blocks'
+                'space_only takes frames as images and averages them in front of the '
+                'last norm, so the vector that leaves belongs to no sequence of the '
+                'blocks'
             )
         return super().why_absent(backbone, kind)
 
@@ -346,8 +347,7 @@ class MMActionTimeSformer(SiteMap):
                 sites += inside[cut:end]
             sites += whole[end:]
         grid['index'] = facts['index'] = depth - 1
-        leaving = Site('out.norm', '', d, d, **(facts if folded else grid))
-        out = Site('out', '', d, d, **grid)
+        leaving, out = (Site(kind, '', d, d, **grid) for kind in ('out.norm', 'out'))
         if folded:  # the norm stands behind the mean over frames
             return [*sites, out, leaving]
         return [*sites, leaving, out, Site('feature', '', d, d, **facts)]

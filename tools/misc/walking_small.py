@@ -28,6 +28,11 @@ def make_small(package: str, config: Config) -> None:
     backbone = config.model.backbone
     cls = _class(package, backbone['type'])
     _shrink(backbone, cls)
+    head = config.model.get('cls_head')
+    if isinstance(head, MutableMapping) and 'channel_map' in head:
+        # Rows of a file, which is gone; the class starts otherwise without any entry.
+        head.pop('channel_map')
+        head.pop('init_cfg', None)
     if isinstance(config.model.get('num_queries'), int):
         config.model.num_queries = min(config.model.num_queries, 50)
     pre = config.model.get('data_preprocessor') or config.get('data_preprocessor')
@@ -106,9 +111,10 @@ def _shrink(backbone: MutableMapping, cls: type | None) -> None:
     if name == 'TimeSformer':
         backbone['num_transformer_layers'] = 2
     elif name == 'UniFormerV2':  # blocks of its decoder read those of the trunk
-        patch = backbone.get('patch_size', 16)
         backbone.update(layers=2, return_list=[0, 1], n_layers=2, mlp_dropout=[0.5] * 2)
-        backbone['input_resolution'] = 8 * patch
+        backbone.update(input_resolution=8 * patch, clip_pretrained=False)
+    elif name == 'UniFormer':
+        backbone['pretrained2d'] = False
     if plain and isinstance(outputs, list | tuple) and count > 1:
         backbone['out_indices'] = list(range(count))
     elif plain and isinstance(outputs, list | tuple | int):
