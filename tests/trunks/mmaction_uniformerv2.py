@@ -5,13 +5,20 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from tiny_methods import first_of_a_family
 from tiny_trunk import Tiny
 from torch import nn
 
 
-def build(**args: Any) -> nn.Module:
-    """Two blocks over 2 x 2 tokens of each of three frames."""
+def build(bias: bool = False, **args: Any) -> nn.Module:
+    """Two blocks over 2 x 2 tokens of each of three frames.
+
+    Args:
+        bias: Whether patches have a bias, which SSF needs to fold a shift into; those
+            of upstream have none.
+        args: Of the class.
+    """
     from mmaction.models import UniFormerV2
 
     plain = {
@@ -29,12 +36,19 @@ def build(**args: Any) -> nn.Module:
         'mlp_dropout': [0.0, 0.0],
         'clip_pretrained': False,
     }
-    return UniFormerV2(**plain | args)
+    model = UniFormerV2(**plain | args)
+    if bias:
+        model.conv1.bias = nn.Parameter(torch.zeros(32))
+    return model
 
 
 TINY = {
     'mmaction_uniformerv2': Tiny(
-        'mmaction_uniformerv2', build, (3, 3, 16, 16), (3, 3, 16, 16), exact=False
+        'mmaction_uniformerv2',
+        partial(build, bias=True),
+        (3, 3, 16, 16),
+        (3, 3, 16, 16),
+        exact=False,
     ),
     'mmaction_uniformerv2_local': Tiny(
         'mmaction_uniformerv2',
