@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tiny_methods import at_the_ends
+from tiny_methods import at_the_ends, first_of_a_family
 from tiny_trunk import Tiny
 from torch import nn
 
@@ -44,7 +44,7 @@ TINY = {
         CLIP,
         CLIP,
         exact=False,
-        meets=at_the_ends,
+        meets=first_of_a_family,
     ),
     'mmaction_timesformer_space': Tiny(
         'mmaction_timesformer',
