@@ -47,6 +47,8 @@ SECONDS = 120
 PASSED_OVER = ('num_classes', 'test_cfg', 'lr', 'weight_decay', 'size', 'crop_size')
 """What models that count as the same may differ in."""
 
+PLAIN_OPTIMIZER = {'type': 'AdamW', 'lr': 1e-3}
+
 NO_BACKBONES = ('STGCN', 'AAGCN', 'ResNetAudio', 'VPD', 'RGBPoseConv3D')
 """Graph, audio and diffusion models: neither vision transformers nor ConvNets."""
 
@@ -133,7 +135,8 @@ def try_config(
 
         model = revert_sync_batchnorm(model)
     batch = drawn_batch(package, config, model)
-    wrapper = dict(config.optim_wrapper)
+    # Configs for testing alone name no optimizer.
+    wrapper = dict(config.get('optim_wrapper') or {'optimizer': PLAIN_OPTIMIZER})
     wrapper['type'] = 'OptimWrapper'
     wrapper.pop('loss_scale', None)
     optim_wrapper = Runner.build_optim_wrapper(_Fake(model), wrapper)
