@@ -112,6 +112,8 @@ def try_config(
     from mmengine.runner import Runner
 
     config = Config.fromfile(root_of(package) / name)
+    if 'optim_wrapper' not in config:  # for testing alone
+        config.optim_wrapper = {'optimizer': PLAIN_OPTIMIZER}
     facts['backbone'] = backbone_of(config)
     why = _not_meant(package, config, facts['backbone'])
     if why is not None:
@@ -135,8 +137,7 @@ def try_config(
 
         model = revert_sync_batchnorm(model)
     batch = drawn_batch(package, config, model)
-    # Configs for testing alone name no optimizer.
-    wrapper = dict(config.get('optim_wrapper') or {'optimizer': PLAIN_OPTIMIZER})
+    wrapper = dict(config.optim_wrapper)
     wrapper['type'] = 'OptimWrapper'
     wrapper.pop('loss_scale', None)
     optim_wrapper = Runner.build_optim_wrapper(_Fake(model), wrapper)
