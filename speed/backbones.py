@@ -36,7 +36,12 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     import mmpretrain.models as image
     import mmseg.models as seg
     import timm
+    from mmengine.registry import DefaultScope
 
+    with DefaultScope.overwrite_default_scope('mmaction'):
+        timesformer = video.TimeSformer(
+            num_frames=8, img_size=224, patch_size=16, num_transformer_layers=4
+        )
     swin_b = {'embed_dims': 128, 'depths': (2, 2, 4, 2), 'num_heads': (4, 8, 16, 32)}
     return {
         'mmpretrain ViT-B/16, 224 px': (
@@ -111,6 +116,20 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
         },
         'mmaction VideoMAE ViT-B (4 blocks), 8 x 224 px': (
             video.VisionTransformer(depth=4, num_frames=8),
+            torch.randn(1, 3, 8, 224, 224),
+        ),
+        'mmaction TimeSformer-B divided (4 blocks), 8 x 224 px': (
+            timesformer,
+            torch.randn(1, 3, 8, 224, 224),
+        ),
+        'mmaction UniFormerV2-B/16 (4 blocks, 2 of the decoder), 8 x 224 px': (
+            video.UniFormerV2(
+                layers=4,
+                return_list=[2, 3],
+                n_layers=2,
+                mlp_dropout=[0.0, 0.0],
+                clip_pretrained=False,
+            ),
             torch.randn(1, 3, 8, 224, 224),
         ),
         'mmaction Video Swin-B (4 blocks in stage 3), 8 x 224 px': (

@@ -47,6 +47,8 @@ SECONDS = 120
 PASSED_OVER = ('num_classes', 'test_cfg', 'lr', 'weight_decay', 'size', 'crop_size')
 """What models that count as the same may differ in."""
 
+PLAIN_OPTIMIZER = {'type': 'AdamW', 'lr': 1e-3}
+
 NO_BACKBONES = ('STGCN', 'AAGCN', 'ResNetAudio', 'VPD', 'RGBPoseConv3D')
 """Graph, audio and diffusion models: neither vision transformers nor ConvNets."""
 
@@ -110,6 +112,8 @@ def try_config(
     from mmengine.runner import Runner
 
     config = Config.fromfile(root_of(package) / name)
+    if 'optim_wrapper' not in config:  # for testing alone
+        config.optim_wrapper = {'optimizer': PLAIN_OPTIMIZER}
     facts['backbone'] = backbone_of(config)
     why = _not_meant(package, config, facts['backbone'])
     if why is not None:
