@@ -48,7 +48,7 @@ from mmpetl.core.host import (
     patches_of,
     without_extra,
 )
-from mmpetl.core.inject import inject, wanted_sites
+from mmpetl.core.inject import check_shapes, inject, wanted_sites
 from mmpetl.core.injection import (
     Injection,
     Slot,
@@ -151,6 +151,7 @@ __all__ = [
     'check_hosts',
     'check_kinds',
     'check_range',
+    'check_shapes',
     'check_trained',
     'conflict',
     'convolve',
