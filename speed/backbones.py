@@ -194,10 +194,37 @@ def pyramids() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     }
 
 
+def pooling() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """Trunks that pool queries inside of blocks."""
+    import mmaction.models as video
+    import mmpretrain.models as image
+    import timm
+
+    return {
+        'mmpretrain MViTv2-T, 224 px': (
+            image.MViT(arch='tiny'),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmaction MViTv2-T, 8 x 224 px': (
+            video.MViT(arch='tiny', temporal_size=8),
+            torch.randn(1, 3, 8, 224, 224),
+        ),
+        'timm SAM 2 Hiera-T, 448 px': (
+            timm.create_model('sam2_hiera_tiny', num_classes=0),
+            torch.randn(1, 3, 448, 448),
+        ),
+        'timm Hiera-T, 224 px': (
+            timm.create_model('hiera_tiny_224', num_classes=0),
+            torch.randn(2, 3, 224, 224),
+        ),
+    }
+
+
 def loss_of(output: torch.Tensor | tuple) -> torch.Tensor:
     """A scalar that depends on every output."""
-    outputs = output if isinstance(output, tuple | list) else (output,)
-    return sum(o.square().mean() for o in outputs)
+    if isinstance(output, torch.Tensor):
+        return output.square().mean()
+    return sum(map(loss_of, output))
 
 
 def measure(model: nn.Module, x: torch.Tensor, rounds: int) -> list[str]:
@@ -247,7 +274,7 @@ def main() -> None:
     parser.add_argument('--only', default='', help='part of a backbone name')
     args = parser.parse_args()
     rows = [['swapped / original', 'forward', 'full step', 'frozen-trunk step']]
-    for name, (model, x) in (make_cases() | pyramids()).items():
+    for name, (model, x) in (make_cases() | pyramids() | pooling()).items():
         if args.only.lower() in name.lower():
             rows.append([name, *measure(model, x, args.rounds)])
             print(name, *rows[-1][1:], sep='  ', flush=True)

@@ -41,6 +41,7 @@ from mmpetl.core import (
     Owner,
     PETLError,
     Role,
+    check_shapes,
     count_trainable,
     find_injected,
     inject,
@@ -317,7 +318,16 @@ def offered(stem: str) -> set[str]:
 
 def fits(case: MethodCase, stem: str) -> bool:
     """Whether the backbone offers every site kind that the method needs."""
-    return case.id not in TINY[stem].refuses and not case.build().lacks(offered(stem))
+    method = case.build()
+    if case.id in TINY[stem].refuses or method.lacks(offered(stem)):
+        return False
+    made = _swapped(stem)
+    try:
+        wanted = method.choose(list(made.sites))
+        check_shapes(method, wanted, made.site_map, made.sites)
+    except PETLError:
+        return False
+    return True
 
 
 @cache

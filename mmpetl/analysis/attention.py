@@ -214,11 +214,12 @@ def watch_attention(
     sites = [site for site in state.sites if site.kind == 'attn.core']
     chosen = check_blocks(blocks, len(sites))
     for site in (sites[i] for i in chosen):
-        if module.get_submodule(site.host).attention_parts().get('kv_source'):
+        host = module.get_submodule(site.host)
+        if host.pools or host.attention_parts().get('kv_source'):
             raise PETLError(
-                f'block {site.block} makes keys and values from a reduced map, so that '
-                'its attention looks at no single cells of the grid; choose blocks '
-                'without a reduction'
+                f'block {site.block} pools its queries, or makes keys and values from '
+                'a reduced map, so that its attention looks at no single cells of the '
+                'grid; choose blocks without a reduction'
             )
     if in_training(module):
         raise PETLError('attention is recorded in eval mode; call model.eval() first')

@@ -48,7 +48,7 @@ from mmpetl.core.host import (
     patches_of,
     without_extra,
 )
-from mmpetl.core.inject import inject, wanted_sites
+from mmpetl.core.inject import check_shapes, inject, wanted_sites
 from mmpetl.core.injection import (
     Injection,
     Slot,
@@ -153,6 +153,7 @@ __all__ = [
     'check_kinds',
     'check_range',
     'check_rank',
+    'check_shapes',
     'check_trained',
     'conflict',
     'convolve',

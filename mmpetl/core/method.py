@@ -65,6 +65,10 @@ class Method:
             Only :meth:`check`, :meth:`build` and what follows from them read these.
         placed: What it reads at a place of any model that a user names: ``''`` what
             enters and leaves, ``'grid'`` their grid too; None where it needs more.
+        across: Whether it also acts where what leaves has another shape than what
+            enters (:attr:`Site.reshapes`), as it makes nothing of both.
+        reads_grid: Whether the features of a block, from its entry to its exit, must
+            lie on a grid.
         apart: Whether its deltas act each for itself, so that ``layers`` and
             ``blocks`` may leave some out.
     """
@@ -72,6 +76,8 @@ class Method:
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
     sized: ClassVar[tuple[str, ...]] = ()
     placed: ClassVar[str | None] = None
+    across: ClassVar[bool] = False
+    reads_grid: ClassVar[bool] = False
     apart: ClassVar[bool] = True
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()

@@ -38,6 +38,8 @@ class SiteMap:
             package, and its path there; :meth:`core` finds it.
         absent: Why the trunk has no site of a kind, by kind, as one clause
             (``'keys and values come from a reduced map'``); refusals print it.
+        flat: Why the features of blocks lie on no grid, as one clause; empty where they
+            do.
         parts: Classes that a part of a block may have, by its path in the block. The
             algebra of a swapped block is that of these classes and of no other.
         outer_parts: Likewise for parts outside of blocks, by their path in the
@@ -60,6 +62,7 @@ class SiteMap:
     blocks_served: dict[type[nn.Module], type[nn.Module]] = {}
     holders: dict[type[nn.Module], str] = {}
     absent: dict[str, str] = {}
+    flat: str = ''
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
     biases: tuple[str, ...] = ('bias',)

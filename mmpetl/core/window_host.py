@@ -41,6 +41,13 @@ class WindowBlockHost(BlockHost):
         """How this grid is cut into windows."""
         raise NotImplementedError
 
+    def partition_behind(self, partition: Partition) -> Partition:
+        """How the grid of what leaves is put together of the same windows.
+
+        Another one where queries are pooled.
+        """
+        return partition
+
     def position_bias(self, num_tokens: int) -> Tensor:
         """(heads, N, N), the relative position bias of a window."""
         raise NotImplementedError
@@ -74,7 +81,7 @@ class WindowBlockHost(BlockHost):
         if not self.proj_in_windows:
             proj, parts['proj'] = parts['proj'], None
         o = self.attend(w, ctx, **self.window_terms(partition, ctx, x.device), **parts)
-        y = partition.join(o[:, p:])
+        y = self.partition_behind(partition).join(o[:, p:])
         if p:
             prefix = o[:, :p].unflatten(0, (-1, count)).mean(1)
             y = torch.cat((prefix, y), dim=1)

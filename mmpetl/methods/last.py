@@ -165,6 +165,7 @@ class LAST(Method):
     targets = ('embed', 'block', 'out')
     optional = ('downsample',)
     family = 'side'
+    reads_grid = True
     apart = False
 
     def __init__(

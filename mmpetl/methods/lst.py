@@ -217,6 +217,7 @@ class LST(Method):
     optional = ('downsample',)
     starts_as_identity = False
     family = 'side'
+    reads_grid = True
     apart = False
     replaces = ('out',)
 

@@ -96,6 +96,7 @@ class Mona(Method):
 
     targets = ('attn.sum', 'ffn.sum')
     family = 'adapter'
+    reads_grid = True
     placed = 'grid'
     sized = ('hidden_dims',)
 

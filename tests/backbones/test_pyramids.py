@@ -326,7 +326,7 @@ def test_attention_on_reduced_keys_is_not_drawn_on_cells() -> None:
 
     model = inject(build('mmseg_mit:build'), 'LoRA')
     model.eval()
-    with pytest.raises(PETLError, match='block 0 makes keys and values'):
+    with pytest.raises(PETLError, match='block 0 pools its queries, or makes keys'):
         with watch_attention(model):
             model(drawn((32, 32)))
     with watch_attention(model, [2, 3]) as seen:

@@ -74,6 +74,8 @@ class Both(After):
 class Look(Method):
     """Probes every site of one kind."""
 
+    across = True  # what enters is looked at, and what leaves is scaled
+
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.targets = (kind,)

@@ -35,6 +35,7 @@ from mmpetl.core import (
     Site,
     SiteMap,
     build_method,
+    check_shapes,
     conflict,
     count_trainable,
     find_site_map,
@@ -214,6 +215,7 @@ def refusal(method: Method, backbone: torch.nn.Module) -> str | None:
             wanted = method.choose(list(sites))
             lacking = [] if wanted else list(method.targets)
             method.check(wanted)
+            check_shapes(method, wanted, site_map, sites)
     except PETLError as error:
         return str(error)  # the method's own check
     reasons = {kind: site_map.why_absent(core, kind) for kind in lacking}
