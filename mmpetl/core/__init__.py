@@ -63,6 +63,7 @@ from mmpetl.core.method import (
     build_method,
     check_kinds,
     check_range,
+    check_rank,
     kaiming_uniform_,
     registered_methods,
 )
@@ -156,6 +157,7 @@ __all__ = [
     'check_hosts',
     'check_kinds',
     'check_range',
+    'check_rank',
     'check_trained',
     'conflict',
     'convolve',

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core.context import Context
+from mmpetl.core.errors import PETLError
 from mmpetl.core.host import BackboneHost, BlockHost, run_in
 from mmpetl.core.site import Site
 from mmpetl.core.sitemap import SiteMap, block_sites
@@ -101,6 +102,35 @@ class WindowBackboneHost(BackboneHost):
     def norm_behind(merge: nn.Module) -> bool:
         """Whether the norm of a merging stands behind its reduction."""
         return False
+
+    def check_windows_free(self, asker: str) -> None:
+        """Refuse what would change windows that a method has taken over.
+
+        Args:
+            asker: What would change them, for the message.
+
+        Raises:
+            PETLError: Deltas have windows of their own, which their sites gave them.
+        """
+        for name, slot in self._petl.slots.items():
+            if slot.method.reads_windows and slot.sites:
+                raise PETLError(
+                    f'{type(slot.method).__name__} in slot {name!r} has windows of its '
+                    f'own, those of the blocks, which {asker} changes; call it before '
+                    'inject'
+                )
+
+    def renew_sites(self) -> None:
+        """Let the record tell windows and shifts as the blocks now have them."""
+        record = self._petl
+        now = {site.path: site for site in record.site_map.sites(self)}
+
+        def renewed(sites: tuple[Site, ...]) -> tuple[Site, ...]:
+            return tuple(now.get(site.path, site) for site in sites)
+
+        record.sites = renewed(record.sites)
+        for slot in record.slots.values():
+            slot.sites = renewed(slot.sites)
 
     def gather(
         self, merge: nn.Module, x: Tensor, grid: tuple[int, ...]

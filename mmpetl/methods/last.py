@@ -166,6 +166,7 @@ class LAST(Method):
     optional = ('downsample',)
     family = 'side'
     apart = False
+    reads_windows = True
 
     def __init__(
         self,

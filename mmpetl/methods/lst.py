@@ -218,6 +218,7 @@ class LST(Method):
     starts_as_identity = False
     family = 'side'
     apart = False
+    reads_windows = True
     replaces = ('out',)
 
     def __init__(

@@ -194,8 +194,6 @@ def test_features_only(trunk: str) -> None:
 @pytest.mark.parametrize('trunk', TIMM)
 def test_what_would_move_the_sites_comes_before_injection(trunk: str) -> None:
     model = inject(build(trunk), 'LoRA')
-    with pytest.raises(PETLError, match='call it before inject'):
-        model.set_input_size((64, 64))
     with pytest.raises(PETLError, match='prune before inject'):
         model.prune_intermediate_layers(1)
     with pytest.raises(PETLError, match='change global_pool before inject'):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from timm.layers import Mlp, PatchEmbed
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from mmpetl.backbones.shared.timm_model import TimmModel
 from mmpetl.core import (
     FFN,
     Context,
@@ -18,7 +21,6 @@ from mmpetl.core import (
     WindowBackboneHost,
     WindowBlockHost,
     WindowSiteMap,
-    injection_of,
     numbers,
     without_extra,
 )
@@ -51,7 +53,7 @@ class TimmSwinBlock(WindowBlockHost):
         return self.drop_path1(x) if branch == 1 else self.drop_path2(x)
 
 
-class TimmSwinBackbone(WindowBackboneHost):
+class TimmSwinBackbone(TimmModel, WindowBackboneHost):
     """Stages that a merging opens, one norm at the end, and a head."""
 
     opening = True
@@ -76,25 +78,6 @@ class TimmSwinBackbone(WindowBackboneHost):
         x, ctx = self.embed_patches(embed.proj, embed.norm, self.fitted(x))
         ctx.grid = numbers(ctx.grid)
         return self.after('embed', x, x, ctx), ctx
-
-    def fitted(self, x: Tensor) -> Tensor:
-        """Images of a size that the patch embedding takes, padded where it pads."""
-        embed = self.patch_embed
-        size = tuple(x.shape[-2:])
-        pads = [-n % p for n, p in zip(size, embed.patch_size, strict=True)]
-        if embed.strict_img_size and size != tuple(embed.img_size):
-            raise PETLError(
-                f'the model takes images of {tuple(embed.img_size)}, got {size}; call '
-                'set_input_size before inject, or build it with dynamic_img_size=True'
-            )
-        if embed.dynamic_img_pad:
-            return F.pad(x, (0, pads[1], 0, pads[0])) if any(pads) else x
-        if any(pads):
-            raise PETLError(
-                f'patches of {tuple(embed.patch_size)} do not divide images of {size}; '
-                'pad or resize them'
-            )
-        return x
 
     def run_stage(self, index: int, x: Tensor, ctx: Context) -> Tensor:
         """One stage with the merging that opens it, which moves ``ctx.grid``."""
@@ -157,35 +140,34 @@ class TimmSwinBackbone(WindowBackboneHost):
         y = self.ended(x, ctx, True) if last else without_extra(x, ctx)
         return y.unflatten(1, ctx.grid), found
 
-    def reset_classifier(
-        self, num_classes: int, global_pool: str | None = None
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+        window_size: int | Sequence[Any] | None = None,
+        window_ratio: int | Sequence[int] | None = None,
+        always_partition: bool | None = None,
     ) -> None:
-        """Another head, which trains; the pooling stays, as the sites follow it."""
-        if global_pool not in (None, self.global_pool):
-            raise PETLError(
-                f'reset_classifier would pool by {global_pool!r} where the sites stand '
-                f'for {self.global_pool!r}; change global_pool before inject'
-            )
-        super().reset_classifier(num_classes)
-        _, record = injection_of(self)
-        fresh = {n for n, _ in self.named_parameters() if record.site_map.in_head(n)}
-        record.base |= fresh
-        record.head |= fresh
-        record.trainable_before |= fresh
+        """Change windows, shifts and position tables, as upstream does.
 
-    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: the sites stand for the windows that there are."""
-        raise PETLError(
-            'set_input_size would change windows and shifts that the sites stand for; '
-            'call it before inject'
-        )
+        The tables are part of the base from then on, and the sites stand for the new
+        windows.
 
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        """Refused: sites, slots and the frozen base reach over all stages."""
-        raise PETLError(
-            'prune_intermediate_layers would cut off blocks that have sites; prune '
-            'before inject'
-        )
+        Raises:
+            PETLError: The patch size would change, or a method has deltas of the
+                windows, or trains the tables, that would.
+        """
+        windows = {
+            'window_size': window_size,
+            'window_ratio': window_ratio,
+            'always_partition': always_partition,
+        }
+        resize = partial(super().set_input_size, img_size, **windows)
+        given = any(value is not None for value in windows.values())
+        if given or self.moves(img_size):
+            self.check_windows_free('set_input_size')
+        self.resize_input(img_size, patch_size, resize, given)
+        self.renew_sites()
 
 
 class TimmSwinMap(WindowSiteMap):
