@@ -114,6 +114,30 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             )
             for name, package in (('mmdet', det), ('mmseg', seg))
         },
+        'mmpretrain Swin V2-B (4 blocks in stage 3), 256 px': (
+            image.SwinTransformerV2(
+                arch={**swin_b, 'extra_norm_every_n_blocks': 0}, drop_path_rate=0.0
+            ),
+            torch.randn(2, 3, 256, 256),
+        ),
+        'timm Swin-B (4 blocks in stage 3), 224 px': (
+            timm.create_model(
+                'swin_base_patch4_window7_224',
+                num_classes=0,
+                depths=(2, 2, 4, 2),
+                drop_path_rate=0.0,
+            ),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm Swin V2-B (4 blocks in stage 3), 256 px': (
+            timm.create_model(
+                'swinv2_base_window8_256',
+                num_classes=0,
+                depths=(2, 2, 4, 2),
+                drop_path_rate=0.0,
+            ),
+            torch.randn(2, 3, 256, 256),
+        ),
         'mmaction VideoMAE ViT-B (4 blocks), 8 x 224 px': (
             video.VisionTransformer(depth=4, num_frames=8),
             torch.randn(1, 3, 8, 224, 224),

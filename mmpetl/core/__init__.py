@@ -92,7 +92,12 @@ from mmpetl.core.slots import (
 from mmpetl.core.stack import Rows, Stack
 from mmpetl.core.stacking import conflict
 from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
-from mmpetl.core.window_host import WindowBackboneHost, WindowBlockHost, WindowSiteMap
+from mmpetl.core.window_host import (
+    WindowBackboneHost,
+    WindowBlockHost,
+    WindowSiteMap,
+    numbers,
+)
 from mmpetl.core.windows import (
     Partition,
     from_windows,
@@ -187,6 +192,7 @@ __all__ = [
     'load_delta',
     'load_delta_state',
     'norm_tokens',
+    'numbers',
     'on_maps',
     'one_by_one',
     'one_epoch',

@@ -71,6 +71,8 @@ class Method:
             lie on a grid.
         apart: Whether its deltas act each for itself, so that ``layers`` and
             ``blocks`` may leave some out.
+        reads_windows: Whether its deltas have windows of their own, made of those of
+            their sites, so that a host keeps its windows while they are in it.
     """
 
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
@@ -79,6 +81,7 @@ class Method:
     across: ClassVar[bool] = False
     reads_grid: ClassVar[bool] = False
     apart: ClassVar[bool] = True
+    reads_windows: ClassVar[bool] = False
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     requires: ClassVar[tuple[str, ...]] = ()
@@ -345,24 +348,6 @@ def check_range(
         raise PETLError(f'{who} needs {name} of {need}, got {value!r}')
 
 
-def check_rank(method: Method, sites: Iterable[Site]) -> None:
-    """Raise PETLError unless ``method.rank`` is below the narrowest width of a site."""
-    thin = min(sites, key=lambda site: min(site.in_dims, site.out_dims))
-    narrow = min(thin.in_dims, thin.out_dims)
-    if method.rank < narrow:
-        return
-    way = ''
-    if thin.kind in LEAF_KINDS:
-        _, dot, last = thin.host.rpartition('.')
-        name = '*.' + last if dot else thin.host
-        own = f"rank={{'{name}': {narrow // 2}, '*': {method.rank}}} or " * (narrow > 1)
-        way = f'; layers may differ, {own}layers= without it'
-    raise PETLError(
-        f'{type(method).__name__} needs rank below the narrowest projection '
-        f'({narrow}), got {method.rank} at {thin}{way}'
-    )
-
-
 def check_kinds(
     method: Method | str, kinds: Iterable[str], allowed: Iterable[str]
 ) -> tuple[str, ...]:
@@ -378,6 +363,27 @@ def check_kinds(
     if not kinds:
         raise PETLError(f'{who} needs at least one of: {", ".join(allowed)}')
     return kinds
+
+
+def check_rank(method: Method | str, rank: int, sites: Iterable[Site]) -> None:
+    """PETLError names the narrowest projection that has no room for ``rank``.
+
+    Layers of any model may be small networks of a few channels, and can be left out.
+    """
+    thin = min(sites, key=lambda site: min(site.in_dims, site.out_dims))
+    narrow = min(thin.in_dims, thin.out_dims)
+    if rank < narrow:
+        return
+    who = method if isinstance(method, str) else type(method).__name__
+    way = ''
+    if thin.kind in LEAF_KINDS:
+        out = '*' + '.'.join(thin.host.split('.')[-2:])
+        own = f"give it its own, rank={{'{out}': {narrow // 2}, '*': {rank}}}, or "
+        way = f"; {own * (narrow > 1)}leave it out, layers=['*', '!{out}']"
+    raise PETLError(
+        f'{who} needs rank below the narrowest projection ({narrow}), got {rank} at '
+        f'{thin}{way}'
+    )
 
 
 def kaiming_uniform_(weight: Tensor) -> None:

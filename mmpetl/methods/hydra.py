@@ -122,7 +122,7 @@ class Hydra(Method):
         self.targets = check_kinds(self, targets, PROJECTIONS)
 
     def check(self, sites: list[Site]) -> None:
-        check_rank(self, sites)
+        check_rank(self, self.rank, sites)
 
     def build(self, site: Site) -> HydraDelta:
         cls = HydraDelta if site.kernel is None else HydraConvDelta

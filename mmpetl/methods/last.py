@@ -167,6 +167,7 @@ class LAST(Method):
     family = 'side'
     reads_grid = True
     apart = False
+    reads_windows = True
 
     def __init__(
         self,

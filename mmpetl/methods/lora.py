@@ -112,7 +112,7 @@ class LoRA(Method):
             self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
 
     def check(self, sites: list[Site]) -> None:
-        check_rank(self, sites)
+        check_rank(self, self.rank, sites)
 
     @property
     def scale(self) -> float:

@@ -219,6 +219,7 @@ class LST(Method):
     family = 'side'
     reads_grid = True
     apart = False
+    reads_windows = True
     replaces = ('out',)
 
     def __init__(
