@@ -65,7 +65,10 @@ def softmax_attention(
         # No fused kernel of the CPU has a gradient for its bias, and the fallback
         # scales queries and keys apart: the plain formula is faster.
         scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
-        scores = (scores.unflatten(0, (-1, len(full))) + full).flatten(0, 1)
+        if len(full) == len(scores):  # a broadcast axis would be summed in backward
+            scores = scores + full
+        else:
+            scores = (scores.unflatten(0, (-1, len(full))) + full).flatten(0, 1)
         return F.dropout(scores.softmax(-1), dropout) @ v
     if mask is None or (bias is not None and bias.ndim == 4):
         return F.scaled_dot_product_attention(

@@ -29,6 +29,8 @@ class Context:
         joined: Slot and number of each group of extra tokens, in their order.
         notes: What the deltas of a slot keep for one another during the pass, by slot.
         masks: Shift masks of this pass, by partition; all blocks of a stage share one.
+        handed: What the backbone hands to its next block beside the stream: rotary
+            positions, a bias that blocks share. It is replaced, never written to.
         images: What entered the patch projection, (B, 3, H, W) or (B, 3, T, H, W).
         rerun: ``rerun(x, ctx)`` runs the block or the patch merging at hand once more,
             on another sequence, of any dtype, and another context. Set while the sites
@@ -37,6 +39,7 @@ class Context:
 
     __slots__ = (
         'grid',
+        'handed',
         'images',
         'joined',
         'masks',
@@ -53,6 +56,7 @@ class Context:
         self.joined: list[tuple[str, int]] = []
         self.notes: dict[str, dict[Any, Any]] = {}
         self.masks: dict[Any, Tensor | None] = {}
+        self.handed: Any = None
         self.images: Tensor | None = None
         self.rerun: Callable[[Tensor, Context], Tensor] | None = None
 
@@ -67,6 +71,7 @@ class Context:
         copy.joined = list(self.joined)
         copy.notes = self.notes
         copy.masks = self.masks
+        copy.handed = self.handed
         copy.images = self.images
         copy.rerun = self.rerun
         return copy

@@ -184,7 +184,7 @@ class BlockHost(Host):
         num_heads: int,
         qkv: Stack | Projection,
         proj: Projection,
-        bias: Tensor | Callable[[Tensor, Context], Tensor] | None = None,
+        bias: Tensor | Callable[[Tensor, Context], Tensor | None] | None = None,
         mask: Tensor | None = None,
         dropout: float = 0.0,
         scale: float | None = None,
@@ -203,7 +203,8 @@ class BlockHost(Host):
             proj: The output projection.
             bias: See :func:`~mmpetl.core.attention.softmax_attention`. A function
                 ``bias(q, ctx)`` gets the queries (B, heads, N, d) without the tokens
-                that deltas have added, behind ``prepare`` and not yet scaled.
+                that deltas have added, behind ``prepare`` and not yet scaled, and may
+                return None.
             mask: Likewise.
             dropout: Likewise.
             scale: Likewise.
@@ -254,10 +255,12 @@ class BlockHost(Host):
         self,
         q: Tensor,
         ctx: Context,
-        bias: Tensor | Callable[[Tensor, Context], Tensor] | None,
+        bias: Tensor | Callable[[Tensor, Context], Tensor | None] | None,
         own: int,
     ) -> Tensor | None:
         """The position bias over the last tokens; that of extra tokens is zero.
+
+        Tokens that pass a block apart from the grid (:meth:`Context.apart`) have none.
 
         Args:
             q: (B, heads, N, d).
@@ -268,7 +271,7 @@ class BlockHost(Host):
         Returns:
             (heads, N', N') or (B, heads, N', N'), or None.
         """
-        if bias is None:
+        if bias is None or not all(ctx.grid):
             return None
         if callable(bias):
             inside = q
@@ -276,7 +279,9 @@ class BlockHost(Host):
                 grid = q[:, :, ctx.num_prefix :]
                 inside = torch.cat((q[:, :, :own], grid), dim=2) if own else grid
             bias = bias(inside, ctx)
-        return spread_bias(bias, own, ctx.num_extra) if own else bias
+        if bias is None or not own:
+            return bias
+        return spread_bias(bias, own, ctx.num_extra)
 
     def score_terms(
         self, q: Tensor, ctx: Context

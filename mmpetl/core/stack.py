@@ -17,10 +17,12 @@ class Rows:
     Args:
         weight: (out, in), or of a 1x1 convolution (out, in, 1, ...).
         bias: (out,) or None; or several parts: a tensor for rows with a bias, an int
-            for that many rows that need none (see
-            :class:`~mmpetl.core.affine.BiasPart`).
+            for that many rows without one.
         call: What computes the map, where that is more than its weight and bias say
             (a quantised Linear, hooks); by default both are read.
+        free: Whether rows without a bias need none (see
+            :class:`~mmpetl.core.affine.BiasPart`). Keys do need one where rotary
+            positions or a norm per head stand in front of the scores.
     """
 
     def __init__(
@@ -28,10 +30,12 @@ class Rows:
         weight: Tensor,
         bias: Tensor | Sequence[Tensor | int] | None = None,
         call: Callable[[Tensor], Tensor] | None = None,
+        free: bool = True,
     ) -> None:
         self.weight = weight
         self.bias = bias
         self.call = call
+        self.free = free
 
     @classmethod
     def of(cls, module: nn.Module | Rows) -> Rows:
@@ -74,7 +78,9 @@ class Rows:
         else:
             biases = (tuple(self.bias[:1]), tuple(self.bias[1:]))
         weights = (self.weight[:size], self.weight[size:])
-        return tuple(Rows(w, b) for w, b in zip(weights, biases, strict=True))
+        return tuple(
+            Rows(w, b, free=self.free) for w, b in zip(weights, biases, strict=True)
+        )
 
     def bias_parts(self, start: int = 0) -> tuple[BiasPart, ...]:
         """The parts of the bias, their rows counted from ``start``."""
@@ -83,8 +89,9 @@ class Rows:
         parts = []
         for b in self.bias:
             size = b if isinstance(b, int) else len(b)
-            free = isinstance(b, int)
-            parts.append(BiasPart(start, start + size, None if free else b, free))
+            bare = isinstance(b, int)
+            free = bare and self.free
+            parts.append(BiasPart(start, start + size, None if bare else b, free))
             start += size
         return tuple(parts)
 

@@ -67,6 +67,17 @@ def check_mode(method: Method, mode: str) -> None:
         )
 
 
+def check_widths(method: Method, sites: list[Site]) -> None:
+    """Raise PETLError where keys or values are not as wide as the stream."""
+    for site in sites:
+        if site.kind == 'attn.qkv' and site.out_dims != 3 * site.in_dims:
+            raise PETLError(
+                f'{type(method).__name__} corrects queries, keys and values of the '
+                f'width of the stream; {site} maps {site.in_dims} channels to '
+                f'{site.out_dims} rows, not {3 * site.in_dims}'
+            )
+
+
 @METHODS.register_module()
 class PATT(Method):
     """Parallel attention: keys and values that depend on the input twice.
@@ -97,6 +108,9 @@ class PATT(Method):
         self.mode = mode
         self.zero_init = zero_init
         self.starts_as_identity = zero_init or scale == 0
+
+    def check(self, sites: list[Site]) -> None:
+        check_widths(self, sites)
 
     def build(self, site: Site) -> PATTDelta:
         return PATTDelta(
@@ -146,6 +160,9 @@ class BAPAT(Method):
         self.adapter_scale = adapter_scale
         self.drop_rate = drop_rate
         self.starts_as_identity = zero_init or scale == 0
+
+    def check(self, sites: list[Site]) -> None:
+        check_widths(self, sites)
 
     def build(self, site: Site) -> Delta:
         if site.kind == 'attn.qkv':

@@ -196,7 +196,8 @@ class LST(Method):
     """
 
     targets = ('embed', 'block', 'out')
-    requires = ('attn.core',)  # side blocks have the heads of the trunk's
+    # Side blocks have the heads of the trunk's, and norms where it has them.
+    requires = ('attn.core', 'norm1', 'norm2')
     optional = ('downsample',)
     starts_as_identity = False
     family = 'side'
@@ -243,6 +244,8 @@ class LST(Method):
                     eps = weights(site.host, kind).eps
                     if eps is not None:  # an RMSNorm may leave it to the dtype
                         getattr(delta.block, kind).eps = eps
+                if self.init != 'random':
+                    check_shapes(site, weights)
         if self.init == 'magnitude':
             self._prune(deltas, weights, weights)
 
@@ -368,6 +371,27 @@ def largest(size: Tensor, count: int) -> Tensor:
 
 
 BLOCK_PARTS = ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'ffn.fc1', 'ffn.fc2')
+
+
+def check_shapes(site: Site, weights: Callable[[str, str], Affine]) -> None:
+    """Refuse a block whose channels have no counterparts in a side block.
+
+    Raises:
+        PETLError: Its feed-forward network is gated, or its keys are narrow.
+    """
+    qkv, proj, fc1, fc2 = (
+        sum(map(len, weights(site.host, kind).weights))
+        if kind in ('attn.qkv', 'ffn.fc1')
+        else weights(site.host, kind).weight.shape[1]
+        for kind in ('attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
+    )
+    other = 'gates its feed-forward network' if fc1 != fc2 else ''
+    other = 'has fewer keys than queries' if qkv != 3 * proj else other
+    if other:
+        raise PETLError(
+            f'LST starts plain side blocks from those of the trunk, and {site.host} '
+            f"{other}; choose init='random'"
+        )
 
 
 class HostBlock:

@@ -70,7 +70,9 @@ def test_starts_as_the_frozen_model_where_asked(stem, args):
     plain = tiny.outputs(mmpetl.inject(tiny.base(stem), tiny.Nothing()), x)
     for cls in (PATT, BAPAT):
         tuned = tiny.outputs(mmpetl.inject(tiny.base(stem), small(cls, **args)), x)
-        assert all(map(torch.equal, tuned, plain))
+        # A bias that depends on queries rounds by where they lie in memory.
+        for a, b in zip(tuned, plain, strict=True):
+            assert (a - b).abs().max() <= 1e-6 * b.abs().max()
         other = tiny.outputs(mmpetl.inject(tiny.base(stem), small(cls)), x)
         assert not torch.equal(other[0], plain[0])
 
