@@ -27,6 +27,8 @@ class Tiny:
         forward: How it is called with a batch of images, and what of the result counts,
             where that is not ``model(x)``. Lists, tuples and mappings of tensors are
             taken apart by ``tiny.outputs``.
+        tied: Kinds of sites whose weights the base uses twice, so that nothing folds
+            into them.
     """
 
     site_map: str
@@ -37,3 +39,4 @@ class Tiny:
     frozen_stages: Callable[[], nn.Module] | None = None
     meets: Callable[[MethodCase], bool] = covering
     forward: Callable[[nn.Module, Tensor], Any] | None = None
+    tied: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +40,12 @@ class SiteMap:
             algebra of a swapped block is that of these classes and of no other.
         outer_parts: Likewise for parts outside of blocks, by their path in the
             backbone.
+        unused: Patterns (``fnmatch``) of parts that no forward pass reads. Nothing
+            could train them, so they have no role.
+        instead: What to build in place of a class that pre-trains on masked images and
+            is no backbone, by the name of that class.
         biases: Last names of additive bias vectors.
+        weights: Last names of weights of linear maps and convolutions.
         positions: Last names of absolute position tables.
         position_biases: Last names of relative position tables.
         tokens: Last names of learned tokens.
@@ -55,7 +61,10 @@ class SiteMap:
     absent: dict[str, str] = {}
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
+    unused: tuple[str, ...] = ()
+    instead: dict[str, str] = {}
     biases: tuple[str, ...] = ('bias',)
+    weights: tuple[str, ...] = ('weight',)
     positions: tuple[str, ...] = ('pos_embed',)
     position_biases: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ('cls_token',)
@@ -124,7 +133,7 @@ class SiteMap:
         return found
 
     def roles(self, backbone: nn.Module) -> list[Role]:
-        """The role of every parameter of a backbone, before or after its swap."""
+        """The role of every used parameter of a backbone, before or after its swap."""
         sites = self.sites(backbone)
         stages = {site.block: site.stage for site in sites if site.block is not None}
         blocks = [
@@ -139,7 +148,7 @@ class SiteMap:
         owners = dict(backbone.named_modules())
         roles = []
         for name, param in backbone.named_parameters():
-            if 'petl' in name.split('.'):
+            if 'petl' in name.split('.') or self.is_unused(name):
                 continue
             path, _, last = name.rpartition('.')
             block, stage, place = None, None, ''
@@ -184,13 +193,17 @@ class SiteMap:
                 in_block = '.'.join(path[:-1]) in {b[0] for b in blocks}
                 return 'norm' if in_block else 'inner_norm'
             return 'final_norm' if place == 'out' else 'norm'
-        if last in self.biases or last == 'weight':
+        if last in self.biases or last in self.weights:
             return 'projection'
         return 'other'
 
     def in_head(self, name: str) -> bool:
         """Whether a parameter belongs to a head inside of the backbone."""
         return any(is_below(name, prefix) for prefix in self.head)
+
+    def is_unused(self, name: str) -> bool:
+        """Whether no forward pass reads a parameter."""
+        return any(fnmatchcase(name, pattern) for pattern in self.unused)
 
     def check(self, backbone: nn.Module) -> None:
         """Refuse variants of the class whose forward pass differs.
@@ -427,6 +440,12 @@ def why_unknown(model: nn.Module) -> str:
             return (
                 f'{name} wraps a model; inject before it is wrapped, or into '
                 f'model.{attribute}'
+            )
+    for site_map in _load_descriptions(model):
+        if name in site_map.instead:
+            return (
+                f'{name} pre-trains on masked images and is no backbone; build '
+                f'{site_map.instead[name]} and load the same file'
             )
     for path, part in model.named_modules():
         for site_map in _load_descriptions(part) if path else ():
