@@ -321,8 +321,9 @@ def offered(stem: str) -> set[str]:
 
 
 def fits(case: MethodCase, stem: str) -> bool:
-    """Whether the backbone offers every site kind that the method needs."""
-    return not case.build().lacks(offered(stem))
+    """Whether the backbone offers what the method needs."""
+    refused = case.id in TINY[stem].refuses
+    return not refused and not case.build().lacks(offered(stem))
 
 
 @cache

@@ -29,6 +29,8 @@ class Tiny:
             taken apart by ``tiny.outputs``.
         tied: Kinds of sites whose weights the base uses twice, so that nothing folds
             into them.
+        refuses: Ids of methods that refuse its shapes in one line, a gated network
+            say, though it offers the kinds of sites that they need.
     """
 
     site_map: str
@@ -40,3 +42,4 @@ class Tiny:
     meets: Callable[[MethodCase], bool] = covering
     forward: Callable[[nn.Module, Tensor], Any] | None = None
     tied: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()

@@ -42,7 +42,7 @@ class PETLEVA02EndcoderLayer(BlockHost, EVA02EndcoderLayer):
         if self.attn.rope is None or not all(ctx.grid):
             return q, k, v
         cos, sin = ctx.handed
-        own = ctx.num_prefix
+        own = q.shape[2] - len(cos)  # the patches are the last
         q, k = (
             torch.cat((t[:, :, :own], turned(t[:, :, own:], cos, sin).type_as(v)), 2)
             for t in (q, k)

@@ -41,7 +41,7 @@ class PETLTransformerEncoderLayer(WindowBlockHost, TransformerEncoderLayer):
     def relative_bias(self, window: tuple[int, int], q: Tensor, ctx: Context) -> Tensor:
         """What queries make of the tables of both axes, (B * windows, heads, N, N)."""
         h, w = window
-        attn, maps = self.attn, q.unflatten(2, window)
+        attn, maps = self.attn, q[:, :, -h * w :].unflatten(2, window)
         rows, columns = (
             get_rel_pos(n, n, table.to(q.device))
             for n, table in ((h, attn.rel_pos_h), (w, attn.rel_pos_w))

@@ -14,6 +14,7 @@ ROUNDED = {
     'polyhistor_lite-mmpretrain_vit': 8,
     'polyhistor_lite-mmpretrain_convnext': 16,
     'polyhistor_lite-timm_convnext': 16,
+    'polyhistor_lite-mmseg_mae': 32,
 }
 """By how much more than the base a pair may lose under autocast, where not by 4."""
 

@@ -36,6 +36,12 @@ def build(**args: Any) -> nn.Module:
 
 TINY = {
     'mmpretrain_eva02': Tiny(
-        'mmpretrain_eva02', build, (3, 32, 32), (3, 30, 31), exact=False, meets=covering
+        'mmpretrain_eva02',
+        build,
+        (3, 32, 32),
+        (3, 30, 31),
+        exact=False,
+        meets=covering,
+        refuses=('fact_tk', 'fact_tt', 'lst'),
     ),
 }

@@ -1,4 +1,4 @@
-"""Tiny mmseg BEiT and MAE. Their inputs have one size, up to a rest that no patch covers."""
+"""Tiny mmseg BEiT and MAE, whose inputs have one size but for uncovered edges."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ def build(**args: Any) -> nn.Module:
         'mlp_ratio': 2,
         'out_indices': (0, 1),
         'final_norm': True,
+        'patch_bias': True,
     }
     return VisionTransformer(**plain | args)
 
