@@ -268,7 +268,7 @@ class Pair:
     @property
     def folds(self) -> bool:
         """Whether what the method plugs folds into the base, or nothing is plugged."""
-        return _folds(self.method.build())
+        return _folds(self.method, self.stem)
 
     @property
     def slow(self) -> bool:
@@ -284,8 +284,13 @@ class Pair:
         return _injected(self, dtype)
 
 
-def _folds(method: Method) -> bool:
-    return method.folds or not {*method.targets, *method.optional}
+def _folds(case: MethodCase, stem: str) -> bool:
+    method = case.build()
+    if not {*method.targets, *method.optional}:
+        return True
+    return method.folds and not {kind for kind, _ in acts_at(case, stem)[0]} & {
+        *TINY[stem].tied
+    }
 
 
 # Tests of a file run pair by pair (the scope in conftest.py), so that few are enough.
@@ -383,7 +388,7 @@ def few(stem: str) -> frozenset[str]:
     acts = {case.id: acts_at(case, stem) for case in cases}
     methods = {case.id: case.build() for case in cases}
     prompts = {id for id, m in methods.items() if m.family == 'prompt'}
-    folding = {id for id, m in methods.items() if acts[id][0] and _folds(m)}
+    folding = {case.id for case in cases if acts[case.id][0] and _folds(case, stem)}
     selecting = {id for id, m in methods.items() if not acts[id][0] and selects(m)}
     order = sorted(acts)
     return frozenset(
@@ -398,7 +403,7 @@ def few(stem: str) -> frozenset[str]:
 def folding(stem: str) -> MethodCase:
     """A method that plugs into the backbone, whatever its kinds of sites, and folds."""
     cases = [case for case in method_cases() if case.id in few(stem)]
-    return next(c for c in cases if acts_at(c, stem)[0] and _folds(c.build()))
+    return next(c for c in cases if acts_at(c, stem)[0] and _folds(c, stem))
 
 
 @cache

@@ -27,7 +27,10 @@ class Tiny:
         forward: How it is called with a batch of images, and what of the result counts,
             where that is not ``model(x)``. Lists, tuples and mappings of tensors are
             taken apart by ``tiny.outputs``.
-        refuses: Ids of methods whose settings it cannot serve, though it has the sites.
+        tied: Kinds of sites whose weights the base uses twice, so that nothing folds
+            into them.
+        refuses: Ids of methods that refuse its shapes in one line, a gated network
+            say, though it offers the kinds of sites that they need.
     """
 
     site_map: str
@@ -38,4 +41,5 @@ class Tiny:
     frozen_stages: Callable[[], nn.Module] | None = None
     meets: Callable[[MethodCase], bool] = covering
     forward: Callable[[nn.Module, Tensor], Any] | None = None
+    tied: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()
