@@ -107,7 +107,7 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             torch.randn(2, 3, 224, 224),
         ),
         'mmpretrain DeiT-B/16 distilled (6 blocks), 224 px': (
-            image.DistilledVisionTransformer(arch=vit_b),
+            image.DistilledVisionTransformer(arch=vit_b, out_type='featmap'),
             torch.randn(2, 3, 224, 224),
         ),
         'mmpretrain DeiT III-B/16 (6 blocks), 224 px': (

@@ -1,4 +1,4 @@
-"""Sites of mmpretrain's BEiTViT (BEiT, BEiT v2, EVA, EVA's MIM)."""
+"""Sites of mmpretrain's BEiTViT (BEiT, BEiT v2, EVA)."""
 
 from __future__ import annotations
 
