@@ -207,4 +207,4 @@ def to_map(x: Tensor, ctx: Context) -> Tensor:
 def with_tokens(tokens: list[Tensor], x: Tensor, ctx: Context) -> Tensor:
     """Put tokens of the backbone, (1, 1, C) each, in front of the patches."""
     ctx.num_prefix += len(tokens)
-    return torch.cat((*(t.expand(len(x), -1, -1) for t in tokens), x), dim=1)
+    return torch.cat((*(t.expand(x.shape[0], -1, -1) for t in tokens), x), dim=1)
