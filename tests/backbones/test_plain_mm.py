@@ -361,7 +361,10 @@ def test_an_input_that_tables_do_not_cover_is_one_line(trunk: str) -> None:
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ('mmseg_vit', {'num_fcs': 3}, 'ffn has 3 linear layers'),
+    ('mmseg_vit', {'out_indices': (0, -1)}, 'count them from 0'),
     ('mmseg_beit', {'num_fcs': 3}, 'ffn has 3 linear layers'),
+    ('mmseg_beit', {'out_indices': (0, -1)}, 'count them from 0'),
+    ('mmseg_mae', {'out_indices': (0, -1)}, 'count them from 0'),
     ('mmpretrain_beit', {'layer_cfgs': {'num_fcs': 3}}, 'ffn has 3 linear layers'),
     (
         'mmpretrain_beit',
