@@ -42,6 +42,13 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
         timesformer = video.TimeSformer(
             num_frames=8, img_size=224, patch_size=16, num_transformer_layers=4
         )
+    vit_b = {
+        'embed_dims': 768,
+        'num_layers': 6,
+        'num_heads': 12,
+        'feedforward_channels': 3072,
+    }
+    seg_b = {'num_layers': 6, 'out_indices': (2, 5)}
     swin_b = {'embed_dims': 128, 'depths': (2, 2, 4, 2), 'num_heads': (4, 8, 16, 32)}
     return {
         'mmpretrain ViT-B/16, 224 px': (
@@ -93,6 +100,49 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
                 global_attn_indexes=(3,),
             ),
             torch.randn(1, 3, 512, 512),
+        ),
+        'mmpretrain ViT-B/16, gated networks (6 blocks), 224 px': (
+            image.VisionTransformer(
+                arch=vit_b, layer_cfgs={'ffn_type': 'swiglu_fused'}
+            ),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain BEiT-B/16 (6 blocks), 224 px': (
+            image.BEiTViT(arch=vit_b),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain DeiT-B/16 distilled (6 blocks), 224 px': (
+            image.DistilledVisionTransformer(arch=vit_b, out_type='featmap'),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain DeiT III-B/16 (6 blocks), 224 px': (
+            image.DeiT3(arch=vit_b),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain EVA-02-B/14 (6 blocks), 224 px': (
+            image.ViTEVA02(
+                arch={**vit_b, 'feedforward_channels': 2048}, patch_size=14, sub_ln=True
+            ),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain SAM ViT-B/16 (4 blocks), 512 px': (
+            image.ViTSAM(
+                arch={**vit_b, 'num_layers': 4, 'global_attn_indexes': [3]},
+                img_size=512,
+            ),
+            torch.randn(1, 3, 512, 512),
+        ),
+        'mmseg ViT-B/16 (6 blocks), 384 px': (
+            seg.VisionTransformer(img_size=384, **seg_b),
+            torch.randn(1, 3, 384, 384),
+        ),
+        'mmseg BEiT-B/16 (6 blocks), 384 px': (
+            seg.BEiT(img_size=384, **seg_b),
+            torch.randn(1, 3, 384, 384),
+        ),
+        'mmseg MAE-B/16 (6 blocks), 384 px': (
+            seg.MAE(img_size=384, **seg_b),
+            torch.randn(1, 3, 384, 384),
         ),
         'mmpretrain Swin-B (4 blocks in stage 3), 224 px': (
             image.SwinTransformer(arch=swin_b, drop_path_rate=0.0),

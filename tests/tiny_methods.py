@@ -107,7 +107,9 @@ STILL: dict[str, dict[str, str]] = {
     # A class token attends for the last time in the last block, so what convolutions
     # do to the patches there is never read.
     'Mona': {
-        **dict.fromkeys(('mmpretrain_vit', 'timm_vit'), r'\.1\.petl\..*\.conv\.'),
+        **dict.fromkeys(
+            ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit'), r'\.1\.petl\..*\.conv\.'
+        ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
     },
 }

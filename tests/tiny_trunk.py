@@ -31,7 +31,8 @@ class Tiny:
             into them.
         unfolded: Ids of methods that fold into other bases, and have learnt a shift
             here that no bias of this one takes.
-        refuses: Ids of methods whose settings it cannot serve, though it has the sites.
+        refuses: Ids of methods whose settings it cannot serve, or that refuse its
+            shapes in one line, though it has the kinds of sites that they need.
     """
 
     site_map: str

@@ -20,6 +20,10 @@ ROUNDED = {
     'polyhistor_lite-transformers_vit': 16,
     'polyhistor_lite-mmseg_mscan': 16,
     'polyhistor_lite-mmseg_svt': 16,
+    'polyhistor_lite-mmseg_vit': 16,
+    'polyhistor_lite-mmseg_beit': 32,
+    'polyhistor_lite-mmseg_mae': 32,
+    'polyhistor_lite-mmpretrain_sam': 32,
 }
 """By how much more than the base a pair may lose under autocast, where not by 4."""
 

@@ -92,6 +92,22 @@ OPTIONS: dict[str, dict[str, Callable[[type], torch.nn.Module]]] = {
         'with maps as outputs (`out_type="featmap"`)': lambda c: c(
             arch='base', out_type='featmap'
         ),
+        'with gated networks (`ffn_type="swiglu_fused"`)': lambda c: c(
+            arch='base', layer_cfgs={'ffn_type': 'swiglu_fused'}
+        ),
+    },
+    **{
+        stem: {
+            'with maps as outputs (`out_type="featmap"`)': lambda c: c(
+                arch='base', out_type='featmap'
+            )
+        }
+        for stem in ('mmpretrain_beit', 'mmpretrain_deit3', 'mmpretrain_eva02')
+    },
+    'mmpretrain_deit': {
+        'with the mean as output (`out_type="avg_featmap"`)': lambda c: c(
+            arch='base', out_type='avg_featmap'
+        ),
     },
     'mmaction_vit': {
         'with maps as outputs (`return_feat_map=True`)': lambda c: c(
