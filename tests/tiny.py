@@ -446,7 +446,15 @@ def trunks() -> list[str]:
 
 def attended() -> list[str]:
     """Of them those whose queries look at the cells of the grid themselves."""
-    return [stem for stem in trunks() if 'attn.qkv' in offered(stem)]
+    return [
+        stem
+        for stem in trunks()
+        if 'attn.qkv' in offered(stem)
+        and not any(
+            getattr(part, 'pools', False) is True
+            for part in inject(base(stem), Nothing()).modules()
+        )
+    ]
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,9 @@ def watch_attention(
     """Record the attention of every forward pass inside of the ``with``.
 
     The model must be in eval mode, for dropped weights are not what is recorded. The
-    backbone is afterwards what it was before.
+    backbone is afterwards what it was before. Where a block divides attention into time
+    and space (TimeSformer), that in space is recorded. Where a trunk takes frames for
+    images (UniFormerV2), so do the records.
 
     Args:
         backbone: An injected backbone, or a model that contains one.
@@ -211,7 +213,9 @@ def watch_attention(
         PETLError: There is no such block, or the model is in training mode.
     """
     module, state = injection_of(backbone)
-    sites = [site for site in state.sites if site.kind == 'attn.core']
+    # One each: of a block that looks along time first and then at space, the latter.
+    cores = {site.block: site for site in state.sites if site.kind == 'attn.core'}
+    sites = list(cores.values())
     chosen = check_blocks(blocks, len(sites))
     for site in (sites[i] for i in chosen):
         host = module.get_submodule(site.host)
