@@ -15,7 +15,7 @@ from mmpetl.registry import BACKBONES, MODELS
 
 EXTRA = (
     'mmpetl.HFBackbone needs the package transformers; pip install '
-    '"mmpetl[transformers]"'
+    '"mmpetl[transformers]" (Python 3.11 or later)'
 )
 
 
