@@ -1,7 +1,8 @@
 """Models of timm and transformers as their builders make them, small and on drawn data.
 
-Two blocks in all, or one or two per stage; trunks wider than :data:`WIDEST` get four
-heads of their own size. Values are drawn, so that no zero and no one hides a mistake.
+Two blocks in all, or one or two per stage; plain trunks wider than :data:`WIDEST` get
+:data:`HEADS` heads of their own size. Values are drawn, so that no zero and no one
+hides a mistake.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 PACKAGES = ('timm', 'transformers')
 WIDEST = 512
+HEADS = 6  # keeps the hidden widths of gated networks even
 
 TIMM_ALL = ('eva', 'vision_transformer', 'vision_transformer_hybrid')
 """Files of timm of which every builder is tried."""
@@ -123,14 +125,19 @@ def _plain_args(name: str) -> tuple[int, dict[str, Any]]:
         side = args['img_size'] = 8 * (stride if isinstance(stride, int) else stride[0])
     else:  # convolutions in front, made for the size of their pictures
         return large.pretrained_cfg['input_size'][-1], args
-    attn = getattr(large.blocks[0], 'attn', None)
-    if large.embed_dim > WIDEST and attn is not None:
-        args |= {'num_heads': 4, 'embed_dim': 4 * (large.embed_dim // attn.num_heads)}
-    keys = [getattr(block.attn, 'num_kv_heads', None) for block in large.blocks]
-    if len(set(keys)) > 1:  # fewer in the middle
-        heads = args.get('num_heads', attn.num_heads)
-        args['num_kv_heads'] = (heads, heads * min(keys) // attn.num_heads)
+    heads = _first(large.blocks[0], 'num_heads')
+    if large.embed_dim > WIDEST:
+        args |= {'num_heads': HEADS, 'embed_dim': HEADS * (large.embed_dim // heads)}
+    keys = [_first(block, 'num_kv_heads') for block in large.blocks]
+    if keys[0] is not None:  # in some models fewer in the middle; one for each block
+        now = args.get('num_heads', heads)
+        args['num_kv_heads'] = tuple(now * k // heads for k in (keys[0], min(keys)))
     return side, args
+
+
+def _first(block: nn.Module, name: str) -> int | None:
+    """An attribute of the first module in a block that has it."""
+    return next((getattr(m, name) for m in block.modules() if hasattr(m, name)), None)
 
 
 def _drawn(model: nn.Module) -> nn.Module:
