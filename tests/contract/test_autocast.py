@@ -17,6 +17,7 @@ ROUNDED = {
     'polyhistor_lite-timm_eva': 32,
     'polyhistor_lite-timm_sam': 16,
     'polyhistor_lite-transformers_dinov3': 16,
+    'polyhistor_lite-transformers_segformer': 16,
     'polyhistor_lite-transformers_vit': 16,
     'polyhistor_lite-mmseg_mscan': 16,
     'polyhistor_lite-mmseg_svt': 16,

@@ -80,12 +80,15 @@ class Pass:
         model: The swapped model.
         ctx: What its deltas are handed.
         grids: Extents behind each recorded state, where they change.
+        stream: What one stage hands to the next, where that is more than its output:
+            the tokens behind its last block, and the same behind its norm.
     """
 
     def __init__(self, model: ModelHost) -> None:
         self.model = model
         self.ctx = Context(())
         self.grids: list[tuple[int, ...]] = []
+        self.stream: tuple[Tensor, Tensor] | None = None
 
     def grid_of(self, index: int) -> tuple[int, ...]:
         """Extents of the tokens in a recorded state."""
