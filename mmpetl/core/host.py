@@ -507,9 +507,11 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     A module trains if all parameters below it train and the host lets it; one without
     parameters follows its parent, so that dropout runs in trained blocks only. What
     the host itself has put in eval mode (``norm_eval``, frozen stages) stays there.
-    Deltas are in the mode that was asked for, those of a frozen slot in eval mode.
+    Deltas are in the mode that was asked for, those of a frozen slot in eval mode. A
+    model that runs its own forward pass is too: some give more outputs in training.
     """
     record.training = mode
+    asked = backbone.training
     asleep = {name for name, slot in record.slots.items() if slot.frozen}
 
     def visit(module: nn.Module, parent: bool) -> None:
@@ -529,6 +531,8 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
                 visit(child, trains)
 
     visit(backbone, True)
+    if record.site_map.own_forward:
+        backbone.training = asked
 
 
 def without_extra(x: Tensor, ctx: Context) -> Tensor:

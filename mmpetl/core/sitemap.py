@@ -45,6 +45,8 @@ class SiteMap:
             algebra of a swapped block is that of these classes and of no other.
         outer_parts: Likewise for parts outside of blocks, by their path in the
             backbone.
+        own_forward: Whether the backbone runs its own forward pass, which only its
+            layers leave.
         unused: Patterns (``fnmatch``) of parts that no forward pass reads. Nothing
             could train them, so they have no role.
         instead: What to build in place of a class that pre-trains on masked images and
@@ -70,6 +72,7 @@ class SiteMap:
     flat: str = ''
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
+    own_forward: bool = False
     unused: tuple[str, ...] = ()
     instead: dict[str, str] = {}
     biases: tuple[str, ...] = ('bias',)

@@ -140,7 +140,8 @@ def try_config(
     batch = drawn_batch(package, config, model)
     wrapper = dict(config.optim_wrapper)
     wrapper['type'] = 'OptimWrapper'
-    wrapper.pop('loss_scale', None)
+    for key in ('loss_scale', 'accumulative_counts'):  # one step is one update
+        wrapper.pop(key, None)
     optim_wrapper = Runner.build_optim_wrapper(_Fake(model), wrapper)
     model.train()
     before = tuned(model) if method is not None else {}
