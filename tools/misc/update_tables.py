@@ -156,7 +156,7 @@ class Trunk:
     def group(self) -> str:
         """One of :data:`GROUPS`, by what it is made of and what it offers."""
         sites = offer(self.model)[2]
-        if any(isinstance(m, torch.nn.Conv3d) for m in self.model.modules()):
+        if self.name.startswith('mmaction.'):
             return 'video'
         if not any(site.kind.startswith('attn.') for site in sites):
             return 'convolutional'

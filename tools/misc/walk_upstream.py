@@ -28,6 +28,7 @@ from mmengine.config import Config
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from update_tables import replace  # noqa: E402
 from walking import (  # noqa: E402
     append,
     check_unwritten,
@@ -39,14 +40,20 @@ from walking import (  # noqa: E402
     versions,
 )
 from walking_data import drawn_batch  # noqa: E402
-from walking_small import make_small  # noqa: E402
+from walking_small import class_of, make_small  # noqa: E402
 
 from mmpetl.apis.run import cli_errors  # noqa: E402
 from mmpetl.core import PETLError  # noqa: E402
+from mmpetl.core.sitemap import site_map_of  # noqa: E402
+
+PAGE = Path(__file__).parents[2] / 'docs' / 'walks.md'
 
 PACKAGES = ('mmpretrain', 'mmseg', 'mmdet', 'mmaction')
 PASSED_OVER = ('num_classes', 'test_cfg', 'lr', 'weight_decay', 'size', 'crop_size')
 """What models that count as the same may differ in."""
+
+BY_LAYERS = ('LoRA', 'SSF', 'Full', 'LinearProbe', 'BitFit', 'LNTune', 'PartialK')
+"""Methods that are tried on every backbone, and others on described ones."""
 
 PLAIN_OPTIMIZER = {'type': 'AdamW', 'lr': 1e-3}
 
@@ -117,6 +124,10 @@ def try_config(
         config.optim_wrapper = {'optimizer': PLAIN_OPTIMIZER}
     facts['backbone'] = backbone_of(config)
     why = _not_meant(package, config, facts['backbone'])
+    if why is None and method not in (None, *BY_LAYERS):
+        cls = class_of(package, config.model.backbone.type)
+        if cls is None or site_map_of(cls.__new__(cls)) is None:
+            why = f'{method} needs a backbone that a file describes'
     if why is not None:
         return facts | {'state': 'none', 'line': why}
     if 'data_preprocessor' in config:  # as the Runner does
@@ -222,6 +233,9 @@ def main() -> None:
     parser.add_argument('--only', nargs='+', default=[], help='words in config names')
     parser.add_argument('--out', default='work_dirs/walk.jsonl', type=Path)
     parser.add_argument('--table', action='store_true', help='print the table only')
+    parser.add_argument(
+        '--write', action='store_true', help='put the table into docs/walks.md'
+    )
     args = parser.parse_args()
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
@@ -240,6 +254,8 @@ def main() -> None:
             if r['package'] in args.packages and r['method'] in args.methods
         ]
         print(table(rows))
+        if args.write:
+            PAGE.write_text(replace(PAGE.read_text(), 'upstream', table(rows)))
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ def make_small(package: str, config: Config) -> None:
     _forget_files(config.model)
     config.load_from = None
     backbone = config.model.backbone
-    cls = _class(package, backbone['type'])
+    cls = class_of(package, backbone['type'])
     _shrink(backbone, cls)
     head = config.model.get('cls_head')
     if isinstance(head, MutableMapping) and 'channel_map' in head:
@@ -67,7 +67,7 @@ def _is_file(value: Any) -> bool:
     )
 
 
-def _class(package: str, kind: Any) -> type | None:
+def class_of(package: str, kind: Any) -> type | None:
     """The class behind a name with or without its package."""
     if not isinstance(kind, str):
         return kind
