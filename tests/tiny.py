@@ -323,6 +323,7 @@ def offered(stem: str) -> set[str]:
     return {site.kind for site in _swapped(stem).sites}
 
 
+@cache
 def fits(case: MethodCase, stem: str) -> bool:
     """Whether the backbone offers every site kind that the method needs."""
     method = case.build()
