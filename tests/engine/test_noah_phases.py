@@ -416,6 +416,7 @@ def test_the_found_subnet_is_trained_from_fresh_modules(
     assert method['found'] is None
 
 
+@pytest.mark.slow
 def test_a_killed_retraining_resumes_to_the_same_weights(found, make_runner):
     whole = make_runner('whole', method=found)
     whole.train()
@@ -426,6 +427,7 @@ def test_a_killed_retraining_resumes_to_the_same_weights(found, make_runner):
     assert_equal_weights(whole, resumed)
 
 
+@pytest.mark.slow
 def test_a_retrained_delta_loads_without_the_search(found, make_runner, tmp_path):
     trained = make_runner('retrain', method=found)
     trained.train()
