@@ -61,6 +61,8 @@ def test_a_walk_is_taken_up_where_it_stopped(tools, tmp_path) -> None:
     assert 'ParallelThingsBlock' in rows[0]['line']
     assert rows[1]['deltas'] > 0
     assert tools['walking'].read(out) == rows
+    tools['walking'].append(out, rows[1])  # as of two walks at once
+    assert tools['walking'].read(out) == rows
     assert not list(walk(['timm'], methods, only, out))
     (more,) = walk(['timm'], ['Mona', 'LoRA'], only[:1], out)
     assert (more['method'], more['state']) == ('Mona', 'worked')

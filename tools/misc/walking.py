@@ -128,10 +128,11 @@ def append(out: Path, row: Row) -> None:
 
 
 def read(out: Path) -> list[Row]:
-    """The rows that a walk has written so far."""
+    """The rows that a walk has written so far; of two of one trial the later one."""
     if not out.exists():
         return []
-    return [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    return list({(r['package'], r['config'], r['method']): r for r in rows}.values())
 
 
 def table(rows: list[Row], things: str = 'configs') -> str:
