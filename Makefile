@@ -53,9 +53,9 @@ $(VENV)/.mmpetl-installed: setup.py mmpetl/version.py requirements/constraints.t
 	@touch $@
 
 $(VENV)/.mmpetl-tests-installed: requirements/tests.txt requirements/benchmark.txt \
-    requirements/cluster.txt requirements/transformers.txt $(VENV)/.mmpetl-installed
+    requirements/cluster.txt $(VENV)/.mmpetl-installed
 	$(PIP) install -q -r requirements/tests.txt -r requirements/benchmark.txt \
-	  -r requirements/cluster.txt -r requirements/transformers.txt
+	  -r requirements/cluster.txt
 	@touch $@
 
 clean:
