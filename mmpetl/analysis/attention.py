@@ -164,7 +164,7 @@ def probing(
             inside: list[tuple[int, Context]] = []
 
             def enter(block, args, inside=inside) -> None:
-                inside.append((len(args[0]), args[1]))
+                inside.append((len(args[0]), block.context_of(args)))
 
             def leave(block, args, y, inside=inside) -> None:
                 inside.pop()

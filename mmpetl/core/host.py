@@ -371,6 +371,10 @@ class BlockHost(Host):
             return qkv.affine(name, part)
         return None
 
+    def context_of(self, args: tuple[Any, ...]) -> Context:
+        """The facts of a pass, of what :meth:`forward` was called with."""
+        return args[1]
+
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         ctx.rerun = partial(run_in, x.dtype, self.sublayers)
         x = self.before('tokens', x, ctx)

@@ -165,6 +165,9 @@ class LayerHost(BlockHost):
         self.take(at.ctx, *args, **kwargs)
         return self.returned(BlockHost.forward(self, hidden_states, at.ctx))
 
+    def context_of(self, args: tuple[Any, ...]) -> Context:
+        return running().ctx
+
     def take(self, ctx: Context, *args: Any, **kwargs: Any) -> None:
         """Keep what the encoder hands to a layer beside the stream."""
 
