@@ -168,18 +168,35 @@ def check_mmcv(versions: Mapping[str, str]) -> list[Finding]:
     return []
 
 
-def check_transformers(versions: Mapping[str, str]) -> list[Finding]:
-    """A transformers too new for the multimodal models of the toolboxes."""
+def check_transformers(
+    versions: Mapping[str, str], described: Iterable[str] = ()
+) -> list[Finding]:
+    """What a transformers of this release serves: its own models, or mmpretrain's.
+
+    Args:
+        versions: Installed versions by canonical name.
+        described: The requirement of mmpetl's own descriptions of its models.
+    """
     found = versions.get('transformers')
     if found is None:
         return []
-    if int(found.split('.')[0]) < 5:
-        return [Finding('transformers', found, 'not needed', 'ok')]
-    note = (
-        'the multimodal models of mmpretrain and mmaction2 are switched off, all else '
-        'works; to use them: pip install "transformers<5"'
-    )
-    return [Finding('transformers', found, 'not needed', 'note', note)]
+    requirement = _requirement_class()
+    ours = next((requirement(line) for line in described), None)
+    wanted = 'optional' if ours is None else f'optional, {ours.specifier}'
+    notes = []
+    if ours is not None and not ours.specifier.contains(found, prereleases=True):
+        notes.append(
+            'mmpetl describes models of later releases; for those: '
+            f'pip install "transformers{ours.specifier}"'
+            + (f' ({ours.marker})' if ours.marker else '')
+        )
+    if int(found.split('.')[0]) >= 5:
+        notes.append(
+            'the multimodal models of mmpretrain and mmaction2 need a release before '
+            '5 and are switched off; all else works'
+        )
+    verdict = 'note' if notes else 'ok'
+    return [Finding('transformers', found, wanted, verdict, '; '.join(notes))]
 
 
 def check_torch_pair(
@@ -279,7 +296,7 @@ def examine() -> list[Finding]:
         *check_required(versions, declared_requirements(), _lines('constraints')),
         *check_opencv(versions),
         *check_mmcv(versions),
-        *check_transformers(versions),
+        *check_transformers(versions, _lines('transformers')),
         *check_torch_pair(versions, vision or ()),
         *check_pkg_resources(importlib.util.find_spec('pkg_resources') is not None),
         *check_imports(('torch', 'torchvision', 'cv2', 'mmengine', 'mmcv', 'decord')),

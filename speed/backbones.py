@@ -36,7 +36,19 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     import mmpretrain.models as image
     import mmseg.models as seg
     import timm
+    from mmengine.registry import DefaultScope
 
+    with DefaultScope.overwrite_default_scope('mmaction'):
+        timesformer = video.TimeSformer(
+            num_frames=8, img_size=224, patch_size=16, num_transformer_layers=4
+        )
+    vit_b = {
+        'embed_dims': 768,
+        'num_layers': 6,
+        'num_heads': 12,
+        'feedforward_channels': 3072,
+    }
+    seg_b = {'num_layers': 6, 'out_indices': (2, 5)}
     swin_b = {'embed_dims': 128, 'depths': (2, 2, 4, 2), 'num_heads': (4, 8, 16, 32)}
     return {
         'mmpretrain ViT-B/16, 224 px': (
@@ -89,6 +101,49 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             ),
             torch.randn(1, 3, 512, 512),
         ),
+        'mmpretrain ViT-B/16, gated networks (6 blocks), 224 px': (
+            image.VisionTransformer(
+                arch=vit_b, layer_cfgs={'ffn_type': 'swiglu_fused'}
+            ),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain BEiT-B/16 (6 blocks), 224 px': (
+            image.BEiTViT(arch=vit_b),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain DeiT-B/16 distilled (6 blocks), 224 px': (
+            image.DistilledVisionTransformer(arch=vit_b, out_type='featmap'),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain DeiT III-B/16 (6 blocks), 224 px': (
+            image.DeiT3(arch=vit_b),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain EVA-02-B/14 (6 blocks), 224 px': (
+            image.ViTEVA02(
+                arch={**vit_b, 'feedforward_channels': 2048}, patch_size=14, sub_ln=True
+            ),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmpretrain SAM ViT-B/16 (4 blocks), 512 px': (
+            image.ViTSAM(
+                arch={**vit_b, 'num_layers': 4, 'global_attn_indexes': [3]},
+                img_size=512,
+            ),
+            torch.randn(1, 3, 512, 512),
+        ),
+        'mmseg ViT-B/16 (6 blocks), 384 px': (
+            seg.VisionTransformer(img_size=384, **seg_b),
+            torch.randn(1, 3, 384, 384),
+        ),
+        'mmseg BEiT-B/16 (6 blocks), 384 px': (
+            seg.BEiT(img_size=384, **seg_b),
+            torch.randn(1, 3, 384, 384),
+        ),
+        'mmseg MAE-B/16 (6 blocks), 384 px': (
+            seg.MAE(img_size=384, **seg_b),
+            torch.randn(1, 3, 384, 384),
+        ),
         'mmpretrain Swin-B (4 blocks in stage 3), 224 px': (
             image.SwinTransformer(arch=swin_b, drop_path_rate=0.0),
             torch.randn(2, 3, 224, 224),
@@ -109,8 +164,46 @@ def make_cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
             )
             for name, package in (('mmdet', det), ('mmseg', seg))
         },
+        'mmpretrain Swin V2-B (4 blocks in stage 3), 256 px': (
+            image.SwinTransformerV2(
+                arch={**swin_b, 'extra_norm_every_n_blocks': 0}, drop_path_rate=0.0
+            ),
+            torch.randn(2, 3, 256, 256),
+        ),
+        'timm Swin-B (4 blocks in stage 3), 224 px': (
+            timm.create_model(
+                'swin_base_patch4_window7_224',
+                num_classes=0,
+                depths=(2, 2, 4, 2),
+                drop_path_rate=0.0,
+            ),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'timm Swin V2-B (4 blocks in stage 3), 256 px': (
+            timm.create_model(
+                'swinv2_base_window8_256',
+                num_classes=0,
+                depths=(2, 2, 4, 2),
+                drop_path_rate=0.0,
+            ),
+            torch.randn(2, 3, 256, 256),
+        ),
         'mmaction VideoMAE ViT-B (4 blocks), 8 x 224 px': (
             video.VisionTransformer(depth=4, num_frames=8),
+            torch.randn(1, 3, 8, 224, 224),
+        ),
+        'mmaction TimeSformer-B divided (4 blocks), 8 x 224 px': (
+            timesformer,
+            torch.randn(1, 3, 8, 224, 224),
+        ),
+        'mmaction UniFormerV2-B/16 (4 blocks, 2 of the decoder), 8 x 224 px': (
+            video.UniFormerV2(
+                layers=4,
+                return_list=[2, 3],
+                n_layers=2,
+                mlp_dropout=[0.0, 0.0],
+                clip_pretrained=False,
+            ),
             torch.randn(1, 3, 8, 224, 224),
         ),
         'mmaction Video Swin-B (4 blocks in stage 3), 8 x 224 px': (
@@ -175,10 +268,37 @@ def pyramids() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     }
 
 
+def pooling() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """Trunks that pool queries inside of blocks."""
+    import mmaction.models as video
+    import mmpretrain.models as image
+    import timm
+
+    return {
+        'mmpretrain MViTv2-T, 224 px': (
+            image.MViT(arch='tiny'),
+            torch.randn(2, 3, 224, 224),
+        ),
+        'mmaction MViTv2-T, 8 x 224 px': (
+            video.MViT(arch='tiny', temporal_size=8),
+            torch.randn(1, 3, 8, 224, 224),
+        ),
+        'timm SAM 2 Hiera-T, 448 px': (
+            timm.create_model('sam2_hiera_tiny', num_classes=0),
+            torch.randn(1, 3, 448, 448),
+        ),
+        'timm Hiera-T, 224 px': (
+            timm.create_model('hiera_tiny_224', num_classes=0),
+            torch.randn(2, 3, 224, 224),
+        ),
+    }
+
+
 def loss_of(output: torch.Tensor | tuple) -> torch.Tensor:
     """A scalar that depends on every output."""
-    outputs = output if isinstance(output, tuple | list) else (output,)
-    return sum(o.square().mean() for o in outputs)
+    if isinstance(output, torch.Tensor):
+        return output.square().mean()
+    return sum(map(loss_of, output))
 
 
 def measure(model: nn.Module, x: torch.Tensor, rounds: int) -> list[str]:
@@ -228,7 +348,7 @@ def main() -> None:
     parser.add_argument('--only', default='', help='part of a backbone name')
     args = parser.parse_args()
     rows = [['swapped / original', 'forward', 'full step', 'frozen-trunk step']]
-    for name, (model, x) in (make_cases() | pyramids()).items():
+    for name, (model, x) in (make_cases() | pyramids() | pooling()).items():
         if args.only.lower() in name.lower():
             rows.append([name, *measure(model, x, args.rounds)])
             print(name, *rows[-1][1:], sep='  ', flush=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
+from collections.abc import Iterator
 
 # One thread: the models are tiny, and sums then come out the same on every machine.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -19,6 +22,21 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _dropout_of_mmcv() -> Iterator[None]:
+    """Undo what mmcv's attention does to its default when it is given ``dropout``.
+
+    It writes the rate into the default of ``dropout_layer``, and all that is built
+    behind a DETR in this process has that rate too.
+    """
+    yield
+    bricks = sys.modules.get('mmcv.cnn.bricks.transformer')
+    if bricks is not None:
+        init = inspect.unwrap(bricks.MultiheadAttention.__init__)
+        default = inspect.signature(init).parameters['dropout_layer'].default
+        default['drop_prob'] = 0.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -41,6 +41,7 @@ from mmpetl.core import (
     Owner,
     PETLError,
     Role,
+    check_shapes,
     count_trainable,
     find_injected,
     inject,
@@ -268,7 +269,7 @@ class Pair:
     @property
     def folds(self) -> bool:
         """Whether what the method plugs folds into the base, or nothing is plugged."""
-        return _folds(self.method.build())
+        return _folds(self.method, self.stem)
 
     @property
     def slow(self) -> bool:
@@ -284,8 +285,15 @@ class Pair:
         return _injected(self, dtype)
 
 
-def _folds(method: Method) -> bool:
-    return method.folds or not {*method.targets, *method.optional}
+def _folds(case: MethodCase, stem: str) -> bool:
+    method = case.build()
+    if not {*method.targets, *method.optional}:
+        return True
+    if case.id in TINY[stem].unfolded:
+        return False
+    return method.folds and not {kind for kind, _ in acts_at(case, stem)[0]} & {
+        *TINY[stem].tied
+    }
 
 
 # Tests of a file run pair by pair (the scope in conftest.py), so that few are enough.
@@ -315,9 +323,19 @@ def offered(stem: str) -> set[str]:
     return {site.kind for site in _swapped(stem).sites}
 
 
+@cache
 def fits(case: MethodCase, stem: str) -> bool:
     """Whether the backbone offers every site kind that the method needs."""
-    return case.id not in TINY[stem].refuses and not case.build().lacks(offered(stem))
+    method = case.build()
+    if case.id in TINY[stem].refuses or method.lacks(offered(stem)):
+        return False
+    made = _swapped(stem)
+    try:
+        wanted = method.choose(list(made.sites))
+        check_shapes(method, wanted, made.site_map, made.sites)
+    except PETLError:
+        return False
+    return True
 
 
 @cache
@@ -383,7 +401,7 @@ def few(stem: str) -> frozenset[str]:
     acts = {case.id: acts_at(case, stem) for case in cases}
     methods = {case.id: case.build() for case in cases}
     prompts = {id for id, m in methods.items() if m.family == 'prompt'}
-    folding = {id for id, m in methods.items() if acts[id][0] and _folds(m)}
+    folding = {case.id for case in cases if acts[case.id][0] and _folds(case, stem)}
     selecting = {id for id, m in methods.items() if not acts[id][0] and selects(m)}
     order = sorted(acts)
     return frozenset(
@@ -398,7 +416,7 @@ def few(stem: str) -> frozenset[str]:
 def folding(stem: str) -> MethodCase:
     """A method that plugs into the backbone, whatever its kinds of sites, and folds."""
     cases = [case for case in method_cases() if case.id in few(stem)]
-    return next(c for c in cases if acts_at(c, stem)[0] and _folds(c.build()))
+    return next(c for c in cases if acts_at(c, stem)[0] and _folds(c, stem))
 
 
 @cache
@@ -429,7 +447,15 @@ def trunks() -> list[str]:
 
 def attended() -> list[str]:
     """Of them those whose queries look at the cells of the grid themselves."""
-    return [stem for stem in trunks() if 'attn.qkv' in offered(stem)]
+    return [
+        stem
+        for stem in trunks()
+        if 'attn.qkv' in offered(stem)
+        and not any(
+            getattr(part, 'pools', False) is True
+            for part in inject(base(stem), Nothing()).modules()
+        )
+    ]
 
 
 @dataclass(frozen=True)
@@ -472,8 +498,9 @@ def brief_pairs() -> Iterator[Pair]:
 
 
 def unfolding_pairs() -> Iterator[Pair]:
-    """Pairs of which the method stays beside the base."""
-    return (pair for pair in brief_pairs() if not pair.folds)
+    """Pairs of which the method stays beside any base."""
+    pairs_ = (pair for pair in brief_pairs() if not pair.folds)
+    return (p for p in pairs_ if p.method.id not in TINY[p.stem].unfolded)
 
 
 def staged_pairs() -> Iterator[Pair]:

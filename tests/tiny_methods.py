@@ -106,7 +106,12 @@ defaults; where those do not fit the tiny backbones, the contract fails and says
 STILL: dict[str, dict[str, str]] = {
     # A class token attends for the last time in the last block, so what convolutions
     # do to the patches there is never read.
-    'Mona': dict.fromkeys(('mmpretrain_vit', 'timm_vit'), r'\.1\.petl\..*\.conv\.'),
+    'Mona': {
+        **dict.fromkeys(
+            ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit'), r'\.1\.petl\..*\.conv\.'
+        ),
+        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
+    },
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
 

@@ -27,7 +27,12 @@ class Tiny:
         forward: How it is called with a batch of images, and what of the result counts,
             where that is not ``model(x)``. Lists, tuples and mappings of tensors are
             taken apart by ``tiny.outputs``.
-        refuses: Ids of methods whose settings it cannot serve, though it has the sites.
+        tied: Kinds of sites whose weights the base uses twice, so that nothing folds
+            into them.
+        unfolded: Ids of methods that fold into other bases, and have learnt a shift
+            here that no bias of this one takes.
+        refuses: Ids of methods whose settings it cannot serve, or that refuse its
+            shapes in one line, though it has the kinds of sites that they need.
     """
 
     site_map: str
@@ -38,4 +43,6 @@ class Tiny:
     frozen_stages: Callable[[], nn.Module] | None = None
     meets: Callable[[MethodCase], bool] = covering
     forward: Callable[[nn.Module, Tensor], Any] | None = None
+    tied: tuple[str, ...] = ()
+    unfolded: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()

@@ -164,7 +164,7 @@ def probing(
             inside: list[tuple[int, Context]] = []
 
             def enter(block, args, inside=inside) -> None:
-                inside.append((len(args[0]), args[1]))
+                inside.append((len(args[0]), block.context_of(args)))
 
             def leave(block, args, y, inside=inside) -> None:
                 inside.pop()
@@ -201,7 +201,9 @@ def watch_attention(
     """Record the attention of every forward pass inside of the ``with``.
 
     The model must be in eval mode, for dropped weights are not what is recorded. The
-    backbone is afterwards what it was before.
+    backbone is afterwards what it was before. Where a block divides attention into time
+    and space (TimeSformer), that in space is recorded. Where a trunk takes frames for
+    images (UniFormerV2), so do the records.
 
     Args:
         backbone: An injected backbone, or a model that contains one.
@@ -211,14 +213,17 @@ def watch_attention(
         PETLError: There is no such block, or the model is in training mode.
     """
     module, state = injection_of(backbone)
-    sites = [site for site in state.sites if site.kind == 'attn.core']
+    # One each: of a block that looks along time first and then at space, the latter.
+    cores = {site.block: site for site in state.sites if site.kind == 'attn.core'}
+    sites = list(cores.values())
     chosen = check_blocks(blocks, len(sites))
     for site in (sites[i] for i in chosen):
-        if module.get_submodule(site.host).attention_parts().get('kv_source'):
+        host = module.get_submodule(site.host)
+        if host.pools or host.attention_parts().get('kv_source'):
             raise PETLError(
-                f'block {site.block} makes keys and values from a reduced map, so that '
-                'its attention looks at no single cells of the grid; choose blocks '
-                'without a reduction'
+                f'block {site.block} pools its queries, or makes keys and values from '
+                'a reduced map, so that its attention looks at no single cells of the '
+                'grid; choose blocks without a reduction'
             )
     if in_training(module):
         raise PETLError('attention is recorded in eval mode; call model.eval() first')

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmcv.cnn.bricks.transformer import FFN as MMCVFFN
-from mmcv.cnn.bricks.transformer import MultiheadAttention
+from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmcv.cnn.bricks.wrappers import Conv2d
 from mmseg.models.backbones.vit import TransformerEncoderLayer, VisionTransformer
-from mmseg.models.utils import PatchEmbed
+from mmseg.models.utils.embed import PatchEmbed
 from torch import Tensor, nn
 
-from mmpetl.backbones.shared.mmseg_plain import MMSegPlainBackbone, MMSegPlainMap
-from mmpetl.core import BlockHost, Context, PETLError, Rows
+from mmpetl.backbones.shared import mm_plain
+from mmpetl.core import BackboneHost, BlockHost, Context, Rows
 from mmpetl.registry import BACKBONES
 
 
 class PETLTransformerEncoderLayer(BlockHost, TransformerEncoderLayer):
-    """A layer that runs sites; its attention is torch's, by its weights."""
+    """An encoder layer that runs sites; its attention is torch's own."""
 
     def attention_parts(self) -> dict[str, Any]:
-        mha = self.attn.attn
+        attn = self.attn.attn
         return {
-            'num_heads': mha.num_heads,
-            'qkv': Rows(mha.in_proj_weight, mha.in_proj_bias),
-            'proj': mha.out_proj,
-            'dropout': mha.dropout if mha.training else 0.0,
+            'num_heads': attn.num_heads,
+            'qkv': Rows(attn.in_proj_weight, attn.in_proj_bias),
+            'proj': attn.out_proj,
+            'dropout': attn.dropout if attn.training else 0.0,
         }
 
     def drop_projection(self, x: Tensor) -> Tensor:
         return self.attn.proj_drop(x)
 
     def ffn_parts(self):
-        (fc1, *between), fc2, behind = self.ffn.layers
-        return fc1, lambda x: between[1](between[0](x)), fc2, behind
+        return mm_plain.parts_of_ffn(self.ffn)
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         if branch == 1:
@@ -41,28 +39,39 @@ class PETLTransformerEncoderLayer(BlockHost, TransformerEncoderLayer):
         return self.ffn.dropout_layer(self.ffn.gamma2(x))
 
 
-class PETLVisionTransformer(MMSegPlainBackbone, VisionTransformer):
+class PETLVisionTransformer(BackboneHost, VisionTransformer):
     """A VisionTransformer that runs sites."""
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor | list[Tensor], ...]:
-        x, ctx = self.patches(inputs)
+    def forward(self, x: Tensor) -> tuple[Tensor | list[Tensor], ...]:
+        embed = self.patch_embed
+        if embed.adap_padding:
+            x = embed.adap_padding(x)
+        x, ctx = self.embed_patches(embed.projection, embed.norm, x)
+        x = mm_plain.with_tokens([self.cls_token], x, ctx)
         x = self._pos_embeding(x, ctx.grid, self.pos_embed)
         if not self.with_cls_token:
-            x, ctx.num_prefix = x[:, 1:], 0
+            x = x[:, 1:]
+            ctx.num_prefix = 0
         if self.pre_norm:
             x = self.pre_ln(x)
         x = self.after('embed', x, x, ctx)
-        origin = [self.output(x, ctx)] if self.out_origin else []
-        return (*origin, *self.run_layers(x, ctx))
+        outs = [self.formatted(x, ctx)] if self.out_origin else []
+        last = len(self.layers) - 1
+        for i, block in enumerate(self.layers):
+            x = block(x, ctx)
+            if i in self.out_indices:
+                norm = self.norm1 if i == last and self.final_norm else None
+                outs.append(self.formatted(self.emit(x, norm, ctx, i)[1], ctx))
+        return tuple(outs)
 
-    def output(self, x: Tensor, ctx: Context) -> Tensor | list[Tensor]:
-        """A map, or with ``output_cls_token`` a map and the class token."""
-        out = super().output(x, ctx)
-        return [out, x[:, 0]] if self.output_cls_token else out
+    def formatted(self, y: Tensor, ctx: Context) -> Tensor | list[Tensor]:
+        """The map, (B, C, H, W), and where it is asked for the class token, (B, C)."""
+        found = mm_plain.to_map(y, ctx)
+        return [found, y[:, 0]] if self.output_cls_token else found
 
 
 @BACKBONES.register_module()
-class MMSegViT(MMSegPlainMap):
+class MMSegViT(mm_plain.MMPlainMap):
     """``mmseg.VisionTransformer``."""
 
     host = VisionTransformer
@@ -72,25 +81,16 @@ class MMSegViT(MMSegPlainMap):
     parts = {
         'attn': (MultiheadAttention,),
         'attn.attn': (nn.MultiheadAttention,),
-        'ffn': (MMCVFFN,),
+        'ffn': (FFN,),
     }
     outer_parts = {
         'patch_embed': (PatchEmbed,),
         'patch_embed.projection': (nn.Conv2d, Conv2d),
     }
+    absent = {'feature': 'outputs are maps'}
     biases = ('bias', 'in_proj_bias')
+    weights = ('weight', 'in_proj_weight')
     scales = ('gamma2',)
 
     def example(self) -> nn.Module:
-        return VisionTransformer(out_indices=(2, 5, 8, 11), patch_bias=True)
-
-    def heads(self, block: nn.Module) -> int:
-        return block.attn.attn.num_heads
-
-    def check(self, backbone: nn.Module) -> None:
-        super().check(backbone)
-        if any(i < 0 for i in backbone.out_indices):
-            raise PETLError(
-                f'out_indices {tuple(backbone.out_indices)} count from the end, which '
-                'upstream takes for no output at all; count them from 0'
-            )
+        return VisionTransformer(img_size=(512, 512), out_indices=(2, 5, 8, 11))

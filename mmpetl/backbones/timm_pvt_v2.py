@@ -16,6 +16,7 @@ from timm.models.pvt_v2 import (
 )
 from torch import Tensor, nn
 
+from mmpetl.backbones.shared.timm_model import TimmModel
 from mmpetl.core import (
     FFN,
     Context,
@@ -81,7 +82,9 @@ class PETLBlock(ReducedKeysHost, Block):
         return (self.drop_path1 if branch == 1 else self.drop_path2)(x)
 
 
-class PETLPyramidVisionTransformerV2(PyramidBackboneHost, PyramidVisionTransformerV2):
+class PETLPyramidVisionTransformerV2(
+    TimmModel, PyramidBackboneHost, PyramidVisionTransformerV2
+):
     """A PVTv2 that runs sites; the last stage is its output."""
 
     def pyramid(self) -> list[Stage]:
@@ -122,13 +125,6 @@ class PETLPyramidVisionTransformerV2(PyramidBackboneHost, PyramidVisionTransform
         maps = {i: self.maps(y, grid) for i, y, grid in outputs}
         found = [maps[i] for i in sorted(taken)]
         return found if intermediates_only else (maps[until], found)
-
-    def prune_intermediate_layers(self, *args: object, **kwargs: object) -> list[int]:
-        """Refused: sites, slots and the frozen base reach over all stages."""
-        raise PETLError(
-            'prune_intermediate_layers would cut off blocks that have sites; prune '
-            'before inject'
-        )
 
 
 @BACKBONES.register_module()

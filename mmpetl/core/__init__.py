@@ -48,7 +48,7 @@ from mmpetl.core.host import (
     patches_of,
     without_extra,
 )
-from mmpetl.core.inject import inject, wanted_sites
+from mmpetl.core.inject import check_shapes, inject, wanted_sites
 from mmpetl.core.injection import (
     Injection,
     Slot,
@@ -63,6 +63,7 @@ from mmpetl.core.method import (
     build_method,
     check_kinds,
     check_range,
+    check_rank,
     kaiming_uniform_,
     registered_methods,
 )
@@ -91,7 +92,12 @@ from mmpetl.core.slots import (
 from mmpetl.core.stack import Rows, Stack
 from mmpetl.core.stacking import conflict
 from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
-from mmpetl.core.window_host import WindowBackboneHost, WindowBlockHost, WindowSiteMap
+from mmpetl.core.window_host import (
+    WindowBackboneHost,
+    WindowBlockHost,
+    WindowSiteMap,
+    numbers,
+)
 from mmpetl.core.windows import (
     Partition,
     from_windows,
@@ -151,6 +157,8 @@ __all__ = [
     'check_hosts',
     'check_kinds',
     'check_range',
+    'check_rank',
+    'check_shapes',
     'check_trained',
     'conflict',
     'convolve',
@@ -184,6 +192,7 @@ __all__ = [
     'load_delta',
     'load_delta_state',
     'norm_tokens',
+    'numbers',
     'on_maps',
     'one_by_one',
     'one_epoch',

@@ -34,7 +34,13 @@ class Affine:
             the base.
         bias: Parts of the bias that together cover all ``out`` rows.
         eps: What a norm adds to its variance, None for a projection.
+
+    Attributes:
+        tied: Why it can be read but not written to, as one clause, None where it can:
+            what else the base does with these weights.
     """
+
+    tied: str | None = None
 
     def __init__(
         self,
@@ -63,6 +69,11 @@ class Affine:
 
         A quantised weight rounds what is added to it, in steps of its own.
         """
+        if self.tied is not None:
+            raise PETLError(
+                f'what {self.name} has learnt cannot be folded: {self.tied}; keep the '
+                'delta unfolded'
+            )
         for tensor in self.tensors:
             plain = type(tensor) in (Tensor, nn.Parameter)
             if plain and tensor.is_floating_point():

@@ -26,7 +26,11 @@ def square_blocks(site: Site) -> tuple[int, int, int]:
 
 
 def check_factors(method: Method, sites: list[Site]) -> None:
-    """Raise PETLError where a projection is not made of squares, or is too narrow."""
+    """Raise PETLError where a projection is not made of squares, or is too narrow.
+
+    All squares of a stage have one width, as they share their factors.
+    """
+    widths: dict[int | None, int] = {}
     for site in sites:
         if site.gated:
             raise PETLError(
@@ -38,6 +42,12 @@ def check_factors(method: Method, sites: list[Site]) -> None:
             raise PETLError(
                 f'{type(method).__name__} needs projections whose width is a multiple '
                 f'of the other; {site} maps {site.in_dims} to {site.out_dims}'
+            )
+        if widths.setdefault(site.stage, dims) != dims:
+            raise PETLError(
+                f'{type(method).__name__} shares factors of one width within a stage, '
+                f'and {site} has squares of {dims} where others have '
+                f'{widths[site.stage]}: this block widens the stream inside'
             )
         if method.rank > dims:
             raise PETLError(

@@ -138,6 +138,7 @@ class BlockHost(Host):
         post_norm: Whether ``norm1`` and ``norm2`` stand behind attention and
             feed-forward network, in front of scale and stochastic depth.
         with_cp: Whether activations are computed again in the backward pass.
+        pools: Whether queries or keys stand for several cells of the grid each.
     """
 
     attn: nn.Module
@@ -145,6 +146,7 @@ class BlockHost(Host):
     norm2: nn.Module
     post_norm = False
     with_cp = False
+    pools = False
 
     def attention_parts(self) -> dict[str, Any]:
         """Keyword arguments of :meth:`attend`."""
@@ -161,6 +163,10 @@ class BlockHost(Host):
     def norms(self) -> tuple[nn.Module, nn.Module]:
         """The norms of attention and of the feed-forward network."""
         return self.norm1, self.norm2
+
+    def grid_behind(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Grid of what leaves, where a block pools another than that of its input."""
+        return grid
 
     def shortcut(self, branch: int, normed: Tensor, x: Tensor) -> Tensor:
         """What the residual of a branch is added to.
@@ -347,6 +353,10 @@ class BlockHost(Host):
         y = self.through(f'{name}.skip', skip, x, ctx) + r
         return self.after(f'{name}.sum', x, y, ctx)
 
+    def afresh(self, x: Tensor, ctx: Context) -> Tensor:
+        """:meth:`sublayers` with facts that stay what they are, to be run again."""
+        return self.sublayers(x, ctx.fork())
+
     def affine(self, name: str, kind: str) -> Affine | None:
         """The base weights behind a site of this block, None where it has none."""
         if kind in ('norm1', 'norm2'):
@@ -361,13 +371,18 @@ class BlockHost(Host):
             return qkv.affine(name, part)
         return None
 
+    def context_of(self, args: tuple[Any, ...]) -> Context:
+        """The facts of a pass, of what :meth:`forward` was called with."""
+        return args[1]
+
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         ctx.rerun = partial(run_in, x.dtype, self.sublayers)
         x = self.before('tokens', x, ctx)
         x = self.before('block', x, ctx)
         if self.with_cp and records_gradients():
             # The reentrant kind gives no gradient to deltas over a frozen trunk.
-            y = checkpoint(self.sublayers, x, ctx.fork(), use_reentrant=False)
+            y = checkpoint(self.afresh, x, ctx.fork(), use_reentrant=False)
+            ctx.grid = self.grid_behind(ctx.grid)
         else:
             y = self.sublayers(x, ctx)
         y = self.after('block', x, y, ctx)
@@ -496,9 +511,11 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     A module trains if all parameters below it train and the host lets it; one without
     parameters follows its parent, so that dropout runs in trained blocks only. What
     the host itself has put in eval mode (``norm_eval``, frozen stages) stays there.
-    Deltas are in the mode that was asked for, those of a frozen slot in eval mode.
+    Deltas are in the mode that was asked for, those of a frozen slot in eval mode. A
+    model that runs its own forward pass is too: some give more outputs in training.
     """
     record.training = mode
+    asked = backbone.training
     asleep = {name for name, slot in record.slots.items() if slot.frozen}
 
     def visit(module: nn.Module, parent: bool) -> None:
@@ -518,6 +535,8 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
                 visit(child, trains)
 
     visit(backbone, True)
+    if record.site_map.own_forward:
+        backbone.training = asked
 
 
 def without_extra(x: Tensor, ctx: Context) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -152,6 +152,7 @@ def inject(
     names = site_names(module, site_map, offered) if named else {}
     wanted = narrowed(method, where, offered, names)
     methods = per_site(method, wanted, names)
+    check_shapes(method, wanted, site_map if record is None else record.site_map, sites)
     if by_layer and wanted and not method.differs:
         method.check(wanted)
     check_hosts_plain(module, wanted)
@@ -217,8 +218,50 @@ def wanted_sites(
     """
     module = core_of(backbone)
     record = record_of(module)
-    sites = record.sites if record else tuple(find_site_map(module).sites(module))
-    return _wanted(build_method(method), module, sites)
+    site_map = record.site_map if record else find_site_map(module)
+    sites = record.sites if record else tuple(site_map.sites(module))
+    method = build_method(method)
+    wanted = _wanted(method, module, sites)
+    check_shapes(method, wanted, site_map, sites)
+    return wanted
+
+
+def check_shapes(
+    method: Method, wanted: Sequence[Site], site_map: SiteMap, sites: Iterable[Site]
+) -> None:
+    """Refuse sites whose features do not have the shapes that a method counts on.
+
+    Args:
+        method: The method.
+        wanted: Where it is to act.
+        site_map: What describes the backbone.
+        sites: All that there are. What is handed on from block to block is refused
+            also where the block in between is left out.
+
+    Raises:
+        PETLError: It makes something of what enters and what leaves, and they differ;
+            or it reads a grid where there is none.
+    """
+    who, page = type(method).__name__, f'docs/methods/{method.stem()}.md'
+    instead = 'take another method'
+    if method.apart:
+        instead = f'leave such blocks out with blocks=, or {instead}'
+    kinds = {site.kind for site in wanted}
+    passed = wanted if method.apart else [s for s in sites if s.kind in kinds]
+    for site in passed:
+        if site.block is None:
+            continue
+        if method.reads_grid and site_map.flat:
+            raise PETLError(
+                f'{who} reads the grid of its features, and at {site} there is none: '
+                f'{site_map.flat} ({page})'
+            )
+        if site.reshapes and not method.across:
+            raise PETLError(
+                f'{who} brings together what enters {site} and what leaves, and this '
+                f'block pools or widens the stream in between ({site.in_dims} to '
+                f'{site.out_dims} channels); {instead} ({page})'
+            )
 
 
 def _free_slot(record: Injection | None, method: Method, slot: str | None) -> str:

@@ -54,6 +54,8 @@ class LeafMap(SiteMap):
         model: The model, swapped or not.
     """
 
+    own_forward = True
+
     def __init__(self, model: nn.Module) -> None:
         self.host = foreign_class(model)
         self.head = tuple(_heads(model))

@@ -14,7 +14,7 @@ from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.patterns import first_match
 from mmpetl.core.role import Role
-from mmpetl.core.site import KINDS, Site
+from mmpetl.core.site import KINDS, LEAF_KINDS, Site
 from mmpetl.registry import METHODS
 
 FAMILIES = (
@@ -65,14 +65,23 @@ class Method:
             Only :meth:`check`, :meth:`build` and what follows from them read these.
         placed: What it reads at a place of any model that a user names: ``''`` what
             enters and leaves, ``'grid'`` their grid too; None where it needs more.
+        across: Whether it also acts where what leaves has another shape than what
+            enters (:attr:`Site.reshapes`), as it makes nothing of both.
+        reads_grid: Whether the features of a block, from its entry to its exit, must
+            lie on a grid.
         apart: Whether its deltas act each for itself, so that ``layers`` and
             ``blocks`` may leave some out.
+        reads_windows: Whether its deltas have windows of their own, made of those of
+            their sites, so that a host keeps its windows while they are in it.
     """
 
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
     sized: ClassVar[tuple[str, ...]] = ()
     placed: ClassVar[str | None] = None
+    across: ClassVar[bool] = False
+    reads_grid: ClassVar[bool] = False
     apart: ClassVar[bool] = True
+    reads_windows: ClassVar[bool] = False
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     requires: ClassVar[tuple[str, ...]] = ()
@@ -354,6 +363,27 @@ def check_kinds(
     if not kinds:
         raise PETLError(f'{who} needs at least one of: {", ".join(allowed)}')
     return kinds
+
+
+def check_rank(method: Method | str, rank: int, sites: Iterable[Site]) -> None:
+    """PETLError names the narrowest projection that has no room for ``rank``.
+
+    Layers of any model may be small networks of a few channels, and can be left out.
+    """
+    thin = min(sites, key=lambda site: min(site.in_dims, site.out_dims))
+    narrow = min(thin.in_dims, thin.out_dims)
+    if rank < narrow:
+        return
+    who = method if isinstance(method, str) else type(method).__name__
+    way = ''
+    if thin.kind in LEAF_KINDS:
+        out = '*' + '.'.join(thin.host.split('.')[-2:])
+        own = f"give it its own, rank={{'{out}': {narrow // 2}, '*': {rank}}}, or "
+        way = f"; {own * (narrow > 1)}leave it out, layers=['*', '!{out}']"
+    raise PETLError(
+        f'{who} needs rank below the narrowest projection ({narrow}), got {rank} at '
+        f'{thin}{way}'
+    )
 
 
 def kaiming_uniform_(weight: Tensor) -> None:

@@ -88,7 +88,7 @@ def _leaf_map(
         isinstance(getattr(model, name, None), nn.Module)
         for name in ('module', '_orig_mod')
     )
-    holds = 'but holds one' in why
+    holds = 'but holds one' in why or 'is no backbone; build' in why
     inherits = 'is a subclass of' in why and method.plugs()
     if wrapped or ((holds or inherits) and not is_named):
         raise PETLError(why)

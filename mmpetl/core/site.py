@@ -128,6 +128,8 @@ class Site:
         dilation: For ``layer.conv``.
         in_stream: For ``out`` and its ``out.norm``: the next stage reads the stream
             behind that norm too, so that what is done at ``out.norm`` reaches both.
+        reshapes: What leaves has another width, or another grid, than what enters, as
+            in a block that pools its stream.
     """
 
     kind: str
@@ -153,6 +155,7 @@ class Site:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     in_stream: bool = False
+    reshapes: bool = False
 
     @property
     def key(self) -> str:

@@ -7,6 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,10 +39,18 @@ class SiteMap:
             package, and its path there; :meth:`core` finds it.
         absent: Why the trunk has no site of a kind, by kind, as one clause
             (``'keys and values come from a reduced map'``); refusals print it.
+        flat: Why the features of blocks lie on no grid, as one clause; empty where they
+            do.
         parts: Classes that a part of a block may have, by its path in the block. The
             algebra of a swapped block is that of these classes and of no other.
         outer_parts: Likewise for parts outside of blocks, by their path in the
             backbone.
+        own_forward: Whether the backbone runs its own forward pass, which only its
+            layers leave.
+        unused: Patterns (``fnmatch``) of parts that no forward pass reads. Nothing
+            could train them, so they have no role.
+        instead: What to build in place of a class that pre-trains on masked images and
+            is no backbone, by the name of that class.
         biases: Last names of additive bias vectors.
         mixers: Last names of modules of one place each that take part in mixing, and
             stand behind no site.
@@ -60,8 +69,12 @@ class SiteMap:
     blocks_served: dict[type[nn.Module], type[nn.Module]] = {}
     holders: dict[type[nn.Module], str] = {}
     absent: dict[str, str] = {}
+    flat: str = ''
     parts: dict[str, tuple[type[nn.Module], ...]] = {}
     outer_parts: dict[str, tuple[type[nn.Module], ...]] = {}
+    own_forward: bool = False
+    unused: tuple[str, ...] = ()
+    instead: dict[str, str] = {}
     biases: tuple[str, ...] = ('bias',)
     mixers: tuple[str, ...] = ()
     weights: tuple[str, ...] = ('weight',)
@@ -153,7 +166,7 @@ class SiteMap:
         return self.affine(backbone, replace(inside[0], kind=kind))
 
     def roles(self, backbone: nn.Module) -> list[Role]:
-        """The role of every parameter of a backbone, before or after its swap."""
+        """The role of every used parameter of a backbone, before or after its swap."""
         sites = self.sites(backbone)
         stages = {site.block: site.stage for site in sites if site.block is not None}
         blocks = [
@@ -168,7 +181,7 @@ class SiteMap:
         owners = dict(backbone.named_modules())
         roles = []
         for name, param in backbone.named_parameters():
-            if 'petl' in name.split('.'):
+            if 'petl' in name.split('.') or self.is_unused(name):
                 continue
             path, _, last = name.rpartition('.')
             block, stage, place = None, None, ''
@@ -225,6 +238,10 @@ class SiteMap:
     def in_head(self, name: str) -> bool:
         """Whether a parameter belongs to a head inside of the backbone."""
         return any(is_below(name, prefix) for prefix in self.head)
+
+    def is_unused(self, name: str) -> bool:
+        """Whether no forward pass reads a parameter."""
+        return any(fnmatchcase(name, pattern) for pattern in self.unused)
 
     def check(self, backbone: nn.Module) -> None:
         """Refuse variants of the class whose forward pass differs.
@@ -476,6 +493,12 @@ def why_unknown(model: nn.Module) -> str:
             return (
                 f'{name} wraps a model; inject before it is wrapped, or into '
                 f'model.{attribute}'
+            )
+    for site_map in _load_descriptions(model):
+        if name in site_map.instead:
+            return (
+                f'{name} pre-trains on masked images and is no backbone; build '
+                f'{site_map.instead[name]} and load the same file'
             )
     for path, part in model.named_modules():
         for site_map in _load_descriptions(part) if path else ():

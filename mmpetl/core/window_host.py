@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core.context import Context
+from mmpetl.core.errors import PETLError
 from mmpetl.core.host import BackboneHost, BlockHost, run_in
 from mmpetl.core.site import Site
 from mmpetl.core.sitemap import SiteMap, block_sites
@@ -40,6 +41,13 @@ class WindowBlockHost(BlockHost):
     def partition(self, grid: tuple[int, ...]) -> Partition:
         """How this grid is cut into windows."""
         raise NotImplementedError
+
+    def partition_behind(self, partition: Partition) -> Partition:
+        """How the grid of what leaves is put together of the same windows.
+
+        Another one where queries are pooled.
+        """
+        return partition
 
     def position_bias(self, num_tokens: int) -> Tensor:
         """(heads, N, N), the relative position bias of a window."""
@@ -74,7 +82,7 @@ class WindowBlockHost(BlockHost):
         if not self.proj_in_windows:
             proj, parts['proj'] = parts['proj'], None
         o = self.attend(w, ctx, **self.window_terms(partition, ctx, x.device), **parts)
-        y = partition.join(o[:, p:])
+        y = self.partition_behind(partition).join(o[:, p:])
         if p:
             prefix = o[:, :p].unflatten(0, (-1, count)).mean(1)
             y = torch.cat((prefix, y), dim=1)
@@ -87,10 +95,49 @@ class WindowBackboneHost(BackboneHost):
     """A backbone of stages with patch merging between them.
 
     Extra tokens cross a merging as if each stood four times in its neighbourhood.
+
+    Attributes:
+        opening: Whether a merging is kept in the stage that it opens, and not in the
+            one that it closes. Its sites are those behind the stage before in any case.
     """
 
     out_indices: tuple[int, ...]
-    out_after_downsample: bool
+    out_after_downsample: bool = False
+    opening = False
+
+    @staticmethod
+    def norm_behind(merge: nn.Module) -> bool:
+        """Whether the norm of a merging stands behind its reduction."""
+        return False
+
+    def check_windows_free(self, asker: str) -> None:
+        """Refuse what would change windows that a method has taken over.
+
+        Args:
+            asker: What would change them, for the message.
+
+        Raises:
+            PETLError: Deltas have windows of their own, which their sites gave them.
+        """
+        for name, slot in self._petl.slots.items():
+            if slot.method.reads_windows and slot.sites:
+                raise PETLError(
+                    f'{type(slot.method).__name__} in slot {name!r} has windows of its '
+                    f'own, those of the blocks, which {asker} changes; call it before '
+                    'inject'
+                )
+
+    def renew_sites(self) -> None:
+        """Let the record tell windows and shifts as the blocks now have them."""
+        record = self._petl
+        now = {site.path: site for site in record.site_map.sites(self)}
+
+        def renewed(sites: tuple[Site, ...]) -> tuple[Site, ...]:
+            return tuple(now.get(site.path, site) for site in sites)
+
+        record.sites = renewed(record.sites)
+        for slot in record.slots.values():
+            slot.sites = renewed(slot.sites)
 
     def gather(
         self, merge: nn.Module, x: Tensor, grid: tuple[int, ...]
@@ -118,9 +165,18 @@ class WindowBackboneHost(BackboneHost):
         ctx.grid = numbers(grid)
         if p:
             h = torch.cat((self.repeat_four(x[:, :p]), h), dim=1)
+        steps = [('downsample.reduction', merge.reduction)]
         if merge.norm is not None:
-            h = self.through('downsample.norm', merge.norm, h, ctx, index)
-        return self.through('downsample.reduction', merge.reduction, h, ctx, index)
+            steps.insert(int(self.norm_behind(merge)), ('downsample.norm', merge.norm))
+        for kind, step in steps:
+            h = self.through(kind, step, h, ctx, index)
+        return h
+
+    def run_blocks(self, stage: nn.Module, x: Tensor, ctx: Context) -> Tensor:
+        """The blocks of a stage, without its merging."""
+        for block in stage.blocks:
+            x = block(x, ctx)
+        return x
 
     def run_stages(
         self, stages: nn.ModuleList, x: Tensor, ctx: Context
@@ -129,9 +185,8 @@ class WindowBackboneHost(BackboneHost):
         outs = []
         ctx.grid = numbers(ctx.grid)
         for i, stage in enumerate(stages):
-            for block in stage.blocks:
-                x = block(x, ctx)
-            merge = stage.downsample
+            x = self.run_blocks(stage, x, ctx)
+            merge = merging(stages, i, self.opening)
             if merge is not None and self.out_after_downsample:
                 x = self.merge_patches(i, merge, x, ctx)
             if i in self.out_indices:
@@ -142,11 +197,25 @@ class WindowBackboneHost(BackboneHost):
         return outs
 
 
+def merging(stages: nn.ModuleList, index: int, opening: bool) -> nn.Module | None:
+    """The patch merging behind a stage, None where there is none.
+
+    Args:
+        stages: The stages of a backbone.
+        index: Of the stage in front of the merging.
+        opening: See :class:`WindowBackboneHost`.
+    """
+    index += opening
+    merge = stages[index].downsample if index < len(stages) else None
+    return None if isinstance(merge, nn.Identity) else merge
+
+
 class WindowSiteMap(SiteMap):
     """Site map of a backbone whose stages hold windowed blocks."""
 
     stages_name: str
     channels_first: bool
+    absent = {'feature': 'outputs of a trunk of windows are maps'}
     position_biases = ('relative_position_bias_table',)
 
     def projection(self, backbone: nn.Module) -> nn.Module:
@@ -162,6 +231,22 @@ class WindowSiteMap(SiteMap):
     ) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
         """Heads, hidden width, window and shift of a block."""
         raise NotImplementedError
+
+    def attention_dims(self, block: nn.Module) -> int | None:
+        """Width of all heads, None where it is that of the stream."""
+        return None
+
+    def out_dims(self, backbone: nn.Module, index: int) -> int:
+        """Width of the output of a stage."""
+        return backbone.num_features[index]
+
+    def mergings(self, backbone: nn.Module) -> Iterator[tuple[int, nn.Module]]:
+        """Index of the stage in front, and module, of every patch merging."""
+        stages = self.stages(backbone)
+        for i in range(len(stages)):
+            merge = merging(stages, i, self.swapped.opening)
+            if merge is not None:
+                yield i, merge
 
     def stages(self, backbone: nn.Module) -> nn.ModuleList:
         """The stages, in the order of the forward pass."""
@@ -181,11 +266,11 @@ class WindowSiteMap(SiteMap):
         facts = {'num_blocks': depth, 'embed_dims': embed, 'patch_dims': patch}
         first = {**facts, 'stage': 0, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, embed, **first)]
-        if backbone.patch_embed.norm is not None:
+        if not isinstance(backbone.patch_embed.norm, nn.Identity | None):
             sites.append(Site('embed.norm', '', embed, embed, **first))
         sites.append(Site('embed', '', embed, embed, **first))
         counter = 0
-        pooled = len(backbone.out_indices) == 1
+        mergings = dict(self.mergings(backbone))
         for i, stage in enumerate(stages):
             facts['stage'] = i
             d = self.stage_dims(stage)
@@ -196,6 +281,7 @@ class WindowSiteMap(SiteMap):
                     d,
                     mlp,
                     windowed=True,
+                    attn_dims=self.attention_dims(block),
                     block=counter,
                     num_heads=heads,
                     window=window,
@@ -203,31 +289,43 @@ class WindowSiteMap(SiteMap):
                     **facts,
                 )
                 counter += 1
-            at = {**facts, 'has_grid': True, 'index': i}
-            merging = []
-            if stage.downsample is not None:
-                wide, out = 4 * d, stage.downsample.reduction.out_features
-                order = {'channels_first': self.channels_first}
-                if stage.downsample.norm is not None:
-                    site = Site('downsample.norm', '', wide, wide, **at, **order)
-                    merging = [site]
-                merging += [
-                    Site('downsample.reduction', '', wide, out, **at, **order),
-                    Site('downsample', '', d, out, **at, **order),
-                ]
-            leaving = []
-            if i in backbone.out_indices:
-                n = backbone.num_features[i]
-                norm = getattr(backbone, f'norm{i}')
-                if not isinstance(norm, nn.Identity):
-                    leaving.append(Site('out.norm', '', n, n, **at))
-                leaving.append(
-                    Site('out', '', n, n, pooled=pooled, window=window, **at)
-                )
-            if getattr(backbone, 'out_after_downsample', False):
-                sites += merging + leaving
-            else:
-                sites += leaving + merging
+            behind = []
+            if i in mergings:
+                behind = self.merging_sites(mergings[i], d, {**facts, 'index': i})
+            leaving = self.exits(backbone, {**facts, 'index': i, 'window': window})
+            late = getattr(backbone, 'out_after_downsample', False)
+            sites += behind + leaving if late else leaving + behind
+        return sites
+
+    def merging_sites(self, merge: nn.Module, dims: int, facts: dict) -> list[Site]:
+        """The sites of a patch merging of features of width ``dims``."""
+        wide, out = 4 * dims, merge.reduction.out_features
+        at = {**facts, 'has_grid': True, 'channels_first': self.channels_first}
+        sites = [Site('downsample.reduction', '', wide, out, **at)]
+        if merge.norm is not None:
+            late = self.swapped.norm_behind(merge)
+            n = out if late else wide
+            sites.insert(int(late), Site('downsample.norm', '', n, n, **at))
+        return [*sites, Site('downsample', '', dims, out, **at)]
+
+    def exits(self, backbone: nn.Module, facts: dict) -> list[Site]:
+        """The sites of the output of a stage.
+
+        Args:
+            backbone: The backbone.
+            facts: Fields of :class:`Site`, with the stage as ``index``, and the window
+                of its blocks.
+        """
+        i = facts['index']
+        if i not in backbone.out_indices:
+            return []
+        n = self.out_dims(backbone, i)
+        facts = {**facts, 'has_grid': True}
+        pooled = len(backbone.out_indices) == 1
+        sites = [Site('out', '', n, n, pooled=pooled, **facts)]
+        if not isinstance(getattr(backbone, f'norm{i}'), nn.Identity):
+            del facts['window']
+            sites.insert(0, Site('out.norm', '', n, n, **facts))
         return sites
 
     def outer_modules(self, backbone: nn.Module) -> dict[str, nn.Module]:
@@ -235,10 +333,12 @@ class WindowSiteMap(SiteMap):
             'embed_proj': self.projection(backbone),
             'embed_norm': backbone.patch_embed.norm,
         }
-        for i, stage in enumerate(self.stages(backbone)):
-            if stage.downsample is not None:
-                modules[f'downsample_norm_{i}'] = stage.downsample.norm
-                modules[f'downsample_reduction_{i}'] = stage.downsample.reduction
-            if i in backbone.out_indices:
-                modules[f'out_norm_{i}'] = getattr(backbone, f'norm{i}')
-        return modules
+        for i, merge in self.mergings(backbone):
+            modules[f'downsample_norm_{i}'] = merge.norm
+            modules[f'downsample_reduction_{i}'] = merge.reduction
+        return modules | self.exit_norms(backbone)
+
+    def exit_norms(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        """The norms of the outputs, by :attr:`Site.key`."""
+        taken = backbone.out_indices
+        return {f'out_norm_{i}': getattr(backbone, f'norm{i}') for i in taken}

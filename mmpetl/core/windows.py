@@ -59,7 +59,11 @@ def padded_grid(grid: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ..
 
 
 def to_windows(
-    x: Tensor, grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
+    x: Tensor,
+    grid: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    roll_first: bool = False,
 ) -> Tensor:
     """Pad with zeros at the far ends, shift, and cut into windows.
 
@@ -68,6 +72,7 @@ def to_windows(
         grid: Extents of the grid.
         window: Extents of a window.
         shift: How far the grid is rolled towards the origin, per axis.
+        roll_first: Whether the shift comes in front of the padding.
 
     Returns:
         (B * windows, prod(window), C), image-major.
@@ -75,12 +80,14 @@ def to_windows(
     b, _, c = x.shape
     x = x.view(b, *grid, c)
     full = padded_grid(grid, window)
+    back, axes = tuple(-s for s in shift), tuple(range(1, len(grid) + 1))
+    if any(shift) and roll_first:
+        x = torch.roll(x, back, axes)
     if full != grid:
         pads = [p for g, f in zip(grid, full, strict=True) for p in (f - g, 0)]
         x = F.pad(x, (0, 0, *reversed(pads)))
-    axes = tuple(range(1, len(grid) + 1))
-    if any(shift):
-        x = torch.roll(x, tuple(-s for s in shift), axes)
+    if any(shift) and not roll_first:
+        x = torch.roll(x, back, axes)
     cut = [n for f, w in zip(full, window, strict=True) for n in (f // w, w)]
     x = x.view(b, *cut, c)
     outer = [2 * i + 1 for i in range(len(grid))]
@@ -90,7 +97,11 @@ def to_windows(
 
 
 def from_windows(
-    x: Tensor, grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
+    x: Tensor,
+    grid: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    roll_first: bool = False,
 ) -> Tensor:
     """Undo :func:`to_windows`: (B * windows, prod(window), C) -> (B, N, C)."""
     c = x.shape[-1]
@@ -100,10 +111,13 @@ def from_windows(
     n = len(grid)
     order = [a for i in range(n) for a in (1 + i, 1 + n + i)]
     x = x.permute(0, *order, 2 * n + 1).reshape(-1, *full, c)
-    if any(shift):
-        x = torch.roll(x, shift, tuple(range(1, n + 1)))
+    axes = tuple(range(1, n + 1))
+    if any(shift) and not roll_first:
+        x = torch.roll(x, shift, axes)
     if full != grid:
         x = x[(slice(None), *(slice(g) for g in grid))]
+    if any(shift) and roll_first:
+        x = torch.roll(x, shift, axes)
     return x.flatten(1, -2)
 
 
@@ -186,11 +200,15 @@ class Partition:
         grid: Extents of the grid.
         window: Extents of a window.
         shift: How far the grid is rolled towards the origin, per axis.
+        roll_first: Whether the shift comes in front of the padding, so that zeros lie
+            at the far ends of the windows and not inside of the map. The mask is the
+            same.
     """
 
     grid: tuple[int, ...]
     window: tuple[int, ...]
     shift: tuple[int, ...]
+    roll_first: bool = False
 
     @classmethod
     def shrunk(
@@ -217,11 +235,11 @@ class Partition:
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B * windows, tokens, C), image-major."""
-        return to_windows(x, self.grid, self.window, self.shift)
+        return to_windows(x, self.grid, self.window, self.shift, self.roll_first)
 
     def join(self, x: Tensor) -> Tensor:
         """(B * windows, tokens, C) -> (B, N, C)."""
-        return from_windows(x, self.grid, self.window, self.shift)
+        return from_windows(x, self.grid, self.window, self.shift, self.roll_first)
 
     def mask(self, device: torch.device) -> Tensor | None:
         """What keeps tokens apart that only the cyclic shift brought together.

@@ -47,6 +47,7 @@ class Adapter(Method):
     """
 
     family = 'adapter'
+    across = True
     placed = ''
     sized = ('hidden_dims',)
 

@@ -124,6 +124,7 @@ class Convpass(Method):
     """
 
     family = 'adapter'
+    reads_grid = True
     sized = ('hidden_dims',)
 
     def __init__(

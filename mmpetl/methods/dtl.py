@@ -112,6 +112,7 @@ class DTL(Method):
     targets = ('block',)
     optional = ('out',)
     family = 'side'
+    reads_grid = True
     apart = False
 
     def __init__(

@@ -66,7 +66,9 @@ class BranchDelta(Delta):
         self.kind = kind
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        self.notes(ctx)[self.kind] = without_extra(y, ctx)
+        notes, own = self.notes(ctx), without_extra(y, ctx)
+        # Blocks that divide attention over space and time have two branches of it.
+        notes[self.kind] = notes[self.kind] + own if self.kind in notes else own
         return y
 
 

@@ -412,6 +412,12 @@ class GPS(Method):
         with watching(place.module, {out: look}):
             place.module(torch.cat([inputs for inputs, _ in pairs]))
         labels = torch.cat([labels for _, labels in pairs])
+        if len(found[0]) != len(labels):
+            raise PETLError(
+                f"GPS with criterion='supcon' needs one feature per label, and the "
+                f'blocks of this backbone give {len(found[0])} for {len(labels)} '
+                "(frames are images to them); choose criterion='task'"
+            )
         return supervised_contrast(found[0].float(), labels), pairs[0][1]
 
     def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:

@@ -238,6 +238,7 @@ class HST(Method):
     targets = ('tokens', 'feature')
     starts_as_identity = False
     family = 'side'
+    reads_grid = True
     apart = False
     replaces = ('feature',)
 

@@ -18,10 +18,10 @@ from mmpetl.core import (
     Context,
     Delta,
     Method,
-    PETLError,
     Site,
     check_kinds,
     check_range,
+    check_rank,
     convolve,
 )
 from mmpetl.registry import METHODS
@@ -122,13 +122,7 @@ class Hydra(Method):
         self.targets = check_kinds(self, targets, PROJECTIONS)
 
     def check(self, sites: list[Site]) -> None:
-        thin = min(sites, key=lambda s: min(s.in_dims, s.out_dims))
-        narrow = min(thin.in_dims, thin.out_dims)
-        if self.rank >= narrow:
-            raise PETLError(
-                f'Hydra needs rank below the narrowest projection ({narrow}), '
-                f'got {self.rank} at {thin}'
-            )
+        check_rank(self, self.rank, sites)
 
     def build(self, site: Site) -> HydraDelta:
         cls = HydraDelta if site.kernel is None else HydraConvDelta

@@ -136,16 +136,22 @@ class GroupDelta(Delta):
 class CorrectionDelta(Delta):
     """``z_m + e_m`` in front of the output's norm; parallel networks share the batch.
 
+    An output in front of the end of the first group is that of the trunk.
+
     x: (B, num_prefix + prod(grid), C) -> (P B, num_prefix + prod(grid), C).
     """
 
-    def __init__(self, stage: int) -> None:
+    def __init__(self, stage: int, num_parallel: int) -> None:
         super().__init__()
         self.stage = stage
+        self.num_parallel = num_parallel
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         _, corrections = self.notes(ctx)[self.stage]
-        features = [add_to_own(x, e.to(x.dtype), ctx) for e in corrections]
+        if corrections is None:
+            features = [x] * self.num_parallel
+        else:
+            features = [add_to_own(x, e.to(x.dtype), ctx) for e in corrections]
         return features[0] if len(features) == 1 else torch.cat(features)
 
 
@@ -165,7 +171,9 @@ class LAST(Method):
     targets = ('embed', 'block', 'out')
     optional = ('downsample',)
     family = 'side'
+    reads_grid = True
     apart = False
+    reads_windows = True
 
     def __init__(
         self,
@@ -233,5 +241,5 @@ class LAST(Method):
         if site.kind == 'block':
             return GroupDelta(site, self.rank, self.units, self.num_parallel)
         if site.kind == 'out':
-            return CorrectionDelta(site.stage)
+            return CorrectionDelta(site.stage, self.num_parallel)
         return EntryDelta(0 if site.kind == 'embed' else site.index + 1)

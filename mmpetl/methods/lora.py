@@ -19,10 +19,10 @@ from mmpetl.core import (
     Context,
     Delta,
     Method,
-    PETLError,
     Site,
     check_kinds,
     check_range,
+    check_rank,
     convolve,
     kaiming_uniform_,
 )
@@ -112,13 +112,7 @@ class LoRA(Method):
             self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
 
     def check(self, sites: list[Site]) -> None:
-        thin = min(sites, key=lambda s: min(s.in_dims, s.out_dims))
-        narrow = min(thin.in_dims, thin.out_dims)
-        if self.rank >= narrow:
-            raise PETLError(
-                f'LoRA needs rank below the narrowest projection ({narrow}), '
-                f'got {self.rank} at {thin}'
-            )
+        check_rank(self, self.rank, sites)
 
     @property
     def scale(self) -> float:

@@ -217,7 +217,9 @@ class LST(Method):
     optional = ('downsample',)
     starts_as_identity = False
     family = 'side'
+    reads_grid = True
     apart = False
+    reads_windows = True
     replaces = ('out',)
 
     def __init__(
@@ -401,12 +403,18 @@ def check_shapes(site: Site, weights: Callable[[str, str], Affine]) -> None:
     Raises:
         PETLError: Its feed-forward network is gated, or its keys are narrow.
     """
-    qkv, proj, fc1, fc2 = (
-        sum(map(len, weights(site.host, kind).weights))
-        if kind in ('attn.qkv', 'ffn.fc1')
-        else weights(site.host, kind).weight.shape[1]
-        for kind in ('attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
-    )
+    try:
+        qkv, proj, fc1, fc2 = (
+            sum(map(len, weights(site.host, kind).weights))
+            if kind in ('attn.qkv', 'ffn.fc1')
+            else weights(site.host, kind).weight.shape[1]
+            for kind in ('attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
+        )
+    except PETLError as error:
+        raise PETLError(
+            f'LST starts plain side blocks from those of the trunk, and {error}; '
+            "choose init='random'"
+        ) from None
     other = 'gates its feed-forward network' if fc1 != fc2 else ''
     other = 'has fewer keys than queries' if qkv != 3 * proj else other
     if other:

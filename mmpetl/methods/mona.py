@@ -86,6 +86,9 @@ class MonaDelta(Delta):
 class Mona(Method):
     """Multi-cognitive visual adapter.
 
+    It stands behind both residuals of a block, and behind the one of a block without
+    attention (ConvNeXt), which the paper does not try.
+
     Args:
         hidden_dims: Width between the projections, >= 1; 64 in the authors' code,
             whatever its own argument says.
@@ -95,7 +98,10 @@ class Mona(Method):
     """
 
     targets = ('attn.sum', 'ffn.sum')
+    # A convolutional block has one residual, and its sum is both.
+    substitutes = {'attn.sum': ('ffn.sum',)}
     family = 'adapter'
+    reads_grid = True
     placed = 'grid'
     sized = ('hidden_dims',)
 

@@ -383,21 +383,21 @@ class Supernet:
         self.space = SearchSpace.of(slot.method.space)
         self.num_blocks: int = slot.sites[0].num_blocks
         names = {kind: name for name, kind in WIDTHS.items()}
-        self.deltas = {
-            (names[site.kind], site.block): module.get_submodule(f'{site.path}.{name}')
+        self.deltas = [
+            (names[site.kind], site.block, module.get_submodule(f'{site.path}.{name}'))
             for site in slot.sites
-        }
+        ]
 
     def activate(self, subnet: Subnet) -> None:
         """Let the first rows and columns act that the subnet asks for."""
-        for (name, block), delta in self.deltas.items():
+        for name, block, delta in self.deltas:
             delta.width = getattr(subnet, name)[block]
 
     def size(self, subnet: Subnet) -> int:
         """Parameters of a subnet, heads excluded."""
         return sum(
             delta.size(getattr(subnet, name)[block])
-            for (name, block), delta in self.deltas.items()
+            for name, block, delta in self.deltas
         )
 
 

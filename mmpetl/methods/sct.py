@@ -255,9 +255,8 @@ class SCT(Method):
     def _watched(self, place: Place, site: Site) -> Site:
         if self.choose_by == 'output':
             return site
-        return next(
-            s for s in place.record.sites if s.kind == 'block' and s.host == site.host
-        )
+        sites = place.record.sites
+        return next(s for s in sites if s.kind == 'block' and s.block == site.block)
 
     @torch.no_grad()
     def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:

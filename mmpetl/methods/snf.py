@@ -66,6 +66,7 @@ class SNF(Method):
 
     targets = ('attn.skip', 'ffn.skip')
     family = 'adapter'
+    across = True
 
     def __init__(
         self, length: int = 6, zero_init: bool = False, blocks: int | None = None

@@ -15,7 +15,7 @@ from mmpetl.registry import BACKBONES, MODELS
 
 EXTRA = (
     'mmpetl.HFBackbone needs the package transformers; pip install '
-    '"mmpetl[transformers]"'
+    '"mmpetl[transformers]" (Python 3.11 or later)'
 )
 
 
@@ -24,7 +24,8 @@ class HFBackbone(BaseModule):
     """A vision model of transformers that gives what necks and heads of OpenMMLab read.
 
     Outputs are those of layers behind the model's final norm, as its ``*Backbone``
-    classes give them. The model itself is at ``model``; sites are those of a file
+    classes give them; those of a SegFormer are its stages', each behind its own norm.
+    The model itself is at ``model``; sites are those of a file
     ``mmpetl/backbones/transformers_*.py``.
 
     Args:
@@ -34,15 +35,17 @@ class HFBackbone(BaseModule):
         pretrained: Whether the weights come with the model; a dict has none, so that it
             wants False. Then the values are drawn, and ``init_cfg`` or the
             ``checkpoint`` of ``mmpetl.PETLBackbone`` may fill them.
-        out_indices: Layers whose output leaves, negative ones counted from the last.
+        out_indices: Layers, of a SegFormer stages, whose output leaves; negative ones
+            are counted from the last.
         out_type: ``'featmap'`` for maps (B, C, *grid), ``'cls_token'`` for the first
             token (B, C), ``'avg_featmap'`` for the mean of the grid (B, C).
         model_args: Further arguments of the model's config.
         init_cfg: As in every module of MMEngine.
 
     Raises:
-        PETLError: transformers is missing, nothing has that name, the model gives no
-            plain sequence of tokens, or there is no class token to hand out.
+        PETLError: transformers is missing, nothing has that name, the model gives
+            neither a plain sequence of tokens nor maps, or there is no class token to
+            hand out.
     """
 
     def __init__(
@@ -63,13 +66,17 @@ class HFBackbone(BaseModule):
         self.model = build_model(name_or_config, pretrained, dict(model_args or {}))
         self._is_init = pretrained
         depth = self.model.config.num_hidden_layers
+        stages = self.model.config.model_type in WITH_MAPS
+        noun = 'stages' if stages else 'layers'
         given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
         if not given or not all(-depth <= i < depth for i in given):
             raise PETLError(
-                f'out_indices {given} of a model with {depth} layers; take numbers '
+                f'out_indices {given} of a model with {depth} {noun}; take numbers '
                 f'from 0 to {depth - 1}, or negative ones from the last'
             )
         self.out_indices = tuple(i % depth for i in given)
+        if stages:
+            self.model.out_indices = self.out_indices
         if out_type == 'cls_token' and not self.num_prefix_tokens:
             raise PETLError(
                 f'{type(self.model).__name__} has no class token; '
@@ -80,6 +87,8 @@ class HFBackbone(BaseModule):
     def num_prefix_tokens(self) -> int:
         """Class and register tokens in front of the grid."""
         kind = self.model.config.model_type
+        if kind in WITH_MAPS:
+            return 0
         return WITH_TOKENS[kind][1] + (
             getattr(self.model.config, 'num_register_tokens', 0)
             if kind in ('dinov2_with_registers', 'dinov3_vit')
@@ -102,6 +111,10 @@ class HFBackbone(BaseModule):
         # Upstream's video models want the frames in front of the channels.
         given = x.transpose(1, 2) if x.ndim == 5 else x
         result = self.model(given, output_hidden_states=True, **CALL.get(kind, {}))
+        if kind in WITH_MAPS:
+            maps = tuple(result.hidden_states[i] for i in self.out_indices)
+            pooled = self.out_type == 'avg_featmap'
+            return tuple(y.mean((2, 3)) for y in maps) if pooled else maps
         grid = self.grid_of(x)
         own, last = self.num_prefix_tokens, self.model.config.num_hidden_layers - 1
         outs = []
@@ -155,6 +168,8 @@ WITH_TOKENS: dict[str, tuple[str, int, str, bool]] = {
 }
 """By ``model_type``: class, class tokens, final norm, whether ``last_hidden_state`` has
 been through it."""
+WITH_MAPS = {'segformer': 'SegformerModel'}
+"""Classes by ``model_type`` whose recorded states are maps of stages."""
 CALL: dict[str, dict[str, Any]] = {
     'vit': {'interpolate_pos_encoding': True},
     'clip_vision_model': {'interpolate_pos_encoding': True},
@@ -192,12 +207,16 @@ def build_model(
         )
     config = _config(transformers, name_or_config, model_args)
     kind = config.model_type
-    if kind not in WITH_TOKENS:
+    if kind not in (*WITH_TOKENS, *WITH_MAPS):
         raise PETLError(
-            f'a model of type {kind!r} gives no plain sequence of tokens; '
-            f'mmpetl.HFBackbone knows {", ".join(WITH_TOKENS)}'
+            f'a model of type {kind!r} gives no plain sequence of tokens and no maps; '
+            f'mmpetl.HFBackbone knows {", ".join((*WITH_TOKENS, *WITH_MAPS))}'
         )
-    cls = getattr(transformers, WITH_TOKENS[kind][0])
+    if kind in WITH_MAPS:
+        config.reshape_last_stage = True
+        cls = getattr(transformers, WITH_MAPS[kind])
+    else:
+        cls = getattr(transformers, WITH_TOKENS[kind][0])
     build = BUILD.get(kind, {})
     if not pretrained:
         return cls(config, **build)

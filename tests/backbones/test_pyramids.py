@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import loss_of, outputs, randomise_
+from tiny import loss_of, outputs, randomise_, record
 from torch import nn
 
 from mmpetl.core import (
@@ -18,6 +18,7 @@ from mmpetl.core import (
     PETLError,
     Role,
     Site,
+    base_changes,
     eject,
     inject,
     injection_of,
@@ -326,7 +327,7 @@ def test_attention_on_reduced_keys_is_not_drawn_on_cells() -> None:
 
     model = inject(build('mmseg_mit:build'), 'LoRA')
     model.eval()
-    with pytest.raises(PETLError, match='block 0 makes keys and values'):
+    with pytest.raises(PETLError, match='block 0 pools its queries, or makes keys'):
         with watch_attention(model):
             model(drawn((32, 32)))
     with watch_attention(model, [2, 3]) as seen:
@@ -373,6 +374,10 @@ def test_intermediates_of_timm_are_those_of_the_original(stop: bool) -> None:
     torch.testing.assert_close(model.forward_features(x), plain.forward_features(x))
     with pytest.raises(PETLError, match='prune before inject'):
         model.prune_intermediate_layers(1)
+    model.reset_classifier(7)
+    assert model.head.weight.requires_grad
+    assert record(model).head == {'head.weight', 'head.bias'}
+    assert base_changes(model) == []
 
 
 def test_checkpointing_of_timm_is_respected() -> None:

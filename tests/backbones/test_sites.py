@@ -31,6 +31,14 @@ def _shape(site: Site, x: Tensor, ctx: Context, dims: int) -> None:
         assert x.shape[1] == ctx.num_prefix + math.prod(ctx.grid), site
 
 
+def _stretched(x: Tensor, number: Tensor) -> Tensor:
+    """Channels times a number that counts more from one to the next.
+
+    A common factor of all of them is lost where unit vectors are made of them.
+    """
+    return x * (1 + (number - 1) * torch.linspace(1, 2, x.shape[-1], dtype=x.dtype))
+
+
 class After(Delta):
     """Scales what leaves by a trained number, and looks at what passes."""
 
@@ -53,7 +61,7 @@ class After(Delta):
         else:
             _shape(self.site, x, ctx, self.site.in_dims)
             _shape(self.site, y, ctx, self.site.out_dims)
-        return y * self.scale
+        return _stretched(y, self.scale)
 
 
 class Both(After):
@@ -67,12 +75,14 @@ class Both(After):
         SEEN.append((self.site, 'before'))
         if self.site.kind == 'attn.core':
             q, k, v = x
-            return q, k, v * self.scale_before
-        return x * self.scale_before
+            return q, k, _stretched(v, self.scale_before)
+        return _stretched(x, self.scale_before)
 
 
 class Look(Method):
     """Probes every site of one kind."""
+
+    across = True  # what enters is looked at, and what leaves is scaled
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -108,7 +118,6 @@ def test_sites_run_where_and_with_what_they_promise(any_stem: str) -> None:
         grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         grads = {n: g for n, g in grads.items() if 'petl' in n.split('.')}
         assert len(grads) == len(sites) * len(ports)
-        # A norm undoes a scale in front of it, but for its epsilon.
         assert all(g is not None and g != 0 for g in grads.values()), kind
 
 

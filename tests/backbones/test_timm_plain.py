@@ -12,6 +12,7 @@ import tiny
 import torch
 from timm.models import vision_transformer as vit
 from timm.models import vitamin
+from timm_builders import builders, starts_and_learns
 from timm_models import EARLY, MODELS, PARALLEL, SQUARE, B, D, E, S, made, sizes, vit_of
 from tiny import Everything, Nothing, loss_of, outputs, randomise_, shake_
 from torch import Tensor, nn
@@ -393,39 +394,6 @@ def test_every_method_works_or_is_refused_in_one_line(name: str) -> None:
 SMALL = {'img_size': 32, 'patch_size': 8, 'embed_dim': 64, 'depth': 2, 'num_heads': 4}
 
 
-def builders(
-    monkeypatch: pytest.MonkeyPatch, module: str, maker: str
-) -> dict[str, dict[str, Any]]:
-    """The options of every builder of a timm module."""
-    found = {}
-    with monkeypatch.context() as patch:
-        source = getattr(timm.models, module)
-        patch.setattr(source, maker, lambda variant, pretrained=False, **args: args)
-        for name in timm.list_models(module=module):
-            found[name] = timm.models.model_entrypoint(name)()
-    return found
-
-
-def walked(name: str, options: dict[str, Any], **more: Any) -> None:
-    """LoRA at zero leaves the outputs of a shrunk model, and then learns."""
-    small = SMALL | more
-    if options.get('num_kv_heads'):
-        small['num_kv_heads'] = (2, 4)
-    plain = randomise_(timm.create_model(name, **small, num_classes=3)).double().eval()
-    model = inject(copy.deepcopy(plain), 'LoRA')
-    x = torch.randn(2, 3, 32, 32, dtype=torch.double)
-    wanted = outputs(plain, x)
-    for a, b in zip(outputs(model, x), wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=name)
-    shake_(model)
-    ys = outputs(model, x)
-    loss_of(ys).backward()
-    assert (ys[0] - wanted[0]).abs().max() > 0, name
-    own = [p for n, p in model.named_parameters() if 'petl' in n.split('.')]
-    assert own, name
-    assert all(p.grad is not None for p in own), name
-
-
 @pytest.mark.parametrize(
     ('module', 'maker', 'count'),
     [
@@ -440,7 +408,10 @@ def test_every_builder_works(
     options = builders(monkeypatch, module, maker)
     assert len(options) >= count  # timm 1.0.31 has as many
     for name, args in options.items():
-        walked(name, args)
+        small = dict(SMALL)
+        if args.get('num_kv_heads'):
+            small['num_kv_heads'] = (2, 4)
+        starts_and_learns(name, **small)
 
 
 STEMS = {

@@ -186,6 +186,7 @@ OPENMMLAB: list[tuple[str, dict[str, Any]]] = [
     ('mmpretrain_vit', {'out_type': 'avg_featmap', 'out_indices': [0]}),
     ('mmpretrain_vit', {'out_indices': [1, 2]}),
     ('mmpretrain_vit', {'layer_cfgs': {'act_cfg': {'type': 'ReLU'}}}),
+    ('mmpretrain_vit', {'layer_cfgs': {'ffn_type': 'swiglu_fused'}}),
     ('mmpretrain_swin', merging(bias=True, out_channels=48)),
     ('mmpretrain_swin', merging(padding='same')),
     ('mmpretrain_swin', merging(padding=0)),
@@ -202,11 +203,6 @@ OPENMMLAB: list[tuple[str, dict[str, Any]]] = [
 ]
 NOT_OPENMMLAB: list[tuple[str, dict[str, Any], str]] = [
     ('mmpretrain_vit', {'layer_cfgs': {'num_fcs': 3}}, 'ffn has 3 linear layers'),
-    (
-        'mmpretrain_vit',
-        {'layer_cfgs': {'ffn_type': 'swiglu_fused'}},
-        'ffn is a mmpretrain.SwiGLUFFNFused;',
-    ),
     ('mmpretrain_vit', {'patch_cfg': {'dilation': 2}}, 'projection is dilated'),
     (
         'mmpretrain_vit',

@@ -74,11 +74,41 @@ def test_both_mmcv_clash():
 
 
 def test_transformers_is_a_note():
-    assert not doctor.check_transformers({})
-    note = only(doctor.check_transformers({'transformers': '5.23.0'}))
-    assert (note.verdict, note.fatal) == ('note', False)
-    assert 'multimodal' in note.mend
+    """None of its releases serves both; none of the notes tells to break the other."""
+    ours = ["transformers>=5.24; python_version >= '3.11'"]
+    assert not doctor.check_transformers({}, ours)
+    new = only(doctor.check_transformers({'transformers': '5.24.0'}, ours))
+    assert (new.verdict, new.fatal) == ('note', False)
+    assert new.wanted == 'optional, >=5.24'
+    assert 'multimodal' in new.mend
+    assert 'pip install' not in new.mend
+    early = only(doctor.check_transformers({'transformers': '5.20.2'}, ours))
+    assert 'multimodal' in early.mend
+    assert 'pip install "transformers>=5.24" (python_version >= "3.11")' in early.mend
+    old = only(doctor.check_transformers({'transformers': '4.31.0'}, ours))
+    assert 'multimodal' not in old.mend
+    assert 'transformers>=5.24' in old.mend
+    # Where the requirement files are not at hand, as in a wheel.
     assert only(doctor.check_transformers({'transformers': '4.31.0'})).verdict == 'ok'
+
+
+def test_the_declared_transformers_is_pinned_where_it_can_be_had():
+    """The pin and the range agree on every Python that mmpetl runs on."""
+    requirement = doctor._requirement_class()
+    (line,) = doctor._lines('transformers')
+    ours = requirement(line)
+    for python in ('3.10', '3.11', '3.12'):
+        env = {'python_version': python}
+        pins = [requirement(line) for line in doctor._lines('constraints')]
+        pins = [
+            pin
+            for pin in pins
+            if pin.name == 'transformers'
+            and (pin.marker is None or pin.marker.evaluate(env))
+        ]
+        assert bool(pins) == (ours.marker is None or ours.marker.evaluate(env))
+        for pin in pins:
+            assert ours.specifier.contains(str(pin.specifier).removeprefix('=='))
 
 
 def test_torch_and_torchvision_belong_together():

@@ -56,9 +56,9 @@ def test_nothing_frozen_changes(brief_pair: Pair) -> None:
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
-def test_activation_checkpointing_gives_the_same_gradients(pair: Pair) -> None:
-    x = images(pair.stem, odd=True, dtype=F64)
-    model = Tuned(pair.inject(F64), x)
+def test_activation_checkpointing_gives_the_same_gradients(brief_pair: Pair) -> None:
+    x = images(brief_pair.stem, odd=True, dtype=F64)
+    model = Tuned(brief_pair.inject(F64), x)
     shake_(model)
     model.train()
     inner, grads = core(model), []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -221,6 +223,17 @@ def test_sizes_by_layer_must_fit() -> None:
     assert 'got 40 at inner.blocks.0.attn.qkv' in one_line(
         model, {'type': 'LoRA', 'rank': {'*.qkv': 40, '*': 2}}, layers='*'
     )
+
+
+def test_a_layer_too_narrow_for_the_rank_may_have_its_own() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.Linear(4, 8)))
+    model[1].thin = nn.Linear(8, 2)
+    line = one_line(model, LoRA(rank=3))
+    sizes, layers = {'*1.thin': 1, '*': 3}, ['*', '!*1.thin']
+    way = f'give it its own, rank={sizes}, or leave it out, layers={layers}'
+    assert line.endswith(f'got 3 at 1.thin:layer.linear; {way}')
+    inject(copy.deepcopy(model), {'type': 'LoRA', 'rank': sizes})
+    inject(model, LoRA(rank=3), layers=layers)
 
 
 def test_gps_needs_the_loss_of_the_task() -> None:

@@ -306,6 +306,25 @@ def test_deltas_train_where_upstream_puts_stages_in_eval_mode() -> None:
     assert not model.layer1.training
 
 
+@pytest.mark.parametrize('method', ['LinearProbe', {'type': 'LoRA', 'rank': 2}])
+def test_a_model_gives_the_outputs_of_its_mode(method) -> None:
+    """As mmseg's DDRNet and PIDNet, which give more of them in training."""
+
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout())
+
+        def forward(self, x):
+            y = self.body(x)
+            return (y, x) if self.training else y
+
+    model = inject(Auxiliary(), method).train()
+    assert isinstance(model(torch.randn(3, 4)), tuple)
+    assert not any(part.training for part in (model.body, model.body[1], model.body[2]))
+    assert isinstance(model.eval()(torch.randn(3, 4)), torch.Tensor)
+
+
 def test_a_described_backbones_frozen_stages_stay_in_eval_mode() -> None:
     from mmengine.model import BaseModule
     from tiny import mmpretrain_swin

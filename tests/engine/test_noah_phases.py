@@ -106,14 +106,14 @@ def test_another_subnet_is_drawn_at_each_step_and_the_largest_is_left(supernet):
     class Watch(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             net = runner.train_loop.supernet
-            seen.append(tuple(d.width for d in net.deltas.values()))
+            seen.append(tuple(d.width for _, _, d in net.deltas))
 
     runner = supernet(hooks=[Watch()])
     runner.train()
     assert len(seen) == 20
     assert len(set(seen)) > 10
     assert all(set(widths) <= {0, 1, 2, 3} for widths in seen)
-    assert {d.width for d in runner.train_loop.supernet.deltas.values()} == {3}
+    assert {d.width for _, _, d in runner.train_loop.supernet.deltas} == {3}
 
 
 def test_only_slices_that_were_drawn_move(supernet):
@@ -416,6 +416,7 @@ def test_the_found_subnet_is_trained_from_fresh_modules(
     assert method['found'] is None
 
 
+@pytest.mark.slow
 def test_a_killed_retraining_resumes_to_the_same_weights(found, make_runner):
     whole = make_runner('whole', method=found)
     whole.train()
@@ -426,6 +427,7 @@ def test_a_killed_retraining_resumes_to_the_same_weights(found, make_runner):
     assert_equal_weights(whole, resumed)
 
 
+@pytest.mark.slow
 def test_a_retrained_delta_loads_without_the_search(found, make_runner, tmp_path):
     trained = make_runner('retrain', method=found)
     trained.train()

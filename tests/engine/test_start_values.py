@@ -53,7 +53,9 @@ def base(tmp_path):
 
 
 @pytest.mark.parametrize('stock', [False, True], ids=['our hooks', 'stock hooks'])
-@pytest.mark.parametrize('method', ['LoRA', 'BitFit', 'SSF'])
+@pytest.mark.parametrize(
+    'method', ['LoRA', 'BitFit', pytest.param('SSF', marks=pytest.mark.slow)]
+)
 def test_a_run_with_a_models_init_cfg_keeps_the_base(make_runner, base, method, stock):
     overrides = {'custom_hooks': [], 'default_hooks': {}} if stock else {}
     runner = make_runner(
@@ -120,7 +122,9 @@ def zoo(tmp_path):
     return path
 
 
-@pytest.mark.parametrize('method', ['LoRA', 'BitFit', 'LST'])
+@pytest.mark.parametrize(
+    'method', ['LoRA', pytest.param('BitFit', marks=pytest.mark.slow), 'LST']
+)
 def test_load_from_of_a_whole_model_brings_base_and_head(
     make_runner, base, zoo, tmp_path, method
 ):

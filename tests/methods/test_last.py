@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -261,3 +263,17 @@ def test_bad_arguments_are_refused():
     swin = tiny.mmpretrain_swin(out_indices=(0, 1), out_after_downsample=True)
     with pytest.raises(PETLError, match='behind the patch merging'):
         mmpetl.inject(swin, LAST())
+
+
+def test_an_output_within_the_first_group_is_the_trunks():
+    plain = tiny.randomise_(tiny.mmpretrain_vit(out_indices=[0, 1]))
+    plain.eval()
+    x = tiny.images('mmpretrain_vit')
+    model = mmpetl.inject(
+        copy.deepcopy(plain), LAST(rank=2, group_size=2, num_parallel=2)
+    )
+    tiny.shake_(model)
+    with torch.no_grad():
+        (first, last), wanted = model(x), plain(x)
+    torch.testing.assert_close(first, wanted[0].repeat(2, 1))
+    assert not torch.allclose(last, wanted[1].repeat(2, 1))

@@ -52,9 +52,7 @@ SVT = dict(
     windiow_sizes=[4, 4],
     out_indices=(0, 1),
 )
-SWIN = dict(
-    embed_dims=16, depths=(2, 2, 2, 1), num_heads=(2, 2, 4, 4), window_size=4
-)
+SWIN = dict(embed_dims=16, depths=(2, 2, 2, 1), num_heads=(2, 2, 4, 4), window_size=4)
 CONVNEXT = dict(arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 8, 8]))
 VIDEO = dict(embed_dims=16, depth=1, num_heads=2, mlp_ratio=2, num_frames=4)
 

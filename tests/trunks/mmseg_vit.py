@@ -10,7 +10,7 @@ from torch import nn
 
 
 def build(**args: Any) -> nn.Module:
-    """Two layers with maps as outputs."""
+    """Two blocks, maps behind both."""
     from mmseg.models.backbones import VisionTransformer
 
     plain = {
@@ -21,8 +21,8 @@ def build(**args: Any) -> nn.Module:
         'num_heads': 4,
         'mlp_ratio': 2,
         'out_indices': (0, 1),
-        'patch_bias': True,
         'final_norm': True,
+        'patch_bias': True,
     }
     return VisionTransformer(**plain | args)
 

@@ -45,8 +45,6 @@ FOUND = {
         (3, 40, 53),
         exact=False,
         meets=covering,
-        # It masks one weight, and queries, keys and values have three.
-        refuses=('gps:mask',),
         forward=tokens,
     ),
 }

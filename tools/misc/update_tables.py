@@ -35,6 +35,7 @@ from mmpetl.core import (
     Site,
     SiteMap,
     build_method,
+    check_shapes,
     conflict,
     count_trainable,
     find_site_map,
@@ -91,6 +92,22 @@ OPTIONS: dict[str, dict[str, Callable[[type], torch.nn.Module]]] = {
         'with maps as outputs (`out_type="featmap"`)': lambda c: c(
             arch='base', out_type='featmap'
         ),
+        'with gated networks (`ffn_type="swiglu_fused"`)': lambda c: c(
+            arch='base', layer_cfgs={'ffn_type': 'swiglu_fused'}
+        ),
+    },
+    **{
+        stem: {
+            'with maps as outputs (`out_type="featmap"`)': lambda c: c(
+                arch='base', out_type='featmap'
+            )
+        }
+        for stem in ('mmpretrain_beit', 'mmpretrain_deit3', 'mmpretrain_eva02')
+    },
+    'mmpretrain_deit': {
+        'with the mean as output (`out_type="avg_featmap"`)': lambda c: c(
+            arch='base', out_type='avg_featmap'
+        ),
     },
     'mmaction_vit': {
         'with maps as outputs (`return_feat_map=True`)': lambda c: c(
@@ -110,6 +127,8 @@ class Weightless(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.copy_ and args[1].is_meta:
+            return args[0]  # a small buffer, made of the shape of a large one
         if func in FACTORIES and kwargs.get('device') is None:
             made = func(*args, **{**kwargs, 'device': 'meta'})
             if made.numel() > 2**16:
@@ -137,7 +156,7 @@ class Trunk:
     def group(self) -> str:
         """One of :data:`GROUPS`, by what it is made of and what it offers."""
         sites = offer(self.model)[2]
-        if any(isinstance(m, torch.nn.Conv3d) for m in self.model.modules()):
+        if self.name.startswith('mmaction.'):
             return 'video'
         if not any(site.kind.startswith('attn.') for site in sites):
             return 'convolutional'
@@ -214,6 +233,7 @@ def refusal(method: Method, backbone: torch.nn.Module) -> str | None:
             wanted = method.choose(list(sites))
             lacking = [] if wanted else list(method.targets)
             method.check(wanted)
+            check_shapes(method, wanted, site_map, sites)
     except PETLError as error:
         return str(error)  # the method's own check
     reasons = {kind: site_map.why_absent(core, kind) for kind in lacking}

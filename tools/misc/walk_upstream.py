@@ -16,15 +16,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import json
-import os
 import sys
-import time
-import traceback
 import warnings
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from multiprocessing import Pipe, get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +28,34 @@ from mmengine.config import Config
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from update_tables import replace  # noqa: E402
+from walking import (  # noqa: E402
+    append,
+    check_unwritten,
+    judged,
+    moved,
+    read,
+    table,
+    tuned,
+    versions,
+)
 from walking_data import drawn_batch  # noqa: E402
-from walking_small import make_small  # noqa: E402
+from walking_small import class_of, make_small  # noqa: E402
 
 from mmpetl.apis.run import cli_errors  # noqa: E402
 from mmpetl.core import PETLError  # noqa: E402
+from mmpetl.core.sitemap import site_map_of  # noqa: E402
+
+PAGE = Path(__file__).parents[2] / 'docs' / 'walks.md'
 
 PACKAGES = ('mmpretrain', 'mmseg', 'mmdet', 'mmaction')
-STATES = ('worked', 'refused', 'upstream', 'failed')
-SECONDS = 120
-"""After which a config counts as failed."""
-
 PASSED_OVER = ('num_classes', 'test_cfg', 'lr', 'weight_decay', 'size', 'crop_size')
 """What models that count as the same may differ in."""
+
+BY_LAYERS = ('LoRA', 'SSF', 'Full', 'LinearProbe', 'BitFit', 'LNTune', 'PartialK')
+"""Methods that are tried on every backbone, and others on described ones."""
+
+PLAIN_OPTIMIZER = {'type': 'AdamW', 'lr': 1e-3}
 
 NO_BACKBONES = ('STGCN', 'AAGCN', 'ResNetAudio', 'VPD', 'RGBPoseConv3D')
 """Graph, audio and diffusion models: neither vision transformers nor ConvNets."""
@@ -110,8 +120,14 @@ def try_config(
     from mmengine.runner import Runner
 
     config = Config.fromfile(root_of(package) / name)
+    if 'optim_wrapper' not in config:  # for testing alone
+        config.optim_wrapper = {'optimizer': PLAIN_OPTIMIZER}
     facts['backbone'] = backbone_of(config)
     why = _not_meant(package, config, facts['backbone'])
+    if why is None and method not in (None, *BY_LAYERS):
+        cls = class_of(package, config.model.backbone.type)
+        if cls is None or site_map_of(cls.__new__(cls)) is None:
+            why = f'{method} needs a backbone that a file describes'
     if why is not None:
         return facts | {'state': 'none', 'line': why}
     if 'data_preprocessor' in config:  # as the Runner does
@@ -135,11 +151,12 @@ def try_config(
     batch = drawn_batch(package, config, model)
     wrapper = dict(config.optim_wrapper)
     wrapper['type'] = 'OptimWrapper'
-    wrapper.pop('loss_scale', None)
+    for key in ('loss_scale', 'accumulative_counts'):  # one step is one update
+        wrapper.pop(key, None)
     optim_wrapper = Runner.build_optim_wrapper(_Fake(model), wrapper)
     model.train()
-    before = _tuned(model) if method is not None else {}
-    held = {n: p._version for n, p in model.named_parameters() if not p.requires_grad}
+    before = tuned(model) if method is not None else {}
+    held = versions(model)
     losses = model.train_step(batch, optim_wrapper)
     total = sum(float(v.sum()) for k, v in losses.items() if 'loss' in k)
     if not torch.isfinite(torch.tensor(total)):
@@ -147,10 +164,8 @@ def try_config(
     facts['trained'] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     facts['all'] = sum(p.numel() for p in model.parameters())
     if method is not None:
-        facts['deltas'] = _moved(before, _tuned(model))
-        for name, version in held.items():
-            if model.get_parameter(name)._version != version:
-                raise ValueError(f'{name} is frozen, and was written to')
+        facts['deltas'] = moved(before, tuned(model))
+        check_unwritten(model, held)
     return facts | {'state': 'worked', 'line': ''}
 
 
@@ -177,91 +192,6 @@ class _Fake:
         self.model = model
 
 
-def _tuned(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of all tensors of deltas and selected ones of the base."""
-    from mmpetl.core import Owner, owners
-
-    owner = owners(model)
-    return {
-        name: param.detach().clone()
-        for name, param in model.named_parameters()
-        if owner[name] in (Owner.DELTA, Owner.SELECTED)
-    }
-
-
-def _moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> int:
-    """How many of the tuned tensors a step has moved."""
-    moved = sum(not torch.equal(before[name], after[name]) for name in before)
-    if not moved:
-        raise ValueError(f'a step moved none of {len(before)} tuned tensors')
-    return moved
-
-
-def attempt(
-    package: str, name: str, method: str | None, known: dict[str, dict]
-) -> dict[str, Any]:
-    """:func:`try_config`, with what went wrong in one line."""
-    torch.manual_seed(0)
-    facts: dict[str, Any] = {}
-    try:
-        return try_config(package, name, method, known, facts)
-    except PETLError as error:
-        return facts | {'state': 'refused', 'line': _one_line(error)}
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return facts | {
-            'state': 'failed',
-            'line': f'{type(error).__name__}: {_one_line(error)}',
-            'where': f'{Path(where.filename).name}:{where.lineno}',
-        }
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:400]
-
-
-def judged(
-    package: str, name: str, method: str, known: dict[str, dict]
-) -> dict[str, Any]:
-    """What became of a config; what upstream cannot do here is put down to it."""
-    start = time.monotonic()
-    found = apart(package, name, method, known)
-    if found['state'] == 'failed':
-        plain = apart(package, name, None, {})
-        if plain['state'] != 'worked':
-            found = plain | {'state': 'upstream'}
-    seconds = round(time.monotonic() - start, 1)
-    own = {'package': package, 'config': name, 'method': method, 'seconds': seconds}
-    return {'backbone': None} | found | own
-
-
-def apart(
-    package: str, name: str, method: str | None, known: dict[str, dict]
-) -> dict[str, Any]:
-    """:func:`attempt` in a process of its own, which starts with all packages read."""
-    ours, theirs = Pipe(duplex=False)
-
-    def work() -> None:
-        if not os.environ.get('WALK_LOUD'):
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, 1)
-            os.dup2(sink, 2)
-        theirs.send(attempt(package, name, method, known))
-
-    child = get_context('fork').Process(target=work)
-    child.start()
-    theirs.close()
-    try:
-        if ours.poll(SECONDS):
-            return ours.recv()
-        return {'state': 'failed', 'line': f'not done after {SECONDS} s'}
-    except EOFError:
-        return {'state': 'failed', 'line': 'the process died'}
-    finally:
-        child.kill()
-        child.join()
-
-
 def walk(
     packages: list[str], methods: list[str], only: list[str], out: Path
 ) -> Iterator[dict[str, Any]]:
@@ -282,46 +212,15 @@ def walk(
                     for r in rows
                     if r['method'] == method and r['package'] == package
                 }
-                row = judged(package, name, method, known)
+                row = judged(
+                    partial(try_config, package, name, method, known),
+                    partial(try_config, package, name, None, {}),
+                    {'package': package, 'config': name, 'method': method},
+                )
                 if 'model' in row and 'as' not in row:
                     rows.append(row)
-                with out.open('a') as file:
-                    file.write(json.dumps(row) + '\n')
+                append(out, row)
                 yield row
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    """The rows that a walk has written so far."""
-    if not out.exists():
-        return []
-    return [json.loads(line) for line in out.read_text().splitlines()]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Counts per package and backbone, then the lines of what did not work."""
-    lines = [
-        '| package | backbone | method | configs | ' + ' | '.join(STATES) + ' |',
-        '| :--- | :--- | :--- | ---: | ---: | ---: | ---: | ---: |',
-    ]
-    groups: dict[tuple, Counter] = defaultdict(Counter)
-    why: dict[str, Counter] = defaultdict(Counter)
-    for row in rows:
-        if row['state'] == 'none':
-            continue
-        key = row['package'], row['backbone'] or '?', row['method']
-        groups[key][row['state']] += 1
-        if row['state'] != 'worked':
-            why[row['state']][row['line']] += 1
-    for key, counts in sorted(groups.items()):
-        cells = [str(sum(counts.values())), *(str(counts[s]) for s in STATES)]
-        lines.append('| ' + ' | '.join((*key, *cells)) + ' |')
-    total = sum((c for c in groups.values()), Counter())
-    cells = [str(sum(total.values())), *(str(total[s]) for s in STATES)]
-    lines.append('| all | | | ' + ' | '.join(cells) + ' |')
-    for state in STATES[1:]:
-        lines += ['', f'{state}:', '']
-        lines += [f'- {n} x {line}' for line, n in why[state].most_common()]
-    return '\n'.join(lines)
 
 
 def main() -> None:
@@ -334,6 +233,9 @@ def main() -> None:
     parser.add_argument('--only', nargs='+', default=[], help='words in config names')
     parser.add_argument('--out', default='work_dirs/walk.jsonl', type=Path)
     parser.add_argument('--table', action='store_true', help='print the table only')
+    parser.add_argument(
+        '--write', action='store_true', help='put the table into docs/walks.md'
+    )
     args = parser.parse_args()
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
@@ -352,6 +254,8 @@ def main() -> None:
             if r['package'] in args.packages and r['method'] in args.methods
         ]
         print(table(rows))
+        if args.write:
+            PAGE.write_text(replace(PAGE.read_text(), 'upstream', table(rows)))
 
 
 if __name__ == '__main__':

@@ -178,9 +178,11 @@ def _action(config: Config, model: nn.Module) -> Any:
     backbone = config.model.backbone
     name = str(backbone.get('type'))
     side = 224 if 'timm.' in name or 'UniFormer' in name or 'Swin' in name else side
+    side = backbone.get('input_resolution') or side
     channels = backbone.get('in_channels') or 3
     classes = find(config.model.get('cls_head', {}), 'num_classes') or 2
-    frames = backbone.get('num_frames') or backbone.get('num_segments') or 8
+    keys = ('num_frames', 'num_segments', 't_size')
+    frames = next((backbone[key] for key in keys if backbone.get(key)), 8)
     samples, inputs = [], []
     for _ in range(2):
         sample = ActionDataSample()

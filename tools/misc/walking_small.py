@@ -26,8 +26,13 @@ def make_small(package: str, config: Config) -> None:
     _forget_files(config.model)
     config.load_from = None
     backbone = config.model.backbone
-    cls = _class(package, backbone['type'])
+    cls = class_of(package, backbone['type'])
     _shrink(backbone, cls)
+    head = config.model.get('cls_head')
+    if isinstance(head, MutableMapping) and 'channel_map' in head:
+        # Rows of a file, which is gone; the class starts otherwise without any entry.
+        head.pop('channel_map')
+        head.pop('init_cfg', None)
     if isinstance(config.model.get('num_queries'), int):
         config.model.num_queries = min(config.model.num_queries, 50)
     pre = config.model.get('data_preprocessor') or config.get('data_preprocessor')
@@ -46,7 +51,7 @@ def _forget_files(node: Any) -> None:
         value = node[key]
         if key in ('pretrained', 'load_from') and isinstance(value, str | Mapping):
             node[key] = None
-        elif key == 'pretrained2d' and value:
+        elif key in ('pretrained2d', 'clip_pretrained') and value:
             node[key] = False
         elif key == 'init_cfg' and _is_file(value):
             node[key] = None
@@ -62,7 +67,7 @@ def _is_file(value: Any) -> bool:
     )
 
 
-def _class(package: str, kind: Any) -> type | None:
+def class_of(package: str, kind: Any) -> type | None:
     """The class behind a name with or without its package."""
     if not isinstance(kind, str):
         return kind
@@ -103,6 +108,13 @@ def _shrink(backbone: MutableMapping, cls: type | None) -> None:
         for key in ('num_layers', 'depth', 'depths'):
             if isinstance(backbone.get(key), int):
                 backbone[key], plain = min(backbone[key], max(2, count)), True
+    if name == 'TimeSformer':
+        backbone['num_transformer_layers'] = 2
+    elif name == 'UniFormerV2':  # blocks of its decoder read those of the trunk
+        backbone.update(layers=2, return_list=[0, 1], n_layers=2, mlp_dropout=[0.5] * 2)
+        backbone.update(input_resolution=8 * patch, clip_pretrained=False)
+    elif name == 'UniFormer':
+        backbone['pretrained2d'] = False
     if plain and isinstance(outputs, list | tuple) and count > 1:
         backbone['out_indices'] = list(range(count))
     elif plain and isinstance(outputs, list | tuple | int):

@@ -105,9 +105,11 @@ class MMSwinMap(WindowSiteMap):
 
     Attributes:
         merging: Class of the patch mergings.
+        adds_identity: Whether feed-forward networks add their input themselves.
     """
 
     merging: type[nn.Module]
+    adds_identity = True
     positions = ('absolute_pos_embed',)
     scales = ('gamma2',)
     stages_name = 'stages'
@@ -116,11 +118,12 @@ class MMSwinMap(WindowSiteMap):
     def check(self, backbone: nn.Module) -> None:
         super().check(backbone)
         for path, block in self.blocks(backbone):
-            if block.ffn.num_fcs != 2 or not block.ffn.add_identity:
+            ffn = block.ffn
+            if ffn.num_fcs != 2 or ffn.add_identity is not self.adds_identity:
                 raise PETLError(
-                    f'{path}.ffn has {block.ffn.num_fcs} linear layers and '
-                    f'add_identity={block.ffn.add_identity}; the site map knows 2 and '
-                    'True'
+                    f'{path}.ffn has {ffn.num_fcs} linear layers and '
+                    f'add_identity={ffn.add_identity}; the site map knows 2 and '
+                    f'{self.adds_identity}'
                 )
         for i, stage in enumerate(backbone.stages):
             if stage.downsample is not None:

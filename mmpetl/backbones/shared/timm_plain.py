@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers import GluMlp, HybridEmbed, Mlp, PatchEmbed, SwiGLU, to_2tuple
+from timm.layers import GluMlp, HybridEmbed, Mlp, PatchEmbed, SwiGLU
 from timm.models._features import feature_take_indices
 from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 
+from mmpetl.backbones.shared.timm_model import TimmModel
 from mmpetl.core import (
     FFN,
-    BackboneHost,
     BlockHost,
     Context,
     PETLError,
@@ -24,7 +24,6 @@ from mmpetl.core import (
     SiteMap,
     Stack,
     block_sites,
-    injection_of,
     without_extra,
 )
 
@@ -140,7 +139,7 @@ class GammaBlock(TimmBlock):
         return drop(x if gamma is None else gamma * x)
 
 
-class TimmTrunk(BackboneHost):
+class TimmTrunk(TimmModel):
     """A patch embedding, ``blocks`` one after the other and a ``head``."""
 
     @property
@@ -148,54 +147,11 @@ class TimmTrunk(BackboneHost):
         """Index of the last block, which is that of the output behind it."""
         return len(self.blocks) - 1
 
-    def fitted(self, x: Tensor) -> Tensor:
-        """Images of a size that the patch embedding takes, padded where it pads."""
-        embed = self.patch_embed
-        size = tuple(x.shape[-2:])
-        pads = [-n % p for n, p in zip(size, embed.patch_size, strict=True)]
-        fixed = embed.img_size if embed.strict_img_size else None
-        if fixed is not None and size != tuple(fixed):
-            raise PETLError(
-                f'the model takes images of {tuple(fixed)}, got {size}; call '
-                'set_input_size, or build it with dynamic_img_size=True'
-            )
-        if embed.dynamic_img_pad:
-            return F.pad(x, (0, pads[1], 0, pads[0])) if any(pads) else x
-        if embed.img_size is not None and fixed is None and any(pads):
-            raise PETLError(
-                f'patches of {tuple(embed.patch_size)} do not divide images of {size}; '
-                'resize them, or build the model with dynamic_img_pad=True'
-            )
-        return x
-
     def run_block(self, index: int, x: Tensor, ctx: Context) -> Tensor:
         """One block, (B, num_prefix + N, C), with upstream's switch for memory."""
         block = self.blocks[index]
         block.with_cp = self.grad_checkpointing
         return block(x, ctx)
-
-    def reset_classifier(
-        self, num_classes: int, global_pool: str | None = None
-    ) -> None:
-        """Another head, which trains; the pooling stays, as the sites follow it."""
-        if global_pool not in (None, self.global_pool):
-            raise PETLError(
-                f'reset_classifier would pool by {global_pool!r} where the sites stand '
-                f'for {self.global_pool!r}; change global_pool before inject'
-            )
-        super().reset_classifier(num_classes)
-        _, record = injection_of(self)
-        fresh = {n for n, _ in self.named_parameters() if record.site_map.in_head(n)}
-        record.base |= fresh
-        record.head |= fresh
-        record.trainable_before |= fresh
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        """Refused: sites, slots and the frozen base reach over all blocks."""
-        raise PETLError(
-            'prune_intermediate_layers would cut off blocks that have sites; prune '
-            'before inject (features_only=True of timm.create_model does)'
-        )
 
 
 class TimmPlain(TimmTrunk):
@@ -353,33 +309,8 @@ class TimmPlain(TimmTrunk):
         patch_size: int | tuple[int, int] | None = None,
     ) -> None:
         """Resize the position tables, which are part of the base from then on."""
-        if _differs(patch_size, self.patch_embed.patch_size):
-            raise PETLError(
-                'set_input_size changes the patch projection, which has sites; change '
-                'patch_size before inject'
-            )
-        record = injection_of(self)[1]
-        tables = (*record.site_map.positions, *record.site_map.position_biases)
-        taken = [
-            (slot, name)
-            for slot, facts in record.slots.items()
-            for name in sorted(facts.selected)
-            if name.rpartition('.')[2] in tables
-        ]
-        if taken and _differs(img_size, self.patch_embed.img_size):
-            slot, name = taken[0]
-            raise PETLError(
-                f'slot {slot!r} trains {name}, which set_input_size resizes; '
-                'call it before inject'
-            )
-        self.convert_base(partial(super().set_input_size, img_size))
-
-
-def _differs(
-    asked: int | tuple[int, int] | None, there: tuple[int, int] | None
-) -> bool:
-    """Whether a size is asked for that is not there."""
-    return asked is not None and to_2tuple(asked) != there
+        resize = partial(super().set_input_size, img_size)
+        self.resize_input(img_size, patch_size, resize)
 
 
 class TimmPlainMap(SiteMap):

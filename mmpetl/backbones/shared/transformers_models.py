@@ -80,12 +80,15 @@ class Pass:
         model: The swapped model.
         ctx: What its deltas are handed.
         grids: Extents behind each recorded state, where they change.
+        stream: What one stage hands to the next, where that is more than its output:
+            the tokens behind its last block, and the same behind its norm.
     """
 
     def __init__(self, model: ModelHost) -> None:
         self.model = model
         self.ctx = Context(())
         self.grids: list[tuple[int, ...]] = []
+        self.stream: tuple[Tensor, Tensor] | None = None
 
     def grid_of(self, index: int) -> tuple[int, ...]:
         """Extents of the tokens in a recorded state."""
@@ -161,6 +164,9 @@ class LayerHost(BlockHost):
             )
         self.take(at.ctx, *args, **kwargs)
         return self.returned(BlockHost.forward(self, hidden_states, at.ctx))
+
+    def context_of(self, args: tuple[Any, ...]) -> Context:
+        return running().ctx
 
     def take(self, ctx: Context, *args: Any, **kwargs: Any) -> None:
         """Keep what the encoder hands to a layer beside the stream."""

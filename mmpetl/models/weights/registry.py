@@ -235,6 +235,23 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
         note='trained at 518 px; at 224 px its 37 x 37 positions are resized',
     ),
     KnownFile(
+        'dinov2_vitl14_pretrain.pth',
+        'DINOv2 ViT-L/14',
+        'https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/'
+        'dinov2_vitl14_pretrain.pth',
+        'timm ViT',
+        'vit',
+        1024,
+        24,
+        head_classes=0,
+        recipes=(
+            'upstream/ade20k_upernet_dinov2/*',
+            'upstream/ade20k_mask2former_dinov2/*',
+        ),
+        licence='apache-2.0',
+        note='trained at 518 px; timm names the same address',
+    ),
+    KnownFile(
         'mae_pretrain_vit_base.pth',
         'MAE ViT-B/16, encoder alone',
         'https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth',
