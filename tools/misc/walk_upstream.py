@@ -223,6 +223,13 @@ def walk(
                 yield row
 
 
+def tried(rows: list[dict[str, Any]], packages: list[str], methods: list[str]) -> str:
+    """How many of the configs that there are have been tried."""
+    there = sum(len(configs_of(package)) for package in packages)
+    done = {m: sum(row['method'] == m for row in rows) for m in methods}
+    return '; '.join(f'{m}: {n} of {there} configs tried' for m, n in done.items())
+
+
 def main() -> None:
     """Walk, and print the table."""
     parser = argparse.ArgumentParser(
@@ -253,9 +260,10 @@ def main() -> None:
             for r in read(args.out)
             if r['package'] in args.packages and r['method'] in args.methods
         ]
-        print(table(rows))
+        text = f'{tried(rows, args.packages, args.methods)}\n\n{table(rows)}'
+        print(text)
         if args.write:
-            PAGE.write_text(replace(PAGE.read_text(), 'upstream', table(rows)))
+            PAGE.write_text(replace(PAGE.read_text(), 'upstream', text))
 
 
 if __name__ == '__main__':

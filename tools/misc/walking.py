@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -154,7 +155,9 @@ def table(rows: list[Row], things: str = 'configs') -> str:
         key = row['package'], row['backbone'] or '?', row['method']
         groups[key][row['state']] += 1
         if row['state'] != 'worked':
-            why[row['state']][row['line']] += 1
+            # Where packages lie on one machine says nothing.
+            line = re.sub(r'/\S*site-packages/', '', row['line'])
+            why[row['state']][line] += 1
     for key, counts in sorted(groups.items()):
         cells = [str(sum(counts.values())), *(str(counts[s]) for s in STATES)]
         lines.append('| ' + ' | '.join((*key, *cells)) + ' |')

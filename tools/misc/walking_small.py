@@ -53,6 +53,8 @@ def _forget_files(node: Any) -> None:
             node[key] = None
         elif key in ('pretrained2d', 'clip_pretrained') and value:
             node[key] = False
+        elif key == 'num_cp':  # checkpointing by fairscale, which saves memory alone
+            node[key] = -1
         elif key == 'init_cfg' and _is_file(value):
             node[key] = None
         elif key == 'init_cfg' and isinstance(value, list | tuple):
