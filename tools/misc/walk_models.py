@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -45,6 +46,7 @@ from mmpetl.core import (  # noqa: E402
     build_method,
     inject,
     injection_of,
+    registered_methods,
 )
 from mmpetl.core.sitemap import class_name  # noqa: E402
 
@@ -60,7 +62,7 @@ def try_model(package: str, name: str, method: str | None, facts: Row) -> Row:
     with torch.no_grad():
         wanted = outputs(model, x)
     if method is not None:
-        inject(model, method)
+        _add(model, method)
         by_layers = isinstance(injection_of(model)[1].site_map, LeafMap)
         facts['backbone'] += ' (by layers)' if by_layers else ''
         model.eval()
@@ -68,6 +70,17 @@ def try_model(package: str, name: str, method: str | None, facts: Row) -> Row:
             _check_equal(model, x, wanted)
     facts |= _one_step(model, x, method is not None)
     return facts | {'state': 'worked', 'line': ''}
+
+
+def _add(model: nn.Module, method: str) -> None:
+    """Inject, at the layers that a refusal names where it names any."""
+    try:
+        inject(model, method)
+    except PETLError as error:
+        named = re.search("layers='([^']+)'", str(error))
+        if named is None or not registered_methods()[method].on_any_model():
+            raise
+        inject(model, method, layers=named[1])
 
 
 def _check_equal(model: nn.Module, x: torch.Tensor, wanted: list) -> None:

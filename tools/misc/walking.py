@@ -124,7 +124,7 @@ def judged(trial: Trial, plain: Trial, own: Row) -> Row:
     """
     start = time.monotonic()
     found = apart(trial)
-    if found['state'] == 'failed':
+    if found['state'] in ('failed', 'refused'):
         without = apart(plain)
         if without['state'] != 'worked':
             found = without | {'state': 'upstream'}
