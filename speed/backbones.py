@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import time
 from collections.abc import Callable
 
 import torch
@@ -301,7 +302,9 @@ def loss_of(output: torch.Tensor | tuple) -> torch.Tensor:
     return sum(map(loss_of, output))
 
 
-def measure(model: nn.Module, x: torch.Tensor, rounds: int) -> list[str]:
+def measure(
+    model: nn.Module, x: torch.Tensor, rounds: int, clock: Callable[[], float]
+) -> list[str]:
     """Forward and forward + backward, swapped relative to original."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     original = model.to(device)
@@ -327,14 +330,16 @@ def measure(model: nn.Module, x: torch.Tensor, rounds: int) -> list[str]:
 
     cells = []
     for kind in (forward, step):
-        times = time_rounds({'a': kind(original), 'b': kind(swapped)}, rounds)
+        times = time_rounds(
+            {'a': kind(original), 'b': kind(swapped)}, rounds, clock=clock
+        )
         cells.append(str(ratio(times, 'b', 'a')))
     # The step of a frozen trunk: relative tables train in neither, so that attention
     # may take its fastest kernel.
     for net in (original, swapped):
         net.requires_grad_(False)
         next(net.parameters()).requires_grad_(True)
-    times = time_rounds({'a': step(original), 'b': step(swapped)}, rounds)
+    times = time_rounds({'a': step(original), 'b': step(swapped)}, rounds, clock=clock)
     cells.append(str(ratio(times, 'b', 'a')))
     return cells
 
@@ -346,11 +351,15 @@ def main() -> None:
     )
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--only', default='', help='part of a backbone name')
+    parser.add_argument(
+        '--cpu-time', action='store_true', help='that of the process, on shared cores'
+    )
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
     rows = [['swapped / original', 'forward', 'full step', 'frozen-trunk step']]
     for name, (model, x) in (make_cases() | pyramids() | pooling()).items():
         if args.only.lower() in name.lower():
-            rows.append([name, *measure(model, x, args.rounds)])
+            rows.append([name, *measure(model, x, args.rounds, clock)])
             print(name, *rows[-1][1:], sep='  ', flush=True)
     print(f'\n{header(args.rounds)}\n\n{markdown(rows)}')
 

@@ -323,14 +323,15 @@ def _watch_blocks(
         entered: list[tuple[Tensor, Context]] = []
 
         def enter(block, args, entered=entered) -> None:
-            x, ctx = args
-            alone = Context(ctx.grid, ctx.num_prefix - ctx.num_extra)
-            alone.images = ctx.images
-            entered.append((without_extra(x, ctx), alone))
+            ctx = block.context_of(args)
+            entered.append((without_extra(args[0], ctx), ctx.own()))
 
         def leave(block, args, y, i=i, plain=plain, entered=entered) -> None:
+            ctx = block.context_of(args)
             x, alone = entered.pop()
-            tally.add(WHOLE, i + 1, plain(x, alone), without_extra(y, args[1]))
+            alone.handed = ctx.handed
+            y = y[0] if isinstance(y, tuple) else y
+            tally.add(WHOLE, i + 1, plain.sublayers(x, alone), without_extra(y, ctx))
 
         for hook in (
             block.register_forward_pre_hook(enter),

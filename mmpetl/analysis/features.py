@@ -50,11 +50,15 @@ def pool_output(y: Tensor | tuple[Tensor, ...], num_class: int, average: bool):
     """(B, D) of whatever a backbone returns; the last of several outputs.
 
     Args:
-        y: (B, D), tokens (B, N, D), or a map (B, D, *grid).
+        y: (B, D), tokens (B, N, D), or a map (B, D, *grid); several of them, or what
+            a model of transformers returns.
         num_class: Class tokens in front of tokens.
         average: See :func:`pool_tokens`.
     """
+    y = getattr(y, 'last_hidden_state', y)  # as transformers' models return it
     y = y[-1] if isinstance(y, tuple | list) else y
+    if isinstance(y, tuple | list):  # a map and its class token, or two class tokens
+        y = next((part for part in y if (part.ndim == 2) is not average), y[-1])
     if y.ndim == 3:
         return pool_tokens(y, num_class, 0, average)
     return y.flatten(2).mean(-1) if y.ndim > 3 else y
@@ -86,8 +90,9 @@ def extract_features(
 
     def keep(block: nn.Module, args: tuple[Tensor, Context], y: Tensor) -> None:
         nonlocal num_class
-        ctx = args[1]
+        ctx = block.context_of(args)
         num_class = ctx.num_prefix - ctx.num_extra
+        y = y[0] if isinstance(y, tuple) else y
         seen.append(pool_tokens(y, num_class, ctx.num_extra, average))
 
     hooks = [b.register_forward_hook(keep) for _, b in state.site_map.blocks(module)]

@@ -9,6 +9,7 @@ from timm.models._features import feature_take_indices
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
+from mmpetl.backbones.shared.timm_model import KeepsBlocks
 from mmpetl.core import (
     FFN,
     Context,
@@ -51,7 +52,7 @@ class PETLConvNeXtBlock(ConvBlockHost, ConvNeXtBlock):
         return self.drop_path(x if self.gamma is None else x * self.gamma)
 
 
-class PETLConvNeXt(ConvBackboneHost, ConvNeXt):
+class PETLConvNeXt(KeepsBlocks, ConvBackboneHost, ConvNeXt):
     """A ConvNeXt that runs sites."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,13 +162,6 @@ class PETLConvNeXt(ConvBackboneHost, ConvNeXt):
         """What leaves behind the last stage, with or without a norm of all tokens."""
         found = norm_tokens(self.norm_pre, ctx) if norm else None
         return self.emit(x, found, ctx, self.last)[1]
-
-    def prune_intermediate_layers(self, *args: object, **kwargs: object) -> list[int]:
-        """Refused: sites, slots and the frozen base reach over all stages."""
-        raise PETLError(
-            'prune_intermediate_layers would cut off blocks that have sites; prune '
-            'before inject'
-        )
 
 
 def _maps(x: Tensor, ctx: Context) -> Tensor:

@@ -53,15 +53,14 @@ def owners(model: nn.Module) -> dict[str, Owner]:
     """The owner of every parameter of ``model``, by name."""
     result = dict.fromkeys((n for n, _ in model.named_parameters()), Owner.HEAD)
     for prefix, module, record in injections(model):
-        selected = record.selected()
+        selected, trunk = record.selected(), record.base - record.head
         for name, _ in module.named_parameters():
             key = f'{prefix}.{name}'.lstrip('.')
-            if name not in record.base:
+            if 'petl' in name.split('.'):
                 result[key] = Owner.DELTA
-            elif name in record.head:
-                result[key] = Owner.HEAD
-            else:
+            elif name in trunk:
                 result[key] = Owner.SELECTED if name in selected else Owner.BASE
+            # What else there is was a head from the start, or came after the injection.
     return result
 
 

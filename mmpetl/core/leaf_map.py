@@ -156,9 +156,6 @@ class LeafMap(SiteMap):
             roles.append(Role(name, shape, kind, part, place, block, stage, norm))
         return roles
 
-    def in_head(self, name: str) -> bool:
-        return any(is_below(name, prefix) for prefix in self.head)
-
     def check(self, backbone: nn.Module) -> None:
         """Any model will do."""
 

@@ -278,4 +278,5 @@ def release(module: nn.Module, record: Injection) -> None:
     del module.__dict__['_petl']
     record.site_map.unswap(module)
     for key, param in module.named_parameters():
-        param.requires_grad_(key in record.trainable_before)
+        if key in record.base:  # A head that came later keeps its flag.
+            param.requires_grad_(key in record.trainable_before)

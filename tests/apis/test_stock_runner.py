@@ -205,7 +205,10 @@ def test_processes_without_a_gpu_get_a_wrapper_that_runs_there(monkeypatch, own)
     assert seen[0].model_wrapper_cfg == (own or ours)
 
 
-@pytest.mark.parametrize('more', ['', "runner_type = 'mmpetl.TuningRunner'\n"])
+@pytest.mark.parametrize(
+    'more',
+    [pytest.param('', marks=pytest.mark.slow), "runner_type = 'mmpetl.TuningRunner'\n"],
+)
 def test_a_run_is_not_resumed_with_another_rate(bench, stock, train, more):
     config = stock(more=more)
     train(config, **{'train_cfg.max_epochs': 1})

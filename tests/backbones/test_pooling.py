@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm_builders import starts_and_learns
 from tiny import Everything, Nothing, loss_of, outputs, randomise_, shake_
 from torch import Tensor, nn
 from trunks import mmaction_mvit, mmpretrain_mvit, timm_hiera, timm_hieradet
@@ -368,28 +369,11 @@ def test_roles() -> None:
             assert (role.kind, role.part, role.place) == kind, key
 
 
-SMALL = {'embed_dim': 32, 'num_heads': 2, 'num_classes': 3}
+SMALL = {'embed_dim': 32, 'num_heads': 2}
 SHRUNK = {
     'hiera': SMALL | {'img_size': 64, 'stages': (1, 1, 1, 1)},
     'hieradet_sam2': SMALL | {'stages': (1, 1, 1, 1), 'global_att_blocks': (0,)},
 }
-
-
-def walked(name: str, module: str) -> None:
-    """LoRA at zero leaves the outputs of a shrunk model, and then learns."""
-    plain = randomise_(timm.create_model(name, **SHRUNK[module])).double().eval()
-    model = inject(copy.deepcopy(plain), 'LoRA')
-    x = drawn((3, 64, 64), 1)
-    wanted = outputs(plain, x)
-    for a, b in zip(outputs(model, x), wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=name)
-    shake_(model)
-    ys = outputs(model, x)
-    loss_of(ys).backward()
-    assert (ys[0] - wanted[0]).abs().max() > 0, name
-    own = [p for n, p in model.named_parameters() if 'petl' in n.split('.')]
-    assert own, name
-    assert all(p.grad is not None for p in own), name
 
 
 ONE_EACH = {'hiera': 'hiera_small_abswin_256', 'hieradet_sam2': 'sam2_hiera_large'}
@@ -397,7 +381,7 @@ ONE_EACH = {'hiera': 'hiera_small_abswin_256', 'hieradet_sam2': 'sam2_hiera_larg
 
 @pytest.mark.parametrize('module', ONE_EACH)
 def test_a_builder_of_each_family_works(module: str) -> None:
-    walked(ONE_EACH[module], module)
+    starts_and_learns(ONE_EACH[module], 64, **SHRUNK[module])
 
 
 @pytest.mark.slow
@@ -406,4 +390,4 @@ def test_every_builder_works(module: str, count: int) -> None:
     names = timm.list_models(module=module)
     assert len(names) >= count  # timm 1.0.31 has as many
     for name in names:
-        walked(name, module)
+        starts_and_learns(name, 64, **SHRUNK[module])

@@ -131,7 +131,9 @@ def kill_when_it_hangs(out: Path, job: Job) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize('name', ['local', 'ray', 'slurm'])
+@pytest.mark.parametrize(
+    'name', ['local', 'ray', pytest.param('slurm', marks=pytest.mark.slow)]
+)
 def test_a_killed_worker_is_noticed_and_its_job_done_again(
     name: str,
     request: pytest.FixtureRequest,

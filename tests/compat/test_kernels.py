@@ -308,8 +308,11 @@ def deform_by_definition(x, offset, weight, mask, bias, stride, pad, dilation, g
 
 
 @pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('modulated', [False, True])
-def test_deformable_convolution_and_its_gradients(device, modulated):
+@pytest.mark.parametrize(
+    ('modulated', 'extents'), [(False, (3, 2)), (True, (3, 2)), (True, (6, 4))]
+)
+def test_deformable_convolution_and_its_gradients(device, modulated, extents):
+    """Of larger maps the front of each sample's memory is read, as mmcv does."""
     generator = torch.Generator().manual_seed(5)
 
     def rand(*shape):
@@ -318,21 +321,25 @@ def test_deformable_convolution_and_its_gradients(device, modulated):
     stride, pad, dilation, groups, deform_groups = 2, 1, 1, 2, 2
     tensors = {
         'x': rand(2, 4, 5, 4),
-        'offset': rand(2, 2 * deform_groups * 6, 3, 2),
+        'offset': rand(2, 2 * deform_groups * 6, *extents),
         'weight': rand(2, 2, 2, 3),
     }
     if modulated:
         tensors |= {
-            'mask': rand(2, deform_groups * 6, 3, 2).sigmoid(),
+            'mask': rand(2, deform_groups * 6, *extents).sigmoid(),
             'bias': rand(2),
         }
     probe = rand(2, 2, 3, 2)
     want_in = {k: v.clone().requires_grad_() for k, v in tensors.items()}
+    fronts = {
+        k: want_in[k].reshape(2, -1)[:, : want_in[k].shape[1] * 6].reshape(2, -1, 3, 2)
+        for k in ('offset', 'mask')[: 1 + modulated]
+    }
     want = deform_by_definition(
         want_in['x'],
-        want_in['offset'],
+        fronts['offset'],
         want_in['weight'],
-        want_in.get('mask'),
+        fronts.get('mask'),
         want_in.get('bias'),
         stride,
         pad,

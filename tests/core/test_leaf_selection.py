@@ -325,6 +325,20 @@ def test_a_model_gives_the_outputs_of_its_mode(method) -> None:
     assert isinstance(model.eval()(torch.randn(3, 4)), torch.Tensor)
 
 
+@pytest.mark.parametrize('name', ['test_convnext', 'resnet10t'])
+def test_a_head_that_is_made_later_is_a_head(name) -> None:
+    """As timm's reset_classifier makes it, on a described model and on another."""
+    import timm
+
+    model = timm.create_model(name, num_classes=0)
+    inject(model, {'type': 'LoRA', 'rank': 2})
+    tuned = count_trainable(model).delta
+    model.reset_classifier(3)
+    counts = count_trainable(model)
+    assert counts.head == 3 * model.num_features + 3
+    assert counts.delta == tuned
+
+
 def test_a_described_backbones_frozen_stages_stay_in_eval_mode() -> None:
     from mmengine.model import BaseModule
     from tiny import mmpretrain_swin

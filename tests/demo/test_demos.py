@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_the_image_demo_writes_a_picture(bench, picture):
     assert drawn[len(plain) :].std() > 10
 
 
-def test_bad_input_is_one_line_and_exit_code_1(bench, picture):
+def test_bad_input_is_one_line_and_exit_code_1(bench, picture, monkeypatch, capsys):
     config = bench.config({'type': 'LoRA', 'rank': 2})
     text = bench.folder / 'text.png'
     text.write_text('no picture')
@@ -70,13 +71,18 @@ def test_bad_input_is_one_line_and_exit_code_1(bench, picture):
             'none.safetensors',
         ): 'there is no none.safetensors',
     }
+    image_demo = runpy.run_path(str(ROOT / 'demo' / 'image_demo.py'))
     for args, message in cases.items():
-        done = demo('image_demo', *args, '--out', bench.folder / 'out.png')
-        assert done.returncode == 1, args
-        last = done.stderr.strip().splitlines()[-1]
-        assert last.startswith('error: '), done.stderr[-500:]
+        whole = ['image_demo', *args, '--out', bench.folder / 'out.png']
+        monkeypatch.setattr(sys, 'argv', [str(arg) for arg in whole])
+        with pytest.raises(SystemExit) as stopped:
+            image_demo['main']()
+        assert stopped.value.code == 1, args
+        said = capsys.readouterr().err
+        last = said.strip().splitlines()[-1]
+        assert last.startswith('error: '), said[-500:]
         assert message in last
-        assert 'Traceback' not in done.stderr
+        assert 'Traceback' not in said
     assert not (bench.folder / 'out.png').exists()
 
 

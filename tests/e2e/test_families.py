@@ -127,7 +127,16 @@ def train(config: Any, kill_at: int | None = None) -> Any:
     return runner
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+# Those that share a Runner, a demo and a metric with another are for the whole grid.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ('instances', 'video_vit')
+    else name
+    for name in FAMILIES
+]
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_from_training_to_a_picture(name, data, tmp_path, monkeypatch):
     family = FAMILIES[name]
     monkeypatch.setenv('MMPETL_DATA', str(data))

@@ -43,7 +43,9 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(
+    'name', ['polyhistor_lite', pytest.param('vmt_adapter', marks=pytest.mark.slow)]
+)
 def test_trains_resumes_and_reports_both_metrics(name, data, tmp_path, monkeypatch):
     from mmengine.registry import DefaultScope
 

@@ -123,7 +123,8 @@ def zoo(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'method', ['LoRA', pytest.param('BitFit', marks=pytest.mark.slow), 'LST']
+    'method',
+    ['LoRA', *(pytest.param(m, marks=pytest.mark.slow) for m in ('BitFit', 'LST'))],
 )
 def test_load_from_of_a_whole_model_brings_base_and_head(
     make_runner, base, zoo, tmp_path, method

@@ -12,11 +12,10 @@ Example: python tools/misc/walk_models.py --methods LoRA Mona --write
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import pkgutil
+import re
 import sys
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,32 +26,30 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from update_tables import replace  # noqa: E402
 from walking import (  # noqa: E402
     Row,
     append,
     check_unwritten,
+    command,
     judged,
     moved,
     read,
-    table,
     tuned,
     versions,
 )
 from walking_models import PACKAGES, build, names_of, outputs  # noqa: E402
 
 import mmpetl.backbones  # noqa: E402
-from mmpetl.apis.run import cli_errors  # noqa: E402
 from mmpetl.core import (  # noqa: E402
     LeafMap,
     PETLError,
     build_method,
     inject,
     injection_of,
+    registered_methods,
 )
 from mmpetl.core.sitemap import class_name  # noqa: E402
 
-PAGE = Path(__file__).parents[2] / 'docs' / 'walks.md'
 CLOSE = 1e-4
 """How far outputs may be from those before, as a part of the largest value."""
 
@@ -65,7 +62,7 @@ def try_model(package: str, name: str, method: str | None, facts: Row) -> Row:
     with torch.no_grad():
         wanted = outputs(model, x)
     if method is not None:
-        inject(model, method)
+        _add(model, method)
         by_layers = isinstance(injection_of(model)[1].site_map, LeafMap)
         facts['backbone'] += ' (by layers)' if by_layers else ''
         model.eval()
@@ -73,6 +70,17 @@ def try_model(package: str, name: str, method: str | None, facts: Row) -> Row:
             _check_equal(model, x, wanted)
     facts |= _one_step(model, x, method is not None)
     return facts | {'state': 'worked', 'line': ''}
+
+
+def _add(model: nn.Module, method: str) -> None:
+    """Inject, at the layers that a refusal names where it names any."""
+    try:
+        inject(model, method)
+    except PETLError as error:
+        named = re.search("layers='([^']+)'", str(error))
+        if named is None or not registered_methods()[method].on_any_model():
+            raise
+        inject(model, method, layers=named[1])
 
 
 def _check_equal(model: nn.Module, x: torch.Tensor, wanted: list) -> None:
@@ -141,38 +149,7 @@ def _load(package: str) -> None:
 
 def main() -> None:
     """Walk, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--packages', nargs='+', default=PACKAGES, choices=PACKAGES)
-    parser.add_argument('--methods', nargs='+', default=['LoRA', 'Mona'])
-    parser.add_argument('--only', nargs='+', default=[], help='words in names')
-    parser.add_argument('--out', default='work_dirs/walk_models.jsonl', type=Path)
-    parser.add_argument('--table', action='store_true', help='print the table only')
-    parser.add_argument(
-        '--write', action='store_true', help='put the table into docs/walks.md'
-    )
-    args = parser.parse_args()
-    warnings.simplefilter('ignore')
-    torch.set_num_threads(1)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with cli_errors():
-        if not args.table:
-            for row in walk(args.packages, args.methods, args.only, args.out):
-                print(
-                    f'{row["state"]:9}{row["seconds"]:6} s  {row["method"]}  '
-                    f'{row["package"]}::{row["config"]}  {row["line"]}',
-                    flush=True,
-                )
-        rows = [
-            r
-            for r in read(args.out)
-            if r['package'] in args.packages and r['method'] in args.methods
-        ]
-        print(table(rows, 'models'))
-        if args.write:
-            page = replace(PAGE.read_text(), 'models', table(rows, 'models'))
-            PAGE.write_text(page)
+    command(__doc__, walk, PACKAGES, ['LoRA', 'Mona'], 'models', 'models')
 
 
 if __name__ == '__main__':

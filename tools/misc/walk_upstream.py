@@ -13,11 +13,9 @@ Example: python tools/misc/walk_upstream.py --packages mmseg --methods LoRA Mona
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import sys
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,32 +26,25 @@ from mmengine.config import Config
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from update_tables import replace  # noqa: E402
 from walking import (  # noqa: E402
     append,
     check_unwritten,
+    command,
     judged,
     moved,
     read,
-    table,
     tuned,
     versions,
 )
 from walking_data import drawn_batch  # noqa: E402
 from walking_small import class_of, make_small  # noqa: E402
 
-from mmpetl.apis.run import cli_errors  # noqa: E402
-from mmpetl.core import PETLError  # noqa: E402
+from mmpetl.core import PETLError, registered_methods  # noqa: E402
 from mmpetl.core.sitemap import site_map_of  # noqa: E402
-
-PAGE = Path(__file__).parents[2] / 'docs' / 'walks.md'
 
 PACKAGES = ('mmpretrain', 'mmseg', 'mmdet', 'mmaction')
 PASSED_OVER = ('num_classes', 'test_cfg', 'lr', 'weight_decay', 'size', 'crop_size')
 """What models that count as the same may differ in."""
-
-BY_LAYERS = ('LoRA', 'SSF', 'Full', 'LinearProbe', 'BitFit', 'LNTune', 'PartialK')
-"""Methods that are tried on every backbone, and others on described ones."""
 
 PLAIN_OPTIMIZER = {'type': 'AdamW', 'lr': 1e-3}
 
@@ -124,7 +115,7 @@ def try_config(
         config.optim_wrapper = {'optimizer': PLAIN_OPTIMIZER}
     facts['backbone'] = backbone_of(config)
     why = _not_meant(package, config, facts['backbone'])
-    if why is None and method not in (None, *BY_LAYERS):
+    if why is None and method and not registered_methods()[method].on_any_model():
         cls = class_of(package, config.model.backbone.type)
         if cls is None or site_map_of(cls.__new__(cls)) is None:
             why = f'{method} needs a backbone that a file describes'
@@ -232,38 +223,7 @@ def tried(rows: list[dict[str, Any]], packages: list[str], methods: list[str]) -
 
 def main() -> None:
     """Walk, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--packages', nargs='+', default=PACKAGES, choices=PACKAGES)
-    parser.add_argument('--methods', nargs='+', default=['LoRA'])
-    parser.add_argument('--only', nargs='+', default=[], help='words in config names')
-    parser.add_argument('--out', default='work_dirs/walk.jsonl', type=Path)
-    parser.add_argument('--table', action='store_true', help='print the table only')
-    parser.add_argument(
-        '--write', action='store_true', help='put the table into docs/walks.md'
-    )
-    args = parser.parse_args()
-    warnings.simplefilter('ignore')
-    torch.set_num_threads(1)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with cli_errors():
-        if not args.table:
-            for row in walk(args.packages, args.methods, args.only, args.out):
-                print(
-                    f'{row["state"]:9}{row["seconds"]:6} s  {row["method"]}  '
-                    f'{row["package"]}::{row["config"]}  {row["line"]}',
-                    flush=True,
-                )
-        rows = [
-            r
-            for r in read(args.out)
-            if r['package'] in args.packages and r['method'] in args.methods
-        ]
-        text = f'{tried(rows, args.packages, args.methods)}\n\n{table(rows)}'
-        print(text)
-        if args.write:
-            PAGE.write_text(replace(PAGE.read_text(), 'upstream', text))
+    command(__doc__, walk, PACKAGES, ['LoRA'], 'upstream', 'configs', tried)
 
 
 if __name__ == '__main__':

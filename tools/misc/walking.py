@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
+import sys
 import time
 import traceback
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe, get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmpetl.core import Owner, PETLError, owners
+sys.path.insert(0, str(Path(__file__).parent))
+
+from update_tables import replace  # noqa: E402
+
+from mmpetl.apis.run import cli_errors  # noqa: E402
+from mmpetl.core import Owner, PETLError, owners  # noqa: E402
+
+PAGE = Path(__file__).parents[2] / 'docs' / 'walks.md'
 
 STATES = ('worked', 'refused', 'upstream', 'failed')
 SECONDS = 120
@@ -114,7 +124,7 @@ def judged(trial: Trial, plain: Trial, own: Row) -> Row:
     """
     start = time.monotonic()
     found = apart(trial)
-    if found['state'] == 'failed':
+    if found['state'] in ('failed', 'refused'):
         without = apart(plain)
         if without['state'] != 'worked':
             found = without | {'state': 'upstream'}
@@ -169,3 +179,59 @@ def table(rows: list[Row], things: str = 'configs') -> str:
             lines += ['', f'{state}:', '']
         lines += [f'- {n} x {line}' for line, n in why[state].most_common()]
     return '\n'.join(lines)
+
+
+def command(
+    doc: str,
+    walk: Callable[[list[str], list[str], list[str], Path], Iterator[Row]],
+    packages: Sequence[str],
+    methods: list[str],
+    part: str,
+    things: str,
+    first: Callable[[list[Row], list[str], list[str]], str] | None = None,
+) -> None:
+    """What both scripts do when they are called.
+
+    Args:
+        doc: Of the script.
+        walk: Gives the row of each trial, of packages, methods, words and a file.
+        packages: Those that there are.
+        methods: Those that are tried unless others are named.
+        part: Of the page that the table is written to, and of the file of rows.
+        things: What a row tells of.
+        first: A line above the table, of rows, packages and methods.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--packages', nargs='+', default=packages, choices=packages)
+    parser.add_argument('--methods', nargs='+', default=methods)
+    parser.add_argument('--only', nargs='+', default=[], help='words in names')
+    parser.add_argument('--out', default=f'work_dirs/walk_{part}.jsonl', type=Path)
+    parser.add_argument('--table', action='store_true', help='print the table only')
+    parser.add_argument(
+        '--write', action='store_true', help='put the table into docs/walks.md'
+    )
+    args = parser.parse_args()
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with cli_errors():
+        if not args.table:
+            for row in walk(args.packages, args.methods, args.only, args.out):
+                print(
+                    f'{row["state"]:9}{row["seconds"]:6} s  {row["method"]}  '
+                    f'{row["package"]}::{row["config"]}  {row["line"]}',
+                    flush=True,
+                )
+        rows = [
+            r
+            for r in read(args.out)
+            if r['package'] in args.packages and r['method'] in args.methods
+        ]
+        text = table(rows, things)
+        if first is not None:
+            text = f'{first(rows, args.packages, args.methods)}\n\n{text}'
+        if args.write:
+            PAGE.write_text(replace(PAGE.read_text(), part, text))
+        print(text)

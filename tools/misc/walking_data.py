@@ -146,6 +146,9 @@ def _detection(config: Config, model: nn.Module) -> Any:
         use_box_type=True,
     )
     _fit_labels(config, batch['data_samples'])
+    if config.model.get('language_model') is not None:
+        for sample in batch['data_samples']:
+            sample.text, sample.custom_entities = ('cat', 'dog'), True
     return batch
 
 

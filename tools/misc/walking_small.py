@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import string
+import tempfile
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -35,9 +40,37 @@ def make_small(package: str, config: Config) -> None:
         head.pop('init_cfg', None)
     if isinstance(config.model.get('num_queries'), int):
         config.model.num_queries = min(config.model.num_queries, 50)
+    if isinstance(config.model.get('language_model'), MutableMapping):
+        config.model.language_model.name = text_model()
+        head = config.model.bbox_head
+        if 'lang_model_name' in head:
+            head.lang_model_name = text_model()
     pre = config.model.get('data_preprocessor') or config.get('data_preprocessor')
     if isinstance(pre, MutableMapping):
         pre.pop('batch_augments', None)
+
+
+def text_model() -> str:
+    """Folder of a BERT of two layers whose words are letters, as `transformers` reads.
+
+    It stands for ``bert-base-uncased``, which cannot be downloaded everywhere; widths
+    are kept. Its weights are drawn once.
+    """
+    folder = Path(tempfile.gettempdir()) / 'mmpetl_walk_bert'
+    if not folder.exists():
+        from transformers import BertConfig, BertModel
+
+        letters = string.ascii_lowercase + string.digits
+        words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *'.,?-()/', *letters]
+        words += [f'##{letter}' for letter in letters]
+        made = Path(tempfile.mkdtemp(dir=folder.parent))
+        small = BertConfig(vocab_size=len(words), num_hidden_layers=2)
+        BertModel(small).save_pretrained(made)
+        (made / 'vocab.txt').write_text('\n'.join(words))
+        kind = {'tokenizer_class': 'BertTokenizer', 'do_lower_case': True}
+        (made / 'tokenizer_config.json').write_text(json.dumps(kind))
+        os.replace(made, folder)
+    return str(folder)
 
 
 def _forget_files(node: Any) -> None:

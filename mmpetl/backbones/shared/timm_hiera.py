@@ -10,6 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from mmpetl.backbones.shared.pooling import Extents, PoolingHost, pooling_sites
+from mmpetl.backbones.shared.timm_model import KeepsBlocks
 from mmpetl.backbones.shared.timm_plain import network
 from mmpetl.core import (
     FFN,
@@ -19,7 +20,6 @@ from mmpetl.core import (
     Site,
     SiteMap,
     WindowBlockHost,
-    injection_of,
     without_extra,
 )
 
@@ -73,7 +73,7 @@ class HieraHost(PoolingHost, WindowBlockHost):
         return drop(scale(x))
 
 
-class HieraTrunk(BackboneHost):
+class HieraTrunk(KeepsBlocks, BackboneHost):
     """``blocks`` one after the other and a ``head`` that pools and norms."""
 
     @property
@@ -159,18 +159,6 @@ class HieraTrunk(BackboneHost):
                 'norms; change global_pool or reset_other before inject'
             )
         super().reset_classifier(num_classes)
-        _, record = injection_of(self)
-        fresh = {n for n, _ in self.named_parameters() if record.site_map.in_head(n)}
-        record.base |= fresh
-        record.head |= fresh
-        record.trainable_before |= fresh
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        """Refused: sites, slots and the frozen base reach over all blocks."""
-        raise PETLError(
-            'prune_intermediate_layers would cut off blocks that have sites; prune '
-            'before inject (features_only=True of timm.create_model does)'
-        )
 
 
 def num_heads(attn: nn.Module) -> int:

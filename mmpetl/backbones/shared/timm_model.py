@@ -12,7 +12,18 @@ from torch import Tensor
 from mmpetl.core import BackboneHost, PETLError, injection_of
 
 
-class TimmModel(BackboneHost):
+class KeepsBlocks:
+    """A model that upstream would cut, mixed in front of the foreign class."""
+
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
+        """Refused: sites, slots and the frozen base reach over all blocks."""
+        raise PETLError(
+            'prune_intermediate_layers would cut off blocks that have sites; prune '
+            'before inject (features_only=True of timm.create_model does)'
+        )
+
+
+class TimmModel(KeepsBlocks, BackboneHost):
     """A model with a ``patch_embed``, mixed in front of the foreign class."""
 
     def fitted(self, x: Tensor) -> Tensor:
@@ -89,18 +100,6 @@ class TimmModel(BackboneHost):
                 f'for {self.global_pool!r}; change global_pool before inject'
             )
         super().reset_classifier(num_classes)
-        _, record = injection_of(self)
-        fresh = {n for n, _ in self.named_parameters() if record.site_map.in_head(n)}
-        record.base |= fresh
-        record.head |= fresh
-        record.trainable_before |= fresh
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        """Refused: sites, slots and the frozen base reach over all blocks."""
-        raise PETLError(
-            'prune_intermediate_layers would cut off blocks that have sites; prune '
-            'before inject (features_only=True of timm.create_model does)'
-        )
 
 
 def _differs(

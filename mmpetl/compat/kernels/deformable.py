@@ -15,6 +15,18 @@ def _deform(op: Callable, tensors: tuple[Tensor, ...], geometry: tuple) -> Tenso
     return op(*(wide(tensor).contiguous() for tensor in tensors), *geometry)
 
 
+def _read(maps: Tensor, size: torch.Size) -> Tensor:
+    """Offsets or a mask as the kernel reads them for an output of ``size``.
+
+    It steps through each sample's memory by the extents of the output. DyHead hands it
+    those of a level twice as large, of which it reads the front.
+    """
+    if maps.shape[2:] == size or maps[0, 0].numel() < size.numel():
+        return maps
+    front = maps.flatten(1)[:, : maps.shape[1] * size.numel()]
+    return front.unflatten(1, (maps.shape[1], *size))
+
+
 def deform_conv_forward(
     input: Tensor,
     weight: Tensor,
@@ -135,7 +147,8 @@ def modulated_deform_conv_forward(
     """Modulated deformable convolution into ``output``."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group)
     bias = bias if with_bias else input.new_zeros(len(weight))
-    tensors = (input, weight, offset, mask, bias)
+    read = (_read(maps, output.shape[2:]) for maps in (offset, mask))
+    tensors = (input, weight, *read, bias)
     op = torch.ops.torchvision.deform_conv2d
     output.copy_(_deform(op, tensors, (*geometry, deformable_group, True)))
 
@@ -170,10 +183,15 @@ def modulated_deform_conv_backward(
     """Gradients of `modulated_deform_conv_forward`, each into its tensor."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group)
     full_bias = bias if with_bias else input.new_zeros(len(weight))
-    tensors = (grad_output, input, weight, offset, mask, full_bias)
+    size = grad_output.shape[2:]
+    read = (_read(maps, size) for maps in (offset, mask))
+    tensors = (grad_output, input, weight, *read, full_bias)
     op = torch.ops.torchvision._deform_conv2d_backward
     grads = _deform(op, tensors, (*geometry, deformable_group, True))
-    targets = [grad_input, grad_weight, grad_offset, grad_mask]
+    for maps in (grad_offset, grad_mask):
+        maps.zero_()
+    targets = [grad_input, grad_weight]
+    targets += [_read(maps, size) for maps in (grad_offset, grad_mask)]
     if with_bias:
         targets.append(grad_bias)
     for target, grad in zip(targets, grads, strict=False):
