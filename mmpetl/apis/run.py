@@ -160,7 +160,7 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
         raise PETLError(f'there is no checkpoint {checkpoint}')
-    from mmpetl.apis.delta import load_delta
+    from mmpetl.apis.delta import load_delta, read_plain
     from mmpetl.engine import DeltaCheckpointHook
     from mmpetl.engine.hooks.common import plain_model
 
@@ -169,6 +169,8 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
         config.load_from = str(checkpoint)
     runner = build_runner(config, **kwargs)
     model = plain_model(runner)
+    if not ours:
+        read_plain(model, checkpoint)
     checks = any(isinstance(hook, DeltaCheckpointHook) for hook in runner.hooks)
     # MMEngine itself would load a delta of anything, and leave out what does not fit.
     if ours or find_injected(model) and not checks:

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+
+from .archives import check_claims, check_expansion, check_regular
+
+BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What torch, numpy, zipfile and pickle answer a cut, garbled or hostile file with."""
 
 # What a HistoryBuffer pickles into: two arrays, and scalars of any width beside them.
 _NUMPY_DTYPES = ('bool', 'int32', 'int64', 'uint8', 'float16', 'float32', 'float64')
@@ -59,16 +82,21 @@ def load_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file holds something else than data, or is damaged.
+        ValueError: The file holds something else than data, is damaged, or asks for
+            more memory than it could fill.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f'no such file: {path}')
+    check_regular(path)
+    check_expansion(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first_line = str(error).strip().partition('\n')[0]
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except BROKEN as error:
+        first_line = str(error).strip().partition('\n')[0] or type(error).__name__
         raise ValueError(
             f'{path} cannot be loaded as plain tensors and data: {first_line} '
             '(the file is damaged, or holds objects that loading would have to run)'
         ) from error
+    check_claims(path, content)
+    return content

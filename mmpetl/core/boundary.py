@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from mmpetl.core.errors import PETLError
 
 T = TypeVar('T')
@@ -76,7 +78,8 @@ def read_bytes(
     limit = text_limit() if limit is None else limit
     try:
         with path.open('rb') as file:
-            data = file.read(limit + 1)
+            # One more than is there shows a file that grows, or is over the limit.
+            data = file.read(min(limit, path.stat().st_size) + 1)
     except OSError as error:
         raise PETLError(f'cannot read the {what} {path}: {_why(error)}') from None
     if len(data) > limit:
@@ -184,8 +187,6 @@ def checked(value: Any, kind: type[T] | Any, place: str) -> T:
         PETLError: ``value`` is something else; the message says where, what is there
             and what is wanted.
     """
-    import msgspec
-
     check_depth(value, place)
     if kind is Any:
         return value

@@ -314,7 +314,13 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
                 f'{cls.__name__} has no argument {arg!r}.{suggest(arg, accepted)} '
                 f'It takes: {", ".join(accepted) or "none"}'
             )
-    return cls(**args)
+    try:
+        return cls(**args)
+    except PETLError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+        given = ', '.join(f'{key}={value!r}' for key, value in args.items())
+        raise PETLError(f'{cls.__name__}({given}) cannot be made: {err}') from None
 
 
 def check_range(
