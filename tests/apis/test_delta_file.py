@@ -158,7 +158,7 @@ def test_a_record_of_another_shape_is_refused(tmp_path):
         ({'method': []}, 'its method has no type'),
         ({'method': {}}, 'its method has no type'),
         ({'method': {'type': 3}}, 'its method has no type'),
-        ({'tensors': {}}, 'tensors: object missing required field sha256'),
+        ({'tensors': {}}, 'tensors: Object missing required field sha256'),
         ({'tensors': None}, 'tensors: expected object, got null'),
         ({'fingerprint': 'x'}, 'fingerprint: expected str matching regex'),
         ({'classes': [{'a': 1}]}, r'classes\[0\]: expected str, got object'),
