@@ -105,17 +105,20 @@ def build_runner(
         config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
     init_dist_any(launcher)
     init_default_scope(config.get('default_scope', 'mmengine'))
+    remarks: list[str] = []
     if check_data:
         from mmpetl.datasets.checks import check_config
 
         if is_main_process():
-            check_config(config, check_data)
+            check_config(config, check_data, remarks)
     if 'runner_type' in config:
         runner = RUNNERS.build(config)
     else:
         runner = Runner.from_cfg(config)
     # Loaders are built later; a corrupt file is then named in one line.
     guard_runner(runner)
+    for line in remarks:
+        runner.logger.warning(line)
     return runner
 
 
