@@ -20,8 +20,8 @@ from mmpetl.core import PETLError
 from mmpetl.engine.files import remove_parts
 
 NAME = '.run.lock'
-_held: dict[tuple[int, int], str] = {}
-"""Locks of this process by device and inode; the system counts them as one."""
+_held: dict[tuple[int, int, int], str] = {}
+"""Locks by process, device and inode; the system counts those of a process as one."""
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def hold_folder(folder: str | os.PathLike) -> Iterator[None]:
     key = None
     try:
         status = os.fstat(file)
-        key = (status.st_dev, status.st_ino)
+        key = (os.getpid(), status.st_dev, status.st_ino)
         if key in _held:
             key = None
             # Closing any handle on the file would end the lock of this process.

@@ -125,21 +125,26 @@ def _by_age(folder: Path, template: str | None) -> list[Path]:
     for path in folder.iterdir() if folder.is_dir() else ():
         match = next((m for p in patterns if (m := p.fullmatch(path.name))), None)
         if match:
-            found.append((_iteration(path), int(match[1]), path))
+            # Names of epochs and of iterations do not compare.
+            found.append((progress(path)[1] or 0, int(match[1]), path))
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def _iteration(path: Path) -> int:
-    """How far a checkpoint is, without reading its tensors; -1 where it does not say.
+def progress(path: Path) -> tuple[int | None, int | None]:
+    """Epochs and iterations that a checkpoint says it has, without reading tensors.
 
-    Names of epochs and of iterations do not compare.
+    Returns:
+        None for what it does not say, or not as a number.
     """
     import torch
 
     if damage(path) is not None:
-        return -1
+        return None, None
     try:
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-        return int(content['meta']['iter'])
+        meta = content['meta']
+        epoch, iteration = meta.get('epoch'), meta.get('iter')
     except Exception:  # whatever it holds, reading it properly comes later
-        return -1
+        return None, None
+    found = [n if type(n) is int else None for n in (epoch, iteration)]
+    return found[0], found[1]

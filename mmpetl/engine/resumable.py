@@ -84,6 +84,23 @@ class RunFile(msgspec.Struct):
     data: Data | None = None
 
 
+class Kind(msgspec.Struct):
+    """One method of a delta; its arguments are the method's to judge."""
+
+    type: str
+
+
+class DeltaFacts(msgspec.Struct):
+    """``meta.mmpetl``: what the delta of a run's checkpoint belongs to."""
+
+    format: int
+    method: Kind | list[Kind]
+    num_blocks: Count
+    fingerprint: str
+    base: str | None
+    backbone: dict[str, Any] | None = None
+
+
 class LoadedFile(msgspec.Struct):
     """The parts of a checkpoint that loading weights reads, where it is a run's."""
 
@@ -103,6 +120,9 @@ def check_loaded(checkpoint: Any, place: str) -> None:
     if 'state_dict' in checkpoint or 'meta' in checkpoint:
         checked(_fields(checkpoint, LoadedFile), LoadedFile, place)
         _check_tensors(checkpoint['state_dict'], f'{place}: state_dict')
+        facts = (checkpoint.get('meta') or {}).get('mmpetl')
+        if facts is not None:
+            checked(facts, DeltaFacts, f'{place}: meta.mmpetl')
         state = checkpoint['state_dict']
     else:
         state = checkpoint
@@ -132,6 +152,7 @@ def check_resumable(checkpoint: Any, place: str, seed: int | None = None) -> lis
                 f'got {type(value).__name__}'
             )
     was = given.meta.seed
+    _check_names_of_files(given.message_hub.runtime_info, place)
     if seed is not None and was is not None and seed != was:
         raise PETLError(
             f'{place} is of a run with the seed {was}, and randomness.seed is {seed}; '
@@ -175,7 +196,8 @@ def check_run(
     """
     said = []
     meta, loop = checkpoint['meta'], runner.train_loop
-    for what, most in (('epoch', loop.max_epochs), ('iter', loop.max_iters)):
+    for what in ('epoch', 'iter'):
+        most = getattr(loop, f'max_{what}s', None)
         if most is not None and meta[what] > most:
             raise PETLError(
                 f'{place}: meta.{what} is {meta[what]}, and this run ends at {most}'
@@ -265,6 +287,20 @@ def _fields(checkpoint: Mapping[str, Any], kind: type) -> dict[str, Any]:
             value = checkpoint[name]
             found[name] = dict(value) if isinstance(value, dict) else value
     return found
+
+
+def _check_names_of_files(info: Mapping[str, Any], place: str) -> None:
+    """What the checkpoint hook takes up from the hub is of the type it writes."""
+    kinds = {
+        'last_ckpt': str | None,
+        'best_ckpt': str | None,
+        'best_metrics': list[str],
+        'keep_ckpt_ids': list[Count],
+    }
+    for key, value in info.items():
+        name = 'best_ckpt' if key.startswith('best_ckpt') else key
+        if name in kinds:
+            checked(value, kinds[name], f'{place}: message_hub.runtime_info.{key}')
 
 
 def _check_names(state: Mapping[str, Any], place: str) -> None:
@@ -365,7 +401,8 @@ def _check_schedulers(saved: Any, runner: Any, place: str) -> None:
                 'param_scheduler of the run again'
             )
         for number, (state, scheduler) in enumerate(zip(one, other, strict=True)):
-            missing = sorted(set(scheduler.state_dict()) - set(state))
+            known = getattr(scheduler, 'state_dict', dict)()
+            missing = sorted(set(known) - set(state))
             if missing:
                 raise PETLError(f'{place}: {name}.{number} lacks {missing[0]}')
 

@@ -1,8 +1,8 @@
 """SIGTERM, SIGHUP and Ctrl-C: save, end the workers, and leave within seconds.
 
 A signal asks; the run answers behind the step that it is at, where it can be saved as
-it stands. A second signal, or a step that does not end, stops it without saving: its
-last checkpoint counts then.
+it stands. A second signal some seconds later, or a step that does not end, stops it
+without saving: its last checkpoint counts then.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')
 GRACE = 20.0
 """Seconds that a step may take after a signal, before the run stops without saving."""
+AGAIN = 2.0
+"""Seconds within which a second signal is the same request."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -53,6 +56,7 @@ class Stop:
     def __init__(self) -> None:
         self.number: int | None = None
         self.stepping = False
+        self.since = 0.0
         self.pid = os.getpid()
         self.child: Any = None
 
@@ -62,7 +66,13 @@ class Stop:
             if number == signal.SIGTERM:
                 os._exit(0)
             return
-        again, self.number = self.number is not None, self.number or number
+        now = time.monotonic()
+        # Launchers repeat what a terminal has sent to all of its processes.
+        again = self.number is not None and now - self.since > AGAIN
+        if self.number is None:
+            self.number, self.since = number, now
+        elif not again:
+            return
         # Workers that the same signal ends must not end this process by an error.
         if self.child is None:
             self.child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)

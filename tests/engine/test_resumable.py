@@ -66,6 +66,9 @@ ALONE = {
     'optimizer': (put('optimizer', 3), 'optimizer'),
     'schedulers': (put('param_schedulers', [1]), 'param_schedulers'),
     'seed': (put('meta.seed', 7), 'the seed 7, and randomness.seed is 42'),
+    'best': (put('message_hub.runtime_info.best_ckpt', 3), 'runtime_info.best_ckpt'),
+    'delta list': (put('meta.mmpetl', [1]), 'meta.mmpetl: expected object, got array'),
+    'no method': (lambda c: c['meta']['mmpetl'].pop('method'), 'field method'),
     'validated': (put('validated', 'yes'), 'validated'),
 }
 

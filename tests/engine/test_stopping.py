@@ -72,6 +72,8 @@ def test_handlers_are_as_before_and_a_second_signal_does_not_wait():
         stop.stepping = True
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.number == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)  # as a launcher repeats it
+        stop.since -= 3
         with pytest.raises(Stopped, match='by SIGTERM'):
             os.kill(os.getpid(), signal.SIGTERM)
     assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]

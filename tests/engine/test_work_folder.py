@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
@@ -18,44 +18,46 @@ from mmpetl.engine.files import AtomicLocalBackend, part_name, remove_parts
 from mmpetl.engine.folder_lock import NAME, hold_folder
 from mmpetl.engine.latest import newest_checkpoint
 
-HOLD = """
-import os, sys, time
-from mmpetl.engine.folder_lock import hold_folder
-with hold_folder(sys.argv[1]):
-    if sys.argv[2] == 'fork' and not os.fork():
-        time.sleep(20)  # a data worker, which outlives its run
-        os._exit(0)
-    print('held', flush=True)
-    time.sleep(20)
-"""
 
+@contextlib.contextmanager
+def holder(folder, worker=False):
+    """A process that holds a folder, also one with a data worker that outlives it.
 
-def holder(folder, how='alone'):
-    command = [sys.executable, '-c', HOLD, str(folder), how]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == 'held\n'
-    return process
+    Yields its id, or None where it was refused.
+    """
+    ready, done = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            with hold_folder(folder):
+                if worker and not os.fork():
+                    time.sleep(5)
+                    os._exit(0)
+                os.write(done, b'held')
+                time.sleep(60)
+        except PETLError:
+            os.write(done, b'refused')
+        finally:
+            os._exit(0)
+    try:
+        yield pid if os.read(ready, 16) == b'held' else None
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+        os.close(done)
 
 
 def test_a_second_run_is_refused_and_a_dead_one_is_no_obstacle(tmp_path):
-    process = holder(tmp_path, 'fork')
-    try:
-        with (
-            pytest.raises(PETLError, match=f'host .*, pid {process.pid}; wait') as info,
-            hold_folder(tmp_path),
-        ):
-            pass
-        assert '\n' not in str(info.value)
-    finally:
-        process.kill()
-        process.wait()
-    deadline = time.monotonic() + 5
-    while True:
-        try:
-            with hold_folder(tmp_path):
-                break
-        except PETLError:
-            assert time.monotonic() < deadline
+    with (
+        holder(tmp_path, worker=True) as pid,
+        pytest.raises(PETLError, match=f'host .*, pid {pid}; wait') as info,
+        hold_folder(tmp_path),
+    ):
+        pass
+    assert '\n' not in str(info.value)
+    with hold_folder(tmp_path):
+        pass
 
 
 def test_a_folder_is_held_once_in_a_process_and_free_afterwards(tmp_path):
@@ -63,25 +65,20 @@ def test_a_folder_is_held_once_in_a_process_and_free_afterwards(tmp_path):
         with pytest.raises(PETLError, match='this process'), hold_folder(tmp_path):
             pass
         # Refusing must not have ended the lock that is held.
-        command = [sys.executable, '-c', HOLD, str(tmp_path), 'alone']
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert f'pid {os.getpid()}' in done.stderr
+        with holder(tmp_path) as pid:
+            assert pid is None
     with hold_folder(tmp_path):
         pass
 
 
 def test_what_a_lock_file_says_is_shown_only_where_it_is_plain(tmp_path):
-    process = holder(tmp_path)
-    try:
+    with holder(tmp_path):
         (tmp_path / NAME).write_text('host \x1b[31mx, pid 1\nerror: fine\n')
         with (
             pytest.raises(PETLError, match='another process; wait'),
             hold_folder(tmp_path),
         ):
             pass
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_work_dir_that_is_a_file(tmp_path):

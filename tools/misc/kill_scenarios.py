@@ -18,10 +18,10 @@ SHORT = {
     'train_cfg.max_epochs': 4,
     'train_dataloader.batch_size': 6,
     'test_dataloader.batch_size': 16,
-    'param_scheduler.0.end': 1,
-    'param_scheduler.1.begin': 1,
-    'param_scheduler.1.end': 4,
-    'param_scheduler.1.T_max': 3,
+    'param_scheduler': [
+        {'type': 'LinearLR', 'start_factor': 0.1, 'by_epoch': False, 'end': 7},
+        {'type': 'CosineAnnealingLR', 'T_max': 4, 'by_epoch': True},
+    ],
     'default_hooks.checkpoint.interval': 1,
     'default_hooks.checkpoint.max_keep_ckpts': 2,
     'default_hooks.logger.interval': 1,
@@ -184,7 +184,13 @@ def sweep(folder: Path, resume: bool) -> None:
     from mmpetl.benchmark.records import Job
     from mmpetl.benchmark.sweep import Sweep
 
-    often = {**JOB, 'train_cfg.val_interval': 1}
+    often = {
+        'train_cfg.max_epochs': 2,
+        'train_cfg.val_interval': 1,
+        'train_dataloader.batch_size': 6,
+        'param_scheduler.0.T_max': 2,
+        'param_scheduler.0.warmup': 1,
+    }
     jobs = [
         Job('mini/digits', 'BitFit', seed=1, options=JOB),
         Job('mini/digits', 'LoRA', seed=1, options=JOB),

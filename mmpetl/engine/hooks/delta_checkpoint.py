@@ -24,10 +24,10 @@ from mmpetl.core import (
 )
 from mmpetl.core.delta_file import check_facts
 from mmpetl.engine.base_watch import BaseWatch
-from mmpetl.engine.best import Best, read_best, write_best
+from mmpetl.engine.best import Best, write_best
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import as_number, finite, plain_model
-from mmpetl.engine.latest import POINTER, STOPPED, newest_checkpoint
+from mmpetl.engine.latest import POINTER, STOPPED, newest_checkpoint, progress
 from mmpetl.engine.resumable import (
     check_loaded,
     check_resumable,
@@ -252,7 +252,7 @@ class DeltaCheckpointHook(CheckpointHook):
                 super()._save_best_checkpoint(runner, metrics)
             if self._best_paths(runner) != before:
                 # The record first, so that it never names a file that is gone.
-                self._record_best(runner, now=True)
+                self._record_best(runner)
         if self._best_paths(runner) != before:
             self._remove_stale_best(runner)
 
@@ -266,26 +266,17 @@ class DeltaCheckpointHook(CheckpointHook):
         }
         return {key: path for key, path in found.items() if path}
 
-    def _record_best(self, runner: Runner, now: bool = False) -> None:
-        """Write ``best.json`` from the message hub; ``now`` of what was just saved."""
+    def _record_best(self, runner: Runner) -> None:
+        """Write ``best.json`` from the message hub."""
         if not is_main_process() or not self.save_best:
             return
-        info, paths = runner.message_hub.runtime_info, self._best_paths(runner)
-        try:
-            known = {best.file: best for best in read_best(runner.work_dir)}
-        except PETLError:
-            known = {}  # damaged; it is made anew
+        info = runner.message_hub.runtime_info
         record, several = [], len(info.get('best_metrics', ())) > 1
-        for key, path in paths.items():
+        for key, path in self._best_paths(runner).items():
             score = info.get(f'best_score_{key}' if several else 'best_score')
-            name = os.path.basename(path)
-            was = known.get(name)
-            step = re.search(r'(\d+)\D*$', name)
-            fresh = step and int(step[1]) in (runner.epoch, runner.iter)
-            place = (runner.epoch, runner.iter) if now and fresh else (None, None)
-            if was is not None and place[0] is None:
-                place = (was.epoch, was.iter)
-            record.append(Best(name, key, finite(as_number(score)), *place))
+            score = finite(as_number(score))
+            where = progress(Path(path))
+            record.append(Best(os.path.basename(path), key, score, *where))
         with self._failure_named(runner, 'best.json'):
             write_best(runner.work_dir, record)
 
@@ -467,7 +458,7 @@ class DeltaCheckpointHook(CheckpointHook):
             self.last_ckpt = here(info.get('last_ckpt'))
         if not self.save_best:
             return
-        for key in [k for k in info if k.partition('best_ckpt')[0] == '']:
+        for key in [k for k in info if k.startswith('best_ckpt')]:
             runner.message_hub.update_info(key, here(info[key]))
         if hasattr(self, 'best_ckpt_path'):
             self.best_ckpt_path = here(self.best_ckpt_path)
