@@ -144,7 +144,12 @@ def check_resumable(checkpoint: Any, place: str, seed: int | None = None) -> lis
         PETLError: Something is missing or is something else; the message says where.
     """
     check_loaded(checkpoint, place)
-    given = checked(_fields(checkpoint, RunFile), RunFile, place)
+    try:
+        given = checked(_fields(checkpoint, RunFile), RunFile, place)
+    except PETLError as error:
+        raise PETLError(
+            f'{error}; a run cannot go on from it, so name another (--resume FILE)'
+        ) from None
     for name, value in given.message_hub.log_scalars.items():
         if not isinstance(value, HistoryBuffer):
             raise PETLError(

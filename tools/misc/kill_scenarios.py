@@ -122,8 +122,9 @@ def run_end(folder: Path) -> dict[str, Any]:
     from mmpetl.engine.best import read_best
     from mmpetl.engine.latest import newest_checkpoint
 
-    last, wrong = newest_checkpoint(folder)
-    assert last is not None, wrong
+    last, _ = newest_checkpoint(folder)
+    if last is None:
+        raise FileNotFoundError(f'{folder} holds no checkpoint')
     content = torch.load(last, map_location='cpu', weights_only=True)
     best = read_best(folder)
     kept = sorted(p.name for p in folder.glob('best_*.pth'))

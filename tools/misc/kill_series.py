@@ -251,7 +251,10 @@ def kill_once(scenario: Scenario, out: Path, kill: Kill) -> dict[str, Any]:
             wrong = [f'going on ended with {again}; see {folder}.0.log']
         else:
             ends = scenario.ends or run_end
-            wrong = list(different(ends(out / 'whole'), ends(folder)))
+            try:
+                wrong = list(different(ends(out / 'whole'), ends(folder)))
+            except (PETLError, OSError, KeyError) as error:
+                wrong = [f'its end cannot be read: {error}']
     result = {
         'scenario': scenario.name,
         'processes': scenario.processes,
