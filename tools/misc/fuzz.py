@@ -104,7 +104,7 @@ class Try:
         self.keep = keep
         self.last = last
         self.folder = Path(tempfile.mkdtemp(prefix='fuzz-'))
-        signal.signal(signal.SIGALRM, _too_slow)
+        self.before = signal.signal(signal.SIGALRM, _too_slow)
 
     def bytes(self, data: bytes) -> None:
         """Try a file of these bytes."""
@@ -156,7 +156,8 @@ class Try:
             (self.keep / name).write_bytes(data)
 
     def close(self) -> None:
-        """Forget the scratch folder."""
+        """Forget the scratch folder, and give the alarm back."""
+        signal.signal(signal.SIGALRM, self.before)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -118,16 +118,6 @@ FIELDS = {
 }
 """What a record holds, and the types of JSON that fit there."""
 
-SEEN = {
-    'tensors is a list',
-    'method is a number',
-    'method is null',
-    'method.targets is a number',
-    'classes is a number',
-    'metrics is a list',
-}
-"""Of these some are among the first that were found."""
-
 for field, fitting in FIELDS.items():
     for name, value in junk(*fitting):
         AREA.add(f'json: {field} is {name}', fact(field, value), want='refuse')
@@ -356,10 +346,11 @@ def _fold_row(label: str, spoil: Callable, **facts: Any) -> None:
     FOLD.add(label, spoil, **facts)
 
 
-FOLD.add(
+AREA.add(
     'fold: classes hold a dict whose key breaks out of its quotes; the written .py is '
     'then read',
     classes(BREAKS_OUT.pop('a dict whose key breaks out of its quotes')),
+    'fold',
     want='refuse',
 )
 for label, value in BREAKS_OUT.items():

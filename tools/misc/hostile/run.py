@@ -99,6 +99,9 @@ def apart(
             for number, name in ((1, 'out.txt'), (2, 'err.txt')):
                 file = os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
                 os.dup2(file, number)
+            # As of a fresh process, whatever this one writes to.
+            sys.stdout = open(1, 'w', encoding='utf-8', closefd=False)
+            sys.stderr = open(2, 'w', encoding='utf-8', closefd=False)
             code = _as_program(work)
         finally:
             os._exit(code)
