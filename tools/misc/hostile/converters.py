@@ -347,9 +347,7 @@ for label, value in {
     'NaN': float('nan'),
     'true': True,
     'null': None,
-    'text': '1',
     'a list': [1],
-    '-1': -1,
     '10^400': 10**400,
 }.items():
     AREA.add(
@@ -357,6 +355,13 @@ for label, value in {
         split(lambda d, value=value: d.update({next(iter(d)): value})),
         want='refuse',
     )
+AREA.add('splits: class id text', split(lambda d: d.update({next(iter(d)): '1'})))
+AREA.add(
+    'splits: class id -1',
+    split(lambda d: d.update({next(iter(d)): -1})),
+    want='take',
+    differs=True,
+)
 AREA.add('splits: a list', split(lambda d: list(d)), want='refuse')
 AREA.add('splits: an empty object', split(lambda d: {}), want='refuse')
 AREA.add(
