@@ -15,7 +15,8 @@ of the command without its imports, memory beyond what the healthy input costs. 
 
 and bad where it ends in a traceback, in silence with another result, without the line,
 by a signal, refuses a good input, takes more than 20 s or more than 2 GiB beyond the
-healthy input, or runs code of the input. One bad row, and the exit code is 1.
+healthy input, or runs code of the input. One bad row, and the exit code is 1. Where the
+healthy input takes more than 5 s, as on a busy machine, four times that is allowed.
 
 A run goes on where it stopped; rows are kept in --rows.
 """

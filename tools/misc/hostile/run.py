@@ -20,7 +20,7 @@ from typing import Any
 from hostile.case import MIB, ROOT, Base, Bench, Call, Case
 
 SECONDS = 20.0
-"""After which a command hangs."""
+"""After which a command hangs; four times the healthy one where that is longer."""
 PATIENCE = 120.0
 """The same for what is healthy, on a machine that is busy."""
 MEMORY = 2048 * MIB
@@ -211,11 +211,13 @@ class Stand:
         """The row of a case."""
         wanted, healthy = self.healthy(case.base)
         most = healthy.peak + MEMORY
-        bench, ended = self._run(self.bases[case.base], case, most)
+        # On a busy machine the healthy call is slow, too.
+        longest = max(SECONDS, 4 * healthy.seconds)
+        bench, ended = self._run(self.bases[case.base], case, most, longest)
         if ended.stopped == 'hung':
             # Twice, for the machine may have been busy with something else.
             shutil.rmtree(bench.path)
-            bench, ended = self._run(self.bases[case.base], case, most)
+            bench, ended = self._run(self.bases[case.base], case, most, longest)
         try:
             state, line = verdict(case, self.bases[case.base], bench, ended, wanted)
         finally:
@@ -237,7 +239,11 @@ class Stand:
         }
 
     def _run(
-        self, base: Base, case: Case | None, most: int | None = None
+        self,
+        base: Base,
+        case: Case | None,
+        most: int | None = None,
+        longest: float = PATIENCE,
     ) -> tuple[Bench, Ended]:
         path = self.folder / 'row'
         shutil.rmtree(path, ignore_errors=True)
@@ -246,7 +252,6 @@ class Stand:
         bench.call = base.prepare(bench)
         if case is not None:
             case.spoil(bench)
-        longest = PATIENCE if case is None else SECONDS
         return bench, apart(command(bench.call, path), path, most, longest)
 
 
