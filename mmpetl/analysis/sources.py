@@ -101,9 +101,9 @@ def find_run(
         return configs[0], Path(delta)
     best = None
     if not (config / 'delta.safetensors').is_file():
-        from mmpetl.benchmark.job import tested_checkpoint
+        from mmpetl.benchmark.job import best_checkpoint
 
-        best = tested_checkpoint(config)
+        best = best_checkpoint(config)
     if best is not None:
         return configs[0], best
     for pattern in ('delta.safetensors', '*.pth'):

@@ -218,7 +218,7 @@ def _kept_best(folder: Path, recorded: Any) -> Path | None:
     return path
 
 
-def tested_checkpoint(folder: Path) -> Path | None:
+def best_checkpoint(folder: Path) -> Path | None:
     """The best checkpoint that a run's test has read; None where it was the last one.
 
     Raises:
@@ -275,7 +275,7 @@ def export(config: Any, folder: Path) -> None:
     out = folder / 'delta'
     if all(path.is_file() for path in delta_paths(out)):
         return
-    source = tested_checkpoint(folder)
+    source = best_checkpoint(folder)
     if source is None:
         pointer = folder / 'last_checkpoint'
         if not pointer.is_file():

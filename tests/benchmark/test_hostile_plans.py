@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmpetl.benchmark.job import _kept_best, tested_checkpoint
+from mmpetl.benchmark.job import _kept_best, best_checkpoint
 from mmpetl.benchmark.plan import read_plan, resolve
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.spaces import check_in_space
@@ -203,14 +203,14 @@ def test_the_record_names_the_best(tmp_path):
         with pytest.raises(PETLError, match='recorded'):
             _kept_best(tmp_path, recorded)
     with pytest.raises(PETLError, match='does not say'):
-        tested_checkpoint(tmp_path)
+        best_checkpoint(tmp_path)
     (tmp_path / 'log.jsonl').write_text('{"tested": "best_top1_epoch_10.pth"}\n')
-    assert tested_checkpoint(tmp_path).name == 'best_top1_epoch_10.pth'
+    assert best_checkpoint(tmp_path).name == 'best_top1_epoch_10.pth'
 
 
 def test_a_run_without_a_best_has_none(tmp_path):
     assert _kept_best(tmp_path, None) is None
-    assert tested_checkpoint(tmp_path) is None
+    assert best_checkpoint(tmp_path) is None
 
 
 def test_a_journal_says_no_more_than_its_space():

@@ -38,7 +38,6 @@ def config() -> Config:
         ('optim_wrapper.optimizer.betass', 1, "'betas'"),
         ('param_scheduler.0.ende', 1, "'end'"),
         ('param_scheduler.7.end', 1, '7'),
-        ('default_hooks.checkpoint.keep_ckpts', 1, "'max_keep_ckpts'"),
         ('optim_wrapper', {'optimizer': {'betass': 1}}, "'betas'"),
         ('randomness.sed', 1, "'seed'"),
         ('train_cfg.max_epochs', 'abc', 'number'),
