@@ -470,6 +470,8 @@ def read_jobs(out: str | os.PathLike) -> tuple[list[Job], list[Refusal]]:
         raise PETLError(
             f'{out} holds no plan.json; run a plan there first (tools/benchmark/run.py)'
         ) from None
+    except PETLError as error:
+        raise PETLError(f'{path} is damaged: {error}') from None
     return list(data.jobs), list(data.refused)
 
 
