@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 SCOPES = ('mmengine', 'mmpetl', 'mmpretrain', 'mmaction', 'mmseg', 'mmdet')
@@ -55,7 +56,8 @@ def _registries(scope: str, of: str | None, fill: bool) -> Iterator[Any]:
     for name, registry in list(vars(module).items()):
         if isinstance(registry, Registry) and of in (None, name):
             if fill:
-                registry.import_from_location()
+                with suppress(ImportError):  # a location that upstream misspells
+                    registry.import_from_location()
             yield registry
 
 

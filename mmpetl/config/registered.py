@@ -7,21 +7,11 @@ wrong for what a published delta, a plan or a search file says.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmpetl.config.known import SCOPES, registered
 from mmpetl.core import PETLError, registered_methods
-from mmpetl.core.errors import suggest
-
-SCOPES = ('mmengine', 'mmcv', 'mmpretrain', 'mmseg', 'mmdet', 'mmaction', 'mmpetl')
-"""Packages that may be imported for a name."""
-
-FILLERS = ('models', 'datasets', 'engine', 'evaluation', 'visualization', 'structures')
-"""Their parts that register something when they are imported."""
-
-NAMING = ('type', '_scope_')
 
 
 def check_types(data: Any, place: str, scope: str | None = None) -> None:
@@ -60,12 +50,8 @@ def check_type(kind: Any, place: str, scope: str | None = None) -> None:
     if name in registered_methods():
         return
     scopes = [package] if dot else [scope, 'mmengine', 'mmpetl'] if scope else SCOPES
-    known = {n for s in scopes for n in _names(s)}
-    if name not in known:
-        raise PETLError(
-            f'{place} is {kind!r}, which no package has registered.'
-            f'{suggest(name, known)}'
-        )
+    if not any(registered(f'{one}.{name}', quick=True) for one in scopes):
+        raise PETLError(f'{place} is {kind!r}, which no package has registered')
 
 
 def _mappings(data: Any, path: str = '') -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -77,28 +63,3 @@ def _mappings(data: Any, path: str = '') -> Iterator[tuple[str, Mapping[str, Any
     elif isinstance(data, list | tuple):
         for i, value in enumerate(data):
             yield from _mappings(value, f'{path}{i}.')
-
-
-def _names(scope: str) -> set[str]:
-    """Names that a package's registries hold, and those of torch in MMEngine's."""
-    from mmengine import registry
-
-    if scope != 'mmengine':
-        for part in ('registry', *FILLERS):
-            if importlib.util.find_spec(scope) is None:
-                return set()
-            if importlib.util.find_spec(f'{scope}.{part}') is not None:
-                importlib.import_module(f'{scope}.{part}')
-    found: set[str] = set()
-    for root in vars(registry).values():
-        if isinstance(root, registry.Registry):
-            found |= _below(root, scope)
-    return found
-
-
-def _below(registry: Any, scope: str) -> set[str]:
-    """Names of a registry and its children whose scope it is."""
-    found = set(registry.module_dict) if registry.scope == scope else set()
-    for child in registry.children.values():
-        found |= _below(child, scope)
-    return found
