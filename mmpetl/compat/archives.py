@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 GIB = 1 << 30
+CALLS = (b'cbuiltins\nbytearray\n', b'c__builtin__\nbytearray\n')
 EXPANSION = 1
 """GiB by which an archive may grow when it is unpacked; ``MMPETL_MAX_EXPANSION_GIB``
 raises it."""
@@ -49,6 +51,38 @@ def check_expansion(path: Path) -> None:
             f'{path} unpacks to {grows / GIB:.1f} GiB more than it is long; where it '
             'is meant to, MMPETL_MAX_EXPANSION_GIB raises the limit'
         )
+
+
+def check_calls(path: Path) -> None:
+    """Raise ValueError for a torch file that asks for a bytearray of any length.
+
+    It is the one thing that ``weights_only`` calls and that fills memory by a bare
+    number, and no weights need it.
+    """
+    found = False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith('.pkl'):
+                    data = archive.read(name)
+                    found |= any(call in data for call in CALLS)
+    except zipfile.BadZipFile:
+        found = _holds(path)
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zlib.error):
+        return  # its reader says that it is damaged
+    if found:
+        raise ValueError(f'{path} holds a bytearray, which no weights need')
+
+
+def _holds(path: Path) -> bool:
+    rest = b''
+    with path.open('rb') as file:
+        while piece := file.read(1 << 24):
+            window = rest + piece
+            if any(call in window for call in CALLS):
+                return True
+            rest = window[-64:]
+    return False
 
 
 def check_claims(path: Path, content: Any) -> None:

@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmpetl.compat.archives import check_claims, check_expansion, check_regular
+from mmpetl.compat.archives import (
+    check_calls,
+    check_claims,
+    check_expansion,
+    check_regular,
+)
 from mmpetl.compat.loading import BROKEN as ANY_BROKEN
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
@@ -255,6 +260,10 @@ def shards_of(path: Path) -> list[str]:
 
 
 def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[object, str]:
+    try:
+        check_calls(path)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     # VideoMAE and other training scripts store their command line beside the
     # weights: a Namespace is a bag of values and runs nothing when rebuilt.
     try:
