@@ -53,6 +53,8 @@ OF_MMENGINE = (
 )
 OF_OURS = (
     'dataset',
+    'on_bad_sample',
+    'on_damaged_jpeg',
     'phases',
     'preprocessing',
     'protocol',

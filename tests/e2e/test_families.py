@@ -130,7 +130,7 @@ def train(config: Any, kill_at: int | None = None) -> Any:
 # Those that share a Runner, a demo and a metric with another are for the whole grid.
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow)
-    if name in ('instances', 'video_vit')
+    if name in ('detection', 'instances', 'video_vit')
     else name
     for name in FAMILIES
 ]

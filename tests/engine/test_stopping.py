@@ -29,6 +29,14 @@ class Signal(Hook):
             os.kill(os.getpid(), self.number)
 
 
+@pytest.fixture(autouse=True)
+def no_nohup():
+    """Under nohup SIGHUP is ignored, and stays so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def train(runner):
     with stop_on_signals() as stop:
         train_until_stopped(runner, stop)

@@ -182,7 +182,7 @@ def _action(config: Config, model: nn.Module) -> Any:
     from mmaction.structures import ActionDataSample
 
     side = side_of(config, 112)
-    kind = str(config.model.get('type'))
+    kind = str(config.model.get('of') or config.model.get('type'))
     backbone = config.model.backbone
     name = str(backbone.get('type'))
     side = 224 if 'timm.' in name or 'UniFormer' in name or 'Swin' in name else side
