@@ -30,11 +30,13 @@ class Signal(Hook):
 
 
 @pytest.fixture(autouse=True)
-def no_nohup():
-    """Under nohup SIGHUP is ignored, and stays so."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def nothing_ignored():
+    """A shell ignores SIGINT for jobs in the background, nohup SIGHUP; it stays so."""
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    before = {n: signal.signal(n, signal.default_int_handler) for n in numbers}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def train(runner):
