@@ -99,7 +99,14 @@ def find_run(
         )
     if delta is not None:
         return configs[0], Path(delta)
-    for pattern in ('delta.safetensors', 'best_*.pth', '*.pth'):
+    best = None
+    if not (config / 'delta.safetensors').is_file():
+        from mmpetl.benchmark.job import best_checkpoint
+
+        best = best_checkpoint(config)
+    if best is not None:
+        return configs[0], best
+    for pattern in ('delta.safetensors', '*.pth'):
         found = sorted(config.glob(pattern), key=lambda p: p.stat().st_mtime)
         if found:
             return configs[0], found[-1]

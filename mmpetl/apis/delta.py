@@ -43,10 +43,16 @@ from mmpetl.core import (
     load_delta_state,
     tensor_digests,
 )
+from mmpetl.core.boundary import checked
 from mmpetl.core.delta_file import (
     BASE_KEY,
     SUFFIXES,
+    DataRecord,
+    RunRecord,
     check_facts,
+    check_format,
+    check_record,
+    check_values,
     delta_paths,
     file_keys,
     lone_slot,
@@ -234,11 +240,11 @@ def _read(path: Path, owner: Any) -> DeltaFile:
 def _read_checkpoint(path: Path, owner: Any) -> DeltaFile:
     content = load_tensors(path)
     content = content if isinstance(content, Mapping) else {}
-    meta = content.get('meta')
-    meta = meta if isinstance(meta, Mapping) else {}
-    state, record = content.get('state_dict'), meta.get('mmpetl')
+    meta, record = _meta_of(content, path)
+    state = content.get('state_dict')
     if record is None and owner is not None and isinstance(state, Mapping):
         model = owner if isinstance(owner, nn.Module) else build_model(owner)
+        _check_state(state, path)
         state = delta_of_whole(model, state, path)
         check_method_of_text(model, meta.get('cfg'), path)
         record = delta_meta(model)
@@ -248,13 +254,85 @@ def _read_checkpoint(path: Path, owner: Any) -> DeltaFile:
             'to model.backbone.checkpoint, and a checkpoint of the whole model needs '
             "its run's config"
         )
+    _check_state(state, path)
     return DeltaFile(
         path=path,
         state=dict(state),
         meta=dict(record),
-        dataset=dict(meta.get('dataset_meta') or {}),
+        dataset=data_of(meta, path),
         metrics=_best_metrics(path, content),
     )
+
+
+def _meta_of(
+    content: Mapping[str, Any], path: Path
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """What a checkpoint says of itself, and its record as a delta where it has one."""
+    meta = content.get('meta')
+    if meta is not None and not isinstance(meta, Mapping):
+        raise PETLError(f'{path}: meta is {type(meta).__name__}, and no mapping')
+    record = (meta or {}).get('mmpetl')
+    if record is not None:
+        if not isinstance(record, Mapping):
+            raise PETLError(f'{path}: meta.mmpetl is no record of a delta')
+        check_format(record, path)
+        check_record(record, RunRecord, f'{path}: meta.mmpetl')
+    return meta or {}, record
+
+
+def _check_state(state: Any, path: Path) -> None:
+    """Raise PETLError unless it is tensors by name."""
+    if not isinstance(state, Mapping):
+        raise PETLError(f'{path} holds no state_dict of tensors by name')
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise PETLError(
+                f'{path}: state_dict holds {type(value).__name__} at {key!r}, and no '
+                'tensor'
+            )
+
+
+def data_of(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """``classes`` and ``palette`` of a checkpoint's meta, and what stands beside them.
+
+    Raises:
+        PETLError: Classes are no list of names, or a palette no list of RGB triples.
+    """
+    data = to_data(meta.get('dataset_meta') or {})
+    checked(data, DataRecord, f'{path}: meta.dataset_meta')
+    return data
+
+
+def read_plain(
+    model: nn.Module, path: Path
+) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """State and meta of a checkpoint as MMEngine loads it by itself.
+
+    Args:
+        model: What it is for.
+        path: A checkpoint of a whole model, or a run's with the delta alone.
+
+    Raises:
+        PETLError: It is damaged, holds something else than finite tensors of the kinds
+            that the model has, or is a delta and the model has no method: MMEngine
+            would load the little that fits, and the bare base would be evaluated.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, Mapping):
+        raise PETLError(f'{path} holds {type(content).__name__}, and no checkpoint')
+    meta, record = _meta_of(content, path)
+    if record is not None and not find_injected(model):
+        raise PETLError(
+            f'{path} is a delta of {method_name(record)}, the model has no method; set '
+            'model.backbone.method to the one of the delta'
+        )
+    state = content.get('state_dict', content)
+    _check_state(state, path)
+    try:
+        check_values(state, model.state_dict())
+    except PETLError as error:
+        raise PETLError(f'{path}: {error}') from None
+    return state, meta
 
 
 def delta_of_whole(

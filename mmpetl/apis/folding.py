@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.apis.building import without_memory
-from mmpetl.apis.delta import DeltaFile, load_tensors, read_delta, slot_names
+from mmpetl.apis.delta import DeltaFile, read_delta, slot_names
 from mmpetl.apis.model import init_model
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import (
@@ -22,7 +22,9 @@ from mmpetl.config.nodes import (
     test_pipeline,
     upstream_model,
 )
+from mmpetl.config.registered import check_types
 from mmpetl.config.scope import build_backbone, package_of
+from mmpetl.config.text import is_data
 from mmpetl.core import (
     PETLError,
     delta_state,
@@ -34,6 +36,7 @@ from mmpetl.core import (
 from mmpetl.core.delta_file import check_facts, plain_key, state_for, write_all
 from mmpetl.core.state import with_later_sites
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
+from mmpetl.models.weights.containers import read_tensors
 
 TEST_PART = ('test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline')
 RUNTIME = ('default_scope', 'visualizer', 'vis_backends', 'env_cfg', 'log_level')
@@ -86,7 +89,13 @@ def fold_checkpoint(
     torch.save({'meta': {'dataset_meta': dataset}, 'state_dict': state}, buffer)
     files = {target['.pth']: buffer.getvalue()}
     if config is not None:
-        files[target['.py']] = stock_config(config, dataset).pretty_text.encode()
+        text = stock_config(config, dataset).pretty_text
+        if not is_data(text):
+            raise PETLError(
+                f'the config of the folded model would not be data alone, so {out} is '
+                'not written; name the base (base=) to fold without a config'
+            )
+        files[target['.py']] = text.encode()
     if safetensors:
         from safetensors.torch import save
 
@@ -132,6 +141,7 @@ def fold_state_dict(
     """
     read = read_delta(delta)
     path, node = _backbone_of(read)
+    check_types(node['backbone'], f'{read.path}: backbone', read.meta.get('scope'))
     with without_memory():
         backbone = build_backbone(node['backbone'], read.meta.get('scope'))
     state = _taken(backbone, base, read.state, path)
@@ -241,21 +251,7 @@ def read_base(path: str | os.PathLike) -> dict[str, Tensor]:
         FileNotFoundError: There is no such file.
         PETLError: It is damaged or holds something else.
     """
-    path = Path(path)
-    if path.suffix == '.safetensors':
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise PETLError(f'{path} is no safetensors ({error})') from None
-    content = load_tensors(path)
-    for key in ('state_dict', 'model'):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = content.items() if isinstance(content, Mapping) else ()
-    return {k: v for k, v in tensors if isinstance(v, Tensor)}
+    return read_tensors(Path(path)).tensors
 
 
 def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:

@@ -9,10 +9,13 @@ from typing import Any
 from torch import nn
 
 from mmpetl.apis.building import build_model, dataset_meta, pick_device
-from mmpetl.apis.delta import fill_from, load_tensors
+from mmpetl.apis.delta import (
+    data_of,
+    fill_from,
+    read_plain,
+)
 from mmpetl.config.load import as_config
 from mmpetl.core import PETLError, find_injected
-from mmpetl.core.delta_file import method_name
 from mmpetl.lazy import moved_names
 
 __getattr__, __dir__ = moved_names(
@@ -62,16 +65,10 @@ def init_model(
 
 def _load_plain(model: nn.Module, path: Path) -> dict[str, Any]:
     """Load a whole checkpoint; returns what it says of the classes."""
-    content = load_tensors(path)
-    meta = content.get('meta') or {}
-    if meta.get('mmpetl'):
-        raise PETLError(
-            f'{path} is a delta of {method_name(meta["mmpetl"])}, the model has no '
-            'method; set model.backbone.method to the one of the delta'
-        )
+    state, meta = read_plain(model, path)
     try:
-        missing, extra = model.load_state_dict(content['state_dict'], strict=False)
-    except (KeyError, RuntimeError) as error:
+        missing, extra = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
         reason = ' '.join(str(error).split())[:160]
         raise PETLError(f'{path} does not fit the model: {reason}') from None
     if missing or extra:
@@ -79,4 +76,4 @@ def _load_plain(model: nn.Module, path: Path) -> dict[str, Any]:
             f'{path} does not fit the model: {len(missing)} keys are missing and '
             f'{len(extra)} not expected ({(missing or extra)[0]} is one)'
         )
-    return dict(meta.get('dataset_meta') or {})
+    return data_of(meta, path)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.runner import find_latest_checkpoint
-
 from mmpetl.apis.delta import load_tensors
 from mmpetl.config.text import read_text
 from mmpetl.core import PETLError
+from mmpetl.engine.latest import newest_checkpoint
+from mmpetl.engine.resumable import check_resumable
 from mmpetl.engine.runner import TuningRunner, safe_config
 
 UNSAID = ('resume', 'load_from', 'launcher', 'runner_type', 'custom_imports')
@@ -67,13 +67,66 @@ def check_resume(config: Any) -> list[str]:
         Lines to log: what differs without harm. None where nothing is resumed.
 
     Raises:
-        PETLError: A setting differs that decides what is trained.
+        PETLError: A setting differs that decides what is trained, or the checkpoint is
+            damaged or lacks what a run needs to go on.
     """
     path = _checkpoint_of(config)
     if path is None:
         return []
-    text = (load_tensors(path).get('meta') or {}).get('cfg')
-    was = read_text(text or '')
+    content = load_tensors(path)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    text = meta.get('cfg') if isinstance(meta, dict) else None
+    said = _compare(config, path, text if isinstance(text, str) else '')
+    seed = (config.get('randomness') or {}).get('seed')
+    check_resumable(content, str(path), seed)  # its lines come with the resumption
+    return said
+
+
+def find_checkpoint(config: Any) -> list[str]:
+    """Let a config name the file that it goes on from.
+
+    Args:
+        config: Where it resumes and names no file, ``load_from`` becomes the newest
+            whole checkpoint of its work folder.
+
+    Returns:
+        Lines to log: what was wrong with the newest, or that the run begins anew.
+
+    Raises:
+        PETLError: There are checkpoints, and none of them is whole.
+    """
+    folder = Path(config.work_dir)
+    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    if '://' in str(hook.get('out_dir') or ''):
+        return []
+    if not config.get('resume'):
+        there = sorted(p.name for p in folder.glob('*.pth') if _of_run(p.name))
+        if not there or config.get('load_from'):
+            return []
+        more = f' and {len(there) - 1} more' if len(there) > 1 else ''
+        return [
+            f'{folder} holds checkpoints of an earlier run ({there[0]}{more}), which '
+            'this one replaces; --resume would go on with that run'
+        ]
+    if config.get('load_from'):
+        return []
+    path, wrong = newest_checkpoint(folder, hook)
+    if path is not None:
+        config.load_from = str(path)
+    elif not (folder / 'search.jsonl').is_file():  # a search goes on from its record
+        wrong = (
+            f'there is no checkpoint in {folder}, so the run begins at the beginning'
+        )
+    return [wrong] if wrong else []
+
+
+def _of_run(name: str) -> bool:
+    return name.startswith(('epoch_', 'iter_', 'best_', 'stopped_at_'))
+
+
+def _compare(config: Any, path: Path, text: str) -> list[str]:
+    """Compare settings; the lines of :func:`check_resume`."""
+    was = read_text(text)
     if not was:
         return [f'{path} does not say its settings, so they are not compared']
     now = config
@@ -97,8 +150,11 @@ def _checkpoint_of(config: Any) -> Path | None:
     """The file that a run goes on from; None where there is none."""
     if not config.get('resume'):
         return None
-    name = config.get('load_from') or find_latest_checkpoint(config.work_dir)
-    return Path(name) if name and Path(name).is_file() else None
+    if config.get('load_from'):
+        path = Path(config.load_from)
+        return path if path.is_file() else None
+    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    return newest_checkpoint(config.work_dir, hook)[0]
 
 
 class _Absent:

@@ -32,26 +32,29 @@ Device = Literal['auto', 'cpu', 'cuda']
 def cli_errors() -> Iterator[None]:
     """Turn bad input into one line on stderr and a non-zero exit code.
 
-    Anything that is not the user's to mend keeps its traceback.
+    The code is 1; for a run that a signal stopped it is 128 and the signal's number, as
+    of shells: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. Anything that is not the
+    user's to mend keeps its traceback.
     """
     try:
         yield
-    except (PETLError, OSError, KeyError) as error:
+    except (PETLError, OSError, KeyError, MemoryError) as error:
         # MMEngine's registries say by a KeyError that a config names no known type.
         if isinstance(error, KeyError) and 'registry' not in str(error):
             raise
         print(f'error: {one_line(error)}', file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print(
-            'error: interrupted; --resume continues from the last checkpoint',
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        # A run that a signal has stopped says which, and what has been saved.
+        said = str(error) or 'interrupted; --resume continues from the last checkpoint'
+        print(f'error: {said}', file=sys.stderr, flush=True)
+        raise SystemExit(getattr(error, 'code', 130)) from None
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error, also of one that a data worker has passed on."""
+    if isinstance(error, MemoryError) and not str(error):
+        return 'out of memory; take a smaller batch or fewer data workers'
     whole = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     lines = [line for line in whole.splitlines() if line.strip()]
     text = lines[-1] if 'Original Traceback' in whole else ' '.join(lines)
@@ -105,17 +108,20 @@ def build_runner(
         config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
     init_dist_any(launcher)
     init_default_scope(config.get('default_scope', 'mmengine'))
+    remarks: list[str] = []
     if check_data:
         from mmpetl.datasets.checks import check_config
 
         if is_main_process():
-            check_config(config, check_data)
+            check_config(config, check_data, remarks)
     if 'runner_type' in config:
         runner = RUNNERS.build(config)
     else:
         runner = Runner.from_cfg(config)
     # Loaders are built later; a corrupt file is then named in one line.
     guard_runner(runner)
+    for line in remarks:
+        runner.logger.warning(line)
     return runner
 
 
@@ -133,19 +139,31 @@ def _needs(config: Any, phase: str) -> None:
 def train(config: Any, **kwargs: Any) -> Any:
     """Train as a config says; returns the Runner.
 
+    The work folder is held meanwhile. SIGTERM, SIGHUP and Ctrl-C save the run as it
+    stands and end it (:mod:`mmpetl.engine.stopping`).
+
     Raises:
-        PETLError: Something the config names is missing or does not fit, or a run is to
-            be resumed with other settings than it began with.
+        PETLError: Something the config names is missing or does not fit, a run is to be
+            resumed with other settings or from another state than it has, or another
+            run is at work in the folder.
+        mmpetl.engine.stopping.Stopped: A signal came; a KeyboardInterrupt.
     """
-    from mmpetl.apis.resume import check_resume
+    from mmpetl.apis.resume import check_resume, find_checkpoint
+    from mmpetl.engine.folder_lock import hold_for_run
+    from mmpetl.engine.stopping import stop_on_signals, train_until_stopped
 
     _needs(config, 'train')
     kwargs.setdefault('check_data', ('train', 'val'))
-    said = check_resume(config)
-    runner = build_runner(config, **kwargs)
-    for line in filter(None, [*said, without_validation(config)]):
-        runner.logger.info(line)
-    runner.train()
+    init_dist_any(kwargs.get('launcher', 'none'))
+    with stop_on_signals() as stop, hold_for_run(config.work_dir):
+        found = find_checkpoint(config)
+        said = check_resume(config)
+        runner = build_runner(config, **kwargs)
+        for line in filter(None, found):
+            runner.logger.warning(line)
+        for line in filter(None, [*said, without_validation(config)]):
+            runner.logger.info(line)
+        train_until_stopped(runner, stop)
     return runner
 
 
@@ -160,7 +178,7 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
         raise PETLError(f'there is no checkpoint {checkpoint}')
-    from mmpetl.apis.delta import load_delta
+    from mmpetl.apis.delta import load_delta, read_plain
     from mmpetl.engine import DeltaCheckpointHook
     from mmpetl.engine.hooks.common import plain_model
 
@@ -169,6 +187,8 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
         config.load_from = str(checkpoint)
     runner = build_runner(config, **kwargs)
     model = plain_model(runner)
+    if not ours:
+        read_plain(model, checkpoint)
     checks = any(isinstance(hook, DeltaCheckpointHook) for hook in runner.hooks)
     # MMEngine itself would load a delta of anything, and leave out what does not fit.
     if ours or find_injected(model) and not checks:

@@ -73,8 +73,16 @@ def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) 
         n_startup_trials=first, seed=seed, constant_liar=True
     )
     pruner = package.pruners.MedianPruner(n_startup_trials=first, n_warmup_steps=warmup)
+    try:
+        storage = package.storages.JournalStorage(backend)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise PETLError(
+            f'the journal {journal} is damaged ({type(error).__name__}: {reason}); '
+            'remove the folder of this search to begin it anew'
+        ) from None
     return package.create_study(
-        storage=package.storages.JournalStorage(backend),
+        storage=storage,
         sampler=sampler,
         pruner=pruner,
         study_name='search',

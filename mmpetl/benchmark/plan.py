@@ -17,6 +17,9 @@ A plan holds these keys; ``methods`` and ``recipes`` are needed::
     exclude: ['NOAH@mini/cub']
     data: [digits]                      mini sets to write before the first job
 
+A plan is data: what its options name as a ``type`` must be registered by a toolbox, and
+nothing in them imports or names a file that runs; ``--trust`` lifts that.
+
 Pairs that cannot be, since a backbone lacks the sites that a method acts at, are
 computed and listed with the reason; they are no failures.
 """
@@ -26,15 +29,20 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD, split_options
+from mmpetl.benchmark.plan_file import check_plain, read_yaml
 from mmpetl.benchmark.records import Job, write_json
 from mmpetl.benchmark.sizes import sizes
+from mmpetl.benchmark.trust import check_trusted
+from mmpetl.config.options import MOST_SEED
 from mmpetl.core import PETLError, registered_methods, suggest
+from mmpetl.core.boundary import read_json
 
 ALL = 'all'
 PROTOCOLS = ('honest', 'published')
@@ -109,13 +117,7 @@ def read_plan(name: str | os.PathLike, **changes: Any) -> Plan:
             f'there is no plan {str(name)!r}.{suggest(str(name), known)} Presets: '
             f'{", ".join(known)}; or name a .yaml file'
         )
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = ' '.join(str(error).split())
-        raise PETLError(f'cannot read the plan {path}: {reason}') from None
+    data = read_yaml(path)
     if not isinstance(data, Mapping):
         raise PETLError(f'{path} is no plan: it holds no keys (methods, recipes, ...)')
     data = {'name': path.stem, **data}
@@ -151,8 +153,14 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
             if not isinstance(values, Mapping):
                 raise PETLError(f'{where}: {key} of {name} needs "name: value" lines')
     for seed in data.get('seeds', ()):
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise PETLError(f'{where}: seeds are whole numbers from 0, got {seed!r}')
+        whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if not whole or not 0 <= seed <= MOST_SEED:
+            raise PETLError(
+                f'{where}: seeds are whole numbers from 0 to 2^32 - 1, got {seed!r}'
+            )
+    for key in MAPPINGS:
+        check_plain(data.get(key, {}), f'{where}: {key}')
+    _check_texts(data, where)
     plan = Plan(**data)
     if plan.protocol not in PROTOCOLS:
         raise PETLError(
@@ -169,6 +177,23 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
     return plan
 
 
+def _check_texts(data: Mapping[str, Any], where: str) -> None:
+    """The name makes a folder; a method's ``type`` is what the plan calls it."""
+    for key in ('name', 'protocol', 'sizes'):
+        if not isinstance(data.get(key, ''), str):
+            raise PETLError(f'{where}: {key} is a name, got {data[key]!r}')
+    if not NAME.fullmatch(data['name']):
+        raise PETLError(
+            f'{where}: name is that of a folder, of letters, digits, _ . + -, at most '
+            f'100 of them; got {data["name"][:120]!r}'
+        )
+    for method, args in data.get('settings', {}).items():
+        if 'type' in args:
+            raise PETLError(
+                f'{where}: settings of {method} name a type; list it among methods'
+            )
+
+
 def _list(value: Any, key: str, where: str) -> tuple[Any, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     kind = int if key == 'seeds' else str
@@ -180,6 +205,7 @@ def _list(value: Any, key: str, where: str) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
+NAME = re.compile(r'[\w+-][\w .+-]{0,99}')
 KIND = {int: 'whole number', str: 'name'}
 
 
@@ -251,8 +277,12 @@ def check_filters(
             )
 
 
-def resolve(plan: Plan) -> Resolved:
+def resolve(plan: Plan, trust: bool = False) -> Resolved:
     """The jobs of a plan: by seed, then by recipe, then by method.
+
+    Args:
+        plan: The plan.
+        trust: Whether its options may import and name what no toolbox registers.
 
     Raises:
         PETLError: A name in it is unknown, or nothing is left to run.
@@ -273,6 +303,8 @@ def resolve(plan: Plan) -> Resolved:
         wanted = [m for m in methods if _kept(plan, m, known[m].family, recipe)]
         if not wanted:
             continue
+        if not trust:
+            _check_trusted(plan, wanted, recipe)
         config = _composed(plan, recipe, wanted[0])
         checker = Support(config)
         for method in wanted:
@@ -292,6 +324,21 @@ def resolve(plan: Plan) -> Resolved:
         raise PETLError(f'the plan {plan.name} has nothing to run{why}')
     jobs = [_seeded(job, seed) for seed in plan.seeds for job in cells]
     return Resolved(plan, tuple(jobs), tuple(refused), tuple(sorted(boxes)))
+
+
+def _check_trusted(plan: Plan, methods: Sequence[str], recipe: str) -> None:
+    """Hold what a plan says of a recipe to data and registered names."""
+
+    def scope() -> str:
+        from mmpetl.config.compose import compose
+
+        config = compose(recipe, 'LinearProbe')
+        return config.get('default_scope') or 'mmengine'
+
+    for method in methods:
+        check_trusted(
+            options_of(plan, method, recipe), scope, f'the plan {plan.name}, {method}'
+        )
 
 
 def _composed(plan: Plan, recipe: str, method: str) -> Any:
@@ -416,22 +463,24 @@ def read_jobs(out: str | os.PathLike) -> tuple[list[Job], list[Refusal]]:
     Raises:
         PETLError: There is none, or it is damaged.
     """
-    import json
-
     path = Path(out) / 'plan.json'
     try:
-        data = json.loads(path.read_text(encoding='utf-8'))
-        jobs = []
-        for item in data['jobs']:
-            item.pop('id')
-            jobs.append(Job(**item))
-        return jobs, [Refusal(**item) for item in data['refused']]
+        data = read_json(path, _Kept, 'resolved plan')
     except FileNotFoundError:
         raise PETLError(
             f'{out} holds no plan.json; run a plan there first (tools/benchmark/run.py)'
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except PETLError as error:
         raise PETLError(f'{path} is damaged: {error}') from None
+    return list(data.jobs), list(data.refused)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is read of a ``plan.json``."""
+
+    jobs: tuple[Job, ...]
+    refused: tuple[Refusal, ...]
 
 
 def prepare_data(plan: Plan, root: Path) -> dict[str, Path]:

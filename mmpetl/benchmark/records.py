@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import checked, read_json
 
 FORMAT = 1
 STATUSES = ('done', 'failed', 'pruned')
@@ -120,7 +122,7 @@ class Record:
     primary: str = ''
     ppt: float | None = None
     counts: dict[str, int] = field(default_factory=dict)
-    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    curves: dict[str, list[list[float | None]]] = field(default_factory=dict)
     config_hash: str = ''
     base: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
@@ -160,21 +162,49 @@ class Record:
         """
         data = dict(data)
         found = data.pop('format', None)
-        if found != FORMAT:
+        if found != FORMAT or isinstance(found, bool):
             raise PETLError(
                 f'{source} has format {found!r}; this mmpetl reads format {FORMAT}'
             )
         data.pop('id', None)
-        try:
-            record = cls(**{**data, 'job': Job(**data['job'])})
-        except (KeyError, TypeError) as error:
-            raise PETLError(f'{source} is not a record: {error}') from None
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in data:
+            if name not in known:
+                raise PETLError(f'{source} is not a record: it has {name!r}')
+        record = checked(data, cls, source)
+        for name, points in record.curves.items():
+            if any(len(p) != 2 or p[0] is None for p in points):
+                raise PETLError(f'{source}: curves.{name} is no list of (step, value)')
+        if record.search is not None:
+            checked(record.search, Found, f'{source}: search')
         if record.status not in STATUSES:
             raise PETLError(
                 f'{source} has status {record.status!r}, which is none of '
                 f'{", ".join(STATUSES)}'
             )
         return record
+
+
+@dataclass
+class FoundTrial:
+    """What is read of a trial in a record."""
+
+    number: int
+    status: str
+    options: dict[str, Any] = field(default_factory=dict)
+    value: float | None = None
+
+
+@dataclass
+class Found:
+    """What is read of the search in a record; it may hold more."""
+
+    budget: int = 0
+    split: str = ''
+    default_value: float | None = None
+    best: int | None = None
+    best_value: float | None = None
+    trials: list[FoundTrial] = field(default_factory=list)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -199,6 +229,7 @@ class RecordStore:
 
     def __init__(self, out: str | os.PathLike) -> None:
         self.out = Path(out)
+        self.left_out: list[str] = []
 
     def folder(self, job: Job) -> Path:
         """Where a run lives."""
@@ -214,8 +245,34 @@ class RecordStore:
         write_json(self.folder(record.job) / 'record.json', record.to_json())
 
     def all(self) -> list[Record]:
-        """Every record of the folder, by id."""
-        return [read_record(p) for p in sorted(self.out.glob('runs/*/record.json'))]
+        """Every record of the folder that can be read, by id.
+
+        Those that cannot are named in :attr:`left_out`, and once each on stderr.
+        """
+        found: dict[str, Record] = {}
+        self.left_out = []
+        for path in sorted(self.out.glob('runs/*/record.json')):
+            try:
+                record = read_record(path)
+            except (OSError, PETLError) as error:
+                self.left_out.append(f'{error}')
+                continue
+            if record.job.id in found:
+                # A copied folder is no second run.
+                self.left_out.append(f'{path} is a second record of {record.job.id}')
+                continue
+            found[record.job.id] = record
+        for line in self.left_out:
+            print(f'left out: {line}', file=sys.stderr)
+        return list(found.values())
+
+    def check_all_read(self) -> None:
+        """Raise PETLError where :meth:`all` left something out."""
+        if self.left_out:
+            raise PETLError(
+                f'{self.out}: {len(self.left_out)} records were left out, '
+                f'{self.left_out[0]} for one'
+            )
 
     @contextmanager
     def claim(self, job: Job) -> Iterator[bool]:
@@ -254,9 +311,7 @@ def read_record(path: str | os.PathLike) -> Record:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise PETLError(f'cannot read the record {path}: {error}') from None
-    if not isinstance(data, dict):
-        raise PETLError(f'{path} is not a record: it holds no object')
+        data = read_json(path, dict[str, Any], 'record')
+    except PETLError as error:
+        raise PETLError(f'{error}; remove the record to run its job again') from None
     return Record.from_json(data, str(path))

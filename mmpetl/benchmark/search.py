@@ -28,10 +28,17 @@ from mmpetl.benchmark.executors import Executor
 from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.optuna_study import load_study, optuna
 from mmpetl.benchmark.records import Job, Record, RecordStore, write_json
-from mmpetl.benchmark.spaces import decode, space_of, suggest_from, value_at
+from mmpetl.benchmark.spaces import (
+    check_in_space,
+    decode,
+    space_of,
+    suggest_from,
+    value_at,
+)
 from mmpetl.benchmark.sweep import Dispatcher, Sweep, environment
 from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError, check_range
+from mmpetl.core.boundary import read_json
 from mmpetl.lazy import moved_names
 
 __getattr__, __dir__ = moved_names(
@@ -149,7 +156,7 @@ class MethodSearch:
             )
         )
         if path.is_file():
-            was = json.loads(path.read_text(encoding='utf-8'))
+            was = read_json(path, dict[str, Any], 'settings of a search')
             for key in now:
                 if was.get(key) != now[key]:
                     raise PETLError(
@@ -175,6 +182,7 @@ class MethodSearch:
         left = [Trial(0, dict(self.default), self._job({}))]
         for frozen in self.study.get_trials(deepcopy=False):
             options = {k: decode(v) for k, v in frozen.params.items()}
+            check_in_space(options, self.space, f'{self.journal}, {frozen.number}')
             left.append(Trial(frozen.number + 1, options, self._job(options)))
         self.trials = {trial.number: trial for trial in left}
         return left

@@ -67,6 +67,27 @@ def decode(value: Any) -> Any:
     return value
 
 
+def check_in_space(
+    options: Mapping[str, Any], space: Mapping[str, Any], place: str
+) -> None:
+    """Raise PETLError where a journal proposes what its space does not hold.
+
+    Options of a trial become a config, so that a journal may say no more than a space.
+    """
+    for key, value in options.items():
+        values = space.get(key)
+        if isinstance(values, Mapping):
+            plain = isinstance(value, int | float) and not isinstance(value, bool)
+            fits = plain and values['low'] <= value <= values['high']
+        else:
+            fits = value in (values or ())
+        if not fits:
+            raise PETLError(
+                f'{place}: {key}={value!r} is not in the search space; search in '
+                'another folder'
+            )
+
+
 def value_at(config: Any, key: str) -> Any:
     """The value of a dotted key; of a method's argument its default.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mmpetl.config.heads import fit_head
 from mmpetl.config.leaves import read_table, row_config
 from mmpetl.config.names import recipe_names
 from mmpetl.config.nodes import PHASES, datasets_of, is_petl_model, method_of
+from mmpetl.config.options import check_values, merge
 from mmpetl.config.preprocessing import apply_preprocessing
 from mmpetl.config.protocols import apply_schedule, check_names, overlay, protocol_of
 from mmpetl.config.upstream import is_upstream_name, upstream_config
@@ -19,17 +21,6 @@ from mmpetl.datasets.catalog import facts_of
 
 FIRST = ('dataset', 'preprocessing', 'protocol', 'stage')
 """Keys that decide what a config is written out to; they act before all others."""
-
-UNREADABLE = (
-    AssertionError,  # a base in a package that MMEngine does not know
-    ImportError,  # or that is not installed
-    FileNotFoundError,
-    KeyError,
-    NameError,
-    RuntimeError,  # ConfigParsingError
-    SyntaxError,
-)
-"""What MMEngine raises for a config that it cannot read, or a base of it."""
 
 NAMED_BY: Mapping[str, str] = {
     'mmpetl.VTAB': 'task',
@@ -60,9 +51,8 @@ def read_config(path: str | os.PathLike) -> Any:
     if path.is_file():
         try:
             config = Config.fromfile(path)
-        except UNREADABLE as error:
-            reason = ' '.join(str(error).split())
-            raise PETLError(f'{path} cannot be read: {reason[:300]}') from None
+        except Exception as error:  # a config is Python, and raises what it likes
+            raise PETLError(f'{path} cannot be read: {_reason(error, path)}') from None
         if 'tables' in config:
             rows = list(read_table(path).rows)
             raise PETLError(
@@ -74,6 +64,18 @@ def read_config(path: str | os.PathLike) -> Any:
     if path.suffix == '.py' and table.is_file():
         return row_config(table, path.stem)
     raise PETLError(f'there is no config {path}.{_near(path)}')
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """What a config has raised, and the last of its lines that led there."""
+    lines = [
+        entry.lineno
+        for entry in traceback.extract_tb(error.__traceback__)
+        if Path(entry.filename).name == path.name
+    ]
+    text = ' '.join(str(error).split())[:300] or 'no message'
+    place = f'line {lines[-1]}: ' if lines else ''
+    return f'{place}{type(error).__name__}: {text}'
 
 
 def _near(path: Path) -> str:
@@ -173,6 +175,7 @@ def finish_config(
         apply_preprocessing(config, asked)
         apply_schedule(config)
     merge(config, options)
+    check_values(config)
     _check_method(config)
     fit_head(config)
     if work_dir is not None:
@@ -184,21 +187,6 @@ def finish_config(
         marks = {protocol, stage} - {None, 'honest', 'final'}
         config.work_dir = str(Path('work_dirs') / '-'.join((name, *sorted(marks))))
     return config
-
-
-def merge(config: Any, options: Mapping[str, Any]) -> None:
-    """Override values of a config by dotted keys.
-
-    Raises:
-        PETLError: A key leads below something that has no keys, or past a list's end.
-    """
-    try:
-        config.merge_from_dict(dict(options))
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
-        reason = ' '.join(str(error.args[0]).split())
-        raise PETLError(
-            f'the options {", ".join(options)} do not fit the config: {reason[:200]}'
-        ) from None
 
 
 def _one_of(key: str, given: str | None, option: str | None) -> str | None:

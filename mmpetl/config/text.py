@@ -43,3 +43,45 @@ def _value(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except ValueError:
         return ast.unparse(node)
+
+
+DATA = (
+    ast.Module,
+    ast.Assign,
+    ast.Constant,
+    ast.Dict,
+    ast.List,
+    ast.Tuple,
+    ast.Set,
+    ast.UnaryOp,
+    ast.USub,
+    ast.keyword,
+    ast.Load,
+    ast.Store,
+)
+
+
+def is_data(text: str) -> bool:
+    """Whether a config's text assigns values and ``dict(...)`` alone, and runs nothing.
+
+    Args:
+        text: What ``mmengine.config.Config.pretty_text`` gives.
+    """
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    nodes = list(ast.walk(tree))
+    dicts = {n.func for n in nodes if isinstance(n, ast.Call) and not n.args}
+    targets = {t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets}
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            called = node in dicts and node.id == 'dict'
+            if not (called or node in targets or node.id in ('inf', 'nan')):
+                return False
+        elif isinstance(node, ast.Call):
+            if node.func not in dicts or not isinstance(node.func, ast.Name):
+                return False
+        elif not isinstance(node, DATA):
+            return False
+    return True

@@ -64,6 +64,7 @@ from mmpetl.core.method import (
     check_kinds,
     check_range,
     check_rank,
+    is_wider,
     kaiming_uniform_,
     registered_methods,
 )
@@ -185,6 +186,7 @@ __all__ = [
     'injection_of',
     'injections',
     'inputs_and_labels',
+    'is_wider',
     'join_tokens',
     'kaiming_uniform_',
     'layer_rows',

@@ -27,13 +27,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
+from mmpetl.core.boundary import checked, read_bytes, read_json
 from mmpetl.core.errors import PETLError
 from mmpetl.core.method import build_method
 from mmpetl.version import __version__
@@ -51,6 +54,52 @@ SUFFIXES = ('.safetensors', '.json')
 REQUIRED = ('format', 'method', 'num_blocks', 'base', 'fingerprint', 'tensors')
 WRAPPERS = ('module', '_orig_mod')
 """Segments that DistributedDataParallel and ``torch.compile`` put into keys."""
+
+
+class Sealed(msgspec.Struct):
+    """What a record says of the ``.safetensors`` beside it."""
+
+    sha256: str
+    file: str = ''
+    values: int = 0
+    bytes: int = 0
+
+
+Digest = Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{16}$')]
+Channel = Annotated[int, msgspec.Meta(ge=0, le=255)]
+
+
+class RunRecord(msgspec.Struct):
+    """What a delta says of itself, in a run's checkpoint too; more may stand beside."""
+
+    format: int
+    method: dict[str, Any] | list[dict[str, Any]]
+    num_blocks: int
+    base: str | None
+    fingerprint: Digest
+    version: str | None = None
+    backbone: dict[str, Any] | None = None
+    where: dict[str, Any] | list[dict[str, Any]] | None = None
+    sites: int | None = None
+
+
+class DataRecord(msgspec.Struct):
+    """What a checkpoint or a delta says of its data."""
+
+    classes: list[str] | None = None
+    palette: list[tuple[Channel, Channel, Channel]] | None = None
+
+
+class PublishedRecord(RunRecord, kw_only=True):
+    """The json of a published delta."""
+
+    tensors: Sealed
+    classes: list[str] | None = None
+    palette: list[tuple[Channel, Channel, Channel]] | None = None
+    scope: str | None = None
+    model: dict[str, Any] | None = None
+    preprocessing: list[dict[str, Any]] | None = None
+    metrics: dict[str, Any] | None = None
 
 
 # ------------------------------------------------------------------------ keys
@@ -155,17 +204,12 @@ def write_delta_file(
     from safetensors.torch import save
 
     weights, record = delta_paths(path)
-    broken = [
-        k
-        for k, v in tensors.items()
-        if v.is_floating_point() and not bool(torch.isfinite(v).all())
-    ]
-    if broken:
-        more = f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''
+    try:
+        check_values(tensors)
+    except PETLError as error:
         raise PETLError(
-            f'{broken[0]} holds values that are not finite{more}, so no delta is '
-            'written; take an earlier checkpoint'
-        )
+            f'{error}, so no delta is written; take an earlier checkpoint'
+        ) from None
     # Clones, for safetensors refuses tensors that share memory.
     packed = save({k: v.detach().cpu().clone() for k, v in tensors.items()})
     whole = {
@@ -204,7 +248,7 @@ def read_delta_file(
                 f'{record.name}'
             )
     facts = _read_facts(record)
-    packed = weights.read_bytes()
+    packed = read_bytes(weights, 'delta', sys.maxsize - 1)
     wanted, found = facts['tensors']['sha256'], hashlib.sha256(packed).hexdigest()
     if wanted != found:
         raise PETLError(
@@ -213,27 +257,88 @@ def read_delta_file(
         )
     try:
         tensors = load(packed)
-    except SafetensorError as error:
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise PETLError(f'{weights} is damaged or no safetensors ({error})') from None
+    try:
+        check_values(tensors)
+    except PETLError as error:
+        raise PETLError(f'{weights}: {error}') from None
     return tensors, facts
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise PETLError(f'{path} is damaged or no JSON ({error})') from None
-    lacking = [k for k in REQUIRED if not isinstance(facts, dict) or k not in facts]
+    # Figures that are not finite are told as they are.
+    facts = read_json(path, dict[str, Any], 'record of a delta', finite=False)
+    lacking = [k for k in REQUIRED if k not in facts]
     if lacking:
         raise PETLError(f'{path} is no record of a delta: it lacks {lacking[0]!r}')
     check_format(facts, path)
-    methods = _methods(facts)
-    tensors = facts['tensors']
-    if not methods or not all(isinstance(m, dict) and 'type' in m for m in methods):
-        raise PETLError(f'{path} is no record of a delta: its method has no type')
-    if not isinstance(tensors, dict) or 'sha256' not in tensors:
-        raise PETLError(f"{path} is no record of a delta: it lacks tensors' sha256")
+    check_record(facts, PublishedRecord, f'{path}')
     return facts
+
+
+def check_record(facts: Mapping[str, Any], kind: type[RunRecord], place: str) -> None:
+    """Raise PETLError unless a record is of its type and each method has a name.
+
+    Args:
+        facts: As a file holds them.
+        kind: What they are to be.
+        place: Where they stand, for messages.
+    """
+    checked(to_data(facts), kind, place)
+    for method in _methods(facts) or [{}]:
+        if not isinstance(method.get('type'), str):
+            raise PETLError(f'{place} is no record of a delta: its method has no type')
+
+
+def check_kinds(tensors: Mapping[str, Tensor]) -> None:
+    """Raise PETLError for a tensor without plain values: sparse, quantised, meta."""
+    for name, tensor in tensors.items():
+        what = None
+        if tensor.is_meta:
+            what = 'lies on the meta device, which holds no values'
+        elif tensor.layout != torch.strided:
+            what = 'is sparse'
+        elif tensor.is_quantized:
+            what = 'is quantised'
+        if what is not None:
+            raise PETLError(f'{name} {what}; save it as a plain tensor of numbers')
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def check_values(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor] | None = None
+) -> None:
+    """Raise PETLError unless tensors are plain, finite and of the kind expected.
+
+    Args:
+        tensors: What was loaded, by name.
+        expected: Tensors that are to take them, by the same names: floating point takes
+            floating point of any width, whole numbers take whole numbers.
+    """
+    check_kinds(tensors)
+    for name, tensor in tensors.items():
+        here = (expected or {}).get(name)
+        if tensor.is_complex() and (here is None or not here.is_complex()):
+            raise PETLError(f'{name} is complex; save it as real numbers')
+        if here is not None and here.is_floating_point() != tensor.is_floating_point():
+            raise PETLError(
+                f'{name} is {tensor.dtype} in the file and {here.dtype} in the model'
+            )
+    # A mask of the model's own may hold -inf.
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if not _is_finite(tensor) and _is_finite((expected or {}).get(name))
+    ]
+    if broken:
+        more = f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''
+        raise PETLError(f'{broken[0]} holds values that are not finite{more}')
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
-from mmpetl.core.errors import PETLError
+from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.fingerprint import check_unmoved, tensor_digests
 from mmpetl.core.injection import (
     Injection,
@@ -146,6 +146,8 @@ def inject(
         offered = list(placed)
     elif by_layer:
         offered = method.choose_leaves(list(sites))
+        if where.is_all and not method.differs:
+            offered = wide_enough(method, offered)
     else:
         offered = _wanted(method, module, sites)
     named = where.layers is not None or method.differs
@@ -294,6 +296,24 @@ def _warn_of_optimizers(module: nn.Module, method: Method) -> None:
             'its add_param_group',
             stacklevel=3,
         )
+
+
+def wide_enough(method: Method, sites: list[Site]) -> list[Site]:
+    """Layers without those that are too narrow for a method, of which a warning tells.
+
+    Gates and attention over channels have a few channels in many models. Where they are
+    named, they are not left out, and the method says what does not fit.
+    """
+    wide = [site for site in sites if method.has_room(site)]
+    thin = list(dict.fromkeys(s.host for s in sites if not method.has_room(s)))
+    if not wide or not thin:
+        return sites
+    warnings.warn(
+        f'{method!r} leaves out {len(thin)} layers that are too narrow for it '
+        f'({shorten(thin, 2)}); layers= names those that it is to act at',
+        stacklevel=3,
+    )
+    return wide
 
 
 def _is_slot_name(slot: Any) -> bool:

@@ -35,6 +35,9 @@ PLAIN = (
 )
 """Modules whose layers compute ``W x + b``, or a scale and a shift of a norm."""
 
+STANDARDISING = ('mmcv.cnn.bricks.conv_ws', 'timm.layers.std_conv')
+"""Modules whose convolutions standardise their weight in each pass."""
+
 
 class LeafHost(Host):
     """A layer that runs its own site."""
@@ -330,7 +333,7 @@ def leaf_of(module: nn.Module) -> type[LeafHost] | str:
     if isinstance(module, CONVOLUTIONS):
         if module.transposed:
             return 'a transposed convolution'
-        if not is_plain(cls):
+        if not is_plain(cls) and not _standardises(cls):
             return f'{cls.__name__} has a forward pass of its own'
         if module.groups > 1:
             return GroupedLeaf
@@ -353,6 +356,16 @@ def _attention(module: nn.MultiheadAttention) -> type[LeafHost] | str:
     if module.bias_k is not None or module.add_zero_attn:
         return 'a key and a value are added to those of the input'
     return AttentionLeaf
+
+
+def _standardises(cls: type[nn.Module]) -> bool:
+    """Whether a convolution is a plain one of its standardised weight.
+
+    A site takes what enters and what leaves it, and nothing can be folded into it.
+    """
+    owner = next(c for c in cls.__mro__ if 'forward' in c.__dict__)
+    pads = owner.__name__.endswith('Same')
+    return owner.__module__ in STANDARDISING and not pads
 
 
 def is_plain(cls: type[nn.Module]) -> bool:

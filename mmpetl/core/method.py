@@ -140,6 +140,10 @@ class Method:
         kinds = self.leaf_kinds or ()
         return [site for site in sites if site.kind in kinds or self.wants(site)]
 
+    def has_room(self, site: Site) -> bool:
+        """Whether a layer of such a model is wide enough for it."""
+        return True
+
     @classmethod
     def on_any_model(cls) -> bool:
         """Whether it acts on a model that no file describes."""
@@ -314,7 +318,13 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
                 f'{cls.__name__} has no argument {arg!r}.{suggest(arg, accepted)} '
                 f'It takes: {", ".join(accepted) or "none"}'
             )
-    return cls(**args)
+    try:
+        return cls(**args)
+    except PETLError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+        given = ', '.join(f'{key}={value!r}' for key, value in args.items())
+        raise PETLError(f'{cls.__name__}({given}) cannot be made: {err}') from None
 
 
 def check_range(
@@ -363,6 +373,11 @@ def check_kinds(
     if not kinds:
         raise PETLError(f'{who} needs at least one of: {", ".join(allowed)}')
     return kinds
+
+
+def is_wider(site: Site, rank: int) -> bool:
+    """Whether a projection has room for ``rank`` below its widths."""
+    return rank < min(site.in_dims, site.out_dims)
 
 
 def check_rank(method: Method | str, rank: int, sites: Iterable[Site]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core.delta_file import BASE_KEY, plain_key
+from mmpetl.core.delta_file import BASE_KEY, check_values, plain_key
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.injection import injections
 from mmpetl.core.sitemap import is_below
@@ -54,7 +54,7 @@ def fill(who: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
         state: Their values.
 
     Raises:
-        PETLError: Keys or shapes differ.
+        PETLError: Keys, shapes or kinds of numbers differ, or a value is not finite.
     """
     # It says which base a state is of, and is compared where states are read.
     expected, state = (
@@ -74,6 +74,7 @@ def fill(who: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
                 f'{key} has shape {tuple(value.shape)} in the delta and '
                 f'{tuple(expected[key].shape)} in {who}; was it made with other sizes?'
             )
+    check_values(state, expected)
     with torch.no_grad():
         for key, value in state.items():
             expected[key].copy_(value)

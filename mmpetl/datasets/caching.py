@@ -41,7 +41,8 @@ class LoadOnce:
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """``results`` with ``img`` and what else the transforms add."""
-        key = results['img_path']
+        # A picture may be read from a mended copy; the list's name stays the same.
+        key = results.get('listed_path', results['img_path'])
         kept = self._kept.get(key)
         if kept is None:
             before = set(results)

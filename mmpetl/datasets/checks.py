@@ -7,18 +7,31 @@ Whatever is wrong is one line that names the list, the line and the file.
 from __future__ import annotations
 
 import inspect
-import json
 import os
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmengine.registry import DATASETS as ALL_DATASETS
 
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_utf8, regular_file
+from mmpetl.datasets.annotations import CocoFile, read_coco, read_voc, remarks_of_coco
+from mmpetl.datasets.lines import as_label, is_file, repeats
 
-Checker = Callable[[Mapping[str, Any], str | None, int | None], int]
+
+@dataclass
+class _Asked:
+    """What a check is told beside the data set's config, and where it remarks."""
+
+    scope: str | None = None
+    num_classes: int | None = None
+    scored: bool = True
+    remarks: list[str] = field(default_factory=list)
+
+
+Checker = Callable[[Mapping[str, Any], _Asked], int]
 
 
 def missing_folder(
@@ -41,12 +54,18 @@ def missing_folder(
     )
 
 
-def check_config(cfg: Mapping[str, Any], phases: tuple[str, ...]) -> dict[str, int]:
+def check_config(
+    cfg: Mapping[str, Any],
+    phases: tuple[str, ...],
+    remarks: list[str] | None = None,
+) -> dict[str, int]:
     """Check the data sets of the loaders of a config.
 
     Args:
         cfg: A whole config.
         phases: Which loaders are going to be used, of ``train``, ``val`` and ``test``.
+        remarks: Is given a line for each thing that is odd and no error: files that a
+            list names twice or under two labels, boxes that reach beyond a picture.
 
     Returns:
         Number of samples found, by phase, before any filtering by the data set.
@@ -59,12 +78,29 @@ def check_config(cfg: Mapping[str, Any], phases: tuple[str, ...]) -> dict[str, i
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader')
         if loader:
-            found[phase] = check_dataset(loader['dataset'], scope, num_classes)
+            found[phase] = check_dataset(
+                loader['dataset'],
+                scope,
+                num_classes,
+                remarks,
+                scored=not _only_formats(cfg.get(f'{phase}_evaluator')),
+            )
     return found
 
 
+def _only_formats(evaluator: Any) -> bool:
+    """Whether an evaluator writes predictions down and scores none."""
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    given = [metric for metric in metrics if isinstance(metric, Mapping)]
+    return bool(given) and all(metric.get('format_only') for metric in given)
+
+
 def check_dataset(
-    cfg: Mapping[str, Any], scope: str | None = None, num_classes: int | None = None
+    cfg: Mapping[str, Any],
+    scope: str | None = None,
+    num_classes: int | None = None,
+    remarks: list[str] | None = None,
+    scored: bool = True,
 ) -> int:
     """Check that a data set's annotations and the files they list are there.
 
@@ -72,20 +108,26 @@ def check_dataset(
         cfg: The ``dataset`` of a loader; repeated and joined sets are followed.
         scope: The config's ``default_scope``, for names that bear no scope.
         num_classes: Classes of the model's head, for lists that bear no class names.
+        remarks: See ``check_config``.
+        scored: Whether annotations are needed in a test set.
 
     Returns:
         Number of samples found.
 
     Raises:
-        PETLError: A folder, list or listed file is missing, a line is malformed, or a
-            label is out of range.
+        PETLError: A folder, list or listed file is missing, a line or an annotation is
+            malformed, a label is out of range, or nothing is annotated.
     """
+    if remarks is None:
+        remarks = []
     name = str(cfg['type']).rpartition('.')[-1]
     inner = cfg.get('datasets') or [cfg[key] for key in ('dataset',) if key in cfg]
     if inner:
-        return sum(check_dataset(part, scope, num_classes) for part in inner)
+        return sum(
+            check_dataset(part, scope, num_classes, remarks, scored) for part in inner
+        )
     checker = _CHECKERS.get(name) or _checker_by_base(cfg['type'], scope)
-    return checker(cfg, scope, num_classes)
+    return checker(cfg, _Asked(scope, num_classes, scored, remarks))
 
 
 def _classes_of_model(model: Mapping[str, Any] | None) -> int | None:
@@ -132,7 +174,8 @@ def _need_folder(path: Path, cfg: Mapping[str, Any]) -> None:
 
 
 def _need_file(path: Path, cfg: Mapping[str, Any]) -> None:
-    if path.is_file():
+    if path.exists():
+        regular_file(path, 'annotation file')
         return
     if not path.parent.is_dir():
         raise missing_folder(path.parent, str(cfg['type']))
@@ -140,8 +183,14 @@ def _need_file(path: Path, cfg: Mapping[str, Any]) -> None:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """The non-empty lines of a list, with their numbers from 1."""
-    text = path.read_text(encoding='utf-8')
+    """The non-empty lines of a list of upstream's, with their numbers from 1."""
+    text = read_utf8(path, 'list')
+    with path.open('rb') as file:
+        if file.read(3) == b'\xef\xbb\xbf':
+            raise PETLError(
+                f"The list '{path}' begins with a byte order mark, which its reader "
+                'takes for a part of the first name; save it as UTF-8 without one.'
+            )
     lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1)]
     lines = [(i, line) for i, line in lines if line]
     if not lines:
@@ -149,23 +198,22 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
-def _check_own(
-    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
-) -> int:
+def _check_own(cfg: Mapping[str, Any], asked: _Asked) -> int:
     """Our own sets check everything when they are built."""
     dataset = ALL_DATASETS.build({**cfg, 'pipeline': []})
-    if num_classes is not None and dataset.num_classes > num_classes:
+    if asked.num_classes is not None and dataset.num_classes > asked.num_classes:
         raise PETLError(
             f"{cfg['type']} '{dataset.ann_file or dataset.folder}' has "
-            f'{dataset.num_classes} classes, the model has {num_classes}; set '
+            f'{dataset.num_classes} classes, the model has {asked.num_classes}; set '
             f"the head's num_classes."
         )
+    infos = map(dataset.get_data_info, range(len(dataset)))
+    entries = ((_file_of(info), _label_of(info)) for info in infos)
+    asked.remarks += repeats(entries, str(dataset.ann_file or dataset.folder))
     return len(dataset)
 
 
-def _check_videos(
-    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
-) -> int:
+def _check_videos(cfg: Mapping[str, Any], asked: _Asked) -> int:
     """Lists of ``path label`` (VideoDataset) or ``folder frames label`` (Rawframe)."""
     is_frames = 'Rawframe' in str(cfg['type'])
     columns = (
@@ -180,14 +228,19 @@ def _check_videos(
     _need_folder(folder, cfg)
     delimiter = cfg.get('delimiter', ' ')
     lines = _lines(ann_file)
+    entries = []
     for number, line in lines:
         where, parts = f'{ann_file}:{number}', line.split(delimiter)
-        if len(parts) != len(columns) or not parts[-1].lstrip('-').isdigit():
+        label = as_label(parts[-1])
+        counts = [as_label(part) for part in parts[1:-1]]
+        if len(parts) != len(columns) or label is None or None in counts:
             wanted = delimiter.join(f'<{column}>' for column in columns)
             raise PETLError(f"{where}: '{line}' is not '{wanted}'.")
-        if not (folder / parts[0]).exists():
+        if not os.path.exists(folder / parts[0]):
             raise PETLError(f"{where}: there is no file '{folder / parts[0]}'.")
-        _need_label(int(parts[-1]), cfg.get('num_classes') or num_classes, where)
+        _need_label(label, cfg.get('num_classes') or asked.num_classes, where)
+        entries.append((parts[0], label))
+    asked.remarks += repeats(entries, str(ann_file))
     return len(lines)
 
 
@@ -197,14 +250,12 @@ def _need_label(label: int, num_classes: int | None, where: str) -> None:
         raise PETLError(f'{where}: label {label} is out of range, classes are 0 {top}.')
 
 
-def _check_segmentation(
-    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
-) -> int:
+def _check_segmentation(cfg: Mapping[str, Any], asked: _Asked) -> int:
     """A folder of images with a map of the same stem for each."""
     prefix = cfg['data_prefix']
     images = _join(cfg, prefix['img_path'])
     _need_folder(images, cfg)
-    cls = _resolve(cfg['type'], scope)
+    cls = _resolve(cfg['type'], asked.scope)
     suffixes = {key: cfg.get(key) for key in ('img_suffix', 'seg_map_suffix')}
     if not all(suffixes.values()):
         suffixes = _default_suffixes(cls) | {k: v for k, v in suffixes.items() if v}
@@ -224,11 +275,13 @@ def _check_segmentation(
     if maps is not None:
         _need_folder(maps, cfg)
     for where, stem in stems:
-        if cfg.get('ann_file') and not (images / (stem + image_suffix)).is_file():
+        if cfg.get('ann_file') and not is_file(images / (stem + image_suffix)):
             missing = images / (stem + image_suffix)
             raise PETLError(f"{where}: there is no file '{missing}'.")
-        if maps is not None and not (maps / (stem + map_suffix)).is_file():
+        if maps is not None and not is_file(maps / (stem + map_suffix)):
             raise PETLError(f"{where}: there is no map '{maps / (stem + map_suffix)}'.")
+    if cfg.get('ann_file'):
+        asked.remarks += repeats(((stem, None) for _, stem in stems), str(ann_file))
     return len(stems)
 
 
@@ -245,79 +298,104 @@ def _default_suffixes(cls: Any) -> dict[str, str]:
     return found
 
 
-def _check_coco(
-    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
-) -> int:
+def _check_coco(cfg: Mapping[str, Any], asked: _Asked) -> int:
     """A COCO JSON: its categories include ours, its images are there."""
     ann_file = _join(cfg, cfg['ann_file'])
     _need_file(ann_file, cfg)
-    try:
-        data = json.loads(ann_file.read_text(encoding='utf-8'))
-        categories = {entry['id']: entry['name'] for entry in data['categories']}
-        images = {entry['id']: entry['file_name'] for entry in data['images']}
-        annotations = data.get('annotations', [])
-    except (ValueError, KeyError, TypeError) as error:
-        raise PETLError(f"'{ann_file}' is not a COCO file: {error}") from None
-    absent = [n for n in _class_names(cfg, scope) if n not in categories.values()]
+    cls = _resolve(cfg['type'], asked.scope)
+    data = read_coco(ann_file, getattr(cls, 'ANN_ID_UNIQUE', True))
+    names = {entry.name for entry in data.categories}
+    wanted = _class_names(cfg, asked.scope)
+    absent = [name for name in wanted if name not in names]
     if absent:
         raise PETLError(
             f"'{ann_file}' lacks {len(absent)} of the classes of {cfg['type']}, "
             f"'{absent[0]}' for one; set metainfo=dict(classes=...) to what it has."
         )
-    for entry in annotations:
-        if entry['category_id'] not in categories:
-            raise PETLError(
-                f'{ann_file}: annotation {entry.get("id")} has category '
-                f'{entry["category_id"]}, which is not among the categories.'
-            )
-        if entry['image_id'] not in images:
-            raise PETLError(
-                f'{ann_file}: annotation {entry.get("id")} belongs to image '
-                f'{entry["image_id"]}, which is not listed.'
-            )
+    if not cfg.get('test_mode') or asked.scored:
+        _need_boxes(data, set(wanted), ann_file)
     folder = _join(cfg, (cfg.get('data_prefix') or {}).get('img', ''))
     _need_folder(folder, cfg)
-    for image_id, name in images.items():
-        if not (folder / name).is_file():
+    for entry in data.images:
+        path = folder / entry.file_name
+        if not is_file(path):
             raise PETLError(
-                f"{ann_file}: image {image_id} names a missing file '{folder / name}'."
+                f"{ann_file}: image {entry.id} names a missing file '{path}'."
             )
-    return len(images)
+    asked.remarks += remarks_of_coco(data, str(ann_file))
+    files = ((entry.file_name, None) for entry in data.images)
+    asked.remarks += repeats(files, str(ann_file))
+    return len(data.images)
 
 
-def _check_xml(
-    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
-) -> int:
+def _need_boxes(data: CocoFile, names: set[str], ann_file: Path) -> None:
+    """Something to train on, or to score: what upstream leaves out counts for none."""
+    if not data.annotations:
+        raise PETLError(
+            f"'{ann_file}' has no annotations, and so nothing to train on or to score."
+        )
+    ids = {entry.id for entry in data.categories if entry.name in names}
+    for entry in data.annotations:
+        left_out = entry.iscrowd or entry.ignore or entry.area <= 0
+        if not left_out and entry.category_id in ids and min(entry.bbox[2:]) >= 1:
+            return
+    raise PETLError(
+        f"'{ann_file}' has no box that counts: all {len(data.annotations):,} are of "
+        'crowds, ignored, smaller than a pixel, or of other classes.'
+    )
+
+
+def _check_xml(cfg: Mapping[str, Any], asked: _Asked) -> int:
     """A VOC list of image ids, each with an image and an XML of known classes."""
     ann_file = _join(cfg, cfg['ann_file'])
     _need_file(ann_file, cfg)
     root = _join(cfg, (cfg.get('data_prefix') or {}).get('sub_data_root', ''))
-    names = set(_class_names(cfg, scope))
+    names = set(_class_names(cfg, asked.scope))
     lines = _lines(ann_file)
+    counted, sizeless = 0, []
     for number, image_id in lines:
         where = f'{ann_file}:{number}'
         image = root / cfg.get('img_subdir', 'JPEGImages') / f'{image_id}.jpg'
         xml = root / cfg.get('ann_subdir', 'Annotations') / f'{image_id}.xml'
         for path in (image, xml):
-            if not path.is_file():
+            if not is_file(path):
                 raise PETLError(f"{where}: there is no file '{path}'.")
         try:
-            objects = ElementTree.parse(xml).getroot().findall('object')
-        except ElementTree.ParseError as error:
-            raise PETLError(f"{where}: '{xml}' is not readable XML: {error}") from None
-        for entry in objects:
-            name = entry.findtext('name')
+            found = read_voc(xml)
+        except PETLError as error:
+            raise PETLError(f'{where}: {error}') from None
+        for name, counts in found.objects:
             if name not in names:
                 raise PETLError(
                     f"{where}: '{xml}' holds class '{name}', which is none of the "
                     f'{len(names)} classes of {cfg["type"]}.'
                 )
+            counted += counts
+        if found.size is None:
+            sizeless.append(xml)
+    if not counted:
+        raise PETLError(
+            f"The annotations that '{ann_file}' lists hold no object that counts."
+        )
+    if sizeless:
+        asked.remarks.append(
+            f"{ann_file}: {len(sizeless)} annotations state no size, '{sizeless[0]}' "
+            'for one; it is read off the pictures'
+        )
+    asked.remarks += repeats(((name, None) for _, name in lines), str(ann_file))
     return len(lines)
 
 
-def _check_paths(
-    cfg: Mapping[str, Any], scope: str | None, num_classes: int | None
-) -> int:
+def _file_of(info: Mapping[str, Any]) -> str:
+    keys = ('img_path', 'filename', 'frame_dir')
+    return next(str(info[key]) for key in keys if key in info)
+
+
+def _label_of(info: Mapping[str, Any]) -> Any:
+    return info.get('gt_label', info.get('label'))
+
+
+def _check_paths(cfg: Mapping[str, Any], asked: _Asked) -> int:
     """For sets of unknown layout: the root and the annotation file exist."""
     if cfg.get('data_root'):
         _need_folder(_join(cfg, ''), cfg)
@@ -337,5 +415,8 @@ _CHECKERS: Mapping[str, Checker] = {
     'RawframeDataset': _check_videos,
     'BaseSegDataset': _check_segmentation,
     'CocoDataset': _check_coco,
+    # Heirs whose files hold other fields.
+    'CocoPanopticDataset': _check_paths,
+    'LVISV05Dataset': _check_paths,
     'XMLDataset': _check_xml,
 }

@@ -16,6 +16,7 @@ from mmengine.dataset import BaseDataset
 
 from mmpetl.core import PETLError, suggest
 from mmpetl.datasets.checks import missing_folder
+from mmpetl.datasets.lines import is_file, read_lines
 from mmpetl.registry import DATASETS
 
 NYU_CLASSES = (
@@ -97,28 +98,25 @@ class DenseTasks(BaseDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """One dict per listed id: the paths of its image and of its maps."""
         path = Path(self.ann_file)
-        try:
-            lines = path.read_text(encoding='utf-8').splitlines()
-        except FileNotFoundError:
-            raise PETLError(
-                f"DenseTasks has no list '{path}' for split {self.split}."
-            ) from None
-        samples = []
-        for number, line in enumerate(lines, start=1):
-            stem = line.strip()
-            if stem:
-                samples.append(self._sample(stem, f'{path}:{number}'))
+        missing = f"DenseTasks has no list '{path}' for split {self.split}."
+        samples = [
+            self._sample(stem, f'{path}:{number}')
+            for number, stem in read_lines(path, missing)
+        ]
         if not samples:
             raise PETLError(f"The list '{path}' is empty.")
         return samples
 
     def _sample(self, stem: str, where: str) -> dict[str, Any]:
-        files = {'img_path': self.folder / 'images' / f'{stem}{self.img_suffix}'}
+        images = self.folder / 'images'
+        if not is_file(images / f'{stem}{self.img_suffix}'):
+            stem = stem.strip(' \t')  # an indent, unless it is of the name
+        files = {'img_path': images / f'{stem}{self.img_suffix}'}
         for task in self.tasks:
             key, folder = TASK_FILES[task]
             files[key] = self.folder / folder / f'{stem}.png'
         for file in files.values():
-            if not file.is_file():
+            if not is_file(file):
                 raise PETLError(f"{where}: there is no file '{file}'.")
         # What mmseg's loading transforms ask for.
         extra = {'seg_fields': [], 'label_map': None, 'reduce_zero_label': False}

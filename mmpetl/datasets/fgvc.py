@@ -8,7 +8,6 @@ they are mapped to 0..C-1 through the sorted union of the three files.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,11 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_bytes
+from mmpetl.datasets.annotations import parse_classes
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.folders import folder_or_error, pictures_below
+from mmpetl.datasets.lines import is_file
 from mmpetl.registry import DATASETS
 
 FGVC_SPLITS: Mapping[str, tuple[str, ...]] = {
@@ -98,16 +100,11 @@ class FGVC(BaseDataset):
         """``{image path: class id}`` of one file, ids as integers."""
         path = self.folder / f'{part}.json'
         try:
-            entries = json.loads(path.read_text(encoding='utf-8'))
-            return {str(key): int(value) for key, value in entries.items()}
+            return parse_classes(read_bytes(path, 'split file'), f"'{path}'")
         except FileNotFoundError:
             raise PETLError(
                 f"FGVC {self.entry.id} has no '{path}'; its class map needs "
                 'train.json, val.json and test.json.'
-            ) from None
-        except (ValueError, AttributeError, TypeError) as error:
-            raise PETLError(
-                f"'{path}' is not a JSON object {{image path: class id}}: {error}"
             ) from None
 
     def _class_names(self) -> tuple[str, ...]:
@@ -133,7 +130,7 @@ class FGVC(BaseDataset):
         for part in FGVC_SPLITS[self.split]:
             for key, value in self._files[part].items():
                 path = self.images / key
-                if not path.is_file():
+                if not is_file(path):
                     raise PETLError(
                         f"{self.folder / part}.json: entry '{key}' names a missing "
                         f"file '{path}'."

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import DatasetFacts
 from mmpetl.datasets.checks import missing_folder
+from mmpetl.datasets.lines import is_file
 
 _PICTURES = ('images', 'Images', 'jpg', '')
 """Folders of pictures that releases have, besides the official one."""
@@ -77,6 +78,6 @@ def pictures_below(folder: Path, own: str, key: str) -> Path:
         key: A listed picture.
     """
     for name in dict.fromkeys((own, *_PICTURES)):
-        if (folder / name / key).is_file():
+        if is_file(folder / name / key):
             return folder / name
     return folder / own

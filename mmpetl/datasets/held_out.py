@@ -11,12 +11,21 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mmengine.dataset import BaseDataset
+import numpy as np
+from mmengine.dataset import (
+    BaseDataset,
+    ClassBalancedDataset,
+    ConcatDataset,
+    RepeatDataset,
+)
 
 from mmpetl.core import PETLError, check_range
 from mmpetl.registry import DATASETS
 
 _KEYS = ('img_path', 'filename', 'frame_dir')
+
+_TRIES = 1000
+"""Samples that are drawn in place of one that the transforms leave out."""
 
 
 @DATASETS.register_module()
@@ -33,7 +42,8 @@ class HeldOut:
         share: Share that ``val`` gets, between 0 and 1.
 
     Raises:
-        PETLError: A part would be empty, or samples do not say their file.
+        PETLError: A part would be empty, samples do not say their file, or the data
+            set is one that mixes samples, which would mix both parts: hold out first.
     """
 
     def __init__(
@@ -66,6 +76,12 @@ class HeldOut:
         if self._ready:
             return
         self.dataset.full_init()
+        leaf = _leaf(self.dataset, 0)[0] if len(self.dataset) else None
+        if not hasattr(leaf, 'prepare_data') and hasattr(leaf, 'dataset'):
+            raise PETLError(
+                f'HeldOut cannot divide a {type(leaf).__name__}, which draws from all '
+                'of its samples; put HeldOut inside of it.'
+            )
         wanted = self.part == 'val'
         self._indices = [
             index
@@ -97,10 +113,44 @@ class HeldOut:
         self.full_init()
         return self.dataset.get_cat_ids(self._indices[idx])
 
-    def __getitem__(self, idx: int) -> Any:
+    def prepare_data(self, idx: int) -> Any:
+        """A sample, or None where the transforms leave it out."""
         self.full_init()
-        return self.dataset[self._indices[idx]]
+        leaf, index = _leaf(self.dataset, self._indices[idx])
+        if hasattr(leaf, 'prepare_data'):
+            return leaf.prepare_data(index)
+        return leaf[index]
+
+    def __getitem__(self, idx: int) -> Any:
+        # Not by the data set's own __getitem__, which draws anew among all of its
+        # samples, those of the other part included.
+        self.full_init()
+        for _ in range(_TRIES):
+            sample = self.prepare_data(idx)
+            if sample is not None:
+                return sample
+            if self.part == 'val':
+                raise PETLError(
+                    f'the transforms leave out sample {idx} of the held-out part, and '
+                    'an evaluation may not leave out a sample'
+                )
+            idx = np.random.randint(0, len(self))
+        raise PETLError(f'the transforms leave out {_TRIES:,} samples in a row')
 
     def __len__(self) -> int:
         self.full_init()
         return len(self._indices)
+
+
+def _leaf(dataset: Any, index: int) -> tuple[Any, int]:
+    """The innermost data set with transforms of its own, and an index in it."""
+    while not hasattr(dataset, 'prepare_data'):
+        if isinstance(dataset, ConcatDataset):
+            part, index = dataset._get_ori_dataset_idx(index)
+            dataset = dataset.datasets[part]
+        elif isinstance(dataset, RepeatDataset | ClassBalancedDataset):
+            index = dataset._get_ori_dataset_idx(index)
+            dataset = dataset.dataset
+        else:
+            break
+    return dataset, index

@@ -17,6 +17,7 @@ from mmengine.dataset import BaseDataset
 from mmpetl.core import PETLError, suggest
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.checks import missing_folder
+from mmpetl.datasets.lines import as_label, below, is_file, read_labelled
 from mmpetl.registry import DATASETS
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
@@ -35,27 +36,6 @@ def imagenet_wnids() -> dict[str, int]:
 
     names = ImageNetInfo('imagenet1k').label_names()
     return {wnid: label for label, wnid in enumerate(names)}
-
-
-def read_list(path: Path) -> list[tuple[int, str, int]]:
-    """Line number, path and label of each line ``<path> <label>``.
-
-    Raises:
-        PETLError: The list is missing, or a line is not of that form.
-    """
-    try:
-        text = path.read_text(encoding='utf-8')
-    except FileNotFoundError:
-        raise PETLError(f"There is no list '{path}'.") from None
-    entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, _, label = line.strip().rpartition(' ')
-        if not name or not label.lstrip('-').isdigit():
-            raise PETLError(f"{path}:{number}: '{line}' is not '<image path> <label>'.")
-        entries.append((number, name, int(label)))
-    return entries
 
 
 def read_classes(folder: Path, num_classes: int = 1000) -> list[tuple[str, int]]:
@@ -80,10 +60,10 @@ def read_classes(folder: Path, num_classes: int = 1000) -> list[tuple[str, int]]
 
 def _label_of_folder(folder: Path, num_classes: int) -> int:
     # Folders of ImageNet-V2 bear the number, '10' before '2' in alphabetical order.
-    label = int(folder.name) if folder.name.isdigit() else None
+    label = as_label(folder.name)
     if label is None:
         label = imagenet_wnids().get(folder.name)
-    if label is None or label >= num_classes:
+    if label is None or not 0 <= label < num_classes:
         raise PETLError(
             f"'{folder}' is no class folder: neither a WordNet id of ImageNet-1k nor a "
             f'number below {num_classes}.'
@@ -136,7 +116,9 @@ class ImageList(BaseDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """One dict per picture: ``img_path`` and ``gt_label``."""
         if self.ann_file:
-            samples = [self._sample(*entry) for entry in read_list(Path(self.ann_file))]
+            samples = [
+                self._sample(*entry) for entry in read_labelled(Path(self.ann_file))
+            ]
         else:
             found = read_classes(self.folder, self.num_classes)
             samples = [
@@ -164,8 +146,8 @@ class ImageList(BaseDataset):
                 f'{where}: label {label} is out of range, classes are 0 to '
                 f'{self.num_classes - 1}.'
             )
-        path = self.folder / name
-        if not path.is_file():
+        path = below(self.folder, name)
+        if not is_file(path):
             raise PETLError(f"{where}: there is no file '{path}'.")
         return dict(img_path=str(path), gt_label=label)
 
@@ -219,6 +201,10 @@ class StudyImages(ImageList):
 def list_of(facts: DatasetFacts, split: str) -> str:
     """The list of a split below the set's folder, folds included."""
     kind, _, fold = split.partition('_fold')
-    if fold.isdigit() and 1 <= int(fold) <= facts.folds and kind in ('train', 'val'):
+    if (
+        as_label(fold) is not None
+        and 1 <= int(fold) <= facts.folds
+        and kind in ('train', 'val')
+    ):
         return facts.split(kind).file.replace(f'{kind}.txt', f'{split}.txt')
     return facts.split(split).file

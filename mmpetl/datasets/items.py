@@ -6,17 +6,18 @@ all of them. Nothing is opened but the lists, and the XML files of VOC.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_bytes
+from mmpetl.datasets.annotations import parse_classes, read_coco, read_voc
 from mmpetl.datasets.catalog import DatasetFacts, Split
 from mmpetl.datasets.classes import COCO_CLASSES, VOC_CLASSES
 from mmpetl.datasets.folders import find_folder, pictures_below
-from mmpetl.datasets.image_list import read_classes, read_list
+from mmpetl.datasets.image_list import read_classes
+from mmpetl.datasets.lines import below, is_file, read_labelled, read_lines
 from mmpetl.datasets.video_list import read_video_list
 
 
@@ -69,7 +70,7 @@ def read_items(facts: DatasetFacts, split: Split, root: Path) -> list[Item]:
         PETLError: The list is missing or malformed.
     """
     path = list_path(facts, split, root)
-    if not (path.is_file() if split.file else path.is_dir()):
+    if not (path.exists() if split.file else path.is_dir()):
         kind = 'list' if split.file else 'folder'
         raise PETLError(f"there is no {kind} '{path}'.")
     try:
@@ -81,8 +82,8 @@ def read_items(facts: DatasetFacts, split: Split, root: Path) -> list[Item]:
 def _vtab(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
     path = folder / split.file
     return [
-        Item(f'{path}:{number}', folder / name, (label,))
-        for number, name, label in read_list(path)
+        Item(f'{path}:{number}', below(folder, name), (label,))
+        for number, name, label in read_labelled(path)
     ]
 
 
@@ -93,39 +94,38 @@ def _classes(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
 
 def _fgvc(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
     path = folder / split.file
-    try:
-        entries = json.loads(path.read_text('utf-8'))
-        pairs = [(str(key), int(value)) for key, value in entries.items()]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise PETLError(
-            f"'{path}' is not a JSON object {{image path: class id}}: {error}"
-        ) from None
-    first = next((key for key, _ in pairs), '')
+    pairs = parse_classes(read_bytes(path, 'split file'), f"'{path}'")
+    first = next(iter(pairs), '')
     pictures = pictures_below(folder, split.images, first)
-    return [Item(f"{path}: '{key}'", pictures / key, (value,)) for key, value in pairs]
+    return [
+        Item(f"{path}: '{key}'", pictures / key, (value,))
+        for key, value in pairs.items()
+    ]
 
 
 def _video(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
     path = folder / split.file
     return [
-        Item(f'{path}:{number}', folder / split.images / name, (label,), key=name)
+        Item(
+            f'{path}:{number}',
+            below(folder / split.images, name),
+            (label,),
+            key=name,
+        )
         for number, name, _, label in read_video_list(path)
     ]
 
 
 def _coco(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
     path = folder / split.file
-    try:
-        data = json.loads(path.read_text('utf-8'))
-        names = {entry['id']: entry['name'] for entry in data['categories']}
-        files = {entry['id']: str(entry['file_name']) for entry in data['images']}
-        objects: dict[int, set[int]] = {number: set() for number in files}
-        for entry in data['annotations']:
-            objects[entry['image_id']].add(entry['category_id'])
-    except (ValueError, KeyError, TypeError) as error:
-        raise PETLError(
-            f"'{path}' is not a COCO file: {type(error).__name__}: {error}"
-        ) from None
+    data = read_coco(path)
+    if not data.annotations:
+        raise PETLError(f"'{path}' is not a COCO file: it has no annotations")
+    names = {entry.id: entry.name for entry in data.categories}
+    files = {entry.id: entry.file_name for entry in data.images}
+    objects: dict[int, set[int]] = {number: set() for number in files}
+    for entry in data.annotations:
+        objects[entry.image_id].add(entry.category_id)
     order = {name: label for label, name in enumerate(COCO_CLASSES)}
     # A category that is none of the eighty stands out as label -1.
     label_of = {number: order.get(name, -1) for number, name in names.items()}
@@ -149,16 +149,11 @@ def _ade20k(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
     ]
 
 
-def _ids(path: Path) -> list[tuple[int, str]]:
-    lines = enumerate(path.read_text('utf-8').splitlines(), start=1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
-
-
 def _voc(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
     path = folder / split.file
     year = path.parents[2]
     items = []
-    for number, name in _ids(path):
+    for number, name in read_lines(path):
         xml = year / 'Annotations' / f'{name}.xml'
         picture = year / 'JPEGImages' / f'{name}.jpg'
         labels = _voc_labels(xml)
@@ -168,14 +163,10 @@ def _voc(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
 
 def _voc_labels(xml: Path) -> tuple[int, ...]:
     """Labels of the objects in a file; -1 for what is none of the twenty classes."""
-    if not xml.is_file():
+    if not is_file(xml):
         return ()
-    try:
-        objects = ElementTree.parse(xml).getroot().findall('object')
-    except ElementTree.ParseError as error:
-        raise PETLError(f"'{xml}' is not readable XML: {error}") from None
     names = {name: label for label, name in enumerate(VOC_CLASSES)}
-    return tuple(sorted({names.get(entry.findtext('name'), -1) for entry in objects}))
+    return tuple(sorted({names.get(name, -1) for name, _ in read_voc(xml).objects}))
 
 
 def _voc_seg(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
@@ -187,7 +178,7 @@ def _voc_seg(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
             folder / split.images / f'{name}.jpg',
             mask=folder / maps / f'{name}.png',
         )
-        for number, name in _ids(path)
+        for number, name in read_lines(path)
     ]
 
 

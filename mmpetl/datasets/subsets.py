@@ -23,7 +23,7 @@ import numpy as np
 
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
-from mmpetl.datasets.image_list import read_list
+from mmpetl.datasets.lines import read_labelled
 
 STAMP = 'subsets.json'
 """Says from which list, by which seed and rule the subsets of a folder were drawn."""
@@ -128,7 +128,7 @@ def write_subsets(
             were not drawn here.
     """
     pool = sets[0].pool.file
-    lines = [f'{name} {label}' for _, name, label in read_list(folder / pool)]
+    lines = [f'{name} {label}' for _, name, label in read_labelled(folder / pool)]
     labels = [int(line.rpartition(' ')[2]) for line in lines]
     stamp = {
         'drawn_by': 'mmpetl',
@@ -200,7 +200,7 @@ def draw_lists(
         sizes: Training and validation pictures.
     """
     lines = [
-        f'{name} {label}' for _, name, label in read_list(folder / facts.pool.file)
+        f'{name} {label}' for _, name, label in read_labelled(folder / facts.pool.file)
     ]
     labels = [int(line.rpartition(' ')[2]) for line in lines]
     lists = _lists(facts, labels, draw_order(labels, seed), *sizes)

@@ -16,11 +16,13 @@ from mmengine.dataset import BaseDataset
 
 from mmpetl.core import PETLError
 from mmpetl.datasets.checks import missing_folder
+from mmpetl.datasets.lines import below, is_file, read_lines
 from mmpetl.registry import DATASETS
 
-VIDEO_LINE = re.compile(r'(?P<path>.+?)\s*[, \t]\s*(?P<label>-?\d+)')
+_GAP = r'[ \t]*[, \t][ \t]*'
+VIDEO_LINE = re.compile(rf'(?P<path>.+?){_GAP}(?P<label>-?[0-9]{{1,18}})')
 FRAMES_LINE = re.compile(
-    r'(?P<path>.+?)\s*[, \t]\s*(?P<frames>\d+)\s*[, \t]\s*(?P<label>-?\d+)'
+    rf'(?P<path>.+?){_GAP}(?P<frames>[0-9]{{1,9}}){_GAP}(?P<label>-?[0-9]{{1,18}})'
 )
 
 
@@ -34,17 +36,11 @@ def read_video_list(
     Raises:
         PETLError: The list is missing, or a line is not of that form.
     """
-    try:
-        text = path.read_text(encoding='utf-8')
-    except FileNotFoundError:
-        raise PETLError(f"There is no list '{path}'.") from None
     pattern = FRAMES_LINE if frames else VIDEO_LINE
     wanted = '<folder> <frames> <label>' if frames else '<video path> <label>'
     entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        match = pattern.fullmatch(line.strip())
+    for number, line in read_lines(path):
+        match = pattern.fullmatch(line)
         if match is None:
             raise PETLError(
                 f"{path}:{number}: '{line}' is not '{wanted}' (or with commas)."
@@ -112,13 +108,13 @@ class VideoList(BaseDataset):
     def _sample(
         self, number: int, name: str, count: int | None, label: int
     ) -> dict[str, Any]:
-        where, path = f'{self.ann_file}:{number}', self.folder / name
+        where, path = f'{self.ann_file}:{number}', below(self.folder, name)
         if not 0 <= label < self.num_classes:
             raise PETLError(
                 f'{where}: label {label} is out of range, classes are 0 to '
                 f'{self.num_classes - 1}.'
             )
-        if not (path.is_dir() if self.frames else path.is_file()):
+        if not (os.path.isdir(path) if self.frames else is_file(path)):
             what = 'folder' if self.frames else 'file'
             raise PETLError(f"{where}: there is no {what} '{path}'.")
         common = dict(label=label, modality='RGB', start_index=self.start_index)

@@ -19,6 +19,7 @@ from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.checks import missing_folder
 from mmpetl.datasets.folders import folder_or_error
+from mmpetl.datasets.lines import below, is_file, read_labelled
 from mmpetl.registry import DATASETS
 
 VTAB_TASKS: Mapping[str, DatasetFacts] = {
@@ -101,29 +102,19 @@ class VTAB(BaseDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One dict per list line: ``img_path`` and ``gt_label``."""
-        try:
-            lines = Path(self.ann_file).read_text(encoding='utf-8').splitlines()
-        except FileNotFoundError:
-            raise PETLError(
-                f"VTAB {self.task} has no list '{self.ann_file}' for split "
-                f'{self.split}.'
-            ) from None
+        missing = (
+            f"VTAB {self.task} has no list '{self.ann_file}' for split {self.split}."
+        )
         samples = []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+        for number, name, gt_label in read_labelled(Path(self.ann_file), missing):
             where = f'{self.ann_file}:{number}'
-            path, _, label = line.strip().rpartition(' ')
-            if not path or not label.lstrip('-').isdigit():
-                raise PETLError(f"{where}: '{line}' is not '<image path> <label>'.")
-            gt_label = int(label)
             if not 0 <= gt_label < self.num_classes:
                 raise PETLError(
                     f'{where}: label {gt_label} is out of range, {self.task} has '
                     f'classes 0 to {self.num_classes - 1}.'
                 )
-            img_path = self.folder / path
-            if not img_path.is_file():
+            img_path = below(self.folder, name)
+            if not is_file(img_path):
                 raise PETLError(f"{where}: there is no file '{img_path}'.")
             samples.append(dict(img_path=str(img_path), gt_label=gt_label))
         if not samples:

@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import re
+import socket
+from pathlib import Path
 
 from mmengine.fileio import register_backend
 from mmengine.fileio.backends import LocalBackend
+
+_count = itertools.count()
+_PART = re.compile(r'.+\.part')
+
+
+def part_name(path: str | os.PathLike) -> str:
+    """A name beside ``path`` that no other writer uses.
+
+    Two processes that write the same file must not write the same temporary file: what
+    is renamed would hold a part of each.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    writer = f'{socket.gethostname()[:32]}-{os.getpid()}-{next(_count)}'
+    return os.path.join(folder, f'{name[:160]}.{writer}.part')
+
+
+def remove_parts(folder: str | os.PathLike) -> None:
+    """Remove what writers that were killed have left; call it with the folder held."""
+    folder = Path(folder)
+    for path in folder.glob('*.part') if folder.is_dir() else ():
+        if _PART.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 class AtomicLocalBackend(LocalBackend):
     """Local files that are whole or absent: written beside, flushed, then renamed."""
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
-        """Write bytes."""
-        part = f'{os.fspath(filepath)}.part'
-        os.makedirs(os.path.dirname(os.path.abspath(part)), exist_ok=True)
-        with open(part, 'wb') as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, filepath)
+        """Write bytes; where that fails, the file is as it was."""
+        part = part_name(filepath)
+        os.makedirs(os.path.dirname(part), exist_ok=True)
+        try:
+            with open(part, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, filepath)
+        except OSError as error:
+            if error.errno is not None:
+                error.filename = os.fspath(filepath)
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
 
     def put_text(
         self, obj: str, filepath: str | os.PathLike, encoding: str = 'utf-8'

@@ -23,6 +23,7 @@ from mmpetl.core import (
     check_range,
     check_rank,
     convolve,
+    is_wider,
 )
 from mmpetl.registry import METHODS
 
@@ -123,6 +124,9 @@ class Hydra(Method):
 
     def check(self, sites: list[Site]) -> None:
         check_rank(self, self.rank, sites)
+
+    def has_room(self, site: Site) -> bool:
+        return is_wider(site, self.rank)
 
     def build(self, site: Site) -> HydraDelta:
         cls = HydraDelta if site.kernel is None else HydraConvDelta

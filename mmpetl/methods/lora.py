@@ -24,6 +24,7 @@ from mmpetl.core import (
     check_range,
     check_rank,
     convolve,
+    is_wider,
     kaiming_uniform_,
 )
 from mmpetl.registry import METHODS
@@ -113,6 +114,9 @@ class LoRA(Method):
 
     def check(self, sites: list[Site]) -> None:
         check_rank(self, self.rank, sites)
+
+    def has_room(self, site: Site) -> bool:
+        return is_wider(site, self.rank)
 
     @property
     def scale(self) -> float:

@@ -14,13 +14,13 @@ Its three phases are loops of :mod:`mmpetl.engine.loops.noah`.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from mmpetl.core import (
     join_tokens,
     kaiming_uniform_,
 )
+from mmpetl.core.boundary import read_json
 from mmpetl.registry import METHODS
 
 WIDTHS: dict[str, str] = {
@@ -414,12 +415,26 @@ def read_found(path: str) -> Subnet:
             '(docs/methods/noah.md), or give num_tokens, rank and hidden_dims'
         )
     try:
-        return Subnet.of(json.loads(file.read_text(encoding='utf-8')))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return Subnet.of(read_json(file, _Widths, 'found subnet').as_mapping())
+    except PETLError as error:
         raise PETLError(
             f'{path} is no result of a search: it needs the lists '
             f'{", ".join(WIDTHS)} ({error})'
         ) from None
+
+
+_Width = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class _Widths(msgspec.Struct):
+    """What is read of a found subnet; a file may say more."""
+
+    num_tokens: list[_Width]
+    rank: list[_Width]
+    hidden_dims: list[_Width]
+
+    def as_mapping(self) -> dict[str, list[int]]:
+        return {name: getattr(self, name) for name in WIDTHS}
 
 
 def _is_count(value: Any) -> bool:

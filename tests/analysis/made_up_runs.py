@@ -54,7 +54,12 @@ def make_bench(
                 if trials:
                     record.search = {
                         'trials': [
-                            {'options': {'lr': 10.0**-i}, 'value': accuracy / (1 + i)}
+                            {
+                                'number': i,
+                                'status': 'done',
+                                'options': {'lr': 10.0**-i},
+                                'value': accuracy / (1 + i),
+                            }
                             for i in range(3)
                         ]
                     }

@@ -230,6 +230,7 @@ def test_the_wise_tool_traces_every_alpha(bench, monkeypatch, capsys):
     assert "split='train800'" in (folder / 'config.py').read_text()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_base_may_be_what_the_config_builds(bench, tmp_path, monkeypatch):
     """As for a zero-shot head: at alpha 0 the model is the untouched one."""

@@ -154,10 +154,17 @@ def test_a_record_of_another_shape_is_refused(tmp_path):
     record = path.with_suffix('.json')
     good = json.loads(record.read_text())
     for change, line in (
-        ({'method': 'LoRA'}, 'its method has no type'),
+        ({'method': 'LoRA'}, r'x\.json: method: expected object \| array, got str'),
         ({'method': []}, 'its method has no type'),
-        ({'tensors': {}}, "it lacks tensors' sha256"),
-        ({'tensors': None}, "it lacks tensors' sha256"),
+        ({'method': {}}, 'its method has no type'),
+        ({'method': {'type': 3}}, 'its method has no type'),
+        ({'tensors': {}}, 'tensors: Object missing required field sha256'),
+        ({'tensors': None}, 'tensors: expected object, got null'),
+        ({'fingerprint': 'x'}, 'fingerprint: expected str matching regex'),
+        ({'classes': [{'a': 1}]}, r'classes\[0\]: expected str, got object'),
+        ({'palette': [[0, 0, 256]]}, r'palette\[0\]\[2\]: expected int <= 255'),
+        ({'metrics': []}, 'metrics: expected object | null, got array'),
+        ({'format': 2}, 'has format 2, this mmpetl reads 1'),
     ):
         record.write_text(json.dumps({**good, **change}))
         with pytest.raises(PETLError, match=line):

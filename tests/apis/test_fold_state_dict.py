@@ -166,5 +166,5 @@ def test_both_kinds_of_files_are_bases(bench, folded):
         for key, value in want.items():
             torch.testing.assert_close(content['state_dict'][key], value)
     (bench.folder / 'bad.safetensors').write_bytes(b'x')
-    with pytest.raises(PETLError, match=r'bad\.safetensors is no safetensors'):
+    with pytest.raises(PETLError, match=r'bad\.safetensors is not a weight file'):
         apis.fold_checkpoint(None, path, 'x', base=bench.folder / 'bad.safetensors')

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmpetl.apis.resume import check_resume, differences
 from mmpetl.config.text import read_text
 from mmpetl.core import PETLError
+from mmpetl.engine.resuming import rng_state
 
 RUN = """
 model = dict(
@@ -30,12 +31,26 @@ work_dir = 'runs/a'
 """
 
 
+def whole(meta):
+    """A checkpoint that a run could go on from."""
+    hub = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
+    return {
+        'meta': {'epoch': 3, 'iter': 30, **meta},
+        'state_dict': {},
+        'message_hub': hub,
+        'optimizer': {'state': {}, 'param_groups': []},
+        'param_schedulers': [],
+        'rng': [rng_state()],
+        'validated': 30,
+    }
+
+
 @pytest.fixture
 def run(tmp_path):
     """``run(**changes)``: the config of a run that has left a checkpoint, changed."""
     config = Config.fromstring(RUN, '.py')
     file = tmp_path / 'epoch_3.pth'
-    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': {}}, file)
+    torch.save(whole({'cfg': config.pretty_text, 'seed': 42}), file)
     config.resume, config.load_from = True, str(file)
 
     def changed(**changes):
@@ -102,7 +117,7 @@ def test_many_differences_stay_one_line(run):
 
 def test_a_checkpoint_without_settings_says_so(run, tmp_path):
     config = run(optim_wrapper__optimizer__lr=1)
-    torch.save({'meta': {}, 'state_dict': {}}, config.load_from)
+    torch.save(whole({}), config.load_from)
     (line,) = check_resume(config)
     assert 'does not say its settings' in line
     config.load_from, config.work_dir = None, str(tmp_path / 'empty')

@@ -120,6 +120,7 @@ def test_the_base_in_a_whole_checkpoint_is_checked(bench, stock, train):
     assert not list(bench.folder.glob('x*'))
 
 
+@pytest.mark.slow
 def test_the_method_in_a_whole_checkpoint_is_compared(bench, stock, train):
     train(stock())
     whole = bench.folder / 'run' / 'epoch_2.pth'

@@ -270,6 +270,7 @@ def test_tuning_never_touches_the_test_set_and_the_end_reads_it_once(
     assert saved == record.search
 
 
+@pytest.mark.slow
 def test_a_trial_far_behind_the_others_is_pruned(data: Path, tmp_path: Path) -> None:
     from mmpetl.benchmark.job import run_job
     from mmpetl.benchmark.search import suggest_from

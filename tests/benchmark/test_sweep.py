@@ -238,6 +238,7 @@ def test_a_reading_of_the_test_set_is_not_repeated(
     assert record.test_reads == 1
 
 
+@pytest.mark.slow
 def test_the_published_protocol_counts_its_readings_of_the_test_set(
     tmp_path: Path,
 ) -> None:
@@ -365,6 +366,7 @@ def test_a_log_with_half_a_line_is_read_and_continued(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_estimates_come_from_records_and_from_a_few_steps(
     unkilled: Path, tmp_path: Path
 ) -> None:

@@ -35,8 +35,9 @@ def test_evaluation_is_deterministic(brief_pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_mix(pair: Pair) -> None:
-    model, x = pair.inject(F64), images(pair.stem, batch=3, odd=True, dtype=F64)
+def test_images_of_a_batch_do_not_mix(brief_pair: Pair) -> None:
+    model = brief_pair.inject(F64)
+    x = images(brief_pair.stem, batch=3, odd=True, dtype=F64)
     shake_(model)
     together = outputs(model, x)
     for i in range(3):

@@ -228,7 +228,7 @@ def test_sizes_by_layer_must_fit() -> None:
 def test_a_layer_too_narrow_for_the_rank_may_have_its_own() -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.Linear(4, 8)))
     model[1].thin = nn.Linear(8, 2)
-    line = one_line(model, LoRA(rank=3))
+    line = one_line(model, LoRA(rank=3), layers='*')
     sizes, layers = {'*1.thin': 1, '*': 3}, ['*', '!*1.thin']
     way = f'give it its own, rank={sizes}, or leave it out, layers={layers}'
     assert line.endswith(f'got 3 at 1.thin:layer.linear; {way}')

@@ -121,6 +121,7 @@ def test_the_contract_picks_it_up_on_every_host(file: Path, tmp_path: Path) -> N
 _RUN = 'import sys; sys.path[:0] = {path}; import pytest; sys.exit(pytest.main({args}))'
 
 
+@pytest.mark.slow
 def test_a_broken_method_does_not_pass_the_contract(tmp_path: Path) -> None:
     broken = RIPPLE.replace('nn.init.zeros_(self.up.weight)', 'pass').replace(
         'affine.scale_(delta.gate)', 'pass'

@@ -94,3 +94,78 @@ def test_an_error_in_several_processes_is_one_line_each(tmp_path, environment):
     # The launcher may stop the second process before it has spoken.
     assert 1 <= len(lines) <= 2
     assert all("Did you mean 'LoRA'?" in line for line in lines)
+
+
+def begun(process: subprocess.Popen, work_dir: Path) -> None:
+    """Wait until a run has written its first checkpoint."""
+    deadline = time.monotonic() + 240
+    while not (work_dir / 'last_checkpoint').exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGHUP', 'SIGINT'])
+def test_a_signal_to_the_group_saves_and_leaves_with_one_line(
+    tmp_path, environment, name
+):
+    """As a terminal and a batch system send it: data workers get it too."""
+    work_dir, number = tmp_path / 'run', getattr(signal, name)
+    options = ('train_cfg.max_epochs=400', 'train_dataloader.num_workers=2')
+    process = subprocess.Popen(
+        command(work_dir) + list(options),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    begun(process, work_dir)
+    time.sleep(0.5)
+    sent = time.monotonic()
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 25
+    assert process.returncode == 128 + number
+    assert 'Traceback' not in said
+    (line,) = [x for x in said.splitlines() if x.startswith('error: ')]
+    assert f'stopped by {name}; saved as stopped_at_iter_' in line
+    assert line.endswith('--resume')
+    assert (work_dir / 'last_checkpoint').read_text().startswith('stopped_at_iter_')
+    left = Path('/proc').glob('[0-9]*/stat') if Path('/proc').is_dir() else ()
+    groups = [p.read_text().rpartition(')')[2].split()[2] for p in left if p.exists()]
+    assert str(process.pid) not in groups
+
+
+@pytest.mark.slow
+def test_two_runs_do_not_share_a_folder(tmp_path, environment):
+    work_dir = tmp_path / 'run'
+    log = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+    options = ['train_cfg.max_epochs=400']
+    first = subprocess.Popen(command(work_dir) + options, env=environment, **log)
+    try:
+        begun(first, work_dir)
+        second = subprocess.run(
+            command(work_dir, '--resume'),
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert second.returncode == 1
+        assert f'pid {first.pid}; wait for its end' in second.stderr
+        assert 'Traceback' not in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.slow
+def test_a_short_part_of_the_kill_series(tmp_path):
+    tool = str(ROOT / 'tools' / 'misc' / 'kill_series.py')
+    part = ['--only', 'inside epochs, EMA', 'best, published, 2', '--kills', '2']
+    run = [sys.executable, tool, '--out', str(tmp_path / 'kills'), *part]
+    for _ in range(2):  # the second time there is nothing left to do
+        done = subprocess.run(run, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+        assert '4 of 4 ended as a run that was not killed' in done.stdout

@@ -88,7 +88,8 @@ def test_trains_resumes_and_reports_both_metrics(name, data, tmp_path, monkeypat
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, theirs[key]), key
 
-    checkpoint = (tmp_path / 'whole' / 'last_checkpoint').read_text()
+    whole_dir = tmp_path / 'whole'
+    checkpoint = whole_dir / (whole_dir / 'last_checkpoint').read_text()
     metrics = apis.test(config('test'), checkpoint)
     for key in METRICS:
         assert metrics[key] == pytest.approx(reported[key])

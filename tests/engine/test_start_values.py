@@ -158,6 +158,7 @@ def test_load_from_of_a_whole_model_brings_base_and_head(
     again.load_or_resume()
 
 
+@pytest.mark.slow
 def test_what_bitfit_learns_on_it_can_be_taken_back(make_runner, base, zoo):
     from mmpetl.core import eject
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 
 from mmpetl.apis.run import cli_errors
+from mmpetl.benchmark.records import RecordStore
 from mmpetl.benchmark.report import write_report
 from mmpetl.benchmark.report.browser import screenshot
 
@@ -37,10 +38,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with cli_errors():
-        path = write_report(args.out, args.to, args.title)
+        store = RecordStore(args.out)
+        path = write_report(args.out, args.to, args.title, store)
         print(path)
         if args.screenshot:
             print(screenshot(path, args.screenshot, args.width, args.dark))
+        store.check_all_read()
 
 
 if __name__ == '__main__':

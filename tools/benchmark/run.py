@@ -38,6 +38,11 @@ def parse_args() -> argparse.Namespace:
     part.add_argument('--include', nargs='+', help='METHOD, FAMILY, METHOD@RECIPE ...')
     part.add_argument('--exclude', nargs='+')
     part.add_argument('--protocol', help='honest or published')
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='let the options of the plan import, and name what no toolbox registers',
+    )
     from mmpetl.benchmark.cli import add_executor_args
 
     add_executor_args(parser)
@@ -74,7 +79,7 @@ def main() -> None:
         if plan.data:
             os.environ.setdefault('MMPETL_DATA', str(ROOT / 'data' / 'mini'))
             prepare_data(plan, Path(os.environ['MMPETL_DATA']))
-        resolved = resolve(plan)
+        resolved = resolve(plan, args.trust)
         if args.dry_run:
             dry_run(args, resolved, out, executor)
             return

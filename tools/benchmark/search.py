@@ -32,6 +32,11 @@ def parse_args() -> argparse.Namespace:
         '--plan',
         help='preset or file whose options the runs share; mini for mini recipes',
     )
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='let the options of the plan import, and name what no toolbox registers',
+    )
     from mmpetl.benchmark.cli import add_executor_args
 
     add_executor_args(parser)
@@ -77,7 +82,7 @@ def settings(args: argparse.Namespace) -> tuple[list[str], dict[str, Any], list[
     if plan.data:
         os.environ.setdefault('MMPETL_DATA', str(ROOT / 'data' / 'mini'))
         prepare_data(plan, Path(os.environ['MMPETL_DATA']))
-    resolved = resolve(plan)
+    resolved = resolve(plan, args.trust)
     for refusal in resolved.refused:
         print(f'not possible: {refusal.method}: {refusal.reason}', file=sys.stderr)
     refused = {r.method for r in resolved.refused}

@@ -56,8 +56,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with cli_errors():
-        records = RecordStore(args.out).all()
+        store = RecordStore(args.out)
+        records = store.all()
         if not records:
+            store.check_all_read()
             raise PETLError(f'{args.out} holds no record; run a plan into it first')
         tables = build_tables(records, args.published, args.protocol, args.suite)
         if args.compare:
@@ -77,6 +79,7 @@ def main() -> None:
         if args.picture:
             for path in draw(tables, args.picture):
                 print(path)
+        store.check_all_read()
 
 
 if __name__ == '__main__':

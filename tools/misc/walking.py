@@ -29,7 +29,7 @@ from mmpetl.core import Owner, PETLError, owners  # noqa: E402
 PAGE = Path(__file__).parents[2] / 'docs' / 'walks.md'
 
 STATES = ('worked', 'refused', 'upstream', 'failed')
-SECONDS = 120
+SECONDS = 300
 """After which a trial counts as failed."""
 
 Row = dict[str, Any]

@@ -114,6 +114,7 @@ def _segmentation(config: Config, model: nn.Module) -> Any:
 
 def _detection(config: Config, model: nn.Module) -> Any:
     from mmdet.testing import demo_mm_inputs
+    from mmengine.structures import InstanceData
 
     text = str(
         config.model.to_dict() if hasattr(config.model, 'to_dict') else config.model
@@ -146,6 +147,10 @@ def _detection(config: Config, model: nn.Module) -> Any:
         use_box_type=True,
     )
     _fit_labels(config, batch['data_samples'])
+    if 'roi_head' in config.model and not config.model.get('rpn_head'):
+        for sample in batch['data_samples']:  # proposals that a file would bring
+            sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes.tensor)
+            sample.proposals.scores = torch.ones(len(sample.proposals))
     if config.model.get('language_model') is not None:
         for sample in batch['data_samples']:
             sample.text, sample.custom_entities = ('cat', 'dog'), True
@@ -177,7 +182,7 @@ def _action(config: Config, model: nn.Module) -> Any:
     from mmaction.structures import ActionDataSample
 
     side = side_of(config, 112)
-    kind = str(config.model.get('type'))
+    kind = str(config.model.get('of') or config.model.get('type'))
     backbone = config.model.backbone
     name = str(backbone.get('type'))
     side = 224 if 'timm.' in name or 'UniFormer' in name or 'Swin' in name else side

@@ -20,7 +20,10 @@ HERE = Path(__file__).parent
 
 
 def write_report(
-    out: str | os.PathLike, to: str | os.PathLike | None = None, title: str = ''
+    out: str | os.PathLike,
+    to: str | os.PathLike | None = None,
+    title: str = '',
+    store: RecordStore | None = None,
 ) -> Path:
     """Write the report of a benchmark folder.
 
@@ -28,14 +31,17 @@ def write_report(
         out: The folder, with ``runs`` and maybe ``pictures`` and ``analysis``.
         to: File to write; ``<out>/report.html`` by default.
         title: Heading; the folder's name by default.
+        store: The records of ``out``; it knows afterwards what could not be read.
 
     Raises:
         PETLError: The folder has no record of a final run, or a picture lacks its
             words, or plotly or markdown-it-py is missing.
     """
     out = Path(out)
-    records = RecordStore(out).all()
+    store = store or RecordStore(out)
+    records = store.all()
     if not records:
+        store.check_all_read()
         raise PETLError(f'{out} holds no record; run a plan into it first')
     page = build_page(records, read_pictures(out), title or out.resolve().name)
     path = Path(to) if to else out / 'report.html'

@@ -7,12 +7,13 @@ Those that the analyses left in ``<out>/analysis`` count too. The JSON says
 from __future__ import annotations
 
 import base64
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_json
 
 FOLDERS = ('pictures', 'analysis')
 PNG = b'\x89PNG\r\n\x1a\n'
@@ -62,15 +63,8 @@ def _read(path: Path) -> Picture:
             f'{path} has no {words.name} beside it; the report needs one with '
             f'{", ".join(KEYS)}'
         )
-    try:
-        facts = json.loads(words.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise PETLError(f'{words} is not JSON: {error}') from None
-    missing = [
-        key
-        for key in KEYS
-        if not isinstance(facts, dict) or not isinstance(facts.get(key), str)
-    ]
+    facts = read_json(words, dict[str, Any], 'words of a picture')
+    missing = [key for key in KEYS if not isinstance(facts.get(key), str)]
     if missing:
         raise PETLError(f'{words} says no {", ".join(missing)}')
     data = path.read_bytes()

@@ -46,7 +46,8 @@ def one_line_errors() -> Iterator[None]:
     """What a user can mend becomes one line on stderr and exit code 1."""
     try:
         yield
-    except (PETLError, FileNotFoundError) as error:
+    except (PETLError, OSError, MemoryError) as error:
+        error = error if str(error) else 'there is not enough memory'
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import as_utf8
+from mmpetl.datasets.annotations import coco_names
 from mmpetl.datasets.catalog import facts_of
 from mmpetl.datasets.convert.files import staged
 from mmpetl.datasets.convert.unpack import Rule, unpack, write_late
@@ -67,7 +68,7 @@ def convert_voc(sources: Iterable[Path], root: Path, workers: int = 1) -> Counts
             'VOCtrainval_11-May-2012.tar'
         )
     for place, content in unpacked.late.items():
-        _check_voc_list(folder, place, content.decode())
+        _check_voc_list(folder, place, as_utf8(content, str(place)))
     write_late(unpacked, folder)
     counts: Counts = []
     for split in facts_of('voc').splits:
@@ -178,10 +179,7 @@ def convert_coco(sources: Iterable[Path], root: Path, workers: int = 1) -> Count
 
 
 def _check_coco_file(images: Path, file: str, content: bytes) -> None:
-    try:
-        names = [entry['file_name'] for entry in json.loads(content)['images']]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PETLError(f'{file} is not a COCO file: {error!r}') from None
+    names = coco_names(content, file)
     there = {path.name for path in images.glob('*.jpg')}
     missing = [name for name in names if name not in there]
     if missing:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from mmpetl.core import PETLError
+from mmpetl.datasets.annotations import parse_classes
 from mmpetl.datasets.catalog import DatasetFacts, facts_of
 from mmpetl.datasets.convert.cars import NEEDED, pooled_names, pooled_place
 from mmpetl.datasets.convert.dense import Counts
@@ -98,13 +99,7 @@ def read_splits(facts: DatasetFacts, source: Path) -> dict[str, dict[str, int]]:
                 f'folder that holds its {", ".join(SPLIT_FILES)}'
             )
         path, content = candidates[0]
-        try:
-            entries = json.loads(content)
-            result[file] = {str(key): int(value) for key, value in entries.items()}
-        except (ValueError, AttributeError, TypeError) as error:
-            raise PETLError(
-                f'{path} of {source} is no JSON object {{picture: class id}}: {error}'
-            ) from None
+        result[file] = parse_classes(content, f'{path} of {source}')
         for key in result[file]:
             if PurePosixPath(key).is_absolute() or '..' in PurePosixPath(key).parts:
                 raise PETLError(f'{path} of {source} names {key!r}, outside of the set')

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import text_limit
+from mmpetl.datasets.soundness import MAX_BYTES
 
 DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
+    struct.error,
     EOFError,
     OSError,
     NotImplementedError,
+    ValueError,
+    LookupError,
 )
 """What a cut or garbled archive is answered with."""
+
+PICTURES = frozenset({'.jpg', '.jpeg', '.png', '.bmp'})
+
+RATIO = 100
+"""An archive in one stream that becomes so many times its size is a bomb."""
+_SLACK = 64 << 20
+_HEADER = 1 << 20
+"""Bytes of a name, or of other facts of a member, that a tar may hold at most."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +45,8 @@ class Member:
     Attributes:
         path: Its name, relative, without ``..``.
         size: Bytes, unpacked.
-        read: Its content. Of a tar, only until the next member is asked for.
+        read: Its content. Of a tar, only until the next member is asked for. Raises
+            PETLError where that is damaged, or longer than a member of its kind may be.
         source: The archive.
     """
 
@@ -55,13 +72,44 @@ def members(source: Path) -> Iterator[Member]:
         raise PETLError(f'there is no archive or folder {source}')
     try:
         if zipfile.is_zipfile(source):
-            yield from _zip_members(source)
-        elif tarfile.is_tarfile(source):
-            yield from _tar_members(source)
+            yield from map(_bounded, _zip_members(source))
+        elif _is_tar(source):
+            yield from map(_bounded, _tar_members(source))
         else:
             raise PETLError(_what_else(source))
+    except PETLError:
+        raise
     except DAMAGED as error:
         raise damaged(source, error) from None
+
+
+def limit_of(path: PurePosixPath) -> int:
+    """Bytes that a member of this kind may have: 256 MiB a picture, else 1 GiB.
+
+    ``MMPETL_MAX_TEXT_MIB`` raises the second.
+    """
+    return MAX_BYTES if path.suffix.lower() in PICTURES else text_limit()
+
+
+def _bounded(member: Member) -> Member:
+    """A member whose reading asks for no more memory than its kind may take."""
+
+    def read() -> bytes:
+        limit = limit_of(member.path)
+        if member.size > limit:
+            more = '' if limit == MAX_BYTES else '; MMPETL_MAX_TEXT_MIB=N raises it'
+            raise PETLError(
+                f'{member.path} of {member.source} has {member.size:,} bytes; '
+                f'{limit >> 20} MiB are the limit of such a file{more}'
+            )
+        try:
+            return member.read()
+        except PETLError:
+            raise
+        except DAMAGED as error:
+            raise damaged(member.source, error) from None
+
+    return replace(member, read=read)
 
 
 def damaged(source: Path, error: Exception) -> PETLError:
@@ -114,14 +162,54 @@ def _zip_members(source: Path) -> Iterator[Member]:
                 raise PETLError(f'{source} holds the link {entry.filename!r}')
 
             def read(entry: zipfile.ZipInfo = entry) -> bytes:
+                # The others give out what they unpack in pieces of any size.
+                if entry.compress_type not in (
+                    zipfile.ZIP_STORED,
+                    zipfile.ZIP_DEFLATED,
+                ):
+                    raise PETLError(
+                        f'{entry.filename} of {source} is packed in an unusual way; '
+                        'unpack the archive and give the folder'
+                    )
                 return archive.read(entry)
 
             yield Member(path, entry.file_size, read, source)
 
 
+class _Entry(tarfile.TarInfo):
+    """A member of a tar whose long name does not take any memory that it says."""
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _LONG and self.size > _HEADER:
+            raise tarfile.ReadError(f'a name or header of {self.size:,} bytes')
+        return super()._proc_member(tarfile_)
+
+
+_LONG = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+
+
+def _is_tar(source: Path) -> bool:
+    try:
+        with tarfile.open(source, 'r|*', tarinfo=_Entry):
+            return True
+    except tarfile.ReadError as error:
+        if 'header of' in str(error):
+            raise
+        return False
+
+
 def _tar_members(source: Path) -> Iterator[Member]:
-    with tarfile.open(source, 'r|*') as archive:
+    most = source.stat().st_size * RATIO + _SLACK
+    with tarfile.open(source, 'r|*', tarinfo=_Entry) as archive:
         for entry in archive:
+            if entry.offset_data + entry.size > most:
+                raise PETLError(
+                    f'{source} unpacks to more than {RATIO} times its size, '
+                    f'{entry.name!r} has {entry.size:,} bytes; it is not official'
+                )
             path = _safe(entry.name, source)
             if entry.isdir() or path is None:
                 continue
@@ -145,4 +233,5 @@ def _folder_members(source: Path) -> Iterator[Member]:
     for path in sorted(source.rglob('*')):
         if path.is_file():
             relative = PurePosixPath(path.relative_to(source).as_posix())
-            yield Member(relative, path.stat().st_size, path.read_bytes, source)
+            member = Member(relative, path.stat().st_size, path.read_bytes, source)
+            yield _bounded(member)

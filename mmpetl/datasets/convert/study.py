@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,18 +14,18 @@ from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import CATALOG, facts_of
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import (
-    PICTURES,
     look_into,
     staged,
     unless_there,
     write_lines,
 )
 from mmpetl.datasets.convert.jobs import run_all
-from mmpetl.datasets.convert.members import members
+from mmpetl.datasets.convert.members import PICTURES, members
 from mmpetl.datasets.convert.tfds import TFDS_TASKS, TFDSExport
 from mmpetl.datasets.convert.unpack import unpack
 from mmpetl.datasets.convert.vtab import Examples, as_jpeg
 from mmpetl.datasets.image_list import imagenet_wnids
+from mmpetl.datasets.lines import as_label
 
 SIDE, PLANES = 32, 3
 RECORD = 2 + PLANES * SIDE * SIDE
@@ -239,8 +240,9 @@ def convert_variant(
 
     def is_class(text: str) -> bool:
         if name == 'imagenet_v2':
-            return text.isdigit() and int(text) < facts.num_classes
-        return text[:1] == 'n' and text[1:].isdigit() and len(text) == 9
+            label = as_label(text)
+            return label is not None and 0 <= label < facts.num_classes
+        return re.fullmatch('n[0-9]{8}', text) is not None
 
     def rule(path: PurePosixPath) -> PurePosixPath | None:
         is_picture = path.suffix.lower() in PICTURES and len(path.parts) > 1

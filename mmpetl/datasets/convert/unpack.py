@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from mmpetl.core import PETLError
 from mmpetl.datasets.convert.files import look_into, write_whole
 from mmpetl.datasets.convert.jobs import run_all
-from mmpetl.datasets.convert.members import DAMAGED, Member, damaged, members
+from mmpetl.datasets.convert.members import Member, members
 
 Rule = Callable[[PurePosixPath], PurePosixPath | None]
 """A member's path to its place below the target, None where it is not wanted."""
@@ -70,7 +70,7 @@ def unpack(
                 if not is_late(place) and _is_whole(path, member.size):
                     counts['skipped'] += 1
                     continue
-                content = _content(member)
+                content = member.read()
                 if is_late(place):
                     _look(member, content)
                     late[place] = content
@@ -97,13 +97,6 @@ def _is_whole(path: Path, size: int) -> bool:
         return path.stat().st_size == size
     except OSError:
         return False
-
-
-def _content(member: Member) -> bytes:
-    try:
-        return member.read()
-    except DAMAGED as error:
-        raise damaged(member.source, error) from None
 
 
 def _look(member: Member, content: bytes) -> None:

@@ -7,7 +7,7 @@ class folders are renamed with underscores.
 from __future__ import annotations
 
 import csv
-import json
+import io
 import os
 import re
 import shutil
@@ -17,12 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+import msgspec
+
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_json, read_utf8
 from mmpetl.datasets.catalog import facts_of
 from mmpetl.datasets.classes import HMDB51_CLASSES, KINETICS400_CLASSES
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import PART, write_lines
 from mmpetl.datasets.convert.jobs import run_all
+from mmpetl.datasets.lines import as_label
 
 VIDEOS = ('.mp4', '.avi', '.mkv', '.webm')
 Encoder = Literal['ffmpeg', 'opencv']
@@ -191,7 +195,7 @@ def convert_ssv2(
     table = _ssv2_labels(labels, facts.num_classes)
     lists: dict[str, list[Clip]] = {}
     for split, name in (('train', 'train'), ('val', 'validation')):
-        entries = _read_ssv2(labels, name)
+        entries = _read_ssv2(labels, name, list[_Ssv2Entry])
         lists[split] = [_ssv2_clip(entry, table, name) for entry in entries]
     clips = [clip for part in lists.values() for clip in part]
     todo = [c for c in clips if not (folder / 'videos' / c.path).is_file()]
@@ -213,14 +217,16 @@ def convert_ssv2(
     return _write_lists(folder, facts_of('ssv2').splits, lists)
 
 
-def _read_ssv2(folder: Path, name: str) -> Any:
+class _Ssv2Entry(msgspec.Struct):
+    id: str | int
+    template: str
+
+
+def _read_ssv2(folder: Path, name: str, kind: Any) -> Any:
     for file in (f'{name}.json', f'something-something-v2-{name}.json'):
         path = folder / file
         if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding='utf-8'))
-            except ValueError as error:
-                raise PETLError(f'{path} is no JSON: {error}') from None
+            return read_json(path, kind)
     raise PETLError(
         f'{folder} has neither {name}.json nor something-something-v2-{name}.json'
     )
@@ -228,13 +234,20 @@ def _read_ssv2(folder: Path, name: str) -> Any:
 
 def _ssv2_labels(folder: Path, num_classes: int) -> dict[str, int]:
     """Template to label, 0 to ``num_classes - 1``."""
+    form = f'labels.json in {folder} is not {{template: label}}'
     try:
-        table = {k: int(number) for k, number in _read_ssv2(folder, 'labels').items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise PETLError(
-            f'labels.json in {folder} is not {{template: label}} '
-            f'({type(error).__name__}: {error})'
-        ) from None
+        read = _read_ssv2(folder, 'labels', dict[str, int | str])
+    except PETLError as error:
+        if 'has neither' in str(error):
+            raise
+        raise PETLError(f'{form}: {error}') from None
+    table = {
+        template: as_label(number) if isinstance(number, str) else number
+        for template, number in read.items()
+    }
+    for template, number in table.items():
+        if number is None:
+            raise PETLError(f'{form}: {template!r} has {read[template]!r}')
     odd = [k for k, label in table.items() if not 0 <= label < num_classes]
     if odd or len(set(table.values())) != len(table):
         which = f'{odd[0]!r} has label {table[odd[0]]}' if odd else 'two share a label'
@@ -245,16 +258,16 @@ def _ssv2_labels(folder: Path, num_classes: int) -> dict[str, int]:
     return table
 
 
-def _ssv2_clip(entry: Any, table: Mapping[str, int], name: str) -> Clip:
-    try:
-        # The table has no brackets around the placeholders.
-        template = entry['template'].replace('[', '').replace(']', '')
-        return Clip(f'{int(entry["id"])}.mp4', table[template])
-    except (KeyError, TypeError, ValueError) as error:
+def _ssv2_clip(entry: _Ssv2Entry, table: Mapping[str, int], name: str) -> Clip:
+    # The table has no brackets around the placeholders.
+    template = entry.template.replace('[', '').replace(']', '')
+    number = as_label(entry.id) if isinstance(entry.id, str) else entry.id
+    if template not in table or number is None:
         raise PETLError(
             f'{name}.json: an entry is not {{id, template}} with a template of '
-            f'labels.json ({type(error).__name__}: {error})'
-        ) from None
+            f'labels.json: id {entry.id!r}, {template!r}'
+        )
+    return Clip(f'{number}.mp4', table[template])
 
 
 # --- Kinetics-400 ------------------------------------------------------------
@@ -373,7 +386,7 @@ def _kinetics_table(path: Path) -> dict[str, int]:
     table: dict[str, int] = {}
     classes_of: dict[str, set[int]] = {}
     try:
-        with path.open(encoding='utf-8', newline='') as file:
+        with io.StringIO(read_utf8(path, 'table'), newline='') as file:
             for row in csv.DictReader(file):
                 label = _KINETICS.get(_letters(row['label']))
                 if label is None:
@@ -386,7 +399,9 @@ def _kinetics_table(path: Path) -> dict[str, int]:
                 classes_of.setdefault(row['youtube_id'], set()).add(label)
     except FileNotFoundError:
         raise PETLError(f'there is no {path}') from None
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except PETLError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise PETLError(
             f'{path} has no columns label, youtube_id, time_start, time_end ({error})'
         ) from None
@@ -483,7 +498,7 @@ def _hmdb51_tables(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
     for path in sorted(folder.rglob('*_test_split[123].txt')):
         name, _, number = path.stem.rpartition('_test_split')
         rows = {}
-        for count, line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
+        for count, line in enumerate(read_utf8(path).split('\n'), 1):
             columns = line.split()
             if not columns:
                 continue

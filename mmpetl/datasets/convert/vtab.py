@@ -18,21 +18,26 @@ from PIL import Image
 
 from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import as_utf8
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import partial_of, staged, unless_there, write_lines
 from mmpetl.datasets.convert.jobs import run_all
+from mmpetl.datasets.convert.npz import read_examples
 from mmpetl.datasets.convert.unpack import unpack, write_late
 from mmpetl.datasets.folders import find_folder, is_called, known_names
+from mmpetl.datasets.lines import as_label
 
 TASKS: Mapping[str, DatasetFacts] = {
     facts.id: facts for facts in CATALOG.values() if facts.benchmark == 'vtab'
 }
 DRAWN = ('train800', 'val200', 'test')
 JOINED = 'train800val200'
-_FILE = re.compile(rf'images/({"|".join((*DRAWN, JOINED))})/\d{{6}}\.jpg')
+_FILE = re.compile(rf'images/({"|".join((*DRAWN, JOINED))})/[0-9]{{6}}\.jpg')
 _LIST = re.compile(rf'({"|".join((*DRAWN, JOINED))})\.txt')
-_LINE = re.compile(r'(?P<path>images/(?P<split>\w+)/\d{6}\.jpg) (?P<label>\d+)')
+_LINE = re.compile(
+    r'(?P<path>images/(?P<split>\w+)/[0-9]{6}\.jpg) (?P<label>[0-9]{1,9})'
+)
 
 
 def task_of(name: str) -> DatasetFacts | None:
@@ -128,7 +133,7 @@ def _check_lists(
         content = late.get(PurePosixPath(partial.name, f'{split}.txt'))
         if content is None:
             raise PETLError(f'{facts.id}: the archives hold no {split}.txt')
-        lines = content.decode().split('\n')
+        lines = as_utf8(content, f'{facts.id}, {split}.txt').split('\n')
         for number, line in enumerate(filter(None, map(str.strip, lines)), 1):
             match = _LINE.fullmatch(line)
             if match is None or match['split'] != split:
@@ -200,21 +205,7 @@ class NpzExport:
 
     def split(self, facts: DatasetFacts, name: str) -> Examples:
         path = _task_folder(self.folder, facts) / f'{name}.npz'
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                images, labels = arrays['images'], arrays['labels']
-        except FileNotFoundError:
-            raise PETLError(f'there is no {path}') from None
-        except (KeyError, ValueError, OSError, EOFError) as error:
-            raise PETLError(
-                f"{path} is no npz file with plain 'images' and 'labels': {error}"
-            ) from None
-        if images.dtype != np.uint8 or len(images) != len(labels):
-            raise PETLError(
-                f'{path} holds images {images.dtype} {images.shape} and '
-                f'{len(labels)} labels; uint8 and as many labels are needed'
-            )
-        return _Arrays(images, labels)
+        return _Arrays(*read_examples(path))
 
 
 @dataclass(frozen=True)
@@ -229,7 +220,7 @@ class _Files:
         try:
             with Image.open(path) as picture:
                 return np.asarray(eight_bits(picture).convert('RGB')), label
-        except (OSError, ValueError) as error:
+        except Exception as error:  # decoders raise whatever they like
             raise PETLError(f'cannot read {path}: {error}') from None
 
 
@@ -246,10 +237,11 @@ class FolderExport:
         folder = _task_folder(self.folder, facts) / name
         items = []
         for below in folder.iterdir() if folder.is_dir() else ():
-            if not below.name.isdigit():
+            label = as_label(below.name)
+            if label is None or label < 0:
                 raise PETLError(f'{below} is not called by its label, a number from 0')
             files = [path for path in below.iterdir() if path.is_file()]
-            items += [(path, int(below.name)) for path in files]
+            items += [(path, label) for path in files]
         if not items:
             raise PETLError(f'there is no {folder}/<label>/<picture>')
         return _Files(sorted(items, key=lambda item: (item[0].name, item[1])))

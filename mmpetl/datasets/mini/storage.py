@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
+
+from mmpetl.core import PETLError
+from mmpetl.core.boundary import checked, read_json
 
 try:
     import fcntl
@@ -31,13 +35,22 @@ SCRATCH = '.mmpetl-mini-partial'
 """Folder below the root where sets are written before they are whole."""
 
 
+class _Entry(msgspec.Struct):
+    """What a manifest says of a list."""
+
+    count: int
+    labels: list[int] = []
+    sha256: str = ''
+
+
 def read_stamp(folder: Path) -> dict[str, Any] | None:
     """What the stamp of a drawn set says, or None where there is none."""
     try:
-        stamp = json.loads((folder / STAMP).read_text('utf-8'))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        stamp = read_json(folder / STAMP, dict[str, Any])
+        checked(stamp.get('manifest', {}), dict[str, _Entry], STAMP)
+        return stamp
+    except (FileNotFoundError, PETLError):
         return None
-    return stamp if isinstance(stamp, dict) else None
 
 
 def is_complete(folder: Path, recipe: dict) -> bool:

@@ -94,6 +94,22 @@ def read(
                 'unpack the archive again, or check the folder names',
             )
         )
+    by_key: dict[str, Item] = {}
+    torn = [
+        (by_key[key], item)
+        for item in items
+        if by_key.setdefault(key := identity(item), item).labels != item.labels
+    ]
+    if torn:
+        one, other = torn[0]
+        findings.append(
+            Finding(
+                split.name,
+                f'{len(torn)} entries give a file another label than before, '
+                f"'{one.path}' {one.labels} and {other.labels} ({other.where}) for one",
+                'get the list anew: one of the labels is wrong',
+            )
+        )
     twice = [key for key, n in Counter(map(identity, items)).items() if n > 1]
     if twice:
         findings.append(

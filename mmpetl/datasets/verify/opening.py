@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ from mmpetl.compat.pictures import eight_bits
 from mmpetl.datasets.catalog import DatasetFacts
 from mmpetl.datasets.items import Item
 from mmpetl.datasets.maps import fault_of_form, sizes
+from mmpetl.datasets.soundness import END, MAX_BYTES, fault_of_picture, lacks_its_end
 from mmpetl.datasets.verify.findings import Finding, Report
 from mmpetl.datasets.verify.lists import chosen
 
@@ -88,6 +90,8 @@ def fault_of(facts: DatasetFacts, item: Item) -> str | None:
 
 def _looks_wrong(path: Path) -> str | None:
     """Empty files, and pages that a failed download left under another name."""
+    if path.stat().st_size > MAX_BYTES and path.suffix.lower() in PICTURES:
+        return f"'{path}' is longer than {MAX_BYTES >> 20} MiB"
     with path.open('rb') as file:
         head = file.read(256).lstrip().lower()
     if not head:
@@ -97,13 +101,20 @@ def _looks_wrong(path: Path) -> str | None:
     return None
 
 
+PICTURES = frozenset({'.jpg', '.jpeg', '.png', '.bmp', '.webp'})
+
 _ORIENTATION = 0x0112
 """EXIF's tag of how a camera was held: from 5 on, readers turn the picture."""
 
 
 def _open(path: Path) -> tuple[int, int]:
     """Width and height of a picture as readers turn it, decoded whole."""
-    with Image.open(path) as picture:
+    data = path.read_bytes()
+    fault = fault_of_picture(data)
+    if fault:
+        raise ValueError(f'it {fault}')
+    whole = data + END if lacks_its_end(data) else data
+    with Image.open(io.BytesIO(whole)) as picture:
         picture.load()
         eight_bits(picture)  # of which it must have a version
         width, height = picture.size

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
+
+from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_json
 from mmpetl.datasets.catalog import DatasetFacts
 from mmpetl.datasets.items import Item
 from mmpetl.datasets.subsets import STAMP as SUBSETS
@@ -138,11 +142,17 @@ def _check_joined(
         )
 
 
+class _Stamp(msgspec.Struct):
+    seed: Annotated[int, msgspec.Meta(ge=0)]
+    sizes: dict[str, tuple[int, int]]
+    sha256: str = ''
+
+
 def check_draw(facts: DatasetFacts, folder: Path) -> Iterable[Finding]:
     """Subsets that were drawn here are those that their stamp says."""
     try:
-        stamp = json.loads((folder / SUBSETS).read_text('utf-8'))
-        seed, sizes = stamp['seed'], stamp['sizes'][facts.id]
+        stamp = read_json(folder / SUBSETS, _Stamp)
+        seed, sizes = stamp.seed, stamp.sizes[facts.id]
     except FileNotFoundError:
         yield Finding(
             '',
@@ -151,21 +161,21 @@ def check_draw(facts: DatasetFacts, folder: Path) -> Iterable[Finding]:
             fault=False,
         )
         return
-    except (ValueError, KeyError, TypeError):
+    except (PETLError, KeyError):
         yield Finding('', f"'{folder / SUBSETS}' is damaged", 'draw the subsets anew')
         return
     pool = folder / facts.pool.file
     if not pool.is_file():
         yield Finding('', f"there is no '{pool}'", f'get it: {facts.source}')
         return
-    if sha256_of(pool) != stamp.get('sha256'):
+    if sha256_of(pool) != stamp.sha256:
         yield Finding(
             '',
             f"'{pool}' is not the list that the subsets were drawn from",
             'draw the subsets anew',
         )
         return
-    for file, lines in draw_lists(folder, facts, seed, tuple(sizes)).items():
+    for file, lines in draw_lists(folder, facts, seed, sizes).items():
         path = folder / file
         drawn = sorted(line.encode() for line in lines)
         if path.is_file() and sorted(path.read_bytes().splitlines()) != drawn:

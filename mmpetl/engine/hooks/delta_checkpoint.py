@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mmengine.dist import all_gather_object, get_rank, is_main_process
@@ -22,8 +24,17 @@ from mmpetl.core import (
 )
 from mmpetl.core.delta_file import check_facts
 from mmpetl.engine.base_watch import BaseWatch
+from mmpetl.engine.best import Best, write_best
 from mmpetl.engine.files import AtomicLocalBackend
-from mmpetl.engine.hooks.common import as_number, plain_model
+from mmpetl.engine.hooks.common import as_number, finite, plain_model
+from mmpetl.engine.latest import POINTER, STOPPED, newest_checkpoint, progress
+from mmpetl.engine.resumable import (
+    check_loaded,
+    check_resumable,
+    check_run,
+    data_facts,
+    folder_free,
+)
 from mmpetl.engine.resuming import (
     EpochSeeds,
     RestOfEpoch,
@@ -65,6 +76,10 @@ class DeltaCheckpointHook(CheckpointHook):
     - It is written beside its final name and renamed; what it replaces is deleted
       only when the new one is whole.
     - Loading checks method, sizes and base, and raises one line where they differ.
+    - A resumed run makes up for a validation that it was killed before or in, and keeps
+      one best checkpoint; ``best.json`` says which (:mod:`mmpetl.engine.best`).
+    - It goes on from the newest whole checkpoint of its own folder, and only from one
+      that holds all that it needs (:mod:`mmpetl.engine.resumable`).
     - It holds the random generators and the accumulated gradients of every process, so
       that a resumed run computes what an uninterrupted one would have, also from inside
       an epoch. Persistent data workers are seeded by epoch for that.
@@ -78,6 +93,9 @@ class DeltaCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         self._completion: Hook | None = None
         self._watch: BaseWatch | None = None
+        self._data: dict | None = None
+        self._resuming: str | None = None
+        """The file that is being resumed from, while it is."""
         self._seeds: EpochSeeds | None = None
         # What a checkpoint brought, by name of its record, one entry per process.
         self._resumed: dict[str, list[dict]] = {}
@@ -93,6 +111,7 @@ class DeltaCheckpointHook(CheckpointHook):
         if self._completion is None:
             self._completion = _Completion(self)
             runner.register_hook(self._completion)
+        self._find_newest(runner)
         frozen = frozen_keys(plain_model(runner))
         for hook in runner.hooks:
             if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model'):
@@ -102,6 +121,28 @@ class DeltaCheckpointHook(CheckpointHook):
                 _share_frozen(hook.ema_model.module, plain_model(runner), frozen)
         if isinstance(runner._train_loop, BaseLoop):
             self._seeds = seed_by_epoch(runner.train_loop, runner.seed, runner.rank)
+
+    def _find_newest(self, runner: Runner) -> None:
+        """Let an automatic resumption find the newest whole file of this folder."""
+        if not runner._resume or runner._has_loaded:
+            return
+        if not runner._load_from and '://' not in str(self.out_dir or ''):
+            place = {'out_dir': self.out_dir, 'filename_tmpl': self.filename_tmpl}
+            path, wrong = newest_checkpoint(runner.work_dir, place)
+            if wrong:
+                runner.logger.warning(wrong)
+            runner._load_from = None if path is None else str(path)
+        resume = runner.resume
+
+        def resume_marked(filename: str, *args: Any, **kwargs: Any) -> None:
+            self._resuming = str(filename)
+            try:
+                resume(filename, *args, **kwargs)
+            finally:
+                self._resuming = None
+
+        # Weights may be loaded by other ways too while a run is a resumed one.
+        runner.resume = resume_marked
 
     # ---------------------------------------------------------------- saving
 
@@ -118,30 +159,145 @@ class DeltaCheckpointHook(CheckpointHook):
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        self._gather(runner)
-        runner.save_checkpoint(
-            self.out_dir,
-            filename,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
+        self._write(runner, filename, meta)
         if is_main_process():
-            pointer = os.path.join(runner.work_dir, 'last_checkpoint')
-            AtomicLocalBackend().put_text(self.last_ckpt, pointer)
+            stopped = STOPPED.format('*')
+            here = Path(self.out_dir)
+            outdated += [p.name for p in here.glob(stopped) if p.name != filename]
             for name in outdated:
                 self._remove(self.file_backend.join_path(self.out_dir, name))
 
+    def _write(self, runner: Runner, filename: str, meta: dict) -> None:
+        """Write a checkpoint that a run goes on from, and let the pointer name it."""
+        self._gather(runner)
+        with self._failure_named(runner, filename):
+            runner.save_checkpoint(
+                self.out_dir,
+                filename,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+        if is_main_process():
+            # A name alone, so that a folder that is copied or moved names its own.
+            here = os.path.abspath(self.out_dir) == os.path.abspath(runner.work_dir)
+            said = filename if here else os.path.join(self.out_dir, filename)
+            with self._failure_named(runner, POINTER):
+                pointer = os.path.join(runner.work_dir, POINTER)
+                AtomicLocalBackend().put_text(said, pointer)
+
+    def save_stopped(self, runner: Runner, iteration: int) -> str:
+        """Save a run as it stands between two steps, beside its usual checkpoints.
+
+        All processes call this. The next usual checkpoint takes the place of it.
+
+        Args:
+            runner: The runner.
+            iteration: Steps that are done.
+
+        Returns:
+            The name of the file.
+
+        Raises:
+            PETLError: It cannot be written.
+        """
+        filename = STOPPED.format(iteration)
+        self._write(runner, filename, {'epoch': runner.epoch, 'iter': iteration})
+        return filename
+
+    @contextmanager
+    def _failure_named(self, runner: Runner, filename: str) -> Iterator[None]:
+        """Say which file is missing when the system refuses to write it."""
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or str(error)
+            try:
+                newest, _ = newest_checkpoint(
+                    runner.work_dir, {'out_dir': self.out_dir}
+                )
+            except PETLError:
+                newest = None
+            left = (
+                f'the newest whole checkpoint is {newest.name}, and --resume goes on '
+                'from it'
+                if newest
+                else 'there is no whole checkpoint'
+            )
+            path = os.path.join(self.out_dir, filename)
+            raise PETLError(
+                f'{path} is missing: {why}{folder_free(path)}; {left}; make room, or '
+                'save less often (default_hooks.checkpoint)'
+            ) from error
+
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        if self.save_best:
-            metrics = self._comparable(metrics)
+        if not self.save_best:
+            return
+        metrics = self._comparable(metrics)
+        hub = runner.message_hub
+        if 'auto' in self.key_indicators:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        # On record with the best itself, for 'auto' does not say it.
+        hub.update_info('best_metrics', list(self.key_indicators))
+        before = self._best_paths(runner)
         self._gather(runner)
         with self._deferred_removal():
-            super()._save_best_checkpoint(runner, metrics)
+            step = runner.epoch if self.by_epoch else runner.iter
+            name = f'best_*_{self.filename_tmpl.format(step)}'
+            with self._failure_named(runner, name):
+                super()._save_best_checkpoint(runner, metrics)
+            if self._best_paths(runner) != before:
+                # The record first, so that it never names a file that is gone.
+                self._record_best(runner)
+        if self._best_paths(runner) != before:
+            self._remove_stale_best(runner)
+
+    def _best_paths(self, runner: Runner) -> dict[str, str]:
+        """What the message hub has on record: paths by metric."""
+        hub = runner.message_hub
+        info, keys = hub.runtime_info, hub.runtime_info.get('best_metrics', ())
+        several = len(keys) > 1
+        found = {
+            k: info.get(f'best_ckpt_{k}' if several else 'best_ckpt') for k in keys
+        }
+        return {key: path for key, path in found.items() if path}
+
+    def _record_best(self, runner: Runner) -> None:
+        """Write ``best.json`` from the message hub."""
+        if not is_main_process() or not self.save_best:
+            return
+        info = runner.message_hub.runtime_info
+        record, several = [], len(info.get('best_metrics', ())) > 1
+        for key, path in self._best_paths(runner).items():
+            score = info.get(f'best_score_{key}' if several else 'best_score')
+            score = finite(as_number(score))
+            where = progress(Path(path))
+            record.append(Best(os.path.basename(path), key, score, *where))
+        with self._failure_named(runner, 'best.json'):
+            write_best(runner.work_dir, record)
+
+    def _remove_stale_best(self, runner: Runner) -> None:
+        """Delete best checkpoints that the record does not name.
+
+        A run that was killed between writing the new one and deleting the old one, or
+        that goes on from an older checkpoint, has left them.
+        """
+        paths = self._best_paths(runner)
+        if not is_main_process() or '://' in str(self.out_dir):
+            return
+        kept = {os.path.basename(path) for path in paths.values()}
+        head, _, tail = self.filename_tmpl.partition('{}')
+        end = rf'{re.escape(head)}\d+{re.escape(tail)}'
+        for key in paths:
+            own = re.compile(rf'best_{re.escape(key.replace("/", "_"))}_{end}')
+            for path in Path(self.out_dir).glob('best_*'):
+                if own.fullmatch(path.name) and path.name not in kept:
+                    runner.logger.info(f'{path.name} is not the best any more: removed')
+                    path.unlink(missing_ok=True)
 
     @contextmanager
     def _deferred_removal(self) -> Iterator[None]:
@@ -200,6 +356,8 @@ class DeltaCheckpointHook(CheckpointHook):
         """Drop the frozen base and say what is left."""
         checkpoint |= self._processes
         checkpoint['validated'] = self._validated
+        if self._data is not None:
+            checkpoint['data'] = self._data
         model = plain_model(runner)
         if not find_injected(model):
             return
@@ -217,6 +375,7 @@ class DeltaCheckpointHook(CheckpointHook):
         """Check that the delta belongs here, and complete it with the base."""
         if checkpoint.get(_WHOLE):
             return
+        self._check_file(runner, checkpoint)
         checkpoint[_WHOLE] = True
         # MMEngine runs meta['config'] of a resumed file as Python.
         checkpoint.get('meta', {}).pop('config', None)
@@ -236,6 +395,17 @@ class DeltaCheckpointHook(CheckpointHook):
         for state, prefix in _states(checkpoint):
             for key in frozen_keys(model) & set(whole):
                 state[f'{prefix}{key}'] = whole[key]
+
+    def _check_file(self, runner: Runner, checkpoint: dict) -> None:
+        """Hold what was loaded to its schema before anything takes a part of it."""
+        place = self._resuming or str(runner._load_from or 'the checkpoint')
+        if self._resuming is None:
+            check_loaded(checkpoint, place)
+            return
+        lines = check_resumable(checkpoint, place, runner._randomness_cfg.get('seed'))
+        saves = (self.save_optimizer, self.save_param_scheduler)
+        for line in lines + check_run(checkpoint, place, runner, saves):
+            runner.logger.warning(line)
 
     # -------------------------------------------------------------- training
 
@@ -257,23 +427,54 @@ class DeltaCheckpointHook(CheckpointHook):
         if find_injected(model):
             self._watch = BaseWatch(model)
             self._watch.check()
+        self._data = data_facts(runner.train_loop.dataloader.dataset)
+        self._take_up_names(runner)
         if not runner.iter:
             self._resumed, self._validated = {}, 0
-        if not self._resumed:
             return
         replay_early_stopping(runner)
-        self._check_processes(runner)
-        if not self._resumed:
-            return
+        if self._resumed:
+            self._check_processes(runner)
         restore_gradients(model, self._own('gradients') or {})
         loop = runner.train_loop
         if self._validation_is_missing(runner) and validation_is_due(loop):
-            set_rng_state(self._own('rng'))  # what is the best is saved with it
+            if self._resumed:
+                set_rng_state(self._own('rng'))  # what is the best is saved with it
             runner.val_loop.run()
-        if hasattr(loop, 'dataloader_iterator'):
+        if self._resumed and hasattr(loop, 'dataloader_iterator'):
             loop.dataloader_iterator = SkippingIterator(
                 loop.dataloader_iterator, runner.iter, self._own('rng')
             )
+
+    def _take_up_names(self, runner: Runner) -> None:
+        """Let what is on record mean files of this folder, and delete what is stale."""
+        info = runner.message_hub.runtime_info
+
+        def here(path: str | None) -> str | None:
+            name = os.path.basename(path or '')
+            return self.file_backend.join_path(self.out_dir, name) if name else None
+
+        if runner.iter:
+            self.last_ckpt = here(info.get('last_ckpt'))
+        if not self.save_best:
+            return
+        for key in [k for k in info if k.startswith('best_ckpt')]:
+            runner.message_hub.update_info(key, here(info[key]))
+        if hasattr(self, 'best_ckpt_path'):
+            self.best_ckpt_path = here(self.best_ckpt_path)
+        else:
+            named = self.best_ckpt_path_dict
+            self.best_ckpt_path_dict = {k: here(v) for k, v in named.items()}
+        self._record_best(runner)
+        if not runner.iter:
+            return
+        for path in self._best_paths(runner).values():
+            if is_main_process() and not self.file_backend.isfile(path):
+                runner.logger.warning(
+                    f'{path}, the best checkpoint on record, is not there; a later one '
+                    'takes its place only where it is better'
+                )
+        self._remove_stale_best(runner)
 
     def _check_processes(self, runner: Runner) -> None:
         """Leave out what the checkpoint has of other processes than these."""

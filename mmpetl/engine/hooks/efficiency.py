@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpetl.core import count_trainable, describe
+from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import as_number, finite, plain_model, plain_value
 from mmpetl.evaluation.ppt import ppt
 from mmpetl.registry import HOOKS
@@ -117,9 +118,8 @@ class EfficiencyHook(Hook):
     def _write(self, runner: Runner) -> None:
         if is_main_process():
             path = Path(runner.work_dir) / 'efficiency.json'
-            part = path.with_suffix('.json.part')
-            part.write_text(json.dumps(finite(self.record), indent=2) + '\n')
-            part.replace(path)
+            text = json.dumps(finite(self.record), indent=2) + '\n'
+            AtomicLocalBackend().put_text(text, path)
 
 
 def peak_memory_bytes() -> int:

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmpetl.core import PETLError
+from mmpetl.engine.files import part_name
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.registry import HOOKS
 
@@ -100,7 +101,7 @@ def _one_label(sample: Any) -> bool:
 def write_predictions(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
     """Write a file of predictions, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.part')
+    part = Path(part_name(path))
     with open(part, 'wb') as file:
         np.savez(file, logits=logits.astype(np.float32), labels=labels)
         file.flush()

@@ -10,19 +10,21 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mmpetl.core import PETLError, delta_state, fingerprint, tensor_digests
+from mmpetl.core.boundary import checked, read_json_lines
 from mmpetl.engine.evolution import Candidate, Evolution, Search, front, rank
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.loops.phase import Phase
-from mmpetl.methods.noah import Subnet, Supernet
+from mmpetl.methods.noah import WIDTHS, Subnet, Supernet
 from mmpetl.registry import LOOPS
 
 FORMAT = 1
@@ -402,23 +404,45 @@ def read_search(path: Path, settings: Mapping[str, Any]) -> tuple[list[Candidate
         PETLError: It was begun with other settings.
     """
     scored, generations = [], 0
-    for text in path.read_text(encoding='utf-8').splitlines():
-        line = json.loads(text)
+    for line in read_json_lines(path, dict[str, Any], 'journal of a search'):
+        if isinstance(line, PETLError):
+            # It is written whole or not at all, and every line counts.
+            raise PETLError(f'{line}; remove {path} to search anew')
         if 'settings' in line:
-            _check_same(line['settings'], settings, path)
+            _check_same(checked(line, _Settings, f'{path}').settings, settings, path)
         elif 'done' in line:
-            generations = line['done'] + 1
+            generations = checked(line, _Done, f'{path}').done + 1
         else:
+            one = checked(line, _Scored, f'{path}')
+            widths = {name: getattr(one, name) for name in WIDTHS}
             scored.append(
                 Candidate(
-                    line['generation'],
-                    line['origin'],
-                    Subnet.of(line),
-                    line['params'],
-                    line['score'],
+                    one.generation,
+                    one.origin,
+                    Subnet.of(widths),
+                    one.params,
+                    one.score,
                 )
             )
     return scored, generations
+
+
+class _Settings(msgspec.Struct):
+    settings: dict[str, Any]
+
+
+class _Done(msgspec.Struct):
+    done: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Scored(msgspec.Struct):
+    generation: Annotated[int, msgspec.Meta(ge=0)]
+    origin: str
+    num_tokens: list[int]
+    rank: list[int]
+    hidden_dims: list[int]
+    params: Annotated[int, msgspec.Meta(ge=0)]
+    score: float
 
 
 def _check_same(begun: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
-import json
 import os
 import pickle
 import re
-import struct
 import zipfile
-import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmpetl.compat.archives import (
+    check_calls,
+    check_claims,
+    check_expansion,
+    check_regular,
+)
+from mmpetl.compat.loading import BROKEN as ANY_BROKEN
+from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_json
+from mmpetl.core.delta_file import check_kinds
 from mmpetl.models.weights.errors import (
     WeightsError,
     WeightsNotFoundError,
@@ -27,21 +34,8 @@ from mmpetl.models.weights.errors import (
 from mmpetl.models.weights.parts import choose_part
 from mmpetl.models.weights.torchscript import read_torchscript
 
-# A cut or garbled file is answered with any of these, by torch, zipfile and pickle.
-BROKEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# Refusals of pickle have a message of their own.
+BROKEN = tuple(kind for kind in ANY_BROKEN if kind is not pickle.UnpicklingError)
 DAMAGED = 'is truncated or damaged; download it again'
 SHARD = re.compile(r'-\d{5}-of-(?!00001)(\d{5})(\.\w+)$')
 OTHERS = (
@@ -85,6 +79,10 @@ def read_tensors(path: str | os.PathLike, part: str | None = None) -> Packed:
     chosen = choose_part(content, os.fspath(path), part)
     if not chosen.tensors:
         raise WeightsError(f'{path} holds no tensors ({kind})')
+    try:
+        check_kinds(chosen.tensors)
+    except PETLError as error:
+        raise WeightsError(f'{path}: {error}') from None
     return Packed(chosen.tensors, ', '.join([kind, *chosen.trail]), chosen.notes)
 
 
@@ -146,6 +144,11 @@ def _first_bytes(path: Path, piece: bool) -> bytes:
         inside = sorted(p.name for p in path.iterdir() if p.name.endswith(WEIGHTS))
         hint = f': {shorten(inside)} lie in it' if inside else ''
         raise WeightsError(f'{path} is a folder; a weight file is needed{hint}')
+    try:
+        check_regular(path)
+        check_expansion(path)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     if not piece and (match := SHARD.search(path.name)):
         raise WeightsError(
             f'{path} is one of {int(match[1])} shards of a file; name their index '
@@ -206,7 +209,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
                 'with plain arrays'
             ) from None
         raise WeightsError(f'{path} {DAMAGED}') from None
-    except (zipfile.BadZipFile, EOFError, OSError):
+    except BROKEN:
         raise WeightsError(f'{path} {DAMAGED}') from None
     return tensors
 
@@ -217,7 +220,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except SafetensorError:
+    except (SafetensorError, *BROKEN):
         raise WeightsError(f'{path} {DAMAGED}') from None
 
 
@@ -244,7 +247,7 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
 def shards_of(path: Path) -> list[str]:
     """Names of the files beside an index that it names."""
     try:
-        index = json.loads(path.read_text(encoding='utf-8'))
+        index = read_json(path, dict[str, Any], 'index of shards')
         shards = sorted(set(index['weight_map'].values()))
         named = all(Path(name).name == name for name in shards)
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -257,6 +260,10 @@ def shards_of(path: Path) -> list[str]:
 
 
 def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[object, str]:
+    try:
+        check_calls(path)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     # VideoMAE and other training scripts store their command line beside the
     # weights: a Namespace is a bag of values and runs nothing when rebuilt.
     try:
@@ -266,6 +273,10 @@ def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[object, str]:
         raise _refused(path, error) from None
     except BROKEN:
         raise WeightsError(f'{path} {DAMAGED}') from None
+    try:
+        check_claims(path, content)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     return content, kind
 
 

@@ -472,6 +472,11 @@ def _refuse_mismatch(plan: _Plan, host: _Host) -> None:
 @torch.no_grad()
 def _copy(plan: _Plan, host: _Host) -> None:
     for tensor, source in plan.entries.values():
+        if not tensor.is_floating_point():
+            raise WeightsError(
+                f'{plan.where}: {source} is {tensor.dtype}, which holds no weights; '
+                'save them as floating point'
+            )
         if not torch.isfinite(tensor).all():
             raise WeightsError(f'{plan.where}: {source} has non-finite values')
     for name, (tensor, _) in plan.entries.items():

@@ -294,7 +294,13 @@ def _nearest(name: str, keys: list[str]) -> str:
 @torch.no_grad()
 def copy(found: Fit, target: Target, where: str) -> None:
     """Put the values of a fit into the model, or refuse them before any has moved."""
-    for tensor, key in found.pairs.values():
+    for name, (tensor, key) in found.pairs.items():
+        own = target.tensors[name]
+        if own.is_floating_point() and not tensor.is_floating_point():
+            raise WeightsError(
+                f'{where}: {key} is {tensor.dtype}, which holds no weights; save them '
+                'as floating point'
+            )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(f'{where}: {key} has non-finite values')
     for name, (tensor, _) in found.pairs.items():

@@ -28,6 +28,8 @@ WRAPPERS = (
 )
 # Two models that learn from each other: the file does not say which one is meant.
 PAIRS = (('teacher', 'student'), ('target_encoder', 'encoder'))
+DEPTH = 16
+"""Keys that may lead to the weights; training scripts use one or two."""
 HOW = "as `checkpoint_part` of mmpetl.PETLBackbone (load_base_weights: part='{}')"
 
 
@@ -53,6 +55,11 @@ def choose_part(content: object, where: str, part: str | None = None) -> Part:
     trail: list[str] = []
     notes: list[str] = []
     while isinstance(content, Mapping):
+        if len(trail) > DEPTH:
+            raise WeightsError(
+                f'{where} holds weights more than {DEPTH} keys deep, or in themselves; '
+                "save the model's state_dict"
+            )
         content = _split(content, part)
         sets = [k for k, v in content.items() if _holds_tensors(v)]
         asked = part in sets

@@ -29,6 +29,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+MODULES, DEPTH = 100_000, 64
+"""How many modules there may be, and how deep; one that holds itself has no end."""
+
+
 class _Record:
     """A scripted module, reduced to its attributes."""
 
@@ -46,7 +50,9 @@ def _view(
     return torch.as_strided(storage, size, stride, offset)
 
 
-class _ArchiveUnpickler(pickle.Unpickler):
+# The unpickler that is written in Python: its memo is a dict, where the other's is an
+# array as long as the largest number that a file names.
+class _ArchiveUnpickler(pickle._Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(archive.open(f'{root}data.pkl'))
         self._archive = archive
@@ -90,9 +96,12 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
         root = member.removesuffix('data.pkl')
         tree = _ArchiveUnpickler(archive, root).load()
     tensors: dict[str, Tensor] = {}
-    stack = [('', tree)]
+    stack, seen = [('', tree)], 0
     while stack:
         prefix, record = stack.pop()
+        seen += 1
+        if seen > MODULES or prefix.count('.') > DEPTH:
+            raise pickle.UnpicklingError('modules hold themselves')
         for name, value in getattr(record, 'fields', {}).items():
             if isinstance(value, Tensor):
                 tensors[prefix + name] = value

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmpetl.core import PETLError
+from mmpetl.core.delta_file import check_values
 from mmpetl.core.errors import shorten
 from mmpetl.core.sitemap import is_below
 from mmpetl.models.weights import load_base_weights
@@ -129,6 +130,7 @@ def _copy_own_names(
         # A file of the whole model has the norms of its own trunk.
         if missing and (len(spared) < len(missing) or prefix == f'{path}.'):
             continue
+        check_values(fits, wanted)
         with torch.no_grad():
             for name, value in fits.items():
                 wanted[name].copy_(value)
@@ -181,6 +183,7 @@ def _fill_rest(
                 old, new = tuple(given.shape), tuple(value.shape)
                 rest.fresh.append(f'{name} {old} -> {new}')
             else:
+                check_values({name: given}, {name: value})
                 value.copy_(given)
                 rest.taken.append(name)
     # What a head never shares with a file of the trunk alone need not be listed.

@@ -131,6 +131,20 @@ class Filled:
         return cls(file, tuple(dict.fromkeys(n.partition('.')[0] for n in names)))
 
 
+def _refuse_to_inflate_nothing(model: nn.Module, asked: Iterable[str]) -> None:
+    """Raise PETLError where a trunk would inflate an image model, and none is named.
+
+    Some classes have ``pretrained2d=True`` by default, and inflate nothing then.
+    """
+    for path in asked:
+        if getattr(model.get_submodule(path), 'pretrained2d', False):
+            raise PETLError(
+                f'{path} has pretrained2d=True and wants to inflate the weights of an '
+                'image model; name them as pretrained of the backbone or as base= of '
+                'mmpetl.PETLModel, or set pretrained2d=False'
+            )
+
+
 def initialise(
     model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]
 ) -> dict[str, Filled]:
@@ -149,13 +163,6 @@ def initialise(
         PETLError: A file is named and cannot be read, or does not fill its trunk.
     """
     asked = {path: file_asked_for(model, path, config) for path in paths}
-    for path, file in asked.items():
-        if file is None and getattr(model.get_submodule(path), 'pretrained2d', False):
-            raise PETLError(
-                f'{path} has pretrained2d=True and wants to inflate the weights of an '
-                'image model; name them as pretrained of the backbone or as base= of '
-                'mmpetl.PETLModel, or set pretrained2d=False'
-            )
     filled = {p: getattr(model.get_submodule(p), '_is_init', False) for p in paths}
     watches = {path: LoadWatch(model.get_submodule(path)) for path in paths}
     try:
@@ -166,6 +173,7 @@ def initialise(
         # Readers of upstream raise all kinds where nothing is, or nothing fits.
         files = [file for file in asked.values() if file]
         if not files:
+            _refuse_to_inflate_nothing(model, asked)
             raise
         raise PETLError(
             f'{files[0]} does not load as init_cfg or pretrained of the config asks '

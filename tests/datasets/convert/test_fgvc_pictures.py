@@ -55,7 +55,7 @@ def test_fgvc_refuses_what_does_not_belong_together(official, tmp_path):
             'stanford_cars', pack(tmp_path / 'cars.zip', cars), [old], root
         )
     for content, part in (
-        (b'[1]', 'no JSON object'),
+        (b'[1]', 'not a JSON object'),
         (b'{"../../x.jpg": 1}', 'outside of the set'),
     ):
         bad = pack(tmp_path / 'bad.zip', splits | {'val.json': content})

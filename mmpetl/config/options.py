@@ -1,0 +1,325 @@
+"""Options on top of a config: dotted keys, held to what the config can take."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmpetl.config.known import SCOPES, arguments, registered, takes_text
+from mmpetl.core import PETLError, suggest
+
+OF_MMENGINE = (
+    'activation_checkpointing',
+    'auto_scale_lr',
+    'cfg',
+    'compile',
+    'custom_hooks',
+    'custom_imports',
+    'data_preprocessor',
+    'default_hooks',
+    'default_scope',
+    'efficient_conv_bn_eval',
+    'env_cfg',
+    'experiment_name',
+    'find_unused_parameters',
+    'launcher',
+    'load_from',
+    'log_level',
+    'log_processor',
+    'model',
+    'model_wrapper_cfg',
+    'optim_wrapper',
+    'param_scheduler',
+    'randomness',
+    'resume',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+    'test_cfg',
+    'test_dataloader',
+    'test_evaluator',
+    'train_cfg',
+    'train_dataloader',
+    'tta_model',
+    'tta_pipeline',
+    'val_cfg',
+    'val_dataloader',
+    'val_evaluator',
+    'vis_backends',
+    'visualizer',
+    'work_dir',
+)
+OF_OURS = (
+    'dataset',
+    'on_bad_sample',
+    'on_damaged_jpeg',
+    'phases',
+    'preprocessing',
+    'protocol',
+    'published',
+    'stage',
+    'timm',
+    'tune',
+)
+"""Keys at the top of a config that something reads, though a config may lack them."""
+
+LOOP = ('by_epoch', 'max_epochs', 'max_iters', 'val_interval', 'val_begin')
+LOADER = (
+    'batch_sampler batch_size collate_fn dataset drop_last generator '
+    'multiprocessing_context num_batch_per_epoch num_workers persistent_workers '
+    'pin_memory pin_memory_device prefetch_factor sampler shuffle timeout '
+    'worker_init_fn'
+).split()
+WRAPPER = ('optimizer', 'paramwise_cfg', 'constructor', 'clip_grad', 'loss_scale')
+ALWAYS = ('type', '_scope_', '_delete_', 'priority', 'init_cfg', 'by_epoch')
+"""Keys that builders take out before a class sees them."""
+SCHEDULER = ('convert_to_iter_based',)
+
+
+def merge(config: Any, options: Mapping[str, Any]) -> None:
+    """Override values of a config by dotted keys.
+
+    Text that spells a number becomes one where the config holds a number.
+
+    Raises:
+        PETLError: A key is unknown, leads below something that has no keys or past a
+            list's end, or text stands where a number is wanted.
+    """
+    options = {_key(key): value for key, value in options.items()}
+    numbers = {
+        key: _numbers(_found(config, key.split('.')), value, key, config)
+        for key, value in options.items()
+    }
+    new = [
+        path
+        for key, value in numbers.items()
+        for path in _missing(config, key.split('.'), value)
+    ]
+    try:
+        config.merge_from_dict(numbers)
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+        reason = ' '.join(str(error.args[0] if error.args else error).split())
+        raise PETLError(
+            f'the options {", ".join(options)} do not fit the config: {reason[:200]}'
+        ) from None
+    for path in new:
+        _check_new(config, path)
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str) or not key or '' in key.split('.'):
+        raise PETLError(
+            f'the option {key!r} is no dotted key of a config; write it as '
+            'train_cfg.max_epochs'
+        )
+    return key
+
+
+_NOTHING = object()
+
+
+def _child(node: Any, part: str) -> Any:
+    if isinstance(node, dict):
+        # As it is written: an attribute of a lazy config would import a class.
+        return dict.__getitem__(node, part) if part in node else _NOTHING
+    if isinstance(node, list | tuple) and part.isdecimal() and int(part) < len(node):
+        return node[int(part)]
+    return _NOTHING
+
+
+def _found(config: Any, parts: list[str]) -> Any:
+    """What stands at a key; ``_NOTHING`` where nothing does."""
+    node = _as_dict(config)
+    for part in parts:
+        node = _child(node, part)
+        if node is _NOTHING:
+            break
+    return node
+
+
+def _as_dict(config: Any) -> Any:
+    return getattr(config, '_cfg_dict', config)
+
+
+def _missing(config: Any, parts: list[str], value: Any) -> Iterator[list[str]]:
+    """Paths of keys that a config lacks, and that an option will put there."""
+    node = _as_dict(config)
+    for number, part in enumerate(parts):
+        if not isinstance(node, dict | list | tuple):
+            return
+        below = _child(node, part)
+        if below is _NOTHING:
+            if isinstance(node, dict):
+                yield parts[: number + 1]
+            return
+        node = below
+    if isinstance(node, dict) and isinstance(value, Mapping):
+        if not value.get('_delete_'):
+            for key, item in value.items():
+                yield from _missing(config, [*parts, str(key)], item)
+
+
+def _numbers(old: Any, new: Any, key: str, config: Any) -> Any:
+    """An option with its numbers as such, where the config holds numbers."""
+    if isinstance(old, dict) and isinstance(new, Mapping):
+        return {
+            name: _numbers(_child(old, str(name)), value, f'{key}.{name}', config)
+            for name, value in new.items()
+        }
+    wanted = isinstance(old, int | float) and not isinstance(old, bool)
+    if not (wanted and isinstance(new, str)):
+        return new
+    for kind in (int, float):
+        try:
+            value = kind(new)
+        except ValueError:
+            continue
+        if not isinstance(value, float) or not math.isnan(value):
+            return value
+    *above, name = key.split('.')
+    parent = _found(config, above)
+    kinds = _kinds(parent, config) if isinstance(parent, dict) else []
+    if any(takes_text(kind, name) for kind in kinds):
+        return new
+    raise PETLError(f'{key} needs a number, as {old!r} in the config; got {new!r}')
+
+
+def _kinds(node: Any, config: Any) -> list[Any]:
+    """What the ``type`` of a node stands for; empty where that is not known."""
+    kind = _child(node, 'type')
+    if callable(kind):
+        return [kind]
+    if not isinstance(kind, str):
+        return []
+    scope = config.get('default_scope') or 'mmengine'
+    return registered(kind, str(scope))
+
+
+def _check_new(config: Any, path: list[str]) -> None:
+    """Refuse a key that nothing reads."""
+    *above, name = path
+    if not above:
+        known = {*OF_MMENGINE, *OF_OURS, *_as_dict(config)} - {name}
+        if name not in (*OF_MMENGINE, *OF_OURS):
+            raise PETLError(
+                f'the config has no key {name!r}, and nothing reads one.'
+                f'{suggest(name, known)} Keys: {", ".join(sorted(known))}'
+            )
+        return
+    node = _found(config, above)
+    known = _accepted(node, above, config)
+    if known is not None and name not in known:
+        there = [key for key in node if key != name]
+        near = suggest(name, {*known, *there} - {'self', 'type'})
+        raise PETLError(
+            f'{".".join(path)}: {_name_of(node, above)} takes no {name!r}.{near} It '
+            f'takes: {", ".join(sorted(known - {*ALWAYS, "self"}))}'
+        )
+
+
+def _name_of(node: Any, above: list[str]) -> str:
+    kind = _child(node, 'type')
+    if kind is _NOTHING:
+        return '.'.join(above)
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
+def _accepted(node: Any, above: list[str], config: Any) -> set[str] | None:
+    """Keys that a node may have; None where any may be right."""
+    if not isinstance(node, dict):
+        return None
+    own: set[str] | None = None
+    if len(above) == 1:
+        if above[0].endswith('_dataloader'):
+            own = set(LOADER)
+        elif above[0] == 'optim_wrapper':
+            own = {*WRAPPER, 'accumulative_counts', 'dtype', 'use_fsdp'}
+        elif above[0] == 'train_cfg':
+            own = {*LOOP, 'dynamic_intervals'}
+        elif above[0] == 'randomness':
+            return {'seed', 'deterministic', 'diff_rank_seed'}
+    kind = _child(node, 'type')
+    if kind is _NOTHING:
+        return None if own is None else own | {*ALWAYS}
+    kinds = _kinds(node, config)
+    taken = [arguments(k) for k in kinds]
+    if not kinds or None in taken:
+        return None
+    extra = SCHEDULER if above[0] == 'param_scheduler' else ()
+    return set().union(*taken, own or (), ALWAYS, extra)
+
+
+COUNTS: Mapping[str, int] = {
+    **{
+        f'{phase}_dataloader.{key}': least
+        for phase in ('train', 'val', 'test')
+        for key, least in (('batch_size', 1), ('num_workers', 0))
+    },
+    'train_cfg.max_epochs': 1,
+    'train_cfg.max_iters': 1,
+    'train_cfg.val_interval': 1,
+    'optim_wrapper.accumulative_counts': 1,
+}
+"""Whole numbers and the least that each may be."""
+
+MEASURES = ('optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay')
+"""Finite numbers of at least 0."""
+
+MOST_SEED = 2**32 - 1
+
+
+def check_values(config: Any) -> None:
+    """Hold the numbers that every run needs to their ranges.
+
+    Raises:
+        PETLError: A batch size, count, rate or seed that nothing can run with, or an
+            optimizer that is not registered.
+    """
+    for key, least in COUNTS.items():
+        value = _found(config, key.split('.'))
+        if value is _NOTHING or value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise PETLError(f'{key} needs a whole number >= {least}, got {value!r}')
+    for key in MEASURES:
+        value = _found(config, key.split('.'))
+        if value is _NOTHING or value is None:
+            continue
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if not plain or not math.isfinite(value) or value < 0:
+            raise PETLError(f'{key} needs a finite number >= 0, got {value!r}')
+    seed = _found(config, ['randomness', 'seed'])
+    if seed is not _NOTHING and seed is not None:
+        whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if not whole or not 0 <= seed <= MOST_SEED:
+            raise PETLError(
+                f'randomness.seed needs a whole number from 0 to 2^32 - 1, got {seed!r}'
+            )
+    _check_optimizer(config)
+
+
+def _check_optimizer(config: Any) -> None:
+    kind = _found(config, ['optim_wrapper', 'optimizer', 'type'])
+    imports = (config.get('custom_imports') or {}).get('imports') or ()
+    imports = [imports] if isinstance(imports, str) else imports
+    ours = all(str(name).partition('.')[0] in SCOPES for name in imports)
+    # What other modules register is theirs to know.
+    if not isinstance(kind, str) or not ours or '.' in kind:
+        return
+    scope = str(config.get('default_scope') or 'mmengine')
+    if scope not in SCOPES:
+        return
+    import mmengine.optim  # noqa: F401  registers those of torch
+    from mmengine.registry import OPTIMIZERS
+
+    if not registered(kind, scope, of='OPTIMIZERS', quick=True):
+        raise PETLError(
+            f'optim_wrapper.optimizer.type: there is no optimizer {kind!r}.'
+            f'{suggest(kind, [n for n in OPTIMIZERS.module_dict if _plain(n)])}'
+        )
+
+
+def _plain(name: str) -> bool:
+    return re.fullmatch(r'[A-Za-z0-9]+', name) is not None

@@ -1,0 +1,150 @@
+"""The checkpoint that a run goes on from: the newest one that is whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmpetl.core import PETLError
+
+POINTER = 'last_checkpoint'
+STOPPED = 'stopped_at_iter_{}.pth'
+"""What a signal lets a run write between its checkpoints."""
+_TEMPLATES = ('epoch_{}.pth', 'iter_{}.pth', STOPPED)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint as a file; None for one that is whole.
+
+    Checkpoints are zip archives with the sum of every member, so that one that was cut
+    or overwritten in part is told without loading it.
+    """
+    try:
+        if not path.is_file():
+            return 'it is no file' if path.exists() else 'it is not there'
+        if not path.stat().st_size:
+            return 'it is empty'
+        with path.open('rb') as file:
+            if file.read(2) != b'PK':
+                return 'it is no checkpoint'
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        return 'it is cut or damaged'
+    except OSError as error:
+        return f'it cannot be read ({error.strerror})'
+    return f'its part {bad} is damaged' if bad else None
+
+
+def newest_checkpoint(
+    folder: str | os.PathLike, hook: Mapping[str, Any] | None = None
+) -> tuple[Path | None, str | None]:
+    """The newest whole checkpoint of a work folder.
+
+    ``last_checkpoint`` says a name, which is looked for in the folder: one that was
+    copied or moved goes on from its own files. Where the pointer is missing or broken,
+    or what it names is damaged, the newest checkpoint that is whole takes its place.
+
+    Args:
+        folder: The work folder.
+        hook: Arguments of the checkpoint hook: ``out_dir``, ``filename_tmpl``.
+
+    Returns:
+        The checkpoint, None where there is none at all; and a line that says what was
+        wrong, None where nothing was.
+
+    Raises:
+        PETLError: There are checkpoints, and none of them is whole.
+    """
+    folder, hook = Path(folder), hook or {}
+    where = folder
+    if hook.get('out_dir') and Path(hook['out_dir']) != folder:
+        where = Path(hook['out_dir']) / Path(os.path.abspath(folder)).name
+    name, wrong = _pointer(folder / POINTER)
+    if name is not None:
+        path = next((p / name for p in (folder, where) if (p / name).is_file()), None)
+        if path is None:
+            wrong = f'{POINTER} names {name}, which is not there'
+        else:
+            why = damage(path)
+            if why is None:
+                return path, None
+            wrong = f'{name}, which {POINTER} names, is left: {why}'
+    found = _by_age(where, hook.get('filename_tmpl'))
+    if not found:
+        if name is None and not (folder / POINTER).exists():
+            return None, None
+        raise PETLError(
+            f'{folder} cannot be resumed: {wrong}, and there is no other checkpoint; '
+            'put one back, or begin again without --resume in another work_dir'
+        )
+    left = []
+    for path in found:
+        why = damage(path)
+        if why is None:
+            return path, f'{wrong}; going on from {path.name}, the newest whole one'
+        left.append(f'{path.name}: {why}')
+    raise PETLError(
+        f'{folder} cannot be resumed: no checkpoint in it is whole '
+        f'({"; ".join(left[:3])}); begin again without --resume in another work_dir'
+    )
+
+
+def _pointer(path: Path) -> tuple[str | None, str]:
+    """The name in a pointer, or None and what is wrong."""
+    if not path.exists():
+        return None, f'{POINTER} is missing'
+    if not path.is_file():
+        return None, f'{POINTER} is no file'
+    try:
+        with path.open('rb') as file:
+            text = file.read(8192).decode('utf-8').strip()
+    except (OSError, UnicodeDecodeError):
+        return None, f'{POINTER} cannot be read'
+    name = text.replace('\\', '/').rpartition('/')[2]
+    if not text:
+        return None, f'{POINTER} is empty'
+    if '\n' in text or '\0' in text or name in ('', '.', '..') or len(name) > 255:
+        return None, f'{POINTER} names no file'
+    return name, ''
+
+
+def _by_age(folder: Path, template: str | None) -> list[Path]:
+    """Checkpoints of a run, newest first: by what they say, where they can be read."""
+    templates = dict.fromkeys([*([template] if template else []), *_TEMPLATES])
+    patterns = []
+    for text in templates:
+        head, _, tail = text.partition('{}')
+        patterns.append(re.compile(f'{re.escape(head)}(\\d{{1,12}}){re.escape(tail)}'))
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = next((m for p in patterns if (m := p.fullmatch(path.name))), None)
+        if match:
+            # Names of epochs and of iterations do not compare.
+            found.append((progress(path)[1] or 0, int(match[1]), path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def progress(path: Path) -> tuple[int | None, int | None]:
+    """Epochs and iterations that a checkpoint says it has, without reading tensors.
+
+    Returns:
+        None for what it does not say, or not as a number.
+    """
+    import torch
+
+    if damage(path) is not None:
+        return None, None
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        meta = content['meta']
+        epoch, iteration = meta.get('epoch'), meta.get('iter')
+    except Exception:  # whatever it holds, reading it properly comes later
+        return None, None
+    found = [n if type(n) is int else None for n in (epoch, iteration)]
+    return found[0], found[1]

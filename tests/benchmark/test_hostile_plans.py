@@ -1,0 +1,221 @@
+"""Plans and records that somebody else has written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmpetl.benchmark.job import _kept_best, best_checkpoint
+from mmpetl.benchmark.plan import read_plan, resolve
+from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.spaces import check_in_space
+from mmpetl.benchmark.trust import check_trusted
+from mmpetl.core import PETLError
+
+BASE = 'methods: [LoRA]\nrecipes: [mini/digits]\n'
+
+
+def plan_of(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / 'some.yaml'
+    data = text if isinstance(text, bytes) else (BASE + text).encode()
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('options', 'word'),
+    [
+        ({'default_hooks.timer': {'type': 'os.system', 'command': 'x'}}, 'os.system'),
+        ({'default_hooks.timer.type': 'antigravity'}, 'antigravity'),
+        ({'custom_hooks': [{'a': [{'type': 'mmengine.load'}]}]}, 'mmengine.load'),
+        ({'optim_wrapper': {'constructor': 'os.system'}}, 'constructor'),
+        ({'model.of': 'os.system'}, 'os.system'),
+        ({'model.backbone.method': 'os.system'}, 'os.system'),
+        ({'custom_imports': {'imports': ['evil']}}, 'custom_imports'),
+        ({'custom_imports.imports': ['evil']}, 'custom_imports'),
+        ({'model': {'_base_': 'evil.json'}}, '_base_'),
+        ({'train_dataloader.collate_fn': 'os.system'}, 'collate_fn'),
+        ({'train_dataloader.dataset.ann_file': 'evil.pkl'}, 'evil.pkl'),
+        ({'model.teacher': 'evil.PY'}, 'evil.PY'),
+        ({'default_hooks.checkpoint.out_dir': '/elsewhere'}, 'out_dir'),
+        ({'model.name': '{{$X:y}}'}, '{{'),
+        ({'default_hooks.timer': {'type': ['os.system']}}, 'os.system'),
+        ({'model': {1: 2}}, '1'),
+    ],
+)
+def test_a_plan_cannot_reach_code(options, word):
+    with pytest.raises(PETLError) as error:
+        check_trusted(options, lambda: 'mmengine', 'the plan')
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'default_hooks.empty': {'type': 'EmptyCacheHook'}},
+        {'optim_wrapper.optimizer': {'_delete_': True, 'type': 'SGD', 'lr': 0.1}},
+        {'train_dataloader.collate_fn.type': 'default_collate'},
+        {'train_dataloader.collate_fn': {'type': 'default_collate'}},
+        {'default_hooks.x': {'type': 'mmpetl.EfficiencyHook'}},
+        {'train_cfg.max_epochs': 3, 'phases': {'supernet': {'max_epochs': 6}}},
+    ],
+)
+def test_registered_names_stay_good(options):
+    check_trusted(options, lambda: 'mmengine', 'the plan')
+
+
+@pytest.mark.parametrize(
+    ('text', 'word'),
+    [
+        ('name: ../../evil', 'name'),
+        ('seeds: [4294967296]', 'seeds'),
+        ('options: {1: 2}', 'no text'),
+        ('options: {a: 1}\noptions: {a: 2}', 'twice'),
+        ('options: {a: 2020-01-01}', 'date'),
+        ('options: {a: .nan}', 'finite'),
+        ('options: ' + '[' * 5000, 'plan'),
+        ('options: &x {a: *x}', 'nested'),
+        ('settings: {LoRA: {type: os.system}}', 'type'),
+        (b'\xff\xfemethods', 'UTF-16'),
+        (b'name: \xe4', 'UTF-8'),
+    ],
+)
+def test_a_bad_plan_is_one_line(tmp_path, text, word):
+    with pytest.raises(PETLError) as error:
+        read_plan(plan_of(tmp_path, text))
+    assert word in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_aliases_cannot_multiply(tmp_path):
+    lines = ['  a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]']
+    for one, other in zip('abcdefg', 'bcdefgh', strict=True):
+        lines.append(f'  {other}: &{other} [{", ".join([f"*{one}"] * 9)}]')
+    with pytest.raises(PETLError, match='more than'):
+        read_plan(plan_of(tmp_path, 'options:\n' + '\n'.join(lines)))
+
+
+def test_a_hook_of_a_plan_needs_trust(tmp_path):
+    path = plan_of(
+        tmp_path, 'options: {default_hooks.own: {type: os.system, command: x}}'
+    )
+    with pytest.raises(PETLError, match='--trust'):
+        resolve(read_plan(path))
+    assert resolve(read_plan(path), trust=True).jobs
+
+
+def test_a_rate_in_scientific_notation_is_a_number(tmp_path):
+    path = plan_of(tmp_path, 'options: {optim_wrapper.optimizer.lr: 1e-3}')
+    assert read_plan(path).options['optim_wrapper.optimizer.lr'] == 1e-3
+
+
+def good(seed: int = 1) -> Record:
+    return Record(
+        Job('mini/digits', 'LoRA', seed=seed),
+        'done',
+        metrics={'accuracy/top1': 50},
+        primary='accuracy/top1',
+        counts={'delta': 3},
+        curves={'loss': [[1, 0.5], [2, None]]},
+    )
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'metrics': {'accuracy/top1': '50'}},
+        {'metrics': {'accuracy/top1': True}},
+        {'counts': None},
+        {'counts': {'delta': 'many'}},
+        {'job': {'recipe': 'mini/digits', 'method': 'LoRA', 'seed': '1'}},
+        {'backbone': 7},
+        {'curves': 3},
+        {'curves': {'loss': [['a', 'b']]}},
+        {'curves': {'loss': [[1]]}},
+        {'search': {'trials': '<script>'}},
+        {'search': {'trials': [{'number': 1}]}},
+        {'status': 'odd'},
+        {'format': 9},
+        {'more': 1},
+    ],
+)
+def test_a_bad_record_stops_no_other(tmp_path, capsys, change):
+    store = RecordStore(tmp_path)
+    store.write(good(1))
+    bad = store.folder(Job('mini/digits', 'LoRA', seed=2)) / 'record.json'
+    bad.parent.mkdir(parents=True)
+    bad.write_text(json.dumps({**good(2).to_json(), **change}))
+    assert [r.job.seed for r in store.all()] == [1]
+    assert capsys.readouterr().err.count('left out') == 1
+    with pytest.raises(PETLError, match='1 records were left out'):
+        store.check_all_read()
+
+
+@pytest.mark.parametrize(
+    'text', ['[' * 100_000, '', '{', '{"a": 1, "a": 2}', '[]', '{"x": 1e999}']
+)
+def test_a_file_that_is_no_record_is_named(tmp_path, text):
+    store = RecordStore(tmp_path)
+    path = store.folder(good().job) / 'record.json'
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert store.all() == []
+    assert str(path) in store.left_out[0]
+
+
+def test_a_huge_metric_is_named(tmp_path):
+    store = RecordStore(tmp_path)
+    store.write(good())
+    path = store.folder(good().job) / 'record.json'
+    path.write_text(path.read_text().replace('50', '1' + '0' * 400))
+    assert store.all() == []
+    assert 'metrics' in store.left_out[0]
+
+
+def test_a_copied_folder_is_no_second_run(tmp_path):
+    store = RecordStore(tmp_path)
+    store.write(good())
+    folder = store.folder(good().job)
+    copied = folder.with_name(f'{folder.name}-copy')
+    copied.mkdir()
+    (copied / 'record.json').write_text((folder / 'record.json').read_text())
+    assert len(store.all()) == 1
+    assert 'second record' in store.left_out[0]
+
+
+def test_good_records_come_back(tmp_path):
+    store = RecordStore(tmp_path)
+    store.write(good())
+    assert store.all() == [good()]
+    assert not store.left_out
+    store.check_all_read()
+
+
+def test_the_record_names_the_best(tmp_path):
+    for name in ('best_top1_epoch_9.pth', 'best_top1_epoch_10.pth'):
+        (tmp_path / name).touch()
+    moved = '/gone/best_top1_epoch_10.pth'
+    assert _kept_best(tmp_path, moved).name == 'best_top1_epoch_10.pth'
+    assert _kept_best(tmp_path, '/x/best_top1_epoch_9.pth').name.endswith('_9.pth')
+    for recorded in (None, 'best_top1_epoch_8.pth'):
+        with pytest.raises(PETLError, match='recorded'):
+            _kept_best(tmp_path, recorded)
+    with pytest.raises(PETLError, match='does not say'):
+        best_checkpoint(tmp_path)
+    (tmp_path / 'log.jsonl').write_text('{"tested": "best_top1_epoch_10.pth"}\n')
+    assert best_checkpoint(tmp_path).name == 'best_top1_epoch_10.pth'
+
+
+def test_a_run_without_a_best_has_none(tmp_path):
+    assert _kept_best(tmp_path, None) is None
+    assert best_checkpoint(tmp_path) is None
+
+
+def test_a_journal_says_no_more_than_its_space():
+    space = {'lr': {'low': 0.1, 'high': 1.0}, 'kind': ['a', [1, 2]]}
+    check_in_space({'lr': 0.5, 'kind': [1, 2]}, space, 'journal')
+    for options in ({'custom_hooks': [1]}, {'lr': 2.0}, {'lr': 'x'}, {'kind': 'b'}):
+        with pytest.raises(PETLError, match='not in the search space'):
+            check_in_space(options, space, 'journal')

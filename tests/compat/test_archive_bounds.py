@@ -1,0 +1,115 @@
+"""Files that ask for more memory than they hold, or for another reading without end."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from mmpetl.compat import load_file
+from mmpetl.models.weights import WeightsError, load_base_weights
+from mmpetl.models.weights.containers import read_tensors
+
+
+class _Call:
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+def _torch_zip(path, pickled: bytes, name: str = 'data.pkl', more=()) -> None:
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr(f'x/{name}', pickled)
+        archive.writestr('x/version', '3\n')
+        archive.writestr('x/byteorder', 'little')
+        for other in more:
+            archive.writestr(f'x/{other}', b'')
+
+
+@pytest.mark.parametrize('protocol', [2])
+@pytest.mark.parametrize(
+    'what',
+    [
+        _Call(np.ndarray, (1 << 50,)),
+        _Call(np.ndarray, (1 << 32,)),
+        _Call(bytearray, 1 << 33),
+        _Call(np.dtype, 'V1000000000'),
+        _Call(np._core.multiarray.scalar, np.dtype('f8'), b'1'),
+        _Call(np._core.multiarray._reconstruct, np.ndarray, (1 << 33,), b'b'),
+        _Call(torch.UntypedStorage, 1 << 60),
+        _Call(os.system, 'true'),
+    ],
+)
+def test_calls_that_ask_for_memory_are_refused(tmp_path, what, protocol):
+    path = tmp_path / 'x.pth'
+    _torch_zip(path, pickle.dumps({'state_dict': {'a': what}}, protocol))
+    with pytest.raises(ValueError, match=r'x\.pth'):
+        load_file(path)
+    with pytest.raises(WeightsError, match=r'x\.pth'):
+        read_tensors(path)
+
+
+def test_arrays_and_scalars_still_load(tmp_path):
+    data = {
+        'array': np.arange(6, dtype=np.float32).reshape(2, 3),
+        'flags': np.array([True, False]),
+        'empty': np.zeros((0, 2)),
+        'scalar': np.float64(2.5),
+        'whole': np.int64(7),
+        'flag': np.bool_(True),
+    }
+    torch.save(data, tmp_path / 'x.pth')
+    found = load_file(tmp_path / 'x.pth')
+    for key, value in data.items():
+        np.testing.assert_array_equal(found[key], value)
+        assert found[key].dtype == value.dtype
+        assert type(found[key]) is type(value)
+
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_modules_that_hold_themselves_end(tmp_path, times):
+    # A module whose attributes 'a', 'b' are itself.
+    own = b''.join(b'X\x01\0\0\0' + name + b'h\x01' for name in (b'a', b'b')[:times])
+    text = b'\x80\x02c__torch__\nM\nq\0)\x81q\x01}(' + own + b'ub.'
+    path = tmp_path / 'x.pt'
+    _torch_zip(path, text, more=('constants.pkl',))
+    with pytest.raises(WeightsError, match='truncated or damaged'):
+        read_tensors(path)
+
+
+def test_weights_in_themselves_end(tmp_path):
+    content: dict = {}
+    content['model'] = content
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(WeightsError, match='keys deep'):
+        read_tensors(tmp_path / 'x.pth')
+
+
+def test_a_shape_that_no_data_fill_takes_no_memory(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {'descr': '<f4', 'fortran_order': False, 'shape': (1 << 50,)}
+    )
+    with zipfile.ZipFile(tmp_path / 'x.npz', 'w') as archive:
+        archive.writestr('a.npy', header.getvalue() + bytes(64))
+    with pytest.raises(WeightsError, match='truncated or damaged'):
+        read_tensors(tmp_path / 'x.npz')
+
+
+@pytest.mark.parametrize('kind', [torch.int8, torch.int64, torch.bool])
+def test_values_of_another_kind_fill_no_weights(tmp_path, kind):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    state = net.state_dict()  # a count of batches is an integer and stays one
+    torch.save(state, tmp_path / 'x.pth')
+    load_base_weights(net, tmp_path / 'x.pth')
+    torch.save({**state, '0.weight': torch.zeros(4, 3, dtype=kind)}, tmp_path / 'x.pth')
+    with pytest.raises(WeightsError, match='save them as floating point'):
+        load_base_weights(net, tmp_path / 'x.pth')
+    assert net[0].weight.any()

@@ -1,0 +1,143 @@
+"""Options on top of configs: good ones are taken, wrong ones are one line."""
+
+from __future__ import annotations
+
+import pytest
+from mmengine.config import Config
+
+from mmpetl.config.load import finish_config, read_config
+from mmpetl.config.options import check_values, merge
+from mmpetl.core import PETLError
+
+
+def config() -> Config:
+    return Config(
+        {
+            'default_scope': 'mmengine',
+            'train_cfg': {'by_epoch': True, 'max_epochs': 3},
+            'train_dataloader': {'batch_size': 8, 'num_workers': 0},
+            'optim_wrapper': {
+                'type': 'AmpOptimWrapper',
+                'loss_scale': 512.0,
+                'optimizer': {'type': 'AdamW', 'lr': 0.1},
+            },
+            'param_scheduler': [{'type': 'LinearLR', 'begin': 0, 'end': 2}],
+            'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 1}},
+            'randomness': {'seed': 1},
+            'own': {'free': 1},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'word'),
+    [
+        ('train_cgf.max_epochs', 1, "'train_cfg'"),
+        ('train_cfg.max_epoch', 1, "'max_epochs'"),
+        ('train_dataloader.batchsize', 1, "'batch_size'"),
+        ('optim_wrapper.optimizer.betass', 1, "'betas'"),
+        ('param_scheduler.0.ende', 1, "'end'"),
+        ('param_scheduler.7.end', 1, '7'),
+        ('optim_wrapper', {'optimizer': {'betass': 1}}, "'betas'"),
+        ('randomness.sed', 1, "'seed'"),
+        ('train_cfg.max_epochs', 'abc', 'number'),
+        ('train_cfg..max_epochs', 1, 'dotted'),
+    ],
+)
+def test_wrong_options_are_named(key, value, word):
+    with pytest.raises(PETLError) as error:
+        merge(config(), {key: value})
+    assert word in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('train_cfg.val_interval', 1),
+        ('optim_wrapper.optimizer.betas', [0.9, 0.99]),
+        ('optim_wrapper.loss_scale', 'dynamic'),
+        ('optim_wrapper.clip_grad.max_norm', 1.0),
+        ('optim_wrapper.accumulative_counts', 2),
+        ('optim_wrapper.paramwise_cfg.custom_keys', {'head': {'lr_mult': 2}}),
+        ('param_scheduler.0.convert_to_iter_based', True),
+        ('default_hooks.checkpoint.max_keep_ckpts', 1),
+        ('default_hooks.checkpoint.priority', 'LOW'),
+        ('default_hooks.mine', {'type': 'EmptyCacheHook'}),
+        ('train_dataloader.prefetch_factor', 2),
+        ('env_cfg.cudnn_benchmark', True),
+        ('custom_hooks', []),
+        ('own.more', 2),
+        ('load_from', 'x.pth'),
+        ('optim_wrapper.optimizer', {'_delete_': True, 'type': 'SGD', 'lr': 0.1}),
+    ],
+)
+def test_good_options_are_taken(key, value):
+    found = config()
+    merge(found, {key: value})
+    check_values(found)
+
+
+def test_a_key_is_held_to_the_class_that_the_options_choose():
+    found = config()
+    merge(
+        found,
+        {
+            'optim_wrapper.optimizer.momentum': 0.9,
+            'optim_wrapper.optimizer.type': 'SGD',
+        },
+    )
+    assert found.optim_wrapper.optimizer.momentum == 0.9
+
+
+def test_text_that_spells_a_number_is_one():
+    found = config()
+    merge(found, {'optim_wrapper.optimizer.lr': '1e-3', 'train_cfg.max_epochs': '5'})
+    assert found.optim_wrapper.optimizer.lr == 1e-3
+    assert found.train_cfg.max_epochs == 5
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('train_dataloader.batch_size', 0),
+        ('train_dataloader.batch_size', -3),
+        ('train_dataloader.batch_size', True),
+        ('train_dataloader.num_workers', -1),
+        ('train_cfg.max_epochs', 0),
+        ('train_cfg.max_epochs', 1.5),
+        ('optim_wrapper.optimizer.lr', -1),
+        ('optim_wrapper.optimizer.lr', float('inf')),
+        ('optim_wrapper.optimizer.type', 'Adamm'),
+        ('randomness.seed', -1),
+        ('randomness.seed', 2**32),
+    ],
+)
+def test_values_that_nothing_runs_with_are_named(key, value):
+    found = config()
+    merge(found, {key: value})
+    with pytest.raises(PETLError, match=key):
+        check_values(found)
+
+
+@pytest.mark.parametrize(
+    ('text', 'word'),
+    [
+        ('x = (', 'SyntaxError'),
+        ("a = 1\nraise ValueError('boo')", 'line 2: ValueError: boo'),
+        ('1 / 0', 'ZeroDivisionError'),
+    ],
+)
+def test_a_config_that_breaks_is_one_line(tmp_path, text, word):
+    path = tmp_path / 'broken_one.py'
+    path.write_text(text)
+    with pytest.raises(PETLError) as error:
+        read_config(path)
+    assert word in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_an_empty_config_is_read_and_holds_nothing(tmp_path):
+    path = tmp_path / 'empty_one.py'
+    path.touch()
+    assert not finish_config(read_config(path), path=path).get('model')

@@ -1,0 +1,1 @@
+"""Hostile and broken inputs: what they are, and what becomes of them."""
