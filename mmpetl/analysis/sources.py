@@ -101,7 +101,7 @@ def find_run(
         return configs[0], Path(delta)
     best = None
     if not (config / 'delta.safetensors').is_file():
-        from mmpetl.benchmark.job import best_checkpoint
+        from mmpetl.engine.best import best_checkpoint
 
         best = best_checkpoint(config)
     if best is not None:

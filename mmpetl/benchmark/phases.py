@@ -71,13 +71,14 @@ def _run_phase(
     job: Job, loop: Any, settings: Mapping[str, Any], folders: Mapping[str, Path]
 ) -> None:
     from mmpetl.apis.run import build_runner
+    from mmpetl.engine.latest import newest_checkpoint
 
     folder = folders[loop.phase]
     folder.mkdir(parents=True, exist_ok=True)
     config = compose_job(dataclasses.replace(job, stage='tune'), folder)
     config.pop('phases', None)
     config.work_dir = str(folder)
-    config.resume = (folder / 'last_checkpoint').is_file()
+    config.resume = newest_checkpoint(folder)[0] is not None
     config.experiment_name = f'{folder.parents[1].name}-{loop.phase}'
     loop.prepare(config, settings, folders)
     build_runner(config, check_data=('train', 'val')).train()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from mmpetl.benchmark.job import _kept_best, best_checkpoint
 from mmpetl.benchmark.plan import read_plan, resolve
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.spaces import check_in_space
@@ -191,26 +190,6 @@ def test_good_records_come_back(tmp_path):
     assert store.all() == [good()]
     assert not store.left_out
     store.check_all_read()
-
-
-def test_the_record_names_the_best(tmp_path):
-    for name in ('best_top1_epoch_9.pth', 'best_top1_epoch_10.pth'):
-        (tmp_path / name).touch()
-    moved = '/gone/best_top1_epoch_10.pth'
-    assert _kept_best(tmp_path, moved).name == 'best_top1_epoch_10.pth'
-    assert _kept_best(tmp_path, '/x/best_top1_epoch_9.pth').name.endswith('_9.pth')
-    for recorded in (None, 'best_top1_epoch_8.pth'):
-        with pytest.raises(PETLError, match='recorded'):
-            _kept_best(tmp_path, recorded)
-    with pytest.raises(PETLError, match='does not say'):
-        best_checkpoint(tmp_path)
-    (tmp_path / 'log.jsonl').write_text('{"tested": "best_top1_epoch_10.pth"}\n')
-    assert best_checkpoint(tmp_path).name == 'best_top1_epoch_10.pth'
-
-
-def test_a_run_without_a_best_has_none(tmp_path):
-    assert _kept_best(tmp_path, None) is None
-    assert best_checkpoint(tmp_path) is None
 
 
 def test_a_journal_says_no_more_than_its_space():
