@@ -19,7 +19,7 @@ def format_once(module: ModuleType) -> None:
     kept: dict[tuple[str, str], tuple] = {}
 
     def remembered(text: str, style_config: Any = None, **options: Any) -> tuple:
-        """yapf's ``FormatCode``, a pure function of its arguments."""
+        """Yapf's ``FormatCode``, a pure function of its arguments."""
         key = text, repr((style_config, sorted(options.items())))
         # Popped and put back, so that the oldest stands first.
         found = kept.pop(key, None)
