@@ -291,7 +291,9 @@ def _filling(
     inflate = bool(getattr(module, 'pretrained2d', False))
     if inflate:
         checkpoint, own = checkpoint or own, None
-        if checkpoint is None:
+        if checkpoint is None and not (source or {}).get('pretrained2d'):
+            inflate = False  # the default of its class, which starts at random then
+        elif checkpoint is None:
             raise PETLError(
                 f'{type(module).__name__} with pretrained2d=True wants to inflate the '
                 'weights of an image Swin; name them as `checkpoint` of '
