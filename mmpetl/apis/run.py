@@ -100,6 +100,7 @@ def build_runner(
     from mmengine.runner import Runner
 
     from mmpetl.datasets.reading import guard_runner
+    from mmpetl.engine.full_disk import let_log_fail, logs_may_fail
 
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
@@ -114,10 +115,12 @@ def build_runner(
 
         if is_main_process():
             check_config(config, check_data, remarks)
-    if 'runner_type' in config:
-        runner = RUNNERS.build(config)
-    else:
-        runner = Runner.from_cfg(config)
+    with logs_may_fail():
+        if 'runner_type' in config:
+            runner = RUNNERS.build(config)
+        else:
+            runner = Runner.from_cfg(config)
+    let_log_fail(runner.logger)
     # Loaders are built later; a corrupt file is then named in one line.
     guard_runner(runner)
     for line in remarks:
@@ -144,18 +147,20 @@ def train(config: Any, **kwargs: Any) -> Any:
 
     Raises:
         PETLError: Something the config names is missing or does not fit, a run is to be
-            resumed with other settings or from another state than it has, or another
-            run is at work in the folder.
+            resumed with other settings or from another state than it has, another run
+            is at work in the folder, or the folder cannot be written to.
         mmpetl.engine.stopping.Stopped: A signal came; a KeyboardInterrupt.
     """
     from mmpetl.apis.resume import check_resume, find_checkpoint
     from mmpetl.engine.folder_lock import hold_for_run
+    from mmpetl.engine.full_disk import writes_named
     from mmpetl.engine.stopping import stop_on_signals, train_until_stopped
 
     _needs(config, 'train')
     kwargs.setdefault('check_data', ('train', 'val'))
     init_dist_any(kwargs.get('launcher', 'none'))
-    with stop_on_signals() as stop, hold_for_run(config.work_dir):
+    folder = config.work_dir
+    with stop_on_signals() as stop, hold_for_run(folder), writes_named(folder):
         found = find_checkpoint(config)
         said = check_resume(config)
         runner = build_runner(config, **kwargs)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from mmengine.hooks import Hook
 
 from mmpetl.benchmark.collect import primary_of
 from mmpetl.core import PETLError
+
+T = TypeVar('T')
 
 
 class Pruned(Exception):
@@ -68,11 +71,9 @@ def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) 
     backend = package.storages.journal.JournalFileBackend(
         str(journal), lock_obj=FileLock(str(journal))
     )
-    first = max(2, budget // 4)
-    sampler = package.samplers.TPESampler(
-        n_startup_trials=first, seed=seed, constant_liar=True
+    pruner = package.pruners.MedianPruner(
+        n_startup_trials=_startup(budget), n_warmup_steps=warmup
     )
-    pruner = package.pruners.MedianPruner(n_startup_trials=first, n_warmup_steps=warmup)
     try:
         storage = package.storages.JournalStorage(backend)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -83,11 +84,58 @@ def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) 
         ) from None
     return package.create_study(
         storage=storage,
-        sampler=sampler,
+        sampler=_sampler(budget, seed),
         pruner=pruner,
         study_name='search',
         direction='maximize',
         load_if_exists=True,
+    )
+
+
+def propose(
+    study: Any, suggest: Callable[[Any], T], budget: int, seed: int
+) -> tuple[int, T]:
+    """The next setting of a study, which its journal then holds whole.
+
+    It follows from the seed and from the trials that there are. A search that was
+    killed proposes what it would have proposed without that, and never finds half a
+    proposal in its journal.
+
+    Args:
+        study: As of :func:`load_study`.
+        suggest: Draws a setting from a trial of Optuna.
+        budget: As of :func:`load_study`.
+        seed: Seed of the search.
+
+    Returns:
+        Number of the trial, and what ``suggest`` has drawn.
+    """
+    package = optuna()
+    known = study.get_trials(deepcopy=False)
+    draft = package.create_study(
+        sampler=_sampler(budget, seed + len(known)), direction='maximize'
+    )
+    draft.add_trials(known)
+    trial = draft.ask()
+    setting = suggest(trial)
+    study.add_trial(
+        package.trial.create_trial(
+            state=package.trial.TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+        )
+    )
+    return len(known), setting
+
+
+def _startup(budget: int) -> int:
+    """Trials before the sampler and the pruner go by what others have reached."""
+    return max(2, budget // 4)
+
+
+def _sampler(budget: int, seed: int) -> Any:
+    return optuna().samplers.TPESampler(
+        n_startup_trials=_startup(budget), seed=seed, constant_liar=True
     )
 
 

@@ -95,6 +95,24 @@ def newest_checkpoint(
     )
 
 
+def left_to_resume(
+    folder: str | os.PathLike, hook: Mapping[str, Any] | None = None
+) -> str:
+    """What a run that ends here goes on from, in words for its last line.
+
+    Args:
+        folder: The work folder.
+        hook: As of :func:`newest_checkpoint`.
+    """
+    try:
+        newest, _ = newest_checkpoint(folder, hook)
+    except PETLError:
+        newest = None
+    if newest is None:
+        return 'there is no whole checkpoint'
+    return f'the newest whole checkpoint is {newest.name}, and --resume goes on from it'
+
+
 def _pointer(path: Path) -> tuple[str | None, str]:
     """The name in a pointer, or None and what is wrong."""
     if not path.exists():

@@ -138,6 +138,45 @@ def test_a_killed_search_goes_on_and_a_second_call_does_nothing(
     assert again['LoRA'] == records['LoRA']
 
 
+@pytest.mark.parametrize('after', [2, 5])
+def test_a_killed_search_proposes_what_it_would_have_proposed(
+    tmp_path: Path, after: int
+) -> None:
+    """Of eight trials the first two are drawn, the others follow from those before."""
+
+    def stop(search: Search) -> None:
+        if len(trials_of(tmp_path / 'killed', 'LoRA')) == after:
+            raise KeyboardInterrupt
+
+    killed = fake(tmp_path / 'killed', watch=stop)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    found = []
+    for name in ('killed', 'whole'):
+        (record,) = fake(tmp_path / name, seeds=(1,)).run()['LoRA']
+        found.append([(t['options'], t['value']) for t in record.search['trials']])
+    assert found[0] == found[1]
+    assert len({str(options) for options, _ in found[0]}) > 4  # nor does it repeat
+
+
+def test_a_proposal_is_in_the_journal_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.storages import journal
+
+    search = fake(tmp_path).searches[0]
+    search.ask()
+    written = []
+    append = journal.JournalFileBackend.append_logs
+    monkeypatch.setattr(
+        journal.JournalFileBackend,
+        'append_logs',
+        lambda self, logs: [written.append(logs), append(self, logs)],
+    )
+    search.ask()
+    assert len(written) == 1
+
+
 def test_a_search_runs_in_parallel_processes(tmp_path: Path) -> None:
     executor = make_executor('local', workers=2)
     records = fake(tmp_path, executor=executor, trials=6).run()

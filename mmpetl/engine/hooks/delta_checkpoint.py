@@ -27,7 +27,13 @@ from mmpetl.engine.base_watch import BaseWatch
 from mmpetl.engine.best import Best, write_best
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import as_number, finite, plain_model
-from mmpetl.engine.latest import POINTER, STOPPED, newest_checkpoint, progress
+from mmpetl.engine.latest import (
+    POINTER,
+    STOPPED,
+    left_to_resume,
+    newest_checkpoint,
+    progress,
+)
 from mmpetl.engine.resumable import (
     check_loaded,
     check_resumable,
@@ -216,18 +222,7 @@ class DeltaCheckpointHook(CheckpointHook):
             yield
         except OSError as error:
             why = error.strerror or str(error)
-            try:
-                newest, _ = newest_checkpoint(
-                    runner.work_dir, {'out_dir': self.out_dir}
-                )
-            except PETLError:
-                newest = None
-            left = (
-                f'the newest whole checkpoint is {newest.name}, and --resume goes on '
-                'from it'
-                if newest
-                else 'there is no whole checkpoint'
-            )
+            left = left_to_resume(runner.work_dir, {'out_dir': self.out_dir})
             path = os.path.join(self.out_dir, filename)
             raise PETLError(
                 f'{path} is missing: {why}{folder_free(path)}; {left}; make room, or '
