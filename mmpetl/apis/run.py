@@ -183,7 +183,7 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
         raise PETLError(f'there is no checkpoint {checkpoint}')
-    from mmpetl.apis.delta import load_delta, read_plain
+    from mmpetl.apis.delta import check_complete, load_delta, read_plain
     from mmpetl.engine import DeltaCheckpointHook
     from mmpetl.engine.hooks.common import plain_model
 
@@ -193,7 +193,11 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     runner = build_runner(config, **kwargs)
     model = plain_model(runner)
     if not ours:
-        read_plain(model, checkpoint)
+        state, meta = read_plain(model, checkpoint)
+        if 'mmpetl' not in meta:  # a delta is held to the model where it is loaded
+            lacking = check_complete(model, state, checkpoint)
+            if lacking:
+                runner.logger.warning(lacking)
     checks = any(isinstance(hook, DeltaCheckpointHook) for hook in runner.hooks)
     # MMEngine itself would load a delta of anything, and leave out what does not fit.
     if ours or find_injected(model) and not checks:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import checked
+from mmpetl.core.delta_file import check_values
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 LOOKED_AT = 2000
@@ -106,6 +107,7 @@ class LoadedFile(msgspec.Struct):
 
     state_dict: dict[str, Any]
     meta: dict[str, Any] | None = None
+    ema_state_dict: dict[str, Any] | None = None
 
 
 def check_loaded(checkpoint: Any, place: str) -> None:
@@ -120,6 +122,9 @@ def check_loaded(checkpoint: Any, place: str) -> None:
     if 'state_dict' in checkpoint or 'meta' in checkpoint:
         checked(_fields(checkpoint, LoadedFile), LoadedFile, place)
         _check_tensors(checkpoint['state_dict'], f'{place}: state_dict')
+        average = checkpoint.get('ema_state_dict')
+        if average is not None:
+            _check_tensors(average, f'{place}: ema_state_dict')
         facts = (checkpoint.get('meta') or {}).get('mmpetl')
         if facts is not None:
             checked(facts, DeltaFacts, f'{place}: meta.mmpetl')
@@ -177,6 +182,58 @@ def check_resumable(checkpoint: Any, place: str, seed: int | None = None) -> lis
         f'{place} holds no random generators, so what follows differs from a run that '
         'was not interrupted'
     ]
+
+
+AVERAGED = 'module.'
+"""What keys of MMEngine's average begin with."""
+
+
+def check_average(checkpoint: Mapping[str, Any], model: nn.Module, place: str) -> None:
+    """Hold MMEngine's average of the weights to the model that is to take it up.
+
+    Args:
+        checkpoint: One that :func:`check_loaded` let pass.
+        model: The model, without wrappers.
+        place: The file, for messages.
+
+    Raises:
+        PETLError: The average lacks a weight that the checkpoint has, or a value is of
+            another shape or kind, or not finite.
+    """
+    average = checkpoint.get('ema_state_dict')
+    if average is None:
+        return
+    place = f'{place}: ema_state_dict'
+    for name in checkpoint['state_dict']:
+        key = f'{AVERAGED}{name.removeprefix("module.")}'
+        if key not in average:
+            raise PETLError(f'{place} lacks {key}, so the run cannot go on from it')
+    here = model.state_dict()
+    expected = {f'{AVERAGED}{name}': value for name, value in here.items()}
+    check_fits(average, expected, place)
+
+
+def check_fits(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], place: str
+) -> None:
+    """Raise PETLError unless tensors have the shapes and kinds of those of their names.
+
+    Args:
+        tensors: What was loaded; one without a counterpart is held to be plain and
+            finite alone.
+        expected: Tensors that are to take them.
+        place: Where they come from, for messages.
+    """
+    for name, value in tensors.items():
+        if name in expected and value.shape != expected[name].shape:
+            raise PETLError(
+                f'{place}: {name} has shape {tuple(value.shape)}, wanted '
+                f'{tuple(expected[name].shape)}; it is of another model'
+            )
+    try:
+        check_values(tensors, expected)
+    except PETLError as error:
+        raise PETLError(f'{place}: {error}') from None
 
 
 def check_run(

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mmpetl.benchmark.collect import collect
 from mmpetl.benchmark.plan import read_plan, resolve
+from mmpetl.benchmark.progress import running_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.spaces import check_in_space
 from mmpetl.benchmark.trust import check_trusted
 from mmpetl.core import PETLError
+from mmpetl.engine.hooks.run_log import read_run_log
 
 BASE = 'methods: [LoRA]\nrecipes: [mini/digits]\n'
 
@@ -198,3 +201,62 @@ def test_a_journal_says_no_more_than_its_space():
     for options in ({'custom_hooks': [1]}, {'lr': 2.0}, {'lr': 'x'}, {'kind': 'b'}):
         with pytest.raises(PETLError, match='not in the search space'):
             check_in_space(options, space, 'journal')
+
+
+LINES = {
+    'no object': '[1]',
+    'val is text': '{"step": 1, "val": "x"}',
+    'val of text': '{"step": 1, "val": {"a": "x"}}',
+    'test of lists': '{"test": {"a": [1]}}',
+    'a step of 1.5': '{"step": 1.5, "loss": 1.0}',
+    'no step': '{"loss": 1.0}',
+    'steps without a step': '{"of": 9}',
+    'time is text': '{"t": "x"}',
+    'an attempt alone': '{"attempt": 1}',
+    'memory is text': '{"peak_memory_bytes": "x"}',
+}
+
+
+def test_a_bad_line_of_a_log_is_named_and_left_out(tmp_path, capsys):
+    path = tmp_path / 'log.jsonl'
+    good = [
+        {'attempt': 1, 'begun': '2026', 'config': 'ab', 'pid': 1, 't': 0.1},
+        {'step': 1, 'of': 2, 'loss': None, 'lr': 1, 't': 3},
+        {'step': 2, 'val': {'a': 1.5, 'b': None}, 'reads_test': False, 't': 4.5},
+        {'step': 2, 'val': {'a': 1.5}, 'last': True},
+        {'test': {}, 't': 9.7},
+        {'failed': 'x: y'},
+        {'peak_memory_bytes': 7, 't': 1.0},
+    ]
+    text = '\n'.join(map(json.dumps, good)) + '\n'
+    path.write_text(text + '{"step": 3, "lo')
+    assert list(read_run_log(path)) == good
+    assert capsys.readouterr().err == ''
+    for line in LINES.values():
+        path.write_text(f'{line}\n{text}')
+        assert list(read_run_log(path)) == good, line
+        said = capsys.readouterr().err
+        assert said.startswith(f'left out: {path}, line 1'), line
+        assert len(said.splitlines()) == 1
+        path.write_text(f'{text}{line}\n')
+        assert running_of('a', tmp_path).step in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('efficiency.json', '[1]'),
+        ('efficiency.json', '{"counts": [1]}'),
+        ('efficiency.json', '{"counts": {"delta": "x"}}'),
+        ('efficiency.json', '{"step_time_s": "x"}'),
+        ('efficiency.json', '{"step'),
+        ('delta.json', '[1]'),
+        ('delta.json', '{"base": 7}'),
+        ('delta.json', '{"fingerprint": [1]}'),
+    ],
+)
+def test_files_that_a_record_is_made_of_are_typed(tmp_path, name, text):
+    (tmp_path / 'efficiency.json').write_text('{"counts": {}}')
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PETLError, match=name):
+        collect(Job('mini/digits', 'LoRA'), {}, tmp_path, 'ab')

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from mmpetl.compat import load_file
+from mmpetl.compat.arrays import read_arrays
+from mmpetl.core import PETLError
+from mmpetl.engine.hooks.predictions import read_predictions
 from mmpetl.models.weights import WeightsError, load_base_weights
 from mmpetl.models.weights.containers import read_tensors
 
@@ -113,3 +116,78 @@ def test_values_of_another_kind_fill_no_weights(tmp_path, kind):
     with pytest.raises(WeightsError, match='save them as floating point'):
         load_base_weights(net, tmp_path / 'x.pth')
     assert net[0].weight.any()
+
+
+def npy(shape: tuple, body: bytes = b'', descr: str = '<f4') -> bytes:
+    head = repr({'descr': descr, 'fortran_order': False, 'shape': shape})
+    head = head.encode().ljust(117) + b'\n'
+    return b'\x93NUMPY\x01\x00' + len(head).to_bytes(2, 'little') + head + body
+
+
+@pytest.mark.parametrize(
+    ('member', 'message'),
+    [
+        (npy((2**60,)), r'says float32 .*4,611,686,018,427,387,904 bytes, and has 0'),
+        (npy((2**40, 2**40)), 'says float32'),
+        (npy((-1,)), 'says float32'),
+        (npy((2,), b'\0' * 4), '8 bytes, and has 4'),
+        (npy((1,), b'\0' * 8), '4 bytes, and has 8'),
+        (npy((1,), b'\x80\x02N.', '|O'), 'pickled Python objects'),
+        (npy((1,), b'\0' * 4, '<q9'), r'npz file|damaged'),
+        (b'\x93NUMPY\x01\x00\x10\x00__import__("os")', 'damaged'),
+        (b'\x93NUMPY\x02\x00\xff\xff\xff\xff', 'damaged'),
+        (b'\x93NUMPY\x07\x00', 'damaged'),
+    ],
+)
+def test_headers_of_arrays_are_held_against_the_file(tmp_path, member, message):
+    path = tmp_path / 'a.npz'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('x.npy', member)
+        archive.writestr('labels.npy', npy((1,), b'\0' * 8, '<i8'))
+    with pytest.raises(ValueError, match=message) as error:
+        read_arrays(path)
+    assert '\n' not in str(error.value)
+    with pytest.raises(WeightsError, match=r'a\.npz'):
+        read_tensors(path)
+    assert read_arrays(path, ['labels'])['labels'].tolist() == [0]
+
+
+def test_good_arrays_are_read(tmp_path):
+    path = tmp_path / 'a.npz'
+    made = {
+        'f': np.arange(6, dtype='f4').reshape(2, 3).T,
+        'half': np.ones((), 'f2'),
+        'none': np.zeros((0, 3)),
+        'text': np.array(['a', 'bc']),
+    }
+    for save in (np.savez, np.savez_compressed):
+        save(path, **made)
+        found = read_arrays(path)
+        assert found.keys() == made.keys()
+        assert all(np.array_equal(found[k], made[k]) for k in made)
+        assert set(read_tensors(path).tensors) == {'f', 'half', 'none'}
+    with pytest.raises(ValueError, match='gone'):
+        read_arrays(path, ['gone'])
+
+
+def test_predictions_are_held_to_their_form(tmp_path):
+    path = tmp_path / 'predictions.npz'
+    logits, labels = np.ones((2, 3), 'f4'), np.zeros(2, int)
+    np.savez(path, logits=logits, labels=labels)
+    assert read_predictions(path)[0].shape == (2, 3)
+    for bad, message in (
+        ({'logits': logits}, 'labels'),
+        ({'logits': logits.astype(int), 'labels': labels}, 'holds logits int64'),
+        ({'logits': logits, 'labels': labels[:1]}, 'it needs'),
+        ({'logits': logits, 'labels': np.array([{}, {}])}, 'pickled'),
+    ):
+        np.savez(path, **bad)
+        with pytest.raises(PETLError, match=message):
+            read_predictions(path)
+    path.write_bytes(b'PK\x03\x04')
+    with pytest.raises(PETLError, match='cannot read the predictions'):
+        read_predictions(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(PETLError, match='FIFO'):
+        read_predictions(path)

@@ -118,6 +118,37 @@ HERE = {
 }
 
 
+def averaged(change):
+    """A checkpoint with MMEngine's average in it, and something wrong there."""
+
+    def spoil(content):
+        state = content['state_dict']
+        average = {f'module.{key}': value.clone() for key, value in state.items()}
+        content['ema_state_dict'] = average | {'steps': torch.tensor(7)}
+        key = next(k for k in average if '.petl.' in k)
+        made = change(content['ema_state_dict'], key)
+        if made is not None:
+            content['ema_state_dict'] = made
+
+    return spoil
+
+
+HERE |= {
+    'average list': (averaged(lambda a, k: [1]), 'ema_state_dict: expected object'),
+    'average text': (averaged(lambda a, k: a.update({k: 'x'})), 'expected a tensor'),
+    'average lacks': (
+        averaged(lambda a, k: {key: a[key] for key in a if key != k}),
+        'ema_state_dict lacks module',
+    ),
+    'average int8': (averaged(lambda a, k: a.update({k: a[k].char()})), 'int8'),
+    'average NaN': (
+        averaged(lambda a, k: a.update({k: a[k] * float('nan')})),
+        'not finite',
+    ),
+    'average shape': (averaged(lambda a, k: a.update({k: a[k][:1]})), 'has shape'),
+}
+
+
 @pytest.mark.parametrize('case', HERE)
 def test_a_checkpoint_of_another_run_is_refused(content, make_runner, tmp_path, case):
     change, message = HERE[case]

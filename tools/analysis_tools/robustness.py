@@ -12,7 +12,6 @@ Nothing is trained. What is scored is kept: run again to continue or to add meth
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from mmpetl.analysis import charts, robustness, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.core import PETLError, check_range
+from mmpetl.core.boundary import checked, read_json
 from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
 
 SECTION = 'Robustness'
@@ -82,9 +82,10 @@ class Cells:
         self.key = key
         self.scores: dict[str, float] = {}
         if path.is_file():
-            data = json.loads(path.read_text(encoding='utf-8'))
+            data = read_json(path, dict[str, Any], 'file of scores')
             if data.get('key') == key:
-                self.scores = data['scores']
+                place = f'{path}: scores'
+                self.scores = checked(data.get('scores'), dict[str, float], place)
 
     def put(self, name: str, value: float) -> None:
         """Keep a score."""

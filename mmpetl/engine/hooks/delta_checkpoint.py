@@ -35,6 +35,7 @@ from mmpetl.engine.latest import (
     progress,
 )
 from mmpetl.engine.resumable import (
+    check_average,
     check_loaded,
     check_resumable,
     check_run,
@@ -372,15 +373,16 @@ class DeltaCheckpointHook(CheckpointHook):
             return
         self._check_file(runner, checkpoint)
         checkpoint[_WHOLE] = True
+        about = checkpoint.get('meta') or {}
         # MMEngine runs meta['config'] of a resumed file as Python.
-        checkpoint.get('meta', {}).pop('config', None)
+        about.pop('config', None)
         names = ('rng', 'gradients', 'epoch_rng')
         self._resumed = {name: checkpoint[name] for name in names if name in checkpoint}
         self._validated = checkpoint.get('validated')
         model = plain_model(runner)
         if not find_injected(model):
             return
-        meta = checkpoint.get('meta', {}).get('mmpetl')
+        meta = about.get('mmpetl')
         if meta is None:
             self._take_whole(runner, model, checkpoint)
             return
@@ -398,6 +400,7 @@ class DeltaCheckpointHook(CheckpointHook):
             check_loaded(checkpoint, place)
             return
         lines = check_resumable(checkpoint, place, runner._randomness_cfg.get('seed'))
+        check_average(checkpoint, plain_model(runner), place)
         saves = (self.save_optimizer, self.save_param_scheduler)
         for line in lines + check_run(checkpoint, place, runner, saves):
             runner.logger.warning(line)
@@ -545,7 +548,7 @@ def _share_frozen(average: nn.Module, model: nn.Module, frozen: set[str]) -> Non
 def _states(checkpoint: dict) -> list[tuple[dict, str]]:
     """The states that a checkpoint holds, with what their keys begin with."""
     states = [(checkpoint['state_dict'], '')]
-    if 'ema_state_dict' in checkpoint:
+    if checkpoint.get('ema_state_dict') is not None:
         states.append((checkpoint['ema_state_dict'], 'module.'))
     return states
 

@@ -22,6 +22,7 @@ from mmpetl.compat.archives import (
     check_expansion,
     check_regular,
 )
+from mmpetl.compat.arrays import read_arrays
 from mmpetl.compat.loading import BROKEN as ANY_BROKEN
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
@@ -195,23 +196,21 @@ def _read_zip(path: Path) -> tuple[object, str]:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    tensors = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                array = arrays[name]
-                if array.dtype.kind in 'fiub':
-                    tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
+        arrays = read_arrays(path)
     except ValueError as error:
-        if 'allow_pickle' in str(error):
+        if 'pickled' in str(error):
             raise WeightsError(
                 f'{path} holds pickled Python objects, which are not opened; save it '
                 'with plain arrays'
             ) from None
-        raise WeightsError(f'{path} {DAMAGED}') from None
-    except BROKEN:
-        raise WeightsError(f'{path} {DAMAGED}') from None
-    return tensors
+        reason = str(error).rpartition('npz file: ')[2]
+        raise WeightsError(f'{path} {DAMAGED} ({reason})') from None
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array))
+        for name, array in arrays.items()
+        if array.dtype.kind in 'fiub'
+    }
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -327,7 +327,8 @@ def _read_note(part: Path) -> dict[str, str]:
         note = json.loads(_note_of(part).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) else {}
+    plain = isinstance(note, dict) and all(isinstance(v, str) for v in note.values())
+    return note if plain else {}
 
 
 def _write_note(part: Path, url: str, response: Any) -> None:

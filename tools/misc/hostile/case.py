@@ -24,6 +24,7 @@ class Call:
         environ: Variables that it runs with.
         after: Runs in the same process when the command has ended well.
         file_bytes: Bytes that a file may grow to, as on a full disk; None for any.
+        modules: Gets the names of all modules that have been imported by its end.
     """
 
     tool: str
@@ -31,6 +32,7 @@ class Call:
     environ: dict[str, str] = field(default_factory=dict)
     after: Callable[[], object] | None = None
     file_bytes: int | None = None
+    modules: Path | None = None
 
 
 @dataclass
