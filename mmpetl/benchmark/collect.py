@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.records import Job, Record
 from mmpetl.core import registered_methods
+from mmpetl.core.boundary import checked, read_json
 
 LOG = 'log.jsonl'
 PREDICTIONS = 'predictions.npz'
+
+
+class Costs(msgspec.Struct):
+    """What is read of ``efficiency.json``; it holds more."""
+
+    counts: dict[str, int] = {}
+    step_time_s: float | None = None
+
+
+class Base(msgspec.Struct):
+    """What is read of a delta's record."""
+
+    base: str | None = None
+    fingerprint: str | None = None
 
 
 def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
@@ -31,7 +47,8 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
     efficiency = {}
     path = folder / 'efficiency.json'
     if path.is_file():
-        efficiency = json.loads(path.read_text(encoding='utf-8'))
+        efficiency = read_json(path, dict[str, Any], 'record of the costs')
+        checked(efficiency, Costs, str(path))
     counts = efficiency.get('counts', {})
     task, group = run_facts.task_of(job.recipe, config)
     primary = primary_of(metrics)
@@ -136,8 +153,10 @@ def _step_seconds(lines: list[dict[str, Any]]) -> float | None:
     """Median time of a step as the log's times tell it, data loading included."""
     gaps = []
     for one, other in itertools.pairwise(x for x in lines if 'loss' in x):
-        if other['step'] > one['step'] and other['t'] > one['t']:
-            gaps.append((other['t'] - one['t']) / (other['step'] - one['step']))
+        steps = other['step'] - one['step']
+        seconds = other.get('t', 0.0) - one.get('t', 0.0)
+        if steps > 0 and seconds > 0:
+            gaps.append(seconds / steps)
     return statistics.median(gaps) if gaps else None
 
 
@@ -146,9 +165,11 @@ def _base(folder: Path) -> dict[str, Any]:
     path = folder / 'delta.json'
     if not path.is_file():
         return {}
-    data = json.loads(path.read_text(encoding='utf-8'))
-    name = data.get('base')
+    data = checked(
+        read_json(path, Any, 'record of a delta', finite=False), Base, str(path)
+    )
+    name = data.base
     return {
         'file': Path(name).name if name else None,
-        'fingerprint': data.get('fingerprint'),
+        'fingerprint': data.fingerprint,
     }

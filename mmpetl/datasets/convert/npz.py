@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mmpetl.compat.loading import BROKEN
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import regular_file
 
@@ -53,10 +53,7 @@ def read_examples(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise _none(path, error) from None
     except MemoryError:
         raise PETLError(f'{path} needs more memory than there is') from None
-    except (
-        *(zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError),
-        *(EOFError, NotImplementedError, RuntimeError, SyntaxError),
-    ) as error:
+    except BROKEN as error:
         raise _none(path, error) from None
 
 

@@ -13,7 +13,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmpetl.compat.archives import check_expansion
+from mmpetl.compat.loading import BROKEN
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import regular_file
 from mmpetl.engine.files import part_name
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.registry import HOOKS
@@ -116,10 +119,19 @@ def read_predictions(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         PETLError: There is no such file, or it holds something else.
     """
     try:
+        regular_file(path, 'file of predictions')
+        check_expansion(Path(path))
         with np.load(path, allow_pickle=False) as data:
             logits, labels = data['logits'], data['labels']
-    except (OSError, ValueError, KeyError) as error:
+    except BROKEN as error:
         raise PETLError(f'cannot read the predictions {path}: {error}') from None
+    # A member that is no array comes as its bytes.
+    kinds = [getattr(a, 'dtype', np.dtype(object)).kind for a in (logits, labels)]
+    if kinds[0] != 'f' or kinds[1] not in 'iu':
+        raise PETLError(
+            f'{path} holds no predictions: logits are floating point numbers, labels '
+            'whole ones'
+        )
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise PETLError(
             f'{path} holds logits of shape {logits.shape} and labels of shape '

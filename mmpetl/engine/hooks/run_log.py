@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmpetl.core import PETLError
+from mmpetl.core.boundary import checked, parse_json, read_bytes
 from mmpetl.engine.hooks.common import as_number, finite
 from mmpetl.registry import HOOKS
 
@@ -123,17 +126,63 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
         file.write(text.encode())
 
 
+class Line(msgspec.Struct):
+    """What is read of a line, each of them with some of these; it may hold more."""
+
+    step: int | msgspec.UnsetType = msgspec.UNSET
+    of: int | msgspec.UnsetType = msgspec.UNSET
+    loss: float | None = None
+    lr: float | None = None
+    val: dict[str, float | None] | None = None
+    test: dict[str, float | None] | None = None
+    reads_test: bool = False
+    last: bool = False
+    t: float = 0.0
+    attempt: int | msgspec.UnsetType = msgspec.UNSET
+    begun: str | msgspec.UnsetType = msgspec.UNSET
+    config: str | msgspec.UnsetType = msgspec.UNSET
+    peak_memory_bytes: int | None = None
+
+
+_TOGETHER = {
+    'loss': ('step',),
+    'lr': ('step',),
+    'val': ('step',),
+    'of': ('step',),
+    'attempt': ('begun', 'config'),
+}
+"""What a line with the first needs, too."""
+
+
+def parse_line(text: str | bytes) -> dict[str, Any] | None:
+    """A line of a run's log; None where it is half a line, or no line of ours."""
+    try:
+        line = parse_json(text, dict[str, Any], 'a line')
+        checked(line, Line, 'a line')
+    except PETLError:
+        return None
+    for first, others in _TOGETHER.items():
+        if first in line and not all(key in line for key in others):
+            return None
+    return line
+
+
 def read_run_log(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's log that are whole; none where there is no file."""
-    path = Path(path)
-    if not path.is_file():
+    """The lines of a run's log that are whole; none where there is no file.
+
+    A process that was killed leaves half a line. It is passed over, as is what is no
+    line of a run at all.
+
+    Raises:
+        PETLError: It is no file that can be read.
+    """
+    try:
+        data = read_bytes(path, 'log of a run')
+    except FileNotFoundError:
         return
-    for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # half a line, of a process that was killed
-        if isinstance(line, dict):
+    for text in data.split(b'\n'):
+        line = parse_line(text)
+        if line is not None:
             yield line
 
 
