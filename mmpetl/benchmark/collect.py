@@ -163,8 +163,10 @@ def _step_seconds(lines: list[dict[str, Any]]) -> float | None:
     """Median time of a step as the log's times tell it, data loading included."""
     gaps = []
     for one, other in itertools.pairwise(x for x in lines if 'loss' in x):
-        if other['step'] > one['step'] and other['t'] > one['t']:
-            gaps.append((other['t'] - one['t']) / (other['step'] - one['step']))
+        steps = other['step'] - one['step']
+        seconds = other.get('t', 0.0) - one.get('t', 0.0)
+        if steps > 0 and seconds > 0:
+            gaps.append(seconds / steps)
     return statistics.median(gaps) if gaps else None
 
 

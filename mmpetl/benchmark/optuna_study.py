@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
 from mmengine.hooks import Hook
 
 from mmpetl.benchmark.collect import primary_of
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import checked
 
 T = TypeVar('T')
 
@@ -66,6 +68,9 @@ def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) 
         budget: Trials in all; the sampler's and pruner's first phase depend on it.
         seed: Seed of the sampler.
         warmup: Steps before which nothing is pruned.
+
+    Raises:
+        PETLError: The journal is damaged, or a trial in it says what none can.
     """
     package = optuna()
     backend = package.storages.journal.JournalFileBackend(
@@ -75,21 +80,40 @@ def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) 
         n_startup_trials=_startup(budget), n_warmup_steps=warmup
     )
     try:
-        storage = package.storages.JournalStorage(backend)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        study = package.create_study(
+            storage=package.storages.JournalStorage(backend),
+            sampler=_sampler(budget, seed),
+            pruner=pruner,
+            study_name='search',
+            direction='maximize',
+            load_if_exists=True,
+        )
+        # Optuna takes what a journal says as it is, and meets it here first.
+        for trial in study.get_trials(deepcopy=False):
+            checked(_facts_of(trial), _Trial, f'trial {trial.number}')
+    except OSError:
+        raise
+    except Exception as error:  # Optuna answers a damaged journal with any
         reason = ' '.join(str(error).split())[:200]
+        kind = '' if isinstance(error, PETLError) else f'{type(error).__name__}: '
         raise PETLError(
-            f'the journal {journal} is damaged ({type(error).__name__}: {reason}); '
-            'remove the folder of this search to begin it anew'
+            f'the journal {journal} is damaged ({kind}{reason}); remove the folder of '
+            'this search to begin it anew'
         ) from None
-    return package.create_study(
-        storage=storage,
-        sampler=_sampler(budget, seed),
-        pruner=pruner,
-        study_name='search',
-        direction='maximize',
-        load_if_exists=True,
-    )
+    return study
+
+
+class _Trial(msgspec.Struct):
+    """What a trial of a journal may say."""
+
+    params: dict[str, None | bool | int | float | str]
+    values: list[float] | None
+    reported: dict[str, float]
+
+
+def _facts_of(trial: Any) -> dict[str, Any]:
+    reported = {str(step): value for step, value in trial.intermediate_values.items()}
+    return {'params': trial.params, 'values': trial.values, 'reported': reported}
 
 
 def propose(

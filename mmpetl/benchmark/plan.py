@@ -118,8 +118,7 @@ def read_plan(name: str | os.PathLike, **changes: Any) -> Plan:
             f'{", ".join(known)}; or name a .yaml file'
         )
     data = read_yaml(path)
-    if not isinstance(data, Mapping):
-        raise PETLError(f'{path} is no plan: it holds no keys (methods, recipes, ...)')
+    _need_keys(data, str(path))
     data = {'name': path.stem, **data}
     data |= {key: value for key, value in changes.items() if value is not None}
     return parse_plan(data, str(path))
@@ -131,6 +130,7 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
     Raises:
         PETLError: The first thing that is wrong, in a line.
     """
+    _need_keys(data, where)
     known = [f.name for f in fields(Plan)]
     for key in data:
         if key not in known:
@@ -175,6 +175,11 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
     for name in (*plan.settings, *plan.method_options):
         choose_methods([name])
     return plan
+
+
+def _need_keys(data: Any, where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise PETLError(f'{where} is no plan: it holds no keys (methods, recipes, ...)')
 
 
 def _check_texts(data: Mapping[str, Any], where: str) -> None:

@@ -36,6 +36,12 @@ def read_yaml(path: str | os.PathLike) -> Any:
         raise PETLError(f'cannot read the plan {path}: {reason}') from None
     except RecursionError:
         raise PETLError(f'the plan {path} is nested too deep') from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        # What a value is answered with that is none of its tag: !!timestamp x.
+        raise PETLError(
+            f'cannot read the plan {path}: a value is none of the type that its tag '
+            f'names ({type(error).__name__}); write it without a tag'
+        ) from None
     check_depth(data, f'the plan {path}')
     if _count(data, {}) > MOST:
         raise PETLError(f'the plan {path} holds more than {MOST} values')

@@ -75,11 +75,11 @@ def running_of(name: str, folder: Path) -> Running:
         with open(folder / LOG, 'rb') as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 2000))
-            lines = file.read().decode('utf-8', 'replace').splitlines()
+            lines = file.read().split(b'\n')
         for text in reversed(lines):
             line = None
             with contextlib.suppress(PETLError):  # the sweep itself names it
-                line = read_line(text, LOG)
+                line = read_line(text.decode(errors='replace'), LOG)
             if line is not None:
                 seconds = max(seconds, line.get('t', 0.0))
                 if 'of' in line:

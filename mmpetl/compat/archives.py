@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,20 @@ from typing import Any
 from torch import Tensor
 
 GIB = 1 << 30
+
+DAMAGED_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+)
+"""What ``zipfile`` answers a cut, garbled or locked archive with; a name that is no
+UTF-8 is a ValueError, a method that it does not know a RuntimeError."""
 CALLS = (b'cbuiltins\nbytearray\n', b'c__builtin__\nbytearray\n')
 EXPANSION = 1
 """GiB by which an archive may grow when it is unpacked; ``MMPETL_MAX_EXPANSION_GIB``
@@ -43,7 +59,7 @@ def check_expansion(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+    except DAMAGED_ZIP:
         return
     grows = sum(member.file_size for member in members) - path.stat().st_size
     if grows > expansion_limit():
@@ -64,14 +80,20 @@ def check_calls(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith('.pkl'):
-                    data = archive.read(name)
-                    found |= any(call in data for call in CALLS)
-    except zipfile.BadZipFile:
+                    found |= _calls(archive, name)
+    except DAMAGED_ZIP:
+        # Torch's own reader may see an archive where this one sees none.
         found = _holds(path)
-    except (OSError, EOFError, RuntimeError, NotImplementedError, zlib.error):
-        return  # its reader says that it is damaged
     if found:
         raise ValueError(f'{path} holds a bytearray, which no weights need')
+
+
+def _calls(archive: zipfile.ZipFile, name: str) -> bool:
+    try:
+        data = archive.read(name)
+    except DAMAGED_ZIP:
+        return False  # its reader says that it is damaged
+    return any(call in data for call in CALLS)
 
 
 def _holds(path: Path) -> bool:

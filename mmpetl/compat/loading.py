@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import struct
-import zipfile
-import zlib
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,24 @@ import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 
-from .archives import check_calls, check_claims, check_expansion, check_regular
+from .archives import (
+    DAMAGED_ZIP,
+    check_calls,
+    check_claims,
+    check_expansion,
+    check_regular,
+)
 
 BROKEN = (
+    *DAMAGED_ZIP,
     ArithmeticError,
     AssertionError,
     AttributeError,
-    EOFError,
-    LookupError,
     MemoryError,
-    OSError,
-    RuntimeError,
+    SyntaxError,
     TypeError,
-    ValueError,
     pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
+    tokenize.TokenError,
 )
 """What torch, numpy, zipfile and pickle answer a cut, garbled or hostile file with."""
 

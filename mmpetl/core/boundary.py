@@ -194,6 +194,12 @@ def checked(value: Any, kind: type[T] | Any, place: str) -> T:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         raise PETLError(f'{place}: {_plain(str(error))}') from None
+    except UnicodeEncodeError as error:
+        # JSON's \\ud800 alone, as a key or as the value of an enumeration.
+        raise PETLError(
+            f'{place} holds {error.object[:40]!r}, which is no text: half of a pair of '
+            'surrogates'
+        ) from None
 
 
 def check_depth(value: Any, place: str, depth: int = DEPTH) -> None:

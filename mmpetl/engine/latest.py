@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmpetl.compat.archives import DAMAGED_ZIP, check_expansion
 from mmpetl.core import PETLError
 
 POINTER = 'last_checkpoint'
@@ -32,12 +32,18 @@ def damage(path: Path) -> str | None:
         with path.open('rb') as file:
             if file.read(2) != b'PK':
                 return 'it is no checkpoint'
+        try:
+            check_expansion(path)  # testzip unpacks every member
+        except ValueError as error:
+            return str(error).replace(f'{path} ', 'it ', 1)
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
-        return 'it is cut or damaged'
     except OSError as error:
-        return f'it cannot be read ({error.strerror})'
+        if error.errno is not None and error.strerror:
+            return f'it cannot be read ({error.strerror})'
+        return 'it is cut or damaged'
+    except DAMAGED_ZIP:
+        return 'it is cut or damaged'
     return f'its part {bad} is damaged' if bad else None
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mmpetl.benchmark.collect import collect
-from mmpetl.benchmark.plan import read_plan, resolve
+from mmpetl.benchmark.plan import parse_plan, read_plan, resolve
 from mmpetl.benchmark.progress import running_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
-from mmpetl.benchmark.spaces import check_in_space
+from mmpetl.benchmark.spaces import check_in_space, decode
 from mmpetl.benchmark.trust import check_trusted
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.run_log import read_run_log
@@ -260,3 +260,29 @@ def test_files_that_a_record_is_made_of_are_typed(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(PETLError, match=name):
         collect(Job('mini/digits', 'LoRA'), {}, tmp_path, 'ab')
+
+
+@pytest.mark.parametrize(
+    'value', ['!!timestamp x', '!!bool x', '!!int ""', '!!float ""', '!!omap x']
+)
+def test_a_value_that_is_none_of_its_tag_is_refused(tmp_path, value):
+    path = plan_of(tmp_path, f'name: {value}\n')
+    with pytest.raises(PETLError, match='cannot read the plan'):
+        read_plan(path)
+
+
+@pytest.mark.parametrize('data', [5, None, 'x', ['methods', 'recipes', 'name']])
+def test_what_has_no_keys_is_no_plan(data):
+    with pytest.raises(PETLError, match='the plan is no plan: it holds no keys'):
+        parse_plan(data)
+
+
+def test_choices_of_a_journal_are_those_of_the_space():
+    space = {'a': [1, None, [1, 2]], 'b': {'low': 1, 'high': 9}}
+    check_in_space({'a': decode('json:[1, 2]'), 'b': 2}, space, 'x')
+    for options in ({'a': True}, {'b': 2.5}, {'b': True}):
+        with pytest.raises(PETLError, match='is not in the search space'):
+            check_in_space(options, space, 'x')
+    for text in ('json:[1', 'json:[1] 2', f'json:{"[" * 100_000}'):
+        with pytest.raises(PETLError, match='the choice'):
+            decode(text)

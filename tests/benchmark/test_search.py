@@ -331,3 +331,38 @@ def test_a_trial_far_behind_the_others_is_pruned(data: Path, tmp_path: Path) -> 
     assert record.curves['loss'][-1][0] == 2
     assert record.test_reads == 0
     assert study.get_trials()[bad.number].intermediate_values.keys() == {2}
+
+
+@pytest.fixture(scope='module')
+def journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """That of a study with one finished trial."""
+    path = tmp_path_factory.mktemp('journal') / 'journal.log'
+    study = load_study(path, 4, 0, 1)
+    trial = study.ask()
+    trial.suggest_int('rank', 1, 8)
+    trial.report(1.0, 1)
+    study.tell(trial, 0.5)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        (b'"op_code":0', b'"op_code":99'),
+        (b'"worker_id"', b'"\xff\xffer_id"'),
+        (b'"directions":[2]', b'"directions":[7]'),
+        (b'"op_code":4', b'"op_code":40'),
+        (b'[0.5]', b'["0.5"]'),
+        (b'}\n{', b'\n{'),
+    ],
+)
+def test_a_damaged_journal_is_refused_in_a_line(
+    journal: bytes, tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    path = tmp_path / 'journal.log'
+    path.write_bytes(journal)
+    assert len(load_study(path, 4, 0, 1).trials) == 1
+    assert old in journal
+    path.write_bytes(journal.replace(old, new, 1))
+    with pytest.raises(PETLError, match='is damaged .*; remove the folder'):
+        load_study(path, 4, 0, 1)

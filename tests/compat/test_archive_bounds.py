@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -191,3 +192,49 @@ def test_predictions_are_held_to_their_form(tmp_path):
     os.mkfifo(path)
     with pytest.raises(PETLError, match='FIFO'):
         read_predictions(path)
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        (b'data.pkl', b'dat\xb0.pkl'),
+        (b'PK\x01\x02\x14\x03\x14\x00', b'PK\x01\x02\x14\x03\xff\x00'),
+        (b'data.pkl', b'data.pk1'),
+    ],
+)
+@pytest.mark.parametrize('more', ['a.npy', 'constants.pkl', 'b'])
+def test_archives_that_zipfile_takes_for_none(tmp_path, old, new, more):
+    path = tmp_path / 'a.pth'
+    _torch_zip(path, pickle.dumps({'a': 1}, 2), more=[more])
+    data = path.read_bytes()
+    assert old in data
+    if b'\xb0' in new:  # of names it is said that they are UTF-8
+        entry = b'PK\x01\x02\x14\x03\x14\x00'
+        data = data.replace(entry + b'\x00\x00', entry + b'\x00\x08')
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(WeightsError, match='damaged|without weights|no tensors'):
+        read_tensors(path)
+
+
+def test_a_header_of_numpy_that_never_ends_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones(2))
+    path = tmp_path / 'a.npz'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a.npy', buffer.getvalue().replace(b'(2,)', b'(((('))
+    with pytest.raises(WeightsError, match='truncated or damaged'):
+        read_tensors(path)
+
+
+def test_an_index_of_impossible_names_and_of_bombs_is_refused(tmp_path, monkeypatch):
+    index = tmp_path / 'a.index.json'
+    for name in ('x' * 5000, 'a\0b'):
+        index.write_text(json.dumps({'weight_map': {'a': name}}))
+        with pytest.raises(WeightsError, match='is not beside it'):
+            read_tensors(index)
+    index.write_text(json.dumps({'weight_map': {'a': 'a.bin'}}))
+    with zipfile.ZipFile(tmp_path / 'a.bin', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('x/data.pkl', bytes(1 << 20))
+    monkeypatch.setattr('mmpetl.compat.archives.GIB', 1)
+    with pytest.raises(WeightsError, match='raises the limit'):
+        read_tensors(index)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from mmpetl.analysis import charts, robustness, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.core import PETLError, check_range
-from mmpetl.core.boundary import checked, read_json
+from mmpetl.core.boundary import read_json
 from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
 
 SECTION = 'Robustness'
@@ -74,6 +75,13 @@ def sets_of(config: Any, args: argparse.Namespace) -> Sets:
     return found
 
 
+class Kept(msgspec.Struct):
+    """What the file of :class:`Cells` holds."""
+
+    key: dict[str, Any]
+    scores: dict[str, float]
+
+
 class Cells:
     """Scores of one run, kept in a file as they come."""
 
@@ -82,10 +90,9 @@ class Cells:
         self.key = key
         self.scores: dict[str, float] = {}
         if path.is_file():
-            data = read_json(path, dict[str, Any], 'file of scores')
-            if data.get('key') == key:
-                place = f'{path}: scores'
-                self.scores = checked(data.get('scores'), dict[str, float], place)
+            data = read_json(path, Kept, 'scores')
+            if data.key == key:
+                self.scores = data.scores
 
     def put(self, name: str, value: float) -> None:
         """Keep a score."""

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import lzma
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from mmpetl.compat.archives import DAMAGED_ZIP
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import text_limit
 from mmpetl.datasets.soundness import MAX_BYTES
 
-DAMAGED = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    ValueError,
-    LookupError,
-)
+DAMAGED = (tarfile.TarError, *DAMAGED_ZIP)
 """What a cut or garbled archive is answered with."""
 
 PICTURES = frozenset({'.jpg', '.jpeg', '.png', '.bmp'})

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmpetl.compat.archives import (
+    DAMAGED_ZIP,
     check_calls,
     check_claims,
     check_expansion,
@@ -176,7 +177,7 @@ def _read_zip(path: Path) -> tuple[object, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
+    except DAMAGED_ZIP:
         raise WeightsError(f'{path} {DAMAGED}') from None
     if any(n.endswith('.npy') for n in names):
         return _read_npz(path), 'npz'
@@ -226,7 +227,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
     """The shards that an index names, beside it, as one."""
     shards = shards_of(path)
-    lost = [name for name in shards if not (path.parent / name).is_file()]
+    # Path.is_file() raises where a name is longer than names may be.
+    lost = [name for name in shards if not os.path.isfile(path.parent / name)]
     if lost:
         raise WeightsNotFoundError(
             f'{path} is the index of {len(shards)} shards, of which {shorten(lost)} '
@@ -235,6 +237,10 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
     tensors: dict[str, Tensor] = {}
     for name in shards:
         shard = path.parent / name
+        try:
+            check_expansion(shard)
+        except ValueError as error:
+            raise WeightsError(str(error)) from None
         if not name.endswith('.safetensors'):
             content, _ = _read_torch(shard, 'torch', mmap=False)
             tensors |= choose_part(content, str(shard)).tensors
