@@ -358,6 +358,7 @@ def _check_names_of_files(info: Mapping[str, Any], place: str) -> None:
         'best_ckpt': str | None,
         'best_metrics': list[str],
         'keep_ckpt_ids': list[Count],
+        'outdated_ckpt_ids': list[Count],
     }
     for key, value in info.items():
         name = 'best_ckpt' if key.startswith('best_ckpt') else key

@@ -332,7 +332,14 @@ SCENARIOS = [
     Scenario('SCT', train(SCT), at=FIRST[:1]),
     Scenario('NOAH, supernet', train(SUPERNET, 'noah_digits_supernet.py', base={})),
     Scenario('NOAH, search', noah_search, search_end, kills=2),
-    Scenario('NOAH, a job of three phases', noah_job, bench_end),
+    # In the supernet, in the search, and in the run of what was found.
+    Scenario(
+        'NOAH, a job of three phases',
+        noah_job,
+        bench_end,
+        kills=5,
+        at=(('step', 6), ('before', 9), ('after', 10), ('step', 15)),
+    ),
     Scenario('multi-task', train(TASKS, 'nyud_mt.py', base={}), kills=2),
     Scenario('sweep', sweep, bench_end, kills=4),
     Scenario('search', search, bench_end),

@@ -103,6 +103,8 @@ class DeltaCheckpointHook(CheckpointHook):
         self._data: dict | None = None
         self._resuming: str | None = None
         """The file that is being resumed from, while it is."""
+        self._from: str | None = None
+        """The same, from then on."""
         self._seeds: EpochSeeds | None = None
         # What a checkpoint brought, by name of its record, one entry per process.
         self._resumed: dict[str, list[dict]] = {}
@@ -142,7 +144,7 @@ class DeltaCheckpointHook(CheckpointHook):
         resume = runner.resume
 
         def resume_marked(filename: str, *args: Any, **kwargs: Any) -> None:
-            self._resuming = str(filename)
+            self._resuming = self._from = str(filename)
             try:
                 resume(filename, *args, **kwargs)
             finally:
@@ -154,24 +156,30 @@ class DeltaCheckpointHook(CheckpointHook):
     # ---------------------------------------------------------------- saving
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        outdated = []
+        outdated, hub = [], runner.message_hub
         if self.max_keep_ckpts > 0 and (
             not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step
         ):
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated.append(self.filename_tmpl.format(self.keep_ckpt_ids[0]))
+                outdated.append(self.keep_ckpt_ids[0])
             self.keep_ckpt_ids.append(step)
-            ids = list(self.keep_ckpt_ids)
-            runner.message_hub.update_info('keep_ckpt_ids', ids)
+            hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        # On record, for a kill may come before they are deleted.
+        hub.update_info('outdated_ckpt_ids', outdated)
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        hub.update_info('last_ckpt', self.last_ckpt)
         self._write(runner, filename, meta)
-        if is_main_process():
-            stopped = STOPPED.format('*')
-            here = Path(self.out_dir)
-            outdated += [p.name for p in here.glob(stopped) if p.name != filename]
-            for name in outdated:
+        self._remove_outdated(outdated, filename)
+
+    def _remove_outdated(self, ids: list[int], newest: str) -> None:
+        """Delete what the newest checkpoint has taken the place of."""
+        if not is_main_process():
+            return
+        stopped = Path(self.out_dir).glob(STOPPED.format('*'))
+        names = [self.filename_tmpl.format(step) for step in ids]
+        for name in [*names, *(path.name for path in stopped)]:
+            if name != newest:
                 self._remove(self.file_backend.join_path(self.out_dir, name))
 
     def _write(self, runner: Runner, filename: str, meta: dict) -> None:
@@ -454,6 +462,9 @@ class DeltaCheckpointHook(CheckpointHook):
 
         if runner.iter:
             self.last_ckpt = here(info.get('last_ckpt'))
+            folder, name = os.path.split(os.path.abspath(self._from or ''))
+            if folder == os.path.abspath(self.out_dir):
+                self._remove_outdated(info.get('outdated_ckpt_ids') or [], name)
         if not self.save_best:
             return
         for key in [k for k in info if k.startswith('best_ckpt')]:
