@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 
-from .archives import check_calls, check_claims, check_expansion, check_regular
+from .archives import (
+    check_calls,
+    check_claims,
+    check_expansion,
+    check_regular,
+    check_sums,
+)
 
 BROKEN = (
     ArithmeticError,
@@ -132,6 +138,7 @@ def load_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     check_regular(path)
     check_expansion(path)
     check_calls(path)
+    check_sums(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except BROKEN as error:
