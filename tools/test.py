@@ -12,9 +12,8 @@ import json
 import os
 from typing import Any
 
-from mmengine.config import DictAction
-
 from mmpetl.apis.run import choose_device, cli_errors, test
+from mmpetl.config.cli import DictAction
 from mmpetl.config.load import load_config
 
 

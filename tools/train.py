@@ -13,10 +13,9 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from mmpetl.apis.run import choose_device, cli_errors, train
 from mmpetl.config.add_petl import add_petl
+from mmpetl.config.cli import DictAction
 from mmpetl.config.load import finish_config, read_config
 from mmpetl.core import PETLError
 

@@ -288,7 +288,7 @@ def add_run_arguments(
         out: Default of ``--out``.
         points: Default of ``--points``, None for a tool that takes no points.
     """
-    from mmengine.config import DictAction
+    from mmpetl.config.cli import DictAction
 
     parser.add_argument('run', help='config of the run, or the folder it lies in')
     parser.add_argument(

@@ -67,6 +67,7 @@ from mmpetl.core.delta_file import (
 )
 from mmpetl.core.errors import shorten
 from mmpetl.core.state import with_later_sites
+from mmpetl.engine.hooks.common import plain_value
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 from mmpetl.lazy import moved_names
 
@@ -144,7 +145,8 @@ def export_delta(
             'classes': dataset.get('classes'),
             'palette': dataset.get('palette'),
         }
-    facts['metrics'] = delta.metrics if metrics is None else dict(metrics)
+    figures = delta.metrics if metrics is None else metrics
+    facts['metrics'] = {name: plain_value(value) for name, value in figures.items()}
     keys = file_keys(delta.state, slots)
     try:
         return write_delta_file(
@@ -198,7 +200,22 @@ def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
         load_delta_state(model, with_later_sites(model, wanted, state, delta.meta))
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
+    _compare_classes(delta, model)
     return delta
+
+
+def _compare_classes(delta: DeltaFile, model: nn.Module) -> None:
+    """Say where a delta names more or fewer classes than the model has."""
+    names = delta.dataset.get('classes')
+    sizes = {getattr(module, 'num_classes', None) for module in model.modules()}
+    sizes = {size for size in sizes if type(size) is int}
+    if names and sizes and len(names) not in sizes:
+        print_log(
+            f'{delta.path} names {len(names)} classes, the model has '
+            f'{" and ".join(map(str, sorted(sizes)))}; others are shown as numbers',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def slot_names(model: nn.Module) -> list[str]:

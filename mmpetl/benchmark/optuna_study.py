@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 
 from mmpetl.benchmark.collect import primary_of
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import checked
+from mmpetl.core.boundary import checked, read_json_lines, regular_file
 
 T = TypeVar('T')
 
@@ -73,6 +75,7 @@ def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) 
         PETLError: The journal is damaged, or a trial in it says what none can.
     """
     package = optuna()
+    check_journal(journal)
     backend = package.storages.journal.JournalFileBackend(
         str(journal), lock_obj=FileLock(str(journal))
     )
@@ -161,6 +164,66 @@ def _sampler(budget: int, seed: int) -> Any:
     return optuna().samplers.TPESampler(
         n_startup_trials=_startup(budget), seed=seed, constant_liar=True
     )
+
+
+class Operation(msgspec.Struct):
+    """What every line of a journal says, whatever it does.
+
+    Attributes:
+        op_code: What is done, as Optuna numbers it.
+        worker_id: Who does it.
+        study_id: With which study.
+        trial_id: With which trial.
+    """
+
+    op_code: Annotated[int, msgspec.Meta(ge=0, le=20)]
+    worker_id: str
+    study_id: int | None = None
+    trial_id: int | None = None
+
+
+def check_journal(path: str | os.PathLike) -> None:
+    """Hold the lines of a journal to their form before Optuna acts on them.
+
+    Half a line at the end is what a kill leaves. It is taken out, for what is written
+    next would go on in it.
+
+    Raises:
+        PETLError: A line is something else; it says which.
+    """
+    if not os.path.exists(path):
+        return
+    try:
+        regular_file(path, 'journal of a search')
+        _cut_half_a_line(path)
+        # Optuna writes NaN where a value is none.
+        for line in read_json_lines(path, Operation, 'journal', finite=False):
+            if isinstance(line, PETLError):
+                raise line
+    except PETLError as error:
+        raise PETLError(
+            f'the journal of the search is damaged: {error}; take the line out, or '
+            'remove the folder of this search to begin it anew'
+        ) from None
+
+
+def _cut_half_a_line(path: str | os.PathLike) -> None:
+    lock = FileLock(str(path))
+    lock.acquire()
+    try:
+        with open(path, 'rb+') as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - (1 << 20)))
+            last = file.read().rpartition(b'\n')[2]
+            if last:
+                file.truncate(size - len(last))
+                print_log(
+                    f'{path}: half of a last line is taken out, which a kill has left',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+    finally:
+        lock.release()
 
 
 class PruningHook(Hook):

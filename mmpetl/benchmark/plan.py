@@ -37,12 +37,12 @@ from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD, split_options
 from mmpetl.benchmark.plan_file import check_plain, read_yaml
-from mmpetl.benchmark.records import Job, write_json
+from mmpetl.benchmark.records import Job, check_job, write_json
 from mmpetl.benchmark.sizes import sizes
 from mmpetl.benchmark.trust import check_trusted
 from mmpetl.config.options import MOST_SEED
 from mmpetl.core import PETLError, registered_methods, suggest
-from mmpetl.core.boundary import read_json
+from mmpetl.core.boundary import checked, read_json
 
 ALL = 'all'
 PROTOCOLS = ('honest', 'published')
@@ -470,7 +470,10 @@ def read_jobs(out: str | os.PathLike) -> tuple[list[Job], list[Refusal]]:
     """
     path = Path(out) / 'plan.json'
     try:
-        data = read_json(path, _Kept, 'resolved plan')
+        plain = read_json(path, dict[str, Any], 'resolved plan')
+        data = checked(plain, _Kept, f'{path}')
+        for job in plain['jobs']:
+            check_job(job, f'{path}')
     except FileNotFoundError:
         raise PETLError(
             f'{out} holds no plan.json; run a plan there first (tools/benchmark/run.py)'

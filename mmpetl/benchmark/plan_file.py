@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import MIB, check_depth, read_utf8
+from mmpetl.core.boundary import MIB, check_characters, check_depth, read_utf8
 
 MOST = 100_000
 """Values that a plan may hold, those that stand for others by an alias counted."""
@@ -46,6 +46,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
     if _count(data, {}) > MOST:
         raise PETLError(f'the plan {path} holds more than {MOST} values')
     check_plain(data, f'the plan {path}')
+    check_characters(data, f'the plan {path}')
     return data
 
 

@@ -18,6 +18,7 @@ from .archives import (
     check_claims,
     check_expansion,
     check_regular,
+    check_sums,
 )
 
 BROKEN = (
@@ -131,6 +132,7 @@ def load_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     check_regular(path)
     check_expansion(path)
     check_calls(path)
+    check_sums(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except BROKEN as error:

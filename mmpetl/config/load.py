@@ -233,7 +233,12 @@ def _method_of(config: Any) -> Mapping[str, Any] | None:
     else:
         backbone = config.get('model', {}).get('backbone', {})
         method = backbone.get('method') if isinstance(backbone, Mapping) else None
-    return {'type': method} if isinstance(method, str) else method
+    if method is None:
+        return None
+    if not isinstance(method, Mapping):
+        build_method(method)  # a name, or it says what is wrong
+        return {'type': method}
+    return method
 
 
 def _check_method(config: Any) -> None:

@@ -279,7 +279,9 @@ def check_run(
             )
         said.append(f'{what}, which the run does not save: it begins anew there')
     if checkpoint.get('optimizer') is not None:
-        _check_optimizer(checkpoint['optimizer'], runner.optim_wrapper, place)
+        # Gradients that are pending may be those of the very first step.
+        steps = 0 if any(checkpoint.get('gradients') or ()) else meta['iter']
+        _check_optimizer(checkpoint['optimizer'], runner.optim_wrapper, place, steps)
     if checkpoint.get('param_schedulers') is not None:
         _check_schedulers(checkpoint['param_schedulers'], runner, place)
     _check_gradients(checkpoint.get('gradients') or (), runner.model, place)
@@ -413,7 +415,15 @@ MOMENTS = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer', 'square
 """Entries of an optimizer that have the shape of their parameter."""
 
 
-def _check_optimizer(saved: Mapping[str, Any], wrapper: Any, place: str) -> None:
+def _keeps_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has something of each parameter after its first step."""
+    group = optimizer.param_groups[0]
+    return 'betas' in group or bool(group.get('momentum'))
+
+
+def _check_optimizer(
+    saved: Mapping[str, Any], wrapper: Any, place: str, steps: int
+) -> None:
     """Raise PETLError unless a state fits one optimizer; several check themselves."""
     optimizer = getattr(wrapper, 'optimizer', None)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -427,6 +437,11 @@ def _check_optimizer(saved: Mapping[str, Any], wrapper: Any, place: str) -> None
         raise PETLError(
             f'{place}: the optimizer is of groups with {_short(there)} parameters, '
             f'this run has {_short(here)}; give the settings of the run again'
+        )
+    if not given.state and steps and _keeps_state(optimizer):
+        raise PETLError(
+            f'{place}: optimizer.state is empty after {steps} iterations, so what '
+            f'follows would differ; load_from={place} takes its weights'
         )
     params = [p for group in optimizer.param_groups for p in group['params']]
     ids = [i for group in given.param_groups[: len(here)] for i in group.params]

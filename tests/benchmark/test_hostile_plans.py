@@ -76,6 +76,7 @@ def test_registered_names_stay_good(options):
         ('options: {1: 2}', 'no text'),
         ('options: {a: 1}\noptions: {a: 2}', 'twice'),
         ('options: {a: 2020-01-01}', 'date'),
+        ('options: {a: "x\\uD800"}', 'half of a character'),
         ('options: {a: .nan}', 'finite'),
         ('options: ' + '[' * 5000, 'plan'),
         ('options: &x {a: *x}', 'nested'),

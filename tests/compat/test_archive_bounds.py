@@ -15,7 +15,9 @@ import torch
 from mmpetl.compat import load_file
 from mmpetl.compat.arrays import read_arrays
 from mmpetl.core import PETLError
+from mmpetl.core.delta_file import check_values
 from mmpetl.engine.hooks.predictions import read_predictions
+from mmpetl.engine.latest import damage
 from mmpetl.models.weights import WeightsError, load_base_weights
 from mmpetl.models.weights.containers import read_tensors
 
@@ -238,3 +240,36 @@ def test_an_index_of_impossible_names_and_of_bombs_is_refused(tmp_path, monkeypa
     monkeypatch.setattr('mmpetl.compat.archives.GIB', 1)
     with pytest.raises(WeightsError, match='raises the limit'):
         read_tensors(index)
+
+
+def test_a_flipped_bit_is_seen_by_the_sums_that_torch_writes(tmp_path):
+    path = tmp_path / 'a.pth'
+    values = {'state_dict': {'a': torch.ones(1000)}}
+    torch.save(values, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b'\x00\x00\x80\x3f' * 8) + 2001] ^= 1
+    path.write_bytes(data)
+    assert not torch.equal(torch.load(path)['state_dict']['a'], torch.ones(1000))
+    with pytest.raises(ValueError, match=r'a\.pth is damaged'):
+        load_file(path)
+    with pytest.raises(WeightsError, match='damaged; download it again'):
+        read_tensors(path)
+    assert 'damaged' in damage(path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(values, path)  # a good file without sums
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(load_file(path)['state_dict']['a'], torch.ones(1000))
+    assert read_tensors(path).tensors.keys() == {'a'}
+    assert damage(path) is None
+
+
+@pytest.mark.parametrize('kind', [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_that_need_a_scale_are_no_weights(tmp_path, kind):
+    path = tmp_path / 'a.pth'
+    torch.save({'a': torch.ones(3).to(kind)}, path)
+    with pytest.raises(WeightsError, match='means nothing without its scale'):
+        read_tensors(path)
+    with pytest.raises(PETLError, match='a is torch.float8'):
+        check_values({'a': torch.ones(3).to(kind)}, {'a': torch.ones(3)})

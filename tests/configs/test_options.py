@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 from mmengine.config import Config
+from mmengine.config import DictAction as TheirAction
 
+from mmpetl.config.cli import DictAction
 from mmpetl.config.load import finish_config, read_config
 from mmpetl.config.options import check_values, merge
 from mmpetl.core import PETLError
@@ -141,3 +145,47 @@ def test_an_empty_config_is_read_and_holds_nothing(tmp_path):
     path = tmp_path / 'empty_one.py'
     path.touch()
     assert not finish_config(read_config(path), path=path).get('model')
+
+
+def parsed(*pairs: str) -> dict:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args(['--cfg-options', *pairs]).cfg_options
+
+
+def test_pairs_are_read_as_upstream_does_and_as_python_writes_them():
+    pairs = ['a=1', 'b=[a,(1,2.5)]', 'c=1,x', 'd=(1)', 'e=None', 'f=x=y', 'g={x}', 'h=']
+    upstream = argparse.ArgumentParser()
+    upstream.add_argument('--cfg-options', nargs='+', action=TheirAction)
+    theirs = upstream.parse_args(['--cfg-options', *pairs]).cfg_options
+    assert parsed(*pairs) == {**theirs, 'g': '{x}'}
+    found = parsed(
+        "s=[{'type': 'MultiStepLR', 'milestones': [3, 6]}]", "m={'type':'A'}"
+    )
+    assert found['s'] == [{'type': 'MultiStepLR', 'milestones': [3, 6]}]
+    assert found['m'] == {'type': 'A'}
+    assert parsed('filename_tmpl=e_{}.pth') == {'filename_tmpl': 'e_{}.pth'}
+
+
+@pytest.mark.parametrize(
+    'pair', ['a', '=1', 'a=[1', 'a=[{b:1},2]', "a={'b': print()}", 'a=' + '[' * 9999]
+)
+def test_pairs_that_cannot_be_read_are_one_line(pair, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parsed(pair)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ': error: --cfg-options' in last
+
+
+def test_a_list_of_methods_and_of_imports_are_refused():
+    for method in ([{'type': 'LoRA'}], 7):
+        with pytest.raises(PETLError, match='a method is a name or'):
+            finish_config(
+                read_config('configs/mini/digits.py'),
+                {'model.backbone.method': method},
+            )
+    found = config()
+    merge(found, {'custom_imports': ['x']})
+    with pytest.raises(PETLError, match='custom_imports needs dict'):
+        check_values(found)

@@ -97,3 +97,10 @@ def test_one_bad_line_does_not_stop_the_others(tmp_path) -> None:
     assert (first, last) == (Entry(1), Entry(2))
     assert isinstance(bad, PETLError)
     assert 'a.jsonl, line 2' in str(bad)
+
+
+@pytest.mark.parametrize('text', [r'["\ud800"]', r'{"\udfff": 1}', r'[["a\udead b"]]'])
+def test_half_of_a_character_is_refused(text):
+    with pytest.raises(PETLError, match='^a.json holds half of a character'):
+        parse_json(text, place='a.json')
+    assert parse_json(r'["\ud83d\ude00", "\\ud800"]') == ['\U0001f600', r'\ud800']

@@ -105,6 +105,7 @@ HERE = {
         lambda c: c['optimizer']['state'][0].update(exp_avg=torch.zeros(5)),
         r'optimizer.state.0.exp_avg is \(5,\), wanted',
     ),
+    'no state': (put('optimizer.state', {}), 'state is empty after 5 iterations'),
     'no schedules': (without('param_schedulers'), 'lacks param_schedulers'),
     'other schedules': (
         put('param_schedulers', []),

@@ -70,7 +70,7 @@ def _check(path: Path, images: Header, labels: Header) -> None:
         images.dtype == np.uint8
         and len(images.shape) in (3, 4)
         and (len(images.shape) == 3 or images.shape[3] in (1, 3))
-        and 0 not in images.shape[1:]
+        and 0 not in images.shape
         and labels.dtype.kind in 'iu'
         and len(labels.shape) == 1
         and labels.shape[0] == images.shape[0]

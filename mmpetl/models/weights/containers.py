@@ -22,6 +22,7 @@ from mmpetl.compat.archives import (
     check_claims,
     check_expansion,
     check_regular,
+    check_sums,
 )
 from mmpetl.compat.arrays import read_arrays
 from mmpetl.compat.loading import BROKEN as ANY_BROKEN
@@ -269,6 +270,10 @@ def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[object, str]:
         check_calls(path)
     except ValueError as error:
         raise WeightsError(str(error)) from None
+    try:
+        check_sums(path)
+    except ValueError:
+        raise WeightsError(f'{path} {DAMAGED}') from None
     # VideoMAE and other training scripts store their command line beside the
     # weights: a Namespace is a bag of values and runs nothing when rebuilt.
     try:

@@ -203,6 +203,11 @@ def drop_at(data: Any, dotted: str) -> None:
     del data[last]
 
 
+def drop_one(data: dict[str, Any], part: str) -> None:
+    """Delete the first key that holds a word."""
+    del data[next(key for key in data if part in key)]
+
+
 def cut(name: str, share: float) -> Spoil:
     """Keep the first part of a file."""
 
@@ -289,7 +294,7 @@ def all_kinds(area: Area, what: str, name: str, base: str = '') -> None:
         )
 
 
-def texts(area: Area, what: str, name: str, base: str = '') -> None:
+def texts(area: Area, what: str, name: str, base: str = '', bom: str = 'take') -> None:
     """Rows of a text in other encodings, and of what is no text."""
 
     def recoded(encoding: str) -> Spoil:
@@ -299,7 +304,7 @@ def texts(area: Area, what: str, name: str, base: str = '') -> None:
 
         return spoil
 
-    area.add(f'{what}: BOM', recoded('utf-8-sig'), base, want='take')
+    area.add(f'{what}: BOM', recoded('utf-8-sig'), base, want=bom)
     area.add(f'{what}: UTF-16', recoded('utf-16'), base, want='refuse')
     area.add(f'{what}: UTF-32', recoded('utf-32'), base, want='refuse')
     area.add(f'{what}: NULs', replaced(name, b'\0' * 4096), base, want='refuse')

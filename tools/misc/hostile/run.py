@@ -43,6 +43,7 @@ BAD = (
     'memory',
     'code ran',
     'died',
+    'not made',
 )
 PACKAGES = {
     'mmpretrain': ('models', 'datasets', 'evaluation', 'visualization', 'engine'),
@@ -279,7 +280,10 @@ class Stand:
         most = healthy.peak + MEMORY
         # On a busy machine the healthy call is slow, too.
         longest = max(SECONDS, 4 * healthy.seconds)
-        bench, ended = self._run(self.bases[case.base], case, most, longest)
+        try:
+            bench, ended = self._run(self.bases[case.base], case, most, longest)
+        except Exception as error:  # of the row itself; the others go on
+            return _row(case, 'not made', f'{type(error).__name__}: {error}')
         if ended.stopped == 'hung':
             # Twice, for the machine may have been busy with something else.
             shutil.rmtree(bench.path)
@@ -292,17 +296,7 @@ class Stand:
         more = max(0, ended.peak - healthy.peak) / MIB
         if more > MEMORY / MIB and state in GOOD:
             state = 'memory'
-        return {
-            'area': case.area,
-            'input': case.input,
-            'command': command_line,
-            'state': state,
-            'exit': ended.code,
-            'line': line,
-            'seconds': round(ended.seconds, 2),
-            'mib': round(more),
-            'ok': state in GOOD,
-        }
+        return _row(case, state, line, command_line, ended, more)
 
     def _run(
         self,
@@ -321,6 +315,28 @@ class Stand:
         else:
             case.spoil(bench)
         return bench, apart(command(bench.call, path), path, most, longest)
+
+
+def _row(
+    case: Case,
+    state: str,
+    line: str,
+    tool: str = '',
+    ended: Ended | None = None,
+    more: float = 0,
+) -> dict[str, Any]:
+    ended = ended or Ended(0, 0.0, 0)
+    return {
+        'area': case.area,
+        'input': case.input,
+        'command': tool,
+        'state': state,
+        'exit': ended.code,
+        'line': line,
+        'seconds': round(ended.seconds, 2),
+        'mib': round(more),
+        'ok': state in GOOD,
+    }
 
 
 def verdict(
