@@ -120,7 +120,8 @@ def structure(attempt: Try, tries: int, seconds: float, seed: int) -> None:
     end, draw = time.monotonic() + seconds, random.Random(seed)
     for healthy in attempt.target.data:
         attempt.value(healthy)
-    for pool in pools(seed):
+    # Odd values first: hypothesis takes its time to make up others.
+    for pool in itertools.chain([list(ODD)], pools(seed)):
         for value in pool:
             attempt.value(value)
         new = (*ODD, *pool)
@@ -372,8 +373,8 @@ def figures(reports: list[Report]) -> str:
     ]
     for kind in ('parser', 'container'):
         some = [r for r in reports if r.kind == kind]
-        names = {r.target for r in some}
-        for r in some:
+        names = list(dict.fromkeys(r.target for r in some))
+        for r in sorted(some, key=lambda r: names.index(r.target)):
             was = [
                 m for m in mended if (m['reader'], m['engine']) == (r.target, r.engine)
             ]

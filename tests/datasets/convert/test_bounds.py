@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import struct
 import tarfile
@@ -196,3 +197,15 @@ def test_json_of_any_depth_is_looked_into():
     assert look_into(PurePath('a.json'), b'[' * 100_000)
     assert look_into(PurePath('a.json'), b'{"a": NaN}')
     assert 'UTF-16' in look_into(PurePath('a.txt'), 'a'.encode('utf-16'))
+
+
+def test_a_header_that_never_ends_is_refused(tmp_path):
+    path = tmp_path / 'a.npz'
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((3, 2, 2), np.uint8))
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name in ('images', 'labels'):
+            data = buffer.getvalue().replace(b'(3, 2, 2)', b'(((((((((')
+            archive.writestr(f'{name}.npy', data)
+    with refused('a.npz', 'is no npz file'):
+        read_examples(path)

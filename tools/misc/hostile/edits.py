@@ -7,7 +7,6 @@ import json
 import random
 import re
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -300,13 +299,15 @@ def zip_of(parts: Parts) -> bytes:
 
 
 def tar_parts(data: bytes) -> Parts:
-    """Header and content of each member of a tar."""
-    parts = []
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for entry in archive:
-            parts.append(('head', data[entry.offset : entry.offset_data]))
-            end = entry.offset_data + -(-entry.size // 512) * 512
-            parts.append(('body', data[entry.offset_data : end]))
+    """Header and content of each member of a tar, long names among them."""
+    parts, place = [], 0
+    while data[place : place + 512].strip(b'\0'):
+        head = data[place : place + 512]
+        size = -(-int(head[124:136].strip(b'\0 ') or b'0', 8) // 512) * 512
+        parts.append(('head', head))
+        if size:
+            parts.append(('body', data[place + 512 : place + 512 + size]))
+        place += 512 + size
     return parts
 
 

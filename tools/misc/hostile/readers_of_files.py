@@ -37,7 +37,7 @@ def _of_weights() -> list[Target]:
     from mmpetl.engine.latest import newest_checkpoint
     from mmpetl.models.weights.containers import read_tensors
 
-    nested = {'model': {'a.weight': [1.5, 'x']}, 'args': {'lr': 0.1}}
+    nested = {'model': samples.state(), 'args': {'lr': 0.1, 'x': ['y', (1, None)]}}
     plain, whole = samples.torch_file(), samples.checkpoint()
     legacy = [samples.torch_file(new=False), samples.torch_file(nested, new=False)]
     read, packed = of_delta()

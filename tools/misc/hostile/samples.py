@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 
-def _state() -> dict[str, Any]:
+def state() -> dict[str, Any]:
+    """Tensors by name."""
     import torch
 
     return {'a.weight': torch.arange(6.0).view(2, 3), 'a.bias': torch.ones(2)}
@@ -23,7 +24,7 @@ def torch_file(value: Any = None, new: bool = True) -> bytes:
     import torch
 
     buffer = io.BytesIO()
-    value = _state() if value is None else value
+    value = state() if value is None else value
     torch.save(value, buffer, _use_new_zipfile_serialization=new)
     return buffer.getvalue()
 
@@ -36,7 +37,7 @@ def checkpoint() -> bytes:
     hub.update_scalar('train/loss', 1.5)
     whole = {
         'meta': {'epoch': 1, 'iter': 2, 'cfg': 'a = 1'},
-        'state_dict': _state(),
+        'state_dict': state(),
         'message_hub': hub.state_dict(),
     }
     return torch_file(whole)
@@ -46,7 +47,7 @@ def safetensors() -> bytes:
     """A file of safetensors."""
     from safetensors.torch import save
 
-    return save(_state(), {'format': 'pt'})
+    return save(state(), {'format': 'pt'})
 
 
 def npz(**arrays: Any) -> bytes:
@@ -54,7 +55,7 @@ def npz(**arrays: Any) -> bytes:
     import numpy as np
 
     buffer = io.BytesIO()
-    arrays = arrays or {k: v.numpy() for k, v in _state().items()}
+    arrays = arrays or {k: v.numpy() for k, v in state().items()}
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 
