@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from mmpetl.benchmark.collect import collect
+from mmpetl.benchmark.optuna_study import check_journal
 from mmpetl.benchmark.plan import parse_plan, read_plan, resolve
 from mmpetl.benchmark.progress import running_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
@@ -287,3 +289,63 @@ def test_choices_of_a_journal_are_those_of_the_space():
     for text in ('json:[1', 'json:[1] 2', f'json:{"[" * 100_000}'):
         with pytest.raises(PETLError, match='the choice'):
             decode(text)
+
+
+@pytest.mark.parametrize(
+    ('change', 'word'),
+    [
+        ({'counts': {'delta': -1}}, 'counts'),
+        ({'counts': {'delta': 10**30}}, 'counts'),
+        ({'primary': 'x'}, "primary is 'x', which is none of the metrics"),
+        ({'task': '\x1b[2J'}, 'control character'),
+        ({'job': {'recipe': 'a', 'method': 'b', 'protocol': 'x'}}, 'job.protocol'),
+        ({'job': {'recipe': 'a', 'method': 'b', 'stage': 'x'}}, 'job.stage'),
+        ({'job': {'recipe': 'a', 'method': 'b', 'more': 1}}, "job has 'more'"),
+        ({'job': {'recipe': 'a', 'method': '\x1b[2J'}}, 'control character'),
+    ],
+)
+def test_a_record_says_what_a_record_can(change, word):
+    good = Record(Job('a', 'b'), 'done', metrics={'m': 1.0}, primary='m').to_json()
+    assert Record.from_json(good).score == 1.0
+    with pytest.raises(PETLError, match=re.escape(word)):
+        Record.from_json({**good, **change})
+
+
+def test_a_record_that_is_a_broken_link_is_named(tmp_path, capsys):
+    for name, target in (('a', 'record.json'), ('b', 'nowhere')):
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        (tmp_path / 'runs' / name / 'record.json').symlink_to(target)
+    (tmp_path / 'runs' / 'c').mkdir()
+    store = RecordStore(tmp_path)
+    assert store.all() == []
+    assert len(store.left_out) == 2
+    assert capsys.readouterr().err.count('left out: ') == 2
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'no journal',
+        '[]',
+        '{"op_code": 99, "worker_id": "a"}',
+        '{"op_code": 1, "worker_id": "a", "study_id": "x"}',
+        '[' * 9999,
+    ],
+)
+def test_a_damaged_journal_is_one_line(tmp_path, line):
+    path = tmp_path / 'journal.log'
+    good = '{"op_code": 7, "worker_id": "a", "trial_id": 0, "value": NaN}\n'
+    path.write_text(good)
+    check_journal(path)
+    path.write_text(f'{good}{line}\n{good}')
+    with pytest.raises(PETLError, match=r'journal\.log, line 2'):
+        check_journal(path)
+
+
+def test_half_a_line_of_a_journal_is_taken_out(tmp_path):
+    path = tmp_path / 'journal.log'
+    good = '{"op_code": 4, "worker_id": "a", "study_id": 0}\n'
+    path.write_text(good + '{"op_code": 4, "wor')
+    check_journal(path)
+    assert path.read_text() == good
+    check_journal(tmp_path / 'none')

@@ -364,5 +364,5 @@ def test_a_damaged_journal_is_refused_in_a_line(
     assert len(load_study(path, 4, 0, 1).trials) == 1
     assert old in journal
     path.write_bytes(journal.replace(old, new, 1))
-    with pytest.raises(PETLError, match='is damaged .*; remove the folder'):
+    with pytest.raises(PETLError, match='is damaged.*remove the folder of'):
         load_study(path, 4, 0, 1)

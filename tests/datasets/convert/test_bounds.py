@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import struct
 import tarfile
 import zipfile
@@ -18,6 +19,7 @@ from mmpetl.datasets.convert import fgvc, vtab
 from mmpetl.datasets.convert.files import look_into
 from mmpetl.datasets.convert.members import members
 from mmpetl.datasets.convert.npz import read_examples
+from mmpetl.datasets.convert.vtab import FolderExport
 
 
 def zip_that_says(path, name: str, size: int):
@@ -100,11 +102,25 @@ def test_garbled_members_are_one_line(tmp_path):
         fgvc.read_splits(facts_of('oxford_flowers'), garble(path, b'val.json'))
 
 
-@pytest.mark.parametrize('value', ['1.7', '1.0', 'true', 'Infinity', '[1]', '"a"'])
+@pytest.mark.parametrize(
+    'value', ['1.7', '1.0', 'true', 'Infinity', '[1]', '"a"', '9' * 400, '2147483648']
+)
 def test_class_ids_of_splits_are_integers(tmp_path, value):
     path = pack(tmp_path / 's.zip', splits(value))
     with refused('train.json of', 'is not a JSON object {image path: class id}'):
         fgvc.read_splits(facts_of('oxford_flowers'), path)
+
+
+def test_splits_of_nothing_and_pictures_that_are_no_files_are_refused(tmp_path):
+    files = {'train.json': b'{}', 'val.json': b'{}', 'test.json': b'{}'}
+    with refused('train.json of', 'it names no picture'):
+        path = pack(tmp_path / 's.zip', files)
+        fgvc.read_splits(facts_of('oxford_flowers'), path)
+    folder = tmp_path / 'patch_camelyon' / 'test' / '0'
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / 'a.png')
+    with refused('a.png is a device, FIFO or socket'):
+        FolderExport(tmp_path).split(facts_of('patch_camelyon'), 'test')
 
 
 @pytest.mark.parametrize(
@@ -120,6 +136,7 @@ def test_class_ids_of_splits_are_integers(tmp_path, value):
         (np.zeros((3, 4, 4, 3), np.uint8), np.zeros(3, bool), 'labels bool'),
         (np.zeros((3, 4, 4, 3), np.uint8), np.zeros(2, int), 'labels int64 (2,)'),
         (np.zeros(3, np.uint8), np.zeros(3, int), 'images uint8 (3,)'),
+        (np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, int), 'images uint8 (0,'),
         (np.zeros((3, 4, 4, 2), np.uint8), np.zeros(3, int), 'images uint8'),
         (np.zeros((3, 4, 4, 3), np.uint16), np.zeros(3, int), 'images uint16'),
         (np.array([{}] * 3), np.zeros(3, int), 'holds object'),
