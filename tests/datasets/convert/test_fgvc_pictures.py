@@ -65,7 +65,7 @@ def test_fgvc_refuses_what_does_not_belong_together(official, tmp_path):
         bad = pack(tmp_path / 'bad.zip', splits | {'val.json': content})
         with refused(part):
             fgvc.convert_fgvc('cub_200_2011', bad, [archive], root)
-    lonely = pack(tmp_path / 'few.zip', {'train.json': b'{}'})
+    lonely = pack(tmp_path / 'few.zip', {'train.json': b'{"001/a.jpg": 1}'})
     with refused('0 files val.json'):
         fgvc.convert_fgvc('cub_200_2011', lonely, [archive], root)
 
