@@ -34,16 +34,17 @@ class DictAction(_DictAction):
         setattr(namespace, self.dest, options)
 
     def _read(self, text: str, parser: argparse.ArgumentParser, place: str) -> Any:
+        if '{' in text and text.lstrip()[:1] in ('{', '[', '('):
+            try:
+                value = ast.literal_eval(text.strip())
+                if isinstance(value, dict | list | tuple):
+                    return value
+            except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+                pass
         try:
-            if '{' not in text:
+            if '{' not in text or ',' not in text:
                 return self._parse_iterable(text)
-            if text.lstrip()[:1] in ('{', '[', '('):
-                return ast.literal_eval(text.strip())
-            return text
-        except (
-            *(AssertionError, MemoryError, RecursionError),
-            *(SyntaxError, TypeError, ValueError),
-        ):
+        except (AssertionError, RecursionError):
             pass
         parser.error(
             f'{place} cannot be read: {text[:100]!r}; write lists as [a,b] and '
