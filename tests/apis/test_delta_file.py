@@ -203,9 +203,10 @@ def test_names_of_another_number_of_classes_are_said(bench, monkeypatch):
     monkeypatch.setattr(
         'mmpetl.apis.delta.print_log', lambda line, **more: said.append(line)
     )
-    model = bench.tuned(bench.config({'type': 'SSF'}))
+    config = bench.config({'type': 'SSF'})
+    model = bench.tuned(config)
     model.dataset_meta = {'classes': ['w', 'x']}
-    path = apis.export_delta(model, None, bench.folder / 'x')
+    path = apis.export_delta(model, config, bench.folder / 'x')
     apis.load_delta(model, path)
     assert 'names 2 classes, the model has 4' in said[-1]
 
