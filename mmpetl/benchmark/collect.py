@@ -88,15 +88,20 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
 
 
 def last_test(folder: Path) -> tuple[dict[str, float], int]:
-    """The last metrics of the test set, and how often it was scored."""
+    """The last metrics of the test set, and how often it was scored.
+
+    A validation on it that a killed run has made again is the same, and counts once.
+    """
     from mmpetl.engine.hooks.run_log import read_run_log
 
-    metrics, reads = {}, 0
+    metrics, reads, steps = {}, 0, set()
     for line in read_run_log(folder / LOG):
         if 'test' in line:
             metrics = line['test']
-        reads += 'test' in line or bool(line.get('reads_test'))
-    return metrics, reads
+            reads += 1
+        elif line.get('reads_test'):
+            steps.add(line['step'])
+    return metrics, reads + len(steps)
 
 
 def with_times(record: Record, lines: list[dict[str, Any]]) -> Record:

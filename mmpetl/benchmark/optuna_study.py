@@ -236,8 +236,8 @@ class PruningHook(Hook):
         warmup: As of :func:`load_study`.
     """
 
-    # After the hook that writes the validation down.
-    priority = 'VERY_LOW'
+    # After the hook that writes the validation down, and like it before a checkpoint.
+    priority = 'LOW'
 
     def __init__(self, journal: str, trial: int, budget: int, warmup: int) -> None:
         package = optuna()

@@ -239,3 +239,39 @@ def test_a_copied_folder_leaves_that_which_it_was_copied_from(make_runner, tmp_p
     assert resumed.iter == 20
     assert before == {p: p.read_bytes() for p in (tmp_path / 'run').glob('*.pth')}
     best_of(tmp_path / 'copy')
+
+
+@pytest.mark.parametrize('saved', [True, False], ids=['saved', 'not saved'])
+def test_a_validation_is_on_file_wherever_a_run_is_killed_behind_it(
+    make_runner, tmp_path, monkeypatch, saved
+):
+    """Behind the checkpoint that says that it is done, or before that."""
+    from mmpetl.benchmark.collect import last_test
+    from mmpetl.engine import DeltaCheckpointHook
+    from mmpetl.engine.hooks.run_log import RunLogHook, read_run_log
+
+    path, after = tmp_path / 'run' / 'log.jsonl', DeltaCheckpointHook.after_val_epoch
+
+    def killed(self, runner, metrics):
+        if saved:
+            after(self, runner, metrics)
+        raise Killed
+
+    def run(**how):
+        runner = make_runner(**how)
+        runner.register_hook(RunLogHook(str(path)))
+        runner.train()
+
+    (tmp_path / 'run').mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaCheckpointHook, 'after_val_epoch', killed)
+        with pytest.raises(Killed):
+            run()
+    run(resume=True)
+    found = [line['step'] for line in read_run_log(path) if 'val' in line]
+    assert found == ([5, 10, 15, 20] if saved else [5, 5, 10, 15, 20])
+    # The same reading twice is one reading, where it is one of the test set.
+    path.write_text(
+        path.read_text().replace('"reads_test": false', '"reads_test": true')
+    )
+    assert last_test(path.parent) == ({}, 4)

@@ -33,15 +33,16 @@ class RunLogHook(Hook):
         {"test": {"accuracy/top1": 70.2}, "t": 9.7}
 
     The loss is the mean since the line before. A resumed run appends; of two lines of a
-    step the later one counts, and :func:`read_run_log` keeps it.
+    step the later one counts.
 
     Args:
         path: The file.
         points: About how many lines of a loss curve to write.
     """
 
-    # Metrics are whole when this hook sees them.
-    priority = 'VERY_LOW'
+    # Metrics are whole when this hook sees them, and no checkpoint says yet that the
+    # validation is done: a kill in between would lose the line.
+    priority = 'LOW'
 
     def __init__(self, path: str, points: int = 50) -> None:
         self.path = Path(path)
