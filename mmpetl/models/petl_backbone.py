@@ -125,7 +125,9 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
     except TypeError as error:
         if 'argument' not in str(error):
             raise
-        reason = str(error).rpartition('__init__() ')[2]
+        _, found, reason = str(error).rpartition('__init__() ')
+        if not found:
+            reason = f'cannot be built: {error}'
         raise PETLError(f'the backbone {kind!r} {reason}') from error
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,10 +199,11 @@ def test_processes_without_a_gpu_get_a_wrapper_that_runs_there(monkeypatch, own)
 
     config = Config({'default_scope': 'mmengine', 'model_wrapper_cfg': own})
     seen = []
+    made = SimpleNamespace(logger=logging.getLogger('none'))
     monkeypatch.setattr('mmpetl.apis.run.init_dist_any', lambda launcher: None)
     monkeypatch.setattr('mmpetl.datasets.reading.guard_runner', lambda runner: None)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(Runner, 'from_cfg', seen.append)
+    monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: seen.append(cfg) or made)
     apis.build_runner(config, launcher='pytorch', check_data=())
     ours = {'type': 'mmpetl.PETLDistributedDataParallel'}
     assert seen[0].model_wrapper_cfg == (own or ours)
