@@ -23,6 +23,7 @@ DAMAGED_ZIP = (
     struct.error,
     EOFError,
     OSError,
+    OverflowError,
     RuntimeError,
     ValueError,
     LookupError,

@@ -180,7 +180,7 @@ def test_predictions_are_held_to_their_form(tmp_path):
     assert read_predictions(path)[0].shape == (2, 3)
     for bad, message in (
         ({'logits': logits}, 'labels'),
-        ({'logits': logits.astype(int), 'labels': labels}, 'holds logits int64'),
+        ({'logits': logits.astype(int), 'labels': labels}, 'logits are int64'),
         ({'logits': logits, 'labels': labels[:1]}, 'it needs'),
         ({'logits': logits, 'labels': np.array([{}, {}])}, 'pickled'),
     ):

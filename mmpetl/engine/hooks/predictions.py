@@ -123,8 +123,8 @@ def read_predictions(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = data['logits'], data['labels']
     if logits.dtype.kind != 'f' or labels.dtype.kind not in 'iu':
         raise PETLError(
-            f'{path} holds logits {logits.dtype} and labels {labels.dtype}; it needs '
-            'floating point and integers'
+            f'{path} holds no predictions: logits are {logits.dtype} and labels '
+            f'{labels.dtype}, wanted are floating point numbers and integers'
         )
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise PETLError(

@@ -197,7 +197,7 @@ def read_line(text: str, place: str) -> dict[str, Any] | None:
         PETLError: It holds something else than :class:`Line`.
     """
     try:
-        line = json.loads(text)
+        line = json.loads(text, parse_constant=_none)
     except (ValueError, RecursionError):
         return None
     known = checked(line, Line, place)
@@ -207,6 +207,10 @@ def read_line(text: str, place: str) -> dict[str, Any] | None:
     if known.attempt is not None and not (known.begun and known.config):
         raise PETLError(f'{place} begins an attempt without its time or config')
     return line
+
+
+def _none(name: str) -> None:
+    raise ValueError(f'{name} is written by no run')
 
 
 def same_data(config: Any, one: str, other: str) -> bool:

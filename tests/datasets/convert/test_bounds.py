@@ -19,6 +19,7 @@ from mmpetl.datasets.convert import fgvc, vtab
 from mmpetl.datasets.convert.files import look_into
 from mmpetl.datasets.convert.members import members
 from mmpetl.datasets.convert.npz import read_examples
+from mmpetl.datasets.convert.unpack import unpack
 from mmpetl.datasets.convert.vtab import FolderExport
 
 
@@ -226,3 +227,35 @@ def test_a_header_that_never_ends_is_refused(tmp_path):
             archive.writestr(f'{name}.npy', data)
     with refused('a.npz', 'is no npz file'):
         read_examples(path)
+
+
+def test_names_that_no_folder_can_hold_are_refused(tmp_path):
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo('a.txt')
+        entry.pax_headers = {'path': 'a\0b.txt'}
+        archive.addfile(entry)
+    with refused('a.tar', 'which no file can be called'):
+        list(members(path))
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+        archive.writestr('a', b'x')
+        archive.writestr('a/b', b'x')
+    with refused('cannot write', 'a/b'):
+        unpack([tmp_path / 'a.zip'], tmp_path / 'out', lambda place: place)
+
+
+@pytest.mark.parametrize('size', [b'\xff' + bytes(11), b'\x80' + b'\xff' * 11])
+@pytest.mark.parametrize('place', [0, 3 * 512])
+def test_a_size_beyond_the_machine_is_refused(tmp_path, size, place):
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as archive:
+        for name in ('x' * 150, 'y' * 150):
+            archive.addfile(tarfile.TarInfo(name))
+    data = bytearray(path.read_bytes())
+    data[place + 124 : place + 136] = size
+    data[place + 148 : place + 156] = b' ' * 8
+    total = sum(data[place : place + 512])
+    data[place + 148 : place + 156] = b'%06o\0 ' % total
+    path.write_bytes(data)
+    with refused('a.tar', 'damaged'):
+        list(members(path))

@@ -345,7 +345,8 @@ def _of_texts() -> list[Target]:
     from mmpetl.core.patterns import as_blocks, as_patterns, in_short, matches
     from mmpetl.datasets.annotations import coco_names
 
-    nested = {'a': [1, {'b': [None, 2.5, 'x']}], 'images': [{'file_name': 'x'}]}
+    nested = {'a': [1, {'b': [None, 2.5, 'x']}], 'annotations': []}
+    nested['images'] = [{'id': 1, 'file_name': 'x', 'width': 1, 'height': 1}]
 
     def pattern(value: Any) -> Any:
         found = as_patterns(value)
