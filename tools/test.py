@@ -55,7 +55,7 @@ def plain(value: Any) -> Any:
 def main() -> None:
     """Evaluate and, where asked, write the metrics."""
     args = parse_args()
-    with cli_errors():
+    with cli_errors(of_run=True):
         choose_device(args.device)
         config = load_config(
             args.config, args.cfg_options, args.work_dir, protocol=args.protocol

@@ -77,7 +77,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Merge the flags into the config and train."""
     args = parse_args()
-    with cli_errors():
+    with cli_errors(of_run=True):
         choose_device(args.device)
         config = read_config(args.config)
         if args.petl:

@@ -166,7 +166,7 @@ def fold_state_dict(
     return folded | {k: v for k, v in read.state.items() if k not in inside}
 
 
-MODULES = 20_000
+MODULES = 8_000
 """How many modules a backbone that a record describes may have."""
 
 

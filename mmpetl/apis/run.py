@@ -29,26 +29,62 @@ Device = Literal['auto', 'cpu', 'cuda']
 
 
 @contextmanager
-def cli_errors() -> Iterator[None]:
+def cli_errors(of_run: bool = False) -> Iterator[None]:
     """Turn bad input into one line on stderr and a non-zero exit code.
 
     The code is 1; for a run that a signal stopped it is 128 and the signal's number, as
     of shells: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. Anything that is not the
-    user's to mend keeps its traceback.
+    user's to mend keeps its traceback; what a config's values raise before the first
+    step of a run is the user's, and ``MMPETL_TRACEBACK=1`` shows where it comes from.
+
+    Args:
+        of_run: Whether the command trains or tests as a config says.
     """
+    _begun[:] = [_NotBuilt] if of_run else []
     try:
         yield
-    except (PETLError, OSError, KeyError, MemoryError) as error:
-        # MMEngine's registries say by a KeyError that a config names no known type.
-        if isinstance(error, KeyError) and 'registry' not in str(error):
-            raise
+    except (PETLError, OSError, MemoryError) as error:
         print(f'error: {one_line(error)}', file=sys.stderr)
+        raise SystemExit(1) from None
+    except _OF_VALUES as error:
+        if isinstance(error, KeyError) and 'registry' in str(error):
+            # MMEngine's registries say so that a config names no known type.
+            print(f'error: {one_line(error)}', file=sys.stderr)
+            raise SystemExit(1) from None
+        plain = os.environ.get('MMPETL_TRACEBACK', '0') in ('', '0')
+        if not _begun or _begun[0].iter or not plain:
+            raise
+        print(
+            f'error: the run cannot begin as its config says: {type(error).__name__}: '
+            f'{one_line(error)[:600]} (MMPETL_TRACEBACK=1 shows where)',
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
     except KeyboardInterrupt as error:
         # A run that a signal has stopped says which, and what has been saved.
         said = str(error) or 'interrupted; --resume continues from the last checkpoint'
         print(f'error: {said}', file=sys.stderr, flush=True)
         raise SystemExit(getattr(error, 'code', 130)) from None
+
+
+_OF_VALUES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What wrong values of a config raise where they are built or first used."""
+
+
+class _NotBuilt:
+    iter = 0
+
+
+_begun: list[Any] = []
+"""The runner of a command that trains or tests, or what stands for it."""
 
 
 def one_line(error: BaseException) -> str:
@@ -164,6 +200,7 @@ def train(config: Any, **kwargs: Any) -> Any:
         found = find_checkpoint(config)
         said = check_resume(config)
         runner = build_runner(config, **kwargs)
+        _begun[:] = [runner] if _begun else []
         for line in filter(None, found):
             runner.logger.warning(line)
         for line in filter(None, [*said, without_validation(config)]):

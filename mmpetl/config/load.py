@@ -51,6 +51,8 @@ def read_config(path: str | os.PathLike) -> Any:
     if path.is_file():
         try:
             config = Config.fromfile(path)
+        except SystemExit as error:
+            raise PETLError(f'{path} exits ({error.code}), and is no config') from None
         except Exception as error:  # a config is Python, and raises what it likes
             raise PETLError(f'{path} cannot be read: {_reason(error, path)}') from None
         if 'tables' in config:

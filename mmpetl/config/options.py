@@ -261,6 +261,7 @@ COUNTS: Mapping[str, int] = {
     'train_cfg.max_iters': 1,
     'train_cfg.val_interval': 1,
     'optim_wrapper.accumulative_counts': 1,
+    'log_processor.window_size': 1,
 }
 """Whole numbers and the least that each may be."""
 
@@ -283,7 +284,11 @@ MAPPINGS = (
 )
 """Keys that hold a mapping, or an object that a script has built, or None."""
 
-LISTS = ('custom_hooks', 'vis_backends')
+LISTS = (
+    'custom_hooks',
+    'vis_backends',
+    *(f'{phase}_dataloader.dataset.pipeline' for phase in ('train', 'val', 'test')),
+)
 """Keys that hold a list of mappings, or None."""
 
 PLAIN = (bool, int, float, str, bytes)
@@ -334,6 +339,13 @@ def check_values(config: Any) -> None:
         plain = isinstance(value, int | float) and not isinstance(value, bool)
         if not plain or not math.isfinite(value) or value < 0:
             raise PETLError(f'{key} needs a finite number >= 0, got {value!r}')
+    norm = _found(config, ['optim_wrapper', 'clip_grad', 'max_norm'])
+    if isinstance(norm, int | float) and not norm > 0:
+        # Of a negative one, gradients would turn around.
+        raise PETLError(f'optim_wrapper.clip_grad.max_norm is > 0, got {norm!r}')
+    resume = _found(config, ['resume'])
+    if not (resume is _NOTHING or resume is None or isinstance(resume, bool)):
+        raise PETLError(f'resume is true or false, got {resume!r}; see load_from')
     seed = _found(config, ['randomness', 'seed'])
     if seed is not _NOTHING and seed is not None:
         whole = isinstance(seed, int) and not isinstance(seed, bool)

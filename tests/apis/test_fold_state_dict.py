@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused(bench, folded):
     [
         ('scope', '../../x', r"scope is '\.\./\.\./x', expected one of"),
         ('arch.embed_dims', 10**9, 'cannot be built: RuntimeError'),
-        ('arch.num_layers', 10**6, 'has more than 20,000 modules'),
+        ('arch.num_layers', 10**6, 'has more than 8,000 modules'),
         ('patch_size', 0, 'cannot be built: ZeroDivisionError'),
         ('patch_size', 'x', r'delta\.safetensors: backbone: .*patch|tuple of ints'),
     ],
