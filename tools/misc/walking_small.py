@@ -122,7 +122,9 @@ def class_of(package: str, kind: Any) -> type | None:
 def _shrink(backbone: MutableMapping, cls: type | None) -> None:
     """Two blocks per stage; as many as there are outputs where there is one stage."""
     size, patch = backbone.get('img_size'), backbone.get('patch_size', 16)
-    if size is not None and isinstance(patch, int):
+    name = cls.__name__ if cls else ''
+    # Swin V2 refuses maps that are smaller than its windows.
+    if size is not None and isinstance(patch, int) and name != 'SwinTransformerV2':
         kind = type(size)
         backbone['img_size'] = 8 * patch if kind is int else kind((8 * patch,) * 2)
     outputs = backbone.get('out_indices')
@@ -143,7 +145,6 @@ def _shrink(backbone: MutableMapping, cls: type | None) -> None:
                 node[key] = type(value)(min(v, 2) for v in value)
             elif isinstance(value, int) and node is not backbone:
                 node[key], plain = min(value, max(2, count)), True
-    name = cls.__name__ if cls else ''
     if 'ResNet' in name or 'ResNeXt' in name or name in ('Res2Net', 'ResNeSt'):
         if backbone.get('depth') in (101, 152, 200):
             backbone['depth'] = 50
