@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from mmpetl import apis
+from mmpetl.config.cli import DictAction
 
 
 def parse_args() -> argparse.Namespace:

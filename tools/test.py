@@ -12,9 +12,8 @@ import json
 import os
 from typing import Any
 
-from mmengine.config import DictAction
-
 from mmpetl.apis.run import choose_device, cli_errors, test
+from mmpetl.config.cli import DictAction
 from mmpetl.config.load import load_config
 
 
@@ -56,7 +55,7 @@ def plain(value: Any) -> Any:
 def main() -> None:
     """Evaluate and, where asked, write the metrics."""
     args = parse_args()
-    with cli_errors():
+    with cli_errors(of_run=True):
         choose_device(args.device)
         config = load_config(
             args.config, args.cfg_options, args.work_dir, protocol=args.protocol

@@ -13,10 +13,9 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from mmpetl.apis.run import choose_device, cli_errors, train
 from mmpetl.config.add_petl import add_petl
+from mmpetl.config.cli import DictAction
 from mmpetl.config.load import finish_config, read_config
 from mmpetl.core import PETLError
 
@@ -78,7 +77,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Merge the flags into the config and train."""
     args = parse_args()
-    with cli_errors():
+    with cli_errors(of_run=True):
         choose_device(args.device)
         config = read_config(args.config)
         if args.petl:

@@ -101,7 +101,7 @@ def find_run(
         return configs[0], Path(delta)
     best = None
     if not (config / 'delta.safetensors').is_file():
-        from mmpetl.benchmark.job import best_checkpoint
+        from mmpetl.engine.best import best_checkpoint
 
         best = best_checkpoint(config)
     if best is not None:
@@ -288,7 +288,7 @@ def add_run_arguments(
         out: Default of ``--out``.
         points: Default of ``--points``, None for a tool that takes no points.
     """
-    from mmengine.config import DictAction
+    from mmpetl.config.cli import DictAction
 
     parser.add_argument('run', help='config of the run, or the folder it lies in')
     parser.add_argument(

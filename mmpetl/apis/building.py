@@ -17,6 +17,7 @@ from mmpetl.config.load import as_config
 from mmpetl.config.nodes import find_dataset
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError
+from mmpetl.datasets.lines import read_labelled
 
 
 def pick_device(device: str = 'auto') -> torch.device:
@@ -141,12 +142,13 @@ def _classes_of_list(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
     names: dict[int, str] = {}
-    for line in path.read_text(encoding='utf-8').splitlines():
-        video, _, label = line.strip().rpartition(' ')
-        folder = video.rpartition('/')[0].rpartition('/')[2]
-        if not (folder and label.isdigit()):
-            return None
-        if names.setdefault(int(label), folder) != folder:
+    try:
+        entries = read_labelled(path)
+    except PETLError:
+        return None
+    for _, video, label in entries:
+        folder = video.strip().rpartition('/')[0].rpartition('/')[2]
+        if not folder or names.setdefault(label, folder) != folder:
             return None
     whole = sorted(names) == list(range(len(names)))
     return [names[i] for i in sorted(names)] if names and whole else None

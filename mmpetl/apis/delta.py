@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.logging import print_log
+from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
 from mmpetl.apis.building import build_model, dataset_meta
@@ -34,6 +34,7 @@ from mmpetl.config.load import as_config
 from mmpetl.config.nodes import method_of, test_pipeline
 from mmpetl.config.text import read_text
 from mmpetl.core import (
+    Owner,
     PETLError,
     build_method,
     delta_state,
@@ -41,6 +42,7 @@ from mmpetl.core import (
     frozen_keys,
     injections,
     load_delta_state,
+    owners,
     tensor_digests,
 )
 from mmpetl.core.boundary import checked
@@ -63,7 +65,9 @@ from mmpetl.core.delta_file import (
     to_data,
     write_delta_file,
 )
+from mmpetl.core.errors import shorten
 from mmpetl.core.state import with_later_sites
+from mmpetl.engine.hooks.common import plain_value
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 from mmpetl.lazy import moved_names
 
@@ -141,7 +145,8 @@ def export_delta(
             'classes': dataset.get('classes'),
             'palette': dataset.get('palette'),
         }
-    facts['metrics'] = delta.metrics if metrics is None else dict(metrics)
+    figures = delta.metrics if metrics is None else metrics
+    facts['metrics'] = {name: plain_value(value) for name, value in figures.items()}
     keys = file_keys(delta.state, slots)
     try:
         return write_delta_file(
@@ -195,7 +200,22 @@ def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
         load_delta_state(model, with_later_sites(model, wanted, state, delta.meta))
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
+    _compare_classes(delta, model)
     return delta
+
+
+def _compare_classes(delta: DeltaFile, model: nn.Module) -> None:
+    """Say where a delta names more or fewer classes than the model has."""
+    names = delta.dataset.get('classes')
+    sizes = {getattr(module, 'num_classes', None) for module in model.modules()}
+    sizes = {size for size in sizes if type(size) is int}
+    if names and sizes and len(names) not in sizes:
+        print_log(
+            f'{delta.path} names {len(names)} classes, the model has '
+            f'{" and ".join(map(str, sorted(sizes)))}; others are shown as numbers',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def slot_names(model: nn.Module) -> list[str]:
@@ -335,6 +355,35 @@ def read_plain(
     return state, meta
 
 
+def check_complete(model: nn.Module, state: Mapping[str, Any], path: Path) -> str:
+    """What of a model a checkpoint lacks that is loaded as far as it goes.
+
+    Args:
+        model: What it is for.
+        state: Its tensors by name.
+        path: The file, for messages.
+
+    Returns:
+        A line to log; empty where nothing is lacking.
+
+    Raises:
+        PETLError: It lacks parameters that are trained, those of the method or of what
+            is not the base: they would keep their values of initialisation.
+    """
+    there = {plain_key(key) for key in state}
+    lacking = [key for key in model.state_dict() if plain_key(key) not in there]
+    if not lacking:
+        return ''
+    owner = owners(model)
+    trained = [k for k in lacking if owner.get(k, Owner.BASE) is not Owner.BASE]
+    if trained:
+        raise PETLError(
+            f'{path} lacks {shorten(trained)} of the model, which would be tested as '
+            'initialised; name a checkpoint of this model, with its method and head'
+        )
+    return f'{path} lacks {shorten(lacking)} of the model, which stay as they are'
+
+
 def delta_of_whole(
     model: nn.Module, state: Mapping[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
@@ -407,12 +456,25 @@ def _best_metrics(path: Path, content: Mapping[str, Any]) -> dict[str, float]:
     """
     if not path.name.startswith('best_'):
         return {}
-    scalars = content.get('message_hub', {}).get('log_scalars', {})
+    hub = content.get('message_hub') or {}
+    scalars = hub.get('log_scalars') or {} if isinstance(hub, Mapping) else None
+    if not isinstance(scalars, Mapping):
+        raise PETLError(f'{path}: message_hub holds no log_scalars by name')
     return {
-        name.removeprefix('val/'): float(buffer.current())
+        name.removeprefix('val/'): _last(buffer, f'{path}: log_scalars.{name}')
         for name, buffer in scalars.items()
-        if name.startswith('val/') and 'time' not in name
+        if str(name).startswith('val/') and 'time' not in name
     }
+
+
+def _last(buffer: Any, place: str) -> float:
+    """The last value of a log buffer."""
+    try:
+        if isinstance(buffer, HistoryBuffer):
+            return float(buffer.current())
+    except (AttributeError, LookupError, TypeError, ValueError):
+        pass  # a buffer of nothing, or of what is no numbers
+    raise PETLError(f'{place} is no buffer with a value; name the metrics (--metrics)')
 
 
 def _method_in(config: Any) -> str | None:

@@ -9,14 +9,17 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from mmpetl.apis.predict import Box, Prediction, Segmentation
 from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import regular_file
 
 SHORT_SIDE = 360
 """Smaller inputs are enlarged until text beside them can be read."""
+LONG_SIDE = 8192
+"""And only so far, whatever their form."""
 INK, PAPER, BAR = (25, 25, 25), (255, 255, 255), (70, 120, 190)
 
 
@@ -146,15 +149,21 @@ def draw_detection(
 
 def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
     try:
-        with Image.open(path) as file:
+        with Image.open(regular_file(path, 'picture')) as file:
             return _enlarge(eight_bits(file).convert('RGB'))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except FileNotFoundError:
+        raise PETLError(f'there is no picture {path}') from None
+    except PETLError:
+        raise
+    except Exception as error:  # decoders raise whatever they like
         raise PETLError(f'cannot read {path}: {error}') from None
 
 
 def _enlarge(picture: Image.Image) -> tuple[Image.Image, int]:
     """The picture, each pixel ``factor`` x ``factor``, and the factor."""
-    factor = max(1, -(-SHORT_SIDE // min(picture.size)))
+    factor = -(-SHORT_SIDE // min(picture.size))
+    # A picture of one row of pixels would become one of gigabytes.
+    factor = max(1, min(factor, LONG_SIDE // max(picture.size)))
     size = (picture.width * factor, picture.height * factor)
     return picture.resize(size, Image.Resampling.NEAREST), factor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from mmpetl.apis.building import without_memory
 from mmpetl.apis.delta import DeltaFile, read_delta, slot_names
 from mmpetl.apis.model import init_model
+from mmpetl.config.known import SCOPES
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import (
     BUILDER,
@@ -141,9 +144,7 @@ def fold_state_dict(
     """
     read = read_delta(delta)
     path, node = _backbone_of(read)
-    check_types(node['backbone'], f'{read.path}: backbone', read.meta.get('scope'))
-    with without_memory():
-        backbone = build_backbone(node['backbone'], read.meta.get('scope'))
+    backbone = _outline(node['backbone'], read)
     state = _taken(backbone, base, read.state, path)
     # Copies, for folding writes in place.
     copies = {key: value.detach().clone() for key, value in state.items()}
@@ -163,6 +164,45 @@ def fold_state_dict(
         raise PETLError(f'{read.path}: {error}') from None
     folded = {k: v for k, v in root.state_dict().items() if not v.is_meta}
     return folded | {k: v for k, v in read.state.items() if k not in inside}
+
+
+MODULES = 8_000
+"""How many modules a backbone that a record describes may have."""
+
+
+def _outline(config: Mapping[str, Any], delta: DeltaFile) -> nn.Module:
+    """The backbone that a delta's record describes, without memory.
+
+    Raises:
+        PETLError: The record names what is not registered, or a size that cannot be.
+    """
+    place, scope = f'{delta.path}: backbone', delta.meta.get('scope')
+    if scope is not None and scope not in SCOPES:
+        raise PETLError(
+            f'{delta.path}: scope is {scope!r}, expected one of {", ".join(SCOPES)}'
+        )
+    check_types(config, place, scope)
+    count = itertools.count(1)
+
+    def bound(*_: Any) -> None:
+        if next(count) > MODULES:
+            raise PETLError(f'{place} has more than {MODULES:,} modules')
+
+    watch = register_module_module_registration_hook(bound)
+    try:
+        with without_memory():
+            return build_backbone(config, scope)
+    except PETLError as error:
+        if str(delta.path) in str(error):
+            raise
+        raise PETLError(f'{place}: {error}') from None
+    except Exception as error:  # of whatever the record lets a class calculate
+        said = ' '.join(str(error).split())[:200]
+        raise PETLError(
+            f'{place} cannot be built: {type(error).__name__}: {said}'
+        ) from None
+    finally:
+        watch.remove()
 
 
 def _backbone_of(delta: DeltaFile) -> tuple[str, Mapping[str, Any]]:
@@ -227,6 +267,11 @@ def _taken(
                 f'{key} has shape {tuple(value.shape)} in the base and '
                 f'{tuple(own[key].shape)} in {type(backbone).__name__}; weights of '
                 'other sizes are folded with the model built'
+            )
+        if value.is_floating_point() != own[key].is_floating_point():
+            raise PETLError(
+                f'{key} is {value.dtype} in the base and {own[key].dtype} in '
+                f'{type(backbone).__name__}; save the base as floating point'
             )
     return found
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import copy
 import csv
+import io
 import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +40,7 @@ from mmpetl.core import (
     registered_methods,
     suggest,
 )
+from mmpetl.core.boundary import read_utf8
 
 Mark = Literal['exact', 'explained', 'not reproducible']
 
@@ -112,11 +114,20 @@ def read_published(path: str | Path) -> list[Published]:
         PETLError: A column lacks or a mark is none of :data:`MARKS`.
     """
     names = [field.name for field in fields(Published)]
-    with open(path, encoding='utf-8', newline='') as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != names:
-            raise PETLError(f'{path} has columns {reader.fieldnames}, not {names}')
-        rows = [Published(**row) for row in reader]
+    try:
+        with io.StringIO(read_utf8(path, 'table'), newline='') as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+    except csv.Error as error:
+        raise PETLError(f'{path} is no table of commas ({error})') from None
+    if header != names:
+        raise PETLError(f'{path} has columns {header}, not {names}')
+    rows = []
+    for number, line in enumerate(filter(None, lines), 1):
+        if len(line) != len(names):
+            raise PETLError(
+                f'{path}: row {number} has {len(line)} columns, not {len(names)}'
+            )
+        rows.append(Published(*line))
     for row in rows:
         if row.mark not in MARKS:
             raise PETLError(

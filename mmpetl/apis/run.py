@@ -29,26 +29,62 @@ Device = Literal['auto', 'cpu', 'cuda']
 
 
 @contextmanager
-def cli_errors() -> Iterator[None]:
+def cli_errors(of_run: bool = False) -> Iterator[None]:
     """Turn bad input into one line on stderr and a non-zero exit code.
 
     The code is 1; for a run that a signal stopped it is 128 and the signal's number, as
     of shells: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. Anything that is not the
-    user's to mend keeps its traceback.
+    user's to mend keeps its traceback; what a config's values raise before the first
+    step of a run is the user's, and ``MMPETL_TRACEBACK=1`` shows where it comes from.
+
+    Args:
+        of_run: Whether the command trains or tests as a config says.
     """
+    _begun[:] = [_NotBuilt] if of_run else []
     try:
         yield
-    except (PETLError, OSError, KeyError, MemoryError) as error:
-        # MMEngine's registries say by a KeyError that a config names no known type.
-        if isinstance(error, KeyError) and 'registry' not in str(error):
-            raise
+    except (PETLError, OSError, MemoryError) as error:
         print(f'error: {one_line(error)}', file=sys.stderr)
+        raise SystemExit(1) from None
+    except _OF_VALUES as error:
+        if isinstance(error, KeyError) and 'registry' in str(error):
+            # MMEngine's registries say so that a config names no known type.
+            print(f'error: {one_line(error)}', file=sys.stderr)
+            raise SystemExit(1) from None
+        plain = os.environ.get('MMPETL_TRACEBACK', '0') in ('', '0')
+        if not _begun or _begun[0].iter or not plain:
+            raise
+        print(
+            f'error: the run cannot begin as its config says: {type(error).__name__}: '
+            f'{one_line(error)[:600]} (MMPETL_TRACEBACK=1 shows where)',
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
     except KeyboardInterrupt as error:
         # A run that a signal has stopped says which, and what has been saved.
         said = str(error) or 'interrupted; --resume continues from the last checkpoint'
         print(f'error: {said}', file=sys.stderr, flush=True)
         raise SystemExit(getattr(error, 'code', 130)) from None
+
+
+_OF_VALUES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What wrong values of a config raise where they are built or first used."""
+
+
+class _NotBuilt:
+    iter = 0
+
+
+_begun: list[Any] = []
+"""The runner of a command that trains or tests, or what stands for it."""
 
 
 def one_line(error: BaseException) -> str:
@@ -100,6 +136,7 @@ def build_runner(
     from mmengine.runner import Runner
 
     from mmpetl.datasets.reading import guard_runner
+    from mmpetl.engine.full_disk import let_log_fail, logs_may_fail
 
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
@@ -114,10 +151,12 @@ def build_runner(
 
         if is_main_process():
             check_config(config, check_data, remarks)
-    if 'runner_type' in config:
-        runner = RUNNERS.build(config)
-    else:
-        runner = Runner.from_cfg(config)
+    with logs_may_fail():
+        if 'runner_type' in config:
+            runner = RUNNERS.build(config)
+        else:
+            runner = Runner.from_cfg(config)
+    let_log_fail(runner.logger)
     # Loaders are built later; a corrupt file is then named in one line.
     guard_runner(runner)
     for line in remarks:
@@ -144,21 +183,24 @@ def train(config: Any, **kwargs: Any) -> Any:
 
     Raises:
         PETLError: Something the config names is missing or does not fit, a run is to be
-            resumed with other settings or from another state than it has, or another
-            run is at work in the folder.
+            resumed with other settings or from another state than it has, another run
+            is at work in the folder, or the folder cannot be written to.
         mmpetl.engine.stopping.Stopped: A signal came; a KeyboardInterrupt.
     """
     from mmpetl.apis.resume import check_resume, find_checkpoint
     from mmpetl.engine.folder_lock import hold_for_run
+    from mmpetl.engine.full_disk import writes_named
     from mmpetl.engine.stopping import stop_on_signals, train_until_stopped
 
     _needs(config, 'train')
     kwargs.setdefault('check_data', ('train', 'val'))
     init_dist_any(kwargs.get('launcher', 'none'))
-    with stop_on_signals() as stop, hold_for_run(config.work_dir):
+    folder = config.work_dir
+    with stop_on_signals() as stop, hold_for_run(folder), writes_named(folder):
         found = find_checkpoint(config)
         said = check_resume(config)
         runner = build_runner(config, **kwargs)
+        _begun[:] = [runner] if _begun else []
         for line in filter(None, found):
             runner.logger.warning(line)
         for line in filter(None, [*said, without_validation(config)]):
@@ -178,7 +220,7 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
         raise PETLError(f'there is no checkpoint {checkpoint}')
-    from mmpetl.apis.delta import load_delta, read_plain
+    from mmpetl.apis.delta import check_complete, load_delta, read_plain
     from mmpetl.engine import DeltaCheckpointHook
     from mmpetl.engine.hooks.common import plain_model
 
@@ -188,7 +230,11 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     runner = build_runner(config, **kwargs)
     model = plain_model(runner)
     if not ours:
-        read_plain(model, checkpoint)
+        state, meta = read_plain(model, checkpoint)
+        if 'mmpetl' not in meta:  # a delta is held to the model where it is loaded
+            lacking = check_complete(model, state, checkpoint)
+            if lacking:
+                runner.logger.warning(lacking)
     checks = any(isinstance(hook, DeltaCheckpointHook) for hook in runner.hooks)
     # MMEngine itself would load a delta of anything, and leave out what does not fit.
     if ours or find_injected(model) and not checks:

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.records import Job, Record
 from mmpetl.core import registered_methods
+from mmpetl.core.boundary import read_json
 
 LOG = 'log.jsonl'
 PREDICTIONS = 'predictions.npz'
+
+
+class Efficiency(msgspec.Struct):
+    """What is read of ``efficiency.json``.
+
+    Attributes:
+        counts: Parameters by owner.
+        step_time_s: Median time of a step.
+    """
+
+    counts: dict[str, int] = {}
+    step_time_s: float | None = None
+
+
+class Base(msgspec.Struct):
+    """What is read of the record of an exported delta.
+
+    Attributes:
+        base: File of the base weights.
+        fingerprint: Their digest.
+    """
+
+    base: str | None = None
+    fingerprint: str | None = None
 
 
 def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
@@ -28,11 +54,12 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         last = [x['val'] for x in lines if 'val' in x]
         metrics = last[-1] if last else {}
     metrics = {k: v for k, v in metrics.items() if v is not None}
-    efficiency = {}
+    efficiency = Efficiency()
     path = folder / 'efficiency.json'
     if path.is_file():
-        efficiency = json.loads(path.read_text(encoding='utf-8'))
-    counts = efficiency.get('counts', {})
+        efficiency = read_json(path, Efficiency, 'record of costs')
+    base = _base(folder)
+    counts = efficiency.counts
     task, group = run_facts.task_of(job.recipe, config)
     primary = primary_of(metrics)
     record = Record(
@@ -49,10 +76,10 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         counts=counts,
         curves=curves_of(lines),
         config_hash=digest,
-        base=_base(folder),
+        base=base,
         preprocessing=run_facts.preprocessing_of(config),
         test_reads=reads,
-        step_seconds=efficiency.get('step_time_s') or _step_seconds(lines),
+        step_seconds=efficiency.step_time_s or _step_seconds(lines),
         device=run_facts.device(),
         versions=run_facts.versions(),
         commit=run_facts.commit(),
@@ -61,15 +88,20 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
 
 
 def last_test(folder: Path) -> tuple[dict[str, float], int]:
-    """The last metrics of the test set, and how often it was scored."""
+    """The last metrics of the test set, and how often it was scored.
+
+    A validation on it that a killed run has made again is the same, and counts once.
+    """
     from mmpetl.engine.hooks.run_log import read_run_log
 
-    metrics, reads = {}, 0
+    metrics, reads, steps = {}, 0, set()
     for line in read_run_log(folder / LOG):
         if 'test' in line:
             metrics = line['test']
-        reads += 'test' in line or bool(line.get('reads_test'))
-    return metrics, reads
+            reads += 1
+        elif line.get('reads_test'):
+            steps.add(line['step'])
+    return metrics, reads + len(steps)
 
 
 def with_times(record: Record, lines: list[dict[str, Any]]) -> Record:
@@ -136,8 +168,10 @@ def _step_seconds(lines: list[dict[str, Any]]) -> float | None:
     """Median time of a step as the log's times tell it, data loading included."""
     gaps = []
     for one, other in itertools.pairwise(x for x in lines if 'loss' in x):
-        if other['step'] > one['step'] and other['t'] > one['t']:
-            gaps.append((other['t'] - one['t']) / (other['step'] - one['step']))
+        steps = other['step'] - one['step']
+        seconds = other.get('t', 0.0) - one.get('t', 0.0)
+        if steps > 0 and seconds > 0:
+            gaps.append(seconds / steps)
     return statistics.median(gaps) if gaps else None
 
 
@@ -146,9 +180,8 @@ def _base(folder: Path) -> dict[str, Any]:
     path = folder / 'delta.json'
     if not path.is_file():
         return {}
-    data = json.loads(path.read_text(encoding='utf-8'))
-    name = data.get('base')
+    data = read_json(path, Base, 'record of a delta', finite=False)
     return {
-        'file': Path(name).name if name else None,
-        'fingerprint': data.get('fingerprint'),
+        'file': Path(data.base).name if data.base else None,
+        'fingerprint': data.fingerprint,
     }

@@ -145,6 +145,7 @@ def train_and_read(
     import torch
 
     from mmpetl.apis.run import build_runner
+    from mmpetl.engine.best import best_checkpoint
     from mmpetl.engine.hooks.predictions import PredictionsHook
 
     config = _prepare(config, folder)
@@ -166,11 +167,10 @@ def train_and_read(
         if job.stage == 'tune':
             _last_validation(runner, folder, log)
         else:
-            best = _kept_best(folder, runner.message_hub.get_info('best_ckpt', None))
+            best = best_checkpoint(folder)
             if best is not None:
                 # What such a protocol reports is the best of its readings.
                 runner.load_checkpoint(str(best))
-                log.write({'tested': best.name})
             runner.test()
     finally:
         forget(config.experiment_name)
@@ -178,64 +178,14 @@ def train_and_read(
 
 def _prepare(config: Any, folder: Path) -> Any:
     """A copy of the config with what the run needs and its result does not."""
+    from mmpetl.engine.latest import newest_checkpoint
+
     config = copy.deepcopy(config)
     config.experiment_name = f'{folder.name}-{os.getpid()}-{next(_runs)}'
-    config.resume = (folder / 'last_checkpoint').is_file()
+    config.resume = newest_checkpoint(folder)[0] is not None
     if config.resume:
         config.load_from = None
     return config
-
-
-def _kept_best(folder: Path, recorded: Any) -> Path | None:
-    """The best checkpoint that a run has recorded; None where it keeps none.
-
-    Names of files say nothing: ``epoch_9`` sorts behind ``epoch_10``, and a run that
-    was killed may have left the file of an earlier best.
-
-    Args:
-        folder: The run's, which may have been moved since.
-        recorded: ``best_ckpt`` of MMEngine's message hub.
-
-    Raises:
-        PETLError: There are such files and none of them is recorded, or the recorded
-            one is missing.
-    """
-    there = sorted(path.name for path in folder.glob('best_*.pth'))
-    if recorded is None:
-        if there:
-            raise PETLError(
-                f'{folder} holds {", ".join(there)}, and its run has recorded none of '
-                'them as the best; remove the folder to run it again'
-            )
-        return None
-    path = folder / Path(str(recorded)).name
-    if not path.is_file():
-        raise PETLError(
-            f'the run in {folder} has recorded {path.name} as the best checkpoint, and '
-            f'it is not there (there: {", ".join(there) or "none"}); remove the folder '
-            'to run it again'
-        )
-    return path
-
-
-def best_checkpoint(folder: Path) -> Path | None:
-    """The best checkpoint that a run's test has read; None where it was the last one.
-
-    Raises:
-        PETLError: Several ``best_*`` files are there and the log names none.
-    """
-    from mmpetl.engine.hooks.run_log import read_run_log
-
-    names = [x['tested'] for x in read_run_log(folder / LOG) if 'tested' in x]
-    if names:
-        return folder / Path(str(names[-1])).name
-    there = sorted(folder.glob('best_*.pth'))
-    if len(there) > 1:
-        raise PETLError(
-            f'{folder} holds {", ".join(p.name for p in there)}, and its log does not '
-            'say which of them was tested; remove the folder to run it again'
-        )
-    return there[0] if there else None
 
 
 def _last_validation(runner: Any, folder: Path, log: Any) -> None:
@@ -271,17 +221,16 @@ def forget(name: str) -> None:
 def export(config: Any, folder: Path) -> None:
     """Write the delta beside the record, from the checkpoint that was tested."""
     from mmpetl.apis.delta import delta_paths, export_delta
+    from mmpetl.engine.best import best_checkpoint
+    from mmpetl.engine.latest import newest_checkpoint
 
     out = folder / 'delta'
     if all(path.is_file() for path in delta_paths(out)):
         return
-    source = best_checkpoint(folder)
+    source = best_checkpoint(folder) or newest_checkpoint(folder)[0]
     if source is None:
-        pointer = folder / 'last_checkpoint'
-        if not pointer.is_file():
-            raise PETLError(
-                f'{folder.name} has no checkpoint to export; default_hooks.checkpoint '
-                'must save the last step (save_last=True)'
-            )
-        source = folder / Path(pointer.read_text(encoding='utf-8').strip()).name
+        raise PETLError(
+            f'{folder.name} has no checkpoint to export; default_hooks.checkpoint must '
+            'save the last step (save_last=True)'
+        )
     export_delta(source, config, out, metrics=last_test(folder)[0])

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 
 from mmpetl.benchmark.collect import primary_of
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import checked, read_json_lines, regular_file
+
+T = TypeVar('T')
 
 
 class Pruned(Exception):
@@ -63,32 +70,160 @@ def load_study(journal: str | os.PathLike, budget: int, seed: int, warmup: int) 
         budget: Trials in all; the sampler's and pruner's first phase depend on it.
         seed: Seed of the sampler.
         warmup: Steps before which nothing is pruned.
+
+    Raises:
+        PETLError: The journal is damaged, or a trial in it says what none can.
     """
     package = optuna()
+    check_journal(journal)
     backend = package.storages.journal.JournalFileBackend(
         str(journal), lock_obj=FileLock(str(journal))
     )
-    first = max(2, budget // 4)
-    sampler = package.samplers.TPESampler(
-        n_startup_trials=first, seed=seed, constant_liar=True
+    pruner = package.pruners.MedianPruner(
+        n_startup_trials=_startup(budget), n_warmup_steps=warmup
     )
-    pruner = package.pruners.MedianPruner(n_startup_trials=first, n_warmup_steps=warmup)
     try:
-        storage = package.storages.JournalStorage(backend)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        study = package.create_study(
+            storage=package.storages.JournalStorage(backend),
+            sampler=_sampler(budget, seed),
+            pruner=pruner,
+            study_name='search',
+            direction='maximize',
+            load_if_exists=True,
+        )
+        # Optuna takes what a journal says as it is, and meets it here first.
+        for trial in study.get_trials(deepcopy=False):
+            checked(_facts_of(trial), _Trial, f'trial {trial.number}')
+    except OSError:
+        raise
+    except Exception as error:  # Optuna answers a damaged journal with any
         reason = ' '.join(str(error).split())[:200]
+        kind = '' if isinstance(error, PETLError) else f'{type(error).__name__}: '
         raise PETLError(
-            f'the journal {journal} is damaged ({type(error).__name__}: {reason}); '
+            f'the journal {journal} is damaged ({kind}{reason}); remove the folder of '
+            'this search to begin it anew'
+        ) from None
+    return study
+
+
+class _Trial(msgspec.Struct):
+    """What a trial of a journal may say."""
+
+    params: dict[str, None | bool | int | float | str]
+    values: list[float] | None
+    reported: dict[str, float]
+
+
+def _facts_of(trial: Any) -> dict[str, Any]:
+    reported = {str(step): value for step, value in trial.intermediate_values.items()}
+    return {'params': trial.params, 'values': trial.values, 'reported': reported}
+
+
+def propose(
+    study: Any, suggest: Callable[[Any], T], budget: int, seed: int
+) -> tuple[int, T]:
+    """The next setting of a study, which its journal then holds whole.
+
+    It follows from the seed and from the trials that there are. A search that was
+    killed proposes what it would have proposed without that, and never finds half a
+    proposal in its journal.
+
+    Args:
+        study: As of :func:`load_study`.
+        suggest: Draws a setting from a trial of Optuna.
+        budget: As of :func:`load_study`.
+        seed: Seed of the search.
+
+    Returns:
+        Number of the trial, and what ``suggest`` has drawn.
+    """
+    package = optuna()
+    known = study.get_trials(deepcopy=False)
+    draft = package.create_study(
+        sampler=_sampler(budget, seed + len(known)), direction='maximize'
+    )
+    draft.add_trials(known)
+    trial = draft.ask()
+    setting = suggest(trial)
+    study.add_trial(
+        package.trial.create_trial(
+            state=package.trial.TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+        )
+    )
+    return len(known), setting
+
+
+def _startup(budget: int) -> int:
+    """Trials before the sampler and the pruner go by what others have reached."""
+    return max(2, budget // 4)
+
+
+def _sampler(budget: int, seed: int) -> Any:
+    return optuna().samplers.TPESampler(
+        n_startup_trials=_startup(budget), seed=seed, constant_liar=True
+    )
+
+
+class Operation(msgspec.Struct):
+    """What every line of a journal says, whatever it does.
+
+    Attributes:
+        op_code: What is done, as Optuna numbers it.
+        worker_id: Who does it.
+        study_id: With which study.
+        trial_id: With which trial.
+    """
+
+    op_code: Annotated[int, msgspec.Meta(ge=0, le=20)]
+    worker_id: str
+    study_id: int | None = None
+    trial_id: int | None = None
+
+
+def check_journal(path: str | os.PathLike) -> None:
+    """Hold the lines of a journal to their form before Optuna acts on them.
+
+    Half a line at the end is what a kill leaves. It is taken out, for what is written
+    next would go on in it.
+
+    Raises:
+        PETLError: A line is something else; it says which.
+    """
+    if not os.path.exists(path):
+        return
+    try:
+        regular_file(path, 'journal of a search')
+        _cut_half_a_line(path)
+        # Optuna writes NaN where a value is none.
+        for line in read_json_lines(path, Operation, 'journal', finite=False):
+            if isinstance(line, PETLError):
+                raise line
+    except PETLError as error:
+        raise PETLError(
+            f'the journal of the search is damaged: {error}; take the line out, or '
             'remove the folder of this search to begin it anew'
         ) from None
-    return package.create_study(
-        storage=storage,
-        sampler=sampler,
-        pruner=pruner,
-        study_name='search',
-        direction='maximize',
-        load_if_exists=True,
-    )
+
+
+def _cut_half_a_line(path: str | os.PathLike) -> None:
+    lock = FileLock(str(path))
+    lock.acquire()
+    try:
+        with open(path, 'rb+') as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - (1 << 20)))
+            last = file.read().rpartition(b'\n')[2]
+            if last:
+                file.truncate(size - len(last))
+                print_log(
+                    f'{path}: half of a last line is taken out, which a kill has left',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+    finally:
+        lock.release()
 
 
 class PruningHook(Hook):
@@ -101,8 +236,8 @@ class PruningHook(Hook):
         warmup: As of :func:`load_study`.
     """
 
-    # After the hook that writes the validation down.
-    priority = 'VERY_LOW'
+    # After the hook that writes the validation down, and like it before a checkpoint.
+    priority = 'LOW'
 
     def __init__(self, journal: str, trial: int, budget: int, warmup: int) -> None:
         package = optuna()

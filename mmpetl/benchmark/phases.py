@@ -10,7 +10,6 @@ says under ``phases``, by the name of each::
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.records import Job, write_json
 from mmpetl.core import PETLError, build_method, suggest
+from mmpetl.core.boundary import read_json
 from mmpetl.registry import LOOPS
 
 
@@ -62,7 +62,7 @@ def run_phases(job: Job, config: Any, folder: Path) -> bool:
         kind = type(build_method(method))
         args = {key: value for key, value in method.items() if key != 'type'}
         write_json(found, kind.after_phases(args, last))
-    args = json.loads(found.read_text(encoding='utf-8'))
+    args = read_json(found, dict[str, Any], 'method that phases have found')
     config.model.backbone.method = {'type': method['type'], **args}
     return True
 
@@ -71,13 +71,14 @@ def _run_phase(
     job: Job, loop: Any, settings: Mapping[str, Any], folders: Mapping[str, Path]
 ) -> None:
     from mmpetl.apis.run import build_runner
+    from mmpetl.engine.latest import newest_checkpoint
 
     folder = folders[loop.phase]
     folder.mkdir(parents=True, exist_ok=True)
     config = compose_job(dataclasses.replace(job, stage='tune'), folder)
     config.pop('phases', None)
     config.work_dir = str(folder)
-    config.resume = (folder / 'last_checkpoint').is_file()
+    config.resume = newest_checkpoint(folder)[0] is not None
     config.experiment_name = f'{folder.parents[1].name}-{loop.phase}'
     loop.prepare(config, settings, folders)
     build_runner(config, check_data=('train', 'val')).train()

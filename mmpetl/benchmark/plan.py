@@ -37,12 +37,12 @@ from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD, split_options
 from mmpetl.benchmark.plan_file import check_plain, read_yaml
-from mmpetl.benchmark.records import Job, write_json
+from mmpetl.benchmark.records import Job, check_job, write_json
 from mmpetl.benchmark.sizes import sizes
 from mmpetl.benchmark.trust import check_trusted
 from mmpetl.config.options import MOST_SEED
 from mmpetl.core import PETLError, registered_methods, suggest
-from mmpetl.core.boundary import read_json
+from mmpetl.core.boundary import checked, read_json
 
 ALL = 'all'
 PROTOCOLS = ('honest', 'published')
@@ -118,8 +118,7 @@ def read_plan(name: str | os.PathLike, **changes: Any) -> Plan:
             f'{", ".join(known)}; or name a .yaml file'
         )
     data = read_yaml(path)
-    if not isinstance(data, Mapping):
-        raise PETLError(f'{path} is no plan: it holds no keys (methods, recipes, ...)')
+    _need_keys(data, str(path))
     data = {'name': path.stem, **data}
     data |= {key: value for key, value in changes.items() if value is not None}
     return parse_plan(data, str(path))
@@ -131,6 +130,7 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
     Raises:
         PETLError: The first thing that is wrong, in a line.
     """
+    _need_keys(data, where)
     known = [f.name for f in fields(Plan)]
     for key in data:
         if key not in known:
@@ -175,6 +175,11 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
     for name in (*plan.settings, *plan.method_options):
         choose_methods([name])
     return plan
+
+
+def _need_keys(data: Any, where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise PETLError(f'{where} is no plan: it holds no keys (methods, recipes, ...)')
 
 
 def _check_texts(data: Mapping[str, Any], where: str) -> None:
@@ -465,7 +470,10 @@ def read_jobs(out: str | os.PathLike) -> tuple[list[Job], list[Refusal]]:
     """
     path = Path(out) / 'plan.json'
     try:
-        data = read_json(path, _Kept, 'resolved plan')
+        plain = read_json(path, dict[str, Any], 'resolved plan')
+        data = checked(plain, _Kept, f'{path}')
+        for job in plain['jobs']:
+            check_job(job, f'{path}')
     except FileNotFoundError:
         raise PETLError(
             f'{out} holds no plan.json; run a plan there first (tools/benchmark/run.py)'

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import MIB, check_depth, read_utf8
+from mmpetl.core.boundary import MIB, check_characters, check_depth, read_utf8
 
 MOST = 100_000
 """Values that a plan may hold, those that stand for others by an alias counted."""
@@ -36,10 +36,17 @@ def read_yaml(path: str | os.PathLike) -> Any:
         raise PETLError(f'cannot read the plan {path}: {reason}') from None
     except RecursionError:
         raise PETLError(f'the plan {path} is nested too deep') from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        # What a value is answered with that is none of its tag: !!timestamp x.
+        raise PETLError(
+            f'cannot read the plan {path}: a value is none of the type that its tag '
+            f'names ({type(error).__name__}); write it without a tag'
+        ) from None
     check_depth(data, f'the plan {path}')
     if _count(data, {}) > MOST:
         raise PETLError(f'the plan {path} holds more than {MOST} values')
     check_plain(data, f'the plan {path}')
+    check_characters(data, f'the plan {path}')
     return data
 
 

@@ -16,6 +16,7 @@ from mmpetl.benchmark.plan import Refusal, Resolved
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.sweep import Sweep
 from mmpetl.benchmark.task import is_final, outcome_of
+from mmpetl.core import PETLError
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,19 @@ def standing(jobs: Sequence[Job], out: str | os.PathLike, retries: int = 1) -> S
 
 def running_of(name: str, folder: Path) -> Running:
     """Where a run is, as the end of its log tells."""
-    import json
+    from mmpetl.engine.hooks.run_log import read_line
 
     step, of, seconds = 0, 0, 0.0
     with contextlib.suppress(OSError):
         with open(folder / LOG, 'rb') as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 2000))
-            lines = file.read().decode('utf-8', 'replace').splitlines()
+            lines = file.read().split(b'\n')
         for text in reversed(lines):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
+            line = None
+            with contextlib.suppress(PETLError):  # the sweep itself names it
+                line = read_line(text.decode(errors='replace'), LOG)
+            if line is not None:
                 seconds = max(seconds, line.get('t', 0.0))
                 if 'of' in line:
                     step, of = line['step'], line['of']

@@ -26,11 +26,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import checked, read_json
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 FORMAT = 1
 STATUSES = ('done', 'failed', 'pruned')
 
@@ -53,8 +56,8 @@ class Job:
     recipe: str
     method: str
     seed: int = 42
-    protocol: str = 'honest'
-    stage: str = 'final'
+    protocol: Literal['honest', 'published'] = 'honest'
+    stage: Literal['final', 'tune'] = 'final'
     options: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ''
     leaf: bool = False
@@ -121,7 +124,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     primary: str = ''
     ppt: float | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Count] = field(default_factory=dict)
     curves: dict[str, list[list[float | None]]] = field(default_factory=dict)
     config_hash: str = ''
     base: dict[str, Any] = field(default_factory=dict)
@@ -171,7 +174,9 @@ class Record:
         for name in data:
             if name not in known:
                 raise PETLError(f'{source} is not a record: it has {name!r}')
+        check_job(data.get('job'), source)
         record = checked(data, cls, source)
+        _check_names(record, source)
         for name, points in record.curves.items():
             if any(len(p) != 2 or p[0] is None for p in points):
                 raise PETLError(f'{source}: curves.{name} is no list of (step, value)')
@@ -183,6 +188,35 @@ class Record:
                 f'{", ".join(STATUSES)}'
             )
         return record
+
+
+def check_job(job: Any, source: str) -> None:
+    """Raise PETLError where a job of a file says what no job has."""
+    known = ['id', *(field.name for field in dataclasses.fields(Job))]
+    for name in job if isinstance(job, Mapping) else ():
+        if name not in known:
+            raise PETLError(f'{source}: job has {name!r}, which no job has')
+
+
+def _check_names(record: Record, source: str) -> None:
+    """Raise PETLError where a name could not be printed, or names nothing."""
+    job = record.job
+    names = {
+        **{key: getattr(job, key) for key in ('recipe', 'method', 'variant')},
+        **{key: getattr(record, key) for key in _PRINTED},
+        **{f'metrics.{key}': key for key in record.metrics},
+    }
+    for key, name in names.items():
+        if re.search(r'[\x00-\x1f\x7f]', name):
+            raise PETLError(f'{source}: {key} is {name!r}, with a control character')
+    if record.primary and record.metrics and record.primary not in record.metrics:
+        raise PETLError(
+            f'{source}: primary is {record.primary!r}, which is none of the metrics'
+        )
+
+
+_PRINTED = ('family', 'task', 'group', 'backbone', 'primary', 'device')
+"""Fields of a record that tables and pages print."""
 
 
 @dataclass
@@ -251,7 +285,9 @@ class RecordStore:
         """
         found: dict[str, Record] = {}
         self.left_out = []
-        for path in sorted(self.out.glob('runs/*/record.json')):
+        for path in sorted(p / 'record.json' for p in self.out.glob('runs/*')):
+            if not os.path.lexists(path):
+                continue  # a run that is not done
             try:
                 record = read_record(path)
             except (OSError, PETLError) as error:

@@ -26,7 +26,7 @@ from typing import Any
 
 from mmpetl.benchmark.executors import Executor
 from mmpetl.benchmark.job_config import compose_job
-from mmpetl.benchmark.optuna_study import load_study, optuna
+from mmpetl.benchmark.optuna_study import load_study, optuna, propose
 from mmpetl.benchmark.records import Job, Record, RecordStore, write_json
 from mmpetl.benchmark.spaces import (
     check_in_space,
@@ -134,12 +134,6 @@ class MethodSearch:
         """Optuna's."""
         if self._study is None:
             self._study = load_study(self.journal, self.budget, self.seed, self.warmup)
-            done = len(self._study.get_trials(deepcopy=False))
-            if done:
-                # A sampler that begins anew would propose its first settings again.
-                self._study = load_study(
-                    self.journal, self.budget, self.seed + done, self.warmup
-                )
         return self._study
 
     def _check_same(self) -> None:
@@ -194,9 +188,13 @@ class MethodSearch:
 
     def ask(self) -> Trial:
         """The next trial."""
-        proposal = self.study.ask()
-        options = suggest_from(proposal, self.space)
-        trial = Trial(proposal.number + 1, options, self._job(options))
+        number, options = propose(
+            self.study,
+            lambda proposal: suggest_from(proposal, self.space),
+            self.budget,
+            self.seed,
+        )
+        trial = Trial(number + 1, options, self._job(options))
         self.trials[trial.number] = trial
         return trial
 

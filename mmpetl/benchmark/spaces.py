@@ -8,6 +8,7 @@ from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD
 from mmpetl.core import PETLError, build_method, registered_methods
+from mmpetl.core.boundary import parse_json
 
 FALLBACK: Mapping[str, Any] = {
     'optim_wrapper.optimizer.lr': {'low': 1e-4, 'high': 3e-2, 'log': True},
@@ -61,9 +62,13 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Undo :func:`encode`."""
+    """Undo :func:`encode`.
+
+    Raises:
+        PETLError: It is marked as JSON, and is none.
+    """
     if isinstance(value, str) and value.startswith(MARK):
-        return json.loads(value.removeprefix(MARK))
+        return parse_json(value.removeprefix(MARK), place=f'the choice {value[:60]!r}')
     return value
 
 
@@ -77,15 +82,22 @@ def check_in_space(
     for key, value in options.items():
         values = space.get(key)
         if isinstance(values, Mapping):
-            plain = isinstance(value, int | float) and not isinstance(value, bool)
-            fits = plain and values['low'] <= value <= values['high']
+            low, high = values['low'], values['high']
+            whole = isinstance(low, int) and isinstance(high, int)
+            plain = isinstance(value, int if whole else int | float)
+            fits = plain and not isinstance(value, bool) and low <= value <= high
         else:
-            fits = value in (values or ())
+            # True is 1 to Python, and no number here.
+            fits = any(v == value for v in values or () if _of_a_kind(v, value))
         if not fits:
             raise PETLError(
                 f'{place}: {key}={value!r} is not in the search space; search in '
                 'another folder'
             )
+
+
+def _of_a_kind(one: Any, other: Any) -> bool:
+    return isinstance(one, bool) == isinstance(other, bool)
 
 
 def value_at(config: Any, key: str) -> Any:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmpetl.config.known import SCOPES, registered
+from mmpetl.config.registered import check_type
 from mmpetl.core import PETLError
 
 IMPORTING = (
@@ -99,15 +99,7 @@ def _entries(node: Any, place: str = '') -> Iterator[tuple[str, str, Any]]:
 
 
 def _check_name(name: Any, scope: Any, place: str) -> None:
-    if not isinstance(name, str):
-        raise PETLError(f'{place} needs the name of a registered type, got {name!r}')
-    prefix, _, last = name.rpartition('.')
-    if (not prefix or prefix in SCOPES) and last.isidentifier():
-        from mmpetl.core import registered_methods
-
-        if registered(name, scope(), quick=True) or last in registered_methods():
-            return
-    raise PETLError(
-        f'{place} names {name!r}, which no toolbox has registered; a plan names '
-        f'registered types only{TRUSTED}'
-    )
+    try:
+        check_type(name, place, scope())
+    except PETLError as error:
+        raise PETLError(f'{error}{TRUSTED}') from None

@@ -100,6 +100,9 @@ def lost(task: Task, note: str) -> Outcome:
 
 def tidy(folder: Path) -> None:
     """Remove what only a resumed run would need; the delta stays."""
+    from mmpetl.engine import best, latest
+
     for path in folder.rglob('*.pth'):
         path.unlink(missing_ok=True)
-    (folder / 'last_checkpoint').unlink(missing_ok=True)
+    for name in (latest.POINTER, best.NAME):
+        (folder / name).unlink(missing_ok=True)

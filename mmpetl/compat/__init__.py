@@ -10,6 +10,7 @@ Gap                                                    Closed in
 the mmaction2 wheel lacks ``localizers.drn``           `hooks`
 mmpretrain's multimodal models break on transformers   `hooks`
 mmcv with Pillow turns 16-bit grey pictures white      `hooks`, `pictures`
+MMEngine lays out a config for every checkpoint        `hooks`, `texts`
 torch refuses MMEngine's resume files                  `loading`
 MMEngine's launcher wants a GPU                        `distributed`
 =====================================================  ==============================

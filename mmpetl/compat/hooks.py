@@ -3,7 +3,8 @@
 Two finders join ``sys.meta_path``. The one at the end is asked only for modules that
 nothing else provides, so a compiled ``mmcv._ext`` or a complete mmaction2 is used
 untouched. The one at the front knows only the modules in which mmpretrain and mmaction2
-switch their multimodal models on, and the one in which mmcv decodes pictures.
+switch their multimodal models on, the one in which mmcv decodes pictures, and the one
+in which MMEngine lays out configs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SWITCHES = {
     'mmaction.utils.dependency': ('multimodal',),
 }
 PICTURES = 'mmcv.image.io'
+CONFIGS = 'mmengine.config.config'
 ORIGIN = 'mmpetl.compat'  # tells a stand-in from the real module
 
 
@@ -132,9 +134,16 @@ def _scale_pictures(module: ModuleType) -> None:
     pictures.correct_mmcv(module)
 
 
+def _format_once(module: ModuleType) -> None:
+    from . import texts
+
+    texts.format_once(module)
+
+
 _CORRECT: dict[str, Callable[[ModuleType], None]] = {
     **dict.fromkeys(SWITCHES, _set_switch),
     PICTURES: _scale_pictures,
+    CONFIGS: _format_once,
 }
 
 
@@ -177,3 +186,5 @@ def install_hooks() -> None:
             _set_switch(sys.modules[name])
     if PICTURES in sys.modules:
         _scale_pictures(sys.modules[PICTURES])
+    if CONFIGS in sys.modules:
+        _format_once(sys.modules[CONFIGS])

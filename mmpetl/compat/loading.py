@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import struct
-import zipfile
-import zlib
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,25 @@ import numpy as np
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 
-from .archives import check_calls, check_claims, check_expansion, check_regular
+from .archives import (
+    DAMAGED_ZIP,
+    check_calls,
+    check_claims,
+    check_expansion,
+    check_regular,
+    check_sums,
+)
 
 BROKEN = (
+    *DAMAGED_ZIP,
     ArithmeticError,
     AssertionError,
     AttributeError,
-    EOFError,
-    LookupError,
     MemoryError,
-    OSError,
-    RuntimeError,
+    SyntaxError,
     TypeError,
-    ValueError,
     pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
+    tokenize.TokenError,
 )
 """What torch, numpy, zipfile and pickle answer a cut, garbled or hostile file with."""
 
@@ -132,6 +132,7 @@ def load_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     check_regular(path)
     check_expansion(path)
     check_calls(path)
+    check_sums(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except BROKEN as error:

@@ -51,6 +51,8 @@ def read_config(path: str | os.PathLike) -> Any:
     if path.is_file():
         try:
             config = Config.fromfile(path)
+        except SystemExit as error:
+            raise PETLError(f'{path} exits ({error.code}), and is no config') from None
         except Exception as error:  # a config is Python, and raises what it likes
             raise PETLError(f'{path} cannot be read: {_reason(error, path)}') from None
         if 'tables' in config:
@@ -233,7 +235,12 @@ def _method_of(config: Any) -> Mapping[str, Any] | None:
     else:
         backbone = config.get('model', {}).get('backbone', {})
         method = backbone.get('method') if isinstance(backbone, Mapping) else None
-    return {'type': method} if isinstance(method, str) else method
+    if method is None:
+        return None
+    if not isinstance(method, Mapping):
+        build_method(method)  # a name, or it says what is wrong
+        return {'type': method}
+    return method
 
 
 def _check_method(config: Any) -> None:

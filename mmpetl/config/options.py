@@ -261,8 +261,48 @@ COUNTS: Mapping[str, int] = {
     'train_cfg.max_iters': 1,
     'train_cfg.val_interval': 1,
     'optim_wrapper.accumulative_counts': 1,
+    'log_processor.window_size': 1,
 }
 """Whole numbers and the least that each may be."""
+
+MOST_WORKERS = 512
+
+MAPPINGS = (
+    'model',
+    'data_preprocessor',
+    'default_hooks',
+    'env_cfg',
+    'log_processor',
+    'model_wrapper_cfg',
+    'optim_wrapper',
+    'optim_wrapper.optimizer',
+    'randomness',
+    'visualizer',
+    *(f'{phase}_{part}' for phase in ('train', 'val', 'test') for part in ('cfg',)),
+    *(f'{phase}_dataloader' for phase in ('train', 'val', 'test')),
+    *(f'{phase}_dataloader.sampler' for phase in ('train', 'val', 'test')),
+)
+"""Keys that hold a mapping, or an object that a script has built, or None."""
+
+LISTS = (
+    'custom_hooks',
+    'vis_backends',
+    *(f'{phase}_dataloader.dataset.pipeline' for phase in ('train', 'val', 'test')),
+)
+"""Keys that hold a list of mappings, or None."""
+
+PLAIN = (bool, int, float, str, bytes)
+
+
+def _check_shapes(config: Any) -> None:
+    """Refuse plain values where a mapping or a list belongs."""
+    for key in (*MAPPINGS, *LISTS):
+        value = _found(config, key.split('.'))
+        wanted = 'a list of dict(type=...)' if key in LISTS else 'dict(...)'
+        wrong = (*PLAIN, list, tuple) if key in MAPPINGS else (*PLAIN, dict)
+        if value is not _NOTHING and isinstance(value, wrong):
+            raise PETLError(f'{key} needs {wanted}, got {value!r}')
+
 
 MEASURES = ('optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay')
 """Finite numbers of at least 0."""
@@ -277,12 +317,21 @@ def check_values(config: Any) -> None:
         PETLError: A batch size, count, rate or seed that nothing can run with, or an
             optimizer that is not registered.
     """
+    _check_shapes(config)
     for key, least in COUNTS.items():
         value = _found(config, key.split('.'))
-        if value is _NOTHING or value is None:
+        own_batches = f'{key.partition(".")[0]}.batch_sampler'
+        if value is _NOTHING or (
+            value is None and _found(config, own_batches.split('.')) is not _NOTHING
+        ):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise PETLError(f'{key} needs a whole number >= {least}, got {value!r}')
+        if key.endswith('num_workers') and value > MOST_WORKERS:
+            raise PETLError(
+                f'{key} is {value:,}, each of them a process; at most {MOST_WORKERS} '
+                'are begun'
+            )
     for key in MEASURES:
         value = _found(config, key.split('.'))
         if value is _NOTHING or value is None:
@@ -290,6 +339,13 @@ def check_values(config: Any) -> None:
         plain = isinstance(value, int | float) and not isinstance(value, bool)
         if not plain or not math.isfinite(value) or value < 0:
             raise PETLError(f'{key} needs a finite number >= 0, got {value!r}')
+    norm = _found(config, ['optim_wrapper', 'clip_grad', 'max_norm'])
+    if isinstance(norm, int | float) and not norm > 0:
+        # Of a negative one, gradients would turn around.
+        raise PETLError(f'optim_wrapper.clip_grad.max_norm is > 0, got {norm!r}')
+    resume = _found(config, ['resume'])
+    if not (resume is _NOTHING or resume is None or isinstance(resume, bool)):
+        raise PETLError(f'resume is true or false, got {resume!r}; see load_from')
     seed = _found(config, ['randomness', 'seed'])
     if seed is not _NOTHING and seed is not None:
         whole = isinstance(seed, int) and not isinstance(seed, bool)
@@ -302,7 +358,10 @@ def check_values(config: Any) -> None:
 
 def _check_optimizer(config: Any) -> None:
     kind = _found(config, ['optim_wrapper', 'optimizer', 'type'])
-    imports = (config.get('custom_imports') or {}).get('imports') or ()
+    node = config.get('custom_imports') or {}
+    if not isinstance(node, Mapping):
+        raise PETLError(f'custom_imports needs dict(imports=[...]), got {node!r}')
+    imports = node.get('imports') or ()
     imports = [imports] if isinstance(imports, str) else imports
     ours = all(str(name).partition('.')[0] in SCOPES for name in imports)
     # What other modules register is theirs to know.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+_NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What Python answers a text with that it does not take for its own."""
+
 
 def read_text(text: str) -> dict[str, Any]:
     """The values of a config's ``pretty_text``.
@@ -16,17 +19,17 @@ def read_text(text: str) -> dict[str, Any]:
         text: What ``mmengine.config.Config.pretty_text`` gives.
 
     Returns:
-        Nothing where the text is no Python.
+        Nothing where the text is no Python, or nested deeper than it can be read.
     """
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+        return {
+            node.targets[0].id: _value(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+    except _NO_PYTHON:
         return {}
-    return {
-        node.targets[0].id: _value(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
 
 
 def _value(node: ast.expr) -> Any:
@@ -34,15 +37,22 @@ def _value(node: ast.expr) -> Any:
         if node.func.id == 'dict' and not node.args:
             return {k.arg: _value(k.value) for k in node.keywords}
     if isinstance(node, ast.Dict) and None not in node.keys:
-        return {
-            _value(k): _value(v) for k, v in zip(node.keys, node.values, strict=True)
-        }
+        return {_key(k): _value(v) for k, v in zip(node.keys, node.values, strict=True)}
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(v) for v in node.elts]
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):  # a call, or a set of lists
         return ast.unparse(node)
+
+
+def _key(node: ast.expr) -> Any:
+    try:
+        key = ast.literal_eval(node)
+        hash(key)
+    except (ValueError, TypeError):
+        return ast.unparse(node)
+    return key
 
 
 DATA = (
@@ -69,7 +79,7 @@ def is_data(text: str) -> bool:
     """
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
+    except _NO_PYTHON:
         return False
     nodes = list(ast.walk(tree))
     dicts = {n.func for n in nodes if isinstance(n, ast.Call) and not n.args}

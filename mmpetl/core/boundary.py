@@ -172,7 +172,35 @@ def parse_json(
         raise PETLError(f'{place} has the key {error.args[0]!r} twice') from None
     except ValueError as error:
         raise PETLError(f'{place} is damaged or no JSON ({error})') from None
-    return checked(value, kind, place)
+    found = checked(value, kind, place)
+    if _HALF.search(text):
+        check_characters(value, place)
+    return found
+
+
+_HALF = re.compile(r'\\u[dD][89a-fA-F]')
+"""How JSON writes a half of a character; two of them are one."""
+
+
+def check_characters(value: Any, place: str) -> None:
+    """Raise PETLError where a text of loaded data holds half of a character.
+
+    Such a text can neither be printed nor written to a file.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise PETLError(
+                f'{place} holds half of a character in {value[:60]!r}'
+            ) from None
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_characters(key, place)
+            check_characters(item, place)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_characters(item, place)
 
 
 def checked(value: Any, kind: type[T] | Any, place: str) -> T:
@@ -194,6 +222,12 @@ def checked(value: Any, kind: type[T] | Any, place: str) -> T:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         raise PETLError(f'{place}: {_plain(str(error))}') from None
+    except UnicodeEncodeError as error:
+        # JSON's \\ud800 alone, as a key or as the value of an enumeration.
+        raise PETLError(
+            f'{place} holds {error.object[:40]!r}, which is no text: half of a pair of '
+            'surrogates'
+        ) from None
 
 
 def check_depth(value: Any, place: str, depth: int = DEPTH) -> None:
@@ -214,7 +248,10 @@ def check_depth(value: Any, place: str, depth: int = DEPTH) -> None:
 
 
 def read_json_lines(
-    path: str | os.PathLike, kind: type[T] | Any = Any, what: str = 'file'
+    path: str | os.PathLike,
+    kind: type[T] | Any = Any,
+    what: str = 'file',
+    finite: bool = True,
 ) -> Iterator[T | PETLError]:
     """Every line of a file of JSON lines, or what is wrong with it.
 
@@ -230,7 +267,7 @@ def read_json_lines(
     for number, line in enumerate(whole.split(b'\n'), 1):
         if line.strip():
             try:
-                yield parse_json(line, kind, f'{path}, line {number}')
+                yield parse_json(line, kind, f'{path}, line {number}', finite)
             except PETLError as error:
                 yield error
 

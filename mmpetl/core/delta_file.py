@@ -69,6 +69,15 @@ Digest = Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{16}$')]
 Channel = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
+ClassName = Annotated[
+    str, msgspec.Meta(max_length=500, pattern=r'^[^\x00-\x1f\x7f]*\Z')
+]
+"""One that can be printed and drawn."""
+
+Metric = float | None | list[float | None]
+"""A figure, or one for each class; None where there was nothing to measure."""
+
+
 class RunRecord(msgspec.Struct):
     """What a delta says of itself, in a run's checkpoint too; more may stand beside."""
 
@@ -77,16 +86,16 @@ class RunRecord(msgspec.Struct):
     num_blocks: int
     base: str | None
     fingerprint: Digest
-    version: str | None = None
+    version: str = ''
     backbone: dict[str, Any] | None = None
     where: dict[str, Any] | list[dict[str, Any]] | None = None
-    sites: int | None = None
+    sites: int = 1
 
 
 class DataRecord(msgspec.Struct):
     """What a checkpoint or a delta says of its data."""
 
-    classes: list[str] | None = None
+    classes: list[ClassName] | None = None
     palette: list[tuple[Channel, Channel, Channel]] | None = None
 
 
@@ -94,12 +103,13 @@ class PublishedRecord(RunRecord, kw_only=True):
     """The json of a published delta."""
 
     tensors: Sealed
-    classes: list[str] | None = None
+    classes: list[ClassName] | None = None
     palette: list[tuple[Channel, Channel, Channel]] | None = None
     scope: str | None = None
     model: dict[str, Any] | None = None
     preprocessing: list[dict[str, Any]] | None = None
-    metrics: dict[str, Any] | None = None
+    preset: dict[str, Any] | None = None
+    metrics: dict[str, Metric] | None = None
 
 
 # ------------------------------------------------------------------------ keys
@@ -223,6 +233,7 @@ def write_delta_file(
             'sha256': hashlib.sha256(packed).hexdigest(),
         },
     }
+    check_record(whole, PublishedRecord, str(record))  # what is written can be read
     text = json.dumps(whole, indent=2, ensure_ascii=False) + '\n'
     write_all({weights: packed, record: text.encode()})
     return weights
@@ -292,7 +303,11 @@ def check_record(facts: Mapping[str, Any], kind: type[RunRecord], place: str) ->
 
 
 def check_kinds(tensors: Mapping[str, Tensor]) -> None:
-    """Raise PETLError for a tensor without plain values: sparse, quantised, meta."""
+    """Raise PETLError for a tensor without plain values.
+
+    These are sparse ones, quantised ones, those on the meta device, and numbers of 8
+    bits with a floating point, which mean nothing without a scale.
+    """
     for name, tensor in tensors.items():
         what = None
         if tensor.is_meta:
@@ -301,6 +316,8 @@ def check_kinds(tensors: Mapping[str, Tensor]) -> None:
             what = 'is sparse'
         elif tensor.is_quantized:
             what = 'is quantised'
+        elif tensor.is_floating_point() and tensor.element_size() < 2:
+            what = f'is {tensor.dtype}, which means nothing without its scale'
         if what is not None:
             raise PETLError(f'{name} {what}; save it as a plain tensor of numbers')
 

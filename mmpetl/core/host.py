@@ -23,7 +23,7 @@ from mmpetl.core.delta import Delta, Features
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import check_unmoved, converting
 from mmpetl.core.init_guard import KeptThroughInit
-from mmpetl.core.injection import Injection, deltas_of, find_submodule
+from mmpetl.core.injection import Injection, deltas_of, find_submodule, wholly
 from mmpetl.core.stack import Rows, Stack, affine_of
 
 Projection = nn.Module | Rows
@@ -517,10 +517,10 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     record.training = mode
     asked = backbone.training
     asleep = {name for name, slot in record.slots.items() if slot.frozen}
+    whole = wholly(backbone, lambda param: param.requires_grad)
 
     def visit(module: nn.Module, parent: bool) -> None:
-        params = [p for n, p in module.named_parameters() if 'petl' not in n.split('.')]
-        trains = all(p.requires_grad for p in params) if params else parent
+        trains = whole.get(module, parent)
         by_host = module.training
         module.training = by_host and trains
         if record.frozen_drop_path and type(module).__name__ == 'DropPath':

@@ -7,7 +7,7 @@ It stands at the module with the sites and knows no host; ``inject`` writes it,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,11 +132,12 @@ def moving_statistics(module: nn.Module, trained: Set[str]) -> set[str]:
         module: A backbone.
         trained: Names of its base parameters that train.
     """
+    ids = {id(p) for n, p in module.named_parameters() if n in trained}
+    whole = wholly(module, lambda param: id(param) in ids)
     found: set[str] = set()
 
     def visit(part: nn.Module, path: str, parent: bool) -> None:
-        names = {f'{path}{n}' for n, _ in part.named_parameters() if not _added(n)}
-        moves = names <= trained if names else parent
+        moves = whole.get(part, parent)
         if moves and getattr(part, 'running_mean', None) is not None:
             kept = set(part._buffers) - part._non_persistent_buffers_set
             found.update(f'{path}{n}' for n in kept if part._buffers[n] is not None)
@@ -148,8 +149,29 @@ def moving_statistics(module: nn.Module, trained: Set[str]) -> set[str]:
     return found
 
 
-def _added(name: str) -> bool:
-    return 'petl' in name.split('.')
+def wholly(
+    module: nn.Module, holds: Callable[[nn.Parameter], bool]
+) -> dict[nn.Module, bool]:
+    """Modules with parameters of the base, and whether something holds of all of them.
+
+    Args:
+        module: A backbone, with or without deltas.
+        holds: Asked of every parameter that belongs to no delta.
+    """
+    found: dict[nn.Module, bool] = {}
+
+    def visit(part: nn.Module) -> None:
+        answers = [holds(p) for p in part._parameters.values() if p is not None]
+        for name, child in part.named_children():
+            if name != 'petl':
+                visit(child)
+                if child in found:
+                    answers.append(found[child])
+        if answers:
+            found[part] = all(answers)
+
+    visit(module)
+    return found
 
 
 def record_of(module: nn.Module) -> Injection | None:

@@ -299,6 +299,11 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
         return config
     if isinstance(config, type) and issubclass(config, Method):
         return config()
+    if not isinstance(config, str | Mapping):
+        raise PETLError(
+            f'a method is a name or dict(type=..., ...), got {config!r}; several that '
+            'share a backbone are injected one after another'
+        )
     args = {'type': config} if isinstance(config, str) else dict(config)
     name = args.pop('type', None)
     if isinstance(name, type) and issubclass(name, Method):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from mmpetl.core.errors import PETLError
+
+_NUMBER = re.compile('[0-9]{1,18}')
+"""A number of a block; ``²`` is a digit to Python, and no number."""
 
 
 def as_patterns(layers: str | Iterable[str] | None) -> tuple[str, ...] | None:
@@ -102,7 +106,7 @@ def nearest(pattern: str, names: Iterable[str]) -> str:
         parts = name.split('.')
         tails[name] = None
         for k in range(1, min(3, len(parts)) + 1):
-            if not parts[-k].isdigit():
+            if not _NUMBER.fullmatch(parts[-k]):
                 tails[f'*.{".".join(parts[-k:])}'] = None
     near = difflib.get_close_matches(plain, tails, n=1, cutoff=0.5)
     return f' Did you mean {near[0]!r}?' if near else ''
@@ -129,7 +133,7 @@ def in_short(
     for place in range(depth):
         groups: dict[Any, list[tuple[tuple[str, ...], int]]] = {}
         for parts, fact, count in rows:
-            numbered = place < len(parts) and parts[place].isdigit()
+            numbered = place < len(parts) and bool(_NUMBER.fullmatch(parts[place]))
             rest = (*parts[:place], None, *parts[place + 1 :]) if numbered else parts
             groups.setdefault((rest, fact), []).append((parts, count))
         rows = []

@@ -452,8 +452,9 @@ def _load_descriptions(module: nn.Module) -> list[SiteMap]:
     importing an OpenMMLab package takes seconds.
     """
     roots = {cls.__module__.partition('.')[0] for cls in type(module).__mro__}
+    roots &= sys.modules.keys()
     for stem in _descriptions():
-        if stem.partition('_')[0] in roots & set(sys.modules):
+        if stem.partition('_')[0] in roots:
             importlib.import_module(f'mmpetl.backbones.{stem}')
     return [cls() for cls in dict.fromkeys(BACKBONES.module_dict.values())]
 

@@ -26,6 +26,9 @@ _XML_LIMIT = 16 << 20
 # --- {picture: class id} -----------------------------------------------------
 
 
+_LARGEST = 2**31 - 1
+
+
 def parse_classes(data: bytes, place: str) -> dict[str, int]:
     """The object ``{picture: class id}`` of the fine-grained sets.
 
@@ -38,7 +41,10 @@ def parse_classes(data: bytes, place: str) -> dict[str, int]:
     """
     try:
         entries = parse_json(data, dict[str, int | str], place)
-        return {key: _class_id(key, value) for key, value in entries.items()}
+        found = {key: _class_id(key, value) for key, value in entries.items()}
+        if not found:
+            raise PETLError('it names no picture')
+        return found
     except PETLError as error:
         why = str(error).removeprefix(place).lstrip(': ')
         raise PETLError(
@@ -48,8 +54,11 @@ def parse_classes(data: bytes, place: str) -> dict[str, int]:
 
 def _class_id(key: str, value: int | str) -> int:
     number = as_label(value) if isinstance(value, str) else value
-    if number is None:
-        raise PETLError(f"'{key}' has the class id {value!r}, expected an integer")
+    if number is None or abs(number) > _LARGEST:
+        raise PETLError(
+            f"'{key}' has the class id {str(value)[:40]!r}, expected an integer of at "
+            'most 32 bits'
+        )
     return number
 
 
@@ -105,7 +114,11 @@ class _FilesOnly(msgspec.Struct):
         file_name: str
 
     images: list[Name]
+    annotations: list[msgspec.Raw]
 
+
+_LONG = 200
+"""Bytes of polygons that hold three points at least."""
 
 _MASK = msgspec.json.Decoder(list[list[float]] | Rle | None)
 
@@ -246,12 +259,27 @@ def remarks_of_coco(found: CocoFile, place: str) -> list[str]:
         # Files of 2017 round to hundredths of a pixel.
         if min(x, y) < -1 or x + width > across + 1 or y + height > down + 1:
             beyond.append(entry.id)
-    if not beyond:
-        return []
+    small = [e.id for e in found.annotations or () if min(e.bbox[2:]) < 1]
+    flat = [e.id for e in found.annotations or () if _is_flat(e.segmentation)]
     return [
-        f'{place}: {len(beyond)} boxes reach beyond their picture by more than a '
-        f'pixel, annotation {beyond[0]} for one'
+        f'{place}: {len(ids)} {what}, annotation {ids[0]} for one'
+        for ids, what in (
+            (beyond, 'boxes reach beyond their picture by more than a pixel'),
+            (small, 'boxes are smaller than a pixel and are left out'),
+            (flat, 'segmentations have no polygon of three points and are left out'),
+        )
+        if ids
     ]
+
+
+def _is_flat(segmentation: msgspec.Raw) -> bool:
+    """Whether it is polygons, none of which has three points."""
+    if len(segmentation) > _LONG:
+        return False
+    polygons = _MASK.decode(segmentation)
+    if not isinstance(polygons, list) or not polygons:
+        return False
+    return all(len(points) < 6 or len(points) % 2 for points in polygons)
 
 
 # --- PASCAL VOC --------------------------------------------------------------
@@ -270,11 +298,13 @@ class VocFile:
 
     Args:
         size: Width and height; None where the file does not say.
+        beyond: Whether a box reaches beyond that size by more than a pixel.
         objects: Class name and whether it counts, of each object.
     """
 
     size: tuple[int, int] | None = None
     objects: list[tuple[str, bool]] = field(default_factory=list)
+    beyond: bool = False
 
 
 def read_voc(path: Path) -> VocFile:
@@ -316,8 +346,13 @@ def read_voc(path: Path) -> VocFile:
                 f'{place} has the box {_tuple(box)}, outside of the stated size '
                 f'{found.size[0]} x {found.size[1]}'
             )
+        if found.size:
+            across, down = found.size
+            found.beyond |= box.xmax > across + 1 or box.ymax > down + 1
         difficult = entry.findtext('difficult')
         flag = 0 if difficult is None else _whole(difficult, f'{place}, difficult')
+        if flag not in (0, 1):
+            raise PETLError(f'{place} has difficult {flag}, expected 0 or 1')
         found.objects.append((name, not flag))
     return found
 

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.registry import DATASETS as ALL_DATASETS
+from PIL import Image
 
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_utf8, regular_file
 from mmpetl.datasets.annotations import CocoFile, read_coco, read_voc, remarks_of_coco
 from mmpetl.datasets.lines import as_label, is_file, repeats
+from mmpetl.datasets.maps import fault_of_form
 
 
 @dataclass
@@ -275,14 +278,57 @@ def _check_segmentation(cfg: Mapping[str, Any], asked: _Asked) -> int:
     if maps is not None:
         _need_folder(maps, cfg)
     for where, stem in stems:
-        if cfg.get('ann_file') and not is_file(images / (stem + image_suffix)):
+        if not is_file(images / (stem + image_suffix)):
             missing = images / (stem + image_suffix)
             raise PETLError(f"{where}: there is no file '{missing}'.")
         if maps is not None and not is_file(maps / (stem + map_suffix)):
             raise PETLError(f"{where}: there is no map '{maps / (stem + map_suffix)}'.")
     if cfg.get('ann_file'):
         asked.remarks += repeats(((stem, None) for _, stem in stems), str(ann_file))
+    elif maps is not None:
+        alone = {p.relative_to(maps) for p in maps.rglob(f'*{map_suffix}')}
+        alone -= {Path(stem + map_suffix) for _, stem in stems}
+        if alone:
+            asked.remarks.append(
+                f"{maps}: {len(alone)} maps have no picture, '{min(alone)}' for one"
+            )
+    if maps is not None:
+        ignored = {255} | ({0} if _drops_zero(cfg, cls) else set())
+        some = stems[:: max(1, len(stems) // _LOOKED_AT)]
+        if not any(_labelled(maps / (s + map_suffix), ignored) for _, s in some):
+            asked.remarks.append(
+                f'{maps}: none of the {len(some)} maps that were looked at holds a '
+                'label that counts'
+            )
     return len(stems)
+
+
+_LOOKED_AT = 5
+"""Maps of a set, evenly spread, that are opened before a run."""
+
+
+def _drops_zero(cfg: Mapping[str, Any], cls: Any) -> bool:
+    """Whether label 0 counts for none, as the config says or the set's signature."""
+    given = cfg.get('reduce_zero_label')
+    if given is not None:
+        return bool(given)
+    for ancestor in cls.__mro__:
+        init = ancestor.__dict__.get('__init__')
+        found = inspect.signature(init).parameters if init else {}
+        if 'reduce_zero_label' in found:
+            return found['reduce_zero_label'].default is True
+    return False
+
+
+def _labelled(path: Path, ignored: set[int]) -> bool:
+    """Whether a map holds a label that counts; one of another form may."""
+    try:
+        with Image.open(path) as picture:
+            return fault_of_form(picture) is not None or not ignored.issuperset(
+                np.unique(np.asarray(picture)).tolist()
+            )
+    except (OSError, ValueError, SyntaxError):
+        return True  # its reader says what is wrong
 
 
 def _default_suffixes(cls: Any) -> dict[str, str]:
@@ -352,7 +398,7 @@ def _check_xml(cfg: Mapping[str, Any], asked: _Asked) -> int:
     root = _join(cfg, (cfg.get('data_prefix') or {}).get('sub_data_root', ''))
     names = set(_class_names(cfg, asked.scope))
     lines = _lines(ann_file)
-    counted, sizeless = 0, []
+    counted, sizeless, beyond = 0, [], []
     for number, image_id in lines:
         where = f'{ann_file}:{number}'
         image = root / cfg.get('img_subdir', 'JPEGImages') / f'{image_id}.jpg'
@@ -373,6 +419,8 @@ def _check_xml(cfg: Mapping[str, Any], asked: _Asked) -> int:
             counted += counts
         if found.size is None:
             sizeless.append(xml)
+        if found.beyond:
+            beyond.append(xml)
     if not counted:
         raise PETLError(
             f"The annotations that '{ann_file}' lists hold no object that counts."
@@ -381,6 +429,11 @@ def _check_xml(cfg: Mapping[str, Any], asked: _Asked) -> int:
         asked.remarks.append(
             f"{ann_file}: {len(sizeless)} annotations state no size, '{sizeless[0]}' "
             'for one; it is read off the pictures'
+        )
+    if beyond:
+        asked.remarks.append(
+            f'{ann_file}: {len(beyond)} annotations have boxes beyond their picture, '
+            f"'{beyond[0]}' for one"
         )
     asked.remarks += repeats(((name, None) for _, name in lines), str(ann_file))
     return len(lines)

@@ -46,6 +46,9 @@ def fault_of_stored(path: Path) -> str | None:
             labels = np.asarray(picture)
     except UnidentifiedImageError:
         return None  # a format of the reader's own
+    except Exception as error:  # decoders raise whatever they like
+        lines = str(error).splitlines() or ['']
+        return f'cannot be decoded ({type(error).__name__}: {lines[0]})'
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most > _MOST:
         odd = most if most > _MOST else least

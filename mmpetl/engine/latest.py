@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmpetl.compat.archives import DAMAGED_ZIP, check_expansion, check_sums
 from mmpetl.core import PETLError
 
 POINTER = 'last_checkpoint'
@@ -32,13 +32,20 @@ def damage(path: Path) -> str | None:
         with path.open('rb') as file:
             if file.read(2) != b'PK':
                 return 'it is no checkpoint'
+        try:
+            check_expansion(path)  # every member is unpacked
+        except ValueError as error:
+            return str(error).replace(f'{path} ', 'it ', 1)
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
-        return 'it is cut or damaged'
+            archive.infolist()
+        check_sums(path)
     except OSError as error:
-        return f'it cannot be read ({error.strerror})'
-    return f'its part {bad} is damaged' if bad else None
+        if error.errno is not None and error.strerror:
+            return f'it cannot be read ({error.strerror})'
+        return 'it is cut or damaged'
+    except DAMAGED_ZIP:
+        return 'it is cut or damaged'
+    return None
 
 
 def newest_checkpoint(
@@ -93,6 +100,24 @@ def newest_checkpoint(
         f'{folder} cannot be resumed: no checkpoint in it is whole '
         f'({"; ".join(left[:3])}); begin again without --resume in another work_dir'
     )
+
+
+def left_to_resume(
+    folder: str | os.PathLike, hook: Mapping[str, Any] | None = None
+) -> str:
+    """What a run that ends here goes on from, in words for its last line.
+
+    Args:
+        folder: The work folder.
+        hook: As of :func:`newest_checkpoint`.
+    """
+    try:
+        newest, _ = newest_checkpoint(folder, hook)
+    except PETLError:
+        newest = None
+    if newest is None:
+        return 'there is no whole checkpoint'
+    return f'the newest whole checkpoint is {newest.name}, and --resume goes on from it'
 
 
 def _pointer(path: Path) -> tuple[str | None, str]:

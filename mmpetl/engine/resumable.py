@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import checked
+from mmpetl.core.delta_file import check_values
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 LOOKED_AT = 2000
@@ -106,6 +107,7 @@ class LoadedFile(msgspec.Struct):
 
     state_dict: dict[str, Any]
     meta: dict[str, Any] | None = None
+    ema_state_dict: dict[str, Any] | None = None
 
 
 def check_loaded(checkpoint: Any, place: str) -> None:
@@ -120,6 +122,9 @@ def check_loaded(checkpoint: Any, place: str) -> None:
     if 'state_dict' in checkpoint or 'meta' in checkpoint:
         checked(_fields(checkpoint, LoadedFile), LoadedFile, place)
         _check_tensors(checkpoint['state_dict'], f'{place}: state_dict')
+        average = checkpoint.get('ema_state_dict')
+        if average is not None:
+            _check_tensors(average, f'{place}: ema_state_dict')
         facts = (checkpoint.get('meta') or {}).get('mmpetl')
         if facts is not None:
             checked(facts, DeltaFacts, f'{place}: meta.mmpetl')
@@ -179,6 +184,58 @@ def check_resumable(checkpoint: Any, place: str, seed: int | None = None) -> lis
     ]
 
 
+AVERAGED = 'module.'
+"""What keys of MMEngine's average begin with."""
+
+
+def check_average(checkpoint: Mapping[str, Any], model: nn.Module, place: str) -> None:
+    """Hold MMEngine's average of the weights to the model that is to take it up.
+
+    Args:
+        checkpoint: One that :func:`check_loaded` let pass.
+        model: The model, without wrappers.
+        place: The file, for messages.
+
+    Raises:
+        PETLError: The average lacks a weight that the checkpoint has, or a value is of
+            another shape or kind, or not finite.
+    """
+    average = checkpoint.get('ema_state_dict')
+    if average is None:
+        return
+    place = f'{place}: ema_state_dict'
+    for name in checkpoint['state_dict']:
+        key = f'{AVERAGED}{name.removeprefix("module.")}'
+        if key not in average:
+            raise PETLError(f'{place} lacks {key}, so the run cannot go on from it')
+    here = model.state_dict()
+    expected = {f'{AVERAGED}{name}': value for name, value in here.items()}
+    check_fits(average, expected, place)
+
+
+def check_fits(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], place: str
+) -> None:
+    """Raise PETLError unless tensors have the shapes and kinds of those of their names.
+
+    Args:
+        tensors: What was loaded; one without a counterpart is held to be plain and
+            finite alone.
+        expected: Tensors that are to take them.
+        place: Where they come from, for messages.
+    """
+    for name, value in tensors.items():
+        if name in expected and value.shape != expected[name].shape:
+            raise PETLError(
+                f'{place}: {name} has shape {tuple(value.shape)}, wanted '
+                f'{tuple(expected[name].shape)}; it is of another model'
+            )
+    try:
+        check_values(tensors, expected)
+    except PETLError as error:
+        raise PETLError(f'{place}: {error}') from None
+
+
 def check_run(
     checkpoint: Mapping[str, Any],
     place: str,
@@ -222,7 +279,9 @@ def check_run(
             )
         said.append(f'{what}, which the run does not save: it begins anew there')
     if checkpoint.get('optimizer') is not None:
-        _check_optimizer(checkpoint['optimizer'], runner.optim_wrapper, place)
+        # Gradients that are pending may be those of the very first step.
+        steps = 0 if any(checkpoint.get('gradients') or ()) else meta['iter']
+        _check_optimizer(checkpoint['optimizer'], runner.optim_wrapper, place, steps)
     if checkpoint.get('param_schedulers') is not None:
         _check_schedulers(checkpoint['param_schedulers'], runner, place)
     _check_gradients(checkpoint.get('gradients') or (), runner.model, place)
@@ -301,6 +360,7 @@ def _check_names_of_files(info: Mapping[str, Any], place: str) -> None:
         'best_ckpt': str | None,
         'best_metrics': list[str],
         'keep_ckpt_ids': list[Count],
+        'outdated_ckpt_ids': list[Count],
     }
     for key, value in info.items():
         name = 'best_ckpt' if key.startswith('best_ckpt') else key
@@ -355,7 +415,15 @@ MOMENTS = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer', 'square
 """Entries of an optimizer that have the shape of their parameter."""
 
 
-def _check_optimizer(saved: Mapping[str, Any], wrapper: Any, place: str) -> None:
+def _keeps_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has something of each parameter after its first step."""
+    group = optimizer.param_groups[0]
+    return 'betas' in group or bool(group.get('momentum'))
+
+
+def _check_optimizer(
+    saved: Mapping[str, Any], wrapper: Any, place: str, steps: int
+) -> None:
     """Raise PETLError unless a state fits one optimizer; several check themselves."""
     optimizer = getattr(wrapper, 'optimizer', None)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -369,6 +437,11 @@ def _check_optimizer(saved: Mapping[str, Any], wrapper: Any, place: str) -> None
         raise PETLError(
             f'{place}: the optimizer is of groups with {_short(there)} parameters, '
             f'this run has {_short(here)}; give the settings of the run again'
+        )
+    if not given.state and steps and _keeps_state(optimizer):
+        raise PETLError(
+            f'{place}: optimizer.state is empty after {steps} iterations, so what '
+            f'follows would differ; load_from={place} takes its weights'
         )
     params = [p for group in optimizer.param_groups for p in group['params']]
     ids = [i for group in given.param_groups[: len(here)] for i in group.params]

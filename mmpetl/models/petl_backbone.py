@@ -125,7 +125,9 @@ def build_foreign(config: Mapping[str, Any]) -> nn.Module:
     except TypeError as error:
         if 'argument' not in str(error):
             raise
-        reason = str(error).rpartition('__init__() ')[2]
+        _, found, reason = str(error).rpartition('__init__() ')
+        if not found:
+            reason = f'cannot be built: {error}'
         raise PETLError(f'the backbone {kind!r} {reason}') from error
 
 
@@ -291,7 +293,9 @@ def _filling(
     inflate = bool(getattr(module, 'pretrained2d', False))
     if inflate:
         checkpoint, own = checkpoint or own, None
-        if checkpoint is None:
+        if checkpoint is None and not (source or {}).get('pretrained2d'):
+            inflate = False  # the default of its class, which starts at random then
+        elif checkpoint is None:
             raise PETLError(
                 f'{type(module).__name__} with pretrained2d=True wants to inflate the '
                 'weights of an image Swin; name them as `checkpoint` of '

@@ -128,6 +128,19 @@ def test_metrics_come_from_best_checkpoints_only(bench):
         torch.save(content, bench.folder / name)
         assert apis.read_delta(bench.folder / name).metrics == metrics
 
+    path = bench.folder / 'best_top1_epoch_2.pth'
+    for hub, message in (
+        ([1], 'holds no log_scalars'),
+        ({'log_scalars': 7}, 'holds no log_scalars'),
+        ({'log_scalars': {'val/top1': 7.0}}, 'val/top1 is no buffer with a value'),
+        ({'log_scalars': {'val/top1': HistoryBuffer()}}, 'no buffer with a value'),
+    ):
+        torch.save({**content, 'message_hub': hub}, path)
+        with pytest.raises(PETLError, match=message):
+            apis.read_delta(path)
+    torch.save({**content, 'message_hub': None}, path)
+    assert apis.read_delta(path).metrics == {}
+
 
 def refusal(model, path) -> str:
     before = {k: v.clone() for k, v in model.state_dict().items()}

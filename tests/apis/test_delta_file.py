@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -163,12 +164,51 @@ def test_a_record_of_another_shape_is_refused(tmp_path):
         ({'fingerprint': 'x'}, 'fingerprint: expected str matching regex'),
         ({'classes': [{'a': 1}]}, r'classes\[0\]: expected str, got object'),
         ({'palette': [[0, 0, 256]]}, r'palette\[0\]\[2\]: expected int <= 255'),
+        ({'classes': ['a\n']}, r'classes\[0\]: expected str matching'),
+        ({'classes': ['\x1b[2J']}, r'classes\[0\]: expected str matching'),
+        ({'classes': ['a' * 501]}, r'classes\[0\]: expected str of length <= 500'),
         ({'metrics': []}, 'metrics: expected object | null, got array'),
+        ({'metrics': {'a': 'x'}}, 'metrics'),
+        ({'metrics': {'a': {'b': 1}}}, 'metrics'),
+        ({'version': None}, 'version: expected str, got null'),
+        ({'sites': None}, 'sites: expected int, got null'),
+        ({'preset': 'half'}, 'preset: expected object | null, got str'),
         ({'format': 2}, 'has format 2, this mmpetl reads 1'),
     ):
         record.write_text(json.dumps({**good, **change}))
         with pytest.raises(PETLError, match=line):
             read_delta_file(path)
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path):
+    tensors = {'a': torch.ones(1)}
+    for bad in ({'metrics': {'a': 'x'}}, {'classes': ['a\0b']}, {'scope': 7}):
+        with pytest.raises(PETLError, match=r'x\.json: '):
+            write_delta_file(tmp_path / 'x', tensors, {**FACTS, **bad})
+        assert not list(tmp_path.iterdir())
+    good = {'a': 1, 'b': None, 'c': [1.5, None], 'd': float('nan')}
+    path = write_delta_file(tmp_path / 'x', tensors, {**FACTS, 'metrics': good})
+    assert read_delta_file(path)[1]['metrics']['c'] == [1.5, None]
+
+
+def test_figures_of_any_kind_of_number_are_exported(bench):
+    model = bench.tuned(bench.config({'type': 'SSF'}))
+    figures = {'a': np.float32(0.5), 'b': torch.tensor(2.0), 'c': np.ones(2), 'd': 3}
+    path = apis.export_delta(model, None, bench.folder / 'x', metrics=figures)
+    assert apis.read_delta(path).metrics == {'a': 0.5, 'b': 2.0, 'c': [1, 1], 'd': 3}
+
+
+def test_names_of_another_number_of_classes_are_said(bench, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'mmpetl.apis.delta.print_log', lambda line, **more: said.append(line)
+    )
+    config = bench.config({'type': 'SSF'})
+    model = bench.tuned(config)
+    model.dataset_meta = {'classes': ['w', 'x']}
+    path = apis.export_delta(model, config, bench.folder / 'x')
+    apis.load_delta(model, path)
+    assert 'names 2 classes, the model has 4' in said[-1]
 
 
 def test_a_model_is_exported_without_a_config(bench):

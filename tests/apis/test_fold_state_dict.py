@@ -137,6 +137,41 @@ def test_what_does_not_fit_is_refused(bench, folded):
         apis.fold_state_dict(path, weights)
 
 
+@pytest.mark.parametrize(
+    ('place', 'value', 'message'),
+    [
+        ('scope', '../../x', r"scope is '\.\./\.\./x', expected one of"),
+        ('arch.embed_dims', 10**9, 'cannot be built: RuntimeError'),
+        ('arch.num_layers', 10**6, 'has more than 8,000 modules'),
+        ('patch_size', 0, 'cannot be built: ZeroDivisionError'),
+        ('patch_size', 'x', r'delta\.safetensors: backbone: .*patch|tuple of ints'),
+    ],
+)
+def test_a_backbone_that_cannot_be_is_refused(bench, folded, place, value, message):
+    _, base, path, _ = folded
+    facts = path.with_suffix('.json')
+    record = json.loads(facts.read_text())
+    node = record['model']['backbone']['backbone']
+    node['arch'] = {'embed_dims': 32, 'num_layers': 2, 'num_heads': 2}
+    node['arch']['feedforward_channels'] = 32
+    *way, last = place.split('.')
+    node = record if place == 'scope' else node
+    for key in way:
+        node = node[key]
+    node[last] = value
+    facts.write_text(json.dumps(record))
+    with pytest.raises(PETLError, match=message) as error:
+        apis.fold_state_dict(path, torch.load(base, weights_only=True))
+    assert '\n' not in str(error.value)
+
+
+def test_a_base_of_whole_numbers_is_not_folded(bench, folded):
+    _, base, path, _ = folded
+    weights = torch.load(base, weights_only=True)
+    with pytest.raises(PETLError, match='is torch.int8 in the base'):
+        apis.fold_state_dict(path, {k: v.char() for k, v in weights.items()})
+
+
 def test_a_delta_that_names_no_backbone_says_what_to_do(bench, folded):
     _, base, path, _ = folded
     facts = path.with_suffix('.json')

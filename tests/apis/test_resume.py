@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from mmpetl.apis.resume import check_resume, differences
-from mmpetl.config.text import read_text
+from mmpetl.config.text import is_data, read_text
 from mmpetl.core import PETLError
 from mmpetl.engine.resuming import rng_state
 
@@ -144,3 +144,18 @@ def test_what_a_config_prints_is_read_as_it_was():
     assert read == read_text(again.pretty_text)
     assert read['optim_wrapper'] == again.to_dict()['optim_wrapper']
     assert list(differences(read, read)) == []
+
+
+@pytest.mark.parametrize(
+    'text', ['-' * 5000 + '1', '(' * 300, 'a = ' + '[' * 5000, 'a = "\0"', '\ud800 = 1']
+)
+def test_a_config_that_python_cannot_read_says_nothing(text):
+    assert read_text(text) == {}
+    assert not is_data(text)
+
+
+def test_keys_and_sets_that_no_mapping_takes_are_read_as_text():
+    assert read_text('a = {[1]: 2, -1: dict(b=inf)}\nc = {[1], 2}\n') == {
+        'a': {'[1]': 2, -1: {'b': 'inf'}},
+        'c': '{[1], 2}',
+    }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,10 +199,11 @@ def test_processes_without_a_gpu_get_a_wrapper_that_runs_there(monkeypatch, own)
 
     config = Config({'default_scope': 'mmengine', 'model_wrapper_cfg': own})
     seen = []
+    made = SimpleNamespace(logger=logging.getLogger('none'))
     monkeypatch.setattr('mmpetl.apis.run.init_dist_any', lambda launcher: None)
     monkeypatch.setattr('mmpetl.datasets.reading.guard_runner', lambda runner: None)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(Runner, 'from_cfg', seen.append)
+    monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: seen.append(cfg) or made)
     apis.build_runner(config, launcher='pytorch', check_data=())
     ours = {'type': 'mmpetl.PETLDistributedDataParallel'}
     assert seen[0].model_wrapper_cfg == (own or ours)
@@ -234,3 +237,30 @@ def test_a_checkpoint_is_checked_without_our_hook_too(bench, stock, train):
     with pytest.raises(PETLError, match=r"epoch_2.pth.*'rank': 2"):
         evaluate(other, 'other')
     assert evaluate(stock(base=bench.folder / 'base.pth'), 'same')
+
+
+def test_a_checkpoint_that_lacks_what_trains_is_not_tested(bench, stock, train, capsys):
+    config = stock({'type': 'BitFit'}, more="log_level = 'ERROR'\n")
+    runner = train(config, **{'train_cfg.max_epochs': 1})
+    content = torch.load(bench.folder / 'run' / 'epoch_1.pth', weights_only=False)
+    bare = plain_model(runner).state_dict()
+
+    def evaluate(state, name, **options):
+        path = bench.folder / f'{name}.pth'
+        torch.save({**content, 'state_dict': state}, path)
+        made = apis.load_config(config, options, bench.folder / name)
+        made.experiment_name = f'{bench.folder.name}-{name}'
+        made.log_level = 'WARNING'
+        return apis.test(made, path, check_data=())
+
+    def lacking(word):
+        return {k: v for k, v in bare.items() if word not in k}
+
+    plain = {'model.backbone.method': None}
+    frozen_too = r'lacks head\.\S*bias of the model, which would be tested as'
+    with pytest.raises(PETLError, match=frozen_too) as error:
+        evaluate(lacking('head.fc.bias'), 'headless', **plain)
+    assert '\n' not in str(error.value)
+    with pytest.raises(PETLError, match='lacks backbone.layers.0.ln1.bias'):
+        evaluate(lacking('layers.0.ln1.bias'), 'part', **plain)
+    assert evaluate(bare, 'whole', **plain)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from mmpetl.benchmark.job import _kept_best, best_checkpoint
-from mmpetl.benchmark.plan import read_plan, resolve
+from mmpetl.benchmark.collect import collect
+from mmpetl.benchmark.optuna_study import check_journal
+from mmpetl.benchmark.plan import parse_plan, read_plan, resolve
+from mmpetl.benchmark.progress import running_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
-from mmpetl.benchmark.spaces import check_in_space
+from mmpetl.benchmark.spaces import check_in_space, decode
 from mmpetl.benchmark.trust import check_trusted
 from mmpetl.core import PETLError
+from mmpetl.engine.hooks.run_log import read_run_log
 
 BASE = 'methods: [LoRA]\nrecipes: [mini/digits]\n'
 
@@ -74,6 +78,7 @@ def test_registered_names_stay_good(options):
         ('options: {1: 2}', 'no text'),
         ('options: {a: 1}\noptions: {a: 2}', 'twice'),
         ('options: {a: 2020-01-01}', 'date'),
+        ('options: {a: "x\\uD800"}', 'half of a character'),
         ('options: {a: .nan}', 'finite'),
         ('options: ' + '[' * 5000, 'plan'),
         ('options: &x {a: *x}', 'nested'),
@@ -193,29 +198,154 @@ def test_good_records_come_back(tmp_path):
     store.check_all_read()
 
 
-def test_the_record_names_the_best(tmp_path):
-    for name in ('best_top1_epoch_9.pth', 'best_top1_epoch_10.pth'):
-        (tmp_path / name).touch()
-    moved = '/gone/best_top1_epoch_10.pth'
-    assert _kept_best(tmp_path, moved).name == 'best_top1_epoch_10.pth'
-    assert _kept_best(tmp_path, '/x/best_top1_epoch_9.pth').name.endswith('_9.pth')
-    for recorded in (None, 'best_top1_epoch_8.pth'):
-        with pytest.raises(PETLError, match='recorded'):
-            _kept_best(tmp_path, recorded)
-    with pytest.raises(PETLError, match='does not say'):
-        best_checkpoint(tmp_path)
-    (tmp_path / 'log.jsonl').write_text('{"tested": "best_top1_epoch_10.pth"}\n')
-    assert best_checkpoint(tmp_path).name == 'best_top1_epoch_10.pth'
-
-
-def test_a_run_without_a_best_has_none(tmp_path):
-    assert _kept_best(tmp_path, None) is None
-    assert best_checkpoint(tmp_path) is None
-
-
 def test_a_journal_says_no_more_than_its_space():
     space = {'lr': {'low': 0.1, 'high': 1.0}, 'kind': ['a', [1, 2]]}
     check_in_space({'lr': 0.5, 'kind': [1, 2]}, space, 'journal')
     for options in ({'custom_hooks': [1]}, {'lr': 2.0}, {'lr': 'x'}, {'kind': 'b'}):
         with pytest.raises(PETLError, match='not in the search space'):
             check_in_space(options, space, 'journal')
+
+
+LINES = {
+    'no object': '[1]',
+    'val is text': '{"step": 1, "val": "x"}',
+    'val of text': '{"step": 1, "val": {"a": "x"}}',
+    'test of lists': '{"test": {"a": [1]}}',
+    'a step of 1.5': '{"step": 1.5, "loss": 1.0}',
+    'no step': '{"loss": 1.0}',
+    'steps without a step': '{"of": 9}',
+    'time is text': '{"t": "x"}',
+    'an attempt alone': '{"attempt": 1}',
+    'memory is text': '{"peak_memory_bytes": "x"}',
+}
+
+
+def test_a_bad_line_of_a_log_is_named_and_left_out(tmp_path, capsys):
+    path = tmp_path / 'log.jsonl'
+    good = [
+        {'attempt': 1, 'begun': '2026', 'config': 'ab', 'pid': 1, 't': 0.1},
+        {'step': 1, 'of': 2, 'loss': None, 'lr': 1, 't': 3},
+        {'step': 2, 'val': {'a': 1.5, 'b': None}, 'reads_test': False, 't': 4.5},
+        {'step': 2, 'val': {'a': 1.5}, 'last': True},
+        {'test': {}, 't': 9.7},
+        {'failed': 'x: y'},
+        {'peak_memory_bytes': 7, 't': 1.0},
+    ]
+    text = '\n'.join(map(json.dumps, good)) + '\n'
+    path.write_text(text + '{"step": 3, "lo')
+    assert list(read_run_log(path)) == good
+    assert capsys.readouterr().err == ''
+    for line in LINES.values():
+        path.write_text(f'{line}\n{text}')
+        assert list(read_run_log(path)) == good, line
+        said = capsys.readouterr().err
+        assert said.startswith(f'left out: {path}, line 1'), line
+        assert len(said.splitlines()) == 1
+        path.write_text(f'{text}{line}\n')
+        assert running_of('a', tmp_path).step in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('efficiency.json', '[1]'),
+        ('efficiency.json', '{"counts": [1]}'),
+        ('efficiency.json', '{"counts": {"delta": "x"}}'),
+        ('efficiency.json', '{"step_time_s": "x"}'),
+        ('efficiency.json', '{"step'),
+        ('delta.json', '[1]'),
+        ('delta.json', '{"base": 7}'),
+        ('delta.json', '{"fingerprint": [1]}'),
+    ],
+)
+def test_files_that_a_record_is_made_of_are_typed(tmp_path, name, text):
+    (tmp_path / 'efficiency.json').write_text('{"counts": {}}')
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PETLError, match=name):
+        collect(Job('mini/digits', 'LoRA'), {}, tmp_path, 'ab')
+
+
+@pytest.mark.parametrize(
+    'value', ['!!timestamp x', '!!bool x', '!!int ""', '!!float ""', '!!omap x']
+)
+def test_a_value_that_is_none_of_its_tag_is_refused(tmp_path, value):
+    path = plan_of(tmp_path, f'name: {value}\n')
+    with pytest.raises(PETLError, match='cannot read the plan'):
+        read_plan(path)
+
+
+@pytest.mark.parametrize('data', [5, None, 'x', ['methods', 'recipes', 'name']])
+def test_what_has_no_keys_is_no_plan(data):
+    with pytest.raises(PETLError, match='the plan is no plan: it holds no keys'):
+        parse_plan(data)
+
+
+def test_choices_of_a_journal_are_those_of_the_space():
+    space = {'a': [1, None, [1, 2]], 'b': {'low': 1, 'high': 9}}
+    check_in_space({'a': decode('json:[1, 2]'), 'b': 2}, space, 'x')
+    for options in ({'a': True}, {'b': 2.5}, {'b': True}):
+        with pytest.raises(PETLError, match='is not in the search space'):
+            check_in_space(options, space, 'x')
+    for text in ('json:[1', 'json:[1] 2', f'json:{"[" * 100_000}'):
+        with pytest.raises(PETLError, match='the choice'):
+            decode(text)
+
+
+@pytest.mark.parametrize(
+    ('change', 'word'),
+    [
+        ({'counts': {'delta': -1}}, 'counts'),
+        ({'counts': {'delta': 10**30}}, 'counts'),
+        ({'primary': 'x'}, "primary is 'x', which is none of the metrics"),
+        ({'task': '\x1b[2J'}, 'control character'),
+        ({'job': {'recipe': 'a', 'method': 'b', 'protocol': 'x'}}, 'job.protocol'),
+        ({'job': {'recipe': 'a', 'method': 'b', 'stage': 'x'}}, 'job.stage'),
+        ({'job': {'recipe': 'a', 'method': 'b', 'more': 1}}, "job has 'more'"),
+        ({'job': {'recipe': 'a', 'method': '\x1b[2J'}}, 'control character'),
+    ],
+)
+def test_a_record_says_what_a_record_can(change, word):
+    good = Record(Job('a', 'b'), 'done', metrics={'m': 1.0}, primary='m').to_json()
+    assert Record.from_json(good).score == 1.0
+    with pytest.raises(PETLError, match=re.escape(word)):
+        Record.from_json({**good, **change})
+
+
+def test_a_record_that_is_a_broken_link_is_named(tmp_path, capsys):
+    for name, target in (('a', 'record.json'), ('b', 'nowhere')):
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        (tmp_path / 'runs' / name / 'record.json').symlink_to(target)
+    (tmp_path / 'runs' / 'c').mkdir()
+    store = RecordStore(tmp_path)
+    assert store.all() == []
+    assert len(store.left_out) == 2
+    assert capsys.readouterr().err.count('left out: ') == 2
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'no journal',
+        '[]',
+        '{"op_code": 99, "worker_id": "a"}',
+        '{"op_code": 1, "worker_id": "a", "study_id": "x"}',
+        '[' * 9999,
+    ],
+)
+def test_a_damaged_journal_is_one_line(tmp_path, line):
+    path = tmp_path / 'journal.log'
+    good = '{"op_code": 7, "worker_id": "a", "trial_id": 0, "value": NaN}\n'
+    path.write_text(good)
+    check_journal(path)
+    path.write_text(f'{good}{line}\n{good}')
+    with pytest.raises(PETLError, match=r'journal\.log, line 2'):
+        check_journal(path)
+
+
+def test_half_a_line_of_a_journal_is_taken_out(tmp_path):
+    path = tmp_path / 'journal.log'
+    good = '{"op_code": 4, "worker_id": "a", "study_id": 0}\n'
+    path.write_text(good + '{"op_code": 4, "wor')
+    check_journal(path)
+    assert path.read_text() == good
+    check_journal(tmp_path / 'none')

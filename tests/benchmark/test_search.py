@@ -138,6 +138,45 @@ def test_a_killed_search_goes_on_and_a_second_call_does_nothing(
     assert again['LoRA'] == records['LoRA']
 
 
+@pytest.mark.parametrize('after', [2, 5])
+def test_a_killed_search_proposes_what_it_would_have_proposed(
+    tmp_path: Path, after: int
+) -> None:
+    """Of eight trials the first two are drawn, the others follow from those before."""
+
+    def stop(search: Search) -> None:
+        if len(trials_of(tmp_path / 'killed', 'LoRA')) == after:
+            raise KeyboardInterrupt
+
+    killed = fake(tmp_path / 'killed', watch=stop)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    found = []
+    for name in ('killed', 'whole'):
+        (record,) = fake(tmp_path / name, seeds=(1,)).run()['LoRA']
+        found.append([(t['options'], t['value']) for t in record.search['trials']])
+    assert found[0] == found[1]
+    assert len({str(options) for options, _ in found[0]}) > 4  # nor does it repeat
+
+
+def test_a_proposal_is_in_the_journal_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.storages import journal
+
+    search = fake(tmp_path).searches[0]
+    search.ask()
+    written = []
+    append = journal.JournalFileBackend.append_logs
+    monkeypatch.setattr(
+        journal.JournalFileBackend,
+        'append_logs',
+        lambda self, logs: [written.append(logs), append(self, logs)],
+    )
+    search.ask()
+    assert len(written) == 1
+
+
 def test_a_search_runs_in_parallel_processes(tmp_path: Path) -> None:
     executor = make_executor('local', workers=2)
     records = fake(tmp_path, executor=executor, trials=6).run()
@@ -292,3 +331,38 @@ def test_a_trial_far_behind_the_others_is_pruned(data: Path, tmp_path: Path) -> 
     assert record.curves['loss'][-1][0] == 2
     assert record.test_reads == 0
     assert study.get_trials()[bad.number].intermediate_values.keys() == {2}
+
+
+@pytest.fixture(scope='module')
+def journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """That of a study with one finished trial."""
+    path = tmp_path_factory.mktemp('journal') / 'journal.log'
+    study = load_study(path, 4, 0, 1)
+    trial = study.ask()
+    trial.suggest_int('rank', 1, 8)
+    trial.report(1.0, 1)
+    study.tell(trial, 0.5)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        (b'"op_code":0', b'"op_code":99'),
+        (b'"worker_id"', b'"\xff\xffer_id"'),
+        (b'"directions":[2]', b'"directions":[7]'),
+        (b'"op_code":4', b'"op_code":40'),
+        (b'[0.5]', b'["0.5"]'),
+        (b'}\n{', b'\n{'),
+    ],
+)
+def test_a_damaged_journal_is_refused_in_a_line(
+    journal: bytes, tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    path = tmp_path / 'journal.log'
+    path.write_bytes(journal)
+    assert len(load_study(path, 4, 0, 1).trials) == 1
+    assert old in journal
+    path.write_bytes(journal.replace(old, new, 1))
+    with pytest.raises(PETLError, match='is damaged.*remove the folder of'):
+        load_study(path, 4, 0, 1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 from mmengine.config import Config
+from mmengine.config import DictAction as TheirAction
 
+from mmpetl.config.cli import DictAction
 from mmpetl.config.load import finish_config, read_config
 from mmpetl.config.options import check_values, merge
 from mmpetl.core import PETLError
@@ -111,13 +115,25 @@ def test_text_that_spells_a_number_is_one():
         ('optim_wrapper.optimizer.type', 'Adamm'),
         ('randomness.seed', -1),
         ('randomness.seed', 2**32),
+        ('train_dataloader.batch_size', None),
+        ('train_dataloader.num_workers', 100_000),
+        ('train_cfg.max_epochs', None),
+        ('train_cfg', 7),
+        ('train_dataloader', [1]),
+        ('optim_wrapper', 'x'),
+        ('default_hooks', 7),
+        ('custom_hooks', 7),
+        ('randomness', 7),
     ],
 )
 def test_values_that_nothing_runs_with_are_named(key, value):
-    found = config()
-    merge(found, {key: value})
-    with pytest.raises(PETLError, match=key):
+    def run() -> None:
+        found = config()
+        merge(found, {key: value})
         check_values(found)
+
+    with pytest.raises(PETLError, match=key):
+        run()
 
 
 @pytest.mark.parametrize(
@@ -141,3 +157,47 @@ def test_an_empty_config_is_read_and_holds_nothing(tmp_path):
     path = tmp_path / 'empty_one.py'
     path.touch()
     assert not finish_config(read_config(path), path=path).get('model')
+
+
+def parsed(*pairs: str) -> dict:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args(['--cfg-options', *pairs]).cfg_options
+
+
+def test_pairs_are_read_as_upstream_does_and_as_python_writes_them():
+    pairs = ['a=1', 'b=[a,(1,2.5)]', 'c=1,x', 'd=(1)', 'e=None', 'f=x=y', 'g={x}', 'h=']
+    upstream = argparse.ArgumentParser()
+    upstream.add_argument('--cfg-options', nargs='+', action=TheirAction)
+    theirs = upstream.parse_args(['--cfg-options', *pairs]).cfg_options
+    assert parsed(*pairs) == {**theirs, 'g': '{x}'}
+    found = parsed(
+        "s=[{'type': 'MultiStepLR', 'milestones': [3, 6]}]", "m={'type':'A'}"
+    )
+    assert found['s'] == [{'type': 'MultiStepLR', 'milestones': [3, 6]}]
+    assert found['m'] == {'type': 'A'}
+    assert parsed('filename_tmpl=e_{}.pth') == {'filename_tmpl': 'e_{}.pth'}
+
+
+@pytest.mark.parametrize(
+    'given', ['a', '=1', 'a=[1,2', 'a=[{b:1},2]', "a={'b': print(), 'c': 1}"]
+)
+def test_pairs_that_cannot_be_read_are_one_line(given, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parsed(given)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ': error: --cfg-options' in last
+
+
+def test_a_list_of_methods_and_of_imports_are_refused():
+    for method in ([{'type': 'LoRA'}], 7):
+        with pytest.raises(PETLError, match='a method is a name or'):
+            finish_config(
+                read_config('configs/mini/digits.py'),
+                {'model.backbone.method': method},
+            )
+    found = config()
+    merge(found, {'custom_imports': ['x']})
+    with pytest.raises(PETLError, match='custom_imports needs dict'):
+        check_values(found)

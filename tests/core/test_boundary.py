@@ -41,6 +41,7 @@ class Entry(msgspec.Struct):
         ('[' * 80 + ']' * 80, 'x is nested deeper than 64 levels'),
         (b'\xff\xfe[\x00]\x00', 'x is UTF-16; save it as UTF-8'),
         (b'[1,\n"\xe9"]', 'x is no UTF-8: byte 0xe9 in line 2'),
+        ('{"label": 1, "\\ud800": 2}', r"x holds '\\ud800', which is no text"),
     ],
 )
 def test_what_is_refused(text: str | bytes, said: str) -> None:
@@ -96,3 +97,10 @@ def test_one_bad_line_does_not_stop_the_others(tmp_path) -> None:
     assert (first, last) == (Entry(1), Entry(2))
     assert isinstance(bad, PETLError)
     assert 'a.jsonl, line 2' in str(bad)
+
+
+@pytest.mark.parametrize('text', [r'["\ud800"]', r'{"\udfff": 1}', r'[["a\udead b"]]'])
+def test_half_of_a_character_is_refused(text):
+    with pytest.raises(PETLError, match='^a.json holds half of a character'):
+        parse_json(text, place='a.json')
+    assert parse_json(r'["\ud83d\ude00", "\\ud800"]') == ['\U0001f600', r'\ud800']

@@ -236,3 +236,9 @@ def test_names_in_short() -> None:
         ('s.0.b.{0..2}.fc', '', 3),
         ('s.1.b.{0..2,7}.fc', 'wide', 4),
     ]
+
+
+def test_a_digit_that_is_no_number_names_no_block() -> None:
+    names = ['blocks.0².attn', 'blocks.1².attn', f'blocks.{"9" * 5000}.attn']
+    assert in_short(names) == [(name, '', 1) for name in names]
+    assert nearest('blocks.².attm', names[:1]) == " Did you mean 'blocks.0².attn'?"

@@ -236,13 +236,17 @@ def test_good_coco_boxes_are_taken_and_odd_ones_remarked(coco):
     (root / 'ann.json').write_text(json.dumps(content))
     remarks = []
     assert check_dataset(cfg, 'mmdet', remarks=remarks) == 1
-    assert not remarks
+    (line,) = remarks
+    assert '1 boxes are smaller than a pixel and are left out, annotation 6' in line
+    remarks.clear()
     content['annotations'][1]['bbox'] = [1, 1, 9, 2]
+    content['annotations'][2]['segmentation'] = [[0, 0, 1], [1, 1, 1, 0]]
     content['images'].append(dict(content['images'][0], id=2))
     (root / 'ann.json').write_text(json.dumps(content))
     assert check_dataset(cfg, 'mmdet', remarks=remarks) == 2
     assert '1 boxes reach beyond their picture' in remarks[0]
-    assert "1 files are listed more than once, '1.jpg'" in remarks[1]
+    assert '1 segmentations have no polygon of three points' in remarks[1]
+    assert "1 files are listed more than once, '1.jpg'" in remarks[2]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +264,7 @@ def test_good_coco_boxes_are_taken_and_odd_ones_remarked(coco):
         ('<name>cat</name>', '', 'object 1 has no name'),
         ('</bndbox>', '</bndbox><difficult>x</difficult>', "is 'x', expected a whole"),
         ('</bndbox>', '</bndbox><difficult>1</difficult>', 'no object that counts'),
+        ('</bndbox>', '</bndbox><difficult>7</difficult>', 'difficult 7, expected 0'),
         ('<xmin>1', '<xmin>2', None),
         ('<width>4', '<width>1', None),
     ],
@@ -290,6 +295,47 @@ def test_voc_numbers(tmp_path, old, new, message):
     remarks = []
     assert check_dataset(cfg, 'mmdet', remarks=remarks) == 1
     assert 'state no size' in remarks[0]
+
+
+def test_a_voc_box_beyond_its_picture_is_remarked(tmp_path):
+    year = tmp_path / 'VOC2007'
+    for folder in ('Annotations', 'JPEGImages'):
+        (year / folder).mkdir(parents=True)
+    (year / 'list.txt').write_text('a\n')
+    Image.new('RGB', (4, 4)).save(year / 'JPEGImages/a.jpg')
+    text = VOC_XML.format('cat').replace('<xmax>3', '<xmax>999', 1)
+    (year / 'Annotations/a.xml').write_text(text)
+    cfg = dict(
+        type='VOCDataset',
+        data_root=str(tmp_path),
+        ann_file='VOC2007/list.txt',
+        data_prefix=dict(sub_data_root='VOC2007/'),
+    )
+    remarks = []
+    assert check_dataset(cfg, 'mmdet', remarks=remarks) == 1
+    assert '1 annotations have boxes beyond their picture' in remarks[0]
+
+
+def test_maps_without_pictures_or_labels_are_remarked(tmp_path):
+    for folder in ('images', 'maps'):
+        (tmp_path / folder).mkdir()
+    Image.new('RGB', (4, 4)).save(tmp_path / 'images/a.jpg')
+    for name in 'ab':
+        Image.new('L', (4, 4), 0).save(tmp_path / f'maps/{name}.png')
+    cfg = dict(
+        type='ADE20KDataset',
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='images', seg_map_path='maps'),
+    )
+    remarks = []
+    assert check_dataset(cfg, 'mmseg', remarks=remarks) == 1
+    assert "1 maps have no picture, 'b.png' for one" in remarks[0]
+    assert 'none of the 1 maps that were looked at holds a label' in remarks[1]
+    remarks.clear()
+    (tmp_path / 'maps/b.png').unlink()
+    Image.new('L', (4, 4), 3).save(tmp_path / 'maps/a.png')
+    assert check_dataset(cfg, 'mmseg', remarks=remarks) == 1
+    assert not remarks
 
 
 def test_lists_of_upstream_bear_no_mark(tmp_path):

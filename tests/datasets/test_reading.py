@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import mmcv.transforms
 import numpy as np
 import pytest
@@ -267,3 +270,36 @@ def test_pictures_of_32_bits_are_refused(dataset, dtype):
     Image.fromarray(values).save(path, format='TIFF')
     with pytest.raises(UnreadableFileError, match='values have 32 bits'):
         dataset[1]
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        (2 * b'\x00\x00\x00\x20', 2 * b'\x00\x0f\x00\x20'),
+        (b'IHDR', b'IH'),
+        (b'IDAT', b'ID'),
+    ],
+)
+def test_demos_refuse_what_cannot_be_drawn(tmp_path, old, new):
+    from mmpetl.apis.draw import draw_detection
+
+    path = tmp_path / 'a.png'
+    Image.fromarray(np.ones((32, 32, 3), np.uint8)).save(path)
+    data = path.read_bytes()
+    assert old in data
+    data = data.replace(old, new)
+    sealed = data[:29] + struct.pack('>I', zlib.crc32(data[12:29])) + data[33:]
+    path.write_bytes(sealed if old[:1] == b'\0' else data)
+    with pytest.raises(PETLError, match='cannot read'):
+        draw_detection(path, [], tmp_path / 'out.png')
+    with pytest.raises(PETLError, match='there is no picture'):
+        draw_detection(tmp_path / 'none.png', [], tmp_path / 'out.png')
+
+
+def test_demos_draw_thin_pictures_in_bounds(tmp_path):
+    from mmpetl.apis.draw import draw_detection
+
+    path = tmp_path / 'a.png'
+    Image.fromarray(np.ones((1, 20_000, 3), np.uint8)).save(path)
+    out = draw_detection(path, [], tmp_path / 'out.png')
+    assert Image.open(out).size == (20_000, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -82,6 +83,16 @@ def test_copies_of_kinetics_differ(copy):
 
 
 # --- planted faults ----------------------------------------------------------
+
+
+def test_names_that_no_file_bears_and_pipes_are_missing(copy):
+    root = copy('svhn')
+    path = items_of(root, 'svhn')[0].path
+    path.unlink()
+    os.mkfifo(path)
+    assert "1 listed files are missing, '" in text_of(look(root, 'svhn'))
+    edit(list_of(root, 'svhn'), lambda lines: [f'{"x" * 999}.jpg 0', *lines[1:]])
+    assert 'xxx.jpg' in text_of(look(root, 'svhn'))
 
 
 @pytest.mark.parametrize('id', LISTED)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from verifying import items_of, look, text_of
+
+from mmpetl.datasets.maps import fault_of_stored
 
 
 @pytest.mark.parametrize(
@@ -96,3 +100,28 @@ def test_a_turned_picture_is_measured_as_readers_turn_it(copy):
     assert text_of(look(root, 'ade20k')) == ''
     labels.crop((0, 0, 40, 30)).save(item.mask)
     assert 'is 40 x 30, its picture 30 x 40' in text_of(look(root, 'ade20k'))
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'said'),
+    [
+        (b'IHDR', b'IHDX', 'cannot be decoded'),
+        (2 * b'\x00\x00\x00\x08', 2 * b'\x00\x0f\x00\x08', 'Bomb'),
+        (b'IDAT', b'IDA\xae', 'cannot be decoded'),
+        (b'IHDR', b'IH', 'cannot be decoded'),
+    ],
+)
+def test_a_damaged_map_is_told_in_a_line(tmp_path, old, new, said):
+    path = tmp_path / 'map.png'
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(path)
+    assert fault_of_stored(path) is None
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(sealed(data.replace(old, new)))
+    fault = fault_of_stored(path)
+    assert fault is None or said in fault
+
+
+def sealed(data: bytes) -> bytes:
+    """A PNG whose first chunk bears its checksum."""
+    return data[:29] + struct.pack('>I', zlib.crc32(data[12:29])) + data[33:]

@@ -199,6 +199,41 @@ def test_what_a_checkpoint_replaces_goes_last(make_runner, tmp_path, monkeypatch
     assert Path((tmp_path / 'run' / 'last_checkpoint').read_text()).name in left
 
 
+@pytest.mark.parametrize('removal', [1, 3])
+def test_a_kill_before_a_removal_leaves_nothing_behind(
+    make_runner, tmp_path, monkeypatch, removal
+):
+    """Saved every five of twenty steps; the newest and the best are kept."""
+    hook = {'type': 'mmpetl.DeltaCheckpointHook', 'interval': 5, 'by_epoch': False}
+    hooks = {'checkpoint': hook | {'max_keep_ckpts': 1, 'save_best': 'auto'}}
+    remove, count = AtomicLocalBackend.remove, 0
+
+    def killed(self, path):
+        nonlocal count
+        count += 'best_' not in str(path)
+        if count == removal:
+            raise Killed
+        remove(self, path)
+
+    make_runner('whole', by_epoch=False, default_hooks=hooks).train()
+    folder = tmp_path / 'killed'
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicLocalBackend, 'remove', killed)
+        with pytest.raises(Killed):
+            make_runner('killed', by_epoch=False, default_hooks=hooks).train()
+    left = sorted(p.name for p in folder.glob('iter_*.pth'))
+    assert left == sorted(f'iter_{5 * n}.pth' for n in (removal, removal + 1))
+    # Of another run, or kept by hand: not on record, so that it stays.
+    (folder / 'iter_3.pth').write_bytes((folder / left[0]).read_bytes())
+    (folder / 'stopped_at_iter_4.pth').write_bytes(b'cut short')
+    make_runner('killed', by_epoch=False, default_hooks=hooks, resume=True).train()
+    kept, wanted = (
+        sorted(p.name for p in (tmp_path / name).glob('*.pth'))
+        for name in ('killed', 'whole')
+    )
+    assert kept == sorted([*wanted, 'iter_3.pth'])
+
+
 def test_random_state_round_trips_through_a_file(tmp_path):
     import random
 

@@ -112,6 +112,41 @@ def test_only_a_resumed_run_takes_the_average_apart():
     assert torch.equal(checkpoint['state_dict']['1.weight'], state['1.weight'])
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda own, state: [1], 'holds no tensors'),
+        (lambda own, state: {'1.weight': 'x'}, 'holds no tensors'),
+        (lambda own, state: {**own, '2.weight': own['1.bias']}, 'the model has not'),
+        (lambda own, state: state.pop('1.bias') is None or own, 'state_dict has not'),
+        (lambda own, state: {**own, '1.bias': own['1.bias'][:1]}, 'has shape'),
+        (lambda own, state: {**own, '1.bias': own['1.bias'].long()}, 'int64'),
+        (lambda own, state: {**own, '1.bias': own['1.bias'] / 0}, 'not finite'),
+        (lambda own, state: state['1.bias'].div_(0) is None or own, 'the average'),
+    ],
+)
+def test_what_a_checkpoint_says_of_the_average_is_checked(change, message):
+    runner, model = make()
+    runner._load_from = 'a.pth'
+    state = {k: v.clone() + 1 for k, v in model.state_dict().items()}
+    own = {k: state[k] + 1 for k in ('1.weight', '1.bias')}
+    content = {'state_dict': state, TrainableEMAHook.KEY: change(own, state)}
+    with pytest.raises(PETLError, match=message) as info:
+        TrainableEMAHook().after_load_checkpoint(runner, content)
+    assert str(info.value).startswith('a.pth: own_values')
+
+
+def test_an_average_of_other_parameters_is_refused():
+    runner, model = make()
+    runner._load_from = 'a.pth'
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    own = {'1.weight': state['1.weight'].clone()}
+    hook = TrainableEMAHook()
+    hook.after_load_checkpoint(runner, {'state_dict': state, TrainableEMAHook.KEY: own})
+    with pytest.raises(PETLError, match=r'lacks 1\.bias'):
+        hook.before_train_epoch(runner)
+
+
 def test_decay_is_checked():
     with pytest.raises(PETLError, match='0 < decay < 1'):
         TrainableEMAHook(decay=1.0)

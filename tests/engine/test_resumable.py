@@ -105,6 +105,7 @@ HERE = {
         lambda c: c['optimizer']['state'][0].update(exp_avg=torch.zeros(5)),
         r'optimizer.state.0.exp_avg is \(5,\), wanted',
     ),
+    'no state': (put('optimizer.state', {}), 'state is empty after 5 iterations'),
     'no schedules': (without('param_schedulers'), 'lacks param_schedulers'),
     'other schedules': (
         put('param_schedulers', []),
@@ -115,6 +116,37 @@ HERE = {
         put('data', {'samples': 46, 'digest': None}),
         'on 46 training samples, these are 40',
     ),
+}
+
+
+def averaged(change):
+    """A checkpoint with MMEngine's average in it, and something wrong there."""
+
+    def spoil(content):
+        state = content['state_dict']
+        average = {f'module.{key}': value.clone() for key, value in state.items()}
+        content['ema_state_dict'] = average | {'steps': torch.tensor(7)}
+        key = next(k for k in average if '.petl.' in k)
+        made = change(content['ema_state_dict'], key)
+        if made is not None:
+            content['ema_state_dict'] = made
+
+    return spoil
+
+
+HERE |= {
+    'average list': (averaged(lambda a, k: [1]), 'ema_state_dict: expected object'),
+    'average text': (averaged(lambda a, k: a.update({k: 'x'})), 'expected a tensor'),
+    'average lacks': (
+        averaged(lambda a, k: {key: a[key] for key in a if key != k}),
+        'ema_state_dict lacks module',
+    ),
+    'average int8': (averaged(lambda a, k: a.update({k: a[k].char()})), 'int8'),
+    'average NaN': (
+        averaged(lambda a, k: a.update({k: a[k] * float('nan')})),
+        'not finite',
+    ),
+    'average shape': (averaged(lambda a, k: a.update({k: a[k][:1]})), 'has shape'),
 }
 
 
@@ -207,3 +239,39 @@ def test_a_copied_folder_leaves_that_which_it_was_copied_from(make_runner, tmp_p
     assert resumed.iter == 20
     assert before == {p: p.read_bytes() for p in (tmp_path / 'run').glob('*.pth')}
     best_of(tmp_path / 'copy')
+
+
+@pytest.mark.parametrize('saved', [True, False], ids=['saved', 'not saved'])
+def test_a_validation_is_on_file_wherever_a_run_is_killed_behind_it(
+    make_runner, tmp_path, monkeypatch, saved
+):
+    """Behind the checkpoint that says that it is done, or before that."""
+    from mmpetl.benchmark.collect import last_test
+    from mmpetl.engine import DeltaCheckpointHook
+    from mmpetl.engine.hooks.run_log import RunLogHook, read_run_log
+
+    path, after = tmp_path / 'run' / 'log.jsonl', DeltaCheckpointHook.after_val_epoch
+
+    def killed(self, runner, metrics):
+        if saved:
+            after(self, runner, metrics)
+        raise Killed
+
+    def run(**how):
+        runner = make_runner(**how)
+        runner.register_hook(RunLogHook(str(path)))
+        runner.train()
+
+    (tmp_path / 'run').mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaCheckpointHook, 'after_val_epoch', killed)
+        with pytest.raises(Killed):
+            run()
+    run(resume=True)
+    found = [line['step'] for line in read_run_log(path) if 'val' in line]
+    assert found == ([5, 10, 15, 20] if saved else [5, 5, 10, 15, 20])
+    # The same reading twice is one reading, where it is one of the test set.
+    path.write_text(
+        path.read_text().replace('"reads_test": false', '"reads_test": true')
+    )
+    assert last_test(path.parent) == ({}, 4)

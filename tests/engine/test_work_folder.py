@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+import zipfile
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mmpetl.core import PETLError
 from mmpetl.engine.best import Best, best_checkpoint, read_best, write_best
 from mmpetl.engine.files import AtomicLocalBackend, part_name, remove_parts
 from mmpetl.engine.folder_lock import NAME, hold_folder
-from mmpetl.engine.latest import newest_checkpoint
+from mmpetl.engine.latest import damage, newest_checkpoint
 
 
 @contextlib.contextmanager
@@ -237,3 +238,40 @@ def test_a_record_of_another_kind_is_refused(tmp_path, change):
     (tmp_path / 'best.json').write_text(text)
     with pytest.raises(PETLError, match=r'best\.json'):
         read_best(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        # Names that are no UTF-8, a version and a method that nobody knows, a password.
+        (b'epoch_11/data.pkl', b'\xb0poch_11/data.pkl'),
+        (b'PK\x01\x02\x00\x00\x00\x00', b'PK\x01\x02\x00\x00\xff\x00'),
+    ],
+)
+def test_an_archive_that_zipfile_takes_for_none_is_damaged(folder, old, new):
+    path = folder / 'epoch_11.pth'
+    data = path.read_bytes()
+    assert old in data, data[-200:]
+    if old.startswith(b'epoch'):
+        data = with_utf8_flags(data)
+    path.write_bytes(data.replace(old, new))
+    assert damage(path) == 'it is cut or damaged'
+    assert newest_checkpoint(folder)[0] == folder / 'epoch_10.pth'
+
+
+def with_utf8_flags(data: bytes) -> bytes:
+    """A zip that says of its names that they are UTF-8."""
+    for mark, place in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):
+        at = data.find(mark)
+        while at >= 0:
+            data = data[: at + place] + b'\x00\x08' + data[at + place + 2 :]
+            at = data.find(mark, at + 4)
+    return data
+
+
+def test_a_checkpoint_that_unpacks_to_gigabytes_is_left(folder, monkeypatch):
+    monkeypatch.setattr('mmpetl.compat.archives.GIB', 1)
+    path = folder / 'epoch_11.pth'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a', bytes(1 << 20))
+    assert 'MMPETL_MAX_EXPANSION_GIB' in damage(path)

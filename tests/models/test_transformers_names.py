@@ -313,3 +313,12 @@ def test_a_repository_in_the_cache(tmp_path):
 
 
 FILE = 'model.safetensors'
+
+
+@pytest.mark.parametrize('text', [b'\xff\xfe', b'a\0b', b'../../..', b'x' * 5000, b''])
+def test_a_branch_that_names_no_snapshot_counts_for_none(tmp_path, text):
+    root = tmp_path / 'models--a--b'
+    (root / 'snapshots' / 'abc').mkdir(parents=True)
+    (root / 'refs').mkdir()
+    (root / 'refs' / 'main').write_bytes(text)
+    assert file_in(root) == root / 'snapshots' / 'abc'

@@ -422,7 +422,11 @@ def test_inflation_is_asked_for_and_says_what_it_needs(tmp_path):
     )
     refuse(mm_vit(), path, 'the model is an image ViT')
     with pytest.raises(PETLError, match='wants to inflate the weights of an image Sw'):
-        petl_backbone(video_config(), 'LoRA')
+        petl_backbone(video_config(pretrained2d=True), 'LoRA')
+    # Without a file its default inflates nothing.
+    unfilled = petl_backbone(video_config(), 'LoRA')
+    assert unfilled.pretrained2d is False
+    assert injection_of(unfilled)[1].source['checkpoint'] is None
     # A Video Swin's own file needs none.
     torch.save(video_swin().state_dict(), path)
     ours = petl_backbone(video_config(), 'LoRA', checkpoint=path)

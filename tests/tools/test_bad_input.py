@@ -208,7 +208,7 @@ def test_a_base_file_offered_as_a_delta(refused, data, tmp_path):
     file = tmp_path / 'base.pth'
     torch.save({'state_dict': {'x': torch.zeros(1)}, 'meta': {}}, file)
     line = refused('test.py', DIGITS, str(file))
-    assert 'is no delta of mmpetl' in line
+    assert 'lacks head.fc.weight' in line
 
 
 def test_a_loss_that_is_not_finite(refused, data, tmp_path):

@@ -239,7 +239,7 @@ def test_a_corrupted_body_is_refused_and_not_kept(tmp_path, server, known, conte
     spoiled[300_000] ^= 1
     server.files['/weights/vit.pth'] = bytes(spoiled)
     message = refused(known, tmp_path)
-    assert re.search('sha256 begins [0-9a-f]{8}, not [0-9a-f]{8}', message)
+    assert 'is truncated or damaged' in message  # by the sums inside of it
     assert 'nothing was kept' in message
     assert only(tmp_path) == []
 

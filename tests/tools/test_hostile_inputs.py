@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +18,10 @@ from mmpetl.core import PETLError
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / 'tools' / 'misc'
-NAMES = ('case', 'run', 'healthy', 'calls', 'areas', 'targets')
+NAMES = (
+    *('case', 'run', 'healthy', 'calls', 'areas'),
+    *('targets', 'tries', 'edits', 'samples'),
+)
 
 
 @pytest.fixture(scope='module')
@@ -166,7 +172,7 @@ def test_the_fuzzers_find_what_is_planted(tools, tmp_path):
             raise FileNotFoundError('a good end')
 
     attempt = tools.fuzz.Try(reader(tools, read), 'bytes', 1.0, tmp_path / 'kept')
-    tools.fuzz.by_bytes(attempt, 400, 60, 0)
+    tools.fuzz.by_bytes(attempt, 400, 600, 0)
     report = attempt.report
     assert report.tries == 400
     assert report.refused > 0
@@ -189,7 +195,7 @@ def test_hypothesis_edits_data_at_a_place(tools):
 
     target = reader(tools, None, data=[{'a': 1, 'b': [1, 2]}], call=call)
     attempt = tools.fuzz.Try(target, 'structure', 1.0, None)
-    tools.fuzz.structure(attempt, 200, 60, 0)
+    tools.fuzz.structure(attempt, 200, 600, 0)
     attempt.close()
     assert attempt.report.tries >= 150
     (kind,) = attempt.report.findings
@@ -206,6 +212,77 @@ def test_a_try_that_takes_too_long_is_a_finding(tools):
     attempt.bytes(b'x')
     attempt.close()
     assert list(attempt.report.findings) == ['TooSlow']
+
+
+def test_parts_are_sealed_again(tools):
+    rng = random.Random(0)
+    for kind, data in (
+        ('zip', tools.samples.archive()),
+        ('tar', tools.samples.tar()),
+        ('safetensors', tools.samples.safetensors()),
+        ('png', tools.samples.picture('PNG')),
+    ):
+        split, join = tools.edits.SEALS[kind]
+        parts = split(data)
+        assert split(join(parts)) == parts
+        spoilt = [tools.edits.spoilt_parts(parts, rng) for _ in range(20)]
+        assert sum(other != parts for other in spoilt) > 10
+
+
+def test_a_process_that_dies_counts_and_the_next_goes_on(tools, tmp_path):
+    def read(path):
+        if b'"' not in path.read_bytes():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    args = SimpleNamespace(
+        tries=300, seconds=600, seed=0, limit=1.0, memory=4096, keep=tmp_path / 'kept'
+    )
+    report = tools.fuzz.tried(reader(tools, read), 'bytes', args)
+    assert report.findings['the process died (-9)'][0] == tools.fuzz.DEATHS
+    kept = [path.read_bytes() for path in (tmp_path / 'kept').iterdir()]
+    assert kept
+    assert all(b'"' not in data for data in kept)
+
+
+def test_figures_count_what_was_mended_and_what_is_open(tools, tmp_path):
+    rows = tmp_path / 'rows.jsonl'
+    report = tools.tries.Report('label map', 'bytes', 'container', 3, 1, {}, 2.0)
+    open_ = tools.tries.Report('list', 'bytes', 'parser', 9, 1, {'X at y': [1, 'z']})
+    rows.write_text(
+        ''.join(json.dumps(vars(r)) + '\n' for r in (report, report, open_))
+    )
+    text = tools.fuzz.figures(tools.fuzz.read_rows(rows))
+    assert '| list | bytes | 9 | 0 | 1 | 0 |' in text
+    assert '| all parsers |  | 9 | 0 | 1 | 0 |' in text
+    assert '| label map | bytes | 6 | 1 | 0 | 4 |' in text
+
+
+@pytest.fixture(scope='module')
+def readers(tools) -> list:
+    """Every reader that the fuzzers try."""
+    return tools.targets.all_targets()
+
+
+def test_what_was_mended_has_a_test(tools, readers):
+    mended = json.loads(tools.fuzz.MENDED.read_text(encoding='utf-8'))
+    names = {target.name for target in readers}
+    assert {entry['reader'] for entry in mended} <= names
+    for entry in mended:
+        file, _, name = entry['test'].partition('::')
+        assert f'def {name}(' in (ROOT / file).read_text(encoding='utf-8'), entry
+
+
+def test_healthy_inputs_of_every_reader_are_taken(tools, readers):
+    """A reader that refuses its healthy input is tried at its door alone."""
+    for target in readers:
+        attempt = tools.fuzz.Try(target, 'bytes', 60.0, None)
+        for data in target.seeds:
+            attempt.bytes(data)
+        for value in target.data:
+            attempt.value(value)
+        attempt.close()
+        report = attempt.report
+        assert (report.refused, report.findings) == (0, {}), target.name
 
 
 # --------------------------------------------------------------------------- the whole

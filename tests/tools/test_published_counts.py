@@ -151,6 +151,24 @@ def test_a_wrong_row_is_refused_in_one_line(changes, message):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (lambda text: text + 'a,b\n', 'has 2 columns'),
+        (lambda text: text.replace(',', ';', 1), 'has columns'),
+        (lambda text: '', 'has columns'),
+        (lambda text: text + '"' + 'x' * 200_000 + '"\n', 'is no table of commas'),
+        (lambda text: text + '\ud800', 'is no UTF-8'),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path, change, said):
+    table = tmp_path / 'a.csv'
+    text = change(TOOL.with_suffix('.csv').read_text(encoding='utf-8'))
+    table.write_bytes(text.encode('utf-8', 'surrogatepass'))
+    with pytest.raises(PETLError, match=said):
+        read_published(table)
+
+
 def test_an_unknown_mark_is_refused(tmp_path):
     text = TOOL.with_suffix('.csv').read_text(encoding='utf-8')
     table = tmp_path / 'table.csv'

@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 import timm
 import torch
+from mmengine.config import Config
+from torch import nn
 
 from mmpetl.core import PETLError
 
@@ -22,7 +24,7 @@ def tools() -> dict[str, ModuleType]:
     """The scripts, as they import one another."""
     sys.path.insert(0, str(FOLDER))
     try:
-        names = ('walking', 'walking_models', 'walk_models')
+        names = ('walking', 'walking_models', 'walk_models', 'walk_upstream')
         return {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(FOLDER))
@@ -117,3 +119,34 @@ def test_outputs_that_differ_at_the_start_are_told(tools) -> None:
         model.bias.add_(1)
     with pytest.raises(ValueError, match='outputs differ by'):
         check(model, x, wanted)
+
+
+@pytest.mark.parametrize(
+    ('package', 'name', 'why'),
+    [
+        (
+            'mmdet',
+            'glip/lvis/glip_atss_swin-l_fpn_dyhead_pretrain_zeroshot_lvis.py',
+            'for testing alone: its training data bring no text',
+        ),
+        ('mmdet', 'glip/glip_atss_swin-l_fpn_dyhead_16xb2_ms-2x_funtune_coco.py', None),
+        ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', None),
+    ],
+)
+def test_configs_that_train_nothing_are_told(tools, package, name, why) -> None:
+    walk = tools['walk_upstream']
+    config = Config.fromfile(walk.root_of(package) / name)
+    assert walk._not_meant(package, config, walk.backbone_of(config)) == why
+
+
+def test_clips_with_boxes_as_ava_has_them(tools) -> None:
+    walk = tools['walk_upstream']
+    kind = 'detection/videomae'
+    name = 'vit-base-p16_videomae-k400-pre_8xb8-16x4x1-20e-adamw_ava-kinetics-rgb.py'
+    config = Config.fromfile(walk.root_of('mmaction') / kind / name)
+    batch = walk.drawn_batch('mmaction', config, nn.Module())
+    assert [clip.shape for clip in batch['inputs']] == [(3, 16, 224, 224)] * 2
+    for sample in batch['data_samples']:
+        assert sample.gt_instances.labels.shape == (2, 81)
+        assert sample.gt_instances.labels.sum() == 4
+        assert sample.proposals.bboxes.shape == (2, 4)

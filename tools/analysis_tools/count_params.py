@@ -14,10 +14,9 @@ import argparse
 import json
 from typing import Any
 
-from mmengine.config import DictAction
-
 from mmpetl import apis
 from mmpetl.apis.counting import FULL_SIZE, count_config, count_pairs
+from mmpetl.config.cli import DictAction
 from mmpetl.core import registered_methods
 
 COLUMNS = ('delta', 'selected', 'head', 'base')

@@ -12,12 +12,12 @@ Nothing is trained. What is scored is kept: run again to continue or to add meth
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
@@ -25,6 +25,7 @@ from mmpetl.analysis import charts, robustness, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.core import PETLError, check_range
+from mmpetl.core.boundary import read_json
 from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
 
 SECTION = 'Robustness'
@@ -74,6 +75,13 @@ def sets_of(config: Any, args: argparse.Namespace) -> Sets:
     return found
 
 
+class Kept(msgspec.Struct):
+    """What the file of :class:`Cells` holds."""
+
+    key: dict[str, Any]
+    scores: dict[str, float]
+
+
 class Cells:
     """Scores of one run, kept in a file as they come."""
 
@@ -82,9 +90,9 @@ class Cells:
         self.key = key
         self.scores: dict[str, float] = {}
         if path.is_file():
-            data = json.loads(path.read_text(encoding='utf-8'))
-            if data.get('key') == key:
-                self.scores = data['scores']
+            data = read_json(path, Kept, 'scores')
+            if data.key == key:
+                self.scores = data.scores
 
     def put(self, name: str, value: float) -> None:
         """Keep a score."""

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hostile.areas import all_cases  # noqa: E402
 from hostile.case import ROOT, Case  # noqa: E402
 from hostile.healthy import make_store  # noqa: E402
-from hostile.run import BAD, GOOD, Stand, preload  # noqa: E402
+from hostile.run import BAD, GOOD, Stand, preload, remember  # noqa: E402
 
 PAGE = ROOT / 'docs' / 'reliability.md'
 
@@ -80,6 +80,7 @@ def walk(cases: Sequence[Case], done: Sequence[Row]) -> Iterator[Row]:
     preload(scopes)
     folder = Path(tempfile.mkdtemp(prefix='hostile-'))
     try:
+        remember(folder / 'laid_out')
         make_store(folder / 'store', scopes)
         stand = Stand(folder, bases)
         for case in left:

@@ -37,7 +37,14 @@ WORKERS = {
     'train_dataloader.persistent_workers': True,
     'train_dataloader.prefetch_factor': 2,
 }
-BEST = {'train_cfg.val_interval': 1, 'default_hooks.checkpoint.save_best': 'auto'}
+BEST = {
+    'train_cfg.val_interval': 1,
+    'val_dataloader.batch_size': 4,
+    'default_hooks.checkpoint.save_best': 'auto',
+}
+"""Ten pictures to validate on: three batches."""
+# The stage that chooses settings has no test set.
+HONEST = {key: value for key, value in SHORT.items() if 'test_' not in key}
 EMA = [{'type': 'mmpetl.TrainableEMAHook', 'decay': 0.9}]
 STEPS = {
     'train_cfg': {
@@ -54,6 +61,10 @@ STEPS = {
     'param_scheduler': [{'type': 'CosineAnnealingLR', 'T_max': 20, 'by_epoch': False}],
     'default_hooks.checkpoint.by_epoch': False,
     'default_hooks.checkpoint.interval': 3,
+}
+STEPS_BEST = {
+    'val_dataloader.batch_size': 4,
+    'default_hooks.checkpoint.save_best': 'auto',
 }
 NOAH = {
     'num_tokens': 10,
@@ -80,6 +91,7 @@ class Scenario:
         ends: What its end is, by name; None for :func:`run_end`.
         processes: How many train together.
         kills: How often it is killed in the whole series.
+        at: Where it is killed first: ``('step', 4)``; other kills are spread.
     """
 
     name: str
@@ -87,6 +99,7 @@ class Scenario:
     ends: Callable[[Path], dict[str, Any]] | None = None
     processes: int = 1
     kills: int = 3
+    at: tuple[tuple[str, int], ...] = ()
 
 
 def train(
@@ -147,7 +160,7 @@ def run_end(folder: Path) -> dict[str, Any]:
 
 
 def bench_end(folder: Path) -> dict[str, Any]:
-    """Metrics, settings and deltas of the records of a sweep or search."""
+    """Metrics, trials and deltas of the records of a sweep or search."""
     from safetensors.torch import load_file
 
     end: dict[str, Any] = {}
@@ -156,6 +169,8 @@ def bench_end(folder: Path) -> dict[str, Any]:
         name = path.parent.name
         keys = ('status', 'metrics', 'primary', 'search', 'test_reads')
         end[name] = {key: record.get(key) for key in keys}
+        for trial in (record.get('search') or {}).get('trials', ()):
+            trial.pop('seconds')
         delta = path.parent / 'delta.safetensors'
         if delta.is_file():
             end[f'{name}: delta'] = load_file(delta)
@@ -266,27 +281,40 @@ TASKS = {
 }
 GPS = {f'{METHOD}': {'_delete_': True, 'type': 'GPS'}}
 SCT = {f'{METHOD}': {'_delete_': True, 'type': 'SCT'}}
+FIRST = (('step', 2), ('before', 1))
+"""Before there is any checkpoint: the run begins anew."""
+OPEN = (('step', 4), ('step', 8), ('step', 10), ('step', 16))
+"""Behind the checkpoints 3, 6, 9, all inside an epoch, and 15, which ends one. With
+gradients of two steps added up, one step waits at 3, 9 and 15."""
 COUNTS = 'optim_wrapper.accumulative_counts'
 TUNE = {'stage': 'tune'}
 PUBLISHED = {'protocol': 'published'}
 
 
-def _both(name: str, options: Mapping[str, Any], **how: Any) -> Scenario:
-    """A run of two processes."""
+def _both(
+    name: str,
+    options: Mapping[str, Any],
+    at: tuple[tuple[str, int], ...] = (),
+    **how: Any,
+) -> Scenario:
+    """A run of two processes; an epoch has three steps, a run twelve."""
     made = train(options, processes=2, **how)
-    return Scenario(f'{name}, 2 processes', made, processes=2, kills=2)
+    kills = max(2, len(at))
+    return Scenario(f'{name}, 2 processes', made, processes=2, kills=kills, at=at)
 
 
 SCENARIOS = [
-    Scenario('epochs', train({})),
+    Scenario('epochs', train({}), kills=4, at=FIRST),
     Scenario('epochs, workers', train(WORKERS)),
     Scenario('epochs, accumulation', train({COUNTS: 3})),
     Scenario('epochs, EMA', train(BEST, hooks=EMA, **PUBLISHED)),
     Scenario('best, published', train(BEST, **PUBLISHED), kills=6),
-    Scenario('best, honest', train(BEST, **TUNE), kills=4),
-    Scenario('inside epochs', train(INSIDE)),
-    Scenario('inside epochs, accumulation', train({**INSIDE, COUNTS: 2}), kills=4),
-    Scenario('inside epochs, workers', train({**INSIDE, **WORKERS})),
+    Scenario('best, honest', train(BEST, base=HONEST, **TUNE), kills=4),
+    Scenario('inside epochs', train(INSIDE), kills=5, at=OPEN),
+    Scenario(
+        'inside epochs, accumulation', train({**INSIDE, COUNTS: 2}), kills=6, at=OPEN
+    ),
+    Scenario('inside epochs, workers', train({**INSIDE, **WORKERS}), at=OPEN[1:3]),
     Scenario(
         'inside epochs, EMA and best',
         train({**INSIDE, **BEST, COUNTS: 4}, hooks=EMA, **PUBLISHED),
@@ -295,17 +323,34 @@ SCENARIOS = [
     Scenario('steps', train(STEPS)),
     Scenario('steps, accumulation', train({**STEPS, COUNTS: 4})),
     Scenario('steps, workers', train({**STEPS, **WORKERS}), kills=2),
-    Scenario('GPS', train(GPS), kills=2),
-    Scenario('SCT', train(SCT), kills=2),
+    Scenario(
+        'steps, best, published',
+        train({**STEPS, **STEPS_BEST}, **PUBLISHED),
+        kills=4,
+    ),
+    Scenario('GPS', train(GPS), at=FIRST[:1]),
+    Scenario('SCT', train(SCT), at=FIRST[:1]),
     Scenario('NOAH, supernet', train(SUPERNET, 'noah_digits_supernet.py', base={})),
     Scenario('NOAH, search', noah_search, search_end, kills=2),
-    Scenario('NOAH, a job of three phases', noah_job, bench_end),
+    # In the supernet, in the search, and in the run of what was found.
+    Scenario(
+        'NOAH, a job of three phases',
+        noah_job,
+        bench_end,
+        kills=5,
+        at=(('step', 6), ('before', 9), ('after', 10), ('step', 15)),
+    ),
     Scenario('multi-task', train(TASKS, 'nyud_mt.py', base={}), kills=2),
     Scenario('sweep', sweep, bench_end, kills=4),
     Scenario('search', search, bench_end),
     _both('epochs', {}),
     _both('epochs, workers', WORKERS),
-    _both('inside epochs, accumulation', {**INSIDE, COUNTS: 2}),
+    # Saved behind 2, 4, 8 and 10, inside of epochs, with 2, 1, 2 and 1 steps that wait.
+    _both(
+        'inside epochs, accumulation',
+        {**INSIDE, 'default_hooks.checkpoint.interval': 2, COUNTS: 3},
+        at=(('step', 3), ('step', 10), ('before', 5)),
+    ),
     _both('best, published', BEST, **PUBLISHED),
     _both('GPS', GPS),
     _both('steps', STEPS),

@@ -1,12 +1,16 @@
 """Kill runs in many places, let them go on, and compare their ends.
 
-Example: python tools/misc/kill_series.py --out work_dirs/kills
+Examples:
+    python tools/misc/kill_series.py --out work_dirs/kills
+    python tools/misc/kill_series.py --out work_dirs/kills --only GPS 'inside epochs'
+    python tools/misc/kill_series.py --out work_dirs/kills --table --write
 
 Every scenario runs once without a kill. Then it is killed by SIGKILL: behind a step,
 in a validation, right before and right after a file is renamed to its final name. It
 goes on from its folder, and must end with the same weights, optimizer, schedules and
 best checkpoint, bit for bit. Results are appended to kills.jsonl in the folder; the
-same command goes on with what is left. --only and --kills run a part.
+same command goes on with what is left, and --again forgets what did not end equal.
+--only and --kills run a part. One end that differs, and the exit code is 1.
 
 Runs are forked from this process, which has imported all that they need, so that a kill
 costs the seconds of its steps.
@@ -21,17 +25,27 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kill_scenarios import DATA, MINI, SCENARIOS, SUPERNET, Scenario, run_end, train
+from kill_scenarios import (
+    DATA,
+    MINI,
+    ROOT,
+    SCENARIOS,
+    SUPERNET,
+    Scenario,
+    run_end,
+    train,
+)
 
 from mmpetl.core import PETLError
 
-TIMEOUT = 300.0
-"""Seconds after which a run counts as one that hangs."""
+TIMEOUT = 900.0
+"""Seconds after which a run counts as one that hangs, on a machine that is busy."""
+PAGE = ROOT / 'docs' / 'reliability.md'
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,13 @@ class Kill:
     at: str
     number: int
 
+    def rank(self, processes: int) -> int:
+        """Which of several processes is killed: the first one writes the files."""
+        return self.number % processes if self.at in ('step', 'val') else 0
+
     def __str__(self) -> str:
         said = {
+            'none': 'not at all',
             'step': 'behind step',
             'val': 'in validation, batch',
             'before': 'before file',
@@ -92,12 +111,21 @@ class Counter:
         os.replace = counted
 
 
-def places(seen: dict[str, int], number: int) -> list[Kill]:
-    """Places to kill a run at, spread over what an unkilled one has counted."""
+def places(
+    seen: dict[str, int], number: int, at: Sequence[tuple[str, int]] = ()
+) -> list[Kill]:
+    """Places to kill a run at.
+
+    Args:
+        seen: What an unkilled run has counted.
+        number: How many.
+        at: Places that come first; others are spread over what was counted.
+    """
+    found = [Kill(*place) for place in at[:number]]
+    number -= len(found)
     kinds = [k for k in ('step', 'before', 'after', 'val') if seen[k]]
     kinds = ['step', 'val', 'after', 'before'] if seen['val'] else kinds
     rounds = -(-number // len(kinds))
-    found = []
     for index in range(number):
         kind, turn = kinds[index % len(kinds)], index // len(kinds)
         # Later than the first checkpoint for the most part, and never the last thing.
@@ -120,7 +148,7 @@ def in_children(
     pids = []
     for rank in range(scenario.processes):
         # Other processes are killed when the one that is chosen has gone.
-        chosen = kill is not None and rank == kill.number % scenario.processes
+        chosen = kill is not None and rank == kill.rank(scenario.processes)
         sys.stdout.flush()
         pid = os.fork()
         if not pid:
@@ -243,6 +271,7 @@ def kill_once(scenario: Scenario, out: Path, kill: Kill) -> dict[str, Any]:
     codes, _ = in_children(scenario, folder, False, kill)
     again = [0]
     wrong: list[str] = []
+    found = goes_on_from(folder)
     if -signal.SIGKILL not in codes:
         wrong = [f'it was not killed, but ended with {codes}']
     else:
@@ -259,6 +288,7 @@ def kill_once(scenario: Scenario, out: Path, kill: Kill) -> dict[str, Any]:
         'scenario': scenario.name,
         'processes': scenario.processes,
         'kill': [kill.at, kill.number],
+        **found,
         'equal': not wrong,
         'differs': wrong[:5],
         'seconds': round(time.monotonic() - begun, 1),
@@ -266,6 +296,23 @@ def kill_once(scenario: Scenario, out: Path, kill: Kill) -> dict[str, Any]:
     if not wrong:
         _clear(folder)
     return result
+
+
+def goes_on_from(folder: Path) -> dict[str, Any]:
+    """What a killed run goes on from: a file, and what stands open in it."""
+    import torch
+
+    from mmpetl.engine.latest import newest_checkpoint
+
+    path, _ = newest_checkpoint(folder)
+    if path is None:
+        return {'from': None, 'inside': False, 'pending': False}
+    content = torch.load(path, map_location='cpu', weights_only=True)
+    return {
+        'from': path.name,
+        'inside': 'epoch_rng' in content,
+        'pending': 'gradients' in content,
+    }
 
 
 def _clear(folder: Path) -> None:
@@ -313,27 +360,50 @@ def prepare_supernet(out: Path) -> None:
         raise PETLError(f'the supernet was not trained: {folder}.0.log')
 
 
-def series(out: Path, scenarios: list[Scenario], kills: int | None) -> list[dict]:
-    """Run what is not on file; all results, in order."""
-    path = out / 'kills.jsonl'
+def read(path: Path) -> dict[tuple, dict]:
+    """Results on file, by scenario and place; of two of one place the later."""
     done: dict[tuple, dict] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                result = json.loads(line)
-            except ValueError:
-                continue  # half a line, of a series that was killed itself
-            done[(result['scenario'], *result['kill'])] = result
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            result = json.loads(line)
+        except ValueError:
+            continue  # half a line, of a series that was killed itself
+        done[(result['scenario'], *result['kill'])] = result
+    return done
+
+
+def series(
+    out: Path, scenarios: list[Scenario], kills: int | None, again: bool = False
+) -> list[dict]:
+    """Run what is not on file; all results, in order.
+
+    Args:
+        out: Folder of the series.
+        scenarios: What is run.
+        kills: Of each scenario; None for its own number.
+        again: Whether what did not end equal is run once more.
+    """
+    path = out / 'kills.jsonl'
+    done = read(path)
+    if again:
+        done = {key: result for key, result in done.items() if result['equal']}
     results = []
     for scenario in scenarios:
-        if scenario.name == 'NOAH, search':
-            prepare_supernet(out)
         folder = out / scenario.name.replace(', ', '-').replace(' ', '_')
         folder.mkdir(parents=True, exist_ok=True)
-        seen = unkilled(scenario, folder / 'whole')
-        for kill in dict.fromkeys(places(seen, kills or scenario.kills)):
+        try:
+            if scenario.name == 'NOAH, search':
+                prepare_supernet(out)
+            seen = unkilled(scenario, folder / 'whole')
+        except PETLError as error:
+            # The others are run all the same, and nothing counts of this one.
+            results.append(not_run(scenario, str(error)))
+            print(row(results[-1]), flush=True)
+            continue
+        wanted = places(seen, kills or scenario.kills, scenario.at)
+        for kill in dict.fromkeys(wanted):
             key = (scenario.name, kill.at, kill.number)
-            if key not in done or not done[key]['equal']:
+            if key not in done:
                 done[key] = kill_once(scenario, folder, kill)
                 with path.open('a') as file:
                     file.write(json.dumps(done[key]) + '\n')
@@ -342,11 +412,53 @@ def series(out: Path, scenarios: list[Scenario], kills: int | None) -> list[dict
     return results
 
 
+def not_run(scenario: Scenario, why: str) -> dict[str, Any]:
+    """The result of a scenario that does not even run without a kill."""
+    return {
+        'scenario': scenario.name,
+        'processes': scenario.processes,
+        'kill': ['none', 0],
+        'equal': False,
+        'differs': [why],
+        'seconds': 0.0,
+    }
+
+
 def row(result: dict[str, Any]) -> str:
-    """A line of the table."""
+    """A line for one kill."""
     said = 'equal' if result['equal'] else f'DIFFERS: {"; ".join(result["differs"])}'
     kill = str(Kill(*result['kill']))
-    return f'| {result["scenario"]} | {kill} | {said} | {result["seconds"]} |'
+    begun = result.get('from') or '-'
+    return f'| {result["scenario"]} | {kill} | {begun} | {said} | {result["seconds"]} |'
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Counts by scenario, and their sums."""
+    heads = (
+        'run',
+        'processes',
+        'kills',
+        'goes on inside an epoch',
+        'with gradients pending',
+        'equal at the end',
+    )
+    lines = [
+        f'| {" | ".join(heads)} |',
+        '| :--- |' + ' ---: |' * (len(heads) - 1),
+    ]
+    names = dict.fromkeys(result['scenario'] for result in results)
+    for name in (*names, None):
+        some = [r for r in results if name in (None, r['scenario'])]
+        kills = [r for r in some if r['kill'][0] != 'none']
+        cells = [
+            name or '**all**',
+            some[0]['processes'] if name else '',
+            len(kills),
+            *(sum(r.get(key, False) for r in kills) for key in ('inside', 'pending')),
+            sum(r['equal'] for r in kills),
+        ]
+        lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
+    return '\n'.join(lines)
 
 
 def parse_args() -> argparse.Namespace:
@@ -356,6 +468,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/kills'))
     parser.add_argument('--only', nargs='+', help='names of scenarios, or their begin')
     parser.add_argument('--kills', type=int, help='of each scenario; default: its own')
+    parser.add_argument(
+        '--again', action='store_true', help='forget kills that did not end equal'
+    )
+    parser.add_argument('--table', action='store_true', help='run nothing')
+    parser.add_argument(
+        '--write', action='store_true', help='put the counts into docs/reliability.md'
+    )
     parser.add_argument('--list', action='store_true', help='name the scenarios')
     return parser.parse_args()
 
@@ -374,10 +493,25 @@ def main() -> None:
             for scenario in wanted:
                 print(f'{scenario.name}: {args.kills or scenario.kills} kills')
             return
-        args.out.mkdir(parents=True, exist_ok=True)
-        prepare(args.out.resolve())
-        print('| run | killed | end | seconds |\n| :--- | :--- | :--- | ---: |')
-        results = series(args.out.resolve(), wanted, args.kills)
+        out = args.out.resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        if args.table:
+            names = {scenario.name for scenario in wanted}
+            done = read(out / 'kills.jsonl').values()
+            results = [result for result in done if result['scenario'] in names]
+        else:
+            prepare(out)
+            print('| run | killed | goes on from | end | seconds |')
+            print('| :--- | :--- | :--- | :--- | ---: |')
+            results = series(out, wanted, args.kills, args.again)
+        if not results:
+            raise PETLError(f'{out} holds no results')
+        print(f'\n{table(results)}')
+        if args.write:
+            from update_tables import replace
+
+            text = PAGE.read_text(encoding='utf-8')
+            PAGE.write_text(replace(text, 'kills', table(results)), encoding='utf-8')
         equal = sum(result['equal'] for result in results)
         print(f'\n{equal} of {len(results)} ended as a run that was not killed')
         if equal < len(results):

@@ -168,6 +168,11 @@ def _not_meant(package: str, config: Config, backbone: str | None) -> str | None
         return 'no transformer and no ConvNet'
     kind = config.model.get('type')
     kind = kind if isinstance(kind, str) else kind.__name__
+    if 'Audio' in kind + str(config.model.get('cls_head', {}).get('type')):
+        return 'no transformer and no ConvNet'
+    words = config.model.get('language_model') is not None
+    if words and 'text' not in repr(config.get('train_dataloader')):
+        return 'for testing alone: its training data bring no text'
     if package == 'mmpretrain':
         if kind not in ('ImageClassifier', 'TimmClassifier', 'mmdet.MaskRCNN'):
             return f'{kind}: pre-training or retrieval'

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 SIDE = 128
@@ -26,6 +27,7 @@ def drawn_batch(package: str, config: Config, model: nn.Module) -> Any:
     for part in model.modules():  # what a hook of upstream tells some heads
         if getattr(part, 'epoch', 0) is None:
             part.epoch = 0
+    MessageHub.get_current_instance().update_info('iter', 0)  # the Runner, others
     return {
         'mmpretrain': _classification,
         'mmseg': _segmentation,
@@ -89,10 +91,13 @@ def _segmentation(config: Config, model: nn.Module) -> Any:
     from mmseg.structures import SegDataSample
 
     side = side_of(config)
+    if find(config.model.get('decode_head', {}), 'type') == 'LRASPPHead':
+        side = 512  # it pools windows of 49 x 49 at a stride of 8
     pre = config.model.get('data_preprocessor') or {}
     if pre.get('size') is not None:
         pre['size'] = (side, side)
         model.data_preprocessor.size = (side, side)
+    channels = len(pre.get('mean') or '123')  # 6: two pictures in one
     classes = find(config.model.get('decode_head', {}), 'num_classes') or 2
     samples = []
     for _ in range(2):
@@ -107,7 +112,7 @@ def _segmentation(config: Config, model: nn.Module) -> Any:
         )
         samples.append(sample)
     return {
-        'inputs': [picture(3, side, side) for _ in samples],
+        'inputs': [picture(channels, side, side) for _ in samples],
         'data_samples': samples,
     }
 
@@ -191,6 +196,9 @@ def _action(config: Config, model: nn.Module) -> Any:
     classes = find(config.model.get('cls_head', {}), 'num_classes') or 2
     keys = ('num_frames', 'num_segments', 't_size')
     frames = next((backbone[key] for key in keys if backbone.get(key)), 8)
+    frames = 16 if name == 'C3D' else frames  # what its linear layers are made for
+    if 'RCNN' in kind:
+        return _actions_in_boxes(config, side, frames)
     samples, inputs = [], []
     for _ in range(2):
         sample = ActionDataSample()
@@ -202,3 +210,23 @@ def _action(config: Config, model: nn.Module) -> Any:
             clip = picture(channels, max(frames, 8), side, side)
             inputs.append(clip.unsqueeze(0))
     return {'inputs': inputs, 'data_samples': samples}
+
+
+def _actions_in_boxes(config: Config, side: int, frames: int) -> Any:
+    """Two clips, and two people in each with two actions, as AVA has them."""
+    from mmaction.structures import ActionDataSample
+    from mmengine.structures import InstanceData
+
+    classes = find(config.model.get('roi_head', {}), 'num_classes') or 81
+    boxes = torch.tensor([[0.1, 0.1, 0.6, 0.9], [0.3, 0.2, 0.9, 0.8]]) * side
+    samples = []
+    for _ in range(2):
+        labels = torch.zeros(2, classes)
+        labels[:, 1:3] = 1
+        sample = ActionDataSample()
+        sample.gt_instances = InstanceData(bboxes=boxes.clone(), labels=labels)
+        sample.proposals = InstanceData(bboxes=boxes.clone(), scores=torch.ones(2))
+        sample.set_metainfo({'img_shape': (side, side), 'img_key': 'clip,0902'})
+        samples.append(sample)
+    clips = [picture(3, max(frames, 8), side, side) for _ in samples]
+    return {'inputs': clips, 'data_samples': samples}

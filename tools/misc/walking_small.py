@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import string
@@ -48,6 +49,11 @@ def make_small(package: str, config: Config) -> None:
     pre = config.model.get('data_preprocessor') or config.get('data_preprocessor')
     if isinstance(pre, MutableMapping):
         pre.pop('batch_augments', None)
+        pre.pop('blending', None)  # with classes that a config need not agree with
+    teacher = config.model.get('teacher_config')
+    if isinstance(teacher, str) and teacher.startswith('configs/'):
+        root = Path(importlib.import_module(package).__file__).parent / '.mim'
+        config.model.teacher_config = str(root / teacher)
 
 
 def text_model() -> str:
@@ -82,14 +88,16 @@ def _forget_files(node: Any) -> None:
         return
     for key in list(node):
         value = node[key]
-        if key in ('pretrained', 'load_from') and isinstance(value, str | Mapping):
+        if key in ('pretrained', 'load_from', 'teacher_ckpt') and isinstance(
+            value, str | Mapping
+        ):
             node[key] = None
         elif key in ('pretrained2d', 'clip_pretrained') and value:
             node[key] = False
         elif key == 'num_cp':  # checkpointing by fairscale, which saves memory alone
             node[key] = -1
         elif key == 'init_cfg' and _is_file(value):
-            node[key] = None
+            del node[key]
         elif key == 'init_cfg' and isinstance(value, list | tuple):
             node[key] = [v for v in value if not _is_file(v)]
         else:
@@ -114,7 +122,9 @@ def class_of(package: str, kind: Any) -> type | None:
 def _shrink(backbone: MutableMapping, cls: type | None) -> None:
     """Two blocks per stage; as many as there are outputs where there is one stage."""
     size, patch = backbone.get('img_size'), backbone.get('patch_size', 16)
-    if size is not None and isinstance(patch, int):
+    name = cls.__name__ if cls else ''
+    # Swin V2 refuses maps that are smaller than its windows.
+    if size is not None and isinstance(patch, int) and name != 'SwinTransformerV2':
         kind = type(size)
         backbone['img_size'] = 8 * patch if kind is int else kind((8 * patch,) * 2)
     outputs = backbone.get('out_indices')
@@ -135,7 +145,6 @@ def _shrink(backbone: MutableMapping, cls: type | None) -> None:
                 node[key] = type(value)(min(v, 2) for v in value)
             elif isinstance(value, int) and node is not backbone:
                 node[key], plain = min(value, max(2, count)), True
-    name = cls.__name__ if cls else ''
     if 'ResNet' in name or 'ResNeXt' in name or name in ('Res2Net', 'ResNeSt'):
         if backbone.get('depth') in (101, 152, 200):
             backbone['depth'] = 50
@@ -148,8 +157,10 @@ def _shrink(backbone: MutableMapping, cls: type | None) -> None:
     elif name == 'UniFormerV2':  # blocks of its decoder read those of the trunk
         backbone.update(layers=2, return_list=[0, 1], n_layers=2, mlp_dropout=[0.5] * 2)
         backbone.update(input_resolution=8 * patch, clip_pretrained=False)
-    elif name == 'UniFormer':
-        backbone['pretrained2d'] = False
+    elif name == 'MViT':
+        backbone.pop('pretrained_type', None)
+    if cls and 'pretrained2d' in inspect.signature(cls).parameters:
+        backbone['pretrained2d'] = False  # else it asks for a file
     if plain and isinstance(outputs, list | tuple) and count > 1:
         backbone['out_indices'] = list(range(count))
     elif plain and isinstance(outputs, list | tuple | int):

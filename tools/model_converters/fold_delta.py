@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import argparse
 
-from mmengine.config import DictAction
-
 from mmpetl import apis
+from mmpetl.config.cli import DictAction
 from mmpetl.core import Method, build_method, registered_methods
 
 

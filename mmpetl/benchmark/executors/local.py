@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import threading
 import time
@@ -125,7 +126,7 @@ class LocalExecutor(Executor):
 def threads(slots: int) -> int:
     """Threads of one of so many jobs: its share, unless the user has said."""
     said = os.environ.get('OMP_NUM_THREADS', '')
-    return int(said) if said.isdigit() else max(1, cores() // slots)
+    return int(said) if re.fullmatch('[0-9]{1,9}', said) else max(1, cores() // slots)
 
 
 def cores() -> int:

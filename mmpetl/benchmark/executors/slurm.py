@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -164,5 +165,5 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, value = pair.partition('=')
         if not (key and equals):
             raise PETLError(f'--slurm takes KEY=VALUE, got {pair!r}')
-        found[key] = int(value) if value.isdigit() else value
+        found[key] = int(value) if re.fullmatch('[0-9]{1,18}', value) else value
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import read_json
+from mmpetl.core.boundary import read_bytes, read_json
 
 FOLDERS = ('pictures', 'analysis')
 PNG = b'\x89PNG\r\n\x1a\n'
@@ -67,7 +67,7 @@ def _read(path: Path) -> Picture:
     missing = [key for key in KEYS if not isinstance(facts.get(key), str)]
     if missing:
         raise PETLError(f'{words} says no {", ".join(missing)}')
-    data = path.read_bytes()
+    data = read_bytes(path, 'picture')
     if not data.startswith(PNG) or len(data) < 24:
         raise PETLError(f'{path} is not a PNG picture')
     # Width and height open the first chunk; with them the page does not jump.

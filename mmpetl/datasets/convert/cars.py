@@ -8,17 +8,13 @@ these a picture is found again.
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
-
 from mmpetl.core import PETLError
+from mmpetl.datasets.convert.matlab import read_table
 from mmpetl.datasets.convert.members import members
 
 POOLED = 'cars_annos.mat'
@@ -34,12 +30,6 @@ _FOLDERS = {
     'test': 'test',
 }
 _BOX = ('class', 'bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2')
-
-_UNREADABLE = (
-    *(MatReadError, NotImplementedError, OSError),
-    *(ValueError, LookupError, TypeError, AttributeError),
-)
-"""How a file that is none of MATLAB's, or holds other columns, answers."""
 
 Names = dict[tuple[str, str], PurePosixPath]
 """Part (``train`` or ``test``) and file name of a copy to its path when pooled."""
@@ -114,17 +104,4 @@ def _annotations(sources: Iterable[Path]) -> dict[str, bytes]:
 
 def _rows(file: str, content: bytes, *last: str) -> list[tuple[Any, ...]]:
     """Class, box and further columns of each entry of an annotation file."""
-    try:
-        entries = loadmat(io.BytesIO(content))['annotations'].ravel()
-        return [tuple(_value(entry[k]) for k in (*_BOX, *last)) for entry in entries]
-    except _UNREADABLE as error:
-        lines = str(error).splitlines() or ['']
-        raise PETLError(
-            f'{file} does not hold annotations with {", ".join((*_BOX, *last))} '
-            f'({type(error).__name__}: {lines[0]})'
-        ) from None
-
-
-def _value(cell: np.ndarray) -> int | str:
-    value = cell.item()
-    return value if isinstance(value, str) else int(value)
+    return read_table(file, content, 'annotations', (*_BOX, *last))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_json
 from mmpetl.datasets.annotations import parse_classes
 from mmpetl.datasets.catalog import DatasetFacts, facts_of
 from mmpetl.datasets.convert.cars import NEEDED, pooled_names, pooled_place
@@ -69,7 +71,7 @@ def convert_fgvc(
                 write_whole(partial / file, content, durable=True)
     sizes = {split.file: split.size for split in facts.splits}
     return [
-        (file, len(json.loads((folder / file).read_bytes())), sizes[file])
+        (file, len(read_json(folder / file, dict[str, Any], 'list')), sizes[file])
         for file in SPLIT_FILES
     ]
 

@@ -34,9 +34,10 @@ def write_whole(path: Path, content: bytes, durable: bool = False) -> None:
         content: All of it.
         durable: Wait for the disk; for the lists that declare a set complete.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + PART)
     try:
+        # Of an archive, a member may be the folder that another one lies in.
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open('wb') as file:
             file.write(content)
             if durable:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import lzma
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from mmpetl.compat.archives import DAMAGED_ZIP
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import text_limit
 from mmpetl.datasets.soundness import MAX_BYTES
 
-DAMAGED = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    ValueError,
-    LookupError,
-)
+DAMAGED = (tarfile.TarError, *DAMAGED_ZIP)
 """What a cut or garbled archive is answered with."""
 
 PICTURES = frozenset({'.jpg', '.jpeg', '.png', '.bmp'})
@@ -138,6 +125,8 @@ def _safe(name: str, source: Path) -> PurePosixPath | None:
     Raises:
         PETLError: It leads outside of the target.
     """
+    if '\0' in name:
+        raise PETLError(f'{source} holds {name[:80]!r}, which no file can be called')
     path = PurePosixPath(name.replace('\\', '/'))
     has_drive = ':' in path.parts[0] if path.parts else False
     if path.is_absolute() or '..' in path.parts or has_drive:
@@ -180,7 +169,7 @@ class _Entry(tarfile.TarInfo):
     """A member of a tar whose long name does not take any memory that it says."""
 
     def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _LONG and self.size > _HEADER:
+        if self.type in _LONG and not 0 <= self.size <= _HEADER:
             raise tarfile.ReadError(f'a name or header of {self.size:,} bytes')
         return super()._proc_member(tarfile_)
 

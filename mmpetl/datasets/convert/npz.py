@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mmpetl.compat.arrays import HEAD_BROKEN, Header, array_header
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import regular_file
 
 _FREE = 1 << 30
 _RATIO = 100
 """Arrays of more than a GiB that are packed to less than a hundredth are a bomb."""
-
-_HEADER = 10_000
-"""Bytes of a header, at most: numpy's own limit."""
-
-
-@dataclass(frozen=True)
-class _Header:
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 def read_examples(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -53,10 +42,7 @@ def read_examples(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise _none(path, error) from None
     except MemoryError:
         raise PETLError(f'{path} needs more memory than there is') from None
-    except (
-        *(zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError),
-        *(EOFError, NotImplementedError, RuntimeError, SyntaxError),
-    ) as error:
+    except HEAD_BROKEN as error:
         raise _none(path, error) from None
 
 
@@ -64,36 +50,18 @@ def _none(path: Path, error: Exception) -> PETLError:
     return PETLError(f"{path} is no npz file with plain 'images' and 'labels': {error}")
 
 
-def _header(archive: zipfile.ZipFile, name: str) -> _Header:
+def _header(archive: zipfile.ZipFile, name: str) -> Header:
     """Shape and type of an array, of which the file holds every byte."""
-    entry = archive.getinfo(f'{name}.npy')
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise PETLError(f'{name} has version {version} of the format')
-        shape, _, dtype = read(file, max_header_size=_HEADER)
-        begin = file.tell()
-    wanted = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or min(shape, default=0) < 0:
-        raise PETLError(f'{name} holds {dtype} {shape}')
-    if wanted != entry.file_size - begin:
+    found = array_header(archive, name)
+    if found.bytes > _FREE and found.bytes > _RATIO * found.packed:
         raise PETLError(
-            f'{name} says {dtype} {shape}, {wanted:,} bytes, and has '
-            f'{entry.file_size - begin:,}'
-        )
-    if wanted > _FREE and wanted > _RATIO * entry.compress_size:
-        raise PETLError(
-            f'{name} unpacks from {entry.compress_size:,} to {wanted:,} bytes, more '
+            f'{name} unpacks from {found.packed:,} to {found.bytes:,} bytes, more '
             f'than {_RATIO} times; save it with numpy.savez'
         )
-    return _Header(shape, dtype)
+    return found
 
 
-def _check(path: Path, images: _Header, labels: _Header) -> None:
+def _check(path: Path, images: Header, labels: Header) -> None:
     wanted = (
         'wanted are uint8 images (N, H, W) or (N, H, W, C), C of 1 or 3, and as many '
         'integer labels (N,)'
@@ -102,7 +70,7 @@ def _check(path: Path, images: _Header, labels: _Header) -> None:
         images.dtype == np.uint8
         and len(images.shape) in (3, 4)
         and (len(images.shape) == 3 or images.shape[3] in (1, 3))
-        and 0 not in images.shape[1:]
+        and 0 not in images.shape
         and labels.dtype.kind in 'iu'
         and len(labels.shape) == 1
         and labels.shape[0] == images.shape[0]

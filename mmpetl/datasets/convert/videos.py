@@ -26,7 +26,7 @@ from mmpetl.datasets.classes import HMDB51_CLASSES, KINETICS400_CLASSES
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import PART, write_lines
 from mmpetl.datasets.convert.jobs import run_all
-from mmpetl.datasets.lines import as_label
+from mmpetl.datasets.lines import as_label, is_file
 
 VIDEOS = ('.mp4', '.avi', '.mkv', '.webm')
 Encoder = Literal['ffmpeg', 'opencv']
@@ -198,7 +198,7 @@ def convert_ssv2(
         entries = _read_ssv2(labels, name, list[_Ssv2Entry])
         lists[split] = [_ssv2_clip(entry, table, name) for entry in entries]
     clips = [clip for part in lists.values() for clip in part]
-    todo = [c for c in clips if not (folder / 'videos' / c.path).is_file()]
+    todo = [c for c in clips if not is_file(folder / 'videos' / c.path)]
     if todo:
         encode = find_encoder(encoder)
         found = {path.stem: path for path in videos.rglob('*') if path.suffix in VIDEOS}
@@ -460,9 +460,9 @@ def convert_hmdb51(videos: Path, splits: Path, root: Path, workers: int = 1) -> 
                     lists[('train' if part == 1 else 'val') + tail].append(clip)
     source_of = {}
     for path in clips:
-        if not (folder / 'videos' / path).is_file():
+        if not is_file(folder / 'videos' / path):
             source_of[path] = videos / path
-    missing = [path for path, source in source_of.items() if not source.is_file()]
+    missing = [path for path, source in source_of.items() if not is_file(source)]
     if missing:
         raise PETLError(
             f'{len(missing):,} of {len(clips):,} listed clips are not in {videos}, '

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import as_utf8
+from mmpetl.core.boundary import as_utf8, regular_file
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import partial_of, staged, unless_there, write_lines
@@ -240,7 +240,8 @@ class FolderExport:
             label = as_label(below.name)
             if label is None or label < 0:
                 raise PETLError(f'{below} is not called by its label, a number from 0')
-            files = [path for path in below.iterdir() if path.is_file()]
+            there = [path for path in below.iterdir() if not path.is_dir()]
+            files = [regular_file(path, 'picture') for path in there]
             items += [(path, label) for path in files]
         if not items:
             raise PETLError(f'there is no {folder}/<label>/<picture>')

@@ -11,6 +11,7 @@ from typing import Any
 from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import DatasetFacts, Split
 from mmpetl.datasets.items import Item, folder_of, list_path, read_items
+from mmpetl.datasets.lines import is_file
 from mmpetl.datasets.mini.storage import read_stamp
 from mmpetl.datasets.subsets import sha256_of
 from mmpetl.datasets.verify.findings import Finding
@@ -83,7 +84,7 @@ def read(
         (item.where, path)
         for item in items
         for path in (item.path, item.mask, *item.others)
-        if path is not None and not path.is_file()
+        if path is not None and not is_file(path)
     ]
     if missing:
         where, path = missing[0]

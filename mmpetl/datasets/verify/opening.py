@@ -14,6 +14,7 @@ from PIL import Image
 from mmpetl.compat.pictures import eight_bits
 from mmpetl.datasets.catalog import DatasetFacts
 from mmpetl.datasets.items import Item
+from mmpetl.datasets.lines import is_file
 from mmpetl.datasets.maps import fault_of_form, sizes
 from mmpetl.datasets.soundness import END, MAX_BYTES, fault_of_picture, lacks_its_end
 from mmpetl.datasets.verify.findings import Finding, Report
@@ -36,7 +37,7 @@ def check_files(
         (name, item)
         for name, entries in items.items()
         for item in chosen(entries, sample)
-        if item.path.is_file()
+        if is_file(item.path)
     ]
     bad: dict[str, list[str]] = defaultdict(list)
     done = 0
@@ -80,7 +81,7 @@ def fault_of(facts: DatasetFacts, item: Item) -> str | None:
         if problem:
             return problem
         size = _open_video(item.path) if facts.family == 'video' else _open(item.path)
-        if item.mask is None or not item.mask.is_file():
+        if item.mask is None or not is_file(item.mask):
             return None
         return _looks_wrong(item.mask) or _fault_of_mask(facts, item.mask, size)
     except Exception as error:  # decoders raise whatever they like

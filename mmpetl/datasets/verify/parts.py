@@ -14,6 +14,7 @@ from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
 from mmpetl.datasets.catalog import DatasetFacts
 from mmpetl.datasets.items import Item
+from mmpetl.datasets.lines import is_file
 from mmpetl.datasets.subsets import STAMP as SUBSETS
 from mmpetl.datasets.subsets import draw_lists, sha256_of
 from mmpetl.datasets.verify.findings import Finding
@@ -69,6 +70,8 @@ def _check_trainval(items: dict[str, list[Item]]) -> Iterable[Finding]:
 
 
 def _digest(item: Item) -> str:
+    if not is_file(item.path):
+        return ''  # a FIFO would be waited for
     try:
         return hashlib.sha256(item.path.read_bytes()).hexdigest()
     except OSError:

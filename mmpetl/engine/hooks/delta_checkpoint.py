@@ -27,8 +27,15 @@ from mmpetl.engine.base_watch import BaseWatch
 from mmpetl.engine.best import Best, write_best
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import as_number, finite, plain_model
-from mmpetl.engine.latest import POINTER, STOPPED, newest_checkpoint, progress
+from mmpetl.engine.latest import (
+    POINTER,
+    STOPPED,
+    left_to_resume,
+    newest_checkpoint,
+    progress,
+)
 from mmpetl.engine.resumable import (
+    check_average,
     check_loaded,
     check_resumable,
     check_run,
@@ -96,6 +103,8 @@ class DeltaCheckpointHook(CheckpointHook):
         self._data: dict | None = None
         self._resuming: str | None = None
         """The file that is being resumed from, while it is."""
+        self._from: str | None = None
+        """The same, from then on."""
         self._seeds: EpochSeeds | None = None
         # What a checkpoint brought, by name of its record, one entry per process.
         self._resumed: dict[str, list[dict]] = {}
@@ -135,7 +144,7 @@ class DeltaCheckpointHook(CheckpointHook):
         resume = runner.resume
 
         def resume_marked(filename: str, *args: Any, **kwargs: Any) -> None:
-            self._resuming = str(filename)
+            self._resuming = self._from = str(filename)
             try:
                 resume(filename, *args, **kwargs)
             finally:
@@ -147,24 +156,30 @@ class DeltaCheckpointHook(CheckpointHook):
     # ---------------------------------------------------------------- saving
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        outdated = []
+        outdated, hub = [], runner.message_hub
         if self.max_keep_ckpts > 0 and (
             not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step
         ):
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated.append(self.filename_tmpl.format(self.keep_ckpt_ids[0]))
+                outdated.append(self.keep_ckpt_ids[0])
             self.keep_ckpt_ids.append(step)
-            ids = list(self.keep_ckpt_ids)
-            runner.message_hub.update_info('keep_ckpt_ids', ids)
+            hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        # On record, for a kill may come before they are deleted.
+        hub.update_info('outdated_ckpt_ids', outdated)
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        hub.update_info('last_ckpt', self.last_ckpt)
         self._write(runner, filename, meta)
-        if is_main_process():
-            stopped = STOPPED.format('*')
-            here = Path(self.out_dir)
-            outdated += [p.name for p in here.glob(stopped) if p.name != filename]
-            for name in outdated:
+        self._remove_outdated(outdated, filename)
+
+    def _remove_outdated(self, ids: list[int], newest: str) -> None:
+        """Delete what the newest checkpoint has taken the place of."""
+        if not is_main_process():
+            return
+        stopped = Path(self.out_dir).glob(STOPPED.format('*'))
+        names = [self.filename_tmpl.format(step) for step in ids]
+        for name in [*names, *(path.name for path in stopped)]:
+            if name != newest:
                 self._remove(self.file_backend.join_path(self.out_dir, name))
 
     def _write(self, runner: Runner, filename: str, meta: dict) -> None:
@@ -216,18 +231,7 @@ class DeltaCheckpointHook(CheckpointHook):
             yield
         except OSError as error:
             why = error.strerror or str(error)
-            try:
-                newest, _ = newest_checkpoint(
-                    runner.work_dir, {'out_dir': self.out_dir}
-                )
-            except PETLError:
-                newest = None
-            left = (
-                f'the newest whole checkpoint is {newest.name}, and --resume goes on '
-                'from it'
-                if newest
-                else 'there is no whole checkpoint'
-            )
+            left = left_to_resume(runner.work_dir, {'out_dir': self.out_dir})
             path = os.path.join(self.out_dir, filename)
             raise PETLError(
                 f'{path} is missing: {why}{folder_free(path)}; {left}; make room, or '
@@ -377,15 +381,16 @@ class DeltaCheckpointHook(CheckpointHook):
             return
         self._check_file(runner, checkpoint)
         checkpoint[_WHOLE] = True
+        about = checkpoint.get('meta') or {}
         # MMEngine runs meta['config'] of a resumed file as Python.
-        checkpoint.get('meta', {}).pop('config', None)
+        about.pop('config', None)
         names = ('rng', 'gradients', 'epoch_rng')
         self._resumed = {name: checkpoint[name] for name in names if name in checkpoint}
         self._validated = checkpoint.get('validated')
         model = plain_model(runner)
         if not find_injected(model):
             return
-        meta = checkpoint.get('meta', {}).get('mmpetl')
+        meta = about.get('mmpetl')
         if meta is None:
             self._take_whole(runner, model, checkpoint)
             return
@@ -403,6 +408,7 @@ class DeltaCheckpointHook(CheckpointHook):
             check_loaded(checkpoint, place)
             return
         lines = check_resumable(checkpoint, place, runner._randomness_cfg.get('seed'))
+        check_average(checkpoint, plain_model(runner), place)
         saves = (self.save_optimizer, self.save_param_scheduler)
         for line in lines + check_run(checkpoint, place, runner, saves):
             runner.logger.warning(line)
@@ -456,6 +462,9 @@ class DeltaCheckpointHook(CheckpointHook):
 
         if runner.iter:
             self.last_ckpt = here(info.get('last_ckpt'))
+            folder, name = os.path.split(os.path.abspath(self._from or ''))
+            if folder == os.path.abspath(self.out_dir):
+                self._remove_outdated(info.get('outdated_ckpt_ids') or [], name)
         if not self.save_best:
             return
         for key in [k for k in info if k.startswith('best_ckpt')]:
@@ -550,7 +559,7 @@ def _share_frozen(average: nn.Module, model: nn.Module, frozen: set[str]) -> Non
 def _states(checkpoint: dict) -> list[tuple[dict, str]]:
     """The states that a checkpoint holds, with what their keys begin with."""
     states = [(checkpoint['state_dict'], '')]
-    if 'ema_state_dict' in checkpoint:
+    if checkpoint.get('ema_state_dict') is not None:
         states.append((checkpoint['ema_state_dict'], 'module.'))
     return states
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpetl.core import PETLError
+from mmpetl.core.errors import shorten
 from mmpetl.engine.hooks.common import plain_model
+from mmpetl.engine.resumable import check_fits
 from mmpetl.registry import HOOKS
 
 
@@ -50,9 +52,15 @@ class TrainableEMAHook(Hook):
 
         What a data pass before training has drawn is among them.
         """
+        values = self._trainable(runner)
         if not self._average:
-            values = self._trainable(runner)
             self._average = {name: value.clone() for name, value in values.items()}
+        lacking = [name for name in values if name not in self._average]
+        if lacking:
+            raise PETLError(
+                f'the average that was resumed lacks {shorten(lacking)}; in its run '
+                'other parameters train'
+            )
 
     @torch.no_grad()
     def after_train_iter(
@@ -119,7 +127,25 @@ class TrainableEMAHook(Hook):
         if own is None or not runner._resume:
             return
         state = checkpoint['state_dict']
+        place = str(getattr(runner, '_load_from', None) or 'the checkpoint')
+        self._check(own, state, plain_model(runner), place)
         device = next(iter(self._trainable(runner).values())).device
         self._average = {name: state[name].to(device).clone() for name in own}
         for name, value in own.items():
             state[name] = value
+
+    def _check(self, own: Any, state: Any, model: nn.Module, place: str) -> None:
+        """Hold both the average and the model's own values to the model."""
+        place = f'{place}: {self.KEY}'
+        params = dict(model.named_parameters())
+        if not isinstance(own, Mapping) or not all(
+            isinstance(value, Tensor) for value in own.values()
+        ):
+            raise PETLError(f'{place} holds no tensors by name')
+        for name in own:
+            if name not in params or name not in state:
+                where = 'the model' if name not in params else 'state_dict'
+                raise PETLError(f'{place} has {name!r}, which {where} has not')
+        check_fits(own, params, place)
+        average = {name: state[name] for name in own}
+        check_fits(average, params, f'{place}: the average')

@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmpetl.compat.arrays import read_arrays
 from mmpetl.core import PETLError
 from mmpetl.engine.files import part_name
 from mmpetl.engine.hooks.common import plain_model
@@ -116,10 +117,15 @@ def read_predictions(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         PETLError: There is no such file, or it holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
-            logits, labels = data['logits'], data['labels']
-    except (OSError, ValueError, KeyError) as error:
+        data = read_arrays(path, ('logits', 'labels'))
+    except (OSError, ValueError) as error:
         raise PETLError(f'cannot read the predictions {path}: {error}') from None
+    logits, labels = data['logits'], data['labels']
+    if logits.dtype.kind != 'f' or labels.dtype.kind not in 'iu':
+        raise PETLError(
+            f'{path} holds no predictions: logits are {logits.dtype} and labels '
+            f'{labels.dtype}, wanted are floating point numbers and integers'
+        )
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise PETLError(
             f'{path} holds logits of shape {logits.shape} and labels of shape '

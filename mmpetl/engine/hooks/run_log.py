@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmpetl.core import PETLError
+from mmpetl.core.boundary import checked, read_bytes
 from mmpetl.engine.hooks.common import as_number, finite
 from mmpetl.registry import HOOKS
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @HOOKS.register_module()
@@ -27,15 +33,16 @@ class RunLogHook(Hook):
         {"test": {"accuracy/top1": 70.2}, "t": 9.7}
 
     The loss is the mean since the line before. A resumed run appends; of two lines of a
-    step the later one counts, and :func:`read_run_log` keeps it.
+    step the later one counts.
 
     Args:
         path: The file.
         points: About how many lines of a loss curve to write.
     """
 
-    # Metrics are whole when this hook sees them.
-    priority = 'VERY_LOW'
+    # Metrics are whole when this hook sees them, and no checkpoint says yet that the
+    # validation is done: a kill in between would lose the line.
+    priority = 'LOW'
 
     def __init__(self, path: str, points: int = 50) -> None:
         self.path = Path(path)
@@ -123,18 +130,87 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
         file.write(text.encode())
 
 
+class Line(msgspec.Struct):
+    """What a line of a run's log may hold; see :class:`RunLogHook`.
+
+    Attributes:
+        step: Steps that were trained.
+        of: Steps that there are.
+        loss: Mean since the line before.
+        lr: Rate of the first group.
+        val: A validation.
+        reads_test: Whether it was one on the test set.
+        last: Whether it was the one that a trial is judged by.
+        test: A reading of the test set.
+        t: Seconds since the attempt began.
+        attempt: Number of the attempt that begins here.
+        begun: When it did.
+        config: Digest of its config.
+        peak_memory_bytes: The most that the run took.
+        failed: What ended it.
+    """
+
+    step: Count | None = None
+    of: Count | None = None
+    loss: float | None = None
+    lr: float | None = None
+    val: dict[str, float | None] | None = None
+    reads_test: bool = False
+    last: bool = False
+    test: dict[str, float | None] | None = None
+    t: float = 0.0
+    attempt: Count | None = None
+    begun: str = ''
+    config: str = ''
+    peak_memory_bytes: Count | None = None
+    failed: str = ''
+
+
 def read_run_log(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's log that are whole; none where there is no file."""
+    """The lines of a run's log that are whole; none where there is no file.
+
+    Half a line is what a kill leaves, and is passed over; a line that holds something
+    else than :class:`Line` is named on stderr.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         return
-    for text in path.read_text(encoding='utf-8', errors='replace').splitlines():
+    lines = read_bytes(path, 'log of a run').decode(errors='replace').split('\n')
+    for number, text in enumerate(lines, 1):
         try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # half a line, of a process that was killed
-        if isinstance(line, dict):
+            line = read_line(text, f'{path}, line {number}')
+        except PETLError as error:
+            print(f'left out: {error}', file=sys.stderr)
+            continue
+        if line is not None:
             yield line
+
+
+def read_line(text: str, place: str) -> dict[str, Any] | None:
+    """A line of a run's log; None for an empty one or the half that a kill left.
+
+    Args:
+        text: The line.
+        place: Where it stands, for messages.
+
+    Raises:
+        PETLError: It holds something else than :class:`Line`.
+    """
+    try:
+        line = json.loads(text, parse_constant=_none)
+    except (ValueError, RecursionError):
+        return None
+    known = checked(line, Line, place)
+    curve = any(value is not None for value in (known.loss, known.lr, known.val))
+    if (curve or known.of is not None) and known.step is None:
+        raise PETLError(f'{place} has a value and no step')
+    if known.attempt is not None and not (known.begun and known.config):
+        raise PETLError(f'{place} begins an attempt without its time or config')
+    return line
+
+
+def _none(name: str) -> None:
+    raise ValueError(f'{name} is written by no run')
 
 
 def same_data(config: Any, one: str, other: str) -> bool:

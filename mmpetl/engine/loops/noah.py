@@ -23,6 +23,7 @@ from mmpetl.core.boundary import checked, read_json_lines
 from mmpetl.engine.evolution import Candidate, Evolution, Search, front, rank
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import plain_model
+from mmpetl.engine.latest import newest_checkpoint
 from mmpetl.engine.loops.phase import Phase
 from mmpetl.methods.noah import WIDTHS, Subnet, Supernet
 from mmpetl.registry import LOOPS
@@ -351,10 +352,8 @@ def supernet_checkpoint(path: str) -> Path:
         PETLError: There is none.
     """
     file = Path(path)
-    pointer = file / 'last_checkpoint'
-    if pointer.is_file():
-        # A run folder may have been moved since.
-        file = file / Path(pointer.read_text(encoding='utf-8').strip()).name
+    if file.is_dir():
+        file = newest_checkpoint(file)[0] or file
     if not file.is_file():
         raise PETLError(
             f'there is no checkpoint of a supernet at {path}; train one first '

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from mmpetl.compat.archives import (
+    DAMAGED_ZIP,
     check_calls,
     check_claims,
     check_expansion,
     check_regular,
+    check_sums,
 )
+from mmpetl.compat.arrays import read_arrays
 from mmpetl.compat.loading import BROKEN as ANY_BROKEN
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
@@ -175,7 +178,7 @@ def _read_zip(path: Path) -> tuple[object, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
+    except DAMAGED_ZIP:
         raise WeightsError(f'{path} {DAMAGED}') from None
     if any(n.endswith('.npy') for n in names):
         return _read_npz(path), 'npz'
@@ -195,23 +198,21 @@ def _read_zip(path: Path) -> tuple[object, str]:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    tensors = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                array = arrays[name]
-                if array.dtype.kind in 'fiub':
-                    tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
+        arrays = read_arrays(path)
     except ValueError as error:
-        if 'allow_pickle' in str(error):
+        if 'pickled' in str(error):
             raise WeightsError(
                 f'{path} holds pickled Python objects, which are not opened; save it '
                 'with plain arrays'
             ) from None
-        raise WeightsError(f'{path} {DAMAGED}') from None
-    except BROKEN:
-        raise WeightsError(f'{path} {DAMAGED}') from None
-    return tensors
+        reason = str(error).rpartition('npz file: ')[2]
+        raise WeightsError(f'{path} {DAMAGED} ({reason})') from None
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array))
+        for name, array in arrays.items()
+        if array.dtype.kind in 'fiub'
+    }
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -227,7 +228,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
     """The shards that an index names, beside it, as one."""
     shards = shards_of(path)
-    lost = [name for name in shards if not (path.parent / name).is_file()]
+    # Path.is_file() raises where a name is longer than names may be.
+    lost = [name for name in shards if not os.path.isfile(path.parent / name)]
     if lost:
         raise WeightsNotFoundError(
             f'{path} is the index of {len(shards)} shards, of which {shorten(lost)} '
@@ -236,6 +238,10 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
     tensors: dict[str, Tensor] = {}
     for name in shards:
         shard = path.parent / name
+        try:
+            check_expansion(shard)
+        except ValueError as error:
+            raise WeightsError(str(error)) from None
         if not name.endswith('.safetensors'):
             content, _ = _read_torch(shard, 'torch', mmap=False)
             tensors |= choose_part(content, str(shard)).tensors
@@ -264,6 +270,10 @@ def _read_torch(path: Path, kind: str, mmap: bool) -> tuple[object, str]:
         check_calls(path)
     except ValueError as error:
         raise WeightsError(str(error)) from None
+    try:
+        check_sums(path)
+    except ValueError:
+        raise WeightsError(f'{path} {DAMAGED}') from None
     # VideoMAE and other training scripts store their command line beside the
     # weights: a Namespace is a bag of values and runs nothing when rebuilt.
     try:

@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import time
 import urllib.error
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
+from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_json
 from mmpetl.models.weights.containers import open_file
 from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
 from mmpetl.models.weights.identity import describe_file, differences
@@ -238,7 +241,8 @@ def _transfer(
                 f'delete {part} and try again'
             )
         length = response.headers.get('Content-Length')
-        total = have + int(length) if length and length.isdigit() else None
+        whole = re.fullmatch('[0-9]{1,18}', length or '')
+        total = have + int(length) if whole else None
         if known.size_bytes is not None and total not in (None, known.size_bytes):
             raise WeightsError(
                 f'{url} has {total:,} bytes, {known.name} has {known.size_bytes:,}; it '
@@ -324,10 +328,9 @@ def _note_of(part: Path) -> Path:
 
 def _read_note(part: Path) -> dict[str, str]:
     try:
-        note = json.loads(_note_of(part).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        return read_json(_note_of(part), dict[str, str], 'note')
+    except (OSError, PETLError):
         return {}
-    return note if isinstance(note, dict) else {}
 
 
 def _write_note(part: Path, url: str, response: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from mmpetl.core import PETLError
+from mmpetl.core.boundary import read_utf8
 from mmpetl.models.weights.errors import WeightsError, shorten
 
 FILES = (
@@ -36,8 +39,13 @@ def _snapshot(path: Path) -> Path:
     """The snapshot of ``models--NAME--NAME`` that its main branch stands for."""
     main = path / 'refs' / 'main'
     if main.is_file():
-        folder = path / 'snapshots' / main.read_text(encoding='utf-8').strip()
-        if folder.is_dir():
+        try:
+            name = read_utf8(main, 'name of a snapshot', 4096).strip()
+        except PETLError:
+            name = ''
+        folder = path / 'snapshots' / name
+        plain = name == os.path.basename(name) and name not in ('', '.', '..')
+        if plain and os.path.isdir(folder):
             return folder
     found = sorted(p for p in (path / 'snapshots').iterdir() if p.is_dir())
     if len(found) != 1:

@@ -92,7 +92,10 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
         zipfile.BadZipFile: The archive is damaged.
     """
     with zipfile.ZipFile(path) as archive:
-        member = next(n for n in archive.namelist() if n.endswith('/data.pkl'))
+        names = archive.namelist()
+        member = next((n for n in names if n.endswith('/data.pkl')), None)
+        if member is None:
+            raise zipfile.BadZipFile('it has no data.pkl')
         root = member.removesuffix('data.pkl')
         tree = _ArchiveUnpickler(archive, root).load()
     tensors: dict[str, Tensor] = {}

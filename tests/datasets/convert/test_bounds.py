@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
 import struct
 import tarfile
 import zipfile
@@ -17,6 +19,8 @@ from mmpetl.datasets.convert import fgvc, vtab
 from mmpetl.datasets.convert.files import look_into
 from mmpetl.datasets.convert.members import members
 from mmpetl.datasets.convert.npz import read_examples
+from mmpetl.datasets.convert.unpack import unpack
+from mmpetl.datasets.convert.vtab import FolderExport
 
 
 def zip_that_says(path, name: str, size: int):
@@ -99,11 +103,25 @@ def test_garbled_members_are_one_line(tmp_path):
         fgvc.read_splits(facts_of('oxford_flowers'), garble(path, b'val.json'))
 
 
-@pytest.mark.parametrize('value', ['1.7', '1.0', 'true', 'Infinity', '[1]', '"a"'])
+@pytest.mark.parametrize(
+    'value', ['1.7', '1.0', 'true', 'Infinity', '[1]', '"a"', '9' * 400, '2147483648']
+)
 def test_class_ids_of_splits_are_integers(tmp_path, value):
     path = pack(tmp_path / 's.zip', splits(value))
     with refused('train.json of', 'is not a JSON object {image path: class id}'):
         fgvc.read_splits(facts_of('oxford_flowers'), path)
+
+
+def test_splits_of_nothing_and_pictures_that_are_no_files_are_refused(tmp_path):
+    files = {'train.json': b'{}', 'val.json': b'{}', 'test.json': b'{}'}
+    with refused('train.json of', 'it names no picture'):
+        path = pack(tmp_path / 's.zip', files)
+        fgvc.read_splits(facts_of('oxford_flowers'), path)
+    folder = tmp_path / 'patch_camelyon' / 'test' / '0'
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / 'a.png')
+    with refused('a.png is a device, FIFO or socket'):
+        FolderExport(tmp_path).split(facts_of('patch_camelyon'), 'test')
 
 
 @pytest.mark.parametrize(
@@ -119,6 +137,7 @@ def test_class_ids_of_splits_are_integers(tmp_path, value):
         (np.zeros((3, 4, 4, 3), np.uint8), np.zeros(3, bool), 'labels bool'),
         (np.zeros((3, 4, 4, 3), np.uint8), np.zeros(2, int), 'labels int64 (2,)'),
         (np.zeros(3, np.uint8), np.zeros(3, int), 'images uint8 (3,)'),
+        (np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, int), 'images uint8 (0,'),
         (np.zeros((3, 4, 4, 2), np.uint8), np.zeros(3, int), 'images uint8'),
         (np.zeros((3, 4, 4, 3), np.uint16), np.zeros(3, int), 'images uint16'),
         (np.array([{}] * 3), np.zeros(3, int), 'holds object'),
@@ -196,3 +215,47 @@ def test_json_of_any_depth_is_looked_into():
     assert look_into(PurePath('a.json'), b'[' * 100_000)
     assert look_into(PurePath('a.json'), b'{"a": NaN}')
     assert 'UTF-16' in look_into(PurePath('a.txt'), 'a'.encode('utf-16'))
+
+
+def test_a_header_that_never_ends_is_refused(tmp_path):
+    path = tmp_path / 'a.npz'
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((3, 2, 2), np.uint8))
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name in ('images', 'labels'):
+            data = buffer.getvalue().replace(b'(3, 2, 2)', b'(((((((((')
+            archive.writestr(f'{name}.npy', data)
+    with refused('a.npz', 'is no npz file'):
+        read_examples(path)
+
+
+def test_names_that_no_folder_can_hold_are_refused(tmp_path):
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo('a.txt')
+        entry.pax_headers = {'path': 'a\0b.txt'}
+        archive.addfile(entry)
+    with refused('a.tar', 'which no file can be called'):
+        list(members(path))
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+        archive.writestr('a', b'x')
+        archive.writestr('a/b', b'x')
+    with refused('cannot write', 'a/b'):
+        unpack([tmp_path / 'a.zip'], tmp_path / 'out', lambda place: place)
+
+
+@pytest.mark.parametrize('size', [b'\xff' + bytes(11), b'\x80' + b'\xff' * 11])
+@pytest.mark.parametrize('place', [0, 3 * 512])
+def test_a_size_beyond_the_machine_is_refused(tmp_path, size, place):
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as archive:
+        for name in ('x' * 150, 'y' * 150):
+            archive.addfile(tarfile.TarInfo(name))
+    data = bytearray(path.read_bytes())
+    data[place + 124 : place + 136] = size
+    data[place + 148 : place + 156] = b' ' * 8
+    total = sum(data[place : place + 512])
+    data[place + 148 : place + 156] = b'%06o\0 ' % total
+    path.write_bytes(data)
+    with refused('a.tar', 'damaged'):
+        list(members(path))

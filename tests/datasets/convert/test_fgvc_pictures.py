@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from converter_files import cub, jpeg, pack, png, refused, tree, under
 from scipy.io import savemat
 
+from mmpetl.core import PETLError
 from mmpetl.datasets import FGVC
 from mmpetl.datasets.convert import fgvc
 from mmpetl.datasets.convert.files import write_whole
+from mmpetl.datasets.convert.matlab import read_table
 
 
 def test_fgvc_takes_what_the_splits_name(official, tmp_path):
@@ -61,7 +65,7 @@ def test_fgvc_refuses_what_does_not_belong_together(official, tmp_path):
         bad = pack(tmp_path / 'bad.zip', splits | {'val.json': content})
         with refused(part):
             fgvc.convert_fgvc('cub_200_2011', bad, [archive], root)
-    lonely = pack(tmp_path / 'few.zip', {'train.json': b'{}'})
+    lonely = pack(tmp_path / 'few.zip', {'train.json': b'{"001/a.jpg": 1}'})
     with refused('0 files val.json'):
         fgvc.convert_fgvc('cub_200_2011', lonely, [archive], root)
 
@@ -181,3 +185,17 @@ def test_annotations_that_do_not_belong_together_are_refused(cars, tmp_path):
         fgvc.convert_fgvc('stanford_cars', splits, sources, root)
     (devkit / 'cars_annos.mat').write_bytes(whole)
     fgvc.convert_fgvc('stanford_cars', splits, sources, root)
+
+
+_CRASH = (
+    'eNpTUKA/YIABRk9fPiBVwczAwAakOYCYCSrFCuUzQsVANDcQJ+bl5ZcklmTm5xVD1bHA1RkAcVJSfkV8'
+    'hSGEroTSFUZQvhFDck5iMUhnWl5ibiqQBtlvwYCwnw+L/TAMAjxI4gwU6GeiUD8zhfpZKNTPikM/Cxb9'
+    'rEj6BaB8A72sgvQBCH+u0fAH8w2h4Q8AVOItQw=='
+)
+"""A file of MATLAB, one byte of it changed: SciPy's reader dies of it."""
+
+
+def test_annotations_that_kill_their_reader_are_refused():
+    content = zlib.decompress(base64.b64decode(_CRASH))
+    with pytest.raises(PETLError, match='a.mat does not hold annotations with fname'):
+        read_table('a.mat', content, 'annotations', ('fname',))

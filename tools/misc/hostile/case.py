@@ -24,6 +24,7 @@ class Call:
         environ: Variables that it runs with.
         after: Runs in the same process when the command has ended well.
         file_bytes: Bytes that a file may grow to, as on a full disk; None for any.
+        modules: Gets the names of all modules that have been imported by its end.
     """
 
     tool: str
@@ -31,6 +32,7 @@ class Call:
     environ: dict[str, str] = field(default_factory=dict)
     after: Callable[[], object] | None = None
     file_bytes: int | None = None
+    modules: Path | None = None
 
 
 @dataclass
@@ -201,6 +203,11 @@ def drop_at(data: Any, dotted: str) -> None:
     del data[last]
 
 
+def drop_one(data: dict[str, Any], part: str) -> None:
+    """Delete the first key that holds a word."""
+    del data[next(key for key in data if part in key)]
+
+
 def cut(name: str, share: float) -> Spoil:
     """Keep the first part of a file."""
 
@@ -287,7 +294,7 @@ def all_kinds(area: Area, what: str, name: str, base: str = '') -> None:
         )
 
 
-def texts(area: Area, what: str, name: str, base: str = '') -> None:
+def texts(area: Area, what: str, name: str, base: str = '', bom: str = 'take') -> None:
     """Rows of a text in other encodings, and of what is no text."""
 
     def recoded(encoding: str) -> Spoil:
@@ -297,7 +304,7 @@ def texts(area: Area, what: str, name: str, base: str = '') -> None:
 
         return spoil
 
-    area.add(f'{what}: BOM', recoded('utf-8-sig'), base, want='take')
+    area.add(f'{what}: BOM', recoded('utf-8-sig'), base, want=bom)
     area.add(f'{what}: UTF-16', recoded('utf-16'), base, want='refuse')
     area.add(f'{what}: UTF-32', recoded('utf-32'), base, want='refuse')
     area.add(f'{what}: NULs', replaced(name, b'\0' * 4096), base, want='refuse')

@@ -12,7 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hostile.case import MIB, NESTED, Area, Base, Bench, Call, all_kinds, cut, flip
+from hostile.case import (
+    MIB,
+    NESTED,
+    Area,
+    Base,
+    Bench,
+    Call,
+    all_kinds,
+    cut,
+    drop_one,
+    flip,
+)
 from hostile.healthy import tree
 from hostile.weights import zeros_member
 
@@ -255,7 +266,7 @@ def _twice(bench: Bench) -> None:
 
 @AREA.row('zip: a picture is missing', want='refuse')
 def _missing(bench: Bench) -> None:
-    zipped('pictures.zip', lambda f: f.pop('images/001.Bird/1.jpg') and None)(bench)
+    zipped('pictures.zip', lambda f: drop_one(f, '001.Bird/1.jpg'))(bench)
 
 
 @AREA.row('zip: a picture is text', want='refuse', says='001.Bird/1.jpg')
@@ -388,7 +399,7 @@ for label, content in {
     )
 AREA.add(
     'splits: no train.json',
-    zipped('splits.zip', lambda f: f.pop('train.json') and None),
+    zipped('splits.zip', lambda f: drop_one(f, 'train.json')),
     want='refuse',
 )
 AREA.add(
@@ -447,8 +458,8 @@ array('images of 0 x 0', images(lambda x: x[:, :0, :0]))
 array('images float', images(lambda x: x / 255))
 array('images uint16', images(lambda x: x.astype('u2')))
 array('images are empty', images(lambda x: x[:0]))
-array('images are missing', npz(lambda a: a.pop('images') is None and None))
-array('labels are missing', npz(lambda a: a.pop('labels') is None and None))
+array('images are missing', npz(lambda a: drop_one(a, 'images')))
+array('labels are missing', npz(lambda a: drop_one(a, 'labels')))
 array('no picture at all', npz(lambda a: a.update({k: v[:0] for k, v in a.items()})))
 array(
     'a split is missing',
@@ -488,10 +499,10 @@ processed(
     want='take',
     differs=True,
 )
-processed('a list is missing', lambda f: f.pop(LIST) and None)
+processed('a list is missing', lambda f: drop_one(f, LIST))
 processed(
     'a picture is missing',
-    lambda f: f.pop(f'{TASK}/images/train800/000000.jpg') and None,
+    lambda f: drop_one(f, 'images/train800/000000.jpg'),
 )
 processed('no task', lambda f: {'a.txt': b''})
 
@@ -523,7 +534,7 @@ def _loop(bench: Bench) -> None:
 
 AREA.add(
     'ADE zip: a map is missing',
-    zipped('ade.zip', lambda f: f.pop('A/annotations/training/1.png') and None),
+    zipped('ade.zip', lambda f: drop_one(f, 'training/1.png')),
     'convert ade',
     want='refuse',
 )

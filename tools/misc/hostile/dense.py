@@ -65,15 +65,17 @@ ade('map of 1 x 1', maps(lambda x: x[:1, :1]))
 ade('RGB map', maps(lambda x: x, 'RGB'))
 ade('RGBA map', maps(lambda x: x, 'RGBA'))
 ade('label 151', maps(lambda x: x.clip(151, 151)))
-ade('label 255', maps(lambda x: x.clip(255, 255)), says=r'255|nothing|no label')
+ade('label 255', maps(lambda x: x.clip(255, 255)), says='label that counts')
 ade('label 300 of a 16-bit map', maps(_wide))
-ade('map of 1 bit', maps(lambda x: x, '1'), want='either', says='label')
-ade('map is all 0', maps(lambda x: x * 0), want='either', says='label')
+ade('map of 1 bit', maps(lambda x: x > 0, '1'), want='take', differs=True)
+ade('map is all 0', maps(lambda x: x * 0), want='either', says='label that counts')
 
 
 def ade_files(change: Callable[[Any], Any], part: str = 'annotations') -> Callable:
     def spoil(bench: Bench) -> None:
-        change(sorted((bench / ADE / part / 'training').iterdir())[0])
+        # All of them, for a short run sees a few.
+        for path in sorted((bench / ADE / part / 'training').iterdir()):
+            change(path)
 
     return spoil
 
@@ -86,7 +88,11 @@ ade('a map is missing', ade_files(lambda p: p.unlink()))
 ade('a map is empty', ade_files(lambda p: p.write_bytes(b'')))
 ade('half a map', ade_files(_half))
 ade('a map is text', ade_files(lambda p: p.write_bytes(b'no picture')))
-ade('a picture is missing', ade_files(lambda p: p.unlink(), 'images'))
+ade(
+    'a picture is missing',
+    lambda b: sorted((b / ADE / 'images' / 'training').iterdir())[0].unlink(),
+    says='maps have no picture',
+)
 ade('half a picture', ade_files(_half, 'images'))
 
 
@@ -118,19 +124,24 @@ def drop(place: str) -> Callable:
 
 
 all_kinds(AREA, 'COCO', COCO)
-texts(AREA, 'COCO', COCO)
+texts(AREA, 'COCO', COCO, bom='refuse')  # as of upstream's own reader
 jsons(AREA, 'COCO', COCO)
 coco('no annotations key', drop('annotations'))
 coco('an annotation lacks category_id', drop('annotations.0.category_id'))
 coco('bbox NaN', put('annotations.0.bbox', [float('nan'), 1, 2, 3]))
 coco('bbox Infinity', put('annotations.0.bbox', [1, 1, float('inf'), 3]))
 coco('bbox negative width', put('annotations.0.bbox', [1, 1, -9, 3]))
-coco('bbox of width 0', put('annotations.0.bbox', [1, 1, 0, 3]))
+SMALL = {'says': 'boxes are smaller than a pixel'}
+coco('bbox of width 0', put('annotations.0.bbox', [1, 1, 0, 3]), **SMALL)
 coco('bbox outside of the picture', put('annotations.0.bbox', [9999, 9999, 9, 9]))
 coco('bbox of 3 numbers', put('annotations.0.bbox', [1, 2, 3]))
 coco('bbox of 5 numbers', put('annotations.0.bbox', [1, 2, 3, 4, 5]))
 coco('bbox of texts', put('annotations.0.bbox', ['1', '2', '3', '4']))
-coco('bbox of 1e308', put('annotations.0.bbox', [0, 0, 1e308, 1e308]))
+coco(
+    'bbox of 1e308',
+    put('annotations.0.bbox', [0, 0, 1e308, 1e308]),
+    says='boxes reach beyond',
+)
 coco('file_name is a number', put('images.0.file_name', 7))
 coco('file_name is absolute', put('images.0.file_name', '/etc/passwd'))
 coco('file_name leads outside', put('images.0.file_name', '../../../x.jpg'))
@@ -151,17 +162,22 @@ for key, fitting in (
     ('category_id', ('a number',)),
     ('image_id', ('a number',)),
     ('bbox', ()),
-    ('iscrowd', ('a number',)),
+    ('iscrowd', ('a number', 'true')),
     ('segmentation', ()),
     ('area', ('a number',)),
     ('id', ('a number',)),
 ):
     for name, value in junk(*fitting):
         coco(f'{key} is {name}', put(f'annotations.0.{key}', value))
+coco('iscrowd is true', put('annotations.0.iscrowd', True), want='take', differs=True)
 coco('category_id is unknown', put('annotations.0.category_id', 9999))
 coco('image_id is unknown', put('annotations.0.image_id', 10**9))
 coco('area is NaN', put('annotations.0.area', float('nan')))
-coco('segmentation of 3 numbers', put('annotations.0.segmentation', [[1, 2, 3]]))
+coco(
+    'segmentation of 3 numbers',
+    put('annotations.0.segmentation', [[1, 2, 3]]),
+    says='no polygon of three points',
+)
 coco('segmentation holds NaN', put('annotations.0.segmentation', [[float('nan')] * 8]))
 coco(
     'segmentation is a run length of other size',
@@ -240,10 +256,10 @@ for label, value in {
     'xmax of full-width digits': '３３',
     'xmax 1_0': '1_0',
 }.items():
-    voc(label, text('object/bndbox/xmax', value))
-voc('no size', gone('', 'size'), want='either', says='size')
-AREA.cases.pop()
-voc('no size', gone('', 'size'))
+    told = {'says': 'boxes beyond their picture'} if label == 'xmax 99999' else {}
+    voc(label, text('object/bndbox/xmax', value), **told)
+# Where it is missing, upstream reads the size off the picture.
+voc('no size', gone('', 'size'), want='either')
 voc('size lies (width 1)', text('size/width', '1'))
 voc('size lies (width 0)', text('size/width', '0'))
 voc('size is text', text('size/width', 'x'))
@@ -255,7 +271,7 @@ voc('an unknown name', text('object/name', 'unicorn'))
 voc('an empty name', text('object/name', ''))
 voc('no object', xml(lambda root: [root.remove(n) for n in root.findall('object')]))
 voc('difficult is text', text('object/difficult', 'x'))
-voc('difficult is 7', text('object/difficult', '7'), want='either', says='difficult')
+voc('difficult is 7', text('object/difficult', '7'))
 
 
 def files(content: bytes | None, how: Callable | None = None) -> Callable:
@@ -308,6 +324,7 @@ ids('an id of a path', lambda t: t + '../../x\n')
 ids('an id with a NUL', lambda t: t + 'a\0b\n')
 ids('UTF-16', lambda t: t.encode('utf-16'))
 ids('not UTF-8', lambda t: b'\xe9' + t.encode())
-ids('BOM', lambda t: t.encode('utf-8-sig'), want='take')
+# Upstream's own reader takes the mark for a part of the first name.
+ids('BOM', lambda t: t.encode('utf-8-sig'), want='refuse')
 ids('CR LF line ends', lambda t: t.replace('\n', '\r\n'), want='take')
 AREA.add('VOC list: cut in an id', lambda b: cut(IDS, 0.3)(b), 'voc', want='refuse')

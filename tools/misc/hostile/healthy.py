@@ -12,19 +12,22 @@ from typing import Any
 from hostile.case import ROOT, Base, Bench, Call
 from hostile.run import PATIENCE, apart, command
 
-CONFIG = f"""
-_base_ = {str(ROOT / 'configs' / 'mini' / 'digits.py')!r}
-model = dict(
-    backbone=dict(
+BACKBONE = """    backbone=dict(
         backbone=dict(
             arch=dict(embed_dims=16, num_layers=1, num_heads=2,
                       feedforward_channels=32),
             patch_size=8,
         ),
-        checkpoint='{{{{ fileDirname }}}}/base.pth',
+        checkpoint='{{ fileDirname }}/base.pth',
         method=dict(type='LoRA', rank=2),
     ),
-    head=dict(in_channels=16),
+"""
+"""A ViT of one block with LoRA, of 16 channels."""
+
+CONFIG = f"""
+_base_ = {str(ROOT / 'configs' / 'mini' / 'digits.py')!r}
+model = dict(
+{BACKBONE}    head=dict(in_channels=16),
 )
 train_dataloader = dict(batch_size=16)
 train_cfg = dict(max_epochs=2)
@@ -43,16 +46,7 @@ log_level = 'WARNING'
 FGVC = f"""
 _base_ = {str(ROOT / 'configs' / 'mini' / 'cub.py')!r}
 model = dict(
-    backbone=dict(
-        backbone=dict(
-            arch=dict(embed_dims=16, num_layers=1, num_heads=2,
-                      feedforward_channels=32),
-            patch_size=8,
-        ),
-        checkpoint='{{{{ fileDirname }}}}/base.pth',
-        method=dict(type='LoRA', rank=2),
-    ),
-    head=dict(in_channels=16, num_classes=2),
+{BACKBONE}    head=dict(in_channels=16, num_classes=2),
 )
 train_dataloader = dict(batch_size=4, dataset=dict(num_classes=2))
 val_dataloader = dict(dataset=dict(num_classes=2))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import importlib
+import json
 import os
 import re
 import resource
@@ -13,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +24,12 @@ from typing import Any
 from hostile.case import MIB, ROOT, Base, Bench, Call, Case
 
 SECONDS = 20.0
-"""After which a command hangs; four times the healthy one where that is longer."""
-PATIENCE = 120.0
-"""The same for what is healthy, on a machine that is busy."""
+"""After which a command hangs; four times the healthy one where that is longer.
+
+Seconds in which it could have run, but the processors had other work, do not count.
+"""
+PATIENCE = 900.0
+"""The same for what is healthy."""
 MEMORY = 2048 * MIB
 """Bytes that an input may cost beyond the healthy one."""
 
@@ -36,6 +43,7 @@ BAD = (
     'memory',
     'code ran',
     'died',
+    'not made',
 )
 PACKAGES = {
     'mmpretrain': ('models', 'datasets', 'evaluation', 'visualization', 'engine'),
@@ -51,7 +59,8 @@ class Ended:
 
     Attributes:
         code: Its exit code; minus the signal that ended it.
-        seconds: From its start to its end.
+        seconds: From its start to its end, without those in which it waited for a
+            processor.
         peak: Bytes of memory at most.
         stopped: Why it was stopped from here: ``hung``, ``memory`` or nothing.
     """
@@ -72,6 +81,49 @@ def preload(scopes: Iterable[str]) -> None:
     for scope in scopes:
         for part in PACKAGES.get(scope, ()):
             importlib.import_module(f'{scope}.{part}')
+    gc.collect()
+    gc.freeze()  # what is here already, forks need not look through
+
+
+def warm(path: Path) -> None:
+    """Import what a healthy call has imported besides, which it left in a file."""
+    for name in path.read_text().split():
+        if name not in sys.modules and not name.startswith('__'):
+            with suppress(Exception):  # some can be imported by their parents alone
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def remember(folder: Path) -> None:
+    """Keep what commands ask again and again, and what no input decides.
+
+    A run writes its config six times, and each time yapf lays the text out anew; and it
+    asks compilers and drivers for their versions. Both take most of a short run.
+
+    Args:
+        folder: Keeps laid out texts, by their digest, from one fork to the next.
+    """
+    import mmengine.config.config as configs
+    import mmengine.runner.runner as runners
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plain, facts = configs.FormatCode, runners.collect_env()
+
+    def laid_out(text: str, *args: Any, **kwargs: Any) -> Any:
+        said = repr((text, args, kwargs)).encode()
+        path = folder / hashlib.sha256(said).hexdigest()
+        if path.exists():
+            return json.loads(path.read_text())
+        made = plain(text, *args, **kwargs)
+        with suppress(OSError):  # of a row without room on its disk
+            part = path.with_suffix('.part')
+            part.write_text(json.dumps(made))
+            part.rename(path)
+        return made
+
+    configs.FormatCode = laid_out
+    runners.collect_env = lambda: dict(facts)
 
 
 def apart(
@@ -90,7 +142,7 @@ def apart(
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    start = time.monotonic()
+    start, waited = time.monotonic(), 0.0
     pid = os.fork()
     if not pid:
         code = 70
@@ -110,7 +162,8 @@ def apart(
         done, status, used = os.wait4(pid, os.WNOHANG)
         if done:
             break
-        if time.monotonic() - start > seconds:
+        waited = max(waited, _waited(pid))
+        if time.monotonic() - start - waited > seconds:
             stopped = 'hung'
         elif most is not None and _resident(pid) > most:
             stopped = 'memory'
@@ -118,8 +171,8 @@ def apart(
             os.killpg(pid, signal.SIGKILL)
             _, status, used = os.wait4(pid, 0)
             break
-        time.sleep(0.005)
-    took = time.monotonic() - start
+        time.sleep(0.02)
+    took = max(0.0, time.monotonic() - start - waited)
     try:
         os.killpg(pid, signal.SIGKILL)  # loaders' workers that outlive it
     except ProcessLookupError:
@@ -157,6 +210,14 @@ def _resident(pid: int) -> int:
         return 0  # it has just ended
 
 
+def _waited(pid: int) -> float:
+    """Seconds in which a process could have run and had no processor."""
+    try:
+        return int(Path(f'/proc/{pid}/schedstat').read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0  # it has just ended, or the system does not say
+
+
 def command(call: Call, folder: Path) -> Callable[[], object]:
     """A call as work for :func:`apart`."""
 
@@ -169,7 +230,11 @@ def command(call: Call, folder: Path) -> Callable[[], object]:
         script = ROOT / call.tool
         sys.argv = [str(script), *call.argv]
         sys.path[0] = str(script.parent)
-        runpy.run_path(str(script), run_name='__main__')
+        try:
+            runpy.run_path(str(script), run_name='__main__')
+        finally:
+            if call.modules is not None:
+                call.modules.write_text('\n'.join(sys.modules))
         if call.after is not None:
             call.after()
 
@@ -203,8 +268,10 @@ class Stand:
                     f'the healthy call {name!r} ends with {ended.code} '
                     f'{ended.stopped}:\n{_tail(bench)}'
                 )
-            self._healthy[name] = base.outcome(bench, _read(bench, 'out.txt')), ended
+            outcome = base.outcome(bench, _read(bench, 'out.txt'))
+            warm(self.folder / 'modules.txt')
             shutil.rmtree(bench.path)
+            self._healthy[name] = outcome, ended
         return self._healthy[name]
 
     def judge(self, case: Case) -> dict[str, Any]:
@@ -213,7 +280,10 @@ class Stand:
         most = healthy.peak + MEMORY
         # On a busy machine the healthy call is slow, too.
         longest = max(SECONDS, 4 * healthy.seconds)
-        bench, ended = self._run(self.bases[case.base], case, most, longest)
+        try:
+            bench, ended = self._run(self.bases[case.base], case, most, longest)
+        except Exception as error:  # of the row itself; the others go on
+            return _row(case, 'not made', f'{type(error).__name__}: {error}')
         if ended.stopped == 'hung':
             # Twice, for the machine may have been busy with something else.
             shutil.rmtree(bench.path)
@@ -226,17 +296,7 @@ class Stand:
         more = max(0, ended.peak - healthy.peak) / MIB
         if more > MEMORY / MIB and state in GOOD:
             state = 'memory'
-        return {
-            'area': case.area,
-            'input': case.input,
-            'command': command_line,
-            'state': state,
-            'exit': ended.code,
-            'line': line,
-            'seconds': round(ended.seconds, 2),
-            'mib': round(more),
-            'ok': state in GOOD,
-        }
+        return _row(case, state, line, command_line, ended, more)
 
     def _run(
         self,
@@ -250,9 +310,33 @@ class Stand:
         path.mkdir(parents=True)
         bench = Bench(path, self.folder / 'store')
         bench.call = base.prepare(bench)
-        if case is not None:
+        if case is None:
+            bench.call.modules = self.folder / 'modules.txt'
+        else:
             case.spoil(bench)
         return bench, apart(command(bench.call, path), path, most, longest)
+
+
+def _row(
+    case: Case,
+    state: str,
+    line: str,
+    tool: str = '',
+    ended: Ended | None = None,
+    more: float = 0,
+) -> dict[str, Any]:
+    ended = ended or Ended(0, 0.0, 0)
+    return {
+        'area': case.area,
+        'input': case.input,
+        'command': tool,
+        'state': state,
+        'exit': ended.code,
+        'line': line,
+        'seconds': round(ended.seconds, 2),
+        'mib': round(more),
+        'ok': state in GOOD,
+    }
 
 
 def verdict(

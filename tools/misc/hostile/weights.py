@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hostile.case import MIB, Area, Bench, all_kinds, flip, replaced
+from hostile.case import MIB, Area, Bench, all_kinds, drop_one, flip, replaced
 
 AREA = Area('base weights', 'train')
 
@@ -464,7 +464,7 @@ AREA.add(
 )
 AREA.add(
     'torch: one key is missing',
-    saved(lambda t, b: t.pop(next(k for k in t if 'qkv.weight' in k)) and None),
+    saved(lambda t, b: drop_one(t, 'qkv.weight')),
     want='refuse',
 )
 AREA.add(
