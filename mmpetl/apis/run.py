@@ -40,7 +40,6 @@ def cli_errors(of_run: bool = False) -> Iterator[None]:
     Args:
         of_run: Whether the command trains or tests as a config says.
     """
-    _begun[:] = [_NotBuilt] if of_run else []
     try:
         yield
     except (PETLError, OSError, MemoryError) as error:
@@ -52,7 +51,7 @@ def cli_errors(of_run: bool = False) -> Iterator[None]:
             print(f'error: {one_line(error)}', file=sys.stderr)
             raise SystemExit(1) from None
         plain = os.environ.get('MMPETL_TRACEBACK', '0') in ('', '0')
-        if not _begun or _begun[0].iter or not plain:
+        if not (of_run and plain) or _is_behind_a_step(error):
             raise
         print(
             f'error: the run cannot begin as its config says: {type(error).__name__}: '
@@ -79,12 +78,10 @@ _OF_VALUES = (
 """What wrong values of a config raise where they are built or first used."""
 
 
-class _NotBuilt:
-    iter = 0
+def _is_behind_a_step(error: BaseException) -> bool:
+    from mmpetl.engine.first_step import is_behind_a_step
 
-
-_begun: list[Any] = []
-"""The runner of a command that trains or tests, or what stands for it."""
+    return is_behind_a_step(error)
 
 
 def one_line(error: BaseException) -> str:
@@ -188,6 +185,7 @@ def train(config: Any, **kwargs: Any) -> Any:
         mmpetl.engine.stopping.Stopped: A signal came; a KeyboardInterrupt.
     """
     from mmpetl.apis.resume import check_resume, find_checkpoint
+    from mmpetl.engine.first_step import behind_steps_marked
     from mmpetl.engine.folder_lock import hold_for_run
     from mmpetl.engine.full_disk import writes_named
     from mmpetl.engine.stopping import stop_on_signals, train_until_stopped
@@ -200,12 +198,12 @@ def train(config: Any, **kwargs: Any) -> Any:
         found = find_checkpoint(config)
         said = check_resume(config)
         runner = build_runner(config, **kwargs)
-        _begun[:] = [runner] if _begun else []
         for line in filter(None, found):
             runner.logger.warning(line)
         for line in filter(None, [*said, without_validation(config)]):
             runner.logger.info(line)
-        train_until_stopped(runner, stop)
+        with behind_steps_marked(runner):
+            train_until_stopped(runner, stop)
     return runner
 
 
@@ -222,6 +220,7 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
         raise PETLError(f'there is no checkpoint {checkpoint}')
     from mmpetl.apis.delta import check_complete, load_delta, read_plain
     from mmpetl.engine import DeltaCheckpointHook
+    from mmpetl.engine.first_step import behind_steps_marked
     from mmpetl.engine.hooks.common import plain_model
 
     ours = checkpoint.suffix != '.pth'
@@ -239,4 +238,5 @@ def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str,
     # MMEngine itself would load a delta of anything, and leave out what does not fit.
     if ours or find_injected(model) and not checks:
         load_delta(model, checkpoint)
-    return runner.test()
+    with behind_steps_marked(runner):
+        return runner.test()

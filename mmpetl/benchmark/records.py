@@ -26,14 +26,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import msgspec
+from typing import Any, Literal
 
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import checked, read_json
+from mmpetl.core.boundary import Count, checked, read_json
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 FORMAT = 1
 STATUSES = ('done', 'failed', 'pruned')
 

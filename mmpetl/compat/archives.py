@@ -103,6 +103,17 @@ def check_sums(path: Path) -> None:
     Torch does not look at the checksums that it writes, so that a flipped bit would be
     a weight. A checksum of 0 is none: ``torch.serialization.set_crc32_options``.
     """
+    error = fault_of_members(path)
+    # Of what else is wrong, or is no archive at all, its reader knows more.
+    if isinstance(error, zipfile.BadZipFile | zlib.error) and zipfile.is_zipfile(path):
+        raise ValueError(f'{path} is damaged: {error}')
+
+
+def fault_of_members(path: Path) -> Exception | None:
+    """What reading every member of a zip archive is answered with, None if all is well.
+
+    Those whose checksum is 0, as of archives without, are not read.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
@@ -110,11 +121,9 @@ def check_sums(path: Path) -> None:
                     with archive.open(member) as file:
                         while file.read(1 << 22):
                             pass
-    except (zipfile.BadZipFile, zlib.error) as error:
-        if zipfile.is_zipfile(path):
-            raise ValueError(f'{path} is damaged: {error}') from None
-    except DAMAGED_ZIP:
-        return  # its reader says that it is damaged
+    except DAMAGED_ZIP as error:
+        return error
+    return None
 
 
 def _holds(path: Path) -> bool:

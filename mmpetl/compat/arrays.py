@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tokenize
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +16,6 @@ from .loading import BROKEN
 
 HEADER = 10_000
 """Bytes of a header, at most: numpy's own limit."""
-
-HEAD_BROKEN = (*BROKEN, SyntaxError, tokenize.TokenError)
-"""What else numpy answers a header with that is no Python literal."""
 
 
 class Header(NamedTuple):
@@ -99,6 +95,6 @@ def read_arrays(
                 array_header(archive, name)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in wanted}
-    except HEAD_BROKEN as error:
+    except BROKEN as error:
         reason = error.args[0] if error.args else type(error).__name__
         raise ValueError(f'{path} is damaged or no npz file: {reason}') from None

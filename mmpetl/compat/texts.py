@@ -1,8 +1,7 @@
 """The text of a config is laid out once.
 
 MMEngine lets yapf lay out the whole config for the log, for the file in the work
-folder and for the meta data of every checkpoint: a quarter of a second each time, for
-the same text.
+folder and for the meta data of every checkpoint, though it is the same.
 """
 
 from __future__ import annotations

@@ -278,9 +278,11 @@ MAPPINGS = (
     'optim_wrapper.optimizer',
     'randomness',
     'visualizer',
-    *(f'{phase}_{part}' for phase in ('train', 'val', 'test') for part in ('cfg',)),
-    *(f'{phase}_dataloader' for phase in ('train', 'val', 'test')),
-    *(f'{phase}_dataloader.sampler' for phase in ('train', 'val', 'test')),
+    *(
+        f'{phase}_{part}'
+        for phase in ('train', 'val', 'test')
+        for part in ('cfg', 'dataloader', 'dataloader.sampler')
+    ),
 )
 """Keys that hold a mapping, or an object that a script has built, or None."""
 

@@ -16,13 +16,16 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from mmpetl.core.errors import PETLError
 
 T = TypeVar('T')
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A whole number of things in a record."""
 
 MIB = 1 << 20
 LIMIT = 1024 * MIB
@@ -172,10 +175,9 @@ def parse_json(
         raise PETLError(f'{place} has the key {error.args[0]!r} twice') from None
     except ValueError as error:
         raise PETLError(f'{place} is damaged or no JSON ({error})') from None
-    found = checked(value, kind, place)
     if _HALF.search(text):
         check_characters(value, place)
-    return found
+    return checked(value, kind, place)
 
 
 _HALF = re.compile(r'\\u[dD][89a-fA-F]')
@@ -191,9 +193,7 @@ def check_characters(value: Any, place: str) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise PETLError(
-                f'{place} holds half of a character in {value[:60]!r}'
-            ) from None
+            raise _half(value, place) from None
     elif isinstance(value, dict):
         for key, item in value.items():
             check_characters(key, place)
@@ -201,6 +201,10 @@ def check_characters(value: Any, place: str) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             check_characters(item, place)
+
+
+def _half(text: str, place: str) -> PETLError:
+    return PETLError(f'{place} holds half of a character in {text[:60]!r}')
 
 
 def checked(value: Any, kind: type[T] | Any, place: str) -> T:
@@ -223,11 +227,8 @@ def checked(value: Any, kind: type[T] | Any, place: str) -> T:
     except msgspec.ValidationError as error:
         raise PETLError(f'{place}: {_plain(str(error))}') from None
     except UnicodeEncodeError as error:
-        # JSON's \\ud800 alone, as a key or as the value of an enumeration.
-        raise PETLError(
-            f'{place} holds {error.object[:40]!r}, which is no text: half of a pair of '
-            'surrogates'
-        ) from None
+        # Of other sources than JSON, as a key or as the value of an enumeration.
+        raise _half(error.object, place) from None
 
 
 def check_depth(value: Any, place: str, depth: int = DEPTH) -> None:

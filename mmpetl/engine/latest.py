@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpetl.compat.archives import DAMAGED_ZIP, check_expansion, check_sums
+from mmpetl.compat.archives import check_expansion, fault_of_members
 from mmpetl.core import PETLError
 
 POINTER = 'last_checkpoint'
@@ -36,16 +35,12 @@ def damage(path: Path) -> str | None:
             check_expansion(path)  # every member is unpacked
         except ValueError as error:
             return str(error).replace(f'{path} ', 'it ', 1)
-        with zipfile.ZipFile(path) as archive:
-            archive.infolist()
-        check_sums(path)
-    except OSError as error:
-        if error.errno is not None and error.strerror:
-            return f'it cannot be read ({error.strerror})'
-        return 'it is cut or damaged'
-    except DAMAGED_ZIP:
-        return 'it is cut or damaged'
-    return None
+        error = fault_of_members(path)
+    except OSError as fault:
+        error = fault
+    if isinstance(error, OSError) and error.strerror:
+        return f'it cannot be read ({error.strerror})'
+    return 'it is cut or damaged' if error else None
 
 
 def newest_checkpoint(

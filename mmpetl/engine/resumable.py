@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import torch
@@ -13,10 +13,9 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from torch import Tensor, nn
 
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import checked
+from mmpetl.core.boundary import Count, checked
 from mmpetl.core.delta_file import check_values
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 LOOKED_AT = 2000
 """Samples of a training set, evenly spread, that its digest is made of."""
 

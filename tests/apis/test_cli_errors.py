@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from mmengine.hooks import Hook
 
 from mmpetl.apis import run
 from mmpetl.config.load import read_config
 from mmpetl.config.options import check_values
 from mmpetl.core import PETLError
+from mmpetl.engine.first_step import behind_steps_marked
 
 ERRORS = (TypeError('a\nb'), ValueError('a\nb'), KeyError('a b'), ZeroDivisionError())
 
@@ -30,10 +32,14 @@ def test_faults_of_our_own_keep_their_traceback(monkeypatch, capsys):
     with pytest.raises(TypeError), run.cli_errors():
         raise error
 
+    seen: list[Hook] = []
+
     def fail_later() -> None:
         with run.cli_errors(of_run=True):
-            run._begun[:] = [SimpleNamespace(iter=1)]
-            raise error
+            runner = SimpleNamespace(register_hook=seen.append)
+            with behind_steps_marked(runner):
+                seen[0].after_test_iter(runner, 0)
+                raise error
 
     with pytest.raises(TypeError):
         fail_later()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from mmpetl.benchmark.collect import collect
+from mmpetl.benchmark.collect import collect, curves_of
 from mmpetl.benchmark.optuna_study import check_journal
 from mmpetl.benchmark.plan import parse_plan, read_plan, resolve
 from mmpetl.benchmark.progress import running_of
@@ -217,6 +218,15 @@ LINES = {
     'time is text': '{"t": "x"}',
     'an attempt alone': '{"attempt": 1}',
     'memory is text': '{"peak_memory_bytes": "x"}',
+    'a step of text': '{"step": "1", "loss": 2.0}',
+    'a step of nothing': '{"step": null, "loss": 2.0}',
+    'a loss of nothing, no step': '{"loss": null}',
+    'val is nothing': '{"step": 1, "val": null}',
+    'test is nothing': '{"test": null}',
+    'a reading without a step': '{"reads_test": true}',
+    'a reading of 1': '{"step": 1, "reads_test": 1}',
+    'time has no end': f'{{"t": {10**400}}}',
+    'nested': '[' * 9 + ']' * 9,
 }
 
 
@@ -232,9 +242,11 @@ def test_a_bad_line_of_a_log_is_named_and_left_out(tmp_path, capsys):
         {'peak_memory_bytes': 7, 't': 1.0},
     ]
     text = '\n'.join(map(json.dumps, good)) + '\n'
-    path.write_text(text + '{"step": 3, "lo')
-    assert list(read_run_log(path)) == good
-    assert capsys.readouterr().err == ''
+    for half in ('{"step": 3, "lo', '[' * 99_999, '{"t": NaN}'):
+        path.write_text(text + half)
+        assert list(read_run_log(path)) == good
+        assert capsys.readouterr().err == ''
+    assert curves_of(good) == {'lr': [[1, 1]], 'val/a': [[2, 1.5]]}
     for line in LINES.values():
         path.write_text(f'{line}\n{text}')
         assert list(read_run_log(path)) == good, line
@@ -243,6 +255,10 @@ def test_a_bad_line_of_a_log_is_named_and_left_out(tmp_path, capsys):
         assert len(said.splitlines()) == 1
         path.write_text(f'{text}{line}\n')
         assert running_of('a', tmp_path).step in (0, 1)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(PETLError, match='is a device, FIFO'):
+        list(read_run_log(path))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +269,7 @@ def test_a_bad_line_of_a_log_is_named_and_left_out(tmp_path, capsys):
         ('efficiency.json', '{"counts": {"delta": "x"}}'),
         ('efficiency.json', '{"step_time_s": "x"}'),
         ('efficiency.json', '{"step'),
+        ('efficiency.json', '[' * 99_999),
         ('delta.json', '[1]'),
         ('delta.json', '{"base": 7}'),
         ('delta.json', '{"fingerprint": [1]}'),

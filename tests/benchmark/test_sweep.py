@@ -22,10 +22,9 @@ import fake_runs
 import numpy as np
 import pytest
 
-from mmpetl.benchmark.collect import collect, curves_of
 from mmpetl.benchmark.executors import make_executor
 from mmpetl.benchmark.job import run_job
-from mmpetl.benchmark.progress import running_of, standing
+from mmpetl.benchmark.progress import standing
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.sweep import Sweep
 from mmpetl.core import PETLError
@@ -392,67 +391,6 @@ def test_estimates_come_from_records_and_from_a_few_steps(
     cost = total(JOBS, estimates(JOBS, tmp_path))
     assert cost.seconds == pytest.approx(2 * found.seconds)
     assert cost.unknown == 2
-
-
-def test_lines_that_no_run_writes_are_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / 'log.jsonl'
-    good = [
-        {'attempt': 1, 'begun': 'x', 'config': 'y', 't': 0.0},
-        {'step': 1, 'of': 4, 'loss': 2.0, 't': 1.0},
-        {'step': 2, 'of': 4, 'loss': 1.0},
-        {'step': 2, 'val': {'a': None, 'b': 1.0}, 'more': [1], 't': 9},
-    ]
-    bad = [
-        {'attempt': 1},
-        {'loss': 2.0},
-        {'val': {'a': 1.0}},
-        {'of': 4},
-        {'step': [1], 'loss': 2.0},
-        {'step': '1', 'loss': 2.0},
-        {'step': 1, 'val': 2.0},
-        {'test': {'a': 'x'}},
-        {'step': 1, 't': '1'},
-        {'t': 10**400},
-        {'reads_test': 1},
-    ]
-    texts = [json.dumps(x) for pair in zip(good, bad[:4], strict=True) for x in pair]
-    texts += [*map(json.dumps, bad[4:]), '[' * 99, '[1]', '{"t": NaN}', '\xff']
-    path.write_bytes('\n'.join(texts).encode('latin-1') + b'\n')
-    lines = list(read_run_log(path))
-    assert lines == good
-    assert curves_of(lines) == {'loss': [[1, 2.0], [2, 1.0]], 'val/b': [[2, 1.0]]}
-    running = running_of('x', tmp_path)
-    assert (running.step, running.of, running.seconds) == (2, 4, 9)
-    os.remove(path)
-    os.mkfifo(path)
-    with pytest.raises(PETLError, match='is a device, FIFO'):
-        list(read_run_log(path))
-
-
-def test_costs_of_another_type_are_refused(tmp_path: Path) -> None:
-    job = Job('mini/digits', 'BitFit')
-    for text, said in (
-        ('{"counts": {"delta": "1"}}', 'counts'),
-        ('[' * 99_999, 'deep'),
-    ):
-        (tmp_path / 'efficiency.json').write_text(text)
-        with pytest.raises(PETLError, match=said):
-            collect(job, {}, tmp_path, 'x')
-
-
-@pytest.mark.parametrize(
-    'arrays',
-    [
-        {'logits': np.ones((2, 2)), 'labels': np.array(['a', 'b'])},
-        {'logits': np.ones((2, 2), complex), 'labels': np.zeros(2, int)},
-        {'logits': np.ones((2, 2)), 'labels': np.zeros(3, int)},
-        {'logits': np.ones((2, 2))},
-    ],
-)
-def test_arrays_that_are_no_predictions_are_refused(tmp_path: Path, arrays) -> None:
-    np.savez(tmp_path / 'a.npz', **arrays)
-    with pytest.raises(PETLError, match='predictions|of shape'):
-        read_predictions(tmp_path / 'a.npz')
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,8 @@ def test_predictions_are_held_to_their_form(tmp_path):
     for bad, message in (
         ({'logits': logits}, 'labels'),
         ({'logits': logits.astype(int), 'labels': labels}, 'logits are int64'),
+        ({'logits': logits.astype(complex), 'labels': labels}, 'logits are complex'),
+        ({'logits': logits, 'labels': np.array(['a', 'b'])}, 'labels <U1'),
         ({'logits': logits, 'labels': labels[:1]}, 'it needs'),
         ({'logits': logits, 'labels': np.array([{}, {}])}, 'pickled'),
     ):

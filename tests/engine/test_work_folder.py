@@ -259,6 +259,17 @@ def test_an_archive_that_zipfile_takes_for_none_is_damaged(folder, old, new):
     assert newest_checkpoint(folder)[0] == folder / 'epoch_10.pth'
 
 
+@pytest.mark.parametrize(('place', 'value'), [(8, 1), (10, 99)], ids=['lock', 'method'])
+def test_a_member_that_cannot_be_opened_is_damage(folder, place, value):
+    path = folder / 'epoch_11.pth'
+    data = bytearray(path.read_bytes())
+    entry = data.rfind(b'PK\x01\x02', 0, data.rfind(b'data.pkl'))
+    data[entry + place] = value
+    path.write_bytes(data)
+    assert damage(path) == 'it is cut or damaged'
+    assert newest_checkpoint(folder)[0] == folder / 'epoch_10.pth'
+
+
 def with_utf8_flags(data: bytes) -> bytes:
     """A zip that says of its names that they are UTF-8."""
     for mark, place in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmpetl.compat.arrays import HEAD_BROKEN, Header, array_header
+from mmpetl.compat.arrays import Header, array_header
+from mmpetl.compat.loading import BROKEN
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import regular_file
 
@@ -42,7 +43,7 @@ def read_examples(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise _none(path, error) from None
     except MemoryError:
         raise PETLError(f'{path} needs more memory than there is') from None
-    except HEAD_BROKEN as error:
+    except BROKEN as error:
         raise _none(path, error) from None
 
 

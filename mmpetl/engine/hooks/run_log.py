@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from mmengine.dist import is_main_process
@@ -15,11 +15,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import checked, read_bytes
+from mmpetl.core.boundary import Count, checked, read_bytes
 from mmpetl.engine.hooks.common import as_number, finite
 from mmpetl.registry import HOOKS
-
-Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @HOOKS.register_module()
@@ -150,16 +148,16 @@ class Line(msgspec.Struct):
         failed: What ended it.
     """
 
-    step: Count | None = None
-    of: Count | None = None
+    step: Count | msgspec.UnsetType = msgspec.UNSET
+    of: Count | msgspec.UnsetType = msgspec.UNSET
     loss: float | None = None
     lr: float | None = None
-    val: dict[str, float | None] | None = None
+    val: dict[str, float | None] = {}
     reads_test: bool = False
     last: bool = False
-    test: dict[str, float | None] | None = None
+    test: dict[str, float | None] = {}
     t: float = 0.0
-    attempt: Count | None = None
+    attempt: Count | msgspec.UnsetType = msgspec.UNSET
     begun: str = ''
     config: str = ''
     peak_memory_bytes: Count | None = None
@@ -200,13 +198,19 @@ def read_line(text: str, place: str) -> dict[str, Any] | None:
         line = json.loads(text, parse_constant=_none)
     except (ValueError, RecursionError):
         return None
-    known = checked(line, Line, place)
-    curve = any(value is not None for value in (known.loss, known.lr, known.val))
-    if (curve or known.of is not None) and known.step is None:
-        raise PETLError(f'{place} has a value and no step')
-    if known.attempt is not None and not (known.begun and known.config):
-        raise PETLError(f'{place} begins an attempt without its time or config')
+    checked(line, Line, place)
+    for first, others in TOGETHER.items():
+        for other in others:
+            if first in line and other not in line:
+                raise PETLError(f'{place} has {first!r} and no {other!r}')
     return line
+
+
+TOGETHER = {
+    **dict.fromkeys(('of', 'loss', 'lr', 'val', 'reads_test', 'last'), ('step',)),
+    'attempt': ('begun', 'config'),
+}
+"""What a line needs that has the first."""
 
 
 def _none(name: str) -> None:

@@ -361,12 +361,16 @@ AREA.add(
     'fold',
     want='refuse',
 )
+OTHERWISE = {
+    'a text with a line end and code': 'refuse',  # a name is one line
+    'a surrogate': 'either',
+}
 for label, value in BREAKS_OUT.items():
     FOLD.add(
         f'fold: classes hold {label}; the written .py is then read',
         classes(value),
         differs=True,
-        want='take' if 'surrogate' not in label else 'either',
+        want=OTHERWISE.get(label, 'take'),
     )
 FOLD.add(
     'fold: palette holds code',

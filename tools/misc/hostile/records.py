@@ -190,13 +190,23 @@ report(
     ),
 )
 report('search is a list', put('search', [1]))
-for field in ('task', 'backbone', 'device', 'group', 'error', 'primary'):
+for field in ('task', 'backbone', 'device', 'group', 'error'):
     report(
         f'{field} holds <script>',
         put(field, f'</script>{SCRIPT}'),
         want='take',
         differs=True,
     )
+
+
+def of_script(bench: Bench) -> None:
+    """The metric that counts is called by a script."""
+    put('metrics', {SCRIPT: 1.0})(bench)
+    put('primary', SCRIPT)(bench)
+
+
+report('primary holds <script>', of_script, want='take', differs=True)
+report('primary is no metric', put('primary', SCRIPT), says='none of the metrics')
 report(
     'settings hold <script>',
     put('settings', {SCRIPT: SCRIPT}),
