@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from mmpetl.benchmark.collect import primary_of
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import checked, read_json_lines, regular_file
 
@@ -33,9 +34,7 @@ def optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise PETLError(
-            'the search needs Optuna: pip install mmpetl[benchmark]'
-        ) from None
+        raise PETLError(f'the search needs Optuna: {pip_line("benchmark")}') from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
     return optuna

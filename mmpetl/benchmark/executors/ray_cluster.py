@@ -10,6 +10,7 @@ from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.executors.local import cores
 from mmpetl.benchmark.task import Outcome, Task
 from mmpetl.benchmark.worker import work
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError, check_range
 
 STORE_BYTES = 100 * 2**20
@@ -48,7 +49,7 @@ class RayExecutor(Executor):
             import ray
         except ImportError:
             raise PETLError(
-                'the executor ray needs Ray: pip install mmpetl[cluster]'
+                f'the executor ray needs Ray: {pip_line("cluster")}'
             ) from None
         if workers is not None:
             check_range('executor ray', 'workers', workers, 1)

@@ -14,6 +14,7 @@ from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.executors.local import cores, threads
 from mmpetl.benchmark.task import Outcome, Task
 from mmpetl.benchmark.worker import work
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError
 
 QUEUE = 1000
@@ -146,7 +147,7 @@ def import_submitit() -> Any:
         import submitit
     except ImportError:
         raise PETLError(
-            'the executor slurm needs submitit: pip install mmpetl[cluster]'
+            f'the executor slurm needs submitit: {pip_line("cluster")}'
         ) from None
     finally:
         if before is None:

@@ -14,6 +14,7 @@ from mmpetl.benchmark.report.cards import Card, make_cards
 from mmpetl.benchmark.report.data import page_data, summary, to_script
 from mmpetl.benchmark.report.pictures import Picture, read_pictures
 from mmpetl.benchmark.report.searches import searches
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError
 
 HERE = Path(__file__).parent
@@ -101,7 +102,7 @@ def plotly_source() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise PETLError(
-            'the report page needs plotly: pip install mmpetl[benchmark]'
+            f'the report page needs plotly: {pip_line("benchmark")}'
         ) from None
     return get_plotlyjs()
 
