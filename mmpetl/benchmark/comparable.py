@@ -38,17 +38,33 @@ NAMED = 3
 """Rows that a sentence names one by one."""
 
 
+NOUNS = {'test': 'test', 'train': 'training', 'val': 'validation'}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What stands between the rows of a table and a fair comparison.
 
     Attributes:
         marks: Reasons by the row's label why it is not to be compared.
-        differences: Sentences, most severe first.
+        differences: Sentences on what differs, most severe first.
+        unknown: Sentences on what cannot be told.
     """
 
     marks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What casts doubt on the comparison: marked rows, then differences."""
+        marked = []
+        for label, reasons in self.marks.items():
+            more = len(reasons) - NAMED
+            tail = f'; and {more} more' if more > 0 else ''
+            text = '; '.join(reasons[:NAMED])
+            marked.append(f'{label} ‡ is not to be compared: {text}{tail}.')
+        return (*marked, *self.differences)
 
 
 def compare(records: Sequence[Record], labels: Mapping[str, str]) -> Comparison:
@@ -61,9 +77,9 @@ def compare(records: Sequence[Record], labels: Mapping[str, str]) -> Comparison:
     done = [r for r in records if r.status == 'done']
     marks = _marks(done, labels)
     said = [*_of_data(done, labels), *_of_training(done, labels)]
-    said += [*_of_searches(done), *_of_runs(done, labels), *_of_knowledge(done)]
+    said += [*_of_searches(done), *_of_runs(done, labels)]
     found = {label: tuple(dict.fromkeys(reasons)) for label, reasons in marks.items()}
-    return Comparison(found, tuple(dict.fromkeys(said)))
+    return Comparison(found, tuple(dict.fromkeys(said)), tuple(_of_knowledge(done)))
 
 
 def _by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -115,6 +131,12 @@ def leaks(record: Record) -> list[str]:
             f'{test.copies:,} of {test.count:,} test samples are copies of training '
             'samples'
         )
+    last = max((p[0] or 0 for p in record.curves.get('loss', ())), default=None)
+    if None not in (last, record.steps) and last != record.steps:
+        found.append(
+            f'its record contradicts itself: {record.steps:,} steps, and a curve that '
+            f'ends at {last:,.0f}'
+        )
     if record.job.protocol != 'honest':
         return found
     val = record.data.get('val')
@@ -156,8 +178,11 @@ def _usual(
     records: Iterable[Record], value: Callable[[Record], Any], order: Any
 ) -> Any | None:
     """What most methods have; None where nothing is known."""
-    seen = {(r.job.method, r.job.variant, json.dumps(v)): v
-            for r in records if (v := value(r)) is not None}
+    seen = {
+        (r.job.method, r.job.variant, json.dumps(v)): v
+        for r in records
+        if (v := value(r)) is not None
+    }
     counts = Counter(seen.values())
     if not counts:
         return None
@@ -177,7 +202,7 @@ def _of_data(records: Sequence[Record], labels: Mapping[str, str]) -> list[str]:
     """Sentences on what was read, a task for each."""
     said = []
     for task, runs in _by_task(records).items():
-        for phase, noun in (('test', 'test'), ('train', 'training'), ('val', 'validation')):
+        for phase, noun in NOUNS.items():
 
             def value(record: Record, phase: str = phase) -> str | None:
                 read = record.data.get(phase)
@@ -202,7 +227,7 @@ def _of_training(records: Sequence[Record], labels: Mapping[str, str]) -> list[s
             'settings',
             records,
             labels,
-            lambda r: 'the published ones of the pair' if r.job.leaf else "the recipe's",
+            lambda r: "a published leaf's" if r.job.leaf else "the recipe's",
         )
     told: set[str] = set()
     for task, runs in _by_task(records).items():
@@ -223,7 +248,9 @@ def _of_training(records: Sequence[Record], labels: Mapping[str, str]) -> list[s
             said += found
         tests = sorted({k for r in runs for k in r.job.options if _of_test(k)})
         if tests:
-            said.append(f'The test of {task} is changed by options: {", ".join(tests)}.')
+            said.append(
+                f'The test of {task} is changed by options: {", ".join(tests)}.'
+            )
         digests = {r.recipe_digest for r in runs if r.recipe_digest and not r.search}
         if len(digests) > 1 and task not in told and len(leaf) == 1:
             said += _sentence(
@@ -250,7 +277,7 @@ def _seeds_of(records: Sequence[Record], labels: Mapping[str, str]) -> list[str]
     for record in records:
         by_row[labels[record.job.id]].add(record.job.seed)
     return _spread(
-        'seeds', {k: ', '.join(map(str, sorted(v))) for k, v in by_row.items()}
+        'seeds', {k: (', '.join(map(str, sorted(v))),) for k, v in by_row.items()}
     )
 
 
@@ -333,19 +360,27 @@ def _sentence(
         found = value(record)
         if found is not None and found != '':
             rows[labels[record.job.id]].add(str(found))
-    return _spread(what, {k: ' and '.join(sorted(v)) for k, v in rows.items()})
+    return _spread(what, {k: tuple(sorted(v)) for k, v in rows.items()})
 
 
-def _spread(what: str, values: Mapping[str, str]) -> list[str]:
-    """The sentence for values by row; none where all are the same."""
-    rows: dict[str, list[str]] = defaultdict(list)
-    for label, text in values.items():
-        rows[text].append(label)
+def _spread(what: str, values: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The sentence for the values of each row; none where all rows have one, the same.
+
+    Runs of a row may differ too: then the row has several values.
+    """
+    rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for label, texts in values.items():
+        rows[texts].append(label)
     if len(rows) < 2:
-        # One value for all rows, which is a mixture: they differ within each row.
-        return [f'Within rows differ: {what} ({t}).' for t in rows if ' and ' in t]
-    order = sorted(rows, key=lambda text: (-len(rows[text]), text))
-    parts = [f'{text}: {_names(rows[text])}' for text in order[: NAMED + 1]]
+        return [
+            f'All rows mix {what}: {" and ".join(texts)}.'
+            for texts in rows
+            if len(texts) > 1
+        ]
+    order = sorted(rows, key=lambda texts: (-len(rows[texts]), texts))
+    parts = [
+        f'{" and ".join(texts)}: {_names(rows[texts])}' for texts in order[: NAMED + 1]
+    ]
     more = len(order) - len(parts)
     if more > 0:
         parts.append(f'{more} more values')
