@@ -19,6 +19,7 @@ class Task:
         retries: How often a job that failed is begun again.
         env: Environment variables that matter: where data and weights lie.
         threads: Threads of torch; None leaves them.
+        shared: Jobs that may run at the same time on its device; None unknown.
         search: Record of the search that chose the options.
         pruner: Arguments of :class:`mmpetl.benchmark.optuna_study.PruningHook`, for a
             trial.
@@ -31,6 +32,7 @@ class Task:
     retries: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    shared: int | None = None
     search: Mapping[str, Any] | None = None
     pruner: Mapping[str, Any] | None = None
     run: str = 'mmpetl.benchmark.job:run_task'
@@ -44,7 +46,7 @@ class Outcome:
         id: The job's.
         status: ``done``, ``failed`` or ``pruned`` as the record says; ``elsewhere``
             where another process holds the job; ``lost`` where the worker died.
-        note: The failure in a line.
+        note: The failure in a line, or why a run was begun anew.
         retry: Whether the job may be begun again.
     """
 
@@ -62,5 +64,5 @@ def is_final(record: Record, retries: int) -> bool:
 def outcome_of(record: Record, retries: int) -> Outcome:
     """The outcome that a record tells."""
     lines = (record.error or '').strip().splitlines()
-    note = lines[-1] if lines else ''
+    note = lines[-1] if lines else record.restarted
     return Outcome(record.job.id, record.status, note, not is_final(record, retries))
