@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 METHOD = 'model.backbone.method.'
 """What a key of a method's argument begins with."""
 
+PROCESSES = 'processes'
+"""Option that says in how many processes a job trains."""
+
 UNRELATED = (
     'auto_resume',
     'custom_hooks',
@@ -43,13 +46,16 @@ def compose_job(job: Job, folder: str | os.PathLike) -> Any:
         folder: Where the run lives.
 
     Raises:
-        PETLError: No such recipe, method or argument.
+        PETLError: No such recipe, method or argument, or the batch of the recipe
+            cannot be made up.
     """
+    from mmpetl.config.batch import reach_batch
     from mmpetl.config.compose import compose
 
     args, rest = split_options(job.options)
+    processes = rest.pop(PROCESSES, 1)
     rest['randomness.seed'] = job.seed
-    return compose(
+    config = compose(
         job.recipe,
         {'type': job.method, **args},
         rest,
@@ -58,6 +64,8 @@ def compose_job(job: Job, folder: str | os.PathLike) -> Any:
         work_dir=folder,
         leaf=job.leaf,
     )
+    reach_batch(config, processes)
+    return config
 
 
 def split_options(

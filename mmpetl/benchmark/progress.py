@@ -265,6 +265,9 @@ def print_plan(
             cost.source if cost else '-',
         )
     console.print(table)
+    for recipe, text in resolved.batches.items():
+        if ' x ' in text:
+            console.print(f'batch of {recipe}: {text}', highlight=False)
     print_refused(resolved.refused, console)
     print_total(total(left, known), len(left), slots, console)
 

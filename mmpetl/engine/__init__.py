@@ -1,5 +1,6 @@
 """Hooks, optimizer groups and distributed wrapper for MMEngine's Runner."""
 
+from mmpetl.engine.accumulation import AccumulatingSchedulerHook, SharesSampler
 from mmpetl.engine.distributed import PETLDistributedDataParallel
 from mmpetl.engine.hooks import (
     BaseGuardHook,
@@ -15,6 +16,7 @@ from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
 
 __all__ = [
+    'AccumulatingSchedulerHook',
     'BaseGuardHook',
     'CalibrationHook',
     'DeltaCheckpointHook',
@@ -24,6 +26,7 @@ __all__ = [
     'NonFiniteGuardHook',
     'OwnerOptimWrapperConstructor',
     'PETLDistributedDataParallel',
+    'SharesSampler',
     'TimmCosineLR',
     'TrainableEMAHook',
     'TuningRunner',
