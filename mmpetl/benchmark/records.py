@@ -16,7 +16,6 @@ Layout of a benchmark folder::
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmpetl.benchmark import claims
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import Count, checked, read_json
 
@@ -312,28 +312,14 @@ class RecordStore:
         """Whether this process, and no other, may work on a job.
 
         The operating system drops the lock when its process ends, however it ends.
+        Where it has none, see :mod:`mmpetl.benchmark.claims`.
         """
-        folder = self.folder(job)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / 'lock', 'a', encoding='ascii') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with claims.claim(self.folder(job)) as mine:
+            yield mine
 
     def held(self, job: Job) -> bool:
         """Whether some process works on a job; the lock is left as it is."""
-        path = self.folder(job) / 'lock'
-        if not path.is_file():
-            return False
-        with open(path, encoding='ascii') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return claims.held(self.folder(job))
 
 
 def read_record(path: str | os.PathLike) -> Record:
