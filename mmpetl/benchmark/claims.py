@@ -1,7 +1,7 @@
 """Who works on a run: one process at a time, on any file system.
 
-Where the system locks files (``flock``), a lock says it; it ends with its process. Where
-it does not, a lease does: a file that names its holder and that the holder renews every
+Where the system locks files (``flock``), a lock says it; it ends with its process.
+Elsewhere a lease does: a file that names its holder and that the holder renews every
 :data:`RENEW_S` seconds. A lease that was not renewed for :data:`STALE_S` seconds, or
 whose process is gone from this machine, is void.
 

@@ -141,7 +141,8 @@ def test_shares_are_what_processes_would_read(kind: type, size: int) -> None:
     found = SharesSampler(kind(data, seed=5), samples, passes)
     assert [b for b, _ in zip(found, want, strict=False)] == want
     if kind is DefaultSampler:
-        assert len(found) == len(want) and len(want) % passes == 0
+        assert len(found) == len(want)
+        assert len(want) % passes == 0
         found.sampler.set_epoch(1)
         assert list(found) != want
 
