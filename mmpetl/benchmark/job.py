@@ -46,6 +46,9 @@ __getattr__, __dir__ = moved_names(
 
 _runs = itertools.count()
 
+CHECKPOINTS_MB_PER_S = 4.0
+"""What checkpoints of a job may write on average, beside its first and its last."""
+
 
 def run_task(task: Task, folder: Path) -> Record:
     """Train, test and record a task."""
@@ -253,6 +256,12 @@ def prepare(config: Any, folder: Path) -> Any:
     config.resume = newest_checkpoint(folder)[0] is not None
     if config.resume:
         config.load_from = None
+    saves = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    if str(saves.get('type', '')).endswith('DeltaCheckpointHook'):
+        # What a run goes on from is one file. Of a whole backbone with its optimizer
+        # it is a gigabyte, which epochs of some seconds need not write each time.
+        saves['max_keep_ckpts'] = 1
+        saves.setdefault('most_mb_per_s', CHECKPOINTS_MB_PER_S)
     return config
 
 

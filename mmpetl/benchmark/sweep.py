@@ -286,9 +286,8 @@ class Sweep:
             record = self.store.read(task.job)
             if record is not None and record.peak_memory_bytes is not None:
                 self.memory[pair_of(task.job)] = record.peak_memory_bytes
-                self.dispatcher.queue = deque(
-                    map(self._measured, self.dispatcher.queue)
-                )
+                waiting = self.dispatcher.queue
+                self.dispatcher.queue = deque(map(self._measured, waiting))
 
     def _measured(self, task: Task) -> Task:
         need = self.memory.get(pair_of(task.job))

@@ -180,14 +180,21 @@ def _voc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 OPTIONS = {
-    'train_cfg.max_epochs': 2,
+    'train_cfg.max_epochs': 1,
+    # Adam takes a full step even where a gradient is nothing but rounding.
+    'optim_wrapper.optimizer': {
+        '_delete_': True,
+        'type': 'SGD',
+        'lr': 0.02,
+        'momentum': 0.9,
+    },
     # By iteration and from epochs, which count differently while passes accumulate.
     'param_scheduler': [
-        {'type': 'LinearLR', 'by_epoch': False, 'start_factor': 0.1, 'end': 4},
+        {'type': 'LinearLR', 'by_epoch': False, 'start_factor': 0.1, 'end': 2},
         {
             'type': 'CosineAnnealingLR',
-            'T_max': 2,
-            'end': 2,
+            'T_max': 1,
+            'end': 1,
             'convert_to_iter_based': True,
         },
     ],
@@ -196,12 +203,12 @@ OPTIONS = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('_voc')
 def test_accumulation_and_two_processes_train_a_dense_plan_equally(
-    _voc: None, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     found = {}
     for name, more in (
-        ('whole', {}),
         ('passes', {'recipe_options': {'*': {'train_dataloader.batch_size': 4}}}),
         ('processes', {'processes': {'*': 2}}),
     ):
@@ -214,14 +221,10 @@ def test_accumulation_and_two_processes_train_a_dense_plan_equally(
         record = store.read(job)
         assert record.test_reads == 1
         found[name] = load_file(store.folder(job) / 'delta.safetensors'), record
-    assert [r.curves['loss'][-1][0] for _, r in found.values()] == [6, 12, 6]
+    assert [r.curves['loss'][-1][0] for _, r in found.values()] == [6, 3]
     trained, _ = found['passes']
+    ups = [v for k, v in trained.items() if 'up' in k]
+    assert max(float(v.abs().max()) for v in ups) > 1e-5, 'they begin at zero'
     for key, value in found['processes'][0].items():
-        # Sums of float32 in another order, over six steps of Adam.
-        torch.testing.assert_close(trained[key], value, rtol=1e-3, atol=1e-5)
-    # The step alone is not what makes them equal: one process with the whole batch in
-    # a pass weighs its pictures otherwise, as losses are means over objects.
-    assert any(
-        not torch.allclose(trained[k], v, rtol=1e-3, atol=1e-5)
-        for k, v in found['whole'][0].items()
-    )
+        # Sums of float32 in another order, over three steps.
+        torch.testing.assert_close(trained[key], value, rtol=1e-3, atol=1e-6)
