@@ -19,6 +19,7 @@ class Task:
         retries: How often a job that failed is begun again.
         env: Environment variables that matter: where data and weights lie.
         threads: Threads of torch; None leaves them.
+        shared: Jobs that may run at the same time on its device; None unknown.
         search: Record of the search that chose the options.
         memory_bytes: What a job of this kind took on its device at most, where that was
             measured.
@@ -33,6 +34,7 @@ class Task:
     retries: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    shared: int | None = None
     search: Mapping[str, Any] | None = None
     pruner: Mapping[str, Any] | None = None
     run: str = 'mmpetl.benchmark.job:run_task'
@@ -52,7 +54,7 @@ class Outcome:
         id: The job's.
         status: ``done``, ``failed`` or ``pruned`` as the record says; ``elsewhere``
             where another process holds the job; ``lost`` where the worker died.
-        note: The failure in a line.
+        note: The failure in a line, or why a run was begun anew.
         retry: Whether the job may be begun again.
     """
 
@@ -82,7 +84,7 @@ def outcome_of(record: Record, retries: int, before: Record | None = None) -> Ou
 def note_of(record: Record) -> str:
     """The failure in a line."""
     lines = (record.error or '').strip().splitlines()
-    return lines[-1] if lines else ''
+    return lines[-1] if lines else record.restarted
 
 
 def is_certain(record: Record, before: Record | None = None) -> bool:

@@ -5,6 +5,7 @@ from mmpetl.engine.distributed import PETLDistributedDataParallel
 from mmpetl.engine.hooks import (
     BaseGuardHook,
     CalibrationHook,
+    DataReadHook,
     DeltaCheckpointHook,
     EfficiencyHook,
     NonFiniteGuardHook,
@@ -19,6 +20,7 @@ __all__ = [
     'AccumulatingSchedulerHook',
     'BaseGuardHook',
     'CalibrationHook',
+    'DataReadHook',
     'DeltaCheckpointHook',
     'EfficiencyHook',
     'NOAHSearchLoop',

@@ -220,6 +220,8 @@ def test_accumulation_and_two_processes_train_a_dense_plan_equally(
         store = RecordStore(tmp_path / name)
         record = store.read(job)
         assert record.test_reads == 1
+        assert (record.batch, record.steps) == (8, 3)
+        assert record.processes == (2 if name == 'processes' else 1)
         found[name] = load_file(store.folder(job) / 'delta.safetensors'), record
     assert [r.curves['loss'][-1][0] for _, r in found.values()] == [6, 3]
     trained, _ = found['passes']

@@ -21,9 +21,10 @@ from mmpetl.benchmark.task import Task
 from mmpetl.engine.hooks.run_log import read_run_log
 from mmpetl.engine.stopping import Stopped, stop_on_signals
 
-# One epoch, so that nothing but what a signal saves is there to go on from.
+# No checkpoint but the last, so that what a signal saves is all there is to go on from.
 OPTIONS = {
-    'train_cfg.max_epochs': 1,
+    'train_cfg.max_epochs': 12,
+    'default_hooks.checkpoint.interval': 1000,
     'train_dataloader.batch_size': 1,
     'param_scheduler': [{'type': 'ConstantLR', 'factor': 1.0}],
 }
@@ -63,7 +64,8 @@ def went_on(out: Path) -> list[int]:
     store = RecordStore(out)
     record = store.read(JOB)
     assert (record.status, record.test_reads) == ('done', 1)
-    assert 'stopped by' in (store.folder(JOB) / 'console.log').read_text()
+    said = [*out.glob('runs/*/console.log'), *out.glob('slurm/*.out')]
+    assert any('saved as stopped_at_iter_' in path.read_text() for path in said)
     assert not list(out.rglob('*.pth'))
     lines = list(read_run_log(store.folder(JOB) / 'log.jsonl'))
     assert sum('attempt' in line for line in lines) == 2

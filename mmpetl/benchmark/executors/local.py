@@ -130,7 +130,14 @@ class LocalExecutor(Executor):
         env = dict(task.env)
         if worker.places is not None:
             env['CUDA_VISIBLE_DEVICES'] = worker.places
-        task = replace(task, env=env, threads=task.threads or threads(self.slots))
+        # Those that may be on its devices with it, or all where jobs share the CPU.
+        most = max(device.most for device in devices)
+        task = replace(
+            task,
+            env=env,
+            threads=task.threads or threads(self.slots),
+            shared=task.shared or most,
+        )
         worker.task, worker.need = task, need_of(task.memory_bytes)
         for device in devices:
             device.add(worker.need)
