@@ -156,11 +156,8 @@ def _usual(
     records: Iterable[Record], value: Callable[[Record], Any], order: Any
 ) -> Any | None:
     """What most methods have; None where nothing is known."""
-    seen = {
-        (r.job.method, r.job.variant, json.dumps(v)): v
-        for r in records
-        if (v := value(r)) is not None
-    }
+    seen = {(r.job.method, r.job.variant, json.dumps(v)): v
+            for r in records if (v := value(r)) is not None}
     counts = Counter(seen.values())
     if not counts:
         return None
@@ -180,11 +177,7 @@ def _of_data(records: Sequence[Record], labels: Mapping[str, str]) -> list[str]:
     """Sentences on what was read, a task for each."""
     said = []
     for task, runs in _by_task(records).items():
-        for phase, noun in (
-            ('test', 'test'),
-            ('train', 'training'),
-            ('val', 'validation'),
-        ):
+        for phase, noun in (('test', 'test'), ('train', 'training'), ('val', 'validation')):
 
             def value(record: Record, phase: str = phase) -> str | None:
                 read = record.data.get(phase)
@@ -209,9 +202,7 @@ def _of_training(records: Sequence[Record], labels: Mapping[str, str]) -> list[s
             'settings',
             records,
             labels,
-            lambda r: (
-                'the published ones of the pair' if r.job.leaf else "the recipe's"
-            ),
+            lambda r: 'the published ones of the pair' if r.job.leaf else "the recipe's",
         )
     told: set[str] = set()
     for task, runs in _by_task(records).items():
@@ -232,9 +223,7 @@ def _of_training(records: Sequence[Record], labels: Mapping[str, str]) -> list[s
             said += found
         tests = sorted({k for r in runs for k in r.job.options if _of_test(k)})
         if tests:
-            said.append(
-                f'The test of {task} is changed by options: {", ".join(tests)}.'
-            )
+            said.append(f'The test of {task} is changed by options: {", ".join(tests)}.')
         digests = {r.recipe_digest for r in runs if r.recipe_digest and not r.search}
         if len(digests) > 1 and task not in told and len(leaf) == 1:
             said += _sentence(
