@@ -60,7 +60,12 @@ class Dispatcher:
         return bool(self.queue or self.running or self.elsewhere)
 
     def put(self, task: Task) -> None:
-        """Take a task."""
+        """Take a task.
+
+        Raises:
+            PETLError: It has more processes than the executor can place.
+        """
+        check_size([task.job], self.executor)
         self.queue.append(task)
 
     def step(self, timeout: float = 0.5) -> list[tuple[Task, Outcome]]:
@@ -239,7 +244,6 @@ class Sweep:
         if left:
             self.log(f'sweep    {len(self.jobs)} jobs, {len(left)} left')
             self.executor.start(self.toolboxes, self.retries)
-            check_size(left, self.executor)
             for job in left:
                 self.dispatcher.put(self.task(job))
             try:

@@ -69,6 +69,26 @@ def shares_of(config: Any) -> Shares | None:
     return Shares(samples, config.get('processes', 1), passes)
 
 
+def missed_batch(config: Any, processes: int) -> str | None:
+    """What to say of a run that does not train at the batch of its recipe, in a line.
+
+    Args:
+        config: A config as it is run.
+        processes: Processes that train it.
+    """
+    batch, shares = config.get('batch'), shares_of(config)
+    if not isinstance(batch, int) or shares is None:
+        return None
+    found = Shares(shares.samples, processes, shares.passes).batch
+    if found == batch:
+        return None
+    return (
+        f'a step takes {found} samples, and the rate of the recipe belongs to {batch}; '
+        'begin more processes, or change train_dataloader.batch_size, '
+        'optim_wrapper.accumulative_counts or the rate (batch says what is meant)'
+    )
+
+
 def check_processes(processes: Any) -> int:
     """The number of processes of a job, if it is one.
 

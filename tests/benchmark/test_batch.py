@@ -17,7 +17,7 @@ from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.plan import Plan, parse_plan, resolve
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.sweep import Sweep
-from mmpetl.config.batch import reach_batch, shares_of
+from mmpetl.config.batch import missed_batch, reach_batch, shares_of
 from mmpetl.core import PETLError
 from mmpetl.engine import SharesSampler
 
@@ -96,6 +96,19 @@ def test_what_cannot_reach_the_batch_is_refused_in_a_line(
     with pytest.raises(PETLError, match=message) as error:
         compose_job(Job('mini/voc', 'LoRA', options=options), tmp_path)
     assert '\n' not in str(error.value)
+
+
+def test_a_run_at_another_batch_says_so() -> None:
+    from mmpetl.config.compose import compose
+
+    config = compose('coco', 'LoRA')
+    assert missed_batch(config, 16) is None
+    assert missed_batch(config, 1).startswith(
+        'a step takes 1 samples, and the rate of the recipe belongs to 16; begin more'
+    )
+    reach_batch(config, 2)
+    assert missed_batch(config, 2) is None
+    assert missed_batch(compose('mini/digits', 'LoRA'), 4) is None
 
 
 def test_another_batch_may_be_asked_for_by_name(tmp_path: Path) -> None:
