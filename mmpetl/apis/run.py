@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from mmpetl.compat import init_dist_any
+from mmpetl.config.batch import missed_batch
 from mmpetl.config.protocols import check_honest, without_validation
 from mmpetl.core import PETLError, find_injected
 from mmpetl.lazy import moved_names
@@ -210,7 +211,7 @@ def train(config: Any, **kwargs: Any) -> Any:
         found = find_checkpoint(config)
         said = check_resume(config)
         runner = build_runner(config, **kwargs)
-        for line in filter(None, found):
+        for line in filter(None, [*found, missed_batch(config, runner.world_size)]):
             runner.logger.warning(line)
         for line in filter(None, [*said, without_validation(config)]):
             runner.logger.info(line)

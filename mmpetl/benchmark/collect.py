@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -65,6 +66,8 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
     task, group = run_facts.task_of(job.recipe, config)
     primary = primary_of(metrics)
     machine = run_facts.machine()
+    # Those that trained; what is read here is read by one.
+    machine['processes'] = config.get('processes', machine['processes'])
     record = Record(
         job=job,
         status='done',
@@ -87,7 +90,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         versions=run_facts.versions(),
         commit=run_facts.commit(),
         recipe_digest=recipe_digest(config),
-        steps=max((x['of'] for x in lines if 'of' in x), default=None),
+        steps=steps_of(lines, config),
         epochs=(config.get('train_cfg') or {}).get('max_epochs'),
         batch=run_facts.batch_of(config, machine['processes']),
         resolution=run_facts.resolution_of(config),
@@ -96,6 +99,13 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         **machine,
     )
     return with_times(record, lines)
+
+
+def steps_of(lines: list[dict[str, Any]], config: Any) -> int | None:
+    """Steps of the optimizer; a log counts passes, of which a step may take several."""
+    passes = max((x['of'] for x in lines if 'of' in x), default=None)
+    each = (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
+    return None if passes is None else math.ceil(passes / each)
 
 
 def data_of(folder: Path) -> dict[str, DataRead]:

@@ -21,6 +21,9 @@ __getattr__, __dir__ = moved_names(
 METHOD = 'model.backbone.method.'
 """What a key of a method's argument begins with."""
 
+PROCESSES = 'processes'
+"""Option that says in how many processes a job trains."""
+
 
 def compose_job(job: Job, folder: str | os.PathLike) -> Any:
     """The resolved config of a job.
@@ -30,13 +33,15 @@ def compose_job(job: Job, folder: str | os.PathLike) -> Any:
         folder: Where the run lives.
 
     Raises:
-        PETLError: No such recipe, method or argument, or options that undo the
-            protocol.
+        PETLError: No such recipe, method or argument, options that undo the protocol,
+            or a batch of the recipe that cannot be made up.
     """
+    from mmpetl.config.batch import reach_batch
     from mmpetl.config.compose import compose
     from mmpetl.config.protocols import check_honest
 
     args, rest = split_options(job.options)
+    processes = rest.pop(PROCESSES, 1)
     rest['randomness.seed'] = job.seed
     config = compose(
         job.recipe,
@@ -48,6 +53,7 @@ def compose_job(job: Job, folder: str | os.PathLike) -> Any:
         leaf=job.leaf,
     )
     check_honest(config, test_data(job) if job.stage == 'tune' else None)
+    reach_batch(config, processes)
     return config
 
 

@@ -6,6 +6,7 @@ report page read records only, so that every figure can be recomputed from them.
 Layout of a benchmark folder::
 
     <out>/plan.json                    the resolved plan
+    <out>/records.sqlite               an index of many records, made as needed
     <out>/runs/<id>/record.json        the record
     <out>/runs/<id>/config.py          the resolved config
     <out>/runs/<id>/predictions.npz    logits (N, C) float32, labels (N,) int64
@@ -16,18 +17,22 @@ Layout of a benchmark folder::
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
+from mmpetl.benchmark import claims
+from mmpetl.benchmark.index import Index
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import Count, checked, read_json
 
@@ -62,7 +67,7 @@ class Job:
     variant: str = ''
     leaf: bool = False
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Readable, unique, and fit for a folder's name."""
         parts = [self.recipe.replace('/', '-'), self.method.lower()]
@@ -355,23 +360,28 @@ class RecordStore:
         """Keep a record, whole or not at all."""
         write_json(self.folder(record.job) / 'record.json', record.to_json())
 
-    def all(self) -> list[Record]:
+    def all(self, curves: bool = True) -> list[Record]:
         """Every record of the folder that can be read, by id.
 
-        Those that cannot are named in :attr:`left_out`, and once each on stderr.
+        Those that cannot are named in :attr:`left_out`, and once each on stderr. Of
+        thousands, what has not changed since comes from an index
+        (:mod:`mmpetl.benchmark.index`).
+
+        Args:
+            curves: Whether to read curves, too; else they are empty.
         """
         found: dict[str, Record] = {}
         self.left_out = []
-        for path in sorted(p / 'record.json' for p in self.out.glob('runs/*')):
-            if not os.path.lexists(path):
-                continue  # a run that is not done
-            try:
-                record = read_record(path)
-            except (OSError, PETLError) as error:
-                self.left_out.append(f'{error}')
+        folder = self.out / 'runs'
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        files = [(name, folder / name / 'record.json') for name in names]
+        for name, record in self._read(files, curves):
+            if isinstance(record, Exception):
+                self.left_out.append(f'{record}')
                 continue
             if record.job.id in found:
                 # A copied folder is no second run.
+                path = folder / name / 'record.json'
                 self.left_out.append(f'{path} is a second record of {record.job.id}')
                 continue
             if record.job.id != path.parent.name:
@@ -383,6 +393,38 @@ class RecordStore:
         for line in self.left_out:
             print(f'left out: {line}', file=sys.stderr)
         return list(found.values())
+
+    def of(self, jobs: Iterable[Job], curves: bool = False) -> dict[str, Record]:
+        """The records that jobs have, by their ids: :meth:`read` of many at once.
+
+        Raises:
+            PETLError: A file is not a record.
+        """
+        folder = self.out / 'runs'
+        files = [(job.id, folder / job.id / 'record.json') for job in jobs]
+        found = {}
+        for name, record in self._read(files, curves):
+            if isinstance(record, Exception):
+                raise record
+            found[name] = record
+        return found
+
+    def _read(
+        self, files: Iterable[tuple[str, Path]], curves: bool
+    ) -> Iterator[tuple[str, Record | Exception]]:
+        """Records of the files that are there."""
+        there = [(name, path) for name, path in files if os.path.lexists(path)]
+        index = Index(self.out / 'records.sqlite', _index_kind())
+        decode = msgspec.json.Decoder(Record).decode
+        points = msgspec.json.Decoder(dict[str, list[list[float | None]]]).decode
+        for name, entry in index.entries(there, _head_and_tail, curves):
+            if isinstance(entry, Exception):
+                yield name, entry
+                continue
+            record = decode(entry.head)
+            if curves:
+                record.curves = points(entry.tail)
+            yield name, record
 
     def check_all_read(self) -> None:
         """Raise PETLError where :meth:`all` left something out."""
@@ -397,28 +439,28 @@ class RecordStore:
         """Whether this process, and no other, may work on a job.
 
         The operating system drops the lock when its process ends, however it ends.
+        Where it has none, see :mod:`mmpetl.benchmark.claims`.
         """
-        folder = self.folder(job)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / 'lock', 'a', encoding='ascii') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with claims.claim(self.folder(job)) as mine:
+            yield mine
 
     def held(self, job: Job) -> bool:
         """Whether some process works on a job; the lock is left as it is."""
-        path = self.folder(job) / 'lock'
-        if not path.is_file():
-            return False
-        with open(path, encoding='ascii') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return claims.held(self.folder(job))
+
+
+def _head_and_tail(path: Path) -> tuple[bytes, bytes]:
+    """A record, checked, as its curves and the rest."""
+    record = read_record(path)
+    curves, record.curves = record.curves, {}
+    return msgspec.json.encode(record), msgspec.json.encode(curves)
+
+
+@functools.cache
+def _index_kind() -> str:
+    """What an index of records is of: this format, these fields."""
+    names = [field.name for kind in (Job, Record) for field in dataclasses.fields(kind)]
+    return f'records {FORMAT}: {" ".join(names)}'
 
 
 def read_record(path: str | os.PathLike) -> Record:

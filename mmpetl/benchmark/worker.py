@@ -50,7 +50,7 @@ def work(task: Task) -> Outcome:
         store.write(record)
         if record.status != 'failed':
             tidy(folder)
-        return outcome_of(record, task.retries)
+        return outcome_of(record, task.retries, before)
 
 
 def _earlier_seconds(folder: Path) -> float:

@@ -52,11 +52,13 @@ OF_MMENGINE = (
     'work_dir',
 )
 OF_OURS = (
+    'batch',
     'dataset',
     'on_bad_sample',
     'on_damaged_jpeg',
     'phases',
     'preprocessing',
+    'processes',
     'protocol',
     'published',
     'stage',

@@ -1,5 +1,6 @@
 """Hooks, optimizer groups and distributed wrapper for MMEngine's Runner."""
 
+from mmpetl.engine.accumulation import AccumulatingSchedulerHook, SharesSampler
 from mmpetl.engine.distributed import PETLDistributedDataParallel
 from mmpetl.engine.hooks import (
     BaseGuardHook,
@@ -16,6 +17,7 @@ from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
 
 __all__ = [
+    'AccumulatingSchedulerHook',
     'BaseGuardHook',
     'CalibrationHook',
     'DataReadHook',
@@ -26,6 +28,7 @@ __all__ = [
     'NonFiniteGuardHook',
     'OwnerOptimWrapperConstructor',
     'PETLDistributedDataParallel',
+    'SharesSampler',
     'TimmCosineLR',
     'TrainableEMAHook',
     'TuningRunner',

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmpetl.benchmark.records import Job, Record
 from mmpetl.benchmark.task import Task
+from mmpetl.core import PETLError
 
 
 def _begin(task: Task) -> int:
@@ -43,10 +44,23 @@ def quick(task: Task, folder: Path) -> Record:
 
 
 def failing(task: Task, folder: Path) -> Record:
-    """Fails as often as the seed says."""
-    if _begin(task) <= task.job.seed:
-        raise RuntimeError('as the test wants it')
+    """Fails as often as the seed says, each time with other words."""
+    attempt = _begin(task)
+    if attempt <= task.job.seed:
+        raise RuntimeError(f'as the test wants it, attempt {attempt}')
     return _record(task)
+
+
+def certain(task: Task, folder: Path) -> Record:
+    """Fails in the same way every time."""
+    _begin(task)
+    raise RuntimeError('as ever')
+
+
+def misconfigured(task: Task, folder: Path) -> Record:
+    """Fails for what a plan says."""
+    _begin(task)
+    raise PETLError('there is no such data set')
 
 
 def hanging_once(task: Task, folder: Path) -> Record:

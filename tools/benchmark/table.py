@@ -57,7 +57,7 @@ def main() -> None:
     args = parse_args()
     with cli_errors():
         store = RecordStore(args.out)
-        records = store.all()
+        records = store.all(curves=False)
         if not records:
             store.check_all_read()
             raise PETLError(f'{args.out} holds no record; run a plan into it first')

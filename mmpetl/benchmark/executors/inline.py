@@ -7,12 +7,14 @@ from dataclasses import replace
 from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.task import Outcome, Task
 from mmpetl.benchmark.worker import work
+from mmpetl.config.batch import MOST_PROCESSES
 
 
 class InlineExecutor(Executor):
     """One job at a time, here: to debug, and where processes cannot be had.
 
-    Peak memory on a CPU then includes what earlier jobs have left behind.
+    A job of several processes begins them beside this one. Peak memory on a CPU then
+    includes what earlier jobs have left behind.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,13 @@ class InlineExecutor(Executor):
     @property
     def free(self) -> int:
         return int(self._task is None)
+
+    @property
+    def most_processes(self) -> int:
+        return MOST_PROCESSES
+
+    def room(self, task: Task) -> bool:
+        return self._task is None
 
     def submit(self, task: Task) -> None:
         self._task = task
