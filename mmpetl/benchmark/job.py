@@ -21,7 +21,7 @@ from mmpetl.benchmark.collect import LOG, PREDICTIONS, collect, last_test, now
 from mmpetl.benchmark.job_config import compose_job, config_hash
 from mmpetl.benchmark.optuna_study import Pruned, PruningHook
 from mmpetl.benchmark.phases import run_phases
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
 from mmpetl.lazy import moved_names
@@ -92,6 +92,7 @@ def run_job(
         export(config, folder)
     record = collect(job, config, folder, digest)
     record.search = dict(search) if search else None
+    record.test_reads += earlier_reads(search, job.seed)
     if pruned:
         record.status = 'pruned'
     return record
