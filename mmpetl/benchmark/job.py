@@ -23,7 +23,7 @@ from mmpetl.benchmark.group import train_in_processes
 from mmpetl.benchmark.job_config import PROCESSES, compose_job, test_data
 from mmpetl.benchmark.optuna_study import Pruned, PruningHook
 from mmpetl.benchmark.phases import run_phases
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
 from mmpetl.lazy import moved_names
@@ -98,6 +98,7 @@ def run_job(
     record = collect(job, config, folder, digest)
     record.search = dict(search) if search else None
     record.restarted = restarted
+    record.test_reads += earlier_reads(search, job.seed)
     if pruned:
         record.status = 'pruned'
     return record

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Job, Record, setting_key
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,16 @@ def percent(record: Record) -> float | None:
 
 
 def search_budget(record: Record) -> int:
-    """Trials that the settings of a run were allowed to cost; 0 without a search."""
-    return int((record.search or {}).get('budget', 0))
+    """Different settings that were tried for a run; 0 without a search.
+
+    A trial of a setting that was tried before tells nothing new. A record that lists no
+    trials counts by its budget.
+    """
+    search = record.search or {}
+    trials = search.get('trials')
+    if not trials:
+        return int(search.get('budget', 0))
+    return len({setting_key(trial.get('options', {})) for trial in trials})
 
 
 def suite_of(record: Record) -> str:
