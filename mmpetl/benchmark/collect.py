@@ -18,6 +18,7 @@ from mmpetl.core.boundary import read_json
 
 LOG = 'log.jsonl'
 PREDICTIONS = 'predictions.npz'
+RESULTS = 'results.json.gz'
 
 
 class Efficiency(msgspec.Struct):
