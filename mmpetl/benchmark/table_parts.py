@@ -85,6 +85,8 @@ class Row:
         rank: Mean rank over the tasks among the complete rows of ours, 1 is best.
         printed_ppt: PPT as published, with the mark that leads to a note.
         notes: What a reader must know of this row.
+        verified: How many of its runs are verified, as ``5/6``; empty where nobody
+            asked.
     """
 
     label: str
@@ -99,6 +101,7 @@ class Row:
     rank: float | None = None
     printed_ppt: str = ''
     notes: tuple[str, ...] = ()
+    verified: str = ''
 
     @property
     def complete(self) -> bool:

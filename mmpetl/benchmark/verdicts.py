@@ -72,7 +72,6 @@ class Verdict:
         checks: Every check, in order.
         record: SHA-256 of ``record.json``.
         files: SHA-256 of the other files that were read, by name.
-        needed: Checks without which nothing is verified: every metric.
         by: Versions that the verification ran with.
         when: ISO 8601 time, UTC.
     """
@@ -222,10 +221,9 @@ def note_of(found: Mapping[str, str], ids: Sequence[str]) -> str:
     ):
         names = [name for name in ids if found.get(name, 'not looked at') == status]
         if names:
-            some = (
-                f': {", ".join(names[:3])}' if status in ('falsified', 'stale') else ''
-            )
-            text += f'; {len(names)} {words}{some}'
+            text += f'; {len(names)} {words}'
+            if status in ('falsified', 'stale'):
+                text += f': {", ".join(names[:3])}'
     return f'{text}.'
 
 

@@ -40,8 +40,8 @@ def read_literal_config(path: str | os.PathLike) -> dict[str, Any]:
                     raise PETLError(f'{path}: {name} is nested too deep') from None
                 except _NotLiteral as error:
                     raise PETLError(
-                        f'{path}, line {error.line}: {error.text[:60]!r} is no literal; '
-                        'a written-out config holds nothing that runs'
+                        f'{path}, line {error.line}: {error.text[:60]!r} is no '
+                        'literal; a written-out config holds nothing that runs'
                     ) from None
             case _:
                 raise PETLError(

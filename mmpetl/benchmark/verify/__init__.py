@@ -1,10 +1,10 @@
 """The verifier: does a record say what its run did?
 
-It believes nothing that stands in the folder. Configs are composed from the job anew and
-never run from the folder; metrics are computed by the config's own evaluators from what
-was predicted, or by testing the delta on its base, or by training again. What a record
-says of time, memory, device and host cannot be computed; times and memory are held
-against the log that the run wrote, the others are taken on trust.
+Configs are composed from the job anew and never run from the folder. Metrics are
+computed by the config's own evaluators from what was predicted, or by testing the delta
+on its base, or by training again. What a record says of time, memory, device and host
+cannot be computed: times and memory are held against the log that the run wrote, the
+others are taken on trust.
 """
 
 from __future__ import annotations
@@ -51,17 +51,15 @@ def verify_run(
         )
     else:
         if record.status != 'done':
-            checks = (
-                Check('status', 'unchecked', note=f'the run has {record.status}'),
-            )
+            note = f'the status of the run is {record.status}'
+            checks = (Check('status', 'unchecked', note=note),)
         elif record.job.stage != 'final':
             note = 'a trial keeps neither predictions nor delta'
             checks = (Check('metrics', 'unchecked', note=note),)
         else:
             checks = merged(_checks(run, level))
-    return Verdict(
-        run.folder.name, level, checks, digest, run.digests(), run_facts.versions(), now()
-    )  # fmt: skip
+    by = run_facts.versions()
+    return Verdict(run.folder.name, level, checks, digest, run.digests(), by, now())
 
 
 def _checks(run: Run, level: Level) -> Iterator[Check]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.collect import curves_of, ppt_of, primary_of, with_times
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.verdicts import Check
 from mmpetl.benchmark.verify.run import Run, Unknown, equal, hash_of, holds, same
 from mmpetl.core import Owner, injections, owners, registered_methods
@@ -84,15 +83,21 @@ def log(run: Run) -> Iterator[Check]:
         yield same(field, one, other, 'in log.jsonl', near=1e-3)
     begun = [line for line in lines if 'attempt' in line]
     yield holds(
-        'attempts', record.attempts <= len(begun), record.attempts, len(begun),
+        'attempts',
+        record.attempts <= len(begun),
+        record.attempts,
+        len(begun),
         'times that log.jsonl says it was begun',
-    )  # fmt: skip
+    )
     for line in begun:
         if line['config'] != record.config_hash:
             yield Check(
-                'config_hash', 'falsified', record.config_hash, line['config'],
+                'config_hash',
+                'falsified',
+                record.config_hash,
+                line['config'],
                 'of an attempt in log.jsonl',
-            )  # fmt: skip
+            )
 
 
 def _size(curve: Any) -> str:
@@ -110,9 +115,11 @@ def _protocol(run: Run, reads: int) -> Iterator[Check]:
         return
     validated = sum(bool(line.get('reads_test')) for line in run.log)
     yield holds(
-        'protocol', reads <= 1 and not validated, 'honest',
+        'protocol',
+        reads <= 1 and not validated,
+        'honest',
         f'the test set was read {reads} times',
-    )  # fmt: skip
+    )
 
 
 def described(run: Run) -> Iterator[Check]:
@@ -149,9 +156,11 @@ def counts(run: Run) -> Iterator[Check]:
         told = run.efficiency.counts
         for name in sorted(record.counts.keys() | told.keys()):
             yield same(
-                f'counts.{name}', record.counts.get(name), told.get(name),
+                f'counts.{name}',
+                record.counts.get(name),
+                told.get(name),
                 'in efficiency.json',
-            )  # fmt: skip
+            )
     except Unknown as error:
         yield Check('counts', 'unchecked', note=str(error))
     from mmpetl.core import count_trainable
@@ -185,9 +194,12 @@ def _values(run: Run) -> Iterator[Check]:
     unknown = sorted(set(tensors) - set(short.values()))
     if unknown:
         yield Check(
-            'delta', 'falsified', 'tensors of its model', unknown[0],
+            'delta',
+            'falsified',
+            'tensors of its model',
+            unknown[0],
             'in delta.safetensors',
-        )  # fmt: skip
+        )
     for name, found in totals.items():
         recorded = run.record.counts.get(name)
         yield same(f'counts.{name}', recorded, found, 'in delta.safetensors')
@@ -216,9 +228,11 @@ def delta(run: Run) -> Iterator[Check]:
         recorded = record.metrics[key]
         yield same(f'metrics.{key}', recorded, value, 'in delta.json', near=NEAR)
     yield same(
-        'versions.mmpetl', record.versions.get('mmpetl'), facts.get('version'),
+        'versions.mmpetl',
+        record.versions.get('mmpetl'),
+        facts.get('version'),
         'in delta.json',
-    )  # fmt: skip
+    )
     size = getattr(record, 'delta_bytes', None)
     if size is not None:
         files = (run.folder / f'delta.{end}' for end in ('safetensors', 'json'))
@@ -279,11 +293,6 @@ def _trials(run: Run, trials: Mapping[int, Mapping[str, Any]]) -> Iterator[Check
         if other.job.stage == 'tune':
             field = f'search.trials.{number}'
             yield same(field, trial.get('value'), other.score, f'in {name}', near=NEAR)
-
-
-def rebuilt(record: Record) -> Job:
-    """A copy of a record's job, for a run of one's own."""
-    return dataclasses.replace(record.job)
 
 
 LOOKS: Mapping[str, Callable[[Run], Iterator[Check]]] = {

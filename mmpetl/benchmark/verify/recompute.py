@@ -131,20 +131,25 @@ def labels(run: Run) -> Iterator[Check]:
         raise Unknown('its test set tells no labels')
     if len(known) != len(kept):
         yield Check(
-            'predictions.labels', 'falsified', f'{len(kept)} samples',
-            f'{len(known)} samples', 'of the test set here',
-        )  # fmt: skip
+            'predictions.labels',
+            'falsified',
+            f'{len(kept)} samples',
+            f'{len(known)} samples',
+            'of the test set here',
+        )
         return
     wrong = np.flatnonzero(known != kept)
     place = int(wrong[0]) if len(wrong) else 0
     yield same(
-        'predictions.labels', int(kept[place]), int(known[place]),
+        'predictions.labels',
+        int(kept[place]),
+        int(known[place]),
         f'label of sample {place} of the test set, one of {len(wrong)} that differ',
-    )  # fmt: skip
+    )
 
 
 def labels_of(dataset: Any) -> np.ndarray | None:
-    """Labels of a data set in its order, (N,); None where samples have no single one."""
+    """Labels in the order of the data set, (N,); None where there is no single one."""
     found = []
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
@@ -200,9 +205,12 @@ def _same_logits(
             yield Check(field, 'holds')
         else:
             yield Check(
-                field, 'falsified', one[worst].item(), other[worst].item(),
+                field,
+                'falsified',
+                one[worst].item(),
+                other[worst].item(),
                 f'{note}, sample {int(worst[0])}',
-            )  # fmt: skip
+            )
 
 
 def _like(run: Run) -> bool:
@@ -256,9 +264,12 @@ def retrained(run: Run) -> Iterator[Check]:
         yield Check('delta.values', 'holds')
     elif like:
         yield Check(
-            'delta.values', 'falsified', 'delta.safetensors', 'another one',
+            'delta.values',
+            'falsified',
+            'delta.safetensors',
+            'another one',
             'by training again',
-        )  # fmt: skip
+        )
     else:
         yield Check('delta.values', 'unchecked', note=NOT_ALIKE)
 

@@ -1,10 +1,11 @@
-"""What is there of a run to be verified: its record, and what the record was made of."""
+"""A run that is verified: its record, and what the record was made of."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,15 +179,12 @@ class Run:
         Raises:
             Unknown: The base is not there, or the config builds no model.
         """
-        import json
-
         node = self.config.model.backbone
         base = node.get('checkpoint')
         if base and not Path(base).is_file():
             raise Unknown(f'the base weights {Path(base).name} are not there')
-        text = json.dumps(self.config.model.to_dict(), sort_keys=True, default=str)
         try:
-            return _model(text, _Same(self.config))
+            return _model(_text(self.config.model), _Same(self.config))
         except (PETLError, OSError) as error:
             raise Unknown(f'its model cannot be built: {error}') from None
 
@@ -212,21 +210,13 @@ class Run:
         Raises:
             Unknown: Its files are not there.
         """
-        from mmengine.registry import DATASETS
-
-        from mmpetl.config.scope import scope_of
-
         node = (self.asked.get('test_dataloader') or {}).get('dataset')
         if not node:
             raise Unknown('its config has no test set')
         try:
-            with scope_of(self.asked):
-                dataset = DATASETS.build(copy.deepcopy(node))
-                if hasattr(dataset, 'full_init'):
-                    dataset.full_init()
+            return _dataset(_text(node), _Same(self.asked))
         except (PETLError, OSError) as error:
             raise Unknown(f'its test set is not there: {error}') from None
-        return dataset
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files beside the record, by name."""
@@ -257,14 +247,35 @@ def _model(text: str, config: _Same) -> Any:
     return build_model(config.config, quiet=True)
 
 
+@functools.lru_cache(maxsize=2)
+def _dataset(text: str, config: _Same) -> Any:
+    """Runs of one task share the data set."""
+    from mmengine.registry import DATASETS
+
+    from mmpetl.config.scope import scope_of
+
+    with scope_of(config.config):
+        dataset = DATASETS.build(copy.deepcopy(config.config.test_dataloader.dataset))
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+    return dataset
+
+
+def _text(node: Any) -> str:
+    return json.dumps(node.to_dict(), sort_keys=True, default=str)
+
+
 def same(
     field: str, recorded: Any, found: Any, note: str = '', near: float = 0.0
 ) -> Check:
     """Compare what is recorded with what was found; ``near`` is relative."""
     return Check(
-        field, 'holds' if equal(recorded, found, near) else 'falsified',
-        recorded, found, note,
-    )  # fmt: skip
+        field,
+        'holds' if equal(recorded, found, near) else 'falsified',
+        recorded,
+        found,
+        note,
+    )
 
 
 def equal(one: Any, other: Any, near: float = 0.0) -> bool:

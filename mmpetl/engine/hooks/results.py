@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -236,17 +237,14 @@ def _unpacked(kind: Any, shape: Any, text: Any) -> np.ndarray:
     fits = kind in KINDS and isinstance(text, str)
     if not fits or any(type(n) is not int or n < 0 for n in sizes):
         raise PETLError(f'a file of results holds no array of {kind!r} {shape!r}')
-    data = _decoded(text)
-    found = np.frombuffer(data, np.dtype(kind).newbyteorder('<')) if data else None
-    count = 0 if found is None else len(found)
-    if len(data) % np.dtype(kind).itemsize or count != int(
-        np.prod(sizes, dtype=object)
-    ):
+    data, dtype = _decoded(text), np.dtype(kind).newbyteorder('<')
+    if len(data) != dtype.itemsize * math.prod(sizes):
         raise PETLError(
             f'a file of results says {kind} {sizes} of an array of {len(data)} bytes'
         )
-    whole = np.zeros(sizes, kind) if found is None else found.astype(kind)
-    return whole.reshape(sizes)
+    if not data:
+        return np.zeros(sizes, kind)
+    return np.frombuffer(data, dtype).astype(kind).reshape(sizes)
 
 
 def _decoded(text: str) -> bytes:
