@@ -12,11 +12,13 @@ from typing import Any
 import msgspec
 
 from mmpetl.benchmark import run_facts
+from mmpetl.benchmark.job_config import recipe_digest
 from mmpetl.benchmark.records import Job, Record
 from mmpetl.core import registered_methods
 from mmpetl.core.boundary import read_json
 
 LOG = 'log.jsonl'
+DELTA = 'delta.safetensors'
 PREDICTIONS = 'predictions.npz'
 RESULTS = 'results.json.gz'
 
@@ -63,6 +65,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
     counts = efficiency.counts
     task, group = run_facts.task_of(job.recipe, config)
     primary = primary_of(metrics)
+    machine = run_facts.machine()
     record = Record(
         job=job,
         status='done',
@@ -84,8 +87,20 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         device=run_facts.device(),
         versions=run_facts.versions(),
         commit=run_facts.commit(),
+        recipe_digest=recipe_digest(config),
+        steps=max((x['of'] for x in lines if 'of' in x), default=None),
+        epochs=(config.get('train_cfg') or {}).get('max_epochs'),
+        batch=run_facts.batch_of(config, machine['processes']),
+        resolution=run_facts.resolution_of(config),
+        delta_bytes=size_of(folder / DELTA),
+        **machine,
     )
     return with_times(record, lines)
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def last_test(folder: Path) -> tuple[dict[str, float], int]:
@@ -108,17 +123,22 @@ def last_test(folder: Path) -> tuple[dict[str, float], int]:
 def with_times(record: Record, lines: list[dict[str, Any]]) -> Record:
     """Fill in what the log says of time and memory."""
     begun = [line['begun'] for line in lines if 'attempt' in line]
-    seconds, last = 0.0, 0.0
-    for line in lines:
-        if 'attempt' in line:
-            seconds, last = seconds + last, 0.0
-        last = line.get('t', last)
     peaks = [x['peak_memory_bytes'] for x in lines if 'peak_memory_bytes' in x]
-    record.seconds = round(seconds + last, 3)
+    record.seconds = round(sum(attempt_seconds(lines)), 3)
     record.peak_memory_bytes = max(peaks, default=None)
     record.started = begun[0] if begun else now()
     record.finished = now()
     return record
+
+
+def attempt_seconds(lines: list[dict[str, Any]]) -> list[float]:
+    """How long each attempt was at work by the last line that it wrote, seconds."""
+    found = [0.0]
+    for line in lines:
+        if 'attempt' in line:
+            found.append(0.0)
+        found[-1] = line.get('t', found[-1])
+    return found
 
 
 def now() -> str:

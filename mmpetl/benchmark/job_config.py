@@ -86,3 +86,22 @@ def config_hash(config: Any) -> str:
         if folder:
             text = text.replace(folder, name)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def recipe_digest(config: Any) -> str:
+    """Digest of what a run takes from its recipe and options: no method, no seed.
+
+    Two methods that were trained in the same way share it.
+    """
+    from mmengine.config import Config
+
+    from mmpetl.config.nodes import is_petl_model, petl_backbone_of
+
+    plain = Config(config.to_dict())
+    if is_petl_model(plain.get('model')):
+        plain.model.pop('petl', None)
+    else:
+        (petl_backbone_of(plain) or {}).pop('method', None)
+    for key in ('phases', 'randomness'):
+        plain.pop(key, None)
+    return config_hash(plain)

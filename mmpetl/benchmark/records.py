@@ -31,7 +31,10 @@ from typing import Any, Literal
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import Count, checked, read_json
 
-FORMAT = 1
+FORMAT = 2
+READ_FORMATS = (1, 2)
+"""Formats that are read. What format 1 did not say is unknown: None, or empty."""
+
 STATUSES = ('done', 'failed', 'pruned')
 
 
@@ -77,9 +80,31 @@ class Job:
         return re.sub(r'[^\w.+-]', '_', '--'.join(parts))
 
 
+@dataclass(frozen=True)
+class DataRead:
+    """What one phase of a run read; see :mod:`mmpetl.datasets.identity`.
+
+    Attributes:
+        digest: SHA-256, 64 hexadecimal digits, over the identities and labels of the
+            samples, in the order of the data set; the same wherever the data lie.
+            Empty where the data set does not say what its samples are.
+        count: Samples that were read in one pass, each as often as a pass has it.
+        kind: Class of the data set, of its innermost one where it wraps others.
+        by: What an identity is made of: ``content``, ``size`` of large sets, or empty.
+        copies: Samples of this phase whose file has the content of one that trained;
+            None where that was not looked at.
+    """
+
+    digest: str = ''
+    count: Count = 0
+    kind: str = ''
+    by: str = ''
+    copies: Count | None = None
+
+
 @dataclass
 class Record:
-    """What is known of one run.
+    """What is known of one run. What is not known is None or empty.
 
     Attributes:
         job: What was asked.
@@ -109,6 +134,24 @@ class Record:
         attempts: How many times it was begun after a failure.
         error: What went wrong, with its traceback; None where nothing did.
         search: Budget and trials of the search that chose the settings, or None.
+        data: What ``train``, ``val`` and ``test`` read; a phase that read nothing, or
+            of which nothing is known, is not there.
+        recipe_digest: Digest of the resolved config without method, seed and folders:
+            equal between methods that were trained in the same way.
+        steps: Iterations of the training, all of them.
+        epochs: Epochs of the training; None where it counts iterations.
+        batch: Samples behind one step of the optimizer, over all processes.
+        resolution: Height and width of what the test pipeline makes, in pixels.
+        processes: Processes that trained together.
+        threads: Threads of torch in each process.
+        host: Name of the machine.
+        cuda: Version of CUDA that torch was built with; None on a CPU.
+        driver: Version of the GPU's driver; None on a CPU.
+        shared: Jobs that might run at the same time on its device, itself included.
+        delta_bytes: Size of the exported delta's file of numbers.
+        total_seconds: Wall time of all attempts that is on file, preparation, test
+            reading and export included.
+        restarted: Why the files of an earlier attempt were removed, in a line.
     """
 
     job: Job
@@ -138,6 +181,21 @@ class Record:
     attempts: int = 1
     error: str | None = None
     search: dict[str, Any] | None = None
+    data: dict[str, DataRead] = field(default_factory=dict)
+    recipe_digest: str = ''
+    steps: Count | None = None
+    epochs: Count | None = None
+    batch: Count | None = None
+    resolution: list[Count] | None = None
+    processes: Count | None = None
+    threads: Count | None = None
+    host: str = ''
+    cuda: str | None = None
+    driver: str | None = None
+    shared: Count | None = None
+    delta_bytes: Count | None = None
+    total_seconds: float | None = None
+    restarted: str = ''
 
     @property
     def score(self) -> float | None:
@@ -162,9 +220,10 @@ class Record:
         """
         data = dict(data)
         found = data.pop('format', None)
-        if found != FORMAT or isinstance(found, bool):
+        if found not in READ_FORMATS or isinstance(found, bool):
             raise PETLError(
-                f'{source} has format {found!r}; this mmpetl reads format {FORMAT}'
+                f'{source} has format {found!r}; this mmpetl reads the formats '
+                f'{" and ".join(map(str, READ_FORMATS))}'
             )
         data.pop('id', None)
         known = [field.name for field in dataclasses.fields(cls)]
@@ -174,6 +233,7 @@ class Record:
         check_job(data.get('job'), source)
         record = checked(data, cls, source)
         _check_names(record, source)
+        _check_data(record, source)
         for name, points in record.curves.items():
             if any(len(p) != 2 or p[0] is None for p in points):
                 raise PETLError(f'{source}: curves.{name} is no list of (step, value)')
@@ -212,7 +272,22 @@ def _check_names(record: Record, source: str) -> None:
         )
 
 
+def _check_data(record: Record, source: str) -> None:
+    """Raise PETLError where what a phase read is said of no phase, or not said so."""
+    for phase, read in record.data.items():
+        if phase not in PHASES:
+            raise PETLError(
+                f'{source}: data has {phase!r}, which is none of {", ".join(PHASES)}'
+            )
+        if not re.fullmatch('|[0-9a-f]{64}', read.digest):
+            raise PETLError(f'{source}: data.{phase}.digest is no SHA-256 in hex')
+    if record.resolution is not None and len(record.resolution) != 2:
+        raise PETLError(f'{source}: resolution is no height and width')
+
+
+PHASES = ('train', 'val', 'test')
 _PRINTED = ('family', 'task', 'group', 'backbone', 'primary', 'device')
+_PRINTED += ('host', 'restarted')
 """Fields of a record that tables and pages print."""
 
 

@@ -19,6 +19,7 @@ class Task:
         retries: How often a job that failed is begun again.
         env: Environment variables that matter: where data and weights lie.
         threads: Threads of torch; None leaves them.
+        shared: Jobs that may run at the same time on its device; None unknown.
         search: Record of the search that chose the options.
         pruner: Arguments of :class:`mmpetl.benchmark.optuna_study.PruningHook`, for a
             trial.
@@ -31,6 +32,7 @@ class Task:
     retries: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    shared: int | None = None
     search: Mapping[str, Any] | None = None
     pruner: Mapping[str, Any] | None = None
     run: str = 'mmpetl.benchmark.job:run_task'

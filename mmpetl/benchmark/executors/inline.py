@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.task import Outcome, Task
 from mmpetl.benchmark.worker import work
@@ -31,4 +33,4 @@ class InlineExecutor(Executor):
         if self._task is None:
             return []
         task, self._task = self._task, None
-        return [work(task)]
+        return [work(replace(task, shared=task.shared or 1))]

@@ -78,7 +78,13 @@ class LocalExecutor(Executor):
         env = dict(task.env)
         if place is not None:
             env['CUDA_VISIBLE_DEVICES'] = place
-        task = replace(task, env=env, threads=task.threads or threads(self.slots))
+        # Those of its GPU, or all where jobs share the CPU.
+        task = replace(
+            task,
+            env=env,
+            threads=task.threads or threads(self.slots),
+            shared=task.shared or self._places.count(place),
+        )
         answer, other = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_child, args=(task, other), daemon=False)
         process.start()
