@@ -190,7 +190,7 @@ def _temperature(model: Any, config: Any, run: selection.Run) -> Values:
 
 
 def _no_validation(config: Any) -> str | None:
-    """Why a run has no validation data that it was not trained on; None where it has."""
+    """Why a run has no validation data of its own to fit to; None where it has."""
     if not config.get('val_dataloader'):
         return 'no validation data: all of them trained the run'
     from mmpetl.engine.hooks.run_log import same_data
@@ -212,9 +212,7 @@ def _strange(
     from mmengine.config import Config
 
     store = RecordStore(shared.out)
-    others = {
-        r.task: r for r in records if r.task != record.task and _like(r, record)
-    }
+    others = {r.task: r for r in records if r.task != record.task and _like(r, record)}
     if not others:
         why = 'no other task of this backbone in the folder'
         names = ('auroc_softmax', 'fpr95_softmax', 'auroc_energy', 'fpr95_energy')
@@ -264,7 +262,7 @@ def _shifted(shared: _Shared, model: Any, record: Record, config: Any) -> Values
 
 
 def _kept_base(model: Any, settings: Settings) -> Values:
-    """Whether the base comes back, and what its own head says while the method is on."""
+    """Whether the base comes back, and how its own head fares with the method on."""
     return {'base_back': _back(model), 'upstream': _upstream(model, settings)}
 
 
@@ -290,7 +288,7 @@ def _back(model: Any) -> str:
 
 
 def _upstream(model: Any, settings: Settings) -> float | str:
-    """Points of accuracy on the base's own task that are lost while the method is on."""
+    """Points of accuracy lost on the base's own task while the method is on."""
     from mmpetl.analysis.forgetting import forgetting
 
     if settings.upstream is None:
@@ -318,7 +316,7 @@ def _running(model: Any, config: Any, settings: Settings) -> Values:
         for size in settings.batches:
             part = x.repeat(-(-size // len(x)), *[1] * (x.ndim - 1))[:size]
             models = [m for m in (model, bare, folded) if m is not None]
-            calls = [lambda m=m: m(part, mode='tensor') for m in models]
+            calls = [lambda m=m, x=part: m(x, mode='tensor') for m in models]
             times = costs.latencies(calls, settings.rounds)
             values[f'latency_ms_{size}'] = 1000 * times[0]
             values[f'latency_of_base_{size}'] = times[0] / times[1]

@@ -189,6 +189,10 @@ PLANTED: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     'delta of another method': (delta_from('method'), 'delta.method'),
     'config': (longer_config, 'config_hash'),
+    'digest of the recipe': (
+        lambda f: edit(f, lambda r: r.update(recipe_digest='0' * 16)),
+        'recipe_digest',
+    ),
     'hash of the config': (
         lambda f: edit(f, lambda r: r.update(config_hash='0' * 16)),
         'config_hash',
@@ -222,6 +226,20 @@ PLANTED: dict[str, tuple[Callable[..., Any], str]] = {
         ],
         'base.fingerprint',
     ),
+    'digest of the training data': (
+        lambda f: edit(f, lambda r: r['data']['train'].update(digest='0' * 64)),
+        'data.train.digest',
+    ),
+    'count of the test data': (
+        lambda f: edit(f, lambda r: r['data']['test'].update(count=100)),
+        'data.test.count',
+    ),
+    'bytes of the delta': (
+        lambda f: edit(f, lambda r: r.update(delta_bytes=1)),
+        'delta_bytes',
+    ),
+    'batch': (lambda f: edit(f, lambda r: r.update(batch=64)), 'batch'),
+    'length': (lambda f: edit(f, lambda r: r.update(steps=600)), 'steps'),
     'PPT': (lambda f: edit(f, lambda r: r.update(ppt=0.999)), 'ppt'),
     'settings': (lambda f: edit(f, lambda r: r.update(settings={})), 'settings'),
     'preprocessing': (

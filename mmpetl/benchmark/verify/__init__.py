@@ -21,7 +21,19 @@ from mmpetl.benchmark.verify.checks import LOOKS, merged
 from mmpetl.benchmark.verify.run import Run, checks_of
 from mmpetl.core import PETLError
 
-TRUSTED = ('commit', 'device', 'finished', 'host', 'step_seconds', 'versions')
+TRUSTED = (
+    'commit',
+    'cuda',
+    'device',
+    'driver',
+    'finished',
+    'host',
+    'processes',
+    'shared',
+    'step_seconds',
+    'threads',
+    'total_seconds',
+)
 """Fields that nothing in the folder, and nothing computed again, can tell."""
 
 

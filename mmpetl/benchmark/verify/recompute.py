@@ -232,7 +232,7 @@ def retrained(run: Run) -> Iterator[Check]:
     from mmpetl.benchmark.job import run_job
 
     record = run.record
-    threads = getattr(record, 'threads', None)
+    threads = record.threads
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)

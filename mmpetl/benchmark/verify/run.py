@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.collect import LOG, Efficiency
-from mmpetl.benchmark.job_config import METHOD, compose_job, config_hash
+from mmpetl.benchmark.config_digest import config_hash
+from mmpetl.benchmark.job_config import METHOD, compose_job
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.trust import check_trusted
 from mmpetl.benchmark.verdicts import Check, Found
@@ -203,20 +204,24 @@ class Run:
         except FileNotFoundError as error:
             raise Unknown(str(error)) from None
 
-    @cached_property
+    @property
     def test_set(self) -> Any:
-        """The data set that the run was tested on.
+        """The data set that the run was tested on; see :meth:`dataset`."""
+        return self.dataset('test')
+
+    def dataset(self, phase: str) -> Any:
+        """The data set that a phase of the run read.
 
         Raises:
             Unknown: Its files are not there.
         """
-        node = (self.asked.get('test_dataloader') or {}).get('dataset')
+        node = (self.asked.get(f'{phase}_dataloader') or {}).get('dataset')
         if not node:
-            raise Unknown('its config has no test set')
+            raise Unknown(f'its config has no data for {phase}')
         try:
-            return _dataset(_text(node), _Same(self.asked))
+            return _dataset(_text(node), _Same((self.asked, node)))
         except (PETLError, OSError) as error:
-            raise Unknown(f'its test set is not there: {error}') from None
+            raise Unknown(f'its data for {phase} are not there: {error}') from None
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files beside the record, by name."""
@@ -227,7 +232,7 @@ class Run:
 
 
 class _Same:
-    """A config that a cache does not look at."""
+    """What a cache does not look at, since a text beside it says the same."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -247,15 +252,16 @@ def _model(text: str, config: _Same) -> Any:
     return build_model(config.config, quiet=True)
 
 
-@functools.lru_cache(maxsize=2)
-def _dataset(text: str, config: _Same) -> Any:
+@functools.lru_cache(maxsize=6)
+def _dataset(text: str, what: _Same) -> Any:
     """Runs of one task share the data set."""
     from mmengine.registry import DATASETS
 
     from mmpetl.config.scope import scope_of
 
-    with scope_of(config.config):
-        dataset = DATASETS.build(copy.deepcopy(config.config.test_dataloader.dataset))
+    config, node = what.config
+    with scope_of(config):
+        dataset = DATASETS.build(copy.deepcopy(node))
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
     return dataset
