@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark import run_facts
-from mmpetl.benchmark.collect import LOG, PREDICTIONS, collect, last_test, now
+from mmpetl.benchmark.collect import (
+    LOG,
+    PREDICTIONS,
+    RESULTS,
+    collect,
+    last_test,
+    now,
+)
 from mmpetl.benchmark.config_digest import changes, config_hash, keep
 from mmpetl.benchmark.group import train_in_processes
 from mmpetl.benchmark.job_config import PROCESSES, compose_job, test_data
@@ -254,9 +261,11 @@ def _built(
 ) -> Any:
     from mmpetl.apis.run import build_runner
     from mmpetl.engine.hooks.predictions import PredictionsHook
+    from mmpetl.engine.hooks.results import ResultsHook
 
     runner = build_runner(config, check_data=phases, launcher=launcher, test_data=test)
-    for hook in (*hooks, PredictionsHook(str(folder / PREDICTIONS))):
+    said = PredictionsHook(str(folder / PREDICTIONS))
+    for hook in (*hooks, said, ResultsHook(str(folder / RESULTS))):
         runner.register_hook(hook)
     return runner
 

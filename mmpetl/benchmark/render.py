@@ -47,7 +47,12 @@ def _header(table: Table, by: By) -> list[str]:
         head += [table.rows[0].means[name].label for name in _mean_columns(table)]
     elif by == 'group':
         head += list(table.tasks)
-    return [*head, 'PPT', 'mean rank']
+    return [*head, 'PPT', 'mean rank', *(['verified'] if _asked(table) else [])]
+
+
+def _asked(table: Table) -> bool:
+    """Whether somebody asked what of the table is verified."""
+    return any(row.verified for row in table.rows)
 
 
 def _texts(table: Table, row: Row, by: By) -> list[str]:
@@ -59,7 +64,8 @@ def _texts(table: Table, row: Row, by: By) -> list[str]:
     value = '–' if row.ppt is None else f'{row.ppt:.3f}'
     if row.printed_ppt:
         value += f' ({row.printed_ppt})'
-    return [*texts, value, '–' if row.rank is None else f'{row.rank:.2f}']
+    texts += [value, '–' if row.rank is None else f'{row.rank:.2f}']
+    return [*texts, *([row.verified or '–'] if _asked(table) else [])]
 
 
 def _range_text(row: Row) -> str:
@@ -121,7 +127,7 @@ def _csv(table: Table, by: By) -> str:
     for name in names:
         label = table.rows[0].means[name].label
         head += [label, f'{label} spread', f'{label} tasks']
-    head += ['ppt', 'printed_ppt', 'mean_rank', 'notes']
+    head += ['ppt', 'printed_ppt', 'mean_rank', 'verified', 'notes']
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator='\n')
     writer.writerow(head)
@@ -137,7 +143,7 @@ def _csv(table: Table, by: By) -> str:
             mean = row.means[name]
             line += [_number(mean.value), _number(mean.spread)]
             line.append(f'{mean.tasks}/{mean.of}')
-        line += [_number(row.ppt), row.printed_ppt, _number(row.rank)]
+        line += [_number(row.ppt), row.printed_ppt, _number(row.rank), row.verified]
         writer.writerow([*line, '; '.join(row.notes)])
     return buffer.getvalue()
 
