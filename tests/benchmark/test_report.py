@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -10,14 +12,19 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic
 
+from mmpetl.benchmark import report
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.report import build_page, page_data, read_pictures, write_report
 from mmpetl.benchmark.report.browser import NAMES, browser, find_browser
 from mmpetl.benchmark.report.cards import make_cards, markdown
 from mmpetl.benchmark.report.data import MAX_POINTS, thin, to_script
+from mmpetl.benchmark.report.details import details
+from mmpetl.benchmark.report.pairs import interval
+from mmpetl.benchmark.statistics import compare_pairs
 from mmpetl.benchmark.tables import build_tables
 from mmpetl.core import PETLError
 
@@ -113,7 +120,7 @@ def test_names_and_errors_are_text_in_the_page():
     assert '<script>window' not in page
     assert '<img src=x' not in page
     # Every script element that opens is one of the template's.
-    assert len(re.findall('<script', page.lower())) == 4 + _in_plotly('<script')
+    assert len(re.findall('<script', page.lower())) == 5 + _in_plotly('<script')
 
 
 def _in_plotly(text: str) -> int:
@@ -200,6 +207,147 @@ def test_a_folder_becomes_one_file(tmp_path):
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(PETLError, match='holds no record'):
         write_report(tmp_path)
+
+
+def test_details_hold_each_value_once_and_invent_none():
+    done = [r for r in synthetic.records(40) if r.status == 'done'][:3]
+    old = replace(done[0], data={}, host='', batch=None, total_seconds=None)
+    lost = replace(done[1], status='failed', error='x' * 5000 + 'the end', metrics={})
+    found = details([*done, old, lost])
+
+    def value(name, place):
+        return found[name]['values'][found[name]['codes'][place]]
+
+    assert found['batch']['values'] == [64, None]
+    assert value('data', 0)['train']['digest'] == done[0].data['train'].digest
+    assert [value(name, 3) for name in ('data', 'host', 'batch')] == [None] * 3
+    assert value('error', 4).endswith('the end')
+    assert len(value('error', 4)) == 4000
+    assert value('metrics', 4) is None
+    assert value('recipe', 0) == done[0].job.recipe
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_interval_is_that_of_student():
+    from scipy.stats import ttest_1samp
+
+    gaps = [0.4, 1.3, -0.2, 0.9, 2.2]
+    low, high = ttest_1samp(gaps, 0).confidence_interval(0.95)
+    assert interval(gaps) == pytest.approx((low, high), abs=1e-4)
+    assert interval([1.0]) == (None, None)
+
+
+# ---- how it looks ------------------------------------------------------------------
+
+
+def _luminance(colour: np.ndarray) -> np.ndarray:
+    return _linear(colour) @ np.array([0.2126, 0.7152, 0.0722])
+
+
+def _linear(colour: np.ndarray) -> np.ndarray:
+    return np.where(
+        colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4
+    )
+
+
+def _contrast(a: np.ndarray, b: np.ndarray) -> float:
+    low, high = sorted((float(_luminance(a)), float(_luminance(b))))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _schemes() -> dict[str, dict[str, np.ndarray]]:
+    """Colours of the page by scheme and name, in [0, 1]."""
+    text = (Path(report.__file__).parent / 'page.css').read_text()
+    light, dark = text.split('@media (prefers-color-scheme: dark)')
+    dark = dark.split('* { box-sizing')[0]
+    found = {}
+    for name, part in (('light', light), ('dark', dark)):
+        pairs = re.findall(r'--([\w-]+): (#[0-9a-f]{6});', part)
+        found[name] = {
+            key: np.array([int(value[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+            for key, value in pairs
+        }
+    assert set(found['light']) == set(found['dark'])
+    return found
+
+
+SIGHTS = {
+    'all cones': np.eye(3),
+    'no long': np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+    'no middle': np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    'no short': np.array(
+        [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ]
+    ),
+}
+"""Machado, Oliveira and Fernandes (2009), severity 1, of linear RGB."""
+
+
+def _oklab(linear: np.ndarray) -> np.ndarray:
+    to_cones = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    to_lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    return np.cbrt(np.clip(linear, 0, 1) @ to_cones.T) @ to_lab.T
+
+
+def test_the_formulas_of_sight_are_right():
+    white, black = np.ones(3), np.zeros(3)
+    assert _contrast(white, black) == pytest.approx(21)
+    assert _oklab(white) == pytest.approx([1, 0, 0], abs=1e-4)
+    for matrix in SIGHTS.values():
+        assert matrix.sum(1) == pytest.approx(1, abs=1e-5)  # grey stays grey
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_text_and_graphics_stand_out(scheme):
+    colours = _schemes()[scheme]
+    for text in ('ink', 'soft', 'accent', 'warn'):
+        for ground in ('paper', 'panel', 'tint', 'warn-tint'):
+            if (text, ground) in (('accent', 'warn-tint'), ('warn', 'tint')):
+                continue  # never on one another
+            assert _contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for end in ('low', 'mid', 'high'):  # numbers in the cells of maps
+        assert _contrast(colours['ink'], colours[end]) >= 4.5, end
+    for graphic in ('edge', 'accent', *(f'c{i}' for i in range(8))):
+        for ground in ('paper', 'panel'):
+            assert _contrast(colours[graphic], colours[ground]) >= 3, graphic
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('sight', SIGHTS)
+def test_lines_are_told_apart_by_every_eye(scheme, sight):
+    colours = _schemes()[scheme]
+    lines = _linear(np.array([colours[f'c{i}'] for i in range(8)]))
+    seen = _oklab(np.clip(lines @ SIGHTS[sight].T, 0, 1))
+    apart = np.linalg.norm(seen[:, None] - seen[None], axis=2)
+    # A step of 0.02 is just seen; symbols and dashes are the second code.
+    assert apart[~np.eye(8, dtype=bool)].min() > 0.1
 
 
 # ---- how it behaves ----------------------------------------------------------------
@@ -363,6 +511,152 @@ def test_it_filters(page):
     assert page.inner_text('#budget-out') == 'any'
 
 
+def fields(page) -> list[dict[str, str]]:
+    """The CSV of the leaderboard, as it is saved."""
+    with page.expect_download() as found:
+        page.click('#save-csv')
+    text = Path(found.value.path()).read_text(encoding='utf-8')
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_link_brings_the_state_back(chromium, page_file, page):
+    page.select_option('#f-group', 'structured')
+    page.get_by_role('button', name='adapter', exact=True).click()
+    page.locator('#board button[data-key=trainable]').click()
+    page.select_option('#heat-mode', 'rank')
+    page.fill('#f-text', 'a')
+    page.click('#copy-link')
+    link = page.input_value('#link')
+    state = [page.inner_text('#status'), column(page, 'Method')]
+    assert 'adapter' not in column(page, 'Family')
+    other = Watched(chromium, page_file)
+    other.page.goto('about:blank')
+    other.page.goto(link)
+    other.page.wait_for_selector('html[data-ready]')
+    assert [other.page.inner_text('#status'), column(other.page, 'Method')] == state
+    head = other.page.locator('#board th:has(button[data-key=trainable])')
+    assert head.get_attribute('aria-sort') == 'ascending'
+    assert other.page.input_value('#heat-mode') == 'rank'
+    assert other.page.input_value('#f-text') == 'a'
+    # The same tab follows a link too, and says what the page does not have.
+    other.page.evaluate("location.hash = '#?suite=moon&protocol=published&off=none'")
+    other.page.wait_for_function(
+        "document.querySelector('#status').textContent.includes('moon')"
+    )
+    said = other.page.inner_text('#status')
+    assert 'published protocol' in said
+    assert 'does not have: suite moon, family none' in said
+    assert other.complaints == []
+    other.page.close()
+
+
+def test_the_csv_holds_what_is_shown(page, many):
+    page.select_option('#f-backbone', 'ViT-B/16')
+    page.fill('#f-text', 'ad')
+    lines = fields(page)
+    assert [line['method'] for line in lines] == column(page, 'Method')
+    (table,) = [
+        t
+        for t in build_tables(many, protocol='honest', suites=['vtab'])
+        if t.backbone == 'ViT-B/16'
+    ]
+    own = {row.label: row for row in table.rows}
+    for line in lines:
+        row = own[line['method']]
+        plain = row.means['plain']
+        assert float(line['Plain mean (19)']) == pytest.approx(plain.value, rel=1e-5)
+        assert line['tasks'] == str(plain.tasks)
+        assert line['backbone'] == 'ViT-B/16'
+        if plain.spread is not None and row.complete:
+            spread = float(line['Plain mean (19) spread'])
+            assert spread == pytest.approx(plain.spread, rel=1e-4)
+            assert int(line['seeds']) > 1
+        assert float(line['peak_memory_bytes']) > 1e9
+
+
+def test_the_latex_holds_what_is_shown(page):
+    page.select_option('#f-backbone', 'ViT-B/16')
+    page.fill('#f-text', 'fact')
+    with page.expect_download() as found:
+        page.click('#save-tex')
+    text = Path(found.value.path()).read_text(encoding='utf-8')
+    lines = [line for line in text.splitlines() if line.startswith('FacT')]
+    assert [line.split(' & ')[0] for line in lines] == column(page, 'Method')
+    best = column(page, 'Plain mean')[0].split()[0]
+    assert text.count(f'\\textbf{{{best}}}') == 1
+    assert '\\label{tab:vtab-vit-b-16-honest}' in text
+
+
+def test_a_row_and_a_cell_lead_to_their_runs(chromium, page_file, page, many):
+    button = page.locator('#board tr[data-label=Mona] .open')
+    button.focus()
+    page.keyboard.press('Enter')
+    dialog = page.locator('#runs')
+    assert dialog.is_visible()
+    mine = [r for r in many if r.job.method == 'Mona' and r.backbone == 'ViT-B/16']
+    mine = [r for r in mine if r.job.recipe.startswith('vtab')]
+    assert page.locator('#runs-list tbody tr').count() == len(mine)
+    record = next(r for r in mine if r.status == 'done' and r.task == 'dtd')
+    page.click(f'#runs-list [data-run="{record.job.id}"]')
+    facts = dict(
+        zip(
+            page.locator('#runs-detail dt').all_inner_texts(),
+            page.locator('#runs-detail dd').all_inner_texts(),
+            strict=True,
+        )
+    )
+    assert facts['train digest'] == record.data['train'].digest
+    assert facts['host'] == 'made-up'
+    assert facts['batch per step'] == '64'
+    assert facts['config hash'] == record.config_hash
+    assert facts['CUDA'] == 'not recorded'
+    assert page.locator('#runs-detail .curves svg').count() == len(record.curves)
+    link = page.evaluate('location.href')
+    page.keyboard.press('Escape')
+    assert not dialog.is_visible()
+    other = Watched(chromium, page_file)
+    other.page.goto('about:blank')
+    other.page.goto(link)
+    assert other.page.locator('#runs .note').first.inner_text() == record.job.id
+    other.page.close()
+    lost = next(
+        r
+        for r in many
+        if r.status == 'failed'
+        and r.backbone == 'ViT-B/16'
+        and r.job.recipe.startswith('vtab')
+    )
+    page.locator(f'#board tr[data-label={lost.job.method}]').click(
+        position={'x': 300, 'y': 8}
+    )
+    page.click(f'#runs-list [data-run="{lost.job.id}"]')
+    assert page.inner_text('#runs-detail .error') == lost.error
+    page.click('#runs-close')
+
+
+def test_pairs_are_those_of_the_tables(page, many):
+    page.select_option('#f-backbone', 'ViT-B/16')
+    page.select_option('#pair-of', 'Mona')
+    (table,) = [
+        t
+        for t in build_tables(many, protocol='honest', suites=['vtab'])
+        if t.backbone == 'ViT-B/16'
+    ]
+    pairs = {(p.a, p.b): p for p in compare_pairs(table.runs()) if 'Mona' in (p.a, p.b)}
+    lines = page.locator('#pairs-of tbody tr').all_inner_texts()
+    assert len(lines) == len(pairs) == 30
+    for line in lines:
+        other, difference, _, counts, tasks, runs, p_tasks, _, verdict = line.split(
+            '\t'
+        )
+        found = pairs.get(('Mona', other)) or pairs[other, 'Mona']
+        shown = float(difference.replace('−', '-'))
+        sign = 1 if found.a == 'Mona' else -1
+        assert shown == pytest.approx(sign * found.difference, abs=0.0051)
+        assert int(runs) == found.num_runs
+        assert (verdict == 'not shown to differ') == (found.p_tasks >= 0.05)
+
+
 PLACE_OF_A_POINT = """() => {
     const plot = document.querySelector('[data-plot=params]');
     const point = plot.querySelector('.trace path.point').getBoundingClientRect();
@@ -431,6 +725,33 @@ def test_it_fits_a_phone_in_the_dark(chromium, page_file):
     assert sum(map(int, re.findall(r'\d+', paper)[:3])) < 150
     assert small.complaints == []
     small.page.close()
+
+
+@pytest.mark.parametrize('width', [1400, 390])
+def test_nothing_is_wider_than_the_window(chromium, page_file, width):
+    found = Watched(chromium, page_file, width, 900)
+    found.page.evaluate('mmpetlReport.drawAll()')
+    assert found.page.evaluate('document.documentElement.scrollWidth') == width
+    if width == 1400:
+        # Memory and time stand on the screen, and so does every other column.
+        board = found.page.locator('.board')
+        assert board.evaluate('(x) => x.scrollWidth - x.clientWidth') == 0
+        for name in ('memory', 'step'):
+            head = found.page.locator(f'#board button[data-key={name}]').bounding_box()
+            assert head['x'] + head['width'] < width
+    found.page.locator('#board .open').first.click()
+    runs = found.page.locator('#runs')
+    assert runs.evaluate('(x) => x.scrollWidth - x.clientWidth') == 0
+    found.page.close()
+
+
+def test_a_bar_begins_at_zero(page):
+    cells = page.locator('#board td.bar')
+    for place in (0, cells.count() - 1):
+        cell = cells.nth(place)
+        value = float(cell.inner_text().split()[0])
+        wide = cell.evaluate("(x) => x.style.getPropertyValue('--w')")
+        assert float(wide.rstrip('%')) == pytest.approx(value, abs=0.06)
 
 
 def test_it_prints(page, tmp_path):

@@ -9,6 +9,9 @@ from typing import Any
 
 from mmpetl.benchmark import published
 from mmpetl.benchmark.records import Record
+from mmpetl.benchmark.render import TEX
+from mmpetl.benchmark.report.details import details
+from mmpetl.benchmark.report.pairs import pairs
 from mmpetl.benchmark.scores import labels_of, metric_of, percent, with_facts
 from mmpetl.benchmark.statistics import (
     cliques,
@@ -28,7 +31,8 @@ def page_data(records: Sequence[Record]) -> dict[str, Any]:
     """What the page's script reads, curves apart from the rest.
 
     Returns:
-        ``main`` with columns, tables, statistics and published figures, and ``curves``.
+        ``main`` with columns, tables, statistics and published figures, ``curves``, and
+        ``details`` of every run.
         Only final runs become rows; the number of others is in ``main['left_out']``.
 
     Raises:
@@ -58,8 +62,10 @@ def page_data(records: Sequence[Record]) -> dict[str, Any]:
             'statistics': [_statistics(table, many) for table in tables],
             'published': [item for table in tables for item in _published(table, many)],
             'scale': 1e7,
+            'tex': TEX,
         },
         'curves': _curves(final),
+        'details': details(final),
     }
 
 
@@ -107,7 +113,7 @@ def _row(record: Record, label: str, suite: str) -> dict[str, Any]:
         'family': record.family,
         'backbone': record.backbone,
         'seed': record.job.seed,
-        'score': _short(score, 6),
+        'score': _short(score, 9),
         'trainable': record.trainable if known else None,
         'step': _short(record.step_seconds, 4),
         'memory': record.peak_memory_bytes,
@@ -157,6 +163,7 @@ def _statistics(table: Table, many: set[str]) -> dict[str, Any]:
         'left_out': [label for label in table.runs() if label not in scores],
         'warnings': list(table.warnings),
         'marks': {row.label: list(row.marks) for row in table.rows if row.marks},
+        **pairs(table.runs()),
     }
     if len(scores) > 2 and len(tasks) > 1:
         ranks = mean_ranks(scores)

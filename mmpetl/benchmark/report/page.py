@@ -19,6 +19,18 @@ from mmpetl.core import PETLError
 
 HERE = Path(__file__).parent
 
+SCRIPTS = (
+    'board.js',
+    'address.js',
+    'download.js',
+    'runs.js',
+    'plots.js',
+    'pairs.js',
+    'choose.js',
+    'page.js',
+)
+"""The page's own script, in this order: the last one starts it."""
+
 
 def write_report(
     out: str | os.PathLike,
@@ -72,6 +84,7 @@ def build_page(
         'plotly': _in_script(plotly_source()),
         'data': to_script(data['main']),
         'curves': to_script(data['curves']),
+        'details': to_script(data['details']),
         'facts': _facts(records),
         'cards': '\n'.join(map(_card, make_cards(names))),
         'pictures': _pictures(pictures),
@@ -88,7 +101,7 @@ def _asset(name: str) -> str:
 
 def _script() -> str:
     """The page's own script: its files in one scope, the one that starts it last."""
-    parts = '\n'.join(map(_asset, ('board.js', 'plots.js', 'page.js')))
+    parts = '\n'.join(map(_asset, SCRIPTS))
     return f"(() => {{\n'use strict';\n\n{parts}}})();\n"
 
 

@@ -1,0 +1,3 @@
+// ---- which method should I take --------------------------------------------------
+function drawChoice() {}
+function listenChoice() {}
