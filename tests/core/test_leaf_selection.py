@@ -345,7 +345,8 @@ def test_branches_of_training_run_in_a_frozen_trunk() -> None:
     x = torch.randn(2, 3, 32, 32)
     assert len(model.train()(x)[0]) == 6
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms and not any(m.training for m in norms)
+    assert norms
+    assert not any(m.training for m in norms)
     assert len(model.eval()(x)[0]) == 2
 
 
