@@ -4,8 +4,9 @@ Everything is told from records. There are two kinds of answers:
 
 - A **mark** stands at a row whose result is not to be compared with the others: it was
   tested on other samples, a part of the test data trained it, it trained longer or on
-  other samples than the rest under one recipe, or it scored the test set more than once
-  under the honest protocol. Such a row has neither rank nor PPT and takes part in no
+  other samples than the rest under one recipe, its record contradicts itself or the
+  search that it names, or it scored the test set more than once under the honest
+  protocol. Such a row has neither rank nor PPT and takes part in no
   statistics.
 - A **difference** is a sentence below the table that names what differs and which rows
   have which value: batch, preprocessing, resolution, options, published settings,
@@ -99,8 +100,11 @@ def _marks(
         of_recipe = [r for r in runs if not r.job.leaf]
         length = _usual(of_recipe, _length_of, _by_length)
         taught = _usual(of_recipe, _train_of, lambda key: 0)
+        stale = _stale(runs)
         for record in runs:
             reasons = marks[labels[record.job.id]]
+            if record.job.id in stale:
+                reasons.append(f'{task}: {stale[record.job.id]}')
             test = record.data.get('test', DataRead())
             if rule and _test_of(record) not in (None, rule):
                 reasons.append(f'{task}: tested on {_told(test)}, not {_of(rule)}')
@@ -137,6 +141,7 @@ def leaks(record: Record) -> list[str]:
             f'its record contradicts itself: {record.steps:,} steps, and a curve that '
             f'ends at {last:,.0f}'
         )
+    found += _of_own_search(record)
     if record.job.protocol != 'honest':
         return found
     val = record.data.get('val')
@@ -145,6 +150,46 @@ def leaks(record: Record) -> list[str]:
     if record.test_reads > 1:
         found.append(f'scored the test set {record.test_reads} times')
     return found
+
+
+def _of_own_search(record: Record) -> list[str]:
+    """Where a run has other settings than the search in its record has chosen."""
+    search = record.search or {}
+    trials = {t['number']: t for t in search.get('trials', ())}
+    best = trials.get(search.get('best'))
+    if best is None:
+        return []
+    # The first trial is the default, which the run's options need not repeat.
+    asked = best.get('options', {}) if best['number'] else {}
+    other = [k for k, v in asked.items() if record.job.options.get(k) != v]
+    if other:
+        return [f'has another {other[0]} than its search chose']
+    values = [t['value'] for t in trials.values() if t.get('value') is not None]
+    if best.get('value') is not None and max(values) > best['value']:
+        return ['its search has a better trial than the one that was taken']
+    return []
+
+
+def _stale(runs: Iterable[Record]) -> dict[str, str]:
+    """Runs of a search that has gone on since, by the id of their job."""
+    groups: dict[Any, list[Record]] = defaultdict(list)
+    for r in runs:
+        if r.search:
+            groups[r.job.method, r.job.variant, r.job.seed, r.job.leaf].append(r)
+    stale = {}
+    for group in groups.values():
+        most = max(_trials(r) for r in group)
+        for r in group:
+            if _trials(r) < most:
+                stale[r.job.id] = (
+                    f'stale: of a search of {_trials(r)} trials that now has {most}'
+                )
+    return stale
+
+
+def _trials(record: Record) -> int:
+    search = record.search or {}
+    return max(len(search.get('trials', ())), search_budget(record))
 
 
 def _test_of(record: Record) -> tuple[str, int] | None:

@@ -237,13 +237,13 @@ class Record:
                 raise PETLError(f'{source} is not a record: it has {name!r}')
         check_job(data.get('job'), source)
         record = checked(data, cls, source)
+        _check_names(record, source)
+        _check_data(record, source)
         if named is not None and named != record.job.id:
             raise PETLError(
                 f'{source} has the id {named!r}, and its job is {record.job.id!r}: it '
                 'was edited'
             )
-        _check_names(record, source)
-        _check_data(record, source)
         for name, points in record.curves.items():
             if any(len(p) != 2 or p[0] is None for p in points):
                 raise PETLError(f'{source}: curves.{name} is no list of (step, value)')

@@ -99,9 +99,7 @@ def test_hooks_that_act_on_the_result_count_and_others_do_not():
         digest(custom_hooks=[{'type': 'NobodyKnowsHook'}]),
         digest(default_hooks={'checkpoint': best}),
         digest(default_hooks={'checkpoint': {**best, 'rule': 'less'}}),
-        digest(
-            default_hooks={'checkpoint': {**hooks['checkpoint'], 'save_last': False}}
-        ),
+        digest(default_hooks={'checkpoint': lost}),
         digest(load_from='other.pth'),
     ]
     assert len({first, *others}) == 1 + len(others)
