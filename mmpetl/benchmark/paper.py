@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmpetl.analysis.costs import attention_in_parts, flops_of
+from mmpetl.analysis.costs import Operations, flops_of
 from mmpetl.apis.building import without_memory
 from mmpetl.benchmark import run_facts
 from mmpetl.core import PETLError
@@ -230,8 +230,6 @@ def passes(model: nn.Module, x: Tensor) -> tuple[int, int, bool]:
         Both, and whether what the blocks put out depends on the picture alone: then it
         can be kept for later epochs.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     from mmpetl.core import injections
 
     moved = []
@@ -243,12 +241,12 @@ def passes(model: nn.Module, x: Tensor) -> tuple[int, int, bool]:
         for _, block in record.site_map.blocks(module)
     ]
     try:
-        with attention_in_parts(), FlopCounterMode(display=False) as counter:
+        with Operations() as counter:
             total = sum(t.sum() for t in tensors_of(model(x)))
-            forward = counter.get_total_flops()
+            forward = counter.total
             if total.requires_grad:
                 total.backward()
-            step = counter.get_total_flops()
+            step = counter.total
     finally:
         for hook in hooks:
             hook.remove()
