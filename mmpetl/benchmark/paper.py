@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmpetl.analysis.costs import flops_of
+from mmpetl.analysis.costs import Operations, flops_of
 from mmpetl.apis.building import without_memory
 from mmpetl.benchmark import run_facts
 from mmpetl.core import PETLError
+from mmpetl.core.calibration import Calibrated
 
 TRAINED: Mapping[str, tuple[int, int]] = {
     'coco': (640, 864),
@@ -44,8 +45,22 @@ ABOUT: Mapping[tuple[str, str], int] = {
 }
 """Sizes that the catalogue leaves open, since copies of the set differ."""
 
+BATCH = 2
+"""Samples that are counted at once: some methods norm over the batch."""
+
 ROIS, MASKS = 512, 128
 """Boxes per picture and stage that a cascade trains on, and those with a mask."""
+
+
+FIXED = {
+    'CenterCrop',
+    'LoadImageFromFile',
+    'LoadOnce',
+    'PackInputs',
+    'Resize',
+    'ResizeEdge',
+}
+"""Steps that show a picture alike in every epoch."""
 
 
 @dataclass(frozen=True)
@@ -154,18 +169,19 @@ class Counter:
         with without_memory(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             model = tuned(plain.trunk, method, node.get('head') or ())
-        forward, step = passes(model, plain.x)
-        test = passes(model.eval(), plain.z, backward=False)[0]
-        heads = plain.heads
-        keeps = _keeps_trunk(name=str(method['type']))
+            settle(model)
+        forward, step, kept = passes(model, plain.x)
+        test = forward
+        if plain.z.shape != plain.x.shape:
+            test = passes(model.eval(), plain.z)[0]
         return Flops(
             group,
             str(method['type']),
-            forward + heads,
+            forward + plain.heads,
             # Heads train whole: gradients of weights and of inputs, as much again each.
-            step + 3 * heads,
+            step + 3 * plain.heads,
             test + plain.test_heads,
-            plain.forward if keeps else 0,
+            plain.forward if kept else 0,
         )
 
 
@@ -179,17 +195,6 @@ def tuned(
     return model.train()
 
 
-def _keeps_trunk(name: str) -> bool:
-    """Whether a method leaves what the trunk computes as the base has it.
-
-    Then the trunk's outputs, for a side network those of each block, depend on the
-    picture alone.
-    """
-    from mmpetl.core import registered_methods
-
-    return name == 'LinearProbe' or registered_methods()[name].family == 'side'
-
-
 class _Plain:
     """A recipe's backbone without a method, its inputs, and what its heads take."""
 
@@ -200,36 +205,62 @@ class _Plain:
         with without_memory(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             self.trunk = build_backbone(dict(node.backbone))
-            self.x = torch.zeros(1, *shape_of(config, recipe))
-            self.z = torch.zeros(1, *shape_of(config, recipe, tested=True))
+            self.x = torch.zeros(BATCH, *shape_of(config, recipe))
+            self.z = torch.zeros(BATCH, *shape_of(config, recipe, tested=True))
             probe = tuned(self.trunk, {'type': 'LinearProbe'}, ())
-        self.forward = passes(probe, self.x, backward=False)[0]
+        self.forward = passes(probe, self.x)[0]
         self.heads = heads_of(config, probe, self.x)
         self.test_heads = heads_of(config, probe, self.z)
 
 
-def passes(model: nn.Module, x: Tensor, backward: bool = True) -> tuple[int, int]:
-    """Operations of a forward pass, and of forward and backward pass together."""
+def settle(model: nn.Module) -> None:
+    """Say of methods that look at data first that they have done so.
 
-    def run(back: bool) -> None:
-        with torch.set_grad_enabled(back):
-            y = model(x)
-            total = sum(t.sum() for t in _tensors(y))
-            if back and total.requires_grad:
+    What they choose changes no size, and the flag itself cannot be read without memory.
+    """
+    for module in model.modules():
+        if isinstance(module, Calibrated):
+            module.done = torch.ones((), dtype=torch.bool, device='cpu')
+
+
+def passes(model: nn.Module, x: Tensor) -> tuple[int, int, bool]:
+    """Operations per sample of a forward pass, and of it with the backward pass.
+
+    Returns:
+        Both, and whether what the blocks put out depends on the picture alone: then it
+        can be kept for later epochs.
+    """
+    from mmpetl.core import injections
+
+    moved = []
+    hooks = [
+        block.register_forward_hook(
+            lambda m, args, y: moved.extend(t.requires_grad for t in tensors_of(y))
+        )
+        for _, module, record in injections(model)
+        for _, block in record.site_map.blocks(module)
+    ]
+    try:
+        with Operations() as counter:
+            total = sum(t.sum() for t in tensors_of(model(x)))
+            forward = counter.total
+            if total.requires_grad:
                 total.backward()
-
-    one = flops_of(lambda: run(False))
-    if not backward:
-        return one, one
-    both = flops_of(lambda: run(True))
+            step = counter.total
+    finally:
+        for hook in hooks:
+            hook.remove()
     model.zero_grad()
-    return one, both
+    return forward // len(x), step // len(x), not any(moved)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in nested tuples and lists."""
     if isinstance(value, Tensor):
         return [value]
-    return [t for item in value for t in _tensors(item)]
+    if not isinstance(value, list | tuple):
+        return []
+    return [t for item in value for t in tensors_of(item)]
 
 
 def heads_of(config: Any, trunk: nn.Module, x: Tensor) -> int:
@@ -257,8 +288,9 @@ def heads_of(config: Any, trunk: nn.Module, x: Tensor) -> int:
             maps = neck(maps)
         for key in ('decode_head', 'auxiliary_head', 'bbox_head', 'rpn_head'):
             if node.get(key):
-                head = build(key).train()
+                head = build(key).eval()  # one picture has no batch to normalise by
                 total += flops_of(lambda h=head: h(maps))
+        total //= len(x)
         if node.get('roi_head'):
             total += _cascade(build('roi_head'))
     return total
@@ -346,11 +378,9 @@ def _sizes(config: Any, task: str) -> tuple[int, int]:
 
 def _fixed(config: Any) -> bool:
     """Whether training pictures look the same in every epoch."""
-    named = config.get('preprocessing') or {}
-    node = config.train_dataloader.dataset
-    steps = [str(s.get('type')) for s in node.get('pipeline') or ()]
-    random = any('Random' in step or 'Augment' in step for step in steps)
-    return bool(steps) and not random and named.get('augmentation') in (None, 'none')
+    pipeline = config.train_dataloader.dataset.get('pipeline') or ()
+    steps = [str(step.get('type')).rpartition('.')[2] for step in pipeline]
+    return bool(steps) and set(steps) <= FIXED
 
 
 @dataclass(frozen=True)

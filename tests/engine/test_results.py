@@ -230,3 +230,29 @@ def test_a_file_that_expands_without_end_is_refused(tmp_path, monkeypatch):
 def test_arrays_that_are_not_what_they_say_are_refused(value):
     with pytest.raises(PETLError, match='file of results'):
         unpack(value)
+
+
+def test_predictions_of_several_processes_are_those_of_the_whole_set(
+    tmp_path, monkeypatch
+):
+    """Two processes see every second sample, and one of them a sample twice."""
+    from mmpetl.engine.hooks import predictions
+
+    logits = torch.arange(10.0).reshape(5, 2)
+    labels = [0, 1, 0, 1, 0]
+    other = [(logits[i].numpy(), labels[i]) for i in (1, 3, 0)]
+
+    def collect(mine, size):
+        pairs = zip(mine, other, strict=True)
+        return [row for pair in pairs for row in pair][:size]
+
+    monkeypatch.setattr(predictions, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(predictions, 'collect_results', collect)
+    hook = PredictionsHook(str(tmp_path / 'predictions.npz'))
+    hook._logits = [logits[[0, 2, 4]]]
+    hook._labels = [labels[i] for i in (0, 2, 4)]
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=range(5)))
+    hook.after_test_epoch(runner)
+    found, told = predictions.read_predictions(tmp_path / 'predictions.npz')
+    assert found.tolist() == logits.tolist()
+    assert told.tolist() == labels
