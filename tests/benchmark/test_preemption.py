@@ -96,8 +96,10 @@ def test_a_preempted_job_of_submitit_saves_and_goes_on(tmp_path: Path) -> None:
     executor = make_executor('slurm', cluster='local', workers=1, timeout_min=5)
 
     def preempt() -> None:
-        for job in list(executor._jobs.values()):
-            job._interrupt()
+        # As Slurm does it: to the process that works.
+        log = RecordStore(tmp_path).folder(JOB) / 'log.jsonl'
+        pids = [line['pid'] for line in read_run_log(log) if 'attempt' in line]
+        os.kill(pids[-1], signal.SIGUSR2)
 
     sweep = Sweep([JOB], tmp_path, executor)
     thread = when_it_trains(tmp_path, preempt)
