@@ -254,6 +254,8 @@ def _choice(table: Table, runs: Sequence[tuple[Record, str]], limits: Limits) ->
     for row in table.rows:
         facts = facts_of(by_label.get(row.label, ()))
         reasons, unknown = _against(facts, limits)
+        if row.marks:
+            reasons.insert(0, 'is not to be compared ‡')
         if limits.strict:
             reasons += [f'{name} is not known' for name in unknown]
         if reasons:

@@ -33,6 +33,7 @@ TEX = {
     '±': '$\\pm$',
     '×': '$\\times$',
     '†': '$^\\dagger$',
+    '‡': '$^\\ddagger$',
     '–': '--',
     '—': '---',
     '‘': '`',
@@ -82,7 +83,8 @@ def latex(
     r"""A floating table, as wide as its column at most.
 
     The best of a column is bold, and so is what prints like it; a published row never
-    is. A bold number is the highest, which is no test.
+    is, nor one that is not to be compared. A bold number is the highest, which is no
+    test.
 
     Args:
         table: What :func:`mmpetl.benchmark.tables.build_tables` gives.
@@ -251,7 +253,8 @@ def _best(table: Table, column: Column, texts: Sequence[str]) -> list[int]:
     numbers = {}
     for place, (row, text) in enumerate(zip(table.rows, texts, strict=True)):
         found = re.match(r'-?\d+(\.\d+)?', text)
-        if found and not row.source and _whole(column, row):
+        ours = not row.source and not row.marks
+        if found and ours and _whole(column, row):
             numbers[place] = float(found.group())
     if len(numbers) < 2:
         return []

@@ -67,7 +67,7 @@ def columns_of(
         PETLError: The table has no such column.
     """
     first = [
-        Column('method', 'method', lambda row: row.label, 'words'),
+        Column('method', 'method', _label, 'words'),
         Column('family', 'family', lambda row: row.family, 'words'),
         Column('trainable', 'trainable', _range_text),
     ]
@@ -105,6 +105,10 @@ def columns_of(
 
 def _mean_columns(table: Table) -> list[str]:
     return list(table.rows[0].means) if table.rows else []
+
+
+def _label(row: Row) -> str:
+    return f'{row.label} ‡' if row.marks else row.label
 
 
 def _task_text(task: str, row: Row) -> str:

@@ -68,7 +68,7 @@ def pictures_of(
     """
     from mmpetl.engine.hooks.predictions import read_predictions
 
-    known = {row.label for row in table.rows if not row.source}
+    known = {row.label for row in table.rows if not row.source and not row.marks}
     for label in rows or ():
         if label not in known:
             raise PETLError(
@@ -80,7 +80,7 @@ def pictures_of(
     found: dict[str, list[tuple[Record, str, np.ndarray, np.ndarray]]] = {}
     missing = []
     for record, label in runs_of(table, records):
-        if rows is not None and label not in rows:
+        if label not in (known if rows is None else rows):
             continue
         path = store.folder(record.job) / PREDICTIONS
         if not path.is_file():

@@ -35,7 +35,7 @@ from mmpetl.core import PETLError
 
 def design_of(table: Table) -> Design:
     """What a table's complete rows can show, with the seeds that every cell has."""
-    rows = [row for row in table.rows if row.complete and not row.source]
+    rows = [r for r in table.rows if r.complete and not r.source and not r.marks]
     seeds = min((len(c.scores) for row in rows for c in row.cells.values()), default=0)
     return Design(table.suite, len(rows), len(table.tasks), seeds)
 
@@ -76,6 +76,10 @@ def compare(
             f'Not ranked, tasks are missing: {", ".join(map(markdown, left_out))}.',
             '',
         ]
+    marked = [f'{row.label} ‡' for row in table.rows if row.marks]
+    if marked:
+        names = ', '.join(map(markdown, marked))
+        lines += [f'Not compared, which the table says why: {names}.', '']
     if rows is not None:
         runs = {label: runs[label] for label in runs if label in rows}
     pairs = compare_pairs(runs, margin)

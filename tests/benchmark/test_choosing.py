@@ -206,12 +206,15 @@ def test_limits_that_are_none_are_refused_in_a_line(limits, message):
     assert '\n' not in str(caught.value)
 
 
-def test_warnings_of_the_table_come_along():
+def test_a_row_that_is_not_to_be_compared_is_no_candidate_and_the_reason_is_said():
     found = field()
+    assert found[0].job.method == 'LoRA'
     found[0].test_reads = 5
     (choice,) = choose(found)
-    assert any('more than once' in line for line in choice.warnings)
-    assert 'more than once' in choice_text(choice, Limits())
+    assert labels(choice) == ['Mona', 'VPTDeep', 'SSF', 'BitFit']
+    assert choice.excluded == {'LoRA': ('is not to be compared ‡',)}
+    assert any('scored the test set 5 times' in line for line in choice.warnings)
+    assert 'scored the test set 5 times' in choice_text(choice, Limits())
 
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark' / 'choose.py'
