@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_runs
@@ -431,6 +432,28 @@ def test_final_runs_of_a_version_without_a_list_are_found(tmp_path: Path) -> Non
     next(tmp_path.glob('search/*/finals.json')).unlink()
     (new,) = fake(tmp_path, trials=12, seeds=(1,)).run()['LoRA']
     assert [e['run'] for e in new.search['earlier']] == [old.job.id]
+
+
+def test_the_verifier_finds_what_a_search_hides(tmp_path: Path) -> None:
+    from mmpetl.benchmark.verify import checks
+
+    fake(tmp_path, trials=2, seeds=(1,)).run()
+    (record,) = fake(tmp_path, trials=12, seeds=(1,)).run()['LoRA']
+    folder = RecordStore(tmp_path).folder(record.job)
+
+    def falsified() -> list[str]:
+        run = SimpleNamespace(record=record, folder=folder)
+        return [c.field for c in checks.search(run) if c.found == 'falsified']
+
+    assert falsified() == []
+    search = record.search
+    record.search = {**search, 'earlier': []}
+    assert falsified() == ['search.earlier']
+    # As a record was before the search went on.
+    best = search['trials'][search['best']]
+    others = [t for t in search['trials'] if t['value'] is None or t is best]
+    record.search = {**search, 'trials': [search['trials'][0], *others]}
+    assert falsified() == ['search.trials']
 
 
 def test_a_run_that_somebody_works_on_is_not_moved(tmp_path: Path) -> None:
