@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import sys
 from collections.abc import Iterator
@@ -352,6 +353,14 @@ def test_a_killed_search_of_a_small_space_is_exact(
     assert found[0] == found[1]
 
 
+TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark' / 'search.py'
+
+
+def read_times(records: list[Record]) -> str:
+    """What the tool says of them."""
+    return runpy.run_path(str(TOOL))['read_times'](records)
+
+
 def finals(out: Path) -> list[Record]:
     return [r for r in RecordStore(out).all() if r.job.stage == 'final']
 
@@ -374,6 +383,11 @@ def test_a_search_that_goes_on_replaces_its_final_runs_and_keeps_their_readings(
     assert [e['score'] for e in earlier] == [r.score for r in old]
     (folder,) = tmp_path.glob('search/*/replaced')
     assert sorted(p.name for p in folder.iterdir()) == sorted(r.job.id for r in old)
+    assert read_times(new) == (
+        'read 2 times in 2 runs, and 2 times before in 2 runs of settings that are no '
+        'longer the best'
+    )
+    assert read_times(old) == 'read 2 times in 2 runs'
     # Once more, with seeds that the first had not.
     assert fake(tmp_path, trials=12).run()['LoRA'] == new
     more = fake(tmp_path, trials=12, seeds=(2, 3)).run()['LoRA']
