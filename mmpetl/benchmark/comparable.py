@@ -26,7 +26,7 @@ from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD
 from mmpetl.benchmark.records import DataRead, Record
-from mmpetl.benchmark.scores import search_budget
+from mmpetl.benchmark.scores import search_budget, search_spaces
 
 COPIES = 0.01
 """Share of the test samples that may have the content of one that trained.
@@ -373,12 +373,14 @@ def _of_runs(records: Sequence[Record], labels: Mapping[str, str]) -> list[str]:
 
 def _of_searches(records: Sequence[Record]) -> list[str]:
     budgets = sorted({search_budget(record) for record in records})
+    spaces = search_spaces(records)
     if len(budgets) < 2:
-        return []
+        return spaces
     spent = [f'{n} trial{"" if n == 1 else "s"}' if n else 'none' for n in budgets]
     return [
         'Not like for like: settings were searched with different budgets '
-        f'({", ".join(spent)}).'
+        f'({", ".join(spent)}).',
+        *spaces,
     ]
 
 

@@ -70,6 +70,36 @@ def search_budget(record: Record) -> int:
     return len({setting_key(trial.get('options', {})) for trial in trials})
 
 
+def search_spaces(records: Iterable[Record]) -> list[str]:
+    """What a reader must know of the spaces behind searched settings.
+
+    Returns:
+        A sentence on the rows whose space was tried out whole, where others had more
+        to try, and one on the sizes of spaces, where they differ.
+    """
+    sizes: dict[str, int | None] = {}
+    spent: dict[str, int] = {}
+    for record in records:
+        if record.search and 'settings' in record.search:
+            sizes[record.job.method] = record.search['settings']
+            spent[record.job.method] = search_budget(record)
+    most = max(spent.values(), default=0)
+    small = {m: n for m, n in sizes.items() if n is not None and n < most}
+    lines = []
+    if small:
+        names = ', '.join(f'{method} ({size})' for method, size in small.items())
+        lines.append(
+            f'Not like for like: the search spaces of {names} hold fewer settings than '
+            f'the {most} that others tried.'
+        )
+    ends = {m: n for m, n in sizes.items() if n is not None}
+    if ends and len(set(sizes.values())) > 1:
+        names = ', '.join(f'{m} {n:,}' for m, n in sorted(ends.items()))
+        rest = '; the others have no end' if len(ends) < len(sizes) else ''
+        lines.append(f'Settings in the search spaces: {names}{rest}.')
+    return lines
+
+
 def suite_of(record: Record) -> str:
     """The set of tasks a record belongs to: ``vtab`` of ``vtab/cifar100``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal
@@ -54,6 +54,7 @@ class Mean:
         spread: Sample standard deviation over the seeds that all tasks share.
         tasks: How many tasks it is over.
         of: How many it should be over.
+        seeds: How many seeds the spread is over; 0 where no seed has all tasks.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Mean:
     spread: float | None
     tasks: int
     of: int
+    seeds: int = 0
 
     @property
     def complete(self) -> bool:
@@ -109,6 +111,23 @@ class Row:
     def complete(self) -> bool:
         """Whether every task has a score."""
         return all(cell.scores for cell in self.cells.values())
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table as text.
+
+    Attributes:
+        key: What it is asked for by: ``method``, a task, ``plain``, ``ppt``.
+        head: Its name.
+        text: A row's cell.
+        kind: ``words``, ``task`` of a score, ``mean`` over tasks, or another number.
+    """
+
+    key: str
+    head: str
+    text: Callable[[Row], str]
+    kind: Literal['words', 'task', 'mean', 'number'] = 'number'
 
 
 @dataclass(frozen=True)

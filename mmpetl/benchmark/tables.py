@@ -95,6 +95,30 @@ def build_tables(
     return tables
 
 
+def runs_of(table: Table, records: Iterable[Record]) -> list[tuple[Record, str]]:
+    """The runs behind a table that have a score, each with the label of its row.
+
+    Args:
+        table: What :func:`build_tables` gave.
+        records: Those that it was built from.
+    """
+    mine = [
+        r
+        for r in with_facts(records)
+        if r.job.stage == 'final'
+        and (r.job.protocol, suite_of(r), r.backbone)
+        == (table.protocol, table.suite, table.backbone)
+    ]
+    labels = labels_of(mine)
+    return [
+        (r, labels[r.job.id])
+        for r in mine
+        if percent(r) is not None
+        and r.task in table.tasks
+        and metric_of(r.primary).key == table.metric.key
+    ]
+
+
 def with_verdicts(
     table: Table,
     records: Sequence[Record],
@@ -323,7 +347,7 @@ def _mean(label: str, parts: Sequence[Mapping[str, Cell]]) -> Mean:
         for seed in seeds
     ]
     spread = stdev(by_seed) if len(by_seed) > 1 else None
-    return Mean(label, value, spread, len(done), len(cells))
+    return Mean(label, value, spread, len(done), len(cells), len(by_seed))
 
 
 def _count(number: int, noun: str) -> str:
@@ -338,7 +362,7 @@ def _notes(
     seeds = sorted({r.job.seed for r in records})
     notes.append(
         f'Mean over {_count(len(seeds), "seed")} ({", ".join(map(str, seeds))}); '
-        f'± is the sample standard deviation over seeds.'
+        f'± is the sample standard deviation over n seeds.'
     )
     if len(tasks) > 1:
         text = 'Plain mean: over tasks.'
@@ -361,7 +385,7 @@ def _notes(
     if 'missing' in states:
         notes.append('–: not run.')
     if 'partial' in states:
-        notes.append('(n=1): seeds behind a cell that has fewer than the others.')
+        notes.append('A cell with a smaller n than others has fewer seeds than they.')
     if any(not row.complete for row in rows):
         notes.append(
             'Means marked k/K are over k of K tasks, and not to be compared with '

@@ -10,10 +10,12 @@ from typing import Any
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.collect import curves_of, ppt_of, primary_of, with_times
 from mmpetl.benchmark.config_digest import recipe_digest
-from mmpetl.benchmark.records import Record
+from mmpetl.benchmark.finals import replaced_reads, search_folder
+from mmpetl.benchmark.records import Found, Record, earlier_reads
 from mmpetl.benchmark.verdicts import Check
 from mmpetl.benchmark.verify.run import Run, Unknown, equal, hash_of, holds, same
 from mmpetl.core import Owner, injections, owners, registered_methods
+from mmpetl.core.boundary import read_json
 from mmpetl.core.delta_file import file_keys, method_name, to_data
 
 NEAR = 1e-6
@@ -67,7 +69,11 @@ def log(run: Run) -> Iterator[Check]:
         one, other = record.metrics.get(name), metrics.get(name)
         if not equal(one, other, NEAR):
             yield Check(f'metrics.{name}', 'falsified', one, other, 'in log.jsonl')
-    yield same('test_reads', record.test_reads, reads, 'readings in log.jsonl')
+    # Those of runs that a search has replaced are in their own logs.
+    earlier = earlier_reads(record.search, record.job.seed)
+    yield same(
+        'test_reads', record.test_reads, reads + earlier, 'readings in log.jsonl'
+    )
     yield from _protocol(run, reads)
     curves = curves_of(lines)
     for name in sorted(record.curves.keys() | curves.keys()):
@@ -297,6 +303,19 @@ def search(run: Run) -> Iterator[Check]:
     for key, value in chosen.items():
         yield same(f'job.options.{key}', options.get(key), to_data(value), 'best trial')
     yield from _trials(run, trials)
+    yield from _went_on(run, trials)
+
+
+def _went_on(run: Run, trials: Mapping[int, Mapping[str, Any]]) -> Iterator[Check]:
+    """A record tells of the search as it is now, and of what it has read before."""
+    job, out = run.record.job, run.folder.parent.parent
+    told = earlier_reads(run.record.search, job.seed)
+    found = replaced_reads(out, job)
+    yield same('search.earlier', told, found, 'readings of runs that were replaced')
+    path = search_folder(out, job.recipe, job.method) / 'trials.json'
+    if path.is_file():
+        now = read_json(path, Found, 'trials of a search')
+        yield same('search.trials', len(trials), len(now.trials), 'in trials.json')
 
 
 def _trials(run: Run, trials: Mapping[int, Mapping[str, Any]]) -> Iterator[Check]:
