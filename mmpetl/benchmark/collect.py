@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from mmpetl.benchmark import run_facts
-from mmpetl.benchmark.job_config import recipe_digest
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.config_digest import recipe_digest
+from mmpetl.benchmark.records import DataRead, Job, Record
 from mmpetl.core import registered_methods
 from mmpetl.core.boundary import read_json
 
@@ -92,9 +92,20 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         batch=run_facts.batch_of(config, machine['processes']),
         resolution=run_facts.resolution_of(config),
         delta_bytes=size_of(folder / DELTA),
+        data=data_of(folder),
         **machine,
     )
     return with_times(record, lines)
+
+
+def data_of(folder: Path) -> dict[str, DataRead]:
+    """What each phase of a run has read, as the run has kept it."""
+    from mmpetl.engine.hooks.data_read import read_data_file
+
+    return {
+        phase: DataRead(**msgspec.structs.asdict(read))
+        for phase, read in read_data_file(folder).items()
+    }
 
 
 def size_of(path: Path) -> int | None:

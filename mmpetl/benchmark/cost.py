@@ -21,9 +21,10 @@ from typing import Any, Literal
 from mmengine.hooks import Hook
 
 from mmpetl.benchmark import run_facts
+from mmpetl.benchmark.config_digest import config_hash
 from mmpetl.benchmark.executors import Executor
 from mmpetl.benchmark.job import forget
-from mmpetl.benchmark.job_config import compose_job, config_hash
+from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.phases import phases_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.sweep import Sweep

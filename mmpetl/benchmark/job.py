@@ -18,10 +18,11 @@ from typing import Any
 
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.collect import LOG, PREDICTIONS, collect, last_test, now
-from mmpetl.benchmark.job_config import compose_job, config_hash
+from mmpetl.benchmark.config_digest import changes, config_hash, keep
+from mmpetl.benchmark.job_config import compose_job, test_data
 from mmpetl.benchmark.optuna_study import Pruned, PruningHook
 from mmpetl.benchmark.phases import run_phases
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
 from mmpetl.lazy import moved_names
@@ -77,7 +78,7 @@ def run_job(
     config = compose_job(job, folder)
     config.work_dir = str(folder)
     digest = config_hash(config)
-    log = begin(folder, digest)
+    log, restarted = begin(folder, config, digest)
     resting = run_facts.release_peak()
     _write_config(config, folder / 'config.py')
     if run_phases(job, config, folder):
@@ -92,26 +93,39 @@ def run_job(
         export(config, folder)
     record = collect(job, config, folder, digest)
     record.search = dict(search) if search else None
+    record.test_reads += earlier_reads(search, job.seed)
+    record.restarted = restarted
     if pruned:
         record.status = 'pruned'
     return record
 
 
-def begin(folder: Path, digest: str) -> Any:
-    """Open the log of an attempt; files of another config are removed first."""
+def begin(folder: Path, config: Any, digest: str) -> tuple[Any, str]:
+    """Open the log of an attempt; files of another config are removed first.
+
+    Returns:
+        The hook that writes the log, and why files were removed: empty where none were.
+    """
     from mmpetl.engine.hooks.run_log import RunLogHook, append_line, read_run_log
 
-    attempts = [line for line in read_run_log(folder / LOG) if 'attempt' in line]
+    lines = list(read_run_log(folder / LOG))
+    attempts = [line for line in lines if 'attempt' in line]
+    restarted = attempts[-1].get('restarted', '') if attempts else ''
     if attempts and attempts[-1]['config'] != digest:
+        restarted = f'begun anew, since {changes(folder, config)}'
+        print(f'{folder.name}: {restarted}', flush=True)
         for path in folder.iterdir():
             if path.name in ('lock', 'console.log', 'record.json'):
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         attempts = []
+    keep(folder, config)
     line = {'attempt': len(attempts) + 1, 'begun': now(), 'config': digest}
     line['pid'] = os.getpid()
+    if restarted:
+        line['restarted'] = restarted
     append_line(folder / LOG, line)
-    return RunLogHook(str(folder / LOG))
+    return RunLogHook(str(folder / LOG)), restarted
 
 
 def _write_config(config: Any, path: Path) -> None:
@@ -155,7 +169,8 @@ def train_and_read(
     if pruner is not None:
         hooks.append(PruningHook(**pruner))
     try:
-        runner = build_runner(config, check_data=phases)
+        test = test_data(job) if job.stage == 'tune' else None
+        runner = build_runner(config, check_data=phases, test_data=test)
         for hook in hooks:
             runner.register_hook(hook)
         runner.train()

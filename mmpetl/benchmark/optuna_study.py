@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -119,8 +120,17 @@ def _facts_of(trial: Any) -> dict[str, Any]:
     return {'params': trial.params, 'values': trial.values, 'reported': reported}
 
 
+REDRAWS = 16
+"""How often a proposal that was tried before is drawn anew."""
+
+
 def propose(
-    study: Any, suggest: Callable[[Any], T], budget: int, seed: int
+    study: Any,
+    suggest: Callable[[Any], T],
+    budget: int,
+    seed: int,
+    is_new: Callable[[T], bool] = lambda setting: True,
+    rest: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
 ) -> tuple[int, T]:
     """The next setting of a study, which its journal then holds whole.
 
@@ -133,6 +143,9 @@ def propose(
         suggest: Draws a setting from a trial of Optuna.
         budget: As of :func:`load_study`.
         seed: Seed of the search.
+        is_new: Whether a setting was not tried yet; one that was is drawn anew.
+        rest: Called then: the parameters of all settings that were not tried, as Optuna
+            keeps them. One of them is drawn.
 
     Returns:
         Number of the trial, and what ``suggest`` has drawn.
@@ -143,8 +156,15 @@ def propose(
         sampler=_sampler(budget, seed + len(known)), direction='maximize'
     )
     draft.add_trials(known)
-    trial = draft.ask()
-    setting = suggest(trial)
+    for _ in range(REDRAWS):
+        trial = draft.ask()
+        setting = suggest(trial)
+        if is_new(setting):
+            break
+    else:
+        draft.enqueue_trial(random.Random(seed + len(known)).choice(rest()))
+        trial = draft.ask()
+        setting = suggest(trial)
     study.add_trial(
         package.trial.create_trial(
             state=package.trial.TrialState.RUNNING,

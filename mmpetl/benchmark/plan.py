@@ -349,10 +349,13 @@ def _check_trusted(plan: Plan, methods: Sequence[str], recipe: str) -> None:
 def _composed(plan: Plan, recipe: str, method: str) -> Any:
     """A recipe with the options of the plan, which must fit it."""
     from mmpetl.config.compose import compose
+    from mmpetl.config.protocols import check_honest
 
     _, options = split_options(options_of(plan, method, recipe))
     try:
-        return compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
+        config = compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
+        check_honest(config)
+        return config
     except PETLError as error:
         raise PETLError(
             f'the plan {plan.name}, recipe {recipe} ({plan.protocol} protocol): {error}'

@@ -225,13 +225,18 @@ class Record:
                 f'{source} has format {found!r}; this mmpetl reads the formats '
                 f'{" and ".join(map(str, READ_FORMATS))}'
             )
-        data.pop('id', None)
+        named = data.pop('id', None)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in data:
             if name not in known:
                 raise PETLError(f'{source} is not a record: it has {name!r}')
         check_job(data.get('job'), source)
         record = checked(data, cls, source)
+        if named is not None and named != record.job.id:
+            raise PETLError(
+                f'{source} has the id {named!r}, and its job is {record.job.id!r}: it '
+                'was edited'
+            )
         _check_names(record, source)
         _check_data(record, source)
         for name, points in record.curves.items():
@@ -302,15 +307,56 @@ class FoundTrial:
 
 
 @dataclass
+class FoundEarlier:
+    """What is read of a final run that a later best of its search has replaced."""
+
+    run: str
+    seed: int
+    test_reads: Count
+
+
+@dataclass
 class Found:
-    """What is read of the search in a record; it may hold more."""
+    """What is read of the search in a record; it may hold more.
+
+    Attributes:
+        budget: Trials that were asked for.
+        tried: Different settings that were tried; fewer where the space has no more.
+        settings: Different settings that there are, the default among them; None where
+            the space has no end.
+        earlier: Final runs that were replaced. Their readings of the test set count.
+    """
 
     budget: int = 0
+    tried: int = 0
+    settings: int | None = None
+    earlier: list[FoundEarlier] = field(default_factory=list)
     split: str = ''
     default_value: float | None = None
     best: int | None = None
     best_value: float | None = None
     trials: list[FoundTrial] = field(default_factory=list)
+
+
+def setting_key(options: Mapping[str, Any]) -> str:
+    """What makes two settings one: their values, however a number is written."""
+    return json.dumps(_plain(options), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def earlier_reads(search: Mapping[str, Any] | None, seed: int) -> int:
+    """Readings of the test set by final runs of a seed that a search has replaced."""
+    earlier = (search or {}).get('earlier', ())
+    return sum(item['test_reads'] for item in earlier if item['seed'] == seed)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -368,6 +414,11 @@ class RecordStore:
             if record.job.id in found:
                 # A copied folder is no second run.
                 self.left_out.append(f'{path} is a second record of {record.job.id}')
+                continue
+            if record.job.id != path.parent.name:
+                self.left_out.append(
+                    f'{path} is the record of {record.job.id}, which is another folder'
+                )
                 continue
             found[record.job.id] = record
         for line in self.left_out:

@@ -46,7 +46,7 @@ class Outcome:
         id: The job's.
         status: ``done``, ``failed`` or ``pruned`` as the record says; ``elsewhere``
             where another process holds the job; ``lost`` where the worker died.
-        note: The failure in a line.
+        note: The failure in a line, or why a run was begun anew.
         retry: Whether the job may be begun again.
     """
 
@@ -64,5 +64,5 @@ def is_final(record: Record, retries: int) -> bool:
 def outcome_of(record: Record, retries: int) -> Outcome:
     """The outcome that a record tells."""
     lines = (record.error or '').strip().splitlines()
-    note = lines[-1] if lines else ''
+    note = lines[-1] if lines else record.restarted
     return Outcome(record.job.id, record.status, note, not is_final(record, retries))

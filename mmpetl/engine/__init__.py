@@ -4,6 +4,7 @@ from mmpetl.engine.distributed import PETLDistributedDataParallel
 from mmpetl.engine.hooks import (
     BaseGuardHook,
     CalibrationHook,
+    DataReadHook,
     DeltaCheckpointHook,
     EfficiencyHook,
     NonFiniteGuardHook,
@@ -17,6 +18,7 @@ from mmpetl.engine.schedulers import TimmCosineLR
 __all__ = [
     'BaseGuardHook',
     'CalibrationHook',
+    'DataReadHook',
     'DeltaCheckpointHook',
     'EfficiencyHook',
     'NOAHSearchLoop',

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
 
 
@@ -32,7 +32,8 @@ def _record(task: Task, score: float = 50.0) -> Record:
         metrics={'accuracy/top1': score},
         primary='accuracy/top1',
         search=dict(task.search) if task.search else None,
-        test_reads=int(task.job.stage == 'final'),
+        test_reads=int(task.job.stage == 'final')
+        + earlier_reads(task.search, task.job.seed),
     )
 
 

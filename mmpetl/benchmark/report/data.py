@@ -9,7 +9,7 @@ from typing import Any
 
 from mmpetl.benchmark import published
 from mmpetl.benchmark.records import Record
-from mmpetl.benchmark.render import TEX
+from mmpetl.benchmark.latex import TEX
 from mmpetl.benchmark.report.details import details
 from mmpetl.benchmark.report.pairs import pairs
 from mmpetl.benchmark.scores import labels_of, metric_of, percent, with_facts
@@ -162,6 +162,7 @@ def _statistics(table: Table, many: set[str]) -> dict[str, Any]:
         'tasks': len(tasks),
         'left_out': [label for label in table.runs() if label not in scores],
         'warnings': list(table.warnings),
+        'marks': {row.label: list(row.marks) for row in table.rows if row.marks},
         **pairs(table.runs()),
     }
     if len(scores) > 2 and len(tasks) > 1:
