@@ -301,11 +301,13 @@ def _overlay(
     return shown
 
 
-def _scale_below(figure: Any, shown: Any, axes: Sequence[Any], high: float) -> None:
-    """The colour bar of maps that share a scale, below them."""
-    bar = figure.colorbar(shown, ax=list(axes), location='bottom', aspect=14, pad=0.02)
+def _scale_below(figure: Any, shown: Any, axes: Any, high: float) -> None:
+    """The colour bar of maps that share a scale, below one of them."""
+    place = axes.inset_axes([0, -0.16, 1, 0.07])
+    bar = figure.colorbar(shown, cax=place, orientation='horizontal')
     bar.set_ticks([0, high], labels=['0', f'{100 * high:.2g} %'])
-    bar.ax.tick_params(labelsize=7, length=2, pad=1)
+    bar.set_label('attention', fontsize=7, labelpad=-7)
+    place.tick_params(labelsize=7, length=2, pad=1)
 
 
 def _outline(axes: Any, values: np.ndarray, picture: np.ndarray) -> None:
@@ -402,7 +404,7 @@ def draw_attention(
                 high = _high(*column.maps.values())
                 shown = _overlay(axes[i, j], picture, values, high)
                 if i == rows - 1:
-                    _scale_below(part, shown, axes[:, j], high)
+                    _scale_below(part, shown, axes[i, j], high)
                 if column.cell is not None:
                     _mark(axes[i, j], column.cell, values.shape, picture)
                 if i == 0:
@@ -479,10 +481,8 @@ def draw_filmstrip(
                     _mark(here, column.cell, maps.shape, frame)
                 if t == 0:
                     here.set_title(f'{column.title}\n{model}', fontsize=8.5)
-                if t == steps - 1 and m == len(models) - 1:
-                    first = 1 + j * len(models)
-                    own = axes[:, first : first + len(models)]
-                    _scale_below(parts[0], shown, own.ravel(), high)
+                if t == steps - 1 and m == 0:
+                    _scale_below(parts[0], shown, here, high)
     axes[0, 0].set_title('input', fontsize=8.5)
     if shares:
         _draw_shares(parts[-1].subplots(), shares)
