@@ -92,6 +92,7 @@ def test_hooks_that_act_on_the_result_count_and_others_do_not():
     ):
         assert digest(**same) == first
     best = {**hooks['checkpoint'], 'save_best': 'accuracy/top1'}
+    lost = {**hooks['checkpoint'], 'save_last': False}
     others = [
         digest(custom_hooks=[{'type': 'mmpetl.TrainableEMAHook'}]),
         digest(custom_hooks=[{'type': 'mmpetl.TrainableEMAHook', 'momentum': 0.1}]),

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmpetl.benchmark import published
-from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.latex import TEX
+from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.report.details import details
 from mmpetl.benchmark.report.pairs import pairs
 from mmpetl.benchmark.scores import labels_of, metric_of, percent, with_facts
