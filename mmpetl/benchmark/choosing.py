@@ -1,8 +1,9 @@
 """Which method to take: what fits some limits, ranked with its uncertainty.
 
-From records alone. A limit of which the records say nothing excludes nobody, and that
-is said; so is whoever was left out, and why. Methods that are not shown to differ from
-the first share the first place: of them, take the one that costs least.
+From records alone, and from what the scorecard has measured of their runs. A limit of
+which these say nothing excludes nobody, and that is said; so is whoever was left out,
+and why. Methods that are not shown to differ from the first share the first place: of
+them, take the one that costs least.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
+from mmpetl.benchmark.cards import Measured
 from mmpetl.benchmark.designs import ALPHA, Design
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.resampling import Interval, uncertainty
@@ -45,7 +47,7 @@ class Limits:
         memory_bytes: Peak memory of training, at most.
         trainable: Trainable parameters of the backbone, at most.
         step_seconds: Median time of a training step, at most.
-        latency_seconds: Time of a prediction, at most.
+        latency_seconds: Time of a prediction of one sample, not folded, at most.
         folds: Whether what was trained must go into the base's own weights, so that a
             prediction costs what it costs without it.
         kind: Kind of the tasks: one of :data:`KINDS`.
@@ -92,8 +94,10 @@ class Facts:
         memory_bytes: Highest peak over the runs.
         trainable: Largest count over the runs.
         step_seconds: Median over the runs.
-        latency_seconds: None: records hold no time of a prediction.
-        folds: Whether the method says that it folds, or adds nothing that could.
+        latency_seconds: Median over the runs; None where a run has no card of the
+            scorecard.
+        folds: Whether every run was folded for its card; without cards, whether the
+            method says that it folds, or adds nothing that could.
     """
 
     memory_bytes: int | None
@@ -172,12 +176,18 @@ class Choice:
         return data
 
 
-def choose(records: Iterable[Record], limits: Limits | None = None) -> list[Choice]:
+def choose(
+    records: Iterable[Record],
+    limits: Limits | None = None,
+    cards: Mapping[str, Measured] | None = None,
+) -> list[Choice]:
     """Which methods fit, and how they rank: one answer for each table.
 
     Args:
         records: Any records; final runs count.
         limits: What a method must keep to.
+        cards: What the scorecard has measured of runs, by id, as
+            :func:`mmpetl.benchmark.cards.read_cards` gives it.
 
     Raises:
         PETLError: A limit is none, or no run is of the tasks that were asked for.
@@ -187,7 +197,7 @@ def choose(records: Iterable[Record], limits: Limits | None = None) -> list[Choi
     final = [r for r in with_facts(records) if r.job.stage == 'final']
     mine = _asked(final, limits)
     return [
-        _choice(table, runs_of(table, mine), limits)
+        _choice(table, runs_of(table, mine), limits, cards or {})
         for table in build_tables(mine, protocol=limits.protocol, suites=limits.suites)
     ]
 
@@ -245,14 +255,19 @@ def pictures_of(records: Iterable[Record]) -> dict[str, int | None]:
     }
 
 
-def _choice(table: Table, runs: Sequence[tuple[Record, str]], limits: Limits) -> Choice:
+def _choice(
+    table: Table,
+    runs: Sequence[tuple[Record, str]],
+    limits: Limits,
+    cards: Mapping[str, Measured],
+) -> Choice:
     by_label: dict[str, list[Record]] = {}
     for record, label in runs:
         by_label.setdefault(label, []).append(record)
     excluded, incomplete = {}, {}
     fit: dict[str, tuple[Facts, tuple[str, ...]]] = {}
     for row in table.rows:
-        facts = facts_of(by_label.get(row.label, ()))
+        facts = facts_of(by_label.get(row.label, ()), cards)
         reasons, unknown = _against(facts, limits)
         if row.marks:
             reasons.insert(0, 'is not to be compared ‡')
@@ -280,23 +295,36 @@ def _choice(table: Table, runs: Sequence[tuple[Record, str]], limits: Limits) ->
         candidates,
         excluded,
         incomplete,
-        tuple(_unknown(candidates, tasks, limits, [r for r, _ in runs])),
+        tuple(
+            _unknown(
+                candidates,
+                tasks,
+                limits,
+                [r for r, _ in runs],
+                all(r.job.id in cards for r, _ in runs),
+            )
+        ),
         table.warnings,
     )
 
 
-def facts_of(records: Sequence[Record]) -> Facts:
+def facts_of(
+    records: Sequence[Record], cards: Mapping[str, Measured] | None = None
+) -> Facts:
     """What the runs of a row cost."""
     done = [r for r in records if percent(r) is not None]
     memory = [r.peak_memory_bytes for r in done]
     counts = [r.trainable if r.counts else None for r in done]
     steps = [r.step_seconds for r in done]
+    measured = [(cards or {}).get(r.job.id) for r in done]
+    latency = [m.latency_seconds if m else None for m in measured]
+    folded = _whole(all, [m.folds if m else None for m in measured])
     return Facts(
         _whole(max, memory),
         _whole(max, counts),
         _whole(median, steps),
-        None,
-        _folds(done),
+        _whole(median, latency),
+        _folds(done) if folded is None else folded,
     )
 
 
@@ -418,6 +446,7 @@ def _unknown(
     tasks: Mapping[str, int | None],
     limits: Limits,
     records: Sequence[Record],
+    carded: bool,
 ) -> list[str]:
     """What the records do not tell of what was asked."""
     lines = []
@@ -425,10 +454,10 @@ def _unknown(
         labels = [c.label for c in candidates if name in c.unknown]
         if not labels:
             continue
-        if name == 'latency':
+        if name == 'latency' and len(labels) == len(candidates):
             text = (
-                'latency: records hold no time of a prediction, so this limit excludes '
-                'nothing; what folds predicts as fast as its base'
+                'latency: no run has a card of tools/benchmark/scorecard.py, so this '
+                'limit excludes nothing; what folds predicts as fast as its base'
             )
         elif len(labels) == len(candidates):
             text = f'{name}: no record tells it, so this limit excludes nothing'
@@ -446,7 +475,7 @@ def _unknown(
         blank = sorted({r.task for r in records if kind_of(r) is None and r.primary})
         if blank:
             lines.append(f'kind: the metric of {", ".join(blank)} tells none; kept')
-    if limits.folds:
+    if limits.folds and not carded:
         lines.append(
             'folding is what a method says of itself; a backbone may lack what it '
             'needs, which mmpetl.fold says'

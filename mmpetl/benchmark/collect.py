@@ -20,6 +20,7 @@ from mmpetl.core.boundary import read_json
 LOG = 'log.jsonl'
 DELTA = 'delta.safetensors'
 PREDICTIONS = 'predictions.npz'
+RESULTS = 'results.json.gz'
 
 
 class Efficiency(msgspec.Struct):

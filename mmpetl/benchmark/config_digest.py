@@ -54,6 +54,7 @@ LOGGING = frozenset(
         'NPUProfilerHook',
         'PredictionsHook',
         'ProfilerHook',
+        'ResultsHook',
         'RunLogHook',
         'RuntimeInfoHook',
         'SegVisualizationHook',

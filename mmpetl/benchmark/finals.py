@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from mmpetl.benchmark.collect import last_test
 from mmpetl.benchmark.records import (
     Job,
+    Record,
     RecordStore,
     earlier_reads,
     read_record,
@@ -35,6 +37,11 @@ VARIANT = 'searched'
 
 REPLACED = 'replaced'
 """Where the runs of a setting lie that is no longer the best."""
+
+
+def search_folder(out: Path, recipe: str, method: str) -> Path:
+    """Where the study of a method on a recipe lies."""
+    return out / 'search' / f'{recipe.replace("/", "-")}--{method.lower()}'
 
 
 def replace_finals(
@@ -93,23 +100,40 @@ def _readings(job: Job, folder: Path) -> list[dict[str, Any]]:
     for place in sorted([folder / job.id, *folder.glob(f'{job.id}~*')]):
         if not place.is_dir():
             continue
-        _, reads = last_test(place)
-        path, score = place / 'record.json', None
-        if path.is_file():
-            record = read_record(path)
-            score = record.score
-            own = record.test_reads - earlier_reads(record.search, job.seed)
-            reads = max(reads, own)
+        record, reads = _read(place)
         found.append(
             {
                 'run': place.name,
                 'seed': job.seed,
                 'options': dict(job.options),
-                'score': score,
+                'score': record.score if record else None,
                 'test_reads': reads,
             }
         )
     return found
+
+
+def _read(place: Path) -> tuple[Record | None, int]:
+    """The record of a run, if it left one, and how often it read the test set."""
+    _, reads = last_test(place)
+    path = place / 'record.json'
+    if not path.is_file():
+        return None, reads
+    record = read_record(path)
+    own = record.test_reads - earlier_reads(record.search, record.job.seed)
+    return record, max(reads, own)
+
+
+def replaced_reads(out: Path, job: Job) -> int:
+    """Readings of the test set that lie below ``replaced``, of a final job's seed."""
+    folder = search_folder(out, job.recipe, job.method) / REPLACED
+    places = folder.iterdir() if folder.is_dir() else ()
+    of_seed = re.compile(rf'.*--s{job.seed}(~\d+)?')
+    return sum(
+        _read(place)[1]
+        for place in places
+        if place.is_dir() and of_seed.fullmatch(place.name)
+    )
 
 
 def _begun(store: RecordStore, folder: Path, like: Job) -> list[Job]:

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark import run_facts
-from mmpetl.benchmark.collect import LOG, PREDICTIONS, collect, last_test, now
+from mmpetl.benchmark.collect import (
+    LOG,
+    PREDICTIONS,
+    RESULTS,
+    collect,
+    last_test,
+    now,
+)
 from mmpetl.benchmark.config_digest import changes, config_hash, keep
 from mmpetl.benchmark.job_config import compose_job, test_data
 from mmpetl.benchmark.optuna_study import Pruned, PruningHook
@@ -161,11 +168,13 @@ def train_and_read(
     from mmpetl.apis.run import build_runner
     from mmpetl.engine.best import best_checkpoint
     from mmpetl.engine.hooks.predictions import PredictionsHook
+    from mmpetl.engine.hooks.results import ResultsHook
 
     config = _prepare(config, folder)
     # A reading of the test set that nothing asked for could not be taken back.
     phases = ('train', 'val') if job.stage == 'tune' else ('train', 'val', 'test')
-    hooks = [log, PredictionsHook(str(folder / PREDICTIONS))]
+    said = PredictionsHook(str(folder / PREDICTIONS))
+    hooks = [log, said, ResultsHook(str(folder / RESULTS))]
     if pruner is not None:
         hooks.append(PruningHook(**pruner))
     try:

@@ -166,6 +166,7 @@ HEADS = {
     'trainable': 'Params (M)',
     'ppt': 'PPT',
     'rank': 'Rank',
+    'verified': 'Verified',
     'plain': 'Mean',
     'group': 'Group mean',
 }
@@ -248,7 +249,7 @@ def _bold(text: str) -> str:
 
 def _best(table: Table, column: Column, texts: Sequence[str]) -> list[int]:
     """Places of the rows to be bold: ours that print the best number."""
-    if column.kind == 'words' or column.key == 'trainable':
+    if column.kind == 'words' or column.key in ('trainable', 'verified'):
         return []
     numbers = {}
     for place, (row, text) in enumerate(zip(table.rows, texts, strict=True)):

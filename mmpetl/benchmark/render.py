@@ -36,7 +36,7 @@ def render(
         by: Columns per ``task``, or per ``group`` of tasks only.
         columns: Only these, in this order: ``method``, ``family``, ``trainable``,
             ``tasks`` or names of tasks, ``means`` or ``plain``, ``group`` and names of
-            groups, ``ppt``, ``rank``. Overrides ``by``.
+            groups, ``ppt``, ``rank``, ``verified``. Overrides ``by``.
         label: What LaTeX refers to the table by; made of its title by default.
         caption: Of LaTeX; the title by default.
         wide: Whether LaTeX's table spans both columns of a page.
@@ -80,6 +80,8 @@ def columns_of(
         Column('ppt', 'PPT', _ppt_text),
         Column('rank', 'mean rank', _rank_text),
     ]
+    if any(row.verified for row in table.rows):
+        last.append(Column('verified', 'verified', lambda row: row.verified or '–'))
     if keys is None:
         with_tasks = by == 'task' or len(table.tasks) == 1
         with_means = len(table.tasks) > 1
@@ -193,7 +195,7 @@ def _csv(table: Table, by: By) -> str:
     for name in names:
         label = table.rows[0].means[name].label
         head += [label, f'{label} spread', f'{label} tasks']
-    head += ['ppt', 'printed_ppt', 'mean_rank', 'notes']
+    head += ['ppt', 'printed_ppt', 'mean_rank', 'verified', 'notes']
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator='\n')
     writer.writerow(head)
@@ -209,7 +211,7 @@ def _csv(table: Table, by: By) -> str:
             mean = row.means[name]
             line += [_number(mean.value), _number(mean.spread)]
             line.append(f'{mean.tasks}/{mean.of}')
-        line += [_number(row.ppt), row.printed_ppt, _number(row.rank)]
+        line += [_number(row.ppt), row.printed_ppt, _number(row.rank), row.verified]
         writer.writerow([*line, '; '.join(row.notes)])
     return buffer.getvalue()
 

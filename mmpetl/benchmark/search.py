@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.executors import Executor
-from mmpetl.benchmark.finals import VARIANT, renew, replace_finals
+from mmpetl.benchmark.finals import VARIANT, renew, replace_finals, search_folder
 from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.optuna_study import load_study, optuna, propose
 from mmpetl.benchmark.records import (
@@ -153,8 +153,7 @@ class MethodSearch:
     @property
     def folder(self) -> Path:
         """Where the study lies."""
-        name = f'{self.recipe.replace("/", "-")}--{self.method.lower()}'
-        return self.out / 'search' / name
+        return search_folder(self.out, self.recipe, self.method)
 
     @property
     def study(self) -> Any:

@@ -30,7 +30,7 @@ from mmpetl.benchmark.statistics import (
     shared_tasks,
 )
 from mmpetl.benchmark.table_parts import Table
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, suggest
 
 
 def design_of(table: Table) -> Design:
@@ -50,6 +50,17 @@ def ranks_uncertain(table: Table) -> Mapping[str, Uncertain] | None:
     return uncertainty(whole) if len(whole) > 1 else None
 
 
+def check_rows(tables: Sequence[Table], rows: Collection[str]) -> None:
+    """Raise PETLError where no table has a row of some name that may be compared."""
+    known = {label: None for table in tables for label in table.runs()}
+    for row in rows:
+        if row not in known:
+            raise PETLError(
+                f'no row {row!r} can be compared.{suggest(row, known)} There are '
+                f'{", ".join(sorted(known)) or "none"}'
+            )
+
+
 def compare(
     table: Table,
     margin: float = 0.0,
@@ -62,8 +73,8 @@ def compare(
         table: Its own rows are compared, published ones are not.
         margin: Differences of a task's mean up to this many points are ties.
         pictures: For tests picture by picture, beside those over tasks and seeds.
-        rows: Pairs of these rows alone, every test of them. Corrections are over the
-            pairs that are shown.
+        rows: Pairs of these rows alone, every test of them; see :func:`check_rows`.
+            Corrections are over the pairs that are shown.
     """
     scores, runs = table.scores(), table.runs()
     lines = [f'**{markdown(table.title)}: differences between methods**', '']
@@ -189,8 +200,8 @@ def _pairs(pairs: Sequence[Pair], margin: float) -> list[str]:
         f'- Win, tie, loss: tasks on which the mean of a over the shared seeds is '
         f'above, within {margin:g} points of, or below that of b.',
         '- p: two-sided Wilcoxon signed-rank tests with the correction of Holm '
-        f'over all {len(pairs)} pairs shown. Over runs, each task and seed is an '
-        'observation; seeds of one task are not independent, so trust it less '
+        f'over the {counted(len(pairs), "pair")} shown. Over runs, each task and seed '
+        'is an observation; seeds of one task are not independent, so trust it less '
         'than the one over tasks.',
     ]
 
@@ -228,8 +239,8 @@ def _pictures(pictures: Pictures, every: bool) -> list[str]:
         '- a better, b better: of the tests of single runs (a task and a seed), those '
         f'with p < {ALPHA:g}. McNemar, two-sided, exact (binomial) below {EXACT_BELOW} '
         'discordant pictures, else chi-squared with the correction for continuity: '
-        f'{exact} exact and {len(tests) - exact} with the correction; Holm over all '
-        f'{len(tests)} tests shown.',
+        f'{exact} exact and {len(tests) - exact} with the correction; Holm over the '
+        f'{counted(len(tests), "test")} shown.',
         '- This is about these trained models and pictures like these. Another seed is '
         'another model: what holds for methods is said by the tests over tasks.',
         *(f'- {note}' for note in pictures.notes),

@@ -88,6 +88,8 @@ class Row:
         printed_ppt: PPT as published, with the mark that leads to a note.
         notes: What a reader must know of this row.
         marks: Why it is not to be compared with the others; empty where it is.
+        verified: How many of its runs are verified, as ``5/6``; empty where nobody
+            asked.
     """
 
     label: str
@@ -103,6 +105,7 @@ class Row:
     printed_ppt: str = ''
     notes: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    verified: str = ''
 
     @property
     def complete(self) -> bool:

@@ -29,6 +29,7 @@ from mmpetl.benchmark.scores import (
 )
 from mmpetl.benchmark.statistics import mean_ranks
 from mmpetl.benchmark.table_parts import Cell, Mean, Row, Table
+from mmpetl.benchmark.verdicts import note_of
 from mmpetl.core import PETLError
 from mmpetl.evaluation.ppt import ppt
 from mmpetl.lazy import moved_names
@@ -50,6 +51,7 @@ def build_tables(
     published: bool = False,
     protocol: str | None = None,
     suites: Sequence[str] | None = None,
+    verdicts: Mapping[str, str] | None = None,
 ) -> list[Table]:
     """Tables of all final runs, separated by what must not be mixed.
 
@@ -58,6 +60,8 @@ def build_tables(
         published: Put the figures that others printed below each of our rows.
         protocol: Only this protocol.
         suites: Only these suites.
+        verdicts: What became of the verification of runs, by id, as
+            :func:`mmpetl.benchmark.verdicts.standings` gives it.
 
     Raises:
         PETLError: No record is left, or two records claim the same cell and seed.
@@ -84,7 +88,10 @@ def build_tables(
     for (_, suite, backbone), group in sorted(groups.items()):
         labels = labels_of(group)
         for metric, part in _by_metric(group).items():
-            tables.append(build_table(part, suite, backbone, metric, labels, published))
+            table = build_table(part, suite, backbone, metric, labels, published)
+            if verdicts is not None:
+                table = with_verdicts(table, part, labels, verdicts)
+            tables.append(table)
     return tables
 
 
@@ -110,6 +117,30 @@ def runs_of(table: Table, records: Iterable[Record]) -> list[tuple[Record, str]]
         and r.task in table.tasks
         and metric_of(r.primary).key == table.metric.key
     ]
+
+
+def with_verdicts(
+    table: Table,
+    records: Sequence[Record],
+    labels: Mapping[str, str],
+    verdicts: Mapping[str, str],
+) -> Table:
+    """A table that says which of its runs are verified."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    done = [r for r in records if r.status == 'done']
+    for record in done:
+        state = verdicts.get(record.job.id, '')
+        found[labels[record.job.id]].append(state.startswith('verified'))
+    rows = tuple(
+        replace(row, verified=f'{sum(found[row.label])}/{len(found[row.label])}')
+        if not row.source and row.label in found
+        else row
+        for row in table.rows
+    )
+    note = note_of(verdicts, [r.job.id for r in done])
+    bad = [r.job.id for r in done if verdicts.get(r.job.id) in ('falsified', 'stale')]
+    warnings = (*table.warnings, note) if bad else table.warnings
+    return replace(table, rows=rows, notes=(*table.notes, note), warnings=warnings)
 
 
 def _by_metric(records: Sequence[Record]) -> dict[Metric, list[Record]]:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from mmpetl.benchmark.cards import read_cards
 from mmpetl.benchmark.choosing import Limits, choose, facts_of
 from mmpetl.benchmark.choosing_text import choice_text, limits_text, verdict
-from mmpetl.benchmark.records import DataRead, Job, Record, RecordStore
+from mmpetl.benchmark.records import DataRead, Job, Record, RecordStore, write_json
+from mmpetl.benchmark.verdicts import digest_of
 from mmpetl.core import PETLError
 
 TASKS = ('caltech101', 'cifar100', 'dtd', 'oxford_flowers102', 'svhn', 'sun397')
@@ -117,6 +119,38 @@ def test_what_no_record_tells_excludes_nobody_and_is_said():
     with_strict = Limits(memory_bytes=400 * MB, strict=True)
     (choice,) = choose(found, with_strict)
     assert choice.excluded['RepAdapter'] == ('memory is not known',)
+
+
+def test_cards_of_the_scorecard_tell_latency_and_folding(tmp_path):
+    store = RecordStore(tmp_path)
+    for one in field():
+        store.write(one)
+    records = store.all()
+    for one in records:
+        name = one.job.method
+        # A card of VPTDeep is of another record, and SSF was never measured.
+        path = store.folder(one.job) / 'record.json'
+        digest = 'another' if name == 'VPTDeep' else digest_of(path)
+        values = {
+            'latency_ms_1': 3.0 if name == 'Mona' else 2.0,
+            'folds': 'yes' if name == 'Mona' else 'no: it adds a bias',
+        }
+        if name != 'SSF':
+            card = tmp_path / 'scorecard' / 'cells' / f'{one.job.id}.json'
+            write_json(card, {'key': {'record': digest}, 'values': values})
+    cards = read_cards(tmp_path, records)
+    limits = Limits(latency_seconds=0.0025, folds=True)
+    (choice,) = choose(records, limits, cards)
+    assert choice.excluded == {
+        'Mona': ('latency 3 ms',),
+        'LoRA': ('does not fold',),
+        'BitFit': ('does not fold',),
+        'VPTDeep': ('does not fold',),
+    }
+    # What was measured is stronger than what a method says of itself.
+    assert facts_of([r for r in records if r.job.method == 'LoRA']).folds is True
+    assert labels(choice) == ['SSF']
+    assert choice.candidates[0].unknown == ('latency',)
 
 
 def test_one_run_that_does_not_tell_makes_the_row_unknown():

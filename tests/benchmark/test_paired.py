@@ -11,7 +11,7 @@ from mmpetl.benchmark.paired import compare_models, mcnemar
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.resampling import interval, over_pictures, uncertainty
 from mmpetl.benchmark.samples import pictures_of
-from mmpetl.benchmark.statistics_tables import compare
+from mmpetl.benchmark.statistics_tables import check_rows, compare
 from mmpetl.benchmark.tables import build_tables
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.predictions import write_predictions
@@ -169,7 +169,8 @@ def test_predictions_become_tests_beside_those_over_tasks(tmp_path):
     assert '2 tasks, 2 seeds: over tasks, this design cannot reach p < 0.05' in text
     every = compare(table, pictures=pictures, rows=['LoRA', 'SSF'])
     assert every.count('| continuity |') == 4
-    assert 'all 1 pairs shown' in every
+    assert 'over the 1 pair shown' in every
+    assert 'Holm over the 4 tests shown' in every
 
 
 def test_runs_on_other_pictures_are_left_out_and_named(tmp_path):
@@ -180,8 +181,11 @@ def test_runs_on_other_pictures_are_left_out_and_named(tmp_path):
     assert sorted(pictures.other) == ['mini-digits--ssf--s2', 'mini-textures--ssf--s2']
     assert 'were tested on other labels' in pictures.notes[1]
     assert set(pictures.hits['SSF']['digits']) == {1}
-    with pytest.raises(PETLError, match="no row 'Lora'; there are BitFit, LoRA, SSF"):
-        pictures_of(table, records, store, ['Lora'])
+    only = pictures_of(table, records, store, ['LoRA', 'BitFit'])
+    assert set(only.hits) == {'LoRA'}
+    check_rows([table], ['LoRA', 'SSF'])
+    with pytest.raises(PETLError, match="no row 'Lora'.*mean 'LoRA'.*BitFit,"):
+        check_rows([table], ['LoRA', 'Lora'])
 
 
 # ------------------------------------------------------------- tasks and seeds

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_runs
@@ -351,6 +353,14 @@ def test_a_killed_search_of_a_small_space_is_exact(
     assert found[0] == found[1]
 
 
+TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark' / 'search.py'
+
+
+def read_times(records: list[Record]) -> str:
+    """What the tool says of them."""
+    return runpy.run_path(str(TOOL))['read_times'](records)
+
+
 def finals(out: Path) -> list[Record]:
     return [r for r in RecordStore(out).all() if r.job.stage == 'final']
 
@@ -373,6 +383,11 @@ def test_a_search_that_goes_on_replaces_its_final_runs_and_keeps_their_readings(
     assert [e['score'] for e in earlier] == [r.score for r in old]
     (folder,) = tmp_path.glob('search/*/replaced')
     assert sorted(p.name for p in folder.iterdir()) == sorted(r.job.id for r in old)
+    assert read_times(new) == (
+        'read 2 times in 2 runs, and 2 times before in 2 runs of settings that are no '
+        'longer the best'
+    )
+    assert read_times(old) == 'read 2 times in 2 runs'
     # Once more, with seeds that the first had not.
     assert fake(tmp_path, trials=12).run()['LoRA'] == new
     more = fake(tmp_path, trials=12, seeds=(2, 3)).run()['LoRA']
@@ -431,6 +446,28 @@ def test_final_runs_of_a_version_without_a_list_are_found(tmp_path: Path) -> Non
     next(tmp_path.glob('search/*/finals.json')).unlink()
     (new,) = fake(tmp_path, trials=12, seeds=(1,)).run()['LoRA']
     assert [e['run'] for e in new.search['earlier']] == [old.job.id]
+
+
+def test_the_verifier_finds_what_a_search_hides(tmp_path: Path) -> None:
+    from mmpetl.benchmark.verify import checks
+
+    fake(tmp_path, trials=2, seeds=(1,)).run()
+    (record,) = fake(tmp_path, trials=12, seeds=(1,)).run()['LoRA']
+    folder = RecordStore(tmp_path).folder(record.job)
+
+    def falsified() -> list[str]:
+        run = SimpleNamespace(record=record, folder=folder)
+        return [c.field for c in checks.search(run) if c.found == 'falsified']
+
+    assert falsified() == []
+    search = record.search
+    record.search = {**search, 'earlier': []}
+    assert falsified() == ['search.earlier']
+    # As a record was before the search went on.
+    best = search['trials'][search['best']]
+    others = [t for t in search['trials'] if t['value'] is None or t is best]
+    record.search = {**search, 'trials': [search['trials'][0], *others]}
+    assert falsified() == ['search.trials']
 
 
 def test_a_run_that_somebody_works_on_is_not_moved(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ Examples:
     python tools/benchmark/choose.py --out work_dirs/bench/vtab --trainable 300000 \
         --kind images --pictures 1000 --json choice.json
 
-From records only. A limit of which they say nothing excludes nobody, and that is said;
---strict leaves such methods out.
+From records only, and from the cards of tools/benchmark/scorecard.py where there are
+some. A limit of which they say nothing excludes nobody, and that is said; --strict
+leaves such methods out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 from pathlib import Path
 
 from mmpetl.apis.run import cli_errors
+from mmpetl.benchmark.cards import read_cards
 from mmpetl.benchmark.choosing import KINDS, Limits, choose
 from mmpetl.benchmark.choosing_text import choice_text
 from mmpetl.benchmark.records import RecordStore, write_json
@@ -70,7 +72,7 @@ def main() -> None:
         if not records:
             store.check_all_read()
             raise PETLError(f'{args.out} holds no record; run a plan into it first')
-        choices = choose(records, limits)
+        choices = choose(records, limits, read_cards(args.out, records))
         print('\n'.join(choice_text(choice, limits) for choice in choices), end='')
         if args.json:
             path = Path(args.json)

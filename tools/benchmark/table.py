@@ -19,8 +19,9 @@ from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import RecordStore
 from mmpetl.benchmark.render import FORMATS, render
 from mmpetl.benchmark.samples import pictures_of
-from mmpetl.benchmark.statistics_tables import compare, draw
+from mmpetl.benchmark.statistics_tables import check_rows, compare, draw
 from mmpetl.benchmark.tables import build_tables
+from mmpetl.benchmark.verdicts import standings
 from mmpetl.core import PETLError
 
 
@@ -83,7 +84,12 @@ def main() -> None:
         if not records:
             store.check_all_read()
             raise PETLError(f'{args.out} holds no record; run a plan into it first')
-        tables = build_tables(records, args.published, args.protocol, args.suite)
+        verdicts = standings(args.out, (record.job for record in records))
+        tables = build_tables(
+            records, args.published, args.protocol, args.suite, verdicts
+        )
+        if args.rows:
+            check_rows(tables, args.rows)
         if args.compare:
             texts = [
                 compare(

@@ -8,6 +8,7 @@ from mmpetl.engine.hooks.efficiency import EfficiencyHook
 from mmpetl.engine.hooks.ema import TrainableEMAHook
 from mmpetl.engine.hooks.nonfinite_guard import NonFiniteGuardHook
 from mmpetl.engine.hooks.predictions import PredictionsHook
+from mmpetl.engine.hooks.results import ResultsHook
 from mmpetl.engine.hooks.run_log import RunLogHook
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     'EfficiencyHook',
     'NonFiniteGuardHook',
     'PredictionsHook',
+    'ResultsHook',
     'RunLogHook',
     'TrainableEMAHook',
 ]

@@ -87,6 +87,11 @@ class PredictionsHook(Hook):
             )
         self._stop()
 
+    @property
+    def watches(self) -> bool:
+        """Whether what was seen so far will be written."""
+        return self._handle is not None
+
     def _stop(self) -> None:
         """Look at no further batch, and forget those seen."""
         if self._handle is not None:
