@@ -17,6 +17,7 @@ import pytest
 import synthetic
 
 from mmpetl.benchmark import report
+from mmpetl.benchmark.choosing import Limits, choose
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.report import build_page, page_data, read_pictures, write_report
 from mmpetl.benchmark.report.browser import NAMES, browser, find_browser
@@ -657,6 +658,61 @@ def test_pairs_are_those_of_the_tables(page, many):
         assert (verdict == 'not shown to differ') == (found.p_tasks >= 0.05)
 
 
+LIMITS = (
+    {},
+    {'folds': True},
+    {'memory': 4.6, 'step': 90},
+    {'trainable': 200_000, 'folds': True},
+    {'trainable': 0},
+)
+
+
+@pytest.mark.parametrize('asked', LIMITS, ids=str)
+def test_the_choice_is_that_of_the_command(page, many, asked):
+    limits = Limits(
+        memory_bytes=asked['memory'] * 2**30 if 'memory' in asked else None,
+        trainable=asked.get('trainable'),
+        step_seconds=asked['step'] / 1000 if 'step' in asked else None,
+        folds=asked.get('folds', False),
+        backbone='Swin-B',
+        suites=['vtab'],
+    )
+    (found,) = choose(many, limits)
+    page.select_option('#f-backbone', 'Swin-B')
+    for key in ('memory', 'trainable', 'step'):
+        page.fill(f'#limit-{key}', str(asked.get(key, '')))
+    page.set_checked('#limit-folds', asked.get('folds', False))
+    page.evaluate('mmpetlReport.drawAll()')
+    shown = {
+        cells[0]: cells[2:]
+        for cells in (
+            line.locator('td').all_inner_texts()
+            for line in page.locator('#choose .choice tbody tr').all()
+        )
+    }
+    assert list(shown) == [one.label for one in found.candidates]
+    for one in found.candidates:
+        rank, mean, best, p, verdict, *_, folds = shown[one.label]
+        numbers = [float(x) for x in re.findall(r'[\d.]+', f'{rank} {mean}')]
+        own = [one.rank, one.mean]
+        if one.rank_interval:
+            rank_ends = [one.rank_interval.low, one.rank_interval.high]
+            mean_ends = [one.mean_interval.low, one.mean_interval.high]
+            own = [one.rank, *rank_ends, one.mean, *mean_ends]
+            assert float(best.split()[0]) == pytest.approx(100 * one.best, abs=0.0501)
+        assert numbers == pytest.approx(own, abs=0.00501)
+        assert (verdict == 'shares the first place') == one.tied
+        if one.p is not None:
+            assert float(p) == pytest.approx(one.p, rel=0.06, abs=0.00051)
+        assert folds == ('yes' if one.facts.folds else 'no')
+    left = page.locator('#choose .left-out li').all_text_contents()
+    names = [*found.excluded, *found.incomplete]
+    assert sorted(line.split(':')[0] for line in left) == sorted(names)
+    if len(asked) == 0:
+        assert found.candidates[0].rank_interval is not None
+        assert len(found.candidates) == 6
+
+
 PLACE_OF_A_POINT = """() => {
     const plot = document.querySelector('[data-plot=params]');
     const point = plot.querySelector('.trace path.point').getBoundingClientRect();
@@ -759,6 +815,14 @@ def test_it_prints(page, tmp_path):
     page.pdf(path=path, prefer_css_page_size=True)
     pages = len(re.findall(rb'/Type\s*/Page\b', path.read_bytes()))
     assert 4 <= pages <= 20
+    page.emulate_media(media='print')
+    # Buttons in a head keep it from being repeated; heads without one are.
+    assert not page.locator('#board thead button').first.is_visible()
+    assert page.locator('#board thead .paper').first.is_visible()
+    for words in ('h2', '.lead'):
+        rule = '(x) => getComputedStyle(x).breakAfter + getComputedStyle(x).breakInside'
+        assert page.locator(words).first.evaluate(rule).startswith('avoid')
+    page.emulate_media(media='screen')
     # And is as it was: plots answer again.
     assert page.evaluate("'print' in document.documentElement.dataset") is False
     page.evaluate('mmpetlReport.drawAll()')

@@ -41,7 +41,7 @@ function brief(value) {
   return String(Math.round(value));
 }
 function bytes(value) {
-  return value >= 1e9 ? `${(value / 1e9).toFixed(2)} GB` : `${(value / 1e6).toFixed(0)} MB`;
+  return value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(2)} GB` : `${(value / 2 ** 20).toFixed(0)} MB`;
 }
 function seconds(value) {
   return value >= 1 ? `${value.toFixed(2)} s` : `${(value * 1e3).toFixed(1)} ms`;
@@ -141,6 +141,8 @@ function aggregate() {
     row.of = names.length;
     row.done = names.filter((task) => row.values.get(task) !== null).length;
     row.complete = row.done === row.of;
+    row.marks = marksOf(row);
+    row.fair = row.complete && !row.marks.length;
     row.failed = row.runs.filter((run) => run.error !== null).length;
     row.plain = meanOver([names], value);
     row.group = meanOver(parts, value);
@@ -162,7 +164,7 @@ function aggregate() {
     const counts = perTask.filter((xs) => xs.length).map(mean);
     row.trainable = counts.length ? mean(counts) : null;
     row.range = known.length ? [Math.min(...known), Math.max(...known)] : null;
-    row.ppt = row.complete && row.trainable !== null && row.plain >= 0 && row.plain <= 100
+    row.ppt = row.fair && row.trainable !== null && row.plain >= 0 && row.plain <= 100
       ? row.plain / 100 * Math.exp(-Math.log10(row.trainable / DATA.scale + 1)) : null;
     const memory = good.map((run) => run.memory).filter((x) => x !== null);
     row.memory = memory.length ? Math.max(...memory) : null;
@@ -179,10 +181,15 @@ function aggregate() {
   rows.shown = shown;
   rows.groupNames = groups;
   rows.total = found.size;
-  const ranked = rows.filter((row) => row.complete).sort((a, b) => b.plain - a.plain);
-  rows.forEach((row) => { row.position = row.complete ? ranked.indexOf(row) + 1 : null; });
+  const ranked = rows.filter((row) => row.fair).sort((a, b) => b.plain - a.plain);
+  rows.forEach((row) => { row.position = row.fair ? ranked.indexOf(row) + 1 : null; });
 }
-const byMean = (a, b) => b.complete - a.complete || (b.plain ?? -1) - (a.plain ?? -1);
+// Why a row is not to be compared with the others of its table.
+function marksOf(row) {
+  const item = DATA.statistics.find((found) => found.suite === state.suite && found.protocol === state.protocol && found.backbone === row.backbone && found.marks[row.label]);
+  return item ? item.marks[row.label] : [];
+}
+const byMean = (a, b) => b.complete - a.complete || b.fair - a.fair || (b.plain ?? -1) - (a.plain ?? -1);
 const manyBackbones = () => new Set(RUNS.filter(inScope).map((run) => run.backbone)).size;
 
 // ---- leaderboard ---------------------------------------------------------------
@@ -214,7 +221,8 @@ function boardColumns() {
 function methodCell(row) {
   const card = CARDS.get(row.method);
   const link = card ? el('a', { href: `#${card.id}`, title: row.label, text: row.label }) : el('span', { text: row.label });
-  return el('td', { class: 'l stick' }, el('span', { class: 'dot', style: `--dot:${colourOf(row.family)}` }), link);
+  const mark = row.marks.length ? el('span', { class: 'short', title: row.marks.join('; '), text: ' ‡' }) : null;
+  return el('td', { class: 'l stick' }, el('span', { class: 'dot', style: `--dot:${colourOf(row.family)}` }), link, mark);
 }
 function trainableCell(row) {
   if (!row.range) return el('td', { text: '–' });
@@ -264,7 +272,7 @@ function drawBoard(focus) {
   const isMean = ['plain', 'group'].includes(current.key) || /^g\d/.test(current.key);
   const order = compareBy(current, state.sort.down);
   // A mean over fewer tasks does not compete with one over all.
-  rows.sort((a, b) => (isMean ? b.complete - a.complete : 0) || order(a, b));
+  rows.sort((a, b) => (isMean ? b.complete - a.complete || b.fair - a.fair : 0) || order(a, b));
   const head = el('tr');
   for (const column of columns) {
     const sorted = column === current ? (state.sort.down ? 'descending' : 'ascending') : 'none';
@@ -275,7 +283,9 @@ function drawBoard(focus) {
       drawBoard(column.key);
       remember();
     });
-    head.append(el('th', { scope: 'col', 'aria-sort': sorted, class: `${column.left ? 'l' : ''}${column.stick ? ' stick' : ''}` }, button));
+    head.append(el('th', { scope: 'col', 'aria-sort': sorted, class: `${column.left ? 'l' : ''}${column.stick ? ' stick' : ''}` }, button,
+      // A head that holds a button is not repeated on the next sheet of paper.
+      el('span', { class: 'paper', 'aria-hidden': 'true', text: column.label })));
   }
   $('#board thead').replaceChildren(head);
   const body = document.createDocumentFragment();
@@ -304,6 +314,7 @@ function drawWords() {
     'Trainable parameters leave out the head. PPT is of the plain mean. Memory is the highest peak, step the median.'];
   if (rows.some((row) => row.failed)) notes.push('× counts failed runs.');
   if (rows.some((row) => !row.complete)) notes.push('A mean in italics with k/K is over k of K tasks: it is not comparable, has no PPT, and stands below the rest.');
+  if (rows.some((row) => row.marks.length)) notes.push('‡ is not to be compared, for the reasons above: it has no place, no PPT, and takes part in no statistics.');
   const devices = unique(rows.flatMap((row) => row.runs.map((run) => run.device)).filter(Boolean));
   if (devices.length > 1) notes.push(`Memory and step come from ${devices.length} devices (${devices.join(', ')}) and compare within one only.`);
   if (DATA.left_out) notes.push(`${several(DATA.left_out, 'run')} of tuning ${DATA.left_out === 1 ? 'is' : 'are'} not shown.`);

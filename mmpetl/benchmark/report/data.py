@@ -10,6 +10,7 @@ from typing import Any
 from mmpetl.benchmark import published
 from mmpetl.benchmark.latex import TEX
 from mmpetl.benchmark.records import Record
+from mmpetl.benchmark.report.choices import choice, draws
 from mmpetl.benchmark.report.details import details
 from mmpetl.benchmark.report.pairs import pairs
 from mmpetl.benchmark.scores import labels_of, metric_of, percent, with_facts
@@ -59,10 +60,11 @@ def page_data(records: Sequence[Record]) -> dict[str, Any]:
             'count': len(rows),
             'left_out': len(records) - len(final),
             'suites': _suites(tables, many),
-            'statistics': [_statistics(table, many) for table in tables],
+            'statistics': [_statistics(table, many, final) for table in tables],
             'published': [item for table in tables for item in _published(table, many)],
             'scale': 1e7,
             'tex': TEX,
+            'draws': draws(),
         },
         'curves': _curves(final),
         'details': details(final),
@@ -152,7 +154,9 @@ def _suites(tables: Sequence[Table], many: set[str]) -> dict[str, Any]:
     }
 
 
-def _statistics(table: Table, many: set[str]) -> dict[str, Any]:
+def _statistics(
+    table: Table, many: set[str], records: Sequence[Record]
+) -> dict[str, Any]:
     scores = table.scores()
     tasks = shared_tasks(scores)
     result: dict[str, Any] = {
@@ -164,6 +168,8 @@ def _statistics(table: Table, many: set[str]) -> dict[str, Any]:
         'warnings': list(table.warnings),
         'marks': {row.label: list(row.marks) for row in table.rows if row.marks},
         **pairs(table.runs()),
+        'labels_all': [row.label for row in table.rows],
+        'choice': choice(table, records),
     }
     if len(scores) > 2 and len(tasks) > 1:
         ranks = mean_ranks(scores)

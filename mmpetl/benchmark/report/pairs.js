@@ -58,12 +58,12 @@ painters.pairs = (t) => {
     : plain(shown[i]))));
   const places = shown.map((_, i) => i);
   return { height: 130 + 21 * shown.length, width: 200 + (shown.length > 26 ? 35 : 40) * shown.length, click: (point) => { state.pair = shown[point.y]; drawPairs(); remember(); },
-    data: [{ type: 'heatmap', x: places, y: places, z, text, texttemplate: '%{text}', textfont: { size: shown.length > 26 ? 8.5 : 9.5, color: t.ink }, hovertext: hover, hovertemplate: '%{hovertext}<extra></extra>',
+    data: [{ type: 'heatmap', x: places, y: places, z, text, texttemplate: '%{text}', textfont: { size: printing ? 6 : shown.length > 26 ? 8.5 : 9.5, color: t.ink }, hovertext: hover, hovertemplate: '%{hovertext}<extra></extra>',
       colorscale: [[0, t.low], [0.5, t.mid], [1, t.high]], zmin: -reach, zmax: reach, xgap: 1, ygap: 1,
       colorbar: colourBar(t, 'row minus column, points', shown.length) }],
     layout: { margin: { l: 8, r: 8, t: 8, b: 8 },
       xaxis: { side: 'top', tickangle: -40, showgrid: false, tickvals: places, ticktext: shown.map(plain), ticks: '' },
-      yaxis: { autorange: 'reversed', showgrid: false, tickvals: places, ticktext: shown.map(plain), ticks: '' } },
+      yaxis: { autorange: 'reversed', showgrid: false, tickvals: places, ticktext: shown.map(plain), ticks: '', tickfont: printing ? { size: 9 } : undefined } },
     table: () => [['Method', ...shown], shown.map((label, i) => [label, ...text[i]])] };
 };
 function listenPairs() {

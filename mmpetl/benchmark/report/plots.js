@@ -26,6 +26,7 @@ function layout(t, extra) {
 // What printing changes is said here too: Plotly keeps what a later config leaves out.
 const CONFIG = { displaylogo: false, displayModeBar: false, responsive: true, staticPlot: false };
 const painters = {};
+const SHEET = 560;
 function paint(plot) {
   plot.stale = false;
   const made = painters[plot.name](theme(), plot);
@@ -40,6 +41,9 @@ function paint(plot) {
   }
   if (!plot.live) plot.canvas.replaceChildren();
   plot.canvas.className = plot.base;
+  if (made.nodes) { plot.canvas.replaceChildren(...made.nodes); return; }
+  // A picture that is taller than a sheet would be cut in two.
+  if (printing && made.height) made.height = Math.min(made.height, SHEET);
   if (made.height) plot.canvas.style.height = `${made.height}px`;
   if (made.width) plot.canvas.style.minWidth = `${made.width}px`;
   const size = printing ? { autosize: false, width: plot.printWidth, height: made.height || 420 } : { autosize: true };
@@ -101,8 +105,10 @@ function watch() {
   }, { rootMargin: '250px' });
   for (const node of document.querySelectorAll('[data-plot]')) {
     const canvas = $('.canvas', node);
-    canvas.setAttribute('role', 'img');
-    canvas.setAttribute('aria-label', $('figcaption', node).textContent);
+    if (node.dataset.words === undefined) {
+      canvas.setAttribute('role', 'img');
+      canvas.setAttribute('aria-label', $('figcaption', node).textContent);
+    }
     plots.set(node.dataset.plot, { name: node.dataset.plot, node, canvas, base: canvas.className, stale: true, seen: false,
       live: false, printWidth: node.parentElement.className === 'pair' ? 480 : 980 });
     seer.observe(node);
@@ -147,7 +153,7 @@ function labels(wanted, points, width, height, size) {
 const fromTo = (xs) => { const low = Math.min(...xs), high = Math.max(...xs); return low === high ? String(low) : `${low} to ${high}`; };
 function costPlot(key, title, show, scale, log) {
   return (t, plot) => {
-    const points = rows.filter((row) => row.complete && row[key] !== null).map((row) => ({ row, x: row[key] / scale, y: row.plain }));
+    const points = rows.filter((row) => row.fair && row[key] !== null).map((row) => ({ row, x: row[key] / scale, y: row.plain }));
     if (points.length < 1) return 'Nothing to draw: no method with this cost has all tasks of the selection.';
     const positive = points.map((point) => point.x).filter((x) => x > 0);
     // A logarithm has no zero: methods that train no backbone stand at the left edge.
@@ -200,7 +206,7 @@ function costPlot(key, title, show, scale, log) {
   };
 }
 painters.params = costPlot('trainable', 'trainable parameters of the backbone', count, 1, true);
-painters.memory = costPlot('memory', 'peak memory, GB', bytes, 1e9, false);
+painters.memory = costPlot('memory', 'peak memory, GB', bytes, 2 ** 30, false);
 painters.step = costPlot('step', 'step, ms', seconds, 1e-3, false);
 
 // Heat map.
@@ -238,7 +244,7 @@ painters.heat = (t) => {
   // Names of axes are keys to plotly, so rows and columns go by place.
   const places = (xs) => xs.map((_, i) => i);
   return { height: 130 + 21 * ordered.length, width: 190 + 44 * tasks.length,
-    data: [{ type: 'heatmap', x: places(tasks), y: places(names), z, text, texttemplate: '%{text}', textfont: { size: 10.5, color: t.ink },
+    data: [{ type: 'heatmap', x: places(tasks), y: places(names), z, text, texttemplate: '%{text}', textfont: { size: printing ? 8 : 10.5, color: t.ink },
       colorscale: scales[mode], zmin: reach === null ? undefined : -reach, zmax: reach === null ? undefined : reach,
       hovertemplate: '%{hovertext}<extra></extra>', hoverongaps: true, xgap: 1, ygap: 1,
       hovertext: hover.map((line, i) => line.map((words, j) => `<b>${names[i]}</b> on ${plain(tasks[j])}<br>${words}`)),
@@ -248,7 +254,7 @@ painters.heat = (t) => {
       shapes: rows.shown.flatMap(([, group], i) => (i && group !== rows.shown[i - 1][1]
         ? [{ type: 'line', x0: i - 0.5, x1: i - 0.5, y0: -0.5, y1: ordered.length - 0.5, line: { color: t.ink, width: 2 } }] : [])),
       xaxis: { side: 'top', tickangle: -40, showgrid: false, tickvals: places(tasks), ticktext: tasks.map(plain), ticks: '' },
-      yaxis: { autorange: 'reversed', showgrid: false, tickvals: places(names), ticktext: names, ticks: '' } },
+      yaxis: { autorange: 'reversed', showgrid: false, tickvals: places(names), ticktext: names, ticks: '', tickfont: printing ? { size: 9 } : undefined } },
     table: () => [['Method', ...tasks], ordered.map((row) => [row.name, ...tasks.map((task) => state_(row, task) || 'not run')])] };
 };
 
