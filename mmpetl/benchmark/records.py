@@ -420,12 +420,12 @@ class RecordStore:
             if isinstance(record, Exception):
                 self.left_out.append(f'{record}')
                 continue
+            path = folder / name / 'record.json'
             if record.job.id in found:
                 # A copied folder is no second run.
-                path = folder / name / 'record.json'
                 self.left_out.append(f'{path} is a second record of {record.job.id}')
                 continue
-            if record.job.id != path.parent.name:
+            if record.job.id != name:
                 self.left_out.append(
                     f'{path} is the record of {record.job.id}, which is another folder'
                 )

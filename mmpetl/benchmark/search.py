@@ -60,7 +60,6 @@ __getattr__, __dir__ = moved_names(
         'FALLBACK': 'mmpetl.benchmark.spaces',
         'FileLock': 'mmpetl.benchmark.optuna_study',
         'PruningHook': 'mmpetl.benchmark.optuna_study',
-        'encode': 'mmpetl.benchmark.spaces',
     },
 )
 

@@ -241,7 +241,7 @@ def test_a_budget_of_nothing_and_a_missing_package_fail_in_a_line(
     with pytest.raises(PETLError, match='trials of at least 1'):
         fake(tmp_path, trials=0)
     monkeypatch.setitem(sys.modules, 'optuna', None)
-    with pytest.raises(PETLError, match=r'pip install mmpetl\[benchmark\]'):
+    with pytest.raises(PETLError, match='pip install "optuna'):
         fake(tmp_path)
 
 

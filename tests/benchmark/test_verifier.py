@@ -201,7 +201,7 @@ PLANTED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda f: edit(
             f, lambda r: r['job']['options'].update({'train_cfg.max_epochs': 1})
         ),
-        'id',
+        'record',
     ),
     'readings of the test set': (
         lambda f: edit(f, lambda r: r.update(test_reads=0)),
@@ -251,7 +251,7 @@ PLANTED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda f: edit(f, lambda r: r.update(peak_memory_bytes=1)),
         'peak_memory_bytes',
     ),
-    'seed': (lambda f: edit(f, lambda r: r['job'].update(seed=3)), 'id'),
+    'seed': (lambda f: edit(f, lambda r: r['job'].update(seed=3)), 'record'),
     'name of the folder': (renamed, 'id'),
     'trained numbers': (
         lambda f: (f / 'delta.safetensors').write_bytes(
@@ -326,6 +326,7 @@ def test_a_config_that_runs_code_is_not_run(copied: Path, tmp_path: Path) -> Non
 def test_options_that_import_are_refused(copied: Path) -> None:
     def change(record: dict[str, Any]) -> None:
         record['job']['options']['custom_imports.imports'] = ['os']
+        record['id'] = Job(**record['job']).id
 
     edit(copied, change)
     verdict = verify_run(copied)
