@@ -238,8 +238,8 @@ def test_accumulation_and_two_processes_train_a_dense_plan_equally(
         found[name] = load_file(store.folder(job) / 'delta.safetensors'), record
     assert [r.curves['loss'][-1][0] for _, r in found.values()] == [6, 3]
     trained, _ = found['passes']
-    ups = [v for k, v in trained.items() if 'up' in k]
-    assert max(float(v.abs().max()) for v in ups) > 1e-5, 'they begin at zero'
+    grown = [value for key, value in trained.items() if key.endswith('.B')]
+    assert min(float(value.abs().max()) for value in grown) > 0, 'they begin at zero'
     for key, value in found['processes'][0].items():
-        # Sums of float32 in another order, over three steps.
-        torch.testing.assert_close(trained[key], value, rtol=1e-3, atol=1e-6)
+        # Bit-equal where it was tried; sums of float32 may come in another order.
+        torch.testing.assert_close(trained[key], value, rtol=1e-4, atol=1e-9)
