@@ -411,3 +411,34 @@ def test_a_written_out_config_is_read_as_data(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(PETLError, match=said):
             read_literal_config(path)
+
+
+DENSE = {
+    'ade20k': ('ADEChallengeData2016', {'train_cfg.max_iters': 2}),
+    'coco': ('coco', {'train_cfg.max_epochs': 1}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', DENSE)
+def test_a_dense_run_is_verified_from_what_its_evaluators_kept(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmpetl.datasets.mini import make
+
+    data, length = DENSE[name]
+    make(tmp_path / 'data', names=[data], size='tiny')
+    monkeypatch.setenv('MMPETL_DATA', str(tmp_path / 'data'))
+    options = {**length, 'train_dataloader.batch_size': 2, **RANK}
+    job = Job(f'mini/{name}', 'LoRA', seed=1, options=options)
+    store = RecordStore(tmp_path / 'bench')
+    folder = store.folder(job)
+    store.write(run_job(job, folder))
+    assert (folder / 'results.json.gz').is_file()
+    assert not (folder / 'predictions.npz').exists()
+    for level in ('files', 'delta'):
+        verdict = verify_run(folder, level)
+        assert verdict.status == 'verified', [c.line for c in verdict.checks]
+    primary = store.read(job).primary
+    edit(folder, lambda r: r['metrics'].update({primary: 0.99}))
+    assert f'metrics.{primary}' in fields(verify_run(folder))

@@ -69,7 +69,9 @@ def verify(args: argparse.Namespace) -> None:
         folders = [
             f for f in folders if any(fnmatch.fnmatchcase(f.name, p) for p in args.runs)
         ]
-    if (ROOT / 'data' / 'mini').is_dir():
+    # As run.py has it for mini plans; other recipes read below `data`.
+    mini = all(folder.name.startswith('mini-') for folder in folders)
+    if mini and (ROOT / 'data' / 'mini').is_dir():
         os.environ.setdefault('MMPETL_DATA', str(ROOT / 'data' / 'mini'))
     states: collections.Counter[str] = collections.Counter()
     for folder in folders:
