@@ -3,7 +3,8 @@
 Where the system locks files (``flock``), a lock says it; it ends with its process.
 Elsewhere a lease does: a file that names its holder and that the holder renews every
 :data:`RENEW_S` seconds. A lease that was not renewed for :data:`STALE_S` seconds, or
-whose process is gone from this machine, is void.
+whose process is gone from this machine, is void. Leases are numbered, and the highest
+counts: who finds it void or given back makes the next, which one alone can do.
 
 Ages are measured by the clock of the file system, which all machines see alike.
 """
@@ -71,7 +72,7 @@ def held(folder: Path) -> bool:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-            return not _is_void(folder / LEASE)
+            return not _is_void(_newest(folder)[1])
     return False
 
 
@@ -90,13 +91,18 @@ def tell(folder: Path, error: OSError) -> None:
 
 @contextlib.contextmanager
 def _lease(folder: Path) -> Iterator[bool]:
-    path = folder / LEASE
-    if _is_void(path):
-        _bury(path)
-    token = secrets.token_hex(8)
-    if not _take(path, token):
+    number, newest = _newest(folder)
+    path, token = folder / f'{LEASE}-{number + 1}', secrets.token_hex(8)
+    if not (_is_void(newest) and _take(path, token)):
         yield False
         return
+    if _newest(folder)[0] > number + 1:
+        # It was judged long ago: others have held the run since.
+        path.unlink(missing_ok=True)
+        yield False
+        return
+    for older in _leases(folder)[:-1]:
+        older[1].unlink(missing_ok=True)
     over = threading.Event()
     renewal = threading.Thread(target=_renew, args=(path, token, over), daemon=True)
     renewal.start()
@@ -106,11 +112,30 @@ def _lease(folder: Path) -> Iterator[bool]:
         over.set()
         renewal.join()
         if _read(path).get('token') == token:
-            path.unlink(missing_ok=True)
+            _give_back(path, token)
+
+
+def _leases(folder: Path) -> list[tuple[int, Path]]:
+    """Number and file of every lease of a folder, the highest last."""
+    numbers = {path: path.name.rpartition('-')[2] for path in folder.glob(f'{LEASE}-*')}
+    return sorted((int(n), path) for path, n in numbers.items() if n.isdecimal())
+
+
+def _newest(folder: Path) -> tuple[int, Path | None]:
+    """Number and file of the lease that counts; 0 and None where there is none."""
+    found = _leases(folder)
+    return found[-1] if found else (0, None)
+
+
+def _give_back(path: Path, token: str) -> None:
+    """Say that a lease is over; its file stays, so that its number is not used anew."""
+    part = path.with_name(f'{LEASE}.{token}')
+    part.write_text(json.dumps({'over': True}), encoding='utf-8')
+    part.replace(path)
 
 
 def _take(path: Path, token: str) -> bool:
-    """Make the lease, if there is none; one link wins, also on NFS."""
+    """Make a lease, if there is none of its number; one link wins, also on NFS."""
     part = path.with_name(f'{LEASE}.{token}')
     said = {'host': socket.gethostname(), 'pid': os.getpid(), 'token': token}
     part.write_text(json.dumps(said), encoding='utf-8')
@@ -140,28 +165,17 @@ def _renew(path: Path, token: str, over: threading.Event) -> None:
             os.utime(path)
 
 
-def _bury(path: Path) -> None:
-    """Put a void lease out of the way; of several who try, one does."""
-    was = _read(path).get('token')
-    grave = path.with_name(f'{LEASE}.{secrets.token_hex(8)}')
-    try:
-        path.rename(grave)
-    except OSError:
-        return
-    if _read(grave).get('token') != was:
-        # Another was faster, and this is its new one.
-        with contextlib.suppress(OSError):
-            os.link(grave, path)
-    grave.unlink(missing_ok=True)
-
-
-def _is_void(path: Path) -> bool:
-    """Whether nobody holds a lease: it is not there, or its holder is gone."""
+def _is_void(path: Path | None) -> bool:
+    """Whether nobody holds a lease: it is not there or over, or its holder is gone."""
+    if path is None:
+        return True
     try:
         age = _clock(path.parent) - path.stat().st_mtime
     except FileNotFoundError:
-        return True
+        return False  # removed by who took the next
     said = _read(path)
+    if said.get('over') is True:
+        return True
     here, pid = said.get('host') == socket.gethostname(), said.get('pid')
     if here and isinstance(pid, int) and not _lives(pid):
         return True

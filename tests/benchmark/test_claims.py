@@ -53,7 +53,7 @@ def test_without_locks_a_lease_holds_a_job_and_it_is_said_once(
     assert not store.held(JOB)
     with store.claim(JOB) as mine:
         assert mine
-    assert not list(store.folder(JOB).glob('lease*'))
+    assert [p.name for p in store.folder(JOB).glob('lease*')] == ['lease-2']
     said = capsys.readouterr().err
     assert said.count('\n') == 1
     assert 'its file system has no locks (' in said
@@ -75,7 +75,7 @@ def test_a_lease_is_void_when_its_holder_is_gone(
     lease: dict, free: bool, tmp_path: Path
 ) -> None:
     store = RecordStore(tmp_path)
-    write(store.folder(JOB) / claims.LEASE, **lease)
+    write(store.folder(JOB) / 'lease-1', **lease)
     assert store.held(JOB) is not free
     with store.claim(JOB) as mine:
         assert mine is free
@@ -88,7 +88,7 @@ def test_a_lease_is_renewed_while_it_is_held(
     monkeypatch.setattr(claims, 'RENEW_S', 0.02)
     store = RecordStore(tmp_path)
     with store.claim(JOB):
-        path = store.folder(JOB) / claims.LEASE
+        path = store.folder(JOB) / 'lease-1'
         os.utime(path, (0, 0))
         deadline = time.monotonic() + 20
         while not path.stat().st_mtime and time.monotonic() < deadline:
@@ -100,7 +100,7 @@ def test_a_lease_is_renewed_while_it_is_held(
 def test_of_many_who_take_over_a_void_lease_one_does(tmp_path: Path) -> None:
     for turn in range(20):
         folder = tmp_path / str(turn)
-        write(folder / claims.LEASE, age=500, host='another')
+        write(folder / 'lease-7', age=500, host='another')
         gate, won = threading.Barrier(6), []
 
         def take(folder: Path = folder, gate=gate, won=won) -> None:
@@ -118,6 +118,25 @@ def test_of_many_who_take_over_a_void_lease_one_does(tmp_path: Path) -> None:
         assert len(won) <= 1
         with claims.claim(folder) as mine:
             assert mine
+
+
+@pytest.mark.usefixtures('no_locks')
+def test_who_judged_a_lease_long_ago_does_not_take_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / 'lease-1', age=500, host='another')
+    judged = claims._newest(tmp_path)
+    with claims.claim(tmp_path):
+        pass
+    with claims.claim(tmp_path) as mine:
+        assert mine
+        found = iter([judged])
+        now = claims._newest
+        monkeypatch.setattr(claims, '_is_void', lambda path: True)
+        monkeypatch.setattr(claims, '_newest', lambda f: next(found, None) or now(f))
+        with claims.claim(tmp_path) as late:
+            assert not late
+        assert [p.name for p in tmp_path.glob('lease-*')] == ['lease-3']
 
 
 @pytest.mark.usefixtures('no_locks')
