@@ -269,8 +269,7 @@ def test_files_of_another_config_are_not_continued(
 
     folder = tmp_path / 'run'
     shutil.copytree(RecordStore(unkilled).folder(JOBS[2]), folder)
-    config = compose_job(JOBS[2], folder)
-    begin(folder, config, 'another')
+    begin(folder, compose_job(JOBS[2], folder), 'another')
     assert not (folder / 'predictions.npz').exists()
     lines = list(read_run_log(folder / 'log.jsonl'))
     assert [(x['attempt'], x['config']) for x in lines] == [(1, 'another')]
