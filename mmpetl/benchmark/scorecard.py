@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from mmpetl.analysis import agreement, costs, measures, robustness, selection
+from mmpetl.analysis import agreement, charts, costs, measures, robustness, selection
 from mmpetl.benchmark.records import Record, RecordStore, write_json
 from mmpetl.benchmark.verdicts import digest_of
 from mmpetl.core import PETLError
@@ -113,7 +113,7 @@ def measure(
         key = {
             'format': FORMAT,
             'record': digest_of(store.folder(record.job) / 'record.json'),
-            'settings': msgspec.to_builtins(settings),
+            'settings': charts.as_data(vars(settings)),
             'strange': others,
         }
         card = read_json(path, Card, 'card') if path.is_file() else None
