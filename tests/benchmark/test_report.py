@@ -17,6 +17,7 @@ import pytest
 import synthetic
 
 from mmpetl.benchmark import report
+from mmpetl.benchmark.cards import Measured
 from mmpetl.benchmark.choosing import Limits, choose
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.report import build_page, page_data, read_pictures, write_report
@@ -229,6 +230,26 @@ def test_details_hold_each_value_once_and_invent_none():
     json.dumps(found, allow_nan=False)
 
 
+def test_verdicts_and_cards_reach_the_page():
+    done = [r for r in synthetic.records(40) if r.status == 'done'][:3]
+    ids = [record.job.id for record in done]
+    verdicts = dict.fromkeys(ids[:2], 'verified (files)')
+    cards = {name: Measured(0.004, False) for name in ids}
+    found = page_data(done, verdicts, cards)
+    values = found['details']['verified']
+    assert [values['values'][code] for code in values['codes']] == [
+        'verified (files)',
+        'verified (files)',
+        None,
+    ]
+    (item,) = found['main']['statistics']
+    assert item['verified'] == {done[0].job.method: '2/3'}
+    facts = item['choice']['facts'][done[0].job.method]
+    assert (facts['latency'], facts['folds']) == (0.004, False)
+    # Where nobody has looked, nothing is said of it.
+    assert page_data(done)['main']['statistics'][0]['verified'] == {}
+
+
 def test_an_interval_is_that_of_student():
     from scipy.stats import ttest_1samp
 
@@ -384,6 +405,7 @@ class Watched:
     def __init__(self, chromium, path, width=1280, height=800, **kwargs):
         size = {'width': width, 'height': height}
         self.page = chromium.new_page(viewport=size, **kwargs)
+        self.page.set_default_timeout(120_000)  # a busy machine is no fault of a page
         self.requests, self.complaints = [], []
         self.page.on('request', lambda r: self.requests.append(r.url))
         self.page.on('pageerror', lambda e: self.complaints.append(str(e)))
