@@ -93,7 +93,7 @@ function reset() {
   state.curve = { task: '', name: '', methods: 'best5' };
   state.pair = '';
   state.run = '';
-  state.limits = { memory: '', trainable: '', step: '', folds: '', kind: '' };
+  state.limits = { memory: '', trainable: '', step: '', latency: '', folds: '', kind: '' };
 }
 reset();
 
@@ -142,6 +142,7 @@ function aggregate() {
     row.done = names.filter((task) => row.values.get(task) !== null).length;
     row.complete = row.done === row.of;
     row.marks = marksOf(row);
+    row.verified = verifiedOf(row);
     row.fair = row.complete && !row.marks.length;
     row.failed = row.runs.filter((run) => run.error !== null).length;
     row.plain = meanOver([names], value);
@@ -189,6 +190,11 @@ function marksOf(row) {
   const item = DATA.statistics.find((found) => found.suite === state.suite && found.protocol === state.protocol && found.backbone === row.backbone && found.marks[row.label]);
   return item ? item.marks[row.label] : [];
 }
+// How many of its runs were verified, as 5/6; empty where nobody has looked.
+function verifiedOf(row) {
+  const item = DATA.statistics.find((found) => found.suite === state.suite && found.protocol === state.protocol && found.backbone === row.backbone && found.verified[row.label]);
+  return item ? item.verified[row.label] : '';
+}
 const byMean = (a, b) => b.complete - a.complete || b.fair - a.fair || (b.plain ?? -1) - (a.plain ?? -1);
 const manyBackbones = () => new Set(RUNS.filter(inScope).map((run) => run.backbone)).size;
 
@@ -222,7 +228,9 @@ function methodCell(row) {
   const card = CARDS.get(row.method);
   const link = card ? el('a', { href: `#${card.id}`, title: row.label, text: row.label }) : el('span', { text: row.label });
   const mark = row.marks.length ? el('span', { class: 'short', title: row.marks.join('; '), text: ' ‡' }) : null;
-  return el('td', { class: 'l stick' }, el('span', { class: 'dot', style: `--dot:${colourOf(row.family)}` }), link, mark);
+  const [good, of] = row.verified.split('/'), check = !row.verified || good === '0' ? null
+    : el('small', { title: `${good} of ${of} runs verified`, text: good === of ? ' ✓' : ` ✓ ${row.verified}` });
+  return el('td', { class: 'l stick' }, el('span', { class: 'dot', style: `--dot:${colourOf(row.family)}` }), link, mark, check);
 }
 function trainableCell(row) {
   if (!row.range) return el('td', { text: '–' });
@@ -315,6 +323,7 @@ function drawWords() {
   if (rows.some((row) => row.failed)) notes.push('× counts failed runs.');
   if (rows.some((row) => !row.complete)) notes.push('A mean in italics with k/K is over k of K tasks: it is not comparable, has no PPT, and stands below the rest.');
   if (rows.some((row) => row.marks.length)) notes.push('‡ is not to be compared, for the reasons above: it has no place, no PPT, and takes part in no statistics.');
+  if (rows.some((row) => row.verified)) notes.push('✓ has been verified, all of its runs or as many as it says.');
   const devices = unique(rows.flatMap((row) => row.runs.map((run) => run.device)).filter(Boolean));
   if (devices.length > 1) notes.push(`Memory and step come from ${devices.length} devices (${devices.join(', ')}) and compare within one only.`);
   if (DATA.left_out) notes.push(`${several(DATA.left_out, 'run')} of tuning ${DATA.left_out === 1 ? 'is' : 'are'} not shown.`);

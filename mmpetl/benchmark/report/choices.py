@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from mmpetl.benchmark.cards import Measured
 from mmpetl.benchmark.choosing import KINDS, facts_of, kind_of
 from mmpetl.benchmark.choosing_text import resampling_note
 from mmpetl.benchmark.designs import ALPHA
@@ -32,8 +33,18 @@ def draws() -> dict[str, Any]:
     }
 
 
-def choice(table: Table, records: Sequence[Record]) -> dict[str, Any]:
-    """Costs and tests of a table's rows, whichever limits will be set."""
+def choice(
+    table: Table,
+    records: Sequence[Record],
+    cards: Mapping[str, Measured] | None = None,
+) -> dict[str, Any]:
+    """Costs and tests of a table's rows, whichever limits will be set.
+
+    Args:
+        table: The table.
+        records: Those that it may be of.
+        cards: What the scorecard has measured of runs, by their ids.
+    """
     by_label: dict[str, list[Record]] = {}
     kinds = set()
     for record, label in runs_of(table, records):
@@ -42,11 +53,12 @@ def choice(table: Table, records: Sequence[Record]) -> dict[str, Any]:
     kinds &= set(KINDS.values())
     facts = {}
     for row in table.rows:
-        found = facts_of(by_label.get(row.label, ()))
+        found = facts_of(by_label.get(row.label, ()), cards)
         facts[row.label] = {
             'memory': found.memory_bytes,
             'trainable': found.trainable,
             'step': found.step_seconds,
+            'latency': found.latency_seconds,
             'folds': found.folds,
         }
     scores = table.scores()

@@ -82,10 +82,14 @@ function holm(ps) {
   return out;
 }
 const LIMITS = [
-  { key: 'memory', name: 'peak memory', unit: 'GB', scale: 2 ** 30, show: bytes },
-  { key: 'trainable', name: 'trainable parameters', unit: '', scale: 1, show: count },
-  { key: 'step', name: 'training step', unit: 'ms', scale: 1e-3, show: seconds },
+  { key: 'memory', head: 'Memory', name: 'peak memory', unit: 'GB', scale: 2 ** 30, show: bytes },
+  { key: 'trainable', head: 'Trainable', name: 'trainable parameters', unit: '', scale: 1, show: count },
+  { key: 'step', head: 'Step', name: 'training step', unit: 'ms', scale: 1e-3, show: seconds },
+  { key: 'latency', head: 'Latency', name: 'latency', unit: 'ms', scale: 1e-3, show: seconds },
 ];
+// Time of a prediction is asked for where some run has a card of the scorecard.
+const TIMED = DATA.statistics.some((item) => Object.values(item.choice.facts).some((facts) => facts.latency !== null));
+const shownLimits = () => LIMITS.filter(({ key }) => key !== 'latency' || TIMED || state.limits.latency !== '');
 function limitsOf() {
   const found = { folds: state.limits.folds === 'yes' };
   for (const { key, scale } of LIMITS) {
@@ -158,7 +162,7 @@ function sayChoice({ candidates, tasks }) {
     while (others * 2 ** (1 - need) >= DATA.draws.alpha) need += 1;
     lines.push(`With ${several(tasks.length, 'task')} no difference can be shown: the least p is ${+least.toPrecision(3)}; ${need} tasks can.`);
   }
-  const cheap = LIMITS.filter(({ key }) => tied.every((one) => one.facts[key] !== null)).map(({ key, name, show }) => {
+  const cheap = LIMITS.slice(0, 3).filter(({ key }) => tied.every((one) => one.facts[key] !== null)).map(({ key, name, show }) => {
     const low = Math.min(...tied.map((one) => one.facts[key]));
     return `${name} ${tied.filter((one) => one.facts[key] === low).map((one) => one.label).join(', ')} (${show(low)})`;
   });
@@ -188,8 +192,8 @@ function choiceBlock(answer) {
     `${one.mean.toFixed(2)}${one.meanEnds ? ` (${one.meanEnds.map((end) => end.toFixed(2)).join(' to ')})` : ''}`,
     one.best === null ? '–' : `${(100 * one.best).toFixed(1)} %`, one.p === null ? '–' : small(one.p),
     el('td', { class: 'l', text: one.tied ? 'shares the first place' : 'shown to be worse' }),
-    ...LIMITS.map((limit) => show(one, limit)), one.facts.folds === null ? '?' : one.facts.folds ? 'yes' : 'no']);
-  const table = makeTable(['Method', 'Mean rank, 1 is best', 'Mean rank', 'Mean score', 'Best in', 'p to the first', 'Verdict', 'Memory', 'Trainable', 'Step', 'Folds'], lines);
+    ...shownLimits().map((limit) => show(one, limit)), one.facts.folds === null ? '?' : one.facts.folds ? 'yes' : 'no']);
+  const table = makeTable(['Method', 'Mean rank, 1 is best', 'Mean rank', 'Mean score', 'Best in', 'p to the first', 'Verdict', ...shownLimits().map(({ head }) => head), 'Folds'], lines);
   table.className = 'choice';
   const left = [...excluded.map(([label, reasons]) => `${label}: ${reasons.join(', ')}`), ...incomplete.map(([label, missing]) => `${label}: lacks ${missing.join(', ')}`)];
   const few = candidates.length > 1 && candidates[0].rankEnds === null ? [NOTHING_TO_DRAW] : [];
@@ -210,6 +214,7 @@ function drawChoice() {
   fill($('#limit-kind'), [['', 'the suite of the filters'], ...kinds.map((x) => [x, x])], kinds.includes(state.limits.kind) ? state.limits.kind : '');
   state.limits.kind = $('#limit-kind').value;
   for (const { key } of LIMITS) if ($(`#limit-${key}`).value !== state.limits[key]) $(`#limit-${key}`).value = state.limits[key];
+  $('#limit-latency').parentElement.hidden = !shownLimits().some(({ key }) => key === 'latency');
   $('#limit-folds').checked = state.limits.folds === 'yes';
 }
 function listenChoice() {

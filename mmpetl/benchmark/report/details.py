@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmpetl.benchmark.records import Record
@@ -17,8 +17,14 @@ MAX_TEXT = 4000
 """Characters of an error that the page carries; of longer ones the end."""
 
 
-def details(records: Sequence[Record]) -> dict[str, dict[str, list[Any]]]:
+def details(
+    records: Sequence[Record], verdicts: Mapping[str, str] | None = None
+) -> dict[str, dict[str, list[Any]]]:
     """Fields of the records, each distinct value once.
+
+    Args:
+        records: Those of the page's rows, in their order.
+        verdicts: Standing of runs by their ids.
 
     Returns:
         Name to ``values`` and ``codes``; a code by the place of the record. What a
@@ -28,6 +34,8 @@ def details(records: Sequence[Record]) -> dict[str, dict[str, list[Any]]]:
     fields = {name: [getattr(record, name) for record in records] for name in names}
     fields['search'] = [_search(record) for record in records]
     fields['error'] = [record.error and record.error[-MAX_TEXT:] for record in records]
+    known = verdicts or {}
+    fields['verified'] = [known.get(record.job.id) for record in records]
     for name in ('recipe', 'options', 'leaf'):
         fields[name] = [getattr(record.job, name) for record in records]
     return {name: _distinct(values) for name, values in fields.items()}

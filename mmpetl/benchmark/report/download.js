@@ -20,7 +20,7 @@ function csvText() {
   const notes = [...document.querySelectorAll('#board-warnings li')].map((item) => item.textContent).join(' ');
   for (const row of rows) {
     const cells = [['protocol', state.protocol], ['suite', state.suite], ['group', state.group || 'all'], ['backbone', row.backbone],
-      ['metric', DATA.suites[state.suite].metric], ...columns.filter((column) => column.key !== 'backbone').flatMap((column) => rawOf(column, row)), ['marks', row.marks.join('; ')], ['warnings', notes]];
+      ['metric', DATA.suites[state.suite].metric], ...columns.filter((column) => column.key !== 'backbone').flatMap((column) => rawOf(column, row)), ['verified', row.verified], ['marks', row.marks.join('; ')], ['warnings', notes]];
     if (!lines.length) lines.push(cells.map(([name]) => quoted(name)).join(','));
     lines.push(cells.map(([, value]) => quoted(shortest(value))).join(','));
   }

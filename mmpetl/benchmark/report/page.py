@@ -5,15 +5,17 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from mmpetl.benchmark.cards import Measured, read_cards
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.benchmark.report.cards import Card, make_cards
 from mmpetl.benchmark.report.data import page_data, summary, to_script
 from mmpetl.benchmark.report.pictures import Picture, read_pictures
 from mmpetl.benchmark.report.searches import searches
+from mmpetl.benchmark.verdicts import standings
 from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError
 
@@ -56,7 +58,13 @@ def write_report(
     if not records:
         store.check_all_read()
         raise PETLError(f'{out} holds no record; run a plan into it first')
-    page = build_page(records, read_pictures(out), title or out.resolve().name)
+    page = build_page(
+        records,
+        read_pictures(out),
+        title or out.resolve().name,
+        standings(out, (record.job for record in records)),
+        read_cards(out, records),
+    )
     path = Path(to) if to else out / 'report.html'
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -66,7 +74,11 @@ def write_report(
 
 
 def build_page(
-    records: Sequence[Record], pictures: Sequence[Picture] = (), title: str = ''
+    records: Sequence[Record],
+    pictures: Sequence[Picture] = (),
+    title: str = '',
+    verdicts: Mapping[str, str] | None = None,
+    cards: Mapping[str, Measured] | None = None,
 ) -> str:
     """The page as text.
 
@@ -74,8 +86,12 @@ def build_page(
         records: All that it should show.
         pictures: Panels, by section.
         title: Heading.
+        verdicts: Standing of runs by their ids; see
+            :func:`mmpetl.benchmark.verdicts.standings`.
+        cards: What the scorecard has measured of runs, by their ids.
     """
-    data = page_data(records)
+    looked_at = verdicts and any(x != 'not looked at' for x in verdicts.values())
+    data = page_data(records, verdicts if looked_at else None, cards)
     names = sorted({r.job.method for r in records}, key=str.lower)
     parts = {
         'title': html.escape(title or 'Benchmark'),
