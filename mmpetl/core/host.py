@@ -516,12 +516,13 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     """
     record.training = mode
     asked = backbone.training
-    by_host = {module: module.training for module in backbone.modules()}
+    # By number: the function below would keep modules that are taken out alive.
+    by_host = {id(module): module.training for module in backbone.modules()}
     asleep = {name for name, slot in record.slots.items() if slot.frozen}
     whole = wholly(backbone, lambda param: param.requires_grad)
 
     def visit(module: nn.Module, parent: bool) -> None:
-        trains, asks = whole.get(module, parent), by_host[module]
+        trains, asks = whole.get(module, parent), by_host[id(module)]
         kind = type(module).__name__
         keeps = record.frozen_drop_path and kind == 'DropPath'
         _set_mode(module, asks and (trains or keeps or kind in MORE_BRANCHES))
