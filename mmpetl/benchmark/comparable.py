@@ -4,8 +4,9 @@ Everything is told from records. There are two kinds of answers:
 
 - A **mark** stands at a row whose result is not to be compared with the others: it was
   tested on other samples, a part of the test data trained it, it trained longer or on
-  other samples than the rest under one recipe, or it scored the test set more than once
-  under the honest protocol. Such a row has neither rank nor PPT and takes part in no
+  other samples than the rest under one recipe, its record contradicts itself or the
+  search that it names, or it scored the test set more than once under the honest
+  protocol. Such a row has neither rank nor PPT and takes part in no
   statistics.
 - A **difference** is a sentence below the table that names what differs and which rows
   have which value: batch, preprocessing, resolution, options, published settings,
@@ -38,17 +39,33 @@ NAMED = 3
 """Rows that a sentence names one by one."""
 
 
+NOUNS = {'test': 'test', 'train': 'training', 'val': 'validation'}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What stands between the rows of a table and a fair comparison.
 
     Attributes:
         marks: Reasons by the row's label why it is not to be compared.
-        differences: Sentences, most severe first.
+        differences: Sentences on what differs, most severe first.
+        unknown: Sentences on what cannot be told.
     """
 
     marks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What casts doubt on the comparison: marked rows, then differences."""
+        marked = []
+        for label, reasons in self.marks.items():
+            more = len(reasons) - NAMED
+            tail = f'; and {more} more' if more > 0 else ''
+            text = '; '.join(reasons[:NAMED])
+            marked.append(f'{label} ‡ is not to be compared: {text}{tail}.')
+        return (*marked, *self.differences)
 
 
 def compare(records: Sequence[Record], labels: Mapping[str, str]) -> Comparison:
@@ -61,9 +78,9 @@ def compare(records: Sequence[Record], labels: Mapping[str, str]) -> Comparison:
     done = [r for r in records if r.status == 'done']
     marks = _marks(done, labels)
     said = [*_of_data(done, labels), *_of_training(done, labels)]
-    said += [*_of_searches(done), *_of_runs(done, labels), *_of_knowledge(done)]
+    said += [*_of_searches(done), *_of_runs(done, labels)]
     found = {label: tuple(dict.fromkeys(reasons)) for label, reasons in marks.items()}
-    return Comparison(found, tuple(dict.fromkeys(said)))
+    return Comparison(found, tuple(dict.fromkeys(said)), tuple(_of_knowledge(done)))
 
 
 def _by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -83,8 +100,11 @@ def _marks(
         of_recipe = [r for r in runs if not r.job.leaf]
         length = _usual(of_recipe, _length_of, _by_length)
         taught = _usual(of_recipe, _train_of, lambda key: 0)
+        stale = _stale(runs)
         for record in runs:
             reasons = marks[labels[record.job.id]]
+            if record.job.id in stale:
+                reasons.append(f'{task}: {stale[record.job.id]}')
             test = record.data.get('test', DataRead())
             if rule and _test_of(record) not in (None, rule):
                 reasons.append(f'{task}: tested on {_told(test)}, not {_of(rule)}')
@@ -115,6 +135,13 @@ def leaks(record: Record) -> list[str]:
             f'{test.copies:,} of {test.count:,} test samples are copies of training '
             'samples'
         )
+    last = max((p[0] or 0 for p in record.curves.get('loss', ())), default=None)
+    if None not in (last, record.steps) and last != record.steps:
+        found.append(
+            f'its record contradicts itself: {record.steps:,} steps, and a curve that '
+            f'ends at {last:,.0f}'
+        )
+    found += _of_own_search(record)
     if record.job.protocol != 'honest':
         return found
     val = record.data.get('val')
@@ -123,6 +150,46 @@ def leaks(record: Record) -> list[str]:
     if record.test_reads > 1:
         found.append(f'scored the test set {record.test_reads} times')
     return found
+
+
+def _of_own_search(record: Record) -> list[str]:
+    """Where a run has other settings than the search in its record has chosen."""
+    search = record.search or {}
+    trials = {t['number']: t for t in search.get('trials', ())}
+    best = trials.get(search.get('best'))
+    if best is None:
+        return []
+    # The first trial is the default, which the run's options need not repeat.
+    asked = best.get('options', {}) if best['number'] else {}
+    other = [k for k, v in asked.items() if record.job.options.get(k) != v]
+    if other:
+        return [f'has another {other[0]} than its search chose']
+    values = [t['value'] for t in trials.values() if t.get('value') is not None]
+    if best.get('value') is not None and max(values) > best['value']:
+        return ['its search has a better trial than the one that was taken']
+    return []
+
+
+def _stale(runs: Iterable[Record]) -> dict[str, str]:
+    """Runs of a search that has gone on since, by the id of their job."""
+    groups: dict[Any, list[Record]] = defaultdict(list)
+    for r in runs:
+        if r.search:
+            groups[r.job.method, r.job.variant, r.job.seed, r.job.leaf].append(r)
+    stale = {}
+    for group in groups.values():
+        most = max(_trials(r) for r in group)
+        for r in group:
+            if _trials(r) < most:
+                stale[r.job.id] = (
+                    f'stale: of a search of {_trials(r)} trials that now has {most}'
+                )
+    return stale
+
+
+def _trials(record: Record) -> int:
+    search = record.search or {}
+    return max(len(search.get('trials', ())), search_budget(record))
 
 
 def _test_of(record: Record) -> tuple[str, int] | None:
@@ -180,11 +247,7 @@ def _of_data(records: Sequence[Record], labels: Mapping[str, str]) -> list[str]:
     """Sentences on what was read, a task for each."""
     said = []
     for task, runs in _by_task(records).items():
-        for phase, noun in (
-            ('test', 'test'),
-            ('train', 'training'),
-            ('val', 'validation'),
-        ):
+        for phase, noun in NOUNS.items():
 
             def value(record: Record, phase: str = phase) -> str | None:
                 read = record.data.get(phase)
@@ -209,9 +272,7 @@ def _of_training(records: Sequence[Record], labels: Mapping[str, str]) -> list[s
             'settings',
             records,
             labels,
-            lambda r: (
-                'the published ones of the pair' if r.job.leaf else "the recipe's"
-            ),
+            lambda r: "a published leaf's" if r.job.leaf else "the recipe's",
         )
     told: set[str] = set()
     for task, runs in _by_task(records).items():
@@ -261,7 +322,7 @@ def _seeds_of(records: Sequence[Record], labels: Mapping[str, str]) -> list[str]
     for record in records:
         by_row[labels[record.job.id]].add(record.job.seed)
     return _spread(
-        'seeds', {k: ', '.join(map(str, sorted(v))) for k, v in by_row.items()}
+        'seeds', {k: (', '.join(map(str, sorted(v))),) for k, v in by_row.items()}
     )
 
 
@@ -344,19 +405,27 @@ def _sentence(
         found = value(record)
         if found is not None and found != '':
             rows[labels[record.job.id]].add(str(found))
-    return _spread(what, {k: ' and '.join(sorted(v)) for k, v in rows.items()})
+    return _spread(what, {k: tuple(sorted(v)) for k, v in rows.items()})
 
 
-def _spread(what: str, values: Mapping[str, str]) -> list[str]:
-    """The sentence for values by row; none where all are the same."""
-    rows: dict[str, list[str]] = defaultdict(list)
-    for label, text in values.items():
-        rows[text].append(label)
+def _spread(what: str, values: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The sentence for the values of each row; none where all rows have one, the same.
+
+    Runs of a row may differ too: then the row has several values.
+    """
+    rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for label, texts in values.items():
+        rows[texts].append(label)
     if len(rows) < 2:
-        # One value for all rows, which is a mixture: they differ within each row.
-        return [f'Within rows differ: {what} ({t}).' for t in rows if ' and ' in t]
-    order = sorted(rows, key=lambda text: (-len(rows[text]), text))
-    parts = [f'{text}: {_names(rows[text])}' for text in order[: NAMED + 1]]
+        return [
+            f'All rows mix {what}: {" and ".join(texts)}.'
+            for texts in rows
+            if len(texts) > 1
+        ]
+    order = sorted(rows, key=lambda texts: (-len(rows[texts]), texts))
+    parts = [
+        f'{" and ".join(texts)}: {_names(rows[texts])}' for texts in order[: NAMED + 1]
+    ]
     more = len(order) - len(parts)
     if more > 0:
         parts.append(f'{more} more values')

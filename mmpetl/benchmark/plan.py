@@ -312,8 +312,12 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
             _check_trusted(plan, wanted, recipe)
         config = _composed(plan, recipe, wanted[0])
         checker = Support(config)
+        fitting = [_rest(plan, wanted[0], recipe)]
         for method in wanted:
             options = options_of(plan, method, recipe)
+            if _rest(plan, method, recipe) not in fitting:
+                _composed(plan, recipe, method)
+                fitting.append(_rest(plan, method, recipe))
             reason = checker.reason(method, options)
             if reason:
                 refused.append(Refusal(recipe, method, reason))
@@ -346,12 +350,17 @@ def _check_trusted(plan: Plan, methods: Sequence[str], recipe: str) -> None:
         )
 
 
+def _rest(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
+    """The options of a pair that are no arguments of the method."""
+    return split_options(options_of(plan, method, recipe))[1]
+
+
 def _composed(plan: Plan, recipe: str, method: str) -> Any:
     """A recipe with the options of the plan, which must fit it."""
     from mmpetl.config.compose import compose
     from mmpetl.config.protocols import check_honest
 
-    _, options = split_options(options_of(plan, method, recipe))
+    options = _rest(plan, method, recipe)
     try:
         config = compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
         check_honest(config)

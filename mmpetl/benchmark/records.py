@@ -225,7 +225,7 @@ class Record:
                 f'{source} has format {found!r}; this mmpetl reads the formats '
                 f'{" and ".join(map(str, READ_FORMATS))}'
             )
-        data.pop('id', None)
+        named = data.pop('id', None)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in data:
             if name not in known:
@@ -234,6 +234,11 @@ class Record:
         record = checked(data, cls, source)
         _check_names(record, source)
         _check_data(record, source)
+        if named is not None and named != record.job.id:
+            raise PETLError(
+                f'{source} has the id {named!r}, and its job is {record.job.id!r}: it '
+                'was edited'
+            )
         for name, points in record.curves.items():
             if any(len(p) != 2 or p[0] is None for p in points):
                 raise PETLError(f'{source}: curves.{name} is no list of (step, value)')
@@ -368,6 +373,11 @@ class RecordStore:
             if record.job.id in found:
                 # A copied folder is no second run.
                 self.left_out.append(f'{path} is a second record of {record.job.id}')
+                continue
+            if record.job.id != path.parent.name:
+                self.left_out.append(
+                    f'{path} is the record of {record.job.id}, which is another folder'
+                )
                 continue
             found[record.job.id] = record
         for line in self.left_out:

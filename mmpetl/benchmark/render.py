@@ -56,7 +56,7 @@ def _asked(table: Table) -> bool:
 
 
 def _texts(table: Table, row: Row, by: By) -> list[str]:
-    texts = [row.label, row.family, _range_text(row)]
+    texts = [f'{row.label} ‡' if row.marks else row.label, row.family, _range_text(row)]
     if by == 'task' or len(table.tasks) == 1:
         texts += [_cell_text(row.cells[task]) for task in table.tasks]
     if len(table.tasks) > 1:
@@ -183,6 +183,7 @@ TEX = {
     '^': '\\textasciicircum{}',
     '±': '$\\pm$',
     '†': '$^\\dagger$',
+    '‡': '$^\\ddagger$',
     '–': '--',
     '<': '$<$',
     '>': '$>$',

@@ -85,6 +85,7 @@ class Row:
         rank: Mean rank over the tasks among the complete rows of ours, 1 is best.
         printed_ppt: PPT as published, with the mark that leads to a note.
         notes: What a reader must know of this row.
+        marks: Why it is not to be compared with the others; empty where it is.
         verified: How many of its runs are verified, as ``5/6``; empty where nobody
             asked.
     """
@@ -101,6 +102,7 @@ class Row:
     rank: float | None = None
     printed_ppt: str = ''
     notes: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
     verified: str = ''
 
     @property
@@ -150,17 +152,17 @@ class Table:
         return tuple(dict.fromkeys(self.tasks.values()))
 
     def runs(self) -> dict[str, dict[str, dict[int, float]]]:
-        """Scores of our rows by label, task and seed, for the statistics."""
+        """Scores by label, task and seed of our rows that may be compared."""
         return {
             row.label: {t: dict(c.scores) for t, c in row.cells.items() if c.scores}
             for row in self.rows
-            if not row.source
+            if not row.source and not row.marks
         }
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """Means over seeds of our complete rows, by label and task."""
+        """Means over seeds of our complete rows that may be compared, by task."""
         return {
             row.label: {t: c.mean for t, c in row.cells.items() if c.mean is not None}
             for row in self.rows
-            if row.complete and not row.source
+            if row.complete and not row.source and not row.marks
         }

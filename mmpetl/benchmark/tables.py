@@ -16,6 +16,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from mmpetl.benchmark import published as printed
+from mmpetl.benchmark.comparable import compare
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.scores import (
     Metric,
@@ -180,18 +181,28 @@ def build_table(
     expected = {
         task: len({r.job.seed for r in records if r.task == task}) for task in tasks
     }
-    rows = [_row(label, found, tasks, expected) for label, found in cells.items()]
+    found = compare(records, labels)
+    rows = [
+        _marked(_row(label, runs, tasks, expected), found.marks.get(label, ()))
+        for label, runs in cells.items()
+    ]
     ranks = mean_ranks(
         {
             row.label: {t: c.mean for t, c in row.cells.items() if c.mean is not None}
             for row in rows
-            if row.complete
+            if row.complete and not row.marks
         }
     )
     rows = [replace(row, rank=ranks.get(row.label)) for row in rows]
-    rows.sort(key=lambda row: (not row.complete, -(row.means['plain'].value or -1)))
-    warnings = _warnings(records)
-    notes = [*_notes(records, rows, tasks), *warnings]
+    rows.sort(
+        key=lambda row: (
+            not row.complete,
+            bool(row.marks),
+            -(row.means['plain'].value or -1),
+        )
+    )
+    warnings = [*_warnings(records), *found.warnings]
+    notes = [*_notes(records, rows, tasks), *warnings, *found.unknown]
     if published:
         rows, more = _with_published(rows, tasks, backbone, metric)
         notes += more
@@ -205,6 +216,13 @@ def build_table(
         tuple(notes),
         tuple(warnings),
     )
+
+
+def _marked(row: Row, reasons: tuple[str, ...]) -> Row:
+    """A row that is not to be compared has no PPT, and no rank either."""
+    if not reasons:
+        return row
+    return replace(row, ppt=None, marks=reasons, notes=(*row.notes, *reasons))
 
 
 def _tasks(records: Sequence[Record]) -> dict[str, str]:
@@ -349,6 +367,11 @@ def _notes(
             'Means marked k/K are over k of K tasks, and not to be compared with '
             'means over other tasks; such rows have no PPT and no rank.'
         )
+    if any(row.marks for row in rows):
+        notes.append(
+            '‡: not to be compared with the other rows, and why stands below; such '
+            'rows have no PPT and no rank, and take part in no statistics.'
+        )
     if any(row.trainable and row.trainable[0] != row.trainable[1] for row in rows):
         notes.append('Where counts differ between tasks, PPT takes their mean.')
     return notes
@@ -357,20 +380,6 @@ def _notes(
 def _warnings(records: Sequence[Record]) -> list[str]:
     """What a reader must know before comparing."""
     warnings = []
-    bases = {str(r.base.get('file') or '') for r in records} - {''}
-    prints = {str(r.base.get('fingerprint') or '') for r in records} - {''}
-    if len(prints) > 1 or len(bases) > 1:
-        warnings.append(
-            'Not like for like: the rows start from different base weights '
-            f'({", ".join(sorted(bases) or sorted(prints))}).'
-        )
-    budgets = sorted({search_budget(record) for record in records})
-    if len(budgets) > 1:
-        spent = [_count(n, 'trial') if n else 'none' for n in budgets]
-        warnings.append(
-            'Not like for like: settings were searched with different budgets '
-            f'({", ".join(spent)}).'
-        )
     wrong = sum(not _ppt_fits(record) for record in records)
     if wrong:
         warnings.append(

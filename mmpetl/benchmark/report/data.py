@@ -156,6 +156,7 @@ def _statistics(table: Table, many: set[str]) -> dict[str, Any]:
         'tasks': len(tasks),
         'left_out': [label for label in table.runs() if label not in scores],
         'warnings': list(table.warnings),
+        'marks': {row.label: list(row.marks) for row in table.rows if row.marks},
     }
     if len(scores) > 2 and len(tasks) > 1:
         ranks = mean_ranks(scores)
