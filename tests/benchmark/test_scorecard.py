@@ -50,6 +50,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield store.out
 
 
+@pytest.mark.slow
 def test_a_card_has_every_value_or_says_why(out: Path) -> None:
     records = selection.finished(out)
     cards = measure(out, records, SETTINGS)

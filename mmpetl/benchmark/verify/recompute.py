@@ -26,6 +26,10 @@ def predictions(run: Run) -> Iterator[Check]:
     """Every metric, by the evaluators of the config, from what the run predicted."""
     from mmpetl.engine.hooks.results import read_results
 
+    if not run.record.metrics:
+        # COCO's evaluator gives none where a model has found nothing at all.
+        raise Unknown('the record has no metric')
+
     if (run.folder / PREDICTIONS).is_file():
         logits, labels = _predicted(run)
         found = of_logits(run.asked, logits, labels, _meta(run))
