@@ -42,20 +42,21 @@ $(VENV)/bin/python:
 # The OpenCV packages share one folder: removing one breaks the others, so all go.
 $(VENV)/.mmpetl-installed: setup.py mmpetl/version.py requirements/constraints.txt \
     requirements/runtime.txt requirements/openmmlab.txt requirements/headless.txt \
+    requirements/benchmark.txt \
     | $(VENV)/bin/python
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
 	@if $(PIP) list 2>/dev/null | grep -qE '^opencv-(python|contrib-python|python-headless) '; then \
 	  $(PIP) uninstall -q -y $(GUI_OPENCV) opencv-contrib-python-headless; fi
 	@echo 'installing what mmpetl needs (the first time this takes a few minutes)'
-	$(PIP) install -q -r requirements/runtime.txt -r requirements/headless.txt
+	$(PIP) install -q -r requirements/runtime.txt -r requirements/headless.txt \
+	  -r requirements/benchmark.txt
 	$(PIP) install -q --no-deps -r requirements/openmmlab.txt
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.mmpetl-tests-installed: requirements/tests.txt requirements/benchmark.txt \
-    requirements/cluster.txt $(VENV)/.mmpetl-installed
-	$(PIP) install -q -r requirements/tests.txt -r requirements/benchmark.txt \
-	  -r requirements/cluster.txt
+$(VENV)/.mmpetl-tests-installed: requirements/tests.txt requirements/cluster.txt \
+    $(VENV)/.mmpetl-installed
+	$(PIP) install -q -r requirements/tests.txt -r requirements/cluster.txt
 	@touch $@
 
 clean:

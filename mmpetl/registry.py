@@ -11,6 +11,7 @@ from mmengine.registry import Registry
 __all__ = [
     'BACKBONES',
     'DATASETS',
+    'DATA_SAMPLERS',
     'HOOKS',
     'LOOPS',
     'METHODS',
@@ -34,6 +35,7 @@ BACKBONES = Registry('site map', scope='mmpetl', locations=['mmpetl.backbones'])
 
 MODELS = _child('model', _mmengine.MODELS, 'mmpetl.models')
 DATASETS = _child('dataset', _mmengine.DATASETS, 'mmpetl.datasets')
+DATA_SAMPLERS = _child('data sampler', _mmengine.DATA_SAMPLERS, 'mmpetl.engine')
 TRANSFORMS = _child('transform', _mmengine.TRANSFORMS, 'mmpetl.datasets')
 METRICS = _child('metric', _mmengine.METRICS, 'mmpetl.evaluation')
 HOOKS = _child('hook', _mmengine.HOOKS, 'mmpetl.engine')

@@ -18,6 +18,7 @@ OPTIONAL = ('openTSNE', 'optuna', 'playwright', 'ray', 'submitit', 'transformers
 ACCEPTED = (
     'a GPU is there',
     'a compiled mmcv is installed',
+    'no LaTeX compiler is installed',
     'kill -9 needs a child process',
     'no browser: .+',
 )

@@ -271,59 +271,27 @@ def write_results(records: list[dict[str, Any]], args: argparse.Namespace) -> No
     draw(records, args)
 
 
-def spread(places: list[float], gap: float) -> list[float]:
-    """Ascending places in [0, 1], moved as little apart as ``gap`` asks for."""
-    result = list(places)
-    for i in range(1, len(result)):
-        result[i] = max(result[i], result[i - 1] + gap)
-    if result:
-        result[-1] = min(result[-1], 1.0)
-    for i in range(len(result) - 2, -1, -1):
-        result[i] = min(result[i], result[i + 1] - gap)
-    return result
-
-
 def draw(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Accuracy against trainable parameters of the backbone."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from mmpetl.analysis.charts import family_legend, new_figure
+    from mmpetl.analysis.scatter import log_with_zero, named_points
+    from mmpetl.core import registered_methods
 
     height = max(5.0, 0.24 * len(records))
-    figure, axes = plt.subplots(figsize=(8, height), layout='constrained')
-    colours = plt.get_cmap('tab10').colors
-    ordered = sorted(records, key=lambda r: r['accuracy'])
-    low, high = ordered[0]['accuracy'], ordered[-1]['accuracy']
-    span = max(1.0, high - low)
-    axes.set_ylim(low - 0.05 * span, high + 0.05 * span)
-    places = spread(
-        [(0.05 + (r['accuracy'] - low) / span) / 1.1 for r in ordered],
-        gap=0.17 / height,
-    )
-    # Names stand in a column beside the plot, each tied to its point.
-    for i, (record, place) in enumerate(zip(ordered, places, strict=True)):
-        point = max(record['backbone_params'], 300), record['accuracy']
-        colour = colours[i % 10]
-        axes.plot(*point, 'o', ms=7, color=colour)
-        axes.annotate(
-            record['method'],
-            point,
-            xytext=(1.04, place),
-            textcoords='axes fraction',
-            va='center',
-            fontsize=9,
-            color=colour,
-            annotation_clip=False,
-            arrowprops={'arrowstyle': '-', 'lw': 0.4, 'color': colour},
-        )
-    axes.set_xscale('log')
-    axes.set_xlabel('trainable parameters of the backbone (LinearProbe: none)')
+    figure, grid = new_figure(8, height)
+    axes = grid[0, 0]
+    known = registered_methods()
+    families = [known[record['method']].family for record in records]
+    counts = log_with_zero(axes, [record['backbone_params'] for record in records])
+    accuracy = [record['accuracy'] for record in records]
+    names = [record['method'] for record in records]
+    named_points(axes, counts, accuracy, names, families, fontsize=9)
+    axes.set_xlabel('trainable parameters of the backbone')
     axes.set_ylabel(f'accuracy on held-out digits ({args.split}), %')
-    axes.set_title(f'mini ViT, {args.shots} labelled digits, seed {args.seed}')
+    figure.suptitle(f'mini ViT, {args.shots} labelled digits, seed {args.seed}, n = 1')
+    family_legend(axes, families, loc='lower left', bbox_to_anchor=(0, 1.01), ncols=4)
     axes.grid(alpha=0.3, which='both')
     figure.savefig(args.out / 'accuracy_vs_parameters.png', dpi=130)
-    plt.close(figure)
 
 
 def main() -> None:

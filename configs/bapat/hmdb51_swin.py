@@ -5,6 +5,7 @@ _base_ = '../recipes/hmdb51_swin.py'
 model = dict(
     backbone=dict(method=dict(type='BAPAT', hidden_dims=128, scale=0.8)),
 )
+batch = 16
 train_dataloader = dict(batch_size=16)
 train_cfg = dict(max_epochs=70)
 param_scheduler = [

@@ -41,6 +41,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 del _load
+batch = 8
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,

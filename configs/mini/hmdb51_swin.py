@@ -56,6 +56,7 @@ test_pipeline = [
     *_pack,
 ]
 del _clip, _pack
+batch = 32
 train_dataloader = dict(
     batch_size=32,
     drop_last=False,

@@ -39,6 +39,7 @@ train_pipeline = [
 ]
 test_pipeline = [*_load, dict(type='PackSegInputs')]
 del _load
+batch = 8
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,

@@ -36,6 +36,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=_keys),
 ]
 del _load, _keys
+batch = 8
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,

@@ -211,9 +211,11 @@ def draw_effects(effects: Any, title: str) -> Any:
         high=high,
         form='.2f',
     )
-    axes.set_xlabel('block')
+    axes.set(xlabel='block', ylabel='site')
     axes.set_title(title, fontsize=11)
-    figure.colorbar(shown, ax=axes, label='|after - before| / |before|')
+    figure.colorbar(
+        shown, ax=axes, label='relative change, |after - before| / |before|'
+    )
     return figure
 
 
@@ -262,7 +264,7 @@ def draw_cka(
 
 def _overlay(
     axes: Any, picture: np.ndarray, values: np.ndarray | None, high: float
-) -> None:
+) -> Any:
     """A map over a picture in grey; nan is left dark.
 
     Args:
@@ -270,6 +272,9 @@ def _overlay(
         picture: (H, W, 3) in [0, 1].
         values: (h, w), None for the picture alone.
         high: Value of the brightest colour.
+
+    Returns:
+        What a colour bar is made of; None of the picture alone.
     """
     h, w = picture.shape[:2]
     axes.set(xticks=[], yticks=[])
@@ -277,12 +282,12 @@ def _overlay(
         spine.set_visible(False)
     if values is None:
         axes.imshow(picture, extent=(0, w, h, 0), interpolation='nearest')
-        return
+        return None
     grey = picture.mean(-1)
     axes.imshow(grey, cmap='gray', vmin=0, vmax=1, extent=(0, w, h, 0))
     plt = _pyplot()
     cmap = plt.get_cmap(MAP_COLOURS).with_extremes(bad=(0, 0, 0, 1))
-    axes.imshow(
+    shown = axes.imshow(
         np.ma.masked_invalid(values),
         cmap=cmap,
         vmin=0,
@@ -293,6 +298,16 @@ def _overlay(
     )
     if np.isnan(values).any():
         _outline(axes, values, picture)
+    return shown
+
+
+def _scale_below(figure: Any, shown: Any, axes: Any, high: float) -> None:
+    """The colour bar of maps that share a scale, below one of them."""
+    place = axes.inset_axes([0, -0.16, 1, 0.07])
+    bar = figure.colorbar(shown, cax=place, orientation='horizontal')
+    bar.set_ticks([0, high], labels=['0', f'{100 * high:.2g} %'])
+    bar.set_label('attention', fontsize=7, labelpad=-7)
+    place.tick_params(labelsize=7, length=2, pad=1)
 
 
 def _outline(axes: Any, values: np.ndarray, picture: np.ndarray) -> None:
@@ -350,7 +365,8 @@ def draw_attention(
 ) -> Any:
     """Base and tuned side by side: blocks, then the heads of one, then own tokens.
 
-    A column has one scale for both models, so that they can be compared.
+    A column has one scale for both models, so that they can be compared; the bar below
+    it says which: the share of attention that a patch gets.
 
     Args:
         picture: (H, W, 3) in [0, 1].
@@ -367,7 +383,7 @@ def draw_attention(
     wide = 1 + max(len(blocks), len(heads))
     bar = 1.9 if shares else 0.0
     rows = len(models)
-    band = 1.3 * rows * picture.shape[0] / picture.shape[1] + 0.55
+    band = 1.3 * rows * picture.shape[0] / picture.shape[1] + 0.55 + 0.3
     size = (1.32 * wide + 0.4, 2 * band + bar + 0.45)
     figure = plt.figure(figsize=size, layout='constrained')
     ratios = [band] * 2 + ([bar] if shares else [])
@@ -385,7 +401,10 @@ def draw_attention(
                     continue
                 column = columns[j - 1]
                 values = column.maps[model]
-                _overlay(axes[i, j], picture, values, _high(*column.maps.values()))
+                high = _high(*column.maps.values())
+                shown = _overlay(axes[i, j], picture, values, high)
+                if i == rows - 1:
+                    _scale_below(part, shown, axes[i, j], high)
                 if column.cell is not None:
                     _mark(axes[i, j], column.cell, values.shape, picture)
                 if i == 0:
@@ -414,7 +433,7 @@ def _draw_shares(axes: Any, shares: Mapping[str, np.ndarray]) -> None:
         )
         axes.set_xticks(range(blocks), [f'block {i}' for i in range(blocks)])
         axes.set_ylim(0, max(5.0, 110 * float(values.max())))
-    axes.set_ylabel('% of attention')
+    axes.set_ylabel('share of attention, %')
     axes.spines[['top', 'right']].set_visible(False)
 
 
@@ -426,7 +445,7 @@ def draw_filmstrip(
 ) -> Any:
     """A row per step in time; per column base and tuned next to each other.
 
-    A column has one scale over time and models.
+    A column has one scale over time and models, which the bar below it says.
 
     Args:
         frames: (T', H, W, 3) in [0, 1], T' a multiple of the maps' steps; the first
@@ -440,7 +459,7 @@ def draw_filmstrip(
     steps = max(len(c.maps[models[0]]) for c in columns)
     wide = 1 + len(columns) * len(models)
     bar = 1.9 if shares else 0.0
-    height = 1.25 * steps * frames.shape[1] / frames.shape[2] + 0.9
+    height = 1.25 * steps * frames.shape[1] / frames.shape[2] + 0.9 + 0.3
     figure = plt.figure(figsize=(1.25 * wide + 0.5, height + bar), layout='constrained')
     ratios = [height, *([bar] if shares else [])]
     parts = figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
@@ -457,11 +476,13 @@ def draw_filmstrip(
                 here = axes[t, 1 + j * len(models) + m]
                 maps = column.maps[model]
                 step = t * len(maps) // steps
-                _overlay(here, frame, maps[step], high)
+                shown = _overlay(here, frame, maps[step], high)
                 if column.cell is not None and column.cell[0] == step:
                     _mark(here, column.cell, maps.shape, frame)
                 if t == 0:
                     here.set_title(f'{column.title}\n{model}', fontsize=8.5)
+                if t == steps - 1 and m == 0:
+                    _scale_below(parts[0], shown, here, high)
     axes[0, 0].set_title('input', fontsize=8.5)
     if shares:
         _draw_shares(parts[-1].subplots(), shares)

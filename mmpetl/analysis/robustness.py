@@ -212,8 +212,8 @@ def logits_of(model: nn.Module, samples: Samples) -> tuple[np.ndarray, np.ndarra
     logits, labels = [], []
     with scope_of(model.cfg):
         for batch in samples:
-            labels += [_label(s) for s in batch['data_samples']]
-            data = model.data_preprocessor(_copied(batch), False)
+            labels += [label_of(s) for s in batch['data_samples']]
+            data = model.data_preprocessor(copied(batch), False)
             out = model(data['inputs'], mode='tensor')
             if not isinstance(out, Tensor) or out.ndim != 2:
                 raise PETLError(f'{type(model).__name__} gives no scores (B, C)')
@@ -221,7 +221,7 @@ def logits_of(model: nn.Module, samples: Samples) -> tuple[np.ndarray, np.ndarra
     return torch.cat(logits).numpy(), np.asarray(labels, np.int64)
 
 
-def _copied(batch: Mapping[str, Any]) -> dict[str, Any]:
+def copied(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch whose containers may be written to; the pixels are shared."""
     return {
         'inputs': list(batch['inputs']),
@@ -229,7 +229,12 @@ def _copied(batch: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _label(sample: Any) -> int:
+def label_of(sample: Any) -> int:
+    """The label of a prepared sample.
+
+    Raises:
+        PETLError: It has no single one.
+    """
     label = getattr(sample, 'gt_label', None)
     if not isinstance(label, Tensor) or label.numel() != 1:
         raise PETLError('a sample has no single label, so it is no classification set')

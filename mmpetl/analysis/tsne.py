@@ -145,8 +145,7 @@ def embed(
             from openTSNE import TSNE
         except ImportError:
             raise PETLError(
-                'the engine opentsne needs the package openTSNE; '
-                'pip install openTSNE, or mmpetl[optional]'
+                'the engine opentsne needs the package openTSNE: pip install openTSNE'
             ) from None
         made = TSNE(perplexity=perplexity, initialization='pca', random_state=seed)
         places = np.asarray(made.fit(features.astype(np.float64)))

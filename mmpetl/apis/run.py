@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from mmpetl.compat import init_dist_any
-from mmpetl.config.protocols import without_validation
+from mmpetl.config.batch import missed_batch
+from mmpetl.config.protocols import check_honest, without_validation
 from mmpetl.core import PETLError, find_injected
 from mmpetl.lazy import moved_names
 
@@ -116,14 +117,21 @@ def build_runner(
     *,
     launcher: str = 'none',
     check_data: tuple[str, ...] = ('train', 'val', 'test'),
+    test_data: Any = None,
 ) -> Any:
     """A Runner of MMEngine for a config.
+
+    Where the config has a protocol, the run keeps what its phases read, and the honest
+    one refuses phases that overlap before the first step
+    (:class:`mmpetl.engine.hooks.DataReadHook`).
 
     Args:
         config: A config, as :func:`load_config` gives it.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
         check_data: Phases whose datasets are looked at first: annotation files
             and folders, listed files, labels in range.
+        test_data: Config of the data set that is tested in the end, where the config
+            has none.
 
     Raises:
         PETLError: Something the config names is missing or does not fit.
@@ -154,6 +162,10 @@ def build_runner(
         else:
             runner = Runner.from_cfg(config)
     let_log_fail(runner.logger)
+    if config.get('protocol'):
+        from mmpetl.engine import DataReadHook
+
+        runner.register_hook(DataReadHook(test_data))
     # Loaders are built later; a corrupt file is then named in one line.
     guard_runner(runner)
     for line in remarks:
@@ -191,6 +203,7 @@ def train(config: Any, **kwargs: Any) -> Any:
     from mmpetl.engine.stopping import stop_on_signals, train_until_stopped
 
     _needs(config, 'train')
+    check_honest(config)
     kwargs.setdefault('check_data', ('train', 'val'))
     init_dist_any(kwargs.get('launcher', 'none'))
     folder = config.work_dir
@@ -198,7 +211,7 @@ def train(config: Any, **kwargs: Any) -> Any:
         found = find_checkpoint(config)
         said = check_resume(config)
         runner = build_runner(config, **kwargs)
-        for line in filter(None, found):
+        for line in filter(None, [*found, missed_batch(config, runner.world_size)]):
             runner.logger.warning(line)
         for line in filter(None, [*said, without_validation(config)]):
             runner.logger.info(line)

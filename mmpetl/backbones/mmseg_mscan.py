@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,12 +76,22 @@ def on_tokens(
 
 
 def linear(conv: nn.Module) -> Rows:
-    """A 1x1 convolution as a linear map of (B, N, C), computed on its maps."""
+    """A 1x1 convolution as a linear map of (B, N, C), computed on maps."""
     return Rows(
         conv.weight,
         conv.bias,
-        lambda x: conv(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2),
+        lambda x: tokens_of(conv(to_maps(x, rectangle(x.shape[1])))),
     )
+
+
+@functools.cache
+def rectangle(count: int) -> tuple[int, int]:
+    """The sides of a map of so many cells, as near to a square as can be.
+
+    A 1x1 convolution is slower on a map of a single column.
+    """
+    short = next(n for n in range(math.isqrt(count), 0, -1) if count % n == 0)
+    return short, count // short
 
 
 class PETLMSCABlock(BlockHost, MSCABlock):

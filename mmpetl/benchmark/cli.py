@@ -7,7 +7,7 @@ import argparse
 from mmpetl.benchmark.executors import NAMES, Executor, make_executor
 
 TAKES = {
-    'local': ('workers', 'per_gpu', 'memory_gb'),
+    'local': ('workers', 'per_gpu', 'memory_gb', 'pack', 'reuse'),
     'ray': ('workers', 'per_gpu', 'address'),
     'slurm': ('workers', 'slurm'),
 }
@@ -23,6 +23,15 @@ def add_executor_args(parser: argparse.ArgumentParser) -> None:
     where.add_argument('--workers', type=int, help='jobs at a time')
     where.add_argument('--per-gpu', type=int, help='jobs that share a GPU (local, ray)')
     where.add_argument('--memory-gb', type=float, help='GPU memory of a job (local)')
+    where.add_argument(
+        '--pack',
+        action='store_true',
+        default=None,
+        help='share GPUs by the memory that such jobs were measured to take (local)',
+    )
+    where.add_argument(
+        '--reuse', type=int, help='jobs that a worker process does (local; default: 1)'
+    )
     where.add_argument('--address', help='of a Ray cluster; default: RAY_ADDRESS')
     where.add_argument(
         '--slurm',
@@ -42,7 +51,7 @@ def executor_of(args: argparse.Namespace) -> Executor:
     from mmpetl.core import PETLError
 
     names = TAKES.get(args.executor, ())
-    every = ('workers', 'per_gpu', 'memory_gb', 'address', 'slurm')
+    every = ('workers', 'per_gpu', 'memory_gb', 'pack', 'reuse', 'address', 'slurm')
     given = {n: getattr(args, n) for n in every if getattr(args, n) is not None}
     for name in given:
         if args.executor in NAMES and name not in names:

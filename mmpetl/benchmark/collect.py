@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -12,12 +13,15 @@ from typing import Any
 import msgspec
 
 from mmpetl.benchmark import run_facts
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.config_digest import recipe_digest
+from mmpetl.benchmark.records import DataRead, Job, Record
 from mmpetl.core import registered_methods
 from mmpetl.core.boundary import read_json
 
 LOG = 'log.jsonl'
+DELTA = 'delta.safetensors'
 PREDICTIONS = 'predictions.npz'
+RESULTS = 'results.json.gz'
 
 
 class Efficiency(msgspec.Struct):
@@ -62,6 +66,9 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
     counts = efficiency.counts
     task, group = run_facts.task_of(job.recipe, config)
     primary = primary_of(metrics)
+    machine = run_facts.machine()
+    # Those that trained; what is read here is read by one.
+    machine['processes'] = config.get('processes', machine['processes'])
     record = Record(
         job=job,
         status='done',
@@ -83,8 +90,38 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         device=run_facts.device(),
         versions=run_facts.versions(),
         commit=run_facts.commit(),
+        recipe_digest=recipe_digest(config),
+        steps=steps_of(lines, config),
+        epochs=(config.get('train_cfg') or {}).get('max_epochs'),
+        batch=run_facts.batch_of(config, machine['processes']),
+        resolution=run_facts.resolution_of(config),
+        delta_bytes=size_of(folder / DELTA),
+        data=data_of(folder),
+        **machine,
     )
     return with_times(record, lines)
+
+
+def steps_of(lines: list[dict[str, Any]], config: Any) -> int | None:
+    """Steps of the optimizer; a log counts passes, of which a step may take several."""
+    passes = max((x['of'] for x in lines if 'of' in x), default=None)
+    each = (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
+    return None if passes is None else math.ceil(passes / each)
+
+
+def data_of(folder: Path) -> dict[str, DataRead]:
+    """What each phase of a run has read, as the run has kept it."""
+    from mmpetl.engine.hooks.data_read import read_data_file
+
+    return {
+        phase: DataRead(**msgspec.structs.asdict(read))
+        for phase, read in read_data_file(folder).items()
+    }
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def last_test(folder: Path) -> tuple[dict[str, float], int]:
@@ -107,17 +144,22 @@ def last_test(folder: Path) -> tuple[dict[str, float], int]:
 def with_times(record: Record, lines: list[dict[str, Any]]) -> Record:
     """Fill in what the log says of time and memory."""
     begun = [line['begun'] for line in lines if 'attempt' in line]
-    seconds, last = 0.0, 0.0
-    for line in lines:
-        if 'attempt' in line:
-            seconds, last = seconds + last, 0.0
-        last = line.get('t', last)
     peaks = [x['peak_memory_bytes'] for x in lines if 'peak_memory_bytes' in x]
-    record.seconds = round(seconds + last, 3)
+    record.seconds = round(sum(attempt_seconds(lines)), 3)
     record.peak_memory_bytes = max(peaks, default=None)
     record.started = begun[0] if begun else now()
     record.finished = now()
     return record
+
+
+def attempt_seconds(lines: list[dict[str, Any]]) -> list[float]:
+    """How long each attempt was at work by the last line that it wrote, seconds."""
+    found = [0.0]
+    for line in lines:
+        if 'attempt' in line:
+            found.append(0.0)
+        found[-1] = line.get('t', found[-1])
+    return found
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""The old name of :mod:`mmpetl.benchmark.job_config`."""
+"""The old name of :mod:`mmpetl.benchmark.job_config` and ``config_digest``."""
 
 from mmpetl.lazy import moved_names
 
@@ -6,10 +6,10 @@ __getattr__, __dir__ = moved_names(
     __name__,
     {
         'METHOD': 'mmpetl.benchmark.job_config',
-        'ROOT': 'mmpetl.benchmark.job_config',
-        'UNRELATED': 'mmpetl.benchmark.job_config',
+        'ROOT': 'mmpetl.benchmark.config_digest',
+        'UNRELATED': 'mmpetl.benchmark.config_digest',
         'compose_job': 'mmpetl.benchmark.job_config',
-        'config_hash': 'mmpetl.benchmark.job_config',
+        'config_hash': 'mmpetl.benchmark.config_digest',
         'split_options': 'mmpetl.benchmark.job_config',
     },
 )

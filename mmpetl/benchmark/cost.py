@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 import statistics
 import time
@@ -21,9 +22,10 @@ from typing import Any, Literal
 from mmengine.hooks import Hook
 
 from mmpetl.benchmark import run_facts
+from mmpetl.benchmark.config_digest import config_hash
 from mmpetl.benchmark.executors import Executor
 from mmpetl.benchmark.job import forget
-from mmpetl.benchmark.job_config import compose_job, config_hash
+from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.phases import phases_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.sweep import Sweep
@@ -57,25 +59,20 @@ def key_of(job: Job) -> Job:
 
 def estimates(jobs: Iterable[Job], out: str | os.PathLike) -> dict[str, Estimate]:
     """Estimates by a job's id, as far as records and calibrations tell."""
+    jobs = list(jobs)
     store, trial = RecordStore(out), RecordStore(Path(out) / 'calibration')
     by_key: dict[str, list[Record]] = {}
-    jobs = list(jobs)
-    for job in jobs:
-        record = store.read(job)
-        if record is not None and record.status == 'done':
-            by_key.setdefault(key_of(job).id, []).append(record)
-    found: dict[str, Estimate] = {}
-    for job in jobs:
-        key = key_of(job)
-        if key.id in found:
-            continue
-        if key.id in by_key:
-            found[key.id] = _of_records(by_key[key.id])
-            continue
-        record = trial.read(key)
-        if record is not None and record.status == 'done':
-            found[key.id] = _of_calibration(record)
-    return {job.id: found[key_of(job).id] for job in jobs if key_of(job).id in found}
+    keys = {job.id: key_of(job) for job in jobs}
+    names = {name: key.id for name, key in keys.items()}
+    for name, record in store.of(jobs, curves=True).items():
+        if record.status == 'done':
+            by_key.setdefault(names[name], []).append(record)
+    found = {name: _of_records(records) for name, records in by_key.items()}
+    unknown = {key.id: key for key in keys.values() if key.id not in found}
+    for name, record in trial.of(unknown.values()).items():
+        if record.status == 'done':
+            found[name] = _of_calibration(record)
+    return {name: found[key] for name, key in names.items() if key in found}
 
 
 def _of_records(records: Sequence[Record]) -> Estimate:
@@ -151,7 +148,11 @@ def measure(task: Task, folder: Path) -> Record:
         batches, seconds = _test_cost(runner)
     finally:
         forget(config.experiment_name)
-    steps, batches = _with_phases(asked, runner.max_iters, batches)
+    steps = runner.max_iters
+    if asked.train_cfg.get('max_epochs'):
+        # Here one process has the passes of all.
+        steps = math.ceil(steps / asked.get('processes', 1))
+    steps, batches = _with_phases(asked, steps, batches)
     return Record(
         job=task.job,
         status='done',

@@ -12,16 +12,25 @@ import copy
 import itertools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark import run_facts
-from mmpetl.benchmark.collect import LOG, PREDICTIONS, collect, last_test, now
-from mmpetl.benchmark.job_config import compose_job, config_hash
+from mmpetl.benchmark.collect import (
+    LOG,
+    PREDICTIONS,
+    RESULTS,
+    collect,
+    last_test,
+    now,
+)
+from mmpetl.benchmark.config_digest import changes, config_hash, keep
+from mmpetl.benchmark.group import train_in_processes
+from mmpetl.benchmark.job_config import PROCESSES, compose_job, test_data
 from mmpetl.benchmark.optuna_study import Pruned, PruningHook
 from mmpetl.benchmark.phases import run_phases
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
 from mmpetl.lazy import moved_names
@@ -44,6 +53,9 @@ __getattr__, __dir__ = moved_names(
 )
 
 _runs = itertools.count()
+
+CHECKPOINTS_MB_PER_S = 4.0
+"""What checkpoints of a job may write on average, beside its first and its last."""
 
 
 def run_task(task: Task, folder: Path) -> Record:
@@ -77,7 +89,7 @@ def run_job(
     config = compose_job(job, folder)
     config.work_dir = str(folder)
     digest = config_hash(config)
-    log = begin(folder, digest)
+    log, restarted = begin(folder, config, digest)
     resting = run_facts.release_peak()
     _write_config(config, folder / 'config.py')
     if run_phases(job, config, folder):
@@ -92,26 +104,39 @@ def run_job(
         export(config, folder)
     record = collect(job, config, folder, digest)
     record.search = dict(search) if search else None
+    record.restarted = restarted
+    record.test_reads += earlier_reads(search, job.seed)
     if pruned:
         record.status = 'pruned'
     return record
 
 
-def begin(folder: Path, digest: str) -> Any:
-    """Open the log of an attempt; files of another config are removed first."""
+def begin(folder: Path, config: Any, digest: str) -> tuple[Any, str]:
+    """Open the log of an attempt; files of another config are removed first.
+
+    Returns:
+        The hook that writes the log, and why files were removed: empty where none were.
+    """
     from mmpetl.engine.hooks.run_log import RunLogHook, append_line, read_run_log
 
-    attempts = [line for line in read_run_log(folder / LOG) if 'attempt' in line]
+    lines = list(read_run_log(folder / LOG))
+    attempts = [line for line in lines if 'attempt' in line]
+    restarted = attempts[-1].get('restarted', '') if attempts else ''
     if attempts and attempts[-1]['config'] != digest:
+        restarted = f'begun anew, since {changes(folder, config)}'
+        print(f'{folder.name}: {restarted}', flush=True)
         for path in folder.iterdir():
             if path.name in ('lock', 'console.log', 'record.json'):
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         attempts = []
+    keep(folder, config)
     line = {'attempt': len(attempts) + 1, 'begun': now(), 'config': digest}
     line['pid'] = os.getpid()
+    if restarted:
+        line['restarted'] = restarted
     append_line(folder / LOG, line)
-    return RunLogHook(str(folder / LOG))
+    return RunLogHook(str(folder / LOG)), restarted
 
 
 def _write_config(config: Any, path: Path) -> None:
@@ -140,43 +165,112 @@ def train_and_read(
 ) -> None:
     """Train from the newest checkpoint on, then read the test set, once.
 
-    ``resting`` is the resident memory in bytes from which the peak is counted.
+    A job of several processes trains in them, and is read here. Its trials run to their
+    end, whatever the pruner.
+
+    Args:
+        job: What is asked.
+        config: Its config.
+        folder: Where the run lives.
+        log: The hook that writes the log.
+        resting: Resident memory in bytes from which the peak is counted.
+        pruner: Arguments of the pruning hook.
+
+    Raises:
+        mmpetl.engine.stopping.Stopped: A signal came; what could be saved is.
     """
-    import torch
-
-    from mmpetl.apis.run import build_runner
     from mmpetl.engine.best import best_checkpoint
-    from mmpetl.engine.hooks.predictions import PredictionsHook
+    from mmpetl.engine.latest import newest_checkpoint
 
-    config = _prepare(config, folder)
-    # A reading of the test set that nothing asked for could not be taken back.
-    phases = ('train', 'val') if job.stage == 'tune' else ('train', 'val', 'test')
-    hooks = [log, PredictionsHook(str(folder / PREDICTIONS))]
-    if pruner is not None:
-        hooks.append(PruningHook(**pruner))
+    config = prepare(config, folder)
+    processes = config.get(PROCESSES, 1)
     try:
-        runner = build_runner(config, check_data=phases)
-        for hook in hooks:
-            runner.register_hook(hook)
-        runner.train()
-        peak = run_facts.peak_resident()
-        if torch.cuda.is_available():
-            log.write({'peak_memory_bytes': torch.cuda.max_memory_allocated()})
-        elif peak is not None and resting is not None:
-            log.write({'peak_memory_bytes': max(0, peak - resting)})
-        if job.stage == 'tune':
-            _last_validation(runner, folder, log)
+        if processes > 1:
+            train_in_processes(job, folder, processes)
+            if job.stage == 'tune':
+                return
+            config.resume = False
+            runner = _built(config, folder, [log], ('test',))
+            source = newest_checkpoint(folder)[0]
         else:
-            best = best_checkpoint(folder)
-            if best is not None:
-                # What such a protocol reports is the best of its readings.
-                runner.load_checkpoint(str(best))
+            runner = train_only(job, config, folder, [log], resting, pruner)
+            source = None
+        if job.stage != 'tune':
+            # What a protocol with validations reports is the best of its readings.
+            source = best_checkpoint(folder) or source
+            if source is not None:
+                runner.load_checkpoint(str(source))
             runner.test()
     finally:
         forget(config.experiment_name)
 
 
-def _prepare(config: Any, folder: Path) -> Any:
+def train_only(
+    job: Job,
+    config: Any,
+    folder: Path,
+    hooks: Sequence[Any],
+    resting: int | None = None,
+    pruner: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+) -> Any:
+    """Train from the newest checkpoint on; a trial is scored at its end.
+
+    Args:
+        job: What is asked.
+        config: Its config, of :func:`prepare`.
+        folder: Where the run lives.
+        hooks: The hook that writes the log, and others.
+        resting: Resident memory in bytes from which the peak is counted.
+        pruner: Arguments of the pruning hook.
+        launcher: ``pytorch`` in one of several processes.
+
+    Returns:
+        The Runner.
+    """
+    import torch
+
+    from mmpetl.engine.stopping import stop_on_signals, train_until_stopped
+
+    log = hooks[0]
+    if pruner is not None:
+        hooks = [*hooks, PruningHook(**pruner)]
+    # A reading of the test set that nothing asked for could not be taken back.
+    phases = ('train', 'val') if job.stage == 'tune' else ('train', 'val', 'test')
+    with stop_on_signals() as stop:
+        test = test_data(job) if job.stage == 'tune' else None
+        runner = _built(config, folder, hooks, phases, launcher, test)
+        train_until_stopped(runner, stop)
+    peak = run_facts.peak_resident()
+    if torch.cuda.is_available():
+        log.write({'peak_memory_bytes': torch.cuda.max_memory_allocated()})
+    elif peak is not None and resting is not None:
+        log.write({'peak_memory_bytes': max(0, peak - resting)})
+    if job.stage == 'tune':
+        _last_validation(runner, folder, log)
+    return runner
+
+
+def _built(
+    config: Any,
+    folder: Path,
+    hooks: Sequence[Any],
+    phases: tuple[str, ...],
+    launcher: str = 'none',
+    test: Any = None,
+) -> Any:
+    from mmpetl.apis.run import build_runner
+    from mmpetl.engine.hooks.predictions import PredictionsHook
+    from mmpetl.engine.hooks.results import ResultsHook
+
+    runner = build_runner(config, check_data=phases, launcher=launcher, test_data=test)
+    said = PredictionsHook(str(folder / PREDICTIONS))
+    for hook in (*hooks, said, ResultsHook(str(folder / RESULTS))):
+        runner.register_hook(hook)
+    return runner
+
+
+def prepare(config: Any, folder: Path) -> Any:
     """A copy of the config with what the run needs and its result does not."""
     from mmpetl.engine.latest import newest_checkpoint
 
@@ -185,6 +279,12 @@ def _prepare(config: Any, folder: Path) -> Any:
     config.resume = newest_checkpoint(folder)[0] is not None
     if config.resume:
         config.load_from = None
+    saves = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    if str(saves.get('type', '')).endswith('DeltaCheckpointHook'):
+        # What a run goes on from is one file. Of a whole backbone with its optimizer
+        # it is a gigabyte, which epochs of some seconds need not write each time.
+        saves['max_keep_ckpts'] = 1
+        saves.setdefault('most_mb_per_s', CHECKPOINTS_MB_PER_S)
     return config
 
 

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.records import Job
+from mmpetl.lazy import moved_names
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout: ``configs`` lies below it."""
+__getattr__, __dir__ = moved_names(
+    __name__,
+    {
+        'ROOT': 'mmpetl.benchmark.config_digest',
+        'UNRELATED': 'mmpetl.benchmark.config_digest',
+        'config_hash': 'mmpetl.benchmark.config_digest',
+    },
+)
 
 METHOD = 'model.backbone.method.'
 """What a key of a method's argument begins with."""
 
-UNRELATED = (
-    'auto_resume',
-    'custom_hooks',
-    'default_hooks',
-    'env_cfg',
-    'experiment_name',
-    'launcher',
-    'load_from',
-    'log_level',
-    'log_processor',
-    'resume',
-    'vis_backends',
-    'visualizer',
-    'work_dir',
-)
-"""Top-level keys that say where a run lives and what it logs, not what it computes."""
+PROCESSES = 'processes'
+"""Option that says in how many processes a job trains."""
 
 
 def compose_job(job: Job, folder: str | os.PathLike) -> Any:
@@ -43,13 +33,17 @@ def compose_job(job: Job, folder: str | os.PathLike) -> Any:
         folder: Where the run lives.
 
     Raises:
-        PETLError: No such recipe, method or argument.
+        PETLError: No such recipe, method or argument, options that undo the protocol,
+            or a batch of the recipe that cannot be made up.
     """
+    from mmpetl.config.batch import reach_batch
     from mmpetl.config.compose import compose
+    from mmpetl.config.protocols import check_honest
 
     args, rest = split_options(job.options)
+    processes = rest.pop(PROCESSES, 1)
     rest['randomness.seed'] = job.seed
-    return compose(
+    config = compose(
         job.recipe,
         {'type': job.method, **args},
         rest,
@@ -58,6 +52,22 @@ def compose_job(job: Job, folder: str | os.PathLike) -> Any:
         work_dir=folder,
         leaf=job.leaf,
     )
+    check_honest(config, test_data(job) if job.stage == 'tune' else None)
+    reach_batch(config, processes)
+    return config
+
+
+def test_data(job: Job) -> Any:
+    """Config of the data set that a job's recipe is tested on, by the final stage.
+
+    Options that speak of the test are not laid over it: what they would hide is what
+    must not be read.
+    """
+    from mmpetl.config.compose import compose
+
+    final = compose(job.recipe, job.method, protocol=job.protocol, leaf=job.leaf)
+    loader = final.get('test_dataloader') or {}
+    return loader.get('dataset')
 
 
 def split_options(
@@ -71,18 +81,3 @@ def split_options(
         else:
             rest[key] = value
     return args, rest
-
-
-def config_hash(config: Any) -> str:
-    """Digest of what decides a run's result; folders of this machine do not count."""
-    kept = {k: v for k, v in config.to_dict().items() if k not in UNRELATED}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    folders = {
-        '{data}': os.environ.get('MMPETL_DATA', ''),
-        '{weights}': os.environ.get('MMPETL_WEIGHTS', ''),
-        '{root}': str(ROOT),
-    }
-    for name, folder in folders.items():
-        if folder:
-            text = text.replace(folder, name)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from mmpetl.benchmark.collect import primary_of
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import checked, read_json_lines, regular_file
 
@@ -33,9 +35,7 @@ def optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise PETLError(
-            'the search needs Optuna: pip install mmpetl[benchmark]'
-        ) from None
+        raise PETLError(f'the search needs Optuna: {pip_line("benchmark")}') from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
     return optuna
@@ -119,8 +119,17 @@ def _facts_of(trial: Any) -> dict[str, Any]:
     return {'params': trial.params, 'values': trial.values, 'reported': reported}
 
 
+REDRAWS = 16
+"""How often a proposal that was tried before is drawn anew."""
+
+
 def propose(
-    study: Any, suggest: Callable[[Any], T], budget: int, seed: int
+    study: Any,
+    suggest: Callable[[Any], T],
+    budget: int,
+    seed: int,
+    is_new: Callable[[T], bool] = lambda setting: True,
+    rest: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
 ) -> tuple[int, T]:
     """The next setting of a study, which its journal then holds whole.
 
@@ -133,6 +142,9 @@ def propose(
         suggest: Draws a setting from a trial of Optuna.
         budget: As of :func:`load_study`.
         seed: Seed of the search.
+        is_new: Whether a setting was not tried yet; one that was is drawn anew.
+        rest: Called then: the parameters of all settings that were not tried, as Optuna
+            keeps them. One of them is drawn.
 
     Returns:
         Number of the trial, and what ``suggest`` has drawn.
@@ -143,8 +155,15 @@ def propose(
         sampler=_sampler(budget, seed + len(known)), direction='maximize'
     )
     draft.add_trials(known)
-    trial = draft.ask()
-    setting = suggest(trial)
+    for _ in range(REDRAWS):
+        trial = draft.ask()
+        setting = suggest(trial)
+        if is_new(setting):
+            break
+    else:
+        draft.enqueue_trial(random.Random(seed + len(known)).choice(rest()))
+        trial = draft.ask()
+        setting = suggest(trial)
     study.add_trial(
         package.trial.create_trial(
             state=package.trial.TrialState.RUNNING,

@@ -15,6 +15,7 @@ A plan holds these keys; ``methods`` and ``recipes`` are needed::
     recipe_options: {vtab/*: {...}}     the same, for recipes
     include: ['LoRA', 'prompt@vtab/*']  method (or family) @ recipe; all by default
     exclude: ['NOAH@mini/cub']
+    processes: {ade20k: 8, voc: 2}      of each job, by recipe, or one number for all
     data: [digits]                      mini sets to write before the first job
 
 A plan is data: what its options name as a ``type`` must be registered by a toolbox, and
@@ -35,11 +36,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mmpetl.benchmark.job_config import METHOD, split_options
+from mmpetl.benchmark.job_config import METHOD, PROCESSES, split_options
 from mmpetl.benchmark.plan_file import check_plain, read_yaml
 from mmpetl.benchmark.records import Job, check_job, write_json
 from mmpetl.benchmark.sizes import sizes
 from mmpetl.benchmark.trust import check_trusted
+from mmpetl.config.batch import check_processes, reach_batch, shares_of
 from mmpetl.config.options import MOST_SEED
 from mmpetl.core import PETLError, registered_methods, suggest
 from mmpetl.core.boundary import checked, read_json
@@ -66,6 +68,7 @@ class Plan:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    processes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Resolved:
     jobs: tuple[Job, ...]
     refused: tuple[Refusal, ...]
     toolboxes: tuple[str, ...]
+    batches: Mapping[str, str] = field(default_factory=dict)
+    """How a step of each recipe's optimizer is put together, in words."""
 
 
 LISTS = ('methods', 'recipes', 'seeds', 'include', 'exclude', 'data')
@@ -145,7 +150,9 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
     for key in LISTS:
         if key in data:
             data[key] = _list(data[key], key, where)
-    for key in MAPPINGS:
+    if isinstance(data.get('processes'), int):
+        data['processes'] = {'*': data['processes']}
+    for key in (*MAPPINGS, 'processes'):
         if not isinstance(data.get(key, {}), Mapping):
             raise PETLError(f'{where}: {key} needs "name: value" lines')
     for key in ('settings', 'method_options', 'recipe_options'):
@@ -160,6 +167,11 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
             )
     for key in MAPPINGS:
         check_plain(data.get(key, {}), f'{where}: {key}')
+    for pattern, number in data.get('processes', {}).items():
+        try:
+            check_processes(number)
+        except PETLError as error:
+            raise PETLError(f'{where}: processes of {pattern}: {error}') from None
     _check_texts(data, where)
     plan = Plan(**data)
     if plan.protocol not in PROTOCOLS:
@@ -295,15 +307,17 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
     known = registered_methods()
     methods, recipes = choose_methods(plan.methods), choose_recipes(plan.recipes)
     check_filters((*plan.include, *plan.exclude), methods, recipes)
-    for pattern in plan.recipe_options:
-        if not any(fnmatch.fnmatchcase(recipe, pattern) for recipe in recipes):
-            raise PETLError(
-                f'recipe_options speak of {pattern!r}, which is no recipe of the plan'
-            )
+    for key in ('recipe_options', 'processes'):
+        for pattern in getattr(plan, key):
+            if not any(fnmatch.fnmatchcase(recipe, pattern) for recipe in recipes):
+                raise PETLError(
+                    f'{key} speak of {pattern!r}, which is no recipe of the plan'
+                )
     leaves = _leaves() if plan.leaves else frozenset()
     cells: list[Job] = []
     refused: list[Refusal] = []
     boxes: set[str] = set()
+    batches: dict[str, str] = {}
     for recipe in recipes:
         wanted = [m for m in methods if _kept(plan, m, known[m].family, recipe)]
         if not wanted:
@@ -311,9 +325,15 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
         if not trust:
             _check_trusted(plan, wanted, recipe)
         config = _composed(plan, recipe, wanted[0])
+        if shares := shares_of(config):
+            batches[recipe] = str(shares)
         checker = Support(config)
+        fitting = [_rest(plan, wanted[0], recipe)]
         for method in wanted:
             options = options_of(plan, method, recipe)
+            if _rest(plan, method, recipe) not in fitting:
+                _composed(plan, recipe, method)
+                fitting.append(_rest(plan, method, recipe))
             reason = checker.reason(method, options)
             if reason:
                 refused.append(Refusal(recipe, method, reason))
@@ -328,7 +348,7 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
         why = f'; {refused[0].reason}' if refused else ''
         raise PETLError(f'the plan {plan.name} has nothing to run{why}')
     jobs = [_seeded(job, seed) for seed in plan.seeds for job in cells]
-    return Resolved(plan, tuple(jobs), tuple(refused), tuple(sorted(boxes)))
+    return Resolved(plan, tuple(jobs), tuple(refused), tuple(sorted(boxes)), batches)
 
 
 def _check_trusted(plan: Plan, methods: Sequence[str], recipe: str) -> None:
@@ -346,13 +366,23 @@ def _check_trusted(plan: Plan, methods: Sequence[str], recipe: str) -> None:
         )
 
 
+def _rest(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
+    """The options of a pair that are no arguments of the method."""
+    return split_options(options_of(plan, method, recipe))[1]
+
+
 def _composed(plan: Plan, recipe: str, method: str) -> Any:
     """A recipe with the options of the plan, which must fit it."""
     from mmpetl.config.compose import compose
+    from mmpetl.config.protocols import check_honest
 
-    _, options = split_options(options_of(plan, method, recipe))
+    options = dict(_rest(plan, method, recipe))
+    processes = options.pop(PROCESSES, 1)
     try:
-        return compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
+        config = compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
+        reach_batch(config, processes)
+        check_honest(config)
+        return config
     except PETLError as error:
         raise PETLError(
             f'the plan {plan.name}, recipe {recipe} ({plan.protocol} protocol): {error}'
@@ -390,6 +420,9 @@ def options_of(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
     for pattern, values in plan.recipe_options.items():
         if fnmatch.fnmatchcase(recipe, pattern):
             options |= values
+    for pattern, number in plan.processes.items():
+        if fnmatch.fnmatchcase(recipe, pattern) and number > 1:
+            options[PROCESSES] = number
     for name in (stem, method):
         args |= plan.settings.get(name, {})
         options |= plan.method_options.get(name, {})

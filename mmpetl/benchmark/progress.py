@@ -12,10 +12,11 @@ from typing import Any
 
 from mmpetl.benchmark.collect import LOG
 from mmpetl.benchmark.cost import Estimate, Total, estimates, total
+from mmpetl.benchmark.designs import designs_of
 from mmpetl.benchmark.plan import Refusal, Resolved
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.sweep import Sweep
-from mmpetl.benchmark.task import is_final, outcome_of
+from mmpetl.benchmark.task import Task, is_final, outcome_of
 from mmpetl.core import PETLError
 
 
@@ -55,14 +56,15 @@ def standing(jobs: Sequence[Job], out: str | os.PathLike, retries: int = 1) -> S
     """How jobs stand, as the files of a folder tell: also of other runners' jobs."""
     store = RecordStore(out)
     done, failed, running = 0, {}, []
+    records = store.of(jobs)
     for job in jobs:
-        record = store.read(job)
+        record = records.get(job.id)
         if record is not None and record.status != 'failed':
             done += 1
-        elif record is not None and is_final(record, retries):
-            failed[job.id] = outcome_of(record, retries).note
         elif store.held(job):
             running.append(running_of(job.id, store.folder(job)))
+        elif record is not None and not outcome_of(record, retries).retry:
+            failed[job.id] = outcome_of(record, retries).note
     return Standing(len(jobs), done, failed, tuple(running))
 
 
@@ -90,6 +92,10 @@ def running_of(name: str, folder: Path) -> Running:
     return Running(name, step, of, seconds)
 
 
+SHOWN, LOOKS = 16, 64
+"""Rows of running jobs, and locks that are looked at for a drawing."""
+
+
 class Progress:
     """The live table of a sweep; the plain log is the sweep's own.
 
@@ -114,6 +120,7 @@ class Progress:
         self.started = time.monotonic()
         self.live: Any = None
         self._next = 0.0
+        self._started: set[str] = set()
 
     @contextlib.contextmanager
     def show(self) -> Iterator[Callable[[Sweep], None]]:
@@ -144,15 +151,13 @@ class Progress:
         from rich.console import Group
         from rich.table import Table
 
-        records = [r for r in sweep.records.values()]
-        done = sum(r.status != 'failed' for r in records)
-        bad = [
-            r for r in records if r.status == 'failed' and is_final(r, sweep.retries)
-        ]
+        ends = sweep.ends.values()
+        done = sum(end.status != 'failed' for end in ends)
+        bad = [e for e in ends if e.status == 'failed' and not e.retry]
+        started = self._started_of(sweep)
         running = [
             running_of(name, sweep.store.folder(task.job))
-            for name, task in sweep.dispatcher.running.items()
-            if sweep.executor.started(task)
+            for name, task in started[:SHOWN]
         ]
         others = len(sweep.dispatcher.elsewhere)
         head = Table(title=f'{self.name}: {len(sweep.jobs)} jobs')
@@ -161,7 +166,7 @@ class Progress:
         left = len(sweep.jobs) - done - len(bad)
         head.add_row(
             str(done),
-            str(len(running)),
+            str(len(started)),
             str(others),
             str(len(bad)),
             str(left),
@@ -170,17 +175,30 @@ class Progress:
         parts: list[Any] = [head]
         if running:
             body = Table('running', 'step', 'seconds')
-            for item in running[:16]:
+            for item in running:
                 step = f'{item.step}/{item.of}' if item.of else 'begins'
                 body.add_row(item.id, step, f'{item.seconds:.0f}')
             parts.append(body)
         if bad:
             body = Table('failed', 'why')
-            for record in bad[-8:]:
-                note = outcome_of(record, sweep.retries).note
-                body.add_row(record.job.id, note[:120])
+            for end in bad[-8:]:
+                body.add_row(end.id, end.note[:120])
             parts.append(body)
         return Group(*parts)
+
+    def _started_of(self, sweep: Sweep) -> list[tuple[str, Task]]:
+        """Tasks that have left the executor's queue.
+
+        Locks are looked at until they are held, and of a long queue a few at a time: on
+        a file system of a network each look is a message.
+        """
+        running = sweep.dispatcher.running
+        self._started &= running.keys()
+        waiting = [name for name in running if name not in self._started]
+        for name in waiting[:LOOKS]:
+            if sweep.executor.started(running[name]):
+                self._started.add(name)
+        return [(n, t) for n, t in running.items() if n in self._started]
 
     def time_left(self, sweep: Sweep, left: int) -> str:
         """From what this call's jobs took, or from estimates before the first ends."""
@@ -190,7 +208,7 @@ class Progress:
             spent = time.monotonic() - self.started
             return duration(left * spent / len(sweep.ran))
         slots = max(1, sweep.executor.slots)
-        waiting = [j for j in sweep.jobs if j.id not in sweep.records]
+        waiting = [j for j in sweep.jobs if j.id not in sweep.ends]
         guess = total(waiting, self.known)
         if guess.unknown == len(waiting):
             return 'unknown'
@@ -242,8 +260,9 @@ def print_plan(
         table.add_column(column, justify='right')
     table.add_column('known from')
     left: list[Job] = []
+    stored = store.of(resolved.jobs)
     for (recipe, method), jobs in pairs.items():
-        records = [store.read(job) for job in jobs]
+        records = [stored.get(job.id) for job in jobs]
         over = [r for r in records if r is not None and is_final(r, retries)]
         bad = sum(r.status == 'failed' for r in over)
         left += [
@@ -265,8 +284,19 @@ def print_plan(
             cost.source if cost else '-',
         )
     console.print(table)
+    for recipe, text in resolved.batches.items():
+        if ' x ' in text:
+            console.print(f'batch of {recipe}: {text}', highlight=False)
     print_refused(resolved.refused, console)
     print_total(total(left, known), len(left), slots, console)
+    print_designs(resolved.jobs, console)
+
+
+def print_designs(jobs: Sequence[Job], console: Any) -> None:
+    """What differences the planned tasks and seeds can show at all."""
+    for design in designs_of(jobs):
+        for line in design.sentences():
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_refused(refused: Sequence[Refusal], console: Any) -> None:

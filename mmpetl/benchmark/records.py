@@ -6,6 +6,7 @@ report page read records only, so that every figure can be recomputed from them.
 Layout of a benchmark folder::
 
     <out>/plan.json                    the resolved plan
+    <out>/records.sqlite               an index of many records, made as needed
     <out>/runs/<id>/record.json        the record
     <out>/runs/<id>/config.py          the resolved config
     <out>/runs/<id>/predictions.npz    logits (N, C) float32, labels (N,) int64
@@ -16,22 +17,29 @@ Layout of a benchmark folder::
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
+from mmpetl.benchmark import claims
+from mmpetl.benchmark.index import Index
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import Count, checked, read_json
 
-FORMAT = 1
+FORMAT = 2
+READ_FORMATS = (1, 2)
+"""Formats that are read. What format 1 did not say is unknown: None, or empty."""
+
 STATUSES = ('done', 'failed', 'pruned')
 
 
@@ -59,7 +67,7 @@ class Job:
     variant: str = ''
     leaf: bool = False
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Readable, unique, and fit for a folder's name."""
         parts = [self.recipe.replace('/', '-'), self.method.lower()]
@@ -77,9 +85,31 @@ class Job:
         return re.sub(r'[^\w.+-]', '_', '--'.join(parts))
 
 
+@dataclass(frozen=True)
+class DataRead:
+    """What one phase of a run read; see :mod:`mmpetl.datasets.identity`.
+
+    Attributes:
+        digest: SHA-256, 64 hexadecimal digits, over the identities and labels of the
+            samples, in the order of the data set; the same wherever the data lie.
+            Empty where the data set does not say what its samples are.
+        count: Samples that were read in one pass, each as often as a pass has it.
+        kind: Class of the data set, of its innermost one where it wraps others.
+        by: What an identity is made of: ``content``, ``size`` of large sets, or empty.
+        copies: Samples of this phase whose file has the content of one that trained;
+            None where that was not looked at.
+    """
+
+    digest: str = ''
+    count: Count = 0
+    kind: str = ''
+    by: str = ''
+    copies: Count | None = None
+
+
 @dataclass
 class Record:
-    """What is known of one run.
+    """What is known of one run. What is not known is None or empty.
 
     Attributes:
         job: What was asked.
@@ -109,6 +139,24 @@ class Record:
         attempts: How many times it was begun after a failure.
         error: What went wrong, with its traceback; None where nothing did.
         search: Budget and trials of the search that chose the settings, or None.
+        data: What ``train``, ``val`` and ``test`` read; a phase that read nothing, or
+            of which nothing is known, is not there.
+        recipe_digest: Digest of the resolved config without method, seed and folders:
+            equal between methods that were trained in the same way.
+        steps: Iterations of the training, all of them.
+        epochs: Epochs of the training; None where it counts iterations.
+        batch: Samples behind one step of the optimizer, over all processes.
+        resolution: Height and width of what the test pipeline makes, in pixels.
+        processes: Processes that trained together.
+        threads: Threads of torch in each process.
+        host: Name of the machine.
+        cuda: Version of CUDA that torch was built with; None on a CPU.
+        driver: Version of the GPU's driver; None on a CPU.
+        shared: Jobs that might run at the same time on its device, itself included.
+        delta_bytes: Size of the exported delta's file of numbers.
+        total_seconds: Wall time of all attempts that is on file, preparation, test
+            reading and export included.
+        restarted: Why the files of an earlier attempt were removed, in a line.
     """
 
     job: Job
@@ -138,6 +186,21 @@ class Record:
     attempts: int = 1
     error: str | None = None
     search: dict[str, Any] | None = None
+    data: dict[str, DataRead] = field(default_factory=dict)
+    recipe_digest: str = ''
+    steps: Count | None = None
+    epochs: Count | None = None
+    batch: Count | None = None
+    resolution: list[Count] | None = None
+    processes: Count | None = None
+    threads: Count | None = None
+    host: str = ''
+    cuda: str | None = None
+    driver: str | None = None
+    shared: Count | None = None
+    delta_bytes: Count | None = None
+    total_seconds: float | None = None
+    restarted: str = ''
 
     @property
     def score(self) -> float | None:
@@ -162,11 +225,12 @@ class Record:
         """
         data = dict(data)
         found = data.pop('format', None)
-        if found != FORMAT or isinstance(found, bool):
+        if found not in READ_FORMATS or isinstance(found, bool):
             raise PETLError(
-                f'{source} has format {found!r}; this mmpetl reads format {FORMAT}'
+                f'{source} has format {found!r}; this mmpetl reads the formats '
+                f'{" and ".join(map(str, READ_FORMATS))}'
             )
-        data.pop('id', None)
+        named = data.pop('id', None)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in data:
             if name not in known:
@@ -174,6 +238,12 @@ class Record:
         check_job(data.get('job'), source)
         record = checked(data, cls, source)
         _check_names(record, source)
+        _check_data(record, source)
+        if named is not None and named != record.job.id:
+            raise PETLError(
+                f'{source} has the id {named!r}, and its job is {record.job.id!r}: it '
+                'was edited'
+            )
         for name, points in record.curves.items():
             if any(len(p) != 2 or p[0] is None for p in points):
                 raise PETLError(f'{source}: curves.{name} is no list of (step, value)')
@@ -212,7 +282,22 @@ def _check_names(record: Record, source: str) -> None:
         )
 
 
+def _check_data(record: Record, source: str) -> None:
+    """Raise PETLError where what a phase read is said of no phase, or not said so."""
+    for phase, read in record.data.items():
+        if phase not in PHASES:
+            raise PETLError(
+                f'{source}: data has {phase!r}, which is none of {", ".join(PHASES)}'
+            )
+        if not re.fullmatch('|[0-9a-f]{64}', read.digest):
+            raise PETLError(f'{source}: data.{phase}.digest is no SHA-256 in hex')
+    if record.resolution is not None and len(record.resolution) != 2:
+        raise PETLError(f'{source}: resolution is no height and width')
+
+
+PHASES = ('train', 'val', 'test')
 _PRINTED = ('family', 'task', 'group', 'backbone', 'primary', 'device')
+_PRINTED += ('host', 'restarted')
 """Fields of a record that tables and pages print."""
 
 
@@ -227,15 +312,56 @@ class FoundTrial:
 
 
 @dataclass
+class FoundEarlier:
+    """What is read of a final run that a later best of its search has replaced."""
+
+    run: str
+    seed: int
+    test_reads: Count
+
+
+@dataclass
 class Found:
-    """What is read of the search in a record; it may hold more."""
+    """What is read of the search in a record; it may hold more.
+
+    Attributes:
+        budget: Trials that were asked for.
+        tried: Different settings that were tried; fewer where the space has no more.
+        settings: Different settings that there are, the default among them; None where
+            the space has no end.
+        earlier: Final runs that were replaced. Their readings of the test set count.
+    """
 
     budget: int = 0
+    tried: int = 0
+    settings: int | None = None
+    earlier: list[FoundEarlier] = field(default_factory=list)
     split: str = ''
     default_value: float | None = None
     best: int | None = None
     best_value: float | None = None
     trials: list[FoundTrial] = field(default_factory=list)
+
+
+def setting_key(options: Mapping[str, Any]) -> str:
+    """What makes two settings one: their values, however a number is written."""
+    return json.dumps(_plain(options), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def earlier_reads(search: Mapping[str, Any] | None, seed: int) -> int:
+    """Readings of the test set by final runs of a seed that a search has replaced."""
+    earlier = (search or {}).get('earlier', ())
+    return sum(item['test_reads'] for item in earlier if item['seed'] == seed)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -275,29 +401,71 @@ class RecordStore:
         """Keep a record, whole or not at all."""
         write_json(self.folder(record.job) / 'record.json', record.to_json())
 
-    def all(self) -> list[Record]:
+    def all(self, curves: bool = True) -> list[Record]:
         """Every record of the folder that can be read, by id.
 
-        Those that cannot are named in :attr:`left_out`, and once each on stderr.
+        Those that cannot are named in :attr:`left_out`, and once each on stderr. Of
+        thousands, what has not changed since comes from an index
+        (:mod:`mmpetl.benchmark.index`).
+
+        Args:
+            curves: Whether to read curves, too; else they are empty.
         """
         found: dict[str, Record] = {}
         self.left_out = []
-        for path in sorted(p / 'record.json' for p in self.out.glob('runs/*')):
-            if not os.path.lexists(path):
-                continue  # a run that is not done
-            try:
-                record = read_record(path)
-            except (OSError, PETLError) as error:
-                self.left_out.append(f'{error}')
+        folder = self.out / 'runs'
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        files = [(name, folder / name / 'record.json') for name in names]
+        for name, record in self._read(files, curves):
+            if isinstance(record, Exception):
+                self.left_out.append(f'{record}')
                 continue
+            path = folder / name / 'record.json'
             if record.job.id in found:
                 # A copied folder is no second run.
                 self.left_out.append(f'{path} is a second record of {record.job.id}')
+                continue
+            if record.job.id != name:
+                self.left_out.append(
+                    f'{path} is the record of {record.job.id}, which is another folder'
+                )
                 continue
             found[record.job.id] = record
         for line in self.left_out:
             print(f'left out: {line}', file=sys.stderr)
         return list(found.values())
+
+    def of(self, jobs: Iterable[Job], curves: bool = False) -> dict[str, Record]:
+        """The records that jobs have, by their ids: :meth:`read` of many at once.
+
+        Raises:
+            PETLError: A file is not a record.
+        """
+        folder = self.out / 'runs'
+        files = [(job.id, folder / job.id / 'record.json') for job in jobs]
+        found = {}
+        for name, record in self._read(files, curves):
+            if isinstance(record, Exception):
+                raise record
+            found[name] = record
+        return found
+
+    def _read(
+        self, files: Iterable[tuple[str, Path]], curves: bool
+    ) -> Iterator[tuple[str, Record | Exception]]:
+        """Records of the files that are there."""
+        there = [(name, path) for name, path in files if os.path.lexists(path)]
+        index = Index(self.out / 'records.sqlite', _index_kind())
+        decode = msgspec.json.Decoder(Record).decode
+        points = msgspec.json.Decoder(dict[str, list[list[float | None]]]).decode
+        for name, entry in index.entries(there, _head_and_tail, curves):
+            if isinstance(entry, Exception):
+                yield name, entry
+                continue
+            record = decode(entry.head)
+            if curves:
+                record.curves = points(entry.tail)
+            yield name, record
 
     def check_all_read(self) -> None:
         """Raise PETLError where :meth:`all` left something out."""
@@ -312,28 +480,28 @@ class RecordStore:
         """Whether this process, and no other, may work on a job.
 
         The operating system drops the lock when its process ends, however it ends.
+        Where it has none, see :mod:`mmpetl.benchmark.claims`.
         """
-        folder = self.folder(job)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / 'lock', 'a', encoding='ascii') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with claims.claim(self.folder(job)) as mine:
+            yield mine
 
     def held(self, job: Job) -> bool:
         """Whether some process works on a job; the lock is left as it is."""
-        path = self.folder(job) / 'lock'
-        if not path.is_file():
-            return False
-        with open(path, encoding='ascii') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return claims.held(self.folder(job))
+
+
+def _head_and_tail(path: Path) -> tuple[bytes, bytes]:
+    """A record, checked, as its curves and the rest."""
+    record = read_record(path)
+    curves, record.curves = record.curves, {}
+    return msgspec.json.encode(record), msgspec.json.encode(curves)
+
+
+@functools.cache
+def _index_kind() -> str:
+    """What an index of records is of: this format, these fields."""
+    names = [field.name for kind in (Job, Record) for field in dataclasses.fields(kind)]
+    return f'records {FORMAT}: {" ".join(names)}'
 
 
 def read_record(path: str | os.PathLike) -> Record:

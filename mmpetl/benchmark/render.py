@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Literal
 
-from mmpetl.benchmark.table_parts import Cell, Mean, Row, Table
-from mmpetl.core import PETLError
+from mmpetl.benchmark.latex import latex
+from mmpetl.benchmark.table_parts import Cell, Column, Mean, Row, Table
+from mmpetl.core import PETLError, suggest
 
 By = Literal['task', 'group']
 Format = Literal['md', 'csv', 'tex']
@@ -17,13 +19,27 @@ Format = Literal['md', 'csv', 'tex']
 FORMATS: tuple[Format, ...] = ('md', 'csv', 'tex')
 
 
-def render(table: Table, form: Format = 'md', by: By = 'task') -> str:
+def render(
+    table: Table,
+    form: Format = 'md',
+    by: By = 'task',
+    columns: Sequence[str] | None = None,
+    label: str | None = None,
+    caption: str | None = None,
+    wide: bool = False,
+) -> str:
     """A table as text.
 
     Args:
         table: What :func:`build_tables` gives.
         form: ``md``, ``csv`` or ``tex``.
         by: Columns per ``task``, or per ``group`` of tasks only.
+        columns: Only these, in this order: ``method``, ``family``, ``trainable``,
+            ``tasks`` or names of tasks, ``means`` or ``plain``, ``group`` and names of
+            groups, ``ppt``, ``rank``, ``verified``. Overrides ``by``.
+        label: What LaTeX refers to the table by; made of its title by default.
+        caption: Of LaTeX; the title by default.
+        wide: Whether LaTeX's table spans both columns of a page.
 
     Raises:
         PETLError: Another format, or another kind of columns.
@@ -32,34 +48,86 @@ def render(table: Table, form: Format = 'md', by: By = 'task') -> str:
         raise PETLError(f'no table format {form!r}; there are {", ".join(FORMATS)}')
     if by not in ('task', 'group'):
         raise PETLError(f'columns are by task or by group, not by {by!r}')
-    return {'md': _markdown, 'csv': _csv, 'tex': _latex}[form](table, by)
+    if form == 'csv':
+        if columns is not None:
+            raise PETLError('csv holds every column; columns are chosen for md and tex')
+        return _csv(table, by)
+    chosen = columns_of(table, by, columns)
+    if form == 'tex':
+        return latex(table, chosen, label, caption, wide)
+    return _markdown(table, chosen)
+
+
+def columns_of(
+    table: Table, by: By = 'task', keys: Sequence[str] | None = None
+) -> list[Column]:
+    """The columns of a table, or those asked for.
+
+    Raises:
+        PETLError: The table has no such column.
+    """
+    first = [
+        Column('method', 'method', _label, 'words'),
+        Column('family', 'family', lambda row: row.family, 'words'),
+        Column('trainable', 'trainable', _range_text),
+    ]
+    tasks = [Column(t, t, partial(_task_text, t), 'task') for t in table.tasks]
+    means = [
+        Column(name, table.rows[0].means[name].label, partial(_mean_of, name), 'mean')
+        for name in _mean_columns(table)
+    ]
+    last = [
+        Column('ppt', 'PPT', _ppt_text),
+        Column('rank', 'mean rank', _rank_text),
+    ]
+    if any(row.verified for row in table.rows):
+        last.append(Column('verified', 'verified', lambda row: row.verified or '–'))
+    if keys is None:
+        with_tasks = by == 'task' or len(table.tasks) == 1
+        with_means = len(table.tasks) > 1
+        return [
+            *first,
+            *(tasks if with_tasks else ()),
+            *(means if with_means else ()),
+            *last,
+        ]
+    known: dict[str, list[Column]] = {'tasks': tasks, 'means': means}
+    for column in [*first, *means, *last, *tasks]:
+        known.setdefault(column.key, [column])
+    chosen = []
+    for key in keys:
+        if key not in known:
+            raise PETLError(
+                f'{table.title} has no column {key!r}.{suggest(key, known)} '
+                f'There are {", ".join(known)}'
+            )
+        chosen += known[key]
+    return chosen
 
 
 def _mean_columns(table: Table) -> list[str]:
     return list(table.rows[0].means) if table.rows else []
 
 
-def _header(table: Table, by: By) -> list[str]:
-    head = ['method', 'family', 'trainable']
-    if by == 'task':
-        head += list(table.tasks)
-    if len(table.tasks) > 1:
-        head += [table.rows[0].means[name].label for name in _mean_columns(table)]
-    elif by == 'group':
-        head += list(table.tasks)
-    return [*head, 'PPT', 'mean rank']
+def _label(row: Row) -> str:
+    return f'{row.label} ‡' if row.marks else row.label
 
 
-def _texts(table: Table, row: Row, by: By) -> list[str]:
-    texts = [row.label, row.family, _range_text(row)]
-    if by == 'task' or len(table.tasks) == 1:
-        texts += [_cell_text(row.cells[task]) for task in table.tasks]
-    if len(table.tasks) > 1:
-        texts += [_mean_text(row.means[name]) for name in _mean_columns(table)]
+def _task_text(task: str, row: Row) -> str:
+    return _cell_text(row.cells[task])
+
+
+def _mean_of(name: str, row: Row) -> str:
+    return _mean_text(row.means[name])
+
+
+def _ppt_text(row: Row) -> str:
     value = '–' if row.ppt is None else f'{row.ppt:.3f}'
-    if row.printed_ppt:
-        value += f' ({row.printed_ppt})'
-    return [*texts, value, '–' if row.rank is None else f'{row.rank:.2f}']
+    return f'{value} ({row.printed_ppt})' if row.printed_ppt else value
+
+
+def _rank_text(row: Row) -> str:
+    return '–' if row.rank is None else f'{row.rank:.2f}'
 
 
 def _range_text(row: Row) -> str:
@@ -75,7 +143,9 @@ def _cell_text(cell: Cell) -> str:
     text = f'{cell.mean:.2f}'
     if cell.spread is not None:
         text += f' ± {cell.spread:.2f}'
-    return f'{text} (n={len(cell.scores)})' if cell.state == 'partial' else text
+    if cell.spread is None and cell.state != 'partial':
+        return text
+    return f'{text} (n={len(cell.scores)})'
 
 
 def _mean_text(mean: Mean) -> str:
@@ -83,20 +153,22 @@ def _mean_text(mean: Mean) -> str:
         return '–'
     text = f'{mean.value:.2f}'
     if mean.spread is not None:
-        text += f' ± {mean.spread:.2f}'
+        text += f' ± {mean.spread:.2f} (n={mean.seeds})'
     return text if mean.complete else f'{text} ({mean.tasks}/{mean.of})'
 
 
-def _markdown(table: Table, by: By) -> str:
-    head = _header(table, by)
+def _markdown(table: Table, columns: Sequence[Column]) -> str:
     lines = [
-        f'**{_md(table.title)}**',
+        f'**{markdown(table.title)}**',
         '',
-        _md_line(head),
-        _md_line([':---', ':---', *['---:'] * (len(head) - 2)]),
-        *(_md_line(map(_md, _texts(table, row, by))) for row in table.rows),
+        _md_line(markdown(column.head) for column in columns),
+        _md_line(':---' if column.kind == 'words' else '---:' for column in columns),
+        *(
+            _md_line(markdown(column.text(row)) for column in columns)
+            for row in table.rows
+        ),
         '',
-        *(f'- {_md(note)}' for note in table.notes),
+        *(f'- {markdown(note)}' for note in table.notes),
     ]
     return '\n'.join(lines) + '\n'
 
@@ -105,9 +177,11 @@ def _md_line(cells: Iterable[str]) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def _md(text: str) -> str:
+def markdown(text: str) -> str:
+    """A text in a line of Markdown, or in a cell of a table, and nothing but a text."""
     text = re.sub(r'([\\|`*\[\]])', r'\\\1', ' '.join(text.split()))
-    return text.replace('&', '&amp;').replace('<', '&lt;')
+    # A sign before a number is none that begins an element of HTML.
+    return re.sub(r'<(?=[A-Za-z/!?])', '&lt;', text.replace('&', '&amp;'))
 
 
 def _csv(table: Table, by: By) -> str:
@@ -121,7 +195,7 @@ def _csv(table: Table, by: By) -> str:
     for name in names:
         label = table.rows[0].means[name].label
         head += [label, f'{label} spread', f'{label} tasks']
-    head += ['ppt', 'printed_ppt', 'mean_rank', 'notes']
+    head += ['ppt', 'printed_ppt', 'mean_rank', 'verified', 'notes']
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator='\n')
     writer.writerow(head)
@@ -137,55 +211,10 @@ def _csv(table: Table, by: By) -> str:
             mean = row.means[name]
             line += [_number(mean.value), _number(mean.spread)]
             line.append(f'{mean.tasks}/{mean.of}')
-        line += [_number(row.ppt), row.printed_ppt, _number(row.rank)]
+        line += [_number(row.ppt), row.printed_ppt, _number(row.rank), row.verified]
         writer.writerow([*line, '; '.join(row.notes)])
     return buffer.getvalue()
 
 
 def _number(value: float | None) -> str:
     return '' if value is None else f'{value:.6g}'
-
-
-def _latex(table: Table, by: By) -> str:
-    """A ``tabular`` for booktabs; notes below as a paragraph."""
-    head = _header(table, by)
-    columns = 'll' + 'r' * (len(head) - 2)
-    lines = [
-        '% needs \\usepackage{booktabs}',
-        '\\begin{table}',
-        '\\centering',
-        f'\\caption{{{_tex(table.title)}}}',
-        f'\\begin{{tabular}}{{{columns}}}',
-        '\\toprule',
-        ' & '.join(map(_tex, head)) + ' \\\\',
-        '\\midrule',
-        *(
-            ' & '.join(map(_tex, _texts(table, row, by))) + ' \\\\'
-            for row in table.rows
-        ),
-        '\\bottomrule',
-        '\\end{tabular}',
-        *(f'\\par\\footnotesize {_tex(note)}' for note in table.notes),
-        '\\end{table}',
-    ]
-    return '\n'.join(lines) + '\n'
-
-
-TEX = {
-    '\\': '\\textbackslash{}',
-    '~': '\\textasciitilde{}',
-    '^': '\\textasciicircum{}',
-    '±': '$\\pm$',
-    '†': '$^\\dagger$',
-    '–': '--',
-    '<': '$<$',
-    '>': '$>$',
-    # A bracket at the start of a line would be an argument of the line break before it.
-    '[': '{[}',
-    ']': '{]}',
-    **{c: f'\\{c}' for c in '&%$#_{}'},
-}
-
-
-def _tex(text: str) -> str:
-    return ''.join(TEX.get(char, char) for char in ' '.join(text.split()))

@@ -84,6 +84,64 @@ def _cpu() -> str:
     return f'cpu: {platform.machine() or "unknown"}'
 
 
+def machine() -> dict[str, Any]:
+    """What this process runs on: processes, threads, host, CUDA and driver."""
+    import torch
+    from mmengine.dist import get_world_size
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        'processes': get_world_size(),
+        'threads': torch.get_num_threads(),
+        'host': platform.node(),
+        'cuda': torch.version.cuda if on_gpu else None,
+        'driver': _driver() if on_gpu else None,
+    }
+
+
+@functools.cache
+def _driver() -> str | None:
+    """Version of NVIDIA's driver as the kernel tells it; None where it does not."""
+    try:
+        with open('/sys/module/nvidia/version', encoding='ascii') as file:
+            return file.read().strip() or None
+    except OSError:
+        return None
+
+
+def batch_of(config: Any, processes: int) -> int | None:
+    """Samples behind one step of the optimizer; None where a sampler decides."""
+    loader = config.get('train_dataloader') or {}
+    size = loader.get('batch_size')
+    if not isinstance(size, int):
+        return None
+    wrapper = config.get('optim_wrapper') or {}
+    return size * processes * (wrapper.get('accumulative_counts') or 1)
+
+
+def resolution_of(config: Any) -> list[int] | None:
+    """Height and width in pixels of what the test pipeline makes.
+
+    Of a resizing that keeps the ratio of sides, its bounds. None where no step says a
+    size.
+    """
+    from mmpetl.config.nodes import test_pipeline
+
+    found = None
+    for step in test_pipeline(config):
+        for key in ('crop_size', 'size', 'scale'):
+            size = step.get(key)
+            if isinstance(size, int) and not isinstance(size, bool):
+                size = (size, size)
+            if not isinstance(size, list | tuple) or len(size) != 2:
+                continue
+            if all(isinstance(side, int) and side > 0 for side in size):
+                # MMCV names the scale of a resizing by width and height.
+                found = [*reversed(size)] if key == 'scale' else list(size)
+                break
+    return found
+
+
 def task_of(recipe: str, config: Any) -> tuple[str, str]:
     """Id and group of a recipe's task.
 

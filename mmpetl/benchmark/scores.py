@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Job, Record, setting_key
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,46 @@ def percent(record: Record) -> float | None:
 
 
 def search_budget(record: Record) -> int:
-    """Trials that the settings of a run were allowed to cost; 0 without a search."""
-    return int((record.search or {}).get('budget', 0))
+    """Different settings that were tried for a run; 0 without a search.
+
+    A trial of a setting that was tried before tells nothing new. A record that lists no
+    trials counts by its budget.
+    """
+    search = record.search or {}
+    trials = search.get('trials')
+    if not trials:
+        return int(search.get('budget', 0))
+    return len({setting_key(trial.get('options', {})) for trial in trials})
+
+
+def search_spaces(records: Iterable[Record]) -> list[str]:
+    """What a reader must know of the spaces behind searched settings.
+
+    Returns:
+        A sentence on the rows whose space was tried out whole, where others had more
+        to try, and one on the sizes of spaces, where they differ.
+    """
+    sizes: dict[str, int | None] = {}
+    spent: dict[str, int] = {}
+    for record in records:
+        if record.search and 'settings' in record.search:
+            sizes[record.job.method] = record.search['settings']
+            spent[record.job.method] = search_budget(record)
+    most = max(spent.values(), default=0)
+    small = {m: n for m, n in sizes.items() if n is not None and n < most}
+    lines = []
+    if small:
+        names = ', '.join(f'{method} ({size})' for method, size in small.items())
+        lines.append(
+            f'Not like for like: the search spaces of {names} hold fewer settings than '
+            f'the {most} that others tried.'
+        )
+    ends = {m: n for m, n in sizes.items() if n is not None}
+    if ends and len(set(sizes.values())) > 1:
+        names = ', '.join(f'{m} {n:,}' for m, n in sorted(ends.items()))
+        rest = '; the others have no end' if len(ends) < len(sizes) else ''
+        lines.append(f'Settings in the search spaces: {names}{rest}.')
+    return lines
 
 
 def suite_of(record: Record) -> str:

@@ -3,9 +3,11 @@
 Trials train on the part of the training data that stage ``tune`` leaves, and are
 scored on the held-out part (train800 and val200 of VTAB-1k). The first trial of every
 method is its default setting, so that the best trial is never worse on validation data.
-After the budget is spent, the best setting trains on all training data, once per seed,
-and each of these runs reads the test set once. Their records hold the budget and every
-trial.
+A setting is tried once: the budget is one of different settings, and a search whose
+space has no more of them ends and says so. After that the best setting trains on all
+training data, once per seed, and each of these runs reads the test set once. Their
+records hold the budget and every trial. A search that goes on with a larger budget
+replaces its final runs, and what they read counts on (:mod:`mmpetl.benchmark.finals`).
 
 Optuna proposes (TPE) and prunes (median). Its study lies in a journal file beside the
 records; a search that was killed goes on where it was.
@@ -25,12 +27,23 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.executors import Executor
+from mmpetl.benchmark.finals import VARIANT, renew, replace_finals, search_folder
 from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.optuna_study import load_study, optuna, propose
-from mmpetl.benchmark.records import Job, Record, RecordStore, write_json
+from mmpetl.benchmark.records import (
+    Job,
+    Record,
+    RecordStore,
+    setting_key,
+    write_json,
+)
 from mmpetl.benchmark.spaces import (
     check_in_space,
     decode,
+    encode,
+    holds,
+    num_settings,
+    settings_in,
     space_of,
     suggest_from,
     value_at,
@@ -47,7 +60,6 @@ __getattr__, __dir__ = moved_names(
         'FALLBACK': 'mmpetl.benchmark.spaces',
         'FileLock': 'mmpetl.benchmark.optuna_study',
         'PruningHook': 'mmpetl.benchmark.optuna_study',
-        'encode': 'mmpetl.benchmark.spaces',
     },
 )
 
@@ -95,10 +107,14 @@ class MethodSearch:
         method: Its name.
         recipe: The recipe.
         base: Options that all trials share.
-        budget: Trials, the default setting included.
+        budget: Different settings to try, the default included.
         out: The benchmark's folder.
         seed: Of the trials' runs and of the sampler.
         warn: Called with a line where something is not as asked.
+
+    Attributes:
+        settings: How many different settings there are, the default among them; None
+            where the space has no end.
     """
 
     method: str
@@ -117,6 +133,16 @@ class MethodSearch:
         self.tune_options = validate_often(config)
         self.warmup = _warmup(config)
         self.default = {k: value_at(config, k) for k in self.space}
+        inside = num_settings(self.space)
+        if inside is not None and not holds(self.space, self.default):
+            inside += 1
+        self.settings = inside
+        if self.aim < self.budget:
+            self.warn(
+                f'{self.method} has {self.settings} different settings, the default '
+                f'among them, in {self.space_from}: it gets {self.settings} trials, '
+                f'not {self.budget}'
+            )
         self.split = splits_of(config)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.journal = self.folder / 'journal.log'
@@ -126,8 +152,7 @@ class MethodSearch:
     @property
     def folder(self) -> Path:
         """Where the study lies."""
-        name = f'{self.recipe.replace("/", "-")}--{self.method.lower()}'
-        return self.out / 'search' / name
+        return search_folder(self.out, self.recipe, self.method)
 
     @property
     def study(self) -> Any:
@@ -135,6 +160,11 @@ class MethodSearch:
         if self._study is None:
             self._study = load_study(self.journal, self.budget, self.seed, self.warmup)
         return self._study
+
+    @property
+    def aim(self) -> int:
+        """Trials that there will be: the budget, or all settings there are."""
+        return min(self.budget, self.settings or self.budget)
 
     def _check_same(self) -> None:
         """Refuse to go on with trials of another space or other options."""
@@ -172,27 +202,49 @@ class MethodSearch:
         )
 
     def begin(self) -> list[Trial]:
-        """Trials that an earlier call has left: the default, and what was cut short."""
+        """Trials that an earlier call has left: the default, and what was cut short.
+
+        A setting that a journal of an earlier version proposes twice counts once.
+        """
         left = [Trial(0, dict(self.default), self._job({}))]
+        seen = {setting_key(self.default)}
         for frozen in self.study.get_trials(deepcopy=False):
             options = {k: decode(v) for k, v in frozen.params.items()}
             check_in_space(options, self.space, f'{self.journal}, {frozen.number}')
+            if setting_key(options) in seen:
+                if not frozen.state.is_finished():
+                    fail = optuna().trial.TrialState.FAIL
+                    self.study.tell(frozen.number, state=fail)
+                continue
+            seen.add(setting_key(options))
             left.append(Trial(frozen.number + 1, options, self._job(options)))
         self.trials = {trial.number: trial for trial in left}
         return left
 
     @property
     def wants(self) -> bool:
-        """Whether the budget has room for another trial."""
-        return len(self.trials) < self.budget
+        """Whether the budget, and the space, have room for another trial."""
+        return len(self.trials) < self.aim
 
     def ask(self) -> Trial:
-        """The next trial."""
+        """The next trial, of a setting that was not tried yet."""
+        tried = {setting_key(trial.options) for trial in self.trials.values()}
+        tried.add(setting_key(self.default))
+
+        def is_new(options: Mapping[str, Any]) -> bool:
+            return setting_key(options) not in tried
+
         number, options = propose(
             self.study,
             lambda proposal: suggest_from(proposal, self.space),
             self.budget,
             self.seed,
+            is_new,
+            lambda: [
+                {key: encode(value) for key, value in options.items()}
+                for options in settings_in(self.space)
+                if is_new(options)
+            ],
         )
         trial = Trial(number + 1, options, self._job(options))
         self.trials[trial.number] = trial
@@ -245,7 +297,10 @@ class MethodSearch:
         """What the records of the final runs hold."""
         best = self.best
         return {
-            'budget': self.budget,
+            'budget': max(self.budget, len(self.trials)),
+            'tried': len(self.trials),
+            'settings': self.settings,
+            'dimensions': len(self.space),
             'split': self.split,
             'sampler': 'TPE',
             'pruner': 'median',
@@ -269,7 +324,7 @@ class MethodSearch:
                 self.method,
                 seed=seed,
                 options={**self.base, **chosen},
-                variant='searched',
+                variant=VARIANT,
             )
             for seed in seeds
         ]
@@ -306,7 +361,8 @@ class Search:
         recipe: Name of the recipe.
         out: The benchmark's folder.
         executor: Where trials run.
-        trials: Budget of each method, its default setting included.
+        trials: Different settings that each method tries, its default included; fewer
+            where its space has no more.
         seeds: Of the final runs.
         base: Options by method that all of its runs share.
         seed: Of trials and samplers.
@@ -442,10 +498,13 @@ class Search:
 
     def finish(self) -> dict[str, list[Record]]:
         """Train the best settings on all data, and read the test set once each."""
-        found = {s.method: s.to_json() for s in self.searches}
         jobs = {s.method: s.final_jobs(self.seeds) for s in self.searches}
+        found = {}
         for search in self.searches:
+            earlier = replace_finals(self.store, search.folder, jobs[search.method])
+            found[search.method] = {**search.to_json(), 'earlier': earlier}
             write_json(search.folder / 'trials.json', found[search.method])
+            renew(self.store, search.folder, found[search.method])
         self.finals = _FinalSweep(
             [job for some in jobs.values() for job in some],
             self.out,
@@ -503,7 +562,7 @@ def table_of(title: str, search: Search) -> Any:
         done = sum(n in search.finals.records for n in mine) if mine else 0
         table.add_row(
             one.method,
-            f'{len(over)}/{one.budget}',
+            f'{len(over)}/{one.aim}',
             str(sum(t.status == 'pruned' for t in over)),
             str(sum(t.status == 'failed' for t in over)),
             _number(first.value if first else None),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD
+from mmpetl.benchmark.records import setting_key
 from mmpetl.core import PETLError, build_method, registered_methods
 from mmpetl.core.boundary import parse_json
 
@@ -94,6 +97,50 @@ def check_in_space(
                 f'{place}: {key}={value!r} is not in the search space; search in '
                 'another folder'
             )
+
+
+def num_settings(space: Mapping[str, Any]) -> int | None:
+    """How many settings a space holds; None where a range of numbers has no end."""
+    sizes = [_size(values) for values in space.values()]
+    return None if None in sizes else math.prod(s for s in sizes if s is not None)
+
+
+def _size(values: Any) -> int | None:
+    choices = _choices(values)
+    return None if choices is None else len(choices)
+
+
+def _choices(values: Any) -> range | list[Any] | None:
+    """The values of one key, each once; None where they have no end."""
+    if not isinstance(values, Mapping):
+        return list({setting_key({'': value}): value for value in values}.values())
+    low, high = values['low'], values['high']
+    if isinstance(low, int) and isinstance(high, int):
+        return range(low, high + 1)
+    return [low] if low == high else None
+
+
+def settings_in(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every setting of a space that has an end, in the order of its choices.
+
+    Raises:
+        PETLError: It has none.
+    """
+    choices = {key: _choices(values) for key, values in space.items()}
+    for key, values in choices.items():
+        if values is None:
+            raise PETLError(f'the settings of a space have no end: {key} is a range')
+    for values in itertools.product(*choices.values()):
+        yield dict(zip(choices, values, strict=True))
+
+
+def holds(space: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether a space holds a setting."""
+    try:
+        check_in_space(options, space, '')
+    except PETLError:
+        return False
+    return True
 
 
 def _of_a_kind(one: Any, other: Any) -> bool:

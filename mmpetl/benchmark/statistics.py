@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,29 @@ def wilcoxon_p(differences: Sequence[float]) -> float:
     return float(wilcoxon(differences).pvalue)
 
 
+def wilcoxon_ps(rows: Sequence[Sequence[float]]) -> list[float]:
+    """:func:`wilcoxon_p` of each row, in few calls.
+
+    Rows of one length go together where nothing is zero and no two sizes tie: scipy
+    chooses one test for all that it gets, and for these it is the one of each.
+    """
+    from scipy.stats import wilcoxon
+
+    found = [1.0] * len(rows)
+    alike: dict[int, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        sizes = {abs(value) for value in row}
+        if row and 0 not in sizes and len(sizes) == len(row):
+            alike[len(row)].append(place)
+        else:
+            found[place] = wilcoxon_p(row)
+    for places in alike.values():
+        p_values = wilcoxon([rows[place] for place in places], axis=1).pvalue
+        for place, p in zip(places, p_values, strict=True):
+            found[place] = float(p)
+    return found
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two methods on what both have done.
@@ -209,8 +233,8 @@ def compare_pairs(runs: Runs, margin: float = 0.0) -> list[Pair]:
                 by_task.append(sum(gaps) / len(gaps))
         if by_task:
             rows.append((a, b, by_run, by_task))
-    p_runs = holm([wilcoxon_p(by_run) for _, _, by_run, _ in rows])
-    p_tasks = holm([wilcoxon_p(by_task) for _, _, _, by_task in rows])
+    p_runs = holm(wilcoxon_ps([by_run for _, _, by_run, _ in rows]))
+    p_tasks = holm(wilcoxon_ps([by_task for _, _, _, by_task in rows]))
     return [
         Pair(
             a,
@@ -229,19 +253,32 @@ def compare_pairs(runs: Runs, margin: float = 0.0) -> list[Pair]:
     ]
 
 
+BAR = 'a bar: not shown to differ at the {:g} % level (Nemenyi), which is not equal'
+"""What the picture says of its bars."""
+
+
 def draw_critical_difference(
     ranks: Mapping[str, float],
     difference: float,
     path: str | os.PathLike,
     title: str = '',
+    num_tasks: int | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    alpha: float = 0.05,
 ) -> Path:
-    """The picture of Demsar: methods on a line of mean ranks, bars over equals.
+    """The picture of Demsar: methods on a line of mean ranks.
+
+    Bars join methods that are not shown to differ, and the picture says so.
 
     Args:
         ranks: Mean rank per method, 1 is best.
         difference: The critical difference.
         path: A file that matplotlib can write: PNG, SVG, PDF.
         title: A line above the picture.
+        num_tasks: Tasks that the ranks are over, to be named.
+        intervals: Ends of an interval of the mean rank per method, drawn as a line with
+            caps beside its name.
+        alpha: What the critical difference is for.
 
     Raises:
         PETLError: Fewer than two methods.
@@ -258,7 +295,7 @@ def draw_critical_difference(
     pad = (high - low) * 0.05
     bar_gap, row_gap = 0.22, 0.42
     depth = 0.35 + bar_gap * len(bars)
-    height = 1.5 + 0.3 * (depth + row_gap * half)
+    height = 1.8 + 0.3 * (depth + row_gap * half)
     figure = Figure(figsize=(8.5, height + 0.4), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -270,7 +307,8 @@ def draw_critical_difference(
         if high - low <= 16 or (tick - low) % 2 == 0:
             axes.text(tick, 0.22, str(tick), ha='center', va='bottom', fontsize=9)
     axes.plot([low, min(low + difference, high)], [1.0, 1.0], color='black', lw=2)
-    axes.text(low, 1.12, f'critical difference {difference:.2f}', fontsize=9)
+    over = f', {num_tasks} tasks' if num_tasks else ''
+    axes.text(low, 1.12, f'critical difference {difference:.2f}{over}', fontsize=9)
     for level, bar in enumerate(bars):
         y = -0.2 - bar_gap * level
         start, end = ranks[bar[0]], ranks[bar[-1]]
@@ -280,9 +318,14 @@ def draw_critical_difference(
         left = place < half
         row = place if left else len(names) - 1 - place
         y = -depth - row_gap * (row + 0.5)
+        if intervals and not left:
+            y -= row_gap / 2  # between those of the left, so that none overlaps
         edge = low - pad if left else high + pad
         rank = ranks[name]
         axes.plot([rank, rank, edge], [0, y, y], color='0.35', lw=0.8)
+        if intervals and name in intervals:
+            ends = intervals[name]
+            axes.plot(ends, [y, y], color='#b3541e', lw=1.6, marker='|', ms=6)
         axes.text(
             edge - pad * 0.3 if left else edge + pad * 0.3,
             y,
@@ -293,7 +336,16 @@ def draw_critical_difference(
         )
     room = (high - low) * 0.3
     axes.set_xlim(low - pad - room, high + pad + room)
-    axes.set_ylim(-depth - row_gap * (half + 0.5), 1.5)
+    lines = [BAR.format(100 * alpha)] if bars else []
+    if intervals:
+        lines.append(
+            'orange: 95 % interval of the mean rank, tasks and seeds resampled'
+        )
+    floor = -depth - row_gap * (half + 1)
+    for place, line in enumerate(lines):
+        y = floor - row_gap * (place + 0.2)
+        axes.text(low - pad - room, y, line, fontsize=8, color='0.25', va='center')
+    axes.set_ylim(floor - row_gap * (len(lines) + 0.2), 1.5)
     if title:
         axes.set_title(title, fontsize=10, loc='left')
     path = Path(path)

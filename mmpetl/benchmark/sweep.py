@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.executors import Executor
-from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.task import Outcome, Task, is_final, outcome_of
 from mmpetl.benchmark.worker import lost
+from mmpetl.core import PETLError
 
 ENVIRONMENT = ('MMPETL_DATA', 'MMPETL_WEIGHTS')
 """Variables that a job's result depends on, as folders."""
+
+STOP_AFTER = 20
+"""Jobs that may fail with the same words before a sweep stops."""
 
 
 class Dispatcher:
@@ -55,7 +60,12 @@ class Dispatcher:
         return bool(self.queue or self.running or self.elsewhere)
 
     def put(self, task: Task) -> None:
-        """Take a task."""
+        """Take a task.
+
+        Raises:
+            PETLError: It has more processes than the executor can place.
+        """
+        check_size([task.job], self.executor)
         self.queue.append(task)
 
     def step(self, timeout: float = 0.5) -> list[tuple[Task, Outcome]]:
@@ -65,7 +75,7 @@ class Dispatcher:
             Tasks that are over, with ``done``, ``failed`` or ``pruned``.
         """
         over = list(self._others())
-        while self.queue and self.executor.free > 0:
+        while self.queue and self.executor.room(self.queue[0]):
             task = self.queue.popleft()
             if task.job.id in self.running:
                 # Two tasks of one job: the second waits for what the first leaves.
@@ -132,8 +142,9 @@ class Summary:
         done: Jobs with a record of success, those of earlier calls included.
         ran: Jobs that ended in this call.
         failed: Ids of jobs that failed as often as they may, with the failure.
-        left: Jobs without a final record.
+        left: Jobs that this call has not brought to an end.
         seconds: Wall time of this call.
+        stopped: Why no more jobs were begun, where that was so.
     """
 
     done: int = 0
@@ -141,6 +152,7 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
     left: int = 0
     seconds: float = 0.0
+    stopped: str = ''
 
 
 class Sweep:
@@ -155,6 +167,10 @@ class Sweep:
         run: What does the work of a task; see :class:`mmpetl.benchmark.task.Task`.
         poll_s: Seconds between looks at a job that another runner holds.
         watch: Called with the sweep now and then, to show how it stands.
+        stop_after: After how many jobs that failed with the same words no more are
+            begun; 0 never stops.
+        memory: Peak memory by a job's id, in bytes, for executors that pack; what is
+            measured on the way is added.
     """
 
     def __init__(
@@ -167,6 +183,8 @@ class Sweep:
         run: str = Task.run,
         poll_s: float = 2.0,
         watch: Callable[[Sweep], None] | None = None,
+        stop_after: int = STOP_AFTER,
+        memory: Mapping[str, int] | None = None,
     ) -> None:
         self.jobs = list(jobs)
         self.store = RecordStore(Path(out).absolute())
@@ -175,8 +193,14 @@ class Sweep:
         self.toolboxes = tuple(toolboxes)
         self.run_name = run
         self.watch = watch or (lambda sweep: None)
-        self.records: dict[str, Record] = {}
+        self.ends: dict[str, Outcome] = {}
         self.ran: list[str] = []
+        self.stop_after = stop_after
+        self.stopped = ''
+        known = memory or {}
+        self.memory = {pair_of(j): known[j.id] for j in self.jobs if j.id in known}
+        self._words: Counter[str] = Counter()
+        self._log: Any = None
         self.dispatcher = Dispatcher(executor, retries, poll_s, self.log)
 
     def task(self, job: Job) -> Task:
@@ -187,23 +211,25 @@ class Sweep:
             self.retries,
             env=environment(),
             run=self.run_name,
+            memory_bytes=self.memory.get(pair_of(job)) if self.memory else None,
         )
 
     def log(self, line: str) -> None:
         """Append a line to ``sweep.log``, which is the table for who reads a file."""
-        path = self.store.out / 'sweep.log'
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._log is None:
+            path = self.store.out / 'sweep.log'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._log = open(path, 'a', encoding='utf-8', buffering=1)  # noqa: SIM115
         now = datetime.now().isoformat(sep=' ', timespec='seconds')
-        with open(path, 'a', encoding='utf-8') as file:
-            file.write(f'{now} [{os.getpid()}] {line}\n')
+        self._log.write(f'{now} [{os.getpid()}] {line}\n')
 
     def left(self) -> list[Job]:
         """Jobs without a final record; reads the records of the others."""
-        missing = []
+        missing, found = [], self.store.of(self.jobs)
         for job in self.jobs:
-            record = self.store.read(job)
+            record = found.get(job.id)
             if record is not None:
-                self.records[job.id] = record
+                self.ends[job.id] = outcome_of(record, self.retries)
             if record is None or not is_final(record, self.retries):
                 missing.append(job)
         return missing
@@ -228,6 +254,8 @@ class Sweep:
             finally:
                 self.executor.close()
             self.log(f'finished {len(self.ran)} jobs ended')
+            self._log.close()
+            self._log = None
         self.watch(self)
         return self.summary(time.perf_counter() - began)
 
@@ -240,24 +268,59 @@ class Sweep:
         while self.dispatcher.busy:
             if interrupted.is_set():
                 raise KeyboardInterrupt
-            for task, _ in self.dispatcher.step():
-                record = self.store.read(task.job)
-                if record is not None:
-                    self.records[task.job.id] = record
+            for task, outcome in self.dispatcher.step():
+                self.ends[task.job.id] = outcome
                 self.ran.append(task.job.id)
+                self._learn(task, outcome)
             self.watch(self)
+
+    def _learn(self, task: Task, outcome: Outcome) -> None:
+        """What the end of a job says of those that wait."""
+        if outcome.status == 'failed':
+            words = re.sub(r'\d+', '#', outcome.note.replace(task.job.id, ''))
+            self._words[words] += 1
+            if self._words[words] == self.stop_after and self.dispatcher.queue:
+                self.stopped = (
+                    f'{self.stop_after} jobs failed with the same words, so '
+                    f'{len(self.dispatcher.queue)} others were not begun'
+                )
+                self.log(f'stops    {self.stopped}: {outcome.note}')
+                self.dispatcher.queue.clear()
+        elif self.executor.packs and pair_of(task.job) not in self.memory:
+            record = self.store.read(task.job)
+            if record is not None and record.peak_memory_bytes is not None:
+                self.memory[pair_of(task.job)] = record.peak_memory_bytes
+                waiting = self.dispatcher.queue
+                self.dispatcher.queue = deque(map(self._measured, waiting))
+
+    def _measured(self, task: Task) -> Task:
+        need = self.memory.get(pair_of(task.job))
+        return task if need is None else replace(task, memory_bytes=need)
 
     def summary(self, seconds: float = 0.0) -> Summary:
         """How the sweep stands."""
-        found = [self.records.get(job.id) for job in self.jobs]
-        bad = {
-            r.job.id: outcome_of(r, self.retries).note
-            for r in found
-            if r is not None and r.status == 'failed'
-        }
-        done = sum(r is not None and r.status != 'failed' for r in found)
-        left = sum(r is None or not is_final(r, self.retries) for r in found)
-        return Summary(done, len(self.ran), bad, left, seconds)
+        ends = [self.ends.get(job.id) for job in self.jobs]
+        bad = {e.id: e.note for e in ends if e is not None and e.status == 'failed'}
+        done = sum(e is not None and e.status != 'failed' for e in ends)
+        left = sum(e is None or e.retry for e in ends)
+        return Summary(done, len(self.ran), bad, left, seconds, self.stopped)
+
+
+def check_size(jobs: Iterable[Job], executor: Executor) -> None:
+    """Raise PETLError where a job has more processes than an executor can place."""
+    for job in jobs:
+        number = job.options.get('processes', 1)
+        if number > executor.most_processes:
+            raise PETLError(
+                f'{job.id} trains in {number} processes, and the executor has room for '
+                f'{executor.most_processes}; ask for fewer, and passes are accumulated '
+                'to the same batch'
+            )
+
+
+def pair_of(job: Job) -> str:
+    """What all seeds of a job have in common, as an id."""
+    return replace(job, seed=0).id
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal
@@ -54,6 +54,7 @@ class Mean:
         spread: Sample standard deviation over the seeds that all tasks share.
         tasks: How many tasks it is over.
         of: How many it should be over.
+        seeds: How many seeds the spread is over; 0 where no seed has all tasks.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Mean:
     spread: float | None
     tasks: int
     of: int
+    seeds: int = 0
 
     @property
     def complete(self) -> bool:
@@ -85,6 +87,9 @@ class Row:
         rank: Mean rank over the tasks among the complete rows of ours, 1 is best.
         printed_ppt: PPT as published, with the mark that leads to a note.
         notes: What a reader must know of this row.
+        marks: Why it is not to be compared with the others; empty where it is.
+        verified: How many of its runs are verified, as ``5/6``; empty where nobody
+            asked.
     """
 
     label: str
@@ -99,11 +104,30 @@ class Row:
     rank: float | None = None
     printed_ppt: str = ''
     notes: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    verified: str = ''
 
     @property
     def complete(self) -> bool:
         """Whether every task has a score."""
         return all(cell.scores for cell in self.cells.values())
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table as text.
+
+    Attributes:
+        key: What it is asked for by: ``method``, a task, ``plain``, ``ppt``.
+        head: Its name.
+        text: A row's cell.
+        kind: ``words``, ``task`` of a score, ``mean`` over tasks, or another number.
+    """
+
+    key: str
+    head: str
+    text: Callable[[Row], str]
+    kind: Literal['words', 'task', 'mean', 'number'] = 'number'
 
 
 @dataclass(frozen=True)
@@ -147,17 +171,17 @@ class Table:
         return tuple(dict.fromkeys(self.tasks.values()))
 
     def runs(self) -> dict[str, dict[str, dict[int, float]]]:
-        """Scores of our rows by label, task and seed, for the statistics."""
+        """Scores by label, task and seed of our rows that may be compared."""
         return {
             row.label: {t: dict(c.scores) for t, c in row.cells.items() if c.scores}
             for row in self.rows
-            if not row.source
+            if not row.source and not row.marks
         }
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """Means over seeds of our complete rows, by label and task."""
+        """Means over seeds of our complete rows that may be compared, by task."""
         return {
             row.label: {t: c.mean for t, c in row.cells.items() if c.mean is not None}
             for row in self.rows
-            if row.complete and not row.source
+            if row.complete and not row.source and not row.marks
         }

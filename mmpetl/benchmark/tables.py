@@ -16,6 +16,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from mmpetl.benchmark import published as printed
+from mmpetl.benchmark.comparable import compare
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.scores import (
     Metric,
@@ -28,6 +29,7 @@ from mmpetl.benchmark.scores import (
 )
 from mmpetl.benchmark.statistics import mean_ranks
 from mmpetl.benchmark.table_parts import Cell, Mean, Row, Table
+from mmpetl.benchmark.verdicts import note_of
 from mmpetl.core import PETLError
 from mmpetl.evaluation.ppt import ppt
 from mmpetl.lazy import moved_names
@@ -49,6 +51,7 @@ def build_tables(
     published: bool = False,
     protocol: str | None = None,
     suites: Sequence[str] | None = None,
+    verdicts: Mapping[str, str] | None = None,
 ) -> list[Table]:
     """Tables of all final runs, separated by what must not be mixed.
 
@@ -57,6 +60,8 @@ def build_tables(
         published: Put the figures that others printed below each of our rows.
         protocol: Only this protocol.
         suites: Only these suites.
+        verdicts: What became of the verification of runs, by id, as
+            :func:`mmpetl.benchmark.verdicts.standings` gives it.
 
     Raises:
         PETLError: No record is left, or two records claim the same cell and seed.
@@ -83,8 +88,59 @@ def build_tables(
     for (_, suite, backbone), group in sorted(groups.items()):
         labels = labels_of(group)
         for metric, part in _by_metric(group).items():
-            tables.append(build_table(part, suite, backbone, metric, labels, published))
+            table = build_table(part, suite, backbone, metric, labels, published)
+            if verdicts is not None:
+                table = with_verdicts(table, part, labels, verdicts)
+            tables.append(table)
     return tables
+
+
+def runs_of(table: Table, records: Iterable[Record]) -> list[tuple[Record, str]]:
+    """The runs behind a table that have a score, each with the label of its row.
+
+    Args:
+        table: What :func:`build_tables` gave.
+        records: Those that it was built from.
+    """
+    mine = [
+        r
+        for r in with_facts(records)
+        if r.job.stage == 'final'
+        and (r.job.protocol, suite_of(r), r.backbone)
+        == (table.protocol, table.suite, table.backbone)
+    ]
+    labels = labels_of(mine)
+    return [
+        (r, labels[r.job.id])
+        for r in mine
+        if percent(r) is not None
+        and r.task in table.tasks
+        and metric_of(r.primary).key == table.metric.key
+    ]
+
+
+def with_verdicts(
+    table: Table,
+    records: Sequence[Record],
+    labels: Mapping[str, str],
+    verdicts: Mapping[str, str],
+) -> Table:
+    """A table that says which of its runs are verified."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    done = [r for r in records if r.status == 'done']
+    for record in done:
+        state = verdicts.get(record.job.id, '')
+        found[labels[record.job.id]].append(state.startswith('verified'))
+    rows = tuple(
+        replace(row, verified=f'{sum(found[row.label])}/{len(found[row.label])}')
+        if not row.source and row.label in found
+        else row
+        for row in table.rows
+    )
+    note = note_of(verdicts, [r.job.id for r in done])
+    bad = [r.job.id for r in done if verdicts.get(r.job.id) in ('falsified', 'stale')]
+    warnings = (*table.warnings, note) if bad else table.warnings
+    return replace(table, rows=rows, notes=(*table.notes, note), warnings=warnings)
 
 
 def _by_metric(records: Sequence[Record]) -> dict[Metric, list[Record]]:
@@ -149,18 +205,28 @@ def build_table(
     expected = {
         task: len({r.job.seed for r in records if r.task == task}) for task in tasks
     }
-    rows = [_row(label, found, tasks, expected) for label, found in cells.items()]
+    found = compare(records, labels)
+    rows = [
+        _marked(_row(label, runs, tasks, expected), found.marks.get(label, ()))
+        for label, runs in cells.items()
+    ]
     ranks = mean_ranks(
         {
             row.label: {t: c.mean for t, c in row.cells.items() if c.mean is not None}
             for row in rows
-            if row.complete
+            if row.complete and not row.marks
         }
     )
     rows = [replace(row, rank=ranks.get(row.label)) for row in rows]
-    rows.sort(key=lambda row: (not row.complete, -(row.means['plain'].value or -1)))
-    warnings = _warnings(records)
-    notes = [*_notes(records, rows, tasks), *warnings]
+    rows.sort(
+        key=lambda row: (
+            not row.complete,
+            bool(row.marks),
+            -(row.means['plain'].value or -1),
+        )
+    )
+    warnings = [*_warnings(records), *found.warnings]
+    notes = [*_notes(records, rows, tasks), *warnings, *found.unknown]
     if published:
         rows, more = _with_published(rows, tasks, backbone, metric)
         notes += more
@@ -174,6 +240,13 @@ def build_table(
         tuple(notes),
         tuple(warnings),
     )
+
+
+def _marked(row: Row, reasons: tuple[str, ...]) -> Row:
+    """A row that is not to be compared has no PPT, and no rank either."""
+    if not reasons:
+        return row
+    return replace(row, ppt=None, marks=reasons, notes=(*row.notes, *reasons))
 
 
 def _tasks(records: Sequence[Record]) -> dict[str, str]:
@@ -274,7 +347,7 @@ def _mean(label: str, parts: Sequence[Mapping[str, Cell]]) -> Mean:
         for seed in seeds
     ]
     spread = stdev(by_seed) if len(by_seed) > 1 else None
-    return Mean(label, value, spread, len(done), len(cells))
+    return Mean(label, value, spread, len(done), len(cells), len(by_seed))
 
 
 def _count(number: int, noun: str) -> str:
@@ -289,7 +362,7 @@ def _notes(
     seeds = sorted({r.job.seed for r in records})
     notes.append(
         f'Mean over {_count(len(seeds), "seed")} ({", ".join(map(str, seeds))}); '
-        f'± is the sample standard deviation over seeds.'
+        f'± is the sample standard deviation over n seeds.'
     )
     if len(tasks) > 1:
         text = 'Plain mean: over tasks.'
@@ -312,11 +385,16 @@ def _notes(
     if 'missing' in states:
         notes.append('–: not run.')
     if 'partial' in states:
-        notes.append('(n=1): seeds behind a cell that has fewer than the others.')
+        notes.append('A cell with a smaller n than others has fewer seeds than they.')
     if any(not row.complete for row in rows):
         notes.append(
             'Means marked k/K are over k of K tasks, and not to be compared with '
             'means over other tasks; such rows have no PPT and no rank.'
+        )
+    if any(row.marks for row in rows):
+        notes.append(
+            '‡: not to be compared with the other rows, and why stands below; such '
+            'rows have no PPT and no rank, and take part in no statistics.'
         )
     if any(row.trainable and row.trainable[0] != row.trainable[1] for row in rows):
         notes.append('Where counts differ between tasks, PPT takes their mean.')
@@ -326,20 +404,6 @@ def _notes(
 def _warnings(records: Sequence[Record]) -> list[str]:
     """What a reader must know before comparing."""
     warnings = []
-    bases = {str(r.base.get('file') or '') for r in records} - {''}
-    prints = {str(r.base.get('fingerprint') or '') for r in records} - {''}
-    if len(prints) > 1 or len(bases) > 1:
-        warnings.append(
-            'Not like for like: the rows start from different base weights '
-            f'({", ".join(sorted(bases) or sorted(prints))}).'
-        )
-    budgets = sorted({search_budget(record) for record in records})
-    if len(budgets) > 1:
-        spent = [_count(n, 'trial') if n else 'none' for n in budgets]
-        warnings.append(
-            'Not like for like: settings were searched with different budgets '
-            f'({", ".join(spent)}).'
-        )
     wrong = sum(not _ppt_fits(record) for record in records)
     if wrong:
         warnings.append(

@@ -19,7 +19,10 @@ class Task:
         retries: How often a job that failed is begun again.
         env: Environment variables that matter: where data and weights lie.
         threads: Threads of torch; None leaves them.
+        shared: Jobs that may run at the same time on its device; None unknown.
         search: Record of the search that chose the options.
+        memory_bytes: What a job of this kind took on its device at most, where that was
+            measured.
         pruner: Arguments of :class:`mmpetl.benchmark.optuna_study.PruningHook`, for a
             trial.
         run: What does the work, ``module:function``; called with the task and the
@@ -31,9 +34,16 @@ class Task:
     retries: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    shared: int | None = None
     search: Mapping[str, Any] | None = None
     pruner: Mapping[str, Any] | None = None
     run: str = 'mmpetl.benchmark.job:run_task'
+    memory_bytes: int | None = None
+
+    @property
+    def processes(self) -> int:
+        """In how many processes the job trains."""
+        return int(self.job.options.get('processes', 1))
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Outcome:
         id: The job's.
         status: ``done``, ``failed`` or ``pruned`` as the record says; ``elsewhere``
             where another process holds the job; ``lost`` where the worker died.
-        note: The failure in a line.
+        note: The failure in a line, or why a run was begun anew.
         retry: Whether the job may be begun again.
     """
 
@@ -59,8 +69,40 @@ def is_final(record: Record, retries: int) -> bool:
     return record.status != 'failed' or record.attempts > retries
 
 
-def outcome_of(record: Record, retries: int) -> Outcome:
-    """The outcome that a record tells."""
+def outcome_of(record: Record, retries: int, before: Record | None = None) -> Outcome:
+    """The outcome that a record tells.
+
+    Args:
+        record: The record.
+        retries: How often a job that failed is begun again.
+        before: What the attempt before has left, if there was one.
+    """
+    again = not is_final(record, retries) and not is_certain(record, before)
+    return Outcome(record.job.id, record.status, note_of(record), again)
+
+
+def note_of(record: Record) -> str:
+    """The failure in a line."""
     lines = (record.error or '').strip().splitlines()
-    note = lines[-1] if lines else ''
-    return Outcome(record.job.id, record.status, note, not is_final(record, retries))
+    return lines[-1] if lines else record.restarted
+
+
+def is_certain(record: Record, before: Record | None = None) -> bool:
+    """Whether a job that failed would fail again: nothing about it is left to chance.
+
+    What is wrong with a config or with data is a PETLError. Anything else is certain
+    when it has come twice with the same words.
+    """
+    if record.status != 'failed':
+        return False
+    if _kind_of(record.error or '') == 'PETLError':
+        return True
+    again = before is not None and bool(before.error)
+    return again and note_of(before) == note_of(record)
+
+
+def _kind_of(error: str) -> str:
+    """Type of the exception that a traceback ends with."""
+    last = error.rpartition('Traceback (most recent call last):')[2]
+    lines = [line for line in last.splitlines() if line and not line[0].isspace()]
+    return lines[0].partition(':')[0].rpartition('.')[2] if lines else ''

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmpetl.benchmark import run_facts
-from mmpetl.benchmark.collect import LOG, with_times
+from mmpetl.benchmark.collect import LOG, attempt_seconds, with_times
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.benchmark.task import Outcome, Task, is_final, outcome_of
 from mmpetl.core import PETLError
@@ -22,6 +23,7 @@ def work(task: Task) -> Outcome:
     An exception of the run becomes a record of a failure. What ends the process itself
     leaves no record, and the next call continues.
     """
+    began = time.perf_counter()
     store, job = RecordStore(task.out), task.job
     os.environ.update(task.env)
     with store.claim(job) as mine:
@@ -41,11 +43,23 @@ def work(task: Task) -> Outcome:
             except Exception as error:
                 traceback.print_exc()
                 record = failed(task, folder, error)
+        record.shared = task.shared
+        spent = _earlier_seconds(folder) + time.perf_counter() - began
+        record.total_seconds = round(spent, 3)
         record.attempts = 1 + (before.attempts if before is not None else 0)
         store.write(record)
         if record.status != 'failed':
             tidy(folder)
-        return outcome_of(record, task.retries)
+        return outcome_of(record, task.retries, before)
+
+
+def _earlier_seconds(folder: Path) -> float:
+    """Seconds of the attempts before this one, as far as their log goes."""
+    if not (folder / LOG).is_file():
+        return 0.0
+    from mmpetl.engine.hooks.run_log import read_run_log
+
+    return sum(attempt_seconds(list(read_run_log(folder / LOG)))[:-1])
 
 
 def _resolve(name: str) -> Callable[[Task, Path], Record]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmpetl.config.heads import fit_head
 from mmpetl.config.leaves import read_table, row_config
+from mmpetl.config.lengths import length_of, stretch
 from mmpetl.config.names import recipe_names
 from mmpetl.config.nodes import PHASES, datasets_of, is_petl_model, method_of
 from mmpetl.config.options import check_values, merge
@@ -176,7 +177,10 @@ def finish_config(
         asked = [k.partition('.')[2] for k in first if k.startswith('preprocessing')]
         apply_preprocessing(config, asked)
         apply_schedule(config)
+    length = length_of(config)
     merge(config, options)
+    if config.get('protocol'):
+        stretch(config, length, options)
     check_values(config)
     _check_method(config)
     fit_head(config)

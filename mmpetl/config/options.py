@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -52,11 +53,13 @@ OF_MMENGINE = (
     'work_dir',
 )
 OF_OURS = (
+    'batch',
     'dataset',
     'on_bad_sample',
     'on_damaged_jpeg',
     'phases',
     'preprocessing',
+    'processes',
     'protocol',
     'published',
     'stage',
@@ -73,8 +76,12 @@ LOADER = (
     'worker_init_fn'
 ).split()
 WRAPPER = ('optimizer', 'paramwise_cfg', 'constructor', 'clip_grad', 'loss_scale')
+ENVIRONMENT = ('cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit')
+SCALING = ('base_batch_size', 'enable')
 ALWAYS = ('type', '_scope_', '_delete_', 'priority', 'init_cfg', 'by_epoch')
 """Keys that builders take out before a class sees them."""
+BEFORE = ('published', 'timm', 'tune')
+"""Keys of a recipe that are written out, and gone, before options are laid over it."""
 SCHEDULER = ('convert_to_iter_based',)
 
 
@@ -168,6 +175,10 @@ def _numbers(old: Any, new: Any, key: str, config: Any) -> Any:
             name: _numbers(_child(old, str(name)), value, f'{key}.{name}', config)
             for name, value in new.items()
         }
+    if _are_numbers(old) and isinstance(new, list | tuple):
+        pairs = zip(old, new, strict=True) if len(old) == len(new) else ()
+        cast = [_numbers(a, b, f'{key}.{i}', config) for i, (a, b) in enumerate(pairs)]
+        return type(new)(cast) if cast else new
     wanted = isinstance(old, int | float) and not isinstance(old, bool)
     if not (wanted and isinstance(new, str)):
         return new
@@ -186,6 +197,14 @@ def _numbers(old: Any, new: Any, key: str, config: Any) -> Any:
     raise PETLError(f'{key} needs a number, as {old!r} in the config; got {new!r}')
 
 
+def _are_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    )
+
+
 def _kinds(node: Any, config: Any) -> list[Any]:
     """What the ``type`` of a node stands for; empty where that is not known."""
     kind = _child(node, 'type')
@@ -200,6 +219,11 @@ def _kinds(node: Any, config: Any) -> list[Any]:
 def _check_new(config: Any, path: list[str]) -> None:
     """Refuse a key that nothing reads."""
     *above, name = path
+    if not above and name in BEFORE:
+        raise PETLError(
+            f'{".".join(path)} acts on a recipe before options are laid over it; '
+            'change what it writes out'
+        )
     if not above:
         known = {*OF_MMENGINE, *OF_OURS, *_as_dict(config)} - {name}
         if name not in (*OF_MMENGINE, *OF_OURS):
@@ -217,6 +241,24 @@ def _check_new(config: Any, path: list[str]) -> None:
             f'{".".join(path)}: {_name_of(node, above)} takes no {name!r}.{near} It '
             f'takes: {", ".join(sorted(known - {*ALWAYS, "self"}))}'
         )
+
+
+def _of_saving(kind: Any) -> set[str] | None:
+    """Arguments of a hook that saves checkpoints; None of anything else.
+
+    It takes others too, which a saver of files that ours is not would read.
+    """
+    from mmengine.hooks import CheckpointHook
+
+    if not (inspect.isclass(kind) and issubclass(kind, CheckpointHook)):
+        return None
+    inits = [vars(base).get('__init__') for base in kind.__mro__ if base is not object]
+    return {
+        p.name
+        for init in filter(None, inits)
+        for p in inspect.signature(init).parameters.values()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
 
 
 def _name_of(node: Any, above: list[str]) -> str:
@@ -240,11 +282,15 @@ def _accepted(node: Any, above: list[str], config: Any) -> set[str] | None:
             own = {*LOOP, 'dynamic_intervals'}
         elif above[0] == 'randomness':
             return {'seed', 'deterministic', 'diff_rank_seed'}
+        elif above[0] == 'env_cfg':
+            return {*ENVIRONMENT}
+        elif above[0] == 'auto_scale_lr':
+            return {*SCALING}
     kind = _child(node, 'type')
     if kind is _NOTHING:
         return None if own is None else own | {*ALWAYS}
     kinds = _kinds(node, config)
-    taken = [arguments(k) for k in kinds]
+    taken = [arguments(k) or _of_saving(k) for k in kinds]
     if not kinds or None in taken:
         return None
     extra = SCHEDULER if above[0] == 'param_scheduler' else ()

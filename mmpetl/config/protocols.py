@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args
 
 from mmpetl.config.nodes import innermost
 from mmpetl.core import PETLError, suggest
+from mmpetl.datasets.identity import same_reading
 
 Protocol = Literal['honest', 'published']
 Stage = Literal['final', 'tune']
@@ -156,17 +157,62 @@ def _score_on(config: Any, phase: str, source: str) -> None:
 
 def _same_data(config: Any) -> bool:
     """Whether validation would read the test set, which is to be read once."""
-    val, test = config.get('val_dataloader'), config.get('test_dataloader')
-    return bool(val and test) and _identity(val.dataset) == _identity(test.dataset)
+    return _reads_test(config, 'val')
 
 
-def _identity(node: Any) -> Any:
-    """What a dataset reads, whatever becomes of it."""
-    if isinstance(node, Mapping):
-        return {k: _identity(v) for k, v in node.items() if k != 'pipeline'}
-    if isinstance(node, list | tuple):
-        return [_identity(v) for v in node]
-    return node
+def _reads_test(config: Any, phase: str, test: Any = None) -> bool:
+    """Whether a phase reads the test set, by what the config alone tells."""
+    node = (config.get(f'{phase}_dataloader') or {}).get('dataset')
+    test = test or (config.get('test_dataloader') or {}).get('dataset')
+    return same_reading(node, test)
+
+
+def check_honest(config: Any, test: Any = None) -> None:
+    """Refuse a config that is called honest and is not, by what it alone tells.
+
+    Options are laid over a config after its protocol; this looks at what came out. What
+    only the data tell is found before the first step
+    (:class:`mmpetl.engine.hooks.DataReadHook`).
+
+    Args:
+        config: A config that is written out.
+        test: Config of the data set that is tested in the end, where the config has
+            none: in stage ``tune``.
+
+    Raises:
+        PETLError: It trains or validates on the test set.
+    """
+    if config.get('protocol') != 'honest':
+        return
+    for phase, name in (('train', 'training'), ('val', 'validation')):
+        if not _reads_test(config, phase, test):
+            continue
+        best = save_best_of(config) if phase == 'val' else None
+        why = f', and {best} chooses a checkpoint by it' if best else ''
+        raise PETLError(
+            f'the honest protocol reads the test set once, at the end, but {name} '
+            f'reads it{why}; take {phase}_dataloader off the test set, or take '
+            '--protocol published'
+        )
+    held = config.get('stage') == 'tune' and config.get('train_dataloader')
+    val = (config.get('val_dataloader') or {}).get('dataset')
+    if held and same_reading(config.train_dataloader.get('dataset'), val):
+        raise PETLError(
+            'settings are chosen on validation data, but the config validates on what '
+            'it trains on; take val_dataloader off it'
+        )
+
+
+def save_best_of(config: Any) -> str | None:
+    """The key of a hook that chooses by validation, None where none does."""
+    hooks = config.get('default_hooks') or {}
+    for name, hook in hooks.items():
+        if isinstance(hook, Mapping) and hook.get('save_best'):
+            return f'default_hooks.{name}.save_best'
+    for number, hook in enumerate(config.get('custom_hooks') or ()):
+        if isinstance(hook, Mapping) and (hook.get('save_best') or hook.get('monitor')):
+            return f'custom_hooks.{number}'
+    return None
 
 
 def _hold_out(config: Any) -> None:

@@ -405,10 +405,10 @@ class KeepsBase(KeptThroughInit):
             check_unmoved(self, self._petl)
         # A host with frozen stages clears the flags of all that lies in them.
         flags = [(param, param.requires_grad) for param in self.parameters()]
-        super().train(mode)
-        for param, flag in flags:
-            param.requires_grad_(flag)
-        apply_modes(self, self._petl, mode)
+        for step in (super().train, partial(apply_modes, self, self._petl)):
+            step(mode)
+            for param, flag in flags:
+                param.requires_grad_(flag)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
@@ -516,15 +516,16 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     """
     record.training = mode
     asked = backbone.training
+    # By number: the function below would keep modules that are taken out alive.
+    by_host = {id(module): module.training for module in backbone.modules()}
     asleep = {name for name, slot in record.slots.items() if slot.frozen}
     whole = wholly(backbone, lambda param: param.requires_grad)
 
     def visit(module: nn.Module, parent: bool) -> None:
-        trains = whole.get(module, parent)
-        by_host = module.training
-        module.training = by_host and trains
-        if record.frozen_drop_path and type(module).__name__ == 'DropPath':
-            module.training = by_host
+        trains, asks = whole.get(module, parent), by_host[id(module)]
+        kind = type(module).__name__
+        keeps = record.frozen_drop_path and kind == 'DropPath'
+        _set_mode(module, asks and (trains or keeps or kind in MORE_BRANCHES))
         for name, child in module.named_children():
             if name == 'petl':
                 child.train(mode)
@@ -537,6 +538,22 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     visit(backbone, True)
     if record.site_map.own_forward:
         backbone.training = asked
+
+
+MORE_BRANCHES = ('TridentBottleneck', 'TridentConv')
+"""Classes that run more branches in training, which what follows them counts on."""
+
+
+def _set_mode(module: nn.Module, mode: bool) -> None:
+    """Set the mode of a module alone, with what its class does when it changes.
+
+    Attention of LeViT, for one, gathers its bias when it leaves training. What that
+    does to modules below is set anew when they are visited.
+    """
+    changes = module.training != mode and type(module).train is not nn.Module.train
+    if changes and not isinstance(module, KeepsBase):
+        module.train(mode)
+    module.training = mode
 
 
 def without_extra(x: Tensor, ctx: Context) -> Tensor:

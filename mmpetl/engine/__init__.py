@@ -1,9 +1,11 @@
 """Hooks, optimizer groups and distributed wrapper for MMEngine's Runner."""
 
+from mmpetl.engine.accumulation import AccumulatingSchedulerHook, SharesSampler
 from mmpetl.engine.distributed import PETLDistributedDataParallel
 from mmpetl.engine.hooks import (
     BaseGuardHook,
     CalibrationHook,
+    DataReadHook,
     DeltaCheckpointHook,
     EfficiencyHook,
     NonFiniteGuardHook,
@@ -15,8 +17,10 @@ from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
 
 __all__ = [
+    'AccumulatingSchedulerHook',
     'BaseGuardHook',
     'CalibrationHook',
+    'DataReadHook',
     'DeltaCheckpointHook',
     'EfficiencyHook',
     'NOAHSearchLoop',
@@ -24,6 +28,7 @@ __all__ = [
     'NonFiniteGuardHook',
     'OwnerOptimWrapperConstructor',
     'PETLDistributedDataParallel',
+    'SharesSampler',
     'TimmCosineLR',
     'TrainableEMAHook',
     'TuningRunner',

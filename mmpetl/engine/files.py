@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import socket
+import time
 from pathlib import Path
 
 from mmengine.fileio import register_backend
@@ -63,3 +64,28 @@ class AtomicLocalBackend(LocalBackend):
 
 
 register_backend('mmpetl.atomic', AtomicLocalBackend, force=True)
+
+
+class Pace:
+    """How often a file of some size may be written.
+
+    Args:
+        most_mb_per_s: Megabytes (10^6 bytes) for each second; None for no limit.
+    """
+
+    def __init__(self, most_mb_per_s: float | None = None) -> None:
+        self.most = most_mb_per_s
+        self._size = 0
+        self._since = 0.0
+
+    def is_soon(self) -> bool:
+        """Whether the last one was written so short ago that another is too much."""
+        if self.most is None or not self._size:
+            return False
+        return self._size > self.most * 1e6 * (time.monotonic() - self._since)
+
+    def written(self, path: str | os.PathLike) -> None:
+        """Note a file that was written; one that is elsewhere has no size."""
+        with contextlib.suppress(OSError):
+            self._size = os.path.getsize(path)
+        self._since = time.monotonic()

@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')
+USERS = ('SIGUSR1', 'SIGUSR2')
 GRACE = 20.0
 """Seconds that a step may take after a signal, before the run stops without saving."""
 AGAIN = 2.0
@@ -114,7 +115,8 @@ def stop_on_signals() -> Iterator[Stop]:
     """Let signals ask for a stop while a run is at work.
 
     What was ignored stays ignored, as SIGHUP under ``nohup``. Outside of the main
-    thread signals stay as they are.
+    thread signals stay as they are. The two that are for users ask, too, where somebody
+    answers them: schedulers announce by them that a job's time is over.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -124,6 +126,11 @@ def stop_on_signals() -> Iterator[Stop]:
     before = {n: signal.getsignal(n) for n in (*numbers, signal.SIGALRM)}
     for number in numbers:
         if before[number] not in (signal.SIG_IGN, None):
+            signal.signal(number, stop.handle)
+    for name in USERS:
+        number = getattr(signal, name, None)
+        if number is not None and callable(signal.getsignal(number)):
+            before[number] = signal.getsignal(number)
             signal.signal(number, stop.handle)
     try:
         yield stop

@@ -10,12 +10,13 @@ from typing import Any, Literal
 from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError, SiteMap
 from mmpetl.registry import BACKBONES, MODELS
 
 EXTRA = (
-    'mmpetl.HFBackbone needs the package transformers; pip install '
-    '"mmpetl[transformers]" (Python 3.11 or later)'
+    'mmpetl.HFBackbone needs the package transformers and Python 3.11 or later: '
+    f'{pip_line("transformers")}'
 )
 
 

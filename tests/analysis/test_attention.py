@@ -234,6 +234,11 @@ def test_pictures_have_a_place_for_every_map():
     shares = {'LoRA': rng.random((3, 2))}
     strip = draw_filmstrip(rng.random((4, 8, 8, 3)), columns, shares, 'title')
     *grid, bars = strip.axes
+    # Each column has a bar that tells its scale, in percent of the attention.
+    scales = [child for axes in grid for child in axes.child_axes]
+    high = [100 * np.nanmax(column.maps['base']) for column in columns]
+    ends = [axes.get_xticklabels()[-1].get_text() for axes in scales]
+    assert ends == [f'{value:.2g} %' for value in high]
     assert len(grid) == 2 * (1 + 2 * 2)
     assert len(bars.patches) == 3 * 2
     # The frame stands in the row of its step alone; the window is outlined in each.
@@ -245,6 +250,7 @@ def test_pictures_have_a_place_for_every_map():
         for c in columns
     ]
     figure = draw_attention(rng.random((8, 6, 3)), flat, flat[:1], {}, 't', 'heads')
+    assert sum(len(axes.child_axes) for axes in figure.axes) == 2 + 1
     assert len(figure.axes) == 2 * 2 * (1 + 2)
     assert sum(len(axes.patches) for axes in figure.axes) == 4
 

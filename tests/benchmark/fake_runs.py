@@ -7,8 +7,9 @@ import os
 import time
 from pathlib import Path
 
-from mmpetl.benchmark.records import Job, Record
+from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
+from mmpetl.core import PETLError
 
 
 def _begin(task: Task) -> int:
@@ -32,7 +33,8 @@ def _record(task: Task, score: float = 50.0) -> Record:
         metrics={'accuracy/top1': score},
         primary='accuracy/top1',
         search=dict(task.search) if task.search else None,
-        test_reads=int(task.job.stage == 'final'),
+        test_reads=int(task.job.stage == 'final')
+        + earlier_reads(task.search, task.job.seed),
     )
 
 
@@ -43,10 +45,23 @@ def quick(task: Task, folder: Path) -> Record:
 
 
 def failing(task: Task, folder: Path) -> Record:
-    """Fails as often as the seed says."""
-    if _begin(task) <= task.job.seed:
-        raise RuntimeError('as the test wants it')
+    """Fails as often as the seed says, each time with other words."""
+    attempt = _begin(task)
+    if attempt <= task.job.seed:
+        raise RuntimeError(f'as the test wants it, attempt {attempt}')
     return _record(task)
+
+
+def certain(task: Task, folder: Path) -> Record:
+    """Fails in the same way every time."""
+    _begin(task)
+    raise RuntimeError('as ever')
+
+
+def misconfigured(task: Task, folder: Path) -> Record:
+    """Fails for what a plan says."""
+    _begin(task)
+    raise PETLError('there is no such data set')
 
 
 def hanging_once(task: Task, folder: Path) -> Record:

@@ -8,13 +8,14 @@ program it fills a benchmark folder with them::
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
-from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.records import DataRead, Job, Record, RecordStore
 from mmpetl.datasets.vtab import VTAB_TASKS
 from mmpetl.evaluation.ppt import ppt
 
@@ -141,6 +142,17 @@ def _record(
         started=started.isoformat(timespec='seconds'),
         finished=(started + timedelta(seconds=seconds)).isoformat(timespec='seconds'),
     )
+    if method != 'LST':  # records of an earlier format do not know these
+        common |= dict(
+            data=_data(task),
+            recipe_digest=hashlib.sha256(recipe.encode()).hexdigest()[:16],
+            batch=64,
+            processes=1,
+            threads=2,
+            host='made-up',
+            shared=1,
+            total_seconds=1.1 * seconds,
+        )
     if rng.random() < 1 / 60:
         return Record(
             job,
@@ -173,8 +185,24 @@ def _record(
         test_reads=1,
         step_seconds=0.08 + count * 8e-10 + rng.gauss(0, 0.002),
         peak_memory_bytes=int(memory),
+        delta_bytes=None if method == 'LST' else 4 * count + 4096,
+        settings={'rank': 2} if variant == 'small' else {},
         **common,
     )
+
+
+def _data(task: str) -> dict[str, DataRead]:
+    """What a run on a task would have read; the same for every method."""
+    sizes = {'train': 800, 'val': 200, 'test': 5000}
+    return {
+        phase: DataRead(
+            hashlib.sha256(f'{task} {phase}'.encode()).hexdigest(),
+            size,
+            'VTAB',
+            'content',
+        )
+        for phase, size in sizes.items()
+    }
 
 
 def main() -> None:

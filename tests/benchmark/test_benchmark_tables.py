@@ -133,6 +133,7 @@ def test_missing_and_failed_cells_are_shown_and_spoil_the_mean_openly():
     assert bitfit.rank is None
     text = render(table)
     assert '90.00 (n=1) | failed | – ' in text
+    assert '71.00 ± 1.41 (n=2) | 82.00 ± 2.83 (n=2) | ' in text
     assert '90.00 (1/3)' in text
     assert 'k of K tasks' in text
 
@@ -210,14 +211,42 @@ def test_different_search_budgets_are_told():
     assert any('none, 12 trials' in text for text in table.warnings)
 
 
+def searched(method, number, size):
+    trials = [{'number': i, 'options': {'lr': i}} for i in range(number)]
+    # A setting that was tried twice is one.
+    trials.append({'number': number, 'options': {'lr': 0.0}})
+    search = {'budget': 12, 'settings': size, 'trials': trials}
+    return record(method, search=search)
+
+
+def test_spaces_that_are_too_small_or_differ_are_told():
+    rows = [
+        searched('LoRA', 12, None),
+        searched('SSF', 5, 5),
+        searched('BitFit', 12, 96),
+    ]
+    (table,) = build_tables(rows)
+    assert table.warnings == (
+        'Not like for like: settings were searched with different budgets (5 trials, '
+        '12 trials).',
+        'Not like for like: the search spaces of SSF (5) hold fewer settings than the '
+        '12 that others tried.',
+        'Settings in the search spaces: BitFit 96, SSF 5; the others have no end.',
+    )
+    (table,) = build_tables([searched('LoRA', 12, None), searched('SSF', 12, None)])
+    assert table.warnings == ()
+
+
 def test_a_test_set_that_was_read_twice_is_told():
     rows = three_tasks()
     rows[0].test_reads, rows[1].test_reads = 1, 2
     (table,) = build_tables(rows)
     assert table.warnings == (
         '1 run of the honest protocol scored the test set more than once.',
+        'LoRA ‡ is not to be compared: cifar100: scored the test set 2 times.',
     )
-    assert table.warnings[0] in render(table)
+    assert all(text in render(table) for text in table.warnings)
+    assert table.rows[0].ppt is None
 
 
 def test_a_stored_ppt_that_does_not_follow_is_told():
@@ -275,7 +304,7 @@ def test_names_cannot_break_a_table():
     assert len({x.replace('\\|', '').count('|') for x in lines}) == 1
     assert '<i>' not in render(table)
     tex = render(table, 'tex')
-    assert r'a|b \& c\_d\% {[}x{]} $<$i$>$' in tex
+    assert r'a\textbar{}b \& c\_d\% {[}x{]} $<$i$>$' in tex
 
 
 def test_latex_rows_have_as_many_cells_as_the_head():
@@ -302,6 +331,10 @@ def test_comparison_of_a_table(tmp_path):
     tables = build_tables([r for r in rows if r.job.method in keep])
     text = compare(tables[0])
     assert 'Friedman' in text
+    assert 'not shown to differ, which does not make them equal' in text
+    assert '4 methods, 19 tasks, 1 seed: over tasks, this design can reach' in text
+    assert 'First and second: ' in text
+    assert '2,000 resamples, seed 0' in text
     assert 'correction of Holm' in text
     (path,) = draw(tables, tmp_path / 'cd.png')
     assert path.is_file()
@@ -324,7 +357,9 @@ def test_the_tool_writes_every_format(form, tmp_path, monkeypatch):
     options = ['--out', str(tmp_path), '--format', form, '--to', str(target)]
     monkeypatch.setattr(sys, 'argv', [str(tool), *options])
     runpy.run_path(str(tool), run_name='__main__')
-    assert target.read_text() == render(build_tables(three_tasks())[0], form)
+    table = build_tables(three_tasks(), verdicts={})[0]
+    assert target.read_text() == render(table, form)
+    assert 'not looked at' in target.read_text() or form == 'csv'
 
 
 def test_the_tool_refuses_an_empty_folder_in_one_line(tmp_path, monkeypatch, capsys):

@@ -114,6 +114,75 @@ def test_a_later_call_with_a_higher_limit_goes_on(tmp_path: Path) -> None:
     assert RecordStore(tmp_path).read(job).attempts == 3
 
 
+@pytest.mark.parametrize(('run', 'attempts'), [('certain', 2), ('misconfigured', 1)])
+def test_a_failure_that_is_certain_is_not_tried_again(
+    run: str, attempts: int, tmp_path: Path
+) -> None:
+    job = Job('mini/digits', 'LoRA')
+    executor = make_executor('inline')
+    summary = sweep(tmp_path, executor, run, jobs=[job], retries=5).run()
+    assert len(fake_runs.attempts(tmp_path, job)) == attempts
+    assert (list(summary.failed), summary.left) == ([job.id], 0)
+    # What was wrong may be mended by the next call, which tries once.
+    sweep(tmp_path, executor, run, jobs=[job], retries=5).run()
+    assert len(fake_runs.attempts(tmp_path, job)) == attempts + 1
+
+
+def test_a_worker_does_several_jobs_where_it_may(tmp_path: Path) -> None:
+    jobs = [Job('mini/digits', 'LoRA', seed=s) for s in range(5)]
+    executor = make_executor('local', workers=1, reuse=3)
+    summary = sweep(tmp_path, executor, 'quick', jobs=jobs).run()
+    assert (summary.done, summary.failed) == (5, {})
+    pids = [fake_runs.attempts(tmp_path, job)[0] for job in jobs]
+    assert len(set(pids[:3])) == len(set(pids[3:])) == 1
+    assert pids[0] != pids[3]
+    assert executor.free == executor.slots
+
+
+def test_a_worker_of_several_jobs_that_dies_is_replaced(tmp_path: Path) -> None:
+    job = Job('mini/digits', 'LoRA')
+    executor = make_executor('local', workers=1, reuse=3)
+    thread = kill_when_it_hangs(tmp_path, job)
+    summary = sweep(tmp_path, executor, 'hanging_once', jobs=[job]).run()
+    thread.join()
+    assert (summary.done, summary.failed) == (1, {})
+    assert len(fake_runs.attempts(tmp_path, job)) == 2
+
+
+def test_a_job_of_more_processes_than_there_are_places_is_refused(
+    tmp_path: Path,
+) -> None:
+    job = Job('mini/voc', 'LoRA', options={'processes': 8})
+    executor = make_executor('local', workers=2)
+    with pytest.raises(PETLError, match='in 8 processes, .* room for 2; ask for fewer'):
+        sweep(tmp_path, executor, 'quick', jobs=[job]).run()
+    assert RecordStore(tmp_path).all() == []
+
+
+def test_a_job_of_several_processes_takes_as_many_places(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(local_module, 'gpu_slots', lambda *args: ['0', '1', '2'])
+    executor = make_executor('local')
+    two = Task(Job('voc', 'LoRA', options={'processes': 2}), str(tmp_path))
+    assert (executor.slots, executor.most_processes) == (3, 3)
+    sent: list[Any] = []
+    monkeypatch.setattr(executor, '_worker', lambda devices: FakeWorker(devices, sent))
+    executor.submit(two)
+    assert sent[0].env['CUDA_VISIBLE_DEVICES'] == '0,1'
+    assert executor.free == 1
+    assert not executor.room(two)
+    assert executor.room(Task(JOBS[0], str(tmp_path)))
+
+
+class FakeWorker(local_module._Worker):
+    """Keeps what it is sent."""
+
+    def __init__(self, devices: list[Any], sent: list[Any]) -> None:
+        super().__init__(None, self, devices)
+        self.send = sent.append
+
+
 def kill_when_it_hangs(out: Path, job: Job) -> threading.Thread:
     """Kill the worker of a job as soon as it has one."""
 
@@ -240,7 +309,7 @@ def test_a_missing_extra_is_named(
     name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(PETLError, match=r'pip install mmpetl\[cluster\]'):
+    with pytest.raises(PETLError, match=f'pip install .*"{module}>='):
         make_executor(name)
 
 

@@ -10,7 +10,7 @@ MOVED = {
     'mmpetl.benchmark.compose': ['compose_job', 'config_hash', 'split_options'],
     'mmpetl.benchmark.facts': ['backbone_of', 'task_of', 'versions'],
     'mmpetl.benchmark.job': ['Outcome', 'work', 'lost', 'primary_of', 'curves_of'],
-    'mmpetl.benchmark.search': ['PruningHook', 'FileLock', 'encode', 'FALLBACK'],
+    'mmpetl.benchmark.search': ['PruningHook', 'FileLock', 'FALLBACK'],
     'mmpetl.benchmark.tables': ['render', 'FORMATS', 'METRICS'],
     'mmpetl.analysis.jobs': ['run_jobs', 'Variant'],
 }

@@ -215,7 +215,8 @@ def test_records_call_backbones_and_tasks_as_the_published_tables_do(
 def test_the_config_hash_tells_results_apart_and_folders_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmpetl.benchmark.job_config import compose_job, config_hash
+    from mmpetl.benchmark.config_digest import config_hash
+    from mmpetl.benchmark.job_config import compose_job
     from mmpetl.benchmark.records import Job
 
     def digest(data: str = 'here', **change: object) -> str:

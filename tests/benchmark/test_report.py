@@ -1,49 +1,24 @@
-"""The report page: what goes into it, and how it behaves in a browser."""
+"""The report page: what goes into it, and what it says."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import struct
-import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import synthetic
+from made_up_pictures import EVIL, put_picture
 
+from mmpetl.benchmark.cards import Measured
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.report import build_page, page_data, read_pictures, write_report
-from mmpetl.benchmark.report.browser import NAMES, browser, find_browser
 from mmpetl.benchmark.report.cards import make_cards, markdown
 from mmpetl.benchmark.report.data import MAX_POINTS, thin, to_script
-from mmpetl.benchmark.tables import build_tables
+from mmpetl.benchmark.report.details import details
+from mmpetl.benchmark.report.pairs import interval
 from mmpetl.core import PETLError
-
-EVIL = '</script><script>window.pwned=1</script><img src=x onerror=window.pwned=2>'
-
-
-def png(width: int = 3, height: int = 2) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        crc = zlib.crc32(kind + body)
-        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', crc)
-
-    head = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
-    rows = b''.join(b'\0' + b'\x80' * width for _ in range(height))
-    body = chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(rows))
-    return b'\x89PNG\r\n\x1a\n' + body + chunk(b'IEND', b'')
-
-
-def put_picture(out: Path, **words: str) -> None:
-    folder = out / 'pictures'
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'tsne.png').write_bytes(png())
-    facts = {'title': 'T', 'caption': 'C', 'alt': 'A', 'section': 'Features', **words}
-    (folder / 'tsne.json').write_text(json.dumps(facts))
-
-
-# ---- what goes in ------------------------------------------------------------------
 
 
 def test_columns_hold_every_final_run_once():
@@ -113,7 +88,7 @@ def test_names_and_errors_are_text_in_the_page():
     assert '<script>window' not in page
     assert '<img src=x' not in page
     # Every script element that opens is one of the template's.
-    assert len(re.findall('<script', page.lower())) == 4 + _in_plotly('<script')
+    assert len(re.findall('<script', page.lower())) == 5 + _in_plotly('<script')
 
 
 def _in_plotly(text: str) -> int:
@@ -202,271 +177,49 @@ def test_a_folder_without_records_is_refused(tmp_path):
         write_report(tmp_path)
 
 
-# ---- how it behaves ----------------------------------------------------------------
+def test_details_hold_each_value_once_and_invent_none():
+    done = [r for r in synthetic.records(40) if r.status == 'done'][:3]
+    old = replace(done[0], data={}, host='', batch=None, total_seconds=None)
+    lost = replace(done[1], status='failed', error='x' * 5000 + 'the end', metrics={})
+    found = details([*done, old, lost])
+
+    def value(name, place):
+        return found[name]['values'][found[name]['codes'][place]]
+
+    assert found['batch']['values'] == [64, None]
+    assert value('data', 0)['train']['digest'] == done[0].data['train'].digest
+    assert [value(name, 3) for name in ('data', 'host', 'batch')] == [None] * 3
+    assert value('error', 4).endswith('the end')
+    assert len(value('error', 4)) == 4000
+    assert value('metrics', 4) is None
+    assert value('recipe', 0) == done[0].job.recipe
+    json.dumps(found, allow_nan=False)
 
 
-@pytest.fixture(scope='module')
-def chromium():
-    if find_browser() is None:
-        pytest.skip(f'no browser: none of {", ".join(NAMES)} is on the PATH')
-    pytest.importorskip('playwright.sync_api')
-    with browser() as found:
-        yield found
+def test_verdicts_and_cards_reach_the_page():
+    done = [r for r in synthetic.records(40) if r.status == 'done'][:3]
+    ids = [record.job.id for record in done]
+    verdicts = dict.fromkeys(ids[:2], 'verified (files)')
+    cards = {name: Measured(0.004, False) for name in ids}
+    found = page_data(done, verdicts, cards)
+    values = found['details']['verified']
+    assert [values['values'][code] for code in values['codes']] == [
+        'verified (files)',
+        'verified (files)',
+        None,
+    ]
+    (item,) = found['main']['statistics']
+    assert item['verified'] == {done[0].job.method: '2/3'}
+    facts = item['choice']['facts'][done[0].job.method]
+    assert (facts['latency'], facts['folds']) == (0.004, False)
+    # Where nobody has looked, nothing is said of it.
+    assert page_data(done)['main']['statistics'][0]['verified'] == {}
 
 
-@pytest.fixture(scope='module')
-def many():
-    return synthetic.records(2500)
+def test_an_interval_is_that_of_student():
+    from scipy.stats import ttest_1samp
 
-
-@pytest.fixture(scope='module')
-def page_file(many, tmp_path_factory):
-    out = tmp_path_factory.mktemp('report')
-    put_picture(out)
-    path = out / 'report.html'
-    text = build_page(many, read_pictures(out), 'Synthetic')
-    path.write_text(text, encoding='utf-8')
-    return path
-
-
-class Watched:
-    """A page, with what it asked for and complained of."""
-
-    def __init__(self, chromium, path, width=1280, height=800, **kwargs):
-        size = {'width': width, 'height': height}
-        self.page = chromium.new_page(viewport=size, **kwargs)
-        self.requests, self.complaints = [], []
-        self.page.on('request', lambda r: self.requests.append(r.url))
-        self.page.on('pageerror', lambda e: self.complaints.append(str(e)))
-        self.page.on(
-            'console',
-            lambda m: (
-                self.complaints.append(m.text)
-                if m.type in ('error', 'warning')
-                else None
-            ),
-        )
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector('html[data-ready]')
-
-
-@pytest.fixture(scope='module')
-def watched(chromium, page_file):
-    found = Watched(chromium, page_file)
-    yield found
-    found.page.close()
-
-
-@pytest.fixture
-def page(watched):
-    watched.page.click('#f-reset')
-    watched.page.evaluate('window.scrollTo(0, 0)')
-    return watched.page
-
-
-def column(page, name: str) -> list[str]:
-    """Texts of a column of the leaderboard by the beginning of its head."""
-    heads = page.locator('#board thead button').all_inner_texts()
-    place = next(i for i, head in enumerate(heads) if head.startswith(name))
-    return page.locator(f'#board tbody td:nth-child({place + 1})').all_inner_texts()
-
-
-def test_it_says_when_it_was_ready(watched):
-    assert watched.page.evaluate('+document.documentElement.dataset.ready') > 0
-    assert watched.page.locator('#board tbody tr').count() == 31
-
-
-def test_the_page_and_the_tables_say_the_same(page, many):
-    page.select_option('#f-backbone', 'ViT-B/16')
-    tables = build_tables(many, protocol='honest', suites=['vtab'])
-    (table,) = [t for t in tables if t.backbone == 'ViT-B/16']
-    own = {row.label: row for row in table.rows}
-    names = column(page, 'Method')
-    shown = zip(
-        names,
-        column(page, 'Plain mean'),
-        column(page, 'Group mean'),
-        column(page, 'PPT'),
-        column(page, 'Trainable'),
-        strict=True,
-    )
-    for name, plain, group, ppt, trainable in shown:
-        row = own.pop(name)
-        assert plain.split()[0] == f'{row.means["plain"].value:.2f}'
-        if row.complete and row.means['plain'].spread is not None:
-            assert plain.split()[2] == f'{row.means["plain"].spread:.2f}'
-        assert group.split()[0] == f'{row.means["group"].value:.2f}'
-        assert ppt == ('–' if row.ppt is None else f'{row.ppt:.3f}')
-        assert trainable == f'{row.trainable[0]:,}'
-    assert not own
-    complete = [row.label for row in table.rows if row.complete]
-    assert names[: len(complete)] == complete
-
-
-def test_it_sorts_by_mouse_and_by_keyboard(page):
-    head = page.locator('#board th:has(button[data-key=trainable])')
-    head.locator('button').click()
-    assert head.get_attribute('aria-sort') == 'ascending'
-    counts = [int(x.replace(',', '')) for x in column(page, 'Trainable')]
-    assert counts == sorted(counts)
-    # The focus stays on the button, so that Enter turns the order.
-    page.keyboard.press('Enter')
-    assert head.get_attribute('aria-sort') == 'descending'
-    assert column(page, 'Method')[0] == 'Full'
-    page.keyboard.press('Shift+Tab')
-    page.keyboard.press('Space')
-    assert page.locator('#board th[aria-sort=descending]').inner_text() == 'PPT'
-    values = column(page, 'PPT')
-    assert values[-1] == '–'
-    assert values[:-1] == sorted(values[:-1], reverse=True)
-
-
-def test_pictures_enlarge_by_mouse_and_by_keyboard(page):
-    button = page.get_by_role('button', name='Enlarge: T')
-    large = page.locator('dialog.large')
-    button.click()
-    assert large.locator('img').get_attribute('alt') == 'A'
-    assert large.is_visible()
-    large.click()
-    assert not large.is_visible()
-    button.press('Enter')
-    assert large.is_visible()
-    page.keyboard.press('Escape')
-    assert not large.is_visible()
-
-
-def test_it_filters(page):
-    rows = page.locator('#board tbody tr')
-    page.get_by_role('button', name='adapter', exact=True).click()
-    assert 'adapter' not in column(page, 'Family')
-    page.click('#f-reset')
-    page.fill('#f-text', 'fact')
-    assert set(column(page, 'Method')) == {'FacTTK', 'FacTTT'}
-    page.fill('#f-text', 'nothing of the sort')
-    assert 'No method passes' in rows.first.inner_text()
-    page.click('#f-reset')
-    page.select_option('#f-group', 'structured')
-    assert {text.split()[0] for text in column(page, 'Tasks')} == {'8/8', '6/8'}
-    page.select_option('#f-group', '')
-    page.select_option('#f-backbone', '')
-    assert set(column(page, 'Backbone')) == {'ViT-B/16', 'Swin-B'}
-    page.select_option('#f-protocol', 'published')
-    assert 'published protocol' in page.inner_text('#status')
-    assert all(name.endswith('(swin)') for name in column(page, 'Method'))
-    page.click('#f-reset')
-    budget = page.locator('#f-budget')
-    budget.focus()
-    page.keyboard.press('Home')
-    assert column(page, 'Method') == ['LinearProbe']
-    assert page.inner_text('#budget-out') == '≤ 0'
-    page.keyboard.press('End')
-    assert page.inner_text('#budget-out') == 'any'
-
-
-PLACE_OF_A_POINT = """() => {
-    const plot = document.querySelector('[data-plot=params]');
-    const point = plot.querySelector('.trace path.point').getBoundingClientRect();
-    const area = plot.querySelector('.nsewdrag').getBoundingClientRect();
-    return {
-        x: point.x + point.width / 2 - area.x, y: point.y + point.height / 2 - area.y,
-    };
-}"""
-
-
-def test_plots_answer_to_hovering(page):
-    # A plot that is drawn anew while it comes into view forgets where the mouse is.
-    page.evaluate('mmpetlReport.drawAll()')
-    area = page.locator('[data-plot=params] .nsewdrag')
-    area.hover(position={'x': 2, 'y': 2})
-    area.hover(position=page.evaluate(PLACE_OF_A_POINT))
-    page.locator('[data-plot=params] .hovertext').first.wait_for()
-    text = page.locator('[data-plot=params] .hovertext').first.text_content()
-    assert 'PPT' in text
-    page.locator('[data-plot=params] .numbers summary').click()
-    front = page.locator('[data-plot=params] .numbers tr:has(td:text-is("yes"))')
-    assert 'LinearProbe' in front.first.inner_text()
-
-
-def test_every_plot_is_drawn(page):
-    page.evaluate('mmpetlReport.drawAll()')
-    assert page.locator('.canvas svg.main-svg').count() >= 6
-    assert page.evaluate('document.documentElement.scrollWidth') == 1280
-    # An empty cell where nothing ran, a cross where all runs failed.
-    heat = page.locator('[data-plot=heat] .hm text')
-    assert heat.count() > 500
-    assert page.locator('#rank-panels svg').count() == 1
-    assert 'critical difference' in page.inner_text('#rank-panels')
-    assert '†' in page.inner_text('#published-table')
-    assert 'made up: loss' in page.inner_text('#failures')
-
-
-def test_it_is_usable_by_keyboard(page):
-    # What can be pressed is a button, a link or a field: nothing is a mere click.
-    assert page.locator('[onclick]').count() == 0
-    summary = page.locator('#method-lora summary')
-    summary.focus()
-    page.keyboard.press('Enter')
-    assert page.locator('#method-lora[open] .text').is_visible()
-    page.keyboard.press('Enter')
-
-
-def test_a_name_in_the_board_opens_its_card(page):
-    page.locator('#board a', has_text=re.compile('^Mona$')).click()
-    page.wait_for_selector('#method-mona[open]')
-
-
-def test_it_fits_a_phone_in_the_dark(chromium, page_file):
-    small = Watched(chromium, page_file, 360, 740, color_scheme='dark')
-    # The first stop of the keyboard is a way past the rest, and can be seen.
-    small.page.keyboard.press('Tab')
-    focus = 'getComputedStyle(document.activeElement).outlineStyle'
-    assert small.page.evaluate('document.activeElement.className') == 'skip'
-    assert small.page.evaluate(focus) == 'solid'
-    small.page.keyboard.press('Enter')
-    assert small.page.evaluate('location.hash') == '#leaderboard'
-    small.page.evaluate('mmpetlReport.drawAll()')
-    assert small.page.evaluate('document.documentElement.scrollWidth') == 360
-    assert small.page.locator('#board tbody tr').first.is_visible()
-    paper = small.page.evaluate('getComputedStyle(document.body).backgroundColor')
-    assert sum(map(int, re.findall(r'\d+', paper)[:3])) < 150
-    assert small.complaints == []
-    small.page.close()
-
-
-def test_it_prints(page, tmp_path):
-    path = tmp_path / 'page.pdf'
-    page.pdf(path=path, prefer_css_page_size=True)
-    pages = len(re.findall(rb'/Type\s*/Page\b', path.read_bytes()))
-    assert 4 <= pages <= 20
-    # And is as it was: plots answer again.
-    assert page.evaluate("'print' in document.documentElement.dataset") is False
-    page.evaluate('mmpetlReport.drawAll()')
-    assert page.locator('[data-plot=params] .nsewdrag').count() == 1
-
-
-def test_nothing_in_records_runs(chromium, tmp_path):
-    done = synthetic.records(40)
-    bad = []
-    for i, record in enumerate(done):
-        job = replace(record.job, method=f'{EVIL}{i}', variant=EVIL)
-        bad.append(replace(record, job=job, family=EVIL, backbone=EVIL, group=EVIL))
-    lost = replace(bad[0], status='failed', metrics={}, error=EVIL)
-    bad[0] = lost
-    path = tmp_path / 'report.html'
-    path.write_text(build_page(bad, title=EVIL), encoding='utf-8')
-    found = Watched(chromium, path)
-    found.page.evaluate('mmpetlReport.drawAll()')
-    assert found.page.evaluate('window.pwned') is None
-    assert found.page.locator('img').count() == 0
-    assert '<script>' in found.page.inner_text('#board')
-    assert '<script>' in found.page.inner_text('#failures')
-    assert found.complaints == []
-    assert found.requests == [path.as_uri()]
-    found.page.close()
-
-
-def test_no_complaint_and_no_request(watched, page_file):
-    """After all that was done to the page above."""
-    watched.page.evaluate('mmpetlReport.drawAll()')
-    assert watched.complaints == []
-    assert watched.requests == [page_file.as_uri()]
+    gaps = [0.4, 1.3, -0.2, 0.9, 2.2]
+    low, high = ttest_1samp(gaps, 0).confidence_interval(0.95)
+    assert interval(gaps) == pytest.approx((low, high), abs=1e-4)
+    assert interval([1.0]) == (None, None)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_runs
 import pytest
 
+from mmpetl.benchmark import finals as finals_module
 from mmpetl.benchmark import search as search_module
 from mmpetl.benchmark.executors import make_executor
-from mmpetl.benchmark.records import Job, RecordStore
+from mmpetl.benchmark.records import Job, Record, RecordStore, setting_key
+from mmpetl.benchmark.scores import search_budget
 from mmpetl.benchmark.search import Search, load_study
+from mmpetl.benchmark.spaces import num_settings, settings_in
+from mmpetl.benchmark.tables import build_tables
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.run_log import read_run_log
 
@@ -235,13 +241,241 @@ def test_a_budget_of_nothing_and_a_missing_package_fail_in_a_line(
     with pytest.raises(PETLError, match='trials of at least 1'):
         fake(tmp_path, trials=0)
     monkeypatch.setitem(sys.modules, 'optuna', None)
-    with pytest.raises(PETLError, match=r'pip install mmpetl\[benchmark\]'):
+    with pytest.raises(PETLError, match='pip install "optuna'):
         fake(tmp_path)
 
 
 def test_lists_are_choices_too() -> None:
     for value in ([1, 2], {'a': 1}, None, 2, 'x', True):
         assert search_module.decode(search_module.encode(value)) == value
+
+
+# ----------------------------------------------------- budgets and final runs
+
+SMALL = {RATE: [1e-3, 1e-2], 'model.backbone.method.rank': [2, 4]}
+
+
+def use(monkeypatch: pytest.MonkeyPatch, space: dict[str, Any]) -> None:
+    monkeypatch.setattr(
+        search_module, 'space_of', lambda method, warn: (space, 'the test')
+    )
+
+
+def settings_of(record: Record) -> list[str]:
+    return [setting_key(trial['options']) for trial in record.search['trials']]
+
+
+def test_a_space_that_is_exhausted_ends_the_search_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, SMALL)
+    said: list[str] = []
+    (record,) = fake(tmp_path, trials=12, seeds=(1,), warn=said.append).run()['LoRA']
+    # The default (rate 1e-4, rank 8) is none of the four points.
+    assert record.search['settings'] == record.search['tried'] == 5
+    assert record.search['budget'] == 12
+    assert len(set(settings_of(record))) == 5
+    assert len(trials_of(tmp_path, 'LoRA')) == 5
+    assert said == [
+        'LoRA has 5 different settings, the default among them, in the test: it gets '
+        '5 trials, not 12'
+    ]
+    assert search_budget(record) == 5
+
+
+def test_no_setting_is_tried_twice_nor_the_default_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The default, 1e-4 and 8, is one of the six.
+    use(monkeypatch, {RATE: [1e-4, 1e-3], 'model.backbone.method.rank': [2, 4, 8]})
+    (record,) = fake(tmp_path, trials=6, seeds=(1,)).run()['LoRA']
+    assert record.search['settings'] == 6
+    assert len(set(settings_of(record))) == len(settings_of(record)) == 6
+
+
+def test_a_setting_is_its_values_however_they_are_written() -> None:
+    assert setting_key({'a': 1, 'b': [2]}) == setting_key({'b': (2.0,), 'a': 1.0})
+    assert setting_key({'a': True}) != setting_key({'a': 1})
+    assert setting_key({'a': '1'}) != setting_key({'a': 1})
+
+
+def test_the_size_of_a_space() -> None:
+    assert num_settings({'a': [1, 2, 2.0], 'b': {'low': 1, 'high': 3}}) == 2 * 3
+    assert num_settings({'a': [1], 'b': {'low': 0.1, 'high': 1.0}}) is None
+    assert num_settings({'a': [None, [1], {'x': 1}]}) == 3
+    assert len(list(settings_in({'a': [1, 2], 'b': {'low': 1, 'high': 3}}))) == 6
+    with pytest.raises(PETLError, match='no end: b is a range'):
+        list(settings_in({'b': {'low': 0.1, 'high': 1.0}}))
+
+
+def test_doubles_in_the_journal_of_an_earlier_version_count_once(
+    tmp_path: Path,
+) -> None:
+    from optuna.distributions import CategoricalDistribution as Choice
+    from optuna.distributions import FloatDistribution
+    from optuna.trial import TrialState, create_trial
+
+    study = fake(tmp_path, trials=4).searches[0].study
+    kinds = {
+        RATE: FloatDistribution(1e-4, 1e-1, log=True),
+        'model.backbone.method.rank': Choice([2, 4, 8]),
+    }
+    for rate in (1e-3, 1e-4, 1e-3):
+        params = {RATE: rate, 'model.backbone.method.rank': 8}
+        study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=params, distributions=kinds)
+        )
+    (record,) = fake(tmp_path, trials=4, seeds=(1,)).run()['LoRA']
+    # The second is the default, the third is the first once more.
+    assert [t['number'] for t in record.search['trials']] == [0, 1, 4, 5]
+    assert len(set(settings_of(record))) == 4
+    assert len(trials_of(tmp_path, 'LoRA')) == 4
+    states = [t.state.name for t in study.get_trials()]
+    assert states == ['COMPLETE', 'FAIL', 'FAIL', 'COMPLETE', 'COMPLETE']
+
+
+@pytest.mark.parametrize('after', [2, 4])
+def test_a_killed_search_of_a_small_space_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    use(monkeypatch, SMALL)
+
+    def stop(search: Search) -> None:
+        if len(trials_of(tmp_path / 'killed', 'LoRA')) == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fake(tmp_path / 'killed', watch=stop).run()
+    found = []
+    for name in ('killed', 'whole'):
+        (record,) = fake(tmp_path / name, seeds=(1,)).run()['LoRA']
+        found.append([(t['options'], t['value']) for t in record.search['trials']])
+    assert found[0] == found[1]
+
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark' / 'search.py'
+
+
+def read_times(records: list[Record]) -> str:
+    """What the tool says of them."""
+    return runpy.run_path(str(TOOL))['read_times'](records)
+
+
+def finals(out: Path) -> list[Record]:
+    return [r for r in RecordStore(out).all() if r.job.stage == 'final']
+
+
+def test_a_search_that_goes_on_replaces_its_final_runs_and_keeps_their_readings(
+    tmp_path: Path,
+) -> None:
+    old = fake(tmp_path, trials=2).run()['LoRA']
+    new = fake(tmp_path, trials=12).run()['LoRA']
+    assert new[0].search['best_value'] > old[0].search['best_value']
+    assert finals(tmp_path) == sorted(new, key=lambda r: r.job.id)
+    (table,) = build_tables(finals(tmp_path))
+    assert [row.label for row in table.rows] == ['LoRA (searched)']
+    # Each run has read once, and so has the one of its seed that it replaces.
+    assert [r.test_reads for r in new] == [2, 2]
+    assert any('scored the test set more than once' in w for w in table.warnings)
+    earlier = new[0].search['earlier']
+    assert [e['run'] for e in earlier] == [r.job.id for r in old]
+    assert [e['test_reads'] for e in earlier] == [1, 1]
+    assert [e['score'] for e in earlier] == [r.score for r in old]
+    (folder,) = tmp_path.glob('search/*/replaced')
+    assert sorted(p.name for p in folder.iterdir()) == sorted(r.job.id for r in old)
+    assert read_times(new) == (
+        'read 2 times in 2 runs, and 2 times before in 2 runs of settings that are no '
+        'longer the best'
+    )
+    assert read_times(old) == 'read 2 times in 2 runs'
+    # Once more, with seeds that the first had not.
+    assert fake(tmp_path, trials=12).run()['LoRA'] == new
+    more = fake(tmp_path, trials=12, seeds=(2, 3)).run()['LoRA']
+    assert [r.test_reads for r in more] == [2, 1]
+
+
+def test_more_trials_without_a_better_one_keep_the_run_and_renew_its_search(
+    tmp_path: Path,
+) -> None:
+    (old,) = fake(tmp_path, trials=2, seeds=(1,), run='fake_runs:quick').run()['LoRA']
+    (new,) = fake(tmp_path, trials=5, seeds=(1,), run='fake_runs:quick').run()['LoRA']
+    assert (old.search['tried'], new.search['tried']) == (2, 5)
+    assert (new.job, new.test_reads) == (old.job, 1)
+    assert len(fake_runs.attempts(tmp_path, new.job)) == 1
+    # A budget that was spent is not taken back.
+    (same,) = fake(tmp_path, trials=3, seeds=(1,), run='fake_runs:quick').run()['LoRA']
+    assert same.search['budget'] == same.search['tried'] == 5
+
+
+def test_a_kill_between_two_moves_is_completed_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('killed', 'whole'):
+        fake(tmp_path / name, trials=2).run()
+    move, moved = finals_module._move, []
+
+    def once(here: Path, aside: Path) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(aside)
+        move(here, aside)
+
+    monkeypatch.setattr(finals_module, '_move', once)
+    with pytest.raises(KeyboardInterrupt):
+        fake(tmp_path / 'killed', trials=12).run()
+    assert len(finals(tmp_path / 'killed')) == 1
+    monkeypatch.setattr(finals_module, '_move', move)
+    found = []
+    for name in ('killed', 'whole'):
+        records = fake(tmp_path / name, trials=12).run()['LoRA']
+        found.append([(r.job, r.test_reads, r.search['earlier']) for r in records])
+    assert found[0] == found[1]
+
+
+def test_a_reading_of_a_run_that_left_no_record_counts(tmp_path: Path) -> None:
+    (old,) = fake(tmp_path, trials=2, seeds=(1,)).run()['LoRA']
+    folder = RecordStore(tmp_path).folder(old.job)
+    (folder / 'record.json').unlink()
+    (folder / 'log.jsonl').write_text('{"step": 4, "test": {"accuracy/top1": 1.0}}\n')
+    (new,) = fake(tmp_path, trials=12, seeds=(1,)).run()['LoRA']
+    assert new.test_reads == 2
+
+
+def test_final_runs_of_a_version_without_a_list_are_found(tmp_path: Path) -> None:
+    (old,) = fake(tmp_path, trials=2, seeds=(1,)).run()['LoRA']
+    next(tmp_path.glob('search/*/finals.json')).unlink()
+    (new,) = fake(tmp_path, trials=12, seeds=(1,)).run()['LoRA']
+    assert [e['run'] for e in new.search['earlier']] == [old.job.id]
+
+
+def test_the_verifier_finds_what_a_search_hides(tmp_path: Path) -> None:
+    from mmpetl.benchmark.verify import checks
+
+    fake(tmp_path, trials=2, seeds=(1,)).run()
+    (record,) = fake(tmp_path, trials=12, seeds=(1,)).run()['LoRA']
+    folder = RecordStore(tmp_path).folder(record.job)
+
+    def falsified() -> list[str]:
+        run = SimpleNamespace(record=record, folder=folder)
+        return [c.field for c in checks.search(run) if c.found == 'falsified']
+
+    assert falsified() == []
+    search = record.search
+    record.search = {**search, 'earlier': []}
+    assert falsified() == ['search.earlier']
+    # As a record was before the search went on.
+    best = search['trials'][search['best']]
+    others = [t for t in search['trials'] if t['value'] is None or t is best]
+    record.search = {**search, 'trials': [search['trials'][0], *others]}
+    assert falsified() == ['search.trials']
+
+
+def test_a_run_that_somebody_works_on_is_not_moved(tmp_path: Path) -> None:
+    (old,) = fake(tmp_path, trials=2, seeds=(1,)).run()['LoRA']
+    with RecordStore(tmp_path).claim(old.job) as mine:
+        assert mine
+        with pytest.raises(PETLError, match='another process works on it'):
+            fake(tmp_path, trials=12, seeds=(1,)).run()
 
 
 # ------------------------------------------------------------------ real runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
 from mmpetl.benchmark.statistics import (
@@ -16,6 +17,7 @@ from mmpetl.benchmark.statistics import (
     iman_davenport,
     mean_ranks,
     wilcoxon_p,
+    wilcoxon_ps,
 )
 from mmpetl.core import PETLError
 
@@ -152,3 +154,14 @@ def test_the_picture_is_written(tmp_path):
     )
     assert path.read_bytes().startswith(b'\x89PNG')
     assert [p.name for p in tmp_path.iterdir()] == ['cd.png']
+
+
+def test_many_signed_rank_tests_are_those_of_each():
+    rng = np.random.default_rng(0)
+    rows = [list(rng.normal(0.3, 1, n)) for n in (5, 6, 19, 19, 19, 57, 57, 6)]
+    rows[1][2] = 0.0
+    rows[2][1] = -rows[2][0]
+    rows += [[0.0, 0.0], [1.0], []]
+    found = wilcoxon_ps(rows)
+    assert found == pytest.approx([wilcoxon_p(row) for row in rows], rel=1e-12)
+    assert len(set(found)) > 6

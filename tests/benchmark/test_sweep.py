@@ -265,10 +265,11 @@ def test_files_of_another_config_are_not_continued(
     unkilled: Path, tmp_path: Path
 ) -> None:
     from mmpetl.benchmark.job import begin
+    from mmpetl.benchmark.job_config import compose_job
 
     folder = tmp_path / 'run'
     shutil.copytree(RecordStore(unkilled).folder(JOBS[2]), folder)
-    begin(folder, 'another')
+    begin(folder, compose_job(JOBS[2], folder), 'another')
     assert not (folder / 'predictions.npz').exists()
     lines = list(read_run_log(folder / 'log.jsonl'))
     assert [(x['attempt'], x['config']) for x in lines] == [(1, 'another')]
@@ -352,7 +353,8 @@ def test_a_failing_run_is_recorded_with_its_traceback(tmp_path: Path) -> None:
     summary = sweep.run()
     assert 'PETLError' in summary.failed[job.id]
     record = RecordStore(tmp_path).read(job)
-    assert (record.status, record.attempts, record.test_reads) == ('failed', 2, 0)
+    # What is wrong with data is wrong the second time, too.
+    assert (record.status, record.attempts, record.test_reads) == ('failed', 1, 0)
     assert 'Traceback' in record.error
     assert 'counting' in record.error
 

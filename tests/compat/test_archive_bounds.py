@@ -275,3 +275,15 @@ def test_numbers_that_need_a_scale_are_no_weights(tmp_path, kind):
         read_tensors(path)
     with pytest.raises(PETLError, match='a is torch.float8'):
         check_values({'a': torch.ones(3).to(kind)}, {'a': torch.ones(3)})
+
+
+def test_an_archive_of_several_disks_is_damaged(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': {'a': torch.ones(3)}}, path)
+    data = bytearray(path.read_bytes())
+    place = data.index(b'PK\x06\x07') + 16
+    data[place] = 2
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='is damaged: zipfiles that span multiple'):
+        load_file(path)
+    assert damage(path) is not None

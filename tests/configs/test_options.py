@@ -23,11 +23,13 @@ def config() -> Config:
             'optim_wrapper': {
                 'type': 'AmpOptimWrapper',
                 'loss_scale': 512.0,
-                'optimizer': {'type': 'AdamW', 'lr': 0.1},
+                'optimizer': {'type': 'AdamW', 'lr': 0.1, 'betas': (0.9, 0.999)},
             },
             'param_scheduler': [{'type': 'LinearLR', 'begin': 0, 'end': 2}],
             'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 1}},
             'randomness': {'seed': 1},
+            'env_cfg': {'cudnn_benchmark': False},
+            'auto_scale_lr': {'enable': False, 'base_batch_size': 64},
             'own': {'free': 1},
         }
     )
@@ -42,6 +44,11 @@ def config() -> Config:
         ('optim_wrapper.optimizer.betass', 1, "'betas'"),
         ('param_scheduler.0.ende', 1, "'end'"),
         ('param_scheduler.7.end', 1, '7'),
+        ('default_hooks.checkpoint.intervall', 1, "'interval'"),
+        ('env_cfg.cudnn_benchmrk', True, "'cudnn_benchmark'"),
+        ('auto_scale_lr.enabel', True, "'enable'"),
+        ('tune.train_cfg', {}, 'before options are laid over it'),
+        ('optim_wrapper.optimizer.betas', ['a', 0.9], 'number'),
         ('optim_wrapper', {'optimizer': {'betass': 1}}, "'betas'"),
         ('randomness.sed', 1, "'seed'"),
         ('train_cfg.max_epochs', 'abc', 'number'),
@@ -201,3 +208,11 @@ def test_a_list_of_methods_and_of_imports_are_refused():
     merge(found, {'custom_imports': ['x']})
     with pytest.raises(PETLError, match='custom_imports needs dict'):
         check_values(found)
+
+
+def test_numbers_in_lists_are_numbers():
+    made = config()
+    merge(made, {'optim_wrapper.optimizer.betas': ['0.8', '9e-1']})
+    assert made.optim_wrapper.optimizer.betas == [0.8, 0.9]
+    merge(made, {'default_hooks.checkpoint.save_best': 'accuracy/top1'})
+    merge(made, {'env_cfg.mp_cfg': {'mp_start_method': 'spawn'}})

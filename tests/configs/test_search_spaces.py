@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmpetl.apis import search_space
+from mmpetl.benchmark.spaces import num_settings
 from mmpetl.core import PETLError, build_method, registered_methods
 
 HERE = Path(__file__).parent
@@ -36,6 +37,32 @@ def test_every_choice_builds(folder):
         assert key in (LR, DECAY) or key.startswith(METHOD)
         for value in ends(values) if key.startswith(METHOD) else ():
             build_method({'type': NAMES[folder], key.removeprefix(METHOD): value})
+
+
+@pytest.mark.parametrize('folder', NAMES)
+def test_no_space_is_tried_out_by_a_usual_budget(folder):
+    """Twelve trials of four settings are no budget of twelve."""
+    size = num_settings(search_space(folder))
+    assert size is None or size >= 24
+
+
+def printed_rates():
+    """V-PETL Bench on VTAB-1k: rates and decays of methods with one optimizer."""
+    found = {LR: set(), DECAY: set()}
+    keys = {'lr': LR, 'weight_decay': DECAY}
+    with open(HERE / 'hyperparameters.csv', encoding='utf-8') as file:
+        for row in csv.DictReader(file):
+            if (row['collection'], row['task']) == ('vpetl_bench', 'vtab'):
+                if row['method'] == 'LoRA' and row['param'] in keys:
+                    found[keys[row['param']]].add(float(row['value']))
+    return found
+
+
+@pytest.mark.parametrize('folder', ['lora', 'bitfit', 'mona', 'vqt'])
+def test_rates_hold_what_v_petl_bench_prints(folder):
+    space = search_space(folder)
+    for key, values in printed_rates().items():
+        assert space[key]['low'] <= min(values) <= max(values) <= space[key]['high']
 
 
 # Method of the study to ours, and its parameters to config keys.
@@ -94,7 +121,11 @@ def test_grid_of_the_study_holds_what_it_chose(method):
     for param, key in keys.items():
         chosen = {float(value) for value in CHOSEN[method, param]}
         assert chosen
-        assert chosen <= {float(value) for value in space[key]}, param
+        values = space[key]
+        if isinstance(values, dict):
+            assert values['low'] <= min(chosen) <= max(chosen) <= values['high'], param
+        else:
+            assert chosen <= {float(value) for value in values}, param
 
 
 def test_the_study_is_covered():

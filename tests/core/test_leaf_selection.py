@@ -306,6 +306,60 @@ def test_deltas_train_where_upstream_puts_stages_in_eval_mode() -> None:
     assert not model.layer1.training
 
 
+def test_frozen_parts_do_what_their_class_does_when_it_leaves_training() -> None:
+    """EfficientFormer gathers the bias of its attention there, and reads it then."""
+    from mmpretrain.models.backbones.efficientformer import AttentionWithBias
+
+    model = nn.Sequential(
+        AttentionWithBias(16, num_heads=2, key_dim=4, resolution=3),
+        AttentionWithBias(16, num_heads=2, key_dim=4, resolution=3),
+    )
+    x = torch.randn(2, 9, 16)
+    model.eval()
+    expected = model(x).detach()
+    inject(model, {'type': 'LoRA', 'rank': 2})
+    for _ in range(2):
+        y = model.train()(x)
+        y.sum().backward()
+        assert torch.equal(y, expected)
+        assert torch.equal(model.eval()(x), expected)
+
+
+def test_branches_of_training_run_in_a_frozen_trunk() -> None:
+    """As what follows TridentResNet counts on them."""
+    from mmdet.models.backbones import TridentResNet
+
+    model = TridentResNet(
+        50,
+        num_branch=3,
+        test_branch_idx=1,
+        trident_dilations=(1, 2, 3),
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(2,),
+        base_channels=4,
+        stem_channels=4,
+    )
+    inject(model, {'type': 'LoRA', 'rank': 2})
+    x = torch.randn(2, 3, 32, 32)
+    assert len(model.train()(x)[0]) == 6
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert not any(m.training for m in norms)
+    assert len(model.eval()(x)[0]) == 2
+
+
+def test_deltas_in_frozen_stages_of_a_part_train() -> None:
+    """Its own ``train`` clears the flags of all that lies in them."""
+    model = nn.Sequential(upstream_resnet(frozen_stages=1, norm_eval=True))
+    inject(model, {'type': 'LoRA', 'rank': 2})
+    want = trained(model)
+    assert any(name.startswith('0.layer1') for name in want)
+    assert trained(model.train()) == want
+    assert trained(model.eval()) == want
+
+
 @pytest.mark.parametrize('method', ['LinearProbe', {'type': 'LoRA', 'rank': 2}])
 def test_a_model_gives_the_outputs_of_its_mode(method) -> None:
     """As mmseg's DDRNet and PIDNet, which give more of them in training."""

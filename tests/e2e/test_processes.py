@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,10 @@ def begun(process: subprocess.Popen, work_dir: Path) -> None:
 def test_a_signal_to_the_group_saves_and_leaves_with_one_line(
     tmp_path, environment, name
 ):
-    """As a terminal and a batch system send it: data workers get it too."""
+    """As a terminal and a batch system send it: data workers get it too.
+
+    What a shell's background job or nohup ignores would be ignored by the run, too.
+    """
     work_dir, number = tmp_path / 'run', getattr(signal, name)
     options = ('train_cfg.max_epochs=400', 'train_dataloader.num_workers=2')
     process = subprocess.Popen(
@@ -120,6 +124,7 @@ def test_a_signal_to_the_group_saves_and_leaves_with_one_line(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
     )
     try:
         begun(process, work_dir)

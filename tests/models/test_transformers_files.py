@@ -1,6 +1,6 @@
 """Files of transformers, from its own models: into them, and into the other packages.
 
-Needs ``pip install mmpetl[transformers]``.
+Needs ``pip install -r requirements/transformers.txt``.
 """
 
 from __future__ import annotations

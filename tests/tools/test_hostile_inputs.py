@@ -87,7 +87,7 @@ def test_what_is_planted_is_seen(planted):
     assert planted('caught traceback')['state'] == 'traceback'
     assert planted('traceback')['line'] == 'ValueError: planted'
     assert planted('healthy')['state'] == 'taken'
-    assert planted('told', says='twice') | {'seconds': 0} == {
+    assert planted('told', says='twice') | {'seconds': 0, 'mib': 0} == {
         'area': 'x',
         'input': 'told',
         'command': 'told.py',

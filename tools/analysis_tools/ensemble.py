@@ -113,8 +113,8 @@ def draw_growth(
             axis.plot(x, y, marker=marker, ms=4, color=colour, label=label)
             axis.fill_between(x, y - e, y + e, color=colour, alpha=0.15, lw=0)
         axis.axhline(0, color='black', lw=0.6)
-        axis.set_xlabel('members k')
-        axis.set_ylabel('percentage points')
+        axis.set_xlabel('number of members')
+        axis.set_ylabel('gain, percentage points')
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -169,8 +169,8 @@ def draw_pairs(
                 label=label,
             )
         axis.axhline(0, color='black', lw=0.6)
-        axis.set_xlabel('dissimilarity 1 - S')
-        axis.set_ylabel('percentage points')
+        axis.set_xlabel('dissimilarity: share of samples on which the two differ')
+        axis.set_ylabel('gain, percentage points')
         axis.set_title(
             f'{title}\nPearson {found[key]["pearson"]:.2f}, rank '
             f'{found[key]["spearman"]:.2f}',

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmpetl.analysis import charts, further_runs, many_shot, selection
+from mmpetl.analysis import charts, further_runs, many_shot, scatter, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import RecordStore
+from mmpetl.benchmark.scores import metric_of
 from mmpetl.core import check_range
 
 METHODS = ('LinearProbe', 'Full', 'BitFit', 'SSF', 'LoRA:rank=1,4,16')
@@ -113,7 +114,7 @@ def draw_curves(
     axis.set_xticks(shots, [str(s) for s in shots])
     axis.minorticks_off()
     axis.set_xlabel('training images')
-    axis.set_ylabel(metric)
+    axis.set_ylabel(metric_of(metric).label)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.01, 1))
     seeds = max(len(p.scores) for rows in groups.values() for p in rows)
@@ -153,25 +154,26 @@ def draw_sizes(
     shades = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(shots)))
     everything = [p for rows in groups.values() for p in rows]
     methods = list(dict.fromkeys(p.method for p in everything))
-    shares = [p.share for p in everything if p.share]
-    floor = min(shares, default=1e-3) / 3
+    shares = [100 * p.share for p in everything]
+    places = dict(zip(shares, scatter.log_with_zero(axis, shares), strict=True))
     for count, shade in zip(shots, shades, strict=True):
         for k, method in enumerate(methods):
             rows = sorted(
                 (p for p in everything if (p.shots, p.method) == (count, method)),
                 key=lambda p: p.share,
             )
-            axis.plot(
-                [100 * max(p.share, floor) for p in rows],
+            axis.errorbar(
+                [places[100 * p.share] for p in rows],
                 [p.mean for p in rows],
+                yerr=[p.std for p in rows],
+                capsize=2,
                 marker=charts.MARKERS[k % len(charts.MARKERS)],
                 ms=6,
                 lw=1.2,
                 color=shade,
             )
-    axis.set_xscale('log')
-    axis.set_xlabel('tuned share of the backbone, % (no parameter: leftmost)')
-    axis.set_ylabel(metric)
+    axis.set_xlabel('tuned share of the backbone, %')
+    axis.set_ylabel(metric_of(metric).label)
     axis.grid(alpha=0.3)
     from matplotlib.lines import Line2D
 
@@ -197,11 +199,11 @@ def draw_sizes(
         title=f'Score against tuned parameters on {task}',
         caption=(
             'The same runs by the share of the backbone that trains, head excluded; '
-            'sizes of one method are joined.'
+            'sizes of one method are joined. Bars: one standard deviation over seeds.'
         ),
         alt=(
             f'{len(methods)} methods at {len(shots)} numbers of images; the tuned '
-            f'share runs from 0 to {100 * max(shares, default=0):.3g} %.'
+            f'share runs from {min(shares):.3g} to {max(shares):.3g} %.'
         ),
         section=SECTION,
     )

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from mmpetl.analysis import charts, robustness, selection
+from mmpetl.analysis import charts, robustness, scatter, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.core import PETLError, check_range
@@ -156,6 +156,10 @@ def by_method(
         row['scores'] = {n: float(np.mean([s[n] for s in row['seeds']])) for n in names}
         row['clean'] = row['scores'][robustness.CLEAN]
         row['shifted'] = robustness.shifted_mean(row['scores'])
+        row['clean_spread'] = _spread([s[robustness.CLEAN] for s in row['seeds']])
+        row['shifted_spread'] = _spread(
+            list(map(robustness.shifted_mean, row['seeds']))
+        )
         row['by_kind'] = robustness.by_kind(row['scores'])
         row['by_severity'] = robustness.by_severity(row['scores'])
     above = robustness.above_line(
@@ -164,6 +168,11 @@ def by_method(
     for row, value in zip(found.values(), above, strict=True):
         row['above_line'] = value
     return found
+
+
+def _spread(values: list[float]) -> float | None:
+    """Sample standard deviation over seeds; None below two."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def draw_scatter(
@@ -175,15 +184,21 @@ def draw_scatter(
     x = [row['clean'] for row in rows.values()]
     y = [row['shifted'] for row in rows.values()]
     families = [row['family'] for row in rows.values()]
-    charts.named_points(axis, x, y, list(rows), families)
+    seeds = max(len(row['seeds']) for row in rows.values())
+    wide = [row['clean_spread'] for row in rows.values()]
+    tall = [row['shifted_spread'] for row in rows.values()]
     line = robustness.line_of(x, y)
     if line is not None:
         ends = np.array([min(x), max(x)])
         axis.plot(ends, line[0] * ends + line[1], color='#888888', lw=1, ls='--')
+    axis.plot(x, y, ls='')  # the points decide how far the x axis goes
+    scatter.named_points(axis, x, y, list(rows), families, x_spread=wide, y_spread=tall)
     axis.set_xlabel('accuracy on the test set, %')
     axis.set_ylabel('mean accuracy on the shifted sets, %')
     axis.grid(alpha=0.3)
-    charts.family_legend(axis, families, loc='upper left')
+    charts.family_legend(
+        axis, families, loc='lower left', bbox_to_anchor=(0, 1.01), ncols=4
+    )
     names = list(rows)
     best = names[int(np.argmax(y))]
     above = max(rows, key=lambda n: np.nan_to_num(rows[n]['above_line'], nan=-np.inf))
@@ -194,6 +209,11 @@ def draw_scatter(
         caption=(
             f'{words} The dashed line is the least-squares line through all methods; '
             f'what lies above it is more robust than its accuracy says.'
+            + (
+                f' Bars: one standard deviation over {seeds} seeds.'
+                if seeds > 1
+                else ''
+            )
         ),
         alt=(
             f'{len(rows)} methods. Best on the shifted sets: {best} with {max(y):.1f} '
@@ -231,11 +251,13 @@ def draw_kinds(
             fontsize=7,
             color=colour,
         )
+    axis.set_xlabel('kind of shift')
+    axis.set_ylabel('method')
     labels = [c.replace('_', '\n') for c in columns]
     axis.set_xticks(range(len(columns)), labels, fontsize=8)
     axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
     for tick, row in zip(axis.get_yticklabels(), rows.values(), strict=True):
-        tick.set_color(charts.colour_of(row['family']))
+        tick.set_color(charts.text_colour_of(row['family']))
     hardest = columns[1 + int(values[:, 1:].mean(0).argmin())]
     charts.save_figure(
         figure,

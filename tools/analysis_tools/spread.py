@@ -112,10 +112,11 @@ def draw_ranks(
         range(count), [f'{methods[i]}  ({mean[i]:.1f})' for i in order], fontsize=8
     )
     for tick, i in zip(axis.get_yticklabels(), order, strict=True):
-        tick.set_color(charts.colour_of(families[i]))
+        tick.set_color(charts.text_colour_of(families[i]))
     step = 1 if count <= 20 else 5
     axis.set_xticks(range(0, count, step), range(1, count + 1, step), fontsize=8)
-    axis.set_xlabel('place')
+    axis.set_xlabel('place, 1 is best')
+    axis.set_ylabel('method (mean rank)')
     charts.save_figure(
         figure,
         to / 'ranks.png',

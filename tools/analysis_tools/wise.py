@@ -242,7 +242,7 @@ def draw(
     plane.set_ylabel('mean accuracy on the shifted sets, %')
     plane.set_title('both, alpha along the curve', fontsize=11)
     for axis, title in ((clean, 'test set'), (shifted, 'mean of the shifted sets')):
-        axis.set_xlabel('alpha (0 base, 1 tuned)')
+        axis.set_xlabel('interpolation weight alpha (0 base, 1 tuned)')
         axis.set_ylabel('accuracy, %')
         axis.set_title(title, fontsize=11)
     for axis in axes[0]:

@@ -43,6 +43,13 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='let the options of the plan import, and name what no toolbox registers',
     )
+    parser.add_argument(
+        '--stop-after',
+        type=int,
+        default=20,
+        metavar='N',
+        help='begin no more jobs when N have failed with the same words; 0: never',
+    )
     from mmpetl.benchmark.cli import add_executor_args
 
     add_executor_args(parser)
@@ -58,10 +65,12 @@ def main() -> None:
 
         from mmpetl.benchmark.cli import executor_of
         from mmpetl.benchmark.plan import prepare_data, read_plan, resolve, write_plan
+        from mmpetl.benchmark.sweep import check_size
         from mmpetl.core import check_range
 
         MMLogger.get_current_instance().setLevel('WARNING')
         check_range('the benchmark', '--retries', args.retries, 0)
+        check_range('the benchmark', '--stop-after', args.stop_after, 0)
         changes = {
             key: getattr(args, key)
             for key in (
@@ -80,6 +89,8 @@ def main() -> None:
             os.environ.setdefault('MMPETL_DATA', str(ROOT / 'data' / 'mini'))
             prepare_data(plan, Path(os.environ['MMPETL_DATA']))
         resolved = resolve(plan, args.trust)
+        if args.executor != 'ray':  # a cluster is known when it is reached
+            check_size(resolved.jobs, executor)
         if args.dry_run:
             dry_run(args, resolved, out, executor)
             return
@@ -117,6 +128,12 @@ def run(args: argparse.Namespace, resolved: Any, out: Path, executor: Any) -> No
                 args.retries,
                 resolved.toolboxes,
                 watch=watch,
+                stop_after=args.stop_after,
+                memory={
+                    name: cost.memory_bytes
+                    for name, cost in known.items()
+                    if cost.memory_bytes is not None
+                },
             )
             summary = sweep.run()
     except KeyboardInterrupt:
@@ -127,6 +144,8 @@ def run(args: argparse.Namespace, resolved: Any, out: Path, executor: Any) -> No
         f'this call ({duration(summary.seconds)}), {len(summary.failed)} failed, '
         f'{len(resolved.refused)} pairs not possible: {out}'
     )
+    if summary.stopped:
+        print(f'stopped: {summary.stopped} (--stop-after)', file=sys.stderr)
     if summary.failed:
         name, note = next(iter(summary.failed.items()))
         raise PETLError(

@@ -3,9 +3,11 @@
 Example: python tools/benchmark/search.py --methods LoRA SSF AdaptFormer \
     --recipe mini/digits --trials 12 --out work_dirs/bench/search
 
-Every method gets the same number of trials, its default setting being the first. What
-is searched stands in configs/<stem>/search_space.py. The same command goes on with a
-search that was interrupted or killed, and does nothing where all is done.
+Every method tries the same number of different settings, its default being the first;
+one whose space has no more tries all of them, and this is said. What is searched stands
+in configs/<stem>/search_space.py. The same command goes on with a search that was
+interrupted or killed, and does nothing where all is done. With more trials, a better
+setting replaces the final runs; what they read of the test set counts on.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ def search(
             base,
             retries=args.retries,
             toolboxes=toolboxes,
-            warn=lambda line: print(f'error: {line}', file=sys.stderr),
+            warn=lambda line: print(f'note: {line}', file=sys.stderr),
             watch=watch,
         )
         records = run.run()
@@ -126,14 +128,31 @@ def search(
             continue
         spread = f' +- {stdev(scores):.2f}' if len(scores) > 1 else ''
         found = some[0].search
+        all_of = ', all there are' if found['tried'] == found['settings'] else ''
         print(
             f'{method}: {mean(scores):.2f}{spread} (n={len(scores)}) on the test set, '
-            f'read {sum(r.test_reads for r in some)} times in {len(some)} runs; '
-            f'validation {found["default_value"]} -> {found["best_value"]} by trial '
-            f'{found["best"]} of {found["budget"]}'
+            f'{read_times(some)}; validation {found["default_value"]} -> '
+            f'{found["best_value"]} by trial {found["best"]}; {found["tried"]} '
+            f'settings tried{all_of}'
         )
     if failed:
         raise PETLError(f'{failed} final runs failed; see {args.out}/sweep.log')
+
+
+def read_times(records: list[Any]) -> str:
+    """How often the test set was read, by these runs and by those they replaced."""
+    from mmpetl.benchmark.records import earlier_reads
+
+    own = sum(r.test_reads - earlier_reads(r.search, r.job.seed) for r in records)
+    text = f'read {own} times in {len(records)} runs'
+    earlier = records[0].search['earlier']
+    if earlier:
+        more = sum(item['test_reads'] for item in earlier)
+        text += (
+            f', and {more} times before in {len(earlier)} runs of settings that are no '
+            'longer the best'
+        )
+    return text
 
 
 if __name__ == '__main__':

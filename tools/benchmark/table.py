@@ -1,10 +1,13 @@
-"""Tables of a benchmark folder, from its records only.
+r"""Tables of a benchmark folder, from its records only.
 
 Examples:
     python tools/benchmark/table.py --out work_dirs/bench/mini
     python tools/benchmark/table.py --out work_dirs/bench/vtab --by group --published
-    python tools/benchmark/table.py --out work_dirs/bench/vtab --format tex --to a.tex
+    python tools/benchmark/table.py --out work_dirs/bench/vtab --format tex \
+        --to a.tex --columns method trainable means ppt
     python tools/benchmark/table.py --out work_dirs/bench/mini --compare --picture c.png
+    python tools/benchmark/table.py --out work_dirs/bench/mini --compare --samples \
+        --rows LoRA SSF
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from pathlib import Path
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import RecordStore
 from mmpetl.benchmark.render import FORMATS, render
-from mmpetl.benchmark.statistics_tables import compare, draw
+from mmpetl.benchmark.samples import pictures_of
+from mmpetl.benchmark.statistics_tables import check_rows, compare, draw
 from mmpetl.benchmark.tables import build_tables
+from mmpetl.benchmark.verdicts import standings
 from mmpetl.core import PETLError
 
 
@@ -48,6 +53,24 @@ def parse_args() -> argparse.Namespace:
         default=0.0,
         help='differences up to this many points are ties (default: 0)',
     )
+    parser.add_argument(
+        '--samples',
+        action='store_true',
+        help='with --compare: McNemar and bootstrap, picture by picture',
+    )
+    parser.add_argument(
+        '--rows', nargs='+', help='with --compare: pairs of these rows, every test'
+    )
+    tex = parser.add_argument_group('Markdown and LaTeX')
+    tex.add_argument(
+        '--columns',
+        nargs='+',
+        help='method family trainable tasks means ppt rank, names of tasks, of groups, '
+        'plain, group',
+    )
+    tex.add_argument('--label', help='of LaTeX (default: made of the title)')
+    tex.add_argument('--caption', help='of LaTeX (default: the title)')
+    tex.add_argument('--wide', action='store_true', help='LaTeX over both columns')
     parser.add_argument('--picture', help='write a critical-difference picture here')
     parser.add_argument('--to', help='write to this file instead of the screen')
     return parser.parse_args()
@@ -57,15 +80,41 @@ def main() -> None:
     args = parse_args()
     with cli_errors():
         store = RecordStore(args.out)
-        records = store.all()
+        records = store.all(curves=False)
         if not records:
             store.check_all_read()
             raise PETLError(f'{args.out} holds no record; run a plan into it first')
-        tables = build_tables(records, args.published, args.protocol, args.suite)
+        verdicts = standings(args.out, (record.job for record in records))
+        tables = build_tables(
+            records, args.published, args.protocol, args.suite, verdicts
+        )
+        if args.rows:
+            check_rows(tables, args.rows)
         if args.compare:
-            texts = [compare(table, args.margin) for table in tables]
+            texts = [
+                compare(
+                    table,
+                    args.margin,
+                    pictures_of(table, records, store, args.rows)
+                    if args.samples
+                    else None,
+                    args.rows,
+                )
+                for table in tables
+            ]
         else:
-            texts = [render(table, args.format, args.by) for table in tables]
+            texts = [
+                render(
+                    table,
+                    args.format,
+                    args.by,
+                    args.columns,
+                    args.label,
+                    args.caption,
+                    args.wide,
+                )
+                for table in tables
+            ]
         text = '\n'.join(texts)
         if args.to:
             path = Path(args.to)

@@ -58,7 +58,7 @@ def main() -> int:
     try:
         import pytest
     except ModuleNotFoundError:
-        print('error: pytest is needed; pip install mmpetl[tests]', file=sys.stderr)
+        print('error: pytest is needed; pip install pytest', file=sys.stderr)
         return 1
     if not all(path.is_file() for path in TESTS):
         print(f'error: {FOLDER} is needed: a source checkout', file=sys.stderr)

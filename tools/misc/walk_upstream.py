@@ -2,11 +2,11 @@
 
 Each config is read as it is, made small (two blocks per stage, small pictures, its own
 widths), given the method as ``tools/train.py CONFIG --petl METHOD`` gives it, built,
-and trained for one step on drawn data. One that fails is tried again without a method:
-what fails either way, because a compiled operator or a download is missing, counts as
-upstream's. Configs that differ in learning rates, schedules, pictures or the number of
-classes alone train the same model: one of them is tried, and the others are counted
-with it.
+and trained for one step on drawn data. One that fails is tried again without a method,
+its batch norms in eval mode as those of a frozen trunk are: what fails either way,
+because a compiled operator or a download is missing, counts as upstream's. Configs that
+differ in learning rates, schedules, pictures or the number of classes alone train the
+same model: one of them is tried, and the others are counted with it.
 
 Example: python tools/misc/walk_upstream.py --packages mmseg --methods LoRA Mona
 """
@@ -146,6 +146,11 @@ def try_config(
         wrapper.pop(key, None)
     optim_wrapper = Runner.build_optim_wrapper(_Fake(model), wrapper)
     model.train()
+    if method is None:
+        # Statistics that were never trained may blow up, with a method or without.
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
     before = tuned(model) if method is not None else {}
     held = versions(model)
     losses = model.train_step(batch, optim_wrapper)

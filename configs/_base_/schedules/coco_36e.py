@@ -17,4 +17,5 @@ param_scheduler = [
         gamma=0.1,
     ),
 ]
+batch = 16  # samples of a step, in whatever processes and passes
 auto_scale_lr = dict(enable=False, base_batch_size=16)

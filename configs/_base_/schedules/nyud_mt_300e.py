@@ -19,4 +19,5 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
+batch = 32  # samples of a step, in whatever processes and passes
 auto_scale_lr = dict(enable=False, base_batch_size=32)

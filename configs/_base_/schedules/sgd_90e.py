@@ -27,4 +27,5 @@ param_scheduler = [
     ),
 ]
 # Enabled, because the protocol gives the rate per 256 clips: it follows the batch.
+batch = 1024  # samples of a step, in whatever processes and passes
 auto_scale_lr = dict(enable=True, base_batch_size=1024)

@@ -9,4 +9,5 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=4, milestones=[3], gamma=0.1)
 ]
+batch = 2  # samples of a step, in whatever processes and passes
 auto_scale_lr = dict(enable=False, base_batch_size=2)

@@ -18,9 +18,11 @@ class Executor(abc.ABC):
     Attributes:
         retries_itself: Whether it begins failed and lost tasks again by its own means;
             the sweep then does not.
+        packs: Whether it places tasks by the memory that they say they need.
     """
 
     retries_itself: bool = False
+    packs: bool = False
 
     def start(  # noqa: B027
         self, toolboxes: Sequence[str] = (), retries: int = 1
@@ -35,16 +37,25 @@ class Executor(abc.ABC):
     @property
     @abc.abstractmethod
     def slots(self) -> int:
-        """How many tasks run at a time, as far as is known."""
+        """How many tasks of one process run at a time, as far as is known."""
+
+    @property
+    def most_processes(self) -> int:
+        """How many processes one task may have, as far as is known."""
+        return self.slots
 
     @property
     @abc.abstractmethod
     def free(self) -> int:
-        """How many tasks it takes now."""
+        """How many tasks of one process it takes now."""
+
+    def room(self, task: Task) -> bool:
+        """Whether it takes a task now."""
+        return self.free >= task.processes
 
     @abc.abstractmethod
     def submit(self, task: Task) -> None:
-        """Take a task."""
+        """Take a task, for which there is room."""
 
     @abc.abstractmethod
     def wait(self, timeout: float) -> list[Outcome]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.task import Outcome, Task
 from mmpetl.benchmark.worker import work
+from mmpetl.config.batch import MOST_PROCESSES
 
 
 class InlineExecutor(Executor):
     """One job at a time, here: to debug, and where processes cannot be had.
 
-    Peak memory on a CPU then includes what earlier jobs have left behind.
+    A job of several processes begins them beside this one. Peak memory on a CPU then
+    includes what earlier jobs have left behind.
     """
 
     def __init__(self) -> None:
@@ -24,6 +28,13 @@ class InlineExecutor(Executor):
     def free(self) -> int:
         return int(self._task is None)
 
+    @property
+    def most_processes(self) -> int:
+        return MOST_PROCESSES
+
+    def room(self, task: Task) -> bool:
+        return self._task is None
+
     def submit(self, task: Task) -> None:
         self._task = task
 
@@ -31,4 +42,4 @@ class InlineExecutor(Executor):
         if self._task is None:
             return []
         task, self._task = self._task, None
-        return [work(task)]
+        return [work(replace(task, shared=task.shared or 1))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -9,34 +10,56 @@ import re
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mmpetl.benchmark.executors.base import PRELOAD, Executor
+from mmpetl.benchmark.executors.devices import Device, choose, need_of
 from mmpetl.benchmark.records import RecordStore
 from mmpetl.benchmark.task import Outcome, Task
 from mmpetl.benchmark.worker import work
 from mmpetl.core import PETLError, check_range
 
+STOP_S = 10.0
+"""How long workers may take to save when they are told to stop."""
+
 
 @dataclass
-class _Running:
-    task: Task
+class _Worker:
+    """A process, what it is at, and where."""
+
     process: Any
-    answer: Any
-    slot: str | None
+    pipe: Any
+    devices: list[Device]
+    task: Task | None = None
+    need: int | None = None
+    done: int = 0
+
+    @property
+    def places(self) -> str | None:
+        """Names of its devices for ``CUDA_VISIBLE_DEVICES``."""
+        names = [device.name for device in self.devices]
+        return None if None in names else ','.join(str(name) for name in names)
 
 
 class LocalExecutor(Executor):
     """A process per job, forked from one that has loaded the libraries.
 
+    A job of several processes takes as many places, on GPUs each on another one.
+
     Args:
         workers: Processes at a time; by default one per core, or ``per_gpu`` on each
             GPU.
-        per_gpu: Jobs that share a GPU.
+        per_gpu: Jobs that share a GPU, at most; 1 by default, 16 with ``pack``.
         memory_gb: Memory that a job needs on a GPU; as many share one as fit, and
             ``per_gpu`` is the most.
+        pack: Whether jobs share a GPU by what their kind was measured to need: by
+            records of other seeds, or by a calibration. A job of which nothing is
+            known has a GPU for itself.
+        reuse: How many jobs of one process a worker does before it ends. One of its
+            own for each job costs some milliseconds and keeps jobs apart.
 
     Raises:
         PETLError: A count is not positive, or a job does not fit a GPU.
@@ -45,82 +68,152 @@ class LocalExecutor(Executor):
     def __init__(
         self,
         workers: int | None = None,
-        per_gpu: int = 1,
+        per_gpu: int | None = None,
         memory_gb: float | None = None,
+        pack: bool = False,
+        reuse: int = 1,
     ) -> None:
         if workers is not None:
             check_range('executor local', 'workers', workers, 1)
+        per_gpu = per_gpu if per_gpu is not None else (16 if pack else 1)
         check_range('executor local', 'per_gpu', per_gpu, 1)
+        check_range('executor local', 'reuse', reuse, 1)
         places: list[str | None] = list(gpu_slots(per_gpu, memory_gb))
         if not places:
             places = [None] * (workers or cores())
         elif workers is not None:
             places = places[:workers]
         self._places = places
-        self._free = list(reversed(places))
-        self._running: dict[str, _Running] = {}
+        self._pack = pack
+        self._reuse = reuse
+        self._devices = self._made()
+        self._running: dict[str, _Worker] = {}
+        self._idle: list[_Worker] = []
         self._context = multiprocessing.get_context('forkserver')
+
+    def _made(self) -> list[Device]:
+        shares = gpu_bytes() if self._pack and self._places[0] is not None else {}
+        counts = Counter(self._places)
+        return [Device(name, most, shares.get(name)) for name, most in counts.items()]
 
     def start(self, toolboxes: Sequence[str] = (), retries: int = 1) -> None:
         os.environ[PRELOAD] = ','.join(toolboxes)
         self._context.set_forkserver_preload(['mmpetl.benchmark.preload'])
 
     @property
+    def packs(self) -> bool:
+        return self._pack
+
+    @property
     def slots(self) -> int:
         return len(self._places)
 
     @property
+    def most_processes(self) -> int:
+        on_cores = self._devices[0].name is None
+        return self.slots if on_cores else len(self._devices)
+
+    @property
     def free(self) -> int:
-        return len(self._free)
+        return sum(device.free for device in self._devices)
+
+    def room(self, task: Task) -> bool:
+        return self._choice(task) is not None
+
+    def _choice(self, task: Task) -> list[Device] | None:
+        return choose(self._devices, need_of(task.memory_bytes), task.processes)
 
     def submit(self, task: Task) -> None:
-        place = self._free.pop()
+        devices = self._choice(task)
+        assert devices is not None
+        worker = self._worker(devices)
         env = dict(task.env)
-        if place is not None:
-            env['CUDA_VISIBLE_DEVICES'] = place
-        task = replace(task, env=env, threads=task.threads or threads(self.slots))
-        answer, other = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_child, args=(task, other), daemon=False)
+        if worker.places is not None:
+            env['CUDA_VISIBLE_DEVICES'] = worker.places
+        # Those that may be on its devices with it, or all where jobs share the CPU.
+        most = max(device.most for device in devices)
+        task = replace(
+            task,
+            env=env,
+            threads=task.threads or threads(self.slots),
+            shared=task.shared or most,
+        )
+        worker.task, worker.need = task, need_of(task.memory_bytes)
+        for device in devices:
+            device.add(worker.need)
+        self._running[task.job.id] = worker
+        # One that has died meanwhile is found by its end.
+        with contextlib.suppress(OSError):
+            worker.pipe.send(task)
+
+    def _worker(self, devices: list[Device]) -> _Worker:
+        """A worker that waits on these devices, or a new one."""
+        for worker in self._idle:
+            if worker.devices == devices:
+                self._idle.remove(worker)
+                return worker
+        pipe, other = self._context.Pipe()
+        reuse = self._reuse if len(devices) == 1 else 1
+        process = self._context.Process(
+            target=_child, args=(other, reuse), daemon=False
+        )
         process.start()
         other.close()
-        self._running[task.job.id] = _Running(task, process, answer, place)
+        return _Worker(process, pipe, devices)
 
     def wait(self, timeout: float) -> list[Outcome]:
         if not self._running:
             return []
-        ends = {r.process.sentinel: r for r in self._running.values()}
-        ended = multiprocessing.connection.wait(list(ends), timeout)
-        return [self._end(ends[sentinel]) for sentinel in ended]
+        signs: dict[Any, _Worker] = {}
+        for worker in self._running.values():
+            signs[worker.process.sentinel] = worker
+            if worker.done + 1 < self._reuse and len(worker.devices) == 1:
+                signs[worker.pipe] = worker
+        ended = multiprocessing.connection.wait(list(signs), timeout)
+        workers = {id(signs[sign]): signs[sign] for sign in ended}
+        return [self._end(worker) for worker in workers.values()]
 
-    def _end(self, running: _Running) -> Outcome:
-        running.process.join()
-        name = running.task.job.id
-        del self._running[name]
-        self._free.append(running.slot)
-        code = running.process.exitcode
+    def _end(self, worker: _Worker) -> Outcome:
+        """Take the answer of a worker; it waits for another task, or has ended."""
+        task = worker.task
+        assert task is not None
+        name = task.job.id
         try:
-            outcome = running.answer.recv() if running.answer.poll() else None
-        except EOFError:
+            outcome = worker.pipe.recv() if worker.pipe.poll() else None
+        except (EOFError, OSError):
             outcome = None
-        running.answer.close()
-        running.process.close()
+        del self._running[name]
+        for device in worker.devices:
+            device.remove(worker.need)
+        worker.done += 1
+        if outcome is not None and worker.done < self._reuse:
+            if len(worker.devices) == 1:
+                worker.task = None
+                self._idle.append(worker)
+                return outcome
+        worker.process.join()
+        code = worker.process.exitcode
+        worker.pipe.close()
+        worker.process.close()
         return outcome or Outcome(name, 'lost', f'its worker {_died(code)}')
 
     def pids(self) -> dict[str, int]:
         """Processes by the id of their job."""
-        return {name: r.process.pid for name, r in self._running.items()}
+        return {name: w.process.pid for name, w in self._running.items()}
 
     def close(self) -> None:
-        for running in self._running.values():
-            running.process.terminate()
-        deadline = time.monotonic() + 5
-        for running in self._running.values():
-            running.process.join(max(0.0, deadline - time.monotonic()))
-            if running.process.exitcode is None:
-                running.process.kill()
-                running.process.join()
+        workers = [*self._running.values(), *self._idle]
+        for worker in workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for worker in workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join()
         self._running.clear()
-        self._free = list(reversed(self._places))
+        self._idle.clear()
+        self._devices = self._made()
 
 
 def threads(slots: int) -> int:
@@ -162,6 +255,18 @@ def gpu_slots(per_gpu: int, memory_gb: float | None) -> list[str]:
     ]
 
 
+def gpu_bytes() -> dict[str | None, int]:
+    """Memory of the visible GPUs, by their names for ``CUDA_VISIBLE_DEVICES``."""
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    names = visible.split(',') if visible else [str(i) for i in range(count)]
+    return {
+        names[i]: torch.cuda.get_device_properties(i).total_memory for i in range(count)
+    }
+
+
 def _died(code: int | None) -> str:
     if code is not None and code < 0:
         try:
@@ -171,17 +276,22 @@ def _died(code: int | None) -> str:
     return f'ended with exit code {code} before it answered'
 
 
-def _child(task: Task, answer: Any) -> None:
-    """What a worker process does."""
+def _child(pipe: Any, count: int) -> None:
+    """What a worker process does: so many tasks, one after another."""
     # The one at the keyboard is the runner, which ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    folder = RecordStore(task.out).folder(task.job)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / 'console.log', 'ab') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    answer.send(work(task))
+    for _ in range(count):
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        folder = RecordStore(task.out).folder(task.job)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / 'console.log', 'ab') as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        pipe.send(work(task))
 
 
 def _follow_parent() -> None:

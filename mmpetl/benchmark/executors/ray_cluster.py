@@ -10,10 +10,15 @@ from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.executors.local import cores
 from mmpetl.benchmark.task import Outcome, Task
 from mmpetl.benchmark.worker import work
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError, check_range
 
 STORE_BYTES = 100 * 2**20
 """Object store of a cluster of our own: tasks and outcomes are small."""
+
+
+QUEUE, LEAST = 4, 32
+"""Tasks that Ray is given at a time: so many for each that runs, and so many more."""
 
 
 class JobFailed(Exception):
@@ -48,7 +53,7 @@ class RayExecutor(Executor):
             import ray
         except ImportError:
             raise PETLError(
-                'the executor ray needs Ray: pip install mmpetl[cluster]'
+                f'the executor ray needs Ray: {pip_line("cluster")}'
             ) from None
         if workers is not None:
             check_range('executor ray', 'workers', workers, 1)
@@ -60,14 +65,21 @@ class RayExecutor(Executor):
         self._remote: Any = None
         self._refs: dict[Any, Task] = {}
         self._own = False
-        self._slots = workers or cores()
+        self._slots = self._largest = workers or cores()
+        self._gpus = 0
 
     def start(self, toolboxes: Sequence[str] = (), retries: int = 1) -> None:
         ray = self._ray
         if not ray.is_initialized():
             self._connect()
         has = ray.cluster_resources()
-        gpus = int(has.get('GPU', 0))
+        self._gpus = gpus = int(has.get('GPU', 0))
+        kind = 'GPU' if gpus else 'CPU'
+        # The processes of a job share a node.
+        nodes = [
+            node['Resources'].get(kind, 0) for node in ray.nodes() if node['Alive']
+        ]
+        self._largest = int(max(nodes, default=1))
         self._slots = gpus * self._per_gpu or int(has.get('CPU', 1))
         self._remote = ray.remote(
             num_cpus=1,
@@ -104,17 +116,33 @@ class RayExecutor(Executor):
         return self._slots
 
     @property
+    def most_processes(self) -> int:
+        return self._largest
+
+    @property
     def free(self) -> int:
-        # The queue is Ray's.
-        return 1_000_000
+        # Enough that no worker waits for us; more would be looked through each time.
+        return QUEUE * self._slots + LEAST - len(self._refs)
+
+    def room(self, task: Task) -> bool:
+        return self.free > 0
 
     def submit(self, task: Task) -> None:
-        self._refs[self._remote.remote(task)] = task
+        remote, number = self._remote, task.processes
+        if number > 1:
+            share = {'num_gpus': number} if self._gpus else {'num_gpus': 0}
+            remote = remote.options(num_cpus=number, **share)
+        self._refs[remote.remote(task)] = task
 
     def wait(self, timeout: float) -> list[Outcome]:
         if not self._refs:
             return []
-        ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=timeout)
+        refs = list(self._refs)
+        ready, others = self._ray.wait(refs, num_returns=1, timeout=timeout)
+        if ready and others:
+            # Whatever else has ended meanwhile, without waiting for it.
+            more, _ = self._ray.wait(others, num_returns=len(others), timeout=0)
+            ready += more
         return [self._end(ref) for ref in ready]
 
     def _end(self, ref: Any) -> Outcome:

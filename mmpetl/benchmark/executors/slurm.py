@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,6 +15,8 @@ from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.executors.local import cores, threads
 from mmpetl.benchmark.task import Outcome, Task
 from mmpetl.benchmark.worker import work
+from mmpetl.compat.extras import pip_line
+from mmpetl.config.batch import MOST_PROCESSES
 from mmpetl.core import PETLError
 
 QUEUE = 1000
@@ -51,7 +54,7 @@ class SlurmExecutor(Executor):
         self._submitit = import_submitit()
         self._cluster = cluster
         self._parameters = {**DEFAULTS, **parameters}
-        self._executor: Any = None
+        self._senders: dict[int, Any] = {}
         self._waiting: list[Task] = []
         self._jobs: dict[str, Any] = {}
         self._check()
@@ -82,6 +85,14 @@ class SlurmExecutor(Executor):
         return self._parameters.get('slurm_array_parallelism', self._most)
 
     @property
+    def most_processes(self) -> int:
+        # On Slurm it is the scheduler that knows its nodes, and refuses.
+        return MOST_PROCESSES if self._threads is None else self._most
+
+    def room(self, task: Task) -> bool:
+        return self.free > 0
+
+    @property
     def free(self) -> int:
         return self._most - len(self._jobs) - len(self._waiting)
 
@@ -89,20 +100,32 @@ class SlurmExecutor(Executor):
         self._waiting.append(replace(task, threads=task.threads or self._threads))
 
     def wait(self, timeout: float) -> list[Outcome]:
-        if self._waiting:
-            if self._executor is None:
-                self._executor = self._make(Path(self._waiting[0].out) / 'slurm')
-            # One array for all: a scheduler likes few requests.
-            jobs = self._executor.map_array(Work(), self._waiting)
-            names = (task.job.id for task in self._waiting)
+        # One array for all of a size: a scheduler likes few requests.
+        for number in sorted({task.processes for task in self._waiting}):
+            tasks = [task for task in self._waiting if task.processes == number]
+            jobs = self._sender(number, tasks[0].out).map_array(Work(), tasks)
+            names = (task.job.id for task in tasks)
             self._jobs |= dict(zip(names, jobs, strict=True))
-            self._waiting = []
+        self._waiting = []
         deadline = time.monotonic() + timeout
         while True:
             ended = [name for name, job in self._jobs.items() if job.done()]
             if ended or time.monotonic() >= deadline:
                 return [self._end(name) for name in ended]
             time.sleep(min(0.1, timeout))
+
+    def _sender(self, processes: int, out: str) -> Any:
+        """What sends jobs of so many processes, which share a node."""
+        if processes not in self._senders:
+            sender = self._make(Path(out) / 'slurm')
+            if processes > 1:
+                cpus = self._parameters.get('cpus_per_task', 1)
+                more: dict[str, Any] = {'cpus_per_task': cpus * processes}
+                if self._parameters.get('gpus_per_node'):
+                    more['gpus_per_node'] = processes
+                sender.update_parameters(**more)
+            self._senders[processes] = sender
+        return self._senders[processes]
 
     def _end(self, name: str) -> Outcome:
         job = self._jobs.pop(name)
@@ -124,13 +147,39 @@ class Work:
     """The function that submitit sends; it continues after a preemption."""
 
     def __call__(self, task: Task) -> Outcome:
-        return work(task)
+        """Do a task; a signal of the scheduler saves it behind its step.
+
+        Of the signal by which submitit is told of a preemption or of the end of its
+        time, its own handler is called when the run is saved: it puts the job back into
+        the queue and ends this process. SIGTERM alone says no more than that the end is
+        near: what is saved waits for it, so that the scheduler's own word stands.
+        """
+        from mmpetl.engine.stopping import Stopped
+
+        handlers = {number: signal.getsignal(number) for number in REQUEUE}
+        try:
+            return work(task)
+        except Stopped as stopped:
+            print(stopped, flush=True)
+            handler = handlers.get(stopped.number)
+            if callable(handler):
+                handler(stopped.number, None)
+            elif stopped.number == signal.SIGTERM:
+                time.sleep(END_S)
+            raise
 
     def checkpoint(self, task: Task) -> Any:
         """What submitit puts back into the queue: the same, for runs resume."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, task)
+
+
+REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)
+"""What submitit has Slurm send, by its version."""
+
+END_S = 60.0
+"""How long a job that was told to end waits for it."""
 
 
 def import_submitit() -> Any:
@@ -146,7 +195,7 @@ def import_submitit() -> Any:
         import submitit
     except ImportError:
         raise PETLError(
-            'the executor slurm needs submitit: pip install mmpetl[cluster]'
+            f'the executor slurm needs submitit: {pip_line("cluster")}'
         ) from None
     finally:
         if before is None:

@@ -23,6 +23,10 @@ function median(xs) {
   const sorted = [...xs].sort((a, b) => a - b), half = sorted.length >> 1;
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
+function quantile(xs, share) {
+  const sorted = [...xs].sort((a, b) => a - b), place = share * (sorted.length - 1), low = Math.floor(place);
+  return sorted[low] + (place - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
+}
 function spread(xs) {
   if (xs.length < 2) return null;
   const m = mean(xs);
@@ -37,7 +41,7 @@ function brief(value) {
   return String(Math.round(value));
 }
 function bytes(value) {
-  return value >= 1e9 ? `${(value / 1e9).toFixed(2)} GB` : `${(value / 1e6).toFixed(0)} MB`;
+  return value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(2)} GB` : `${(value / 2 ** 20).toFixed(0)} MB`;
 }
 function seconds(value) {
   return value >= 1 ? `${value.toFixed(2)} s` : `${(value * 1e3).toFixed(1)} ms`;
@@ -85,6 +89,11 @@ function reset() {
   state.budget = Infinity;
   state.text = '';
   state.sort = { key: 'plain', down: true };
+  state.heat = 'median';
+  state.curve = { task: '', name: '', methods: 'best5' };
+  state.pair = '';
+  state.run = '';
+  state.limits = { memory: '', trainable: '', step: '', latency: '', folds: '', kind: '' };
 }
 reset();
 
@@ -132,6 +141,9 @@ function aggregate() {
     row.of = names.length;
     row.done = names.filter((task) => row.values.get(task) !== null).length;
     row.complete = row.done === row.of;
+    row.marks = marksOf(row);
+    row.verified = verifiedOf(row);
+    row.fair = row.complete && !row.marks.length;
     row.failed = row.runs.filter((run) => run.error !== null).length;
     row.plain = meanOver([names], value);
     row.group = meanOver(parts, value);
@@ -144,6 +156,7 @@ function aggregate() {
     }
     const bySeed = (shared || []).map((seed) => mean(names.map((task) => row.cells.get(task).seeds.get(seed))));
     row.spread = spread(bySeed);
+    row.n = bySeed.length;
     row.seeds = new Set(row.runs.map((run) => run.seed)).size;
     const good = row.runs.filter((run) => run.score !== null);
     const known = good.map((run) => run.trainable).filter((x) => x !== null);
@@ -152,12 +165,14 @@ function aggregate() {
     const counts = perTask.filter((xs) => xs.length).map(mean);
     row.trainable = counts.length ? mean(counts) : null;
     row.range = known.length ? [Math.min(...known), Math.max(...known)] : null;
-    row.ppt = row.complete && row.trainable !== null && row.plain >= 0 && row.plain <= 100
+    row.ppt = row.fair && row.trainable !== null && row.plain >= 0 && row.plain <= 100
       ? row.plain / 100 * Math.exp(-Math.log10(row.trainable / DATA.scale + 1)) : null;
     const memory = good.map((run) => run.memory).filter((x) => x !== null);
     row.memory = memory.length ? Math.max(...memory) : null;
     const steps = good.map((run) => run.step).filter((x) => x !== null);
     row.step = steps.length ? median(steps) : null;
+    row.quartiles = steps.length > 1 ? [quantile(steps, 0.25), quantile(steps, 0.75)] : null;
+    row.timed = steps.length;
     row.name = state.backbone || manyBackbones() < 2 ? row.label : `${row.label}, ${row.backbone}`;
   }
   const text = state.text.trim().toLowerCase();
@@ -167,10 +182,20 @@ function aggregate() {
   rows.shown = shown;
   rows.groupNames = groups;
   rows.total = found.size;
-  const ranked = rows.filter((row) => row.complete).sort((a, b) => b.plain - a.plain);
-  rows.forEach((row) => { row.position = row.complete ? ranked.indexOf(row) + 1 : null; });
+  const ranked = rows.filter((row) => row.fair).sort((a, b) => b.plain - a.plain);
+  rows.forEach((row) => { row.position = row.fair ? ranked.indexOf(row) + 1 : null; });
 }
-const byMean = (a, b) => b.complete - a.complete || (b.plain ?? -1) - (a.plain ?? -1);
+// Why a row is not to be compared with the others of its table.
+function marksOf(row) {
+  const item = DATA.statistics.find((found) => found.suite === state.suite && found.protocol === state.protocol && found.backbone === row.backbone && found.marks[row.label]);
+  return item ? item.marks[row.label] : [];
+}
+// How many of its runs were verified, as 5/6; empty where nobody has looked.
+function verifiedOf(row) {
+  const item = DATA.statistics.find((found) => found.suite === state.suite && found.protocol === state.protocol && found.backbone === row.backbone && found.verified[row.label]);
+  return item ? item.verified[row.label] : '';
+}
+const byMean = (a, b) => b.complete - a.complete || b.fair - a.fair || (b.plain ?? -1) - (a.plain ?? -1);
 const manyBackbones = () => new Set(RUNS.filter(inScope).map((run) => run.backbone)).size;
 
 // ---- leaderboard ---------------------------------------------------------------
@@ -187,24 +212,25 @@ function boardColumns() {
   columns.push(
     { key: 'ppt', label: 'PPT', down: true, get: (row) => row.ppt, text: (row) => number(row.ppt, 3) },
     { key: 'trainable', label: 'Trainable', get: (row) => row.trainable, cell: trainableCell },
-    { key: 'family', label: 'Family', left: true, get: (row) => row.family, text: (row) => row.family },
+    { key: 'memory', label: 'Memory', get: (row) => row.memory, text: (row) => (row.memory === null ? '–' : bytes(row.memory)) },
+    { key: 'step', label: 'Step', get: (row) => row.step, text: (row) => (row.step === null ? '–' : seconds(row.step)) },
+    { key: 'tasks', label: 'Tasks', down: true, get: (row) => row.done, cell: tasksCell },
   );
   if (!state.backbone && manyBackbones() > 1) columns.push({ key: 'backbone', label: 'Backbone', left: true, get: (row) => row.backbone, text: (row) => row.backbone });
   if (parts) {
     rows.groupNames.forEach((group, i) => columns.push({ key: `g${i}`, label: group || 'other', down: true,
       get: (row) => row.groups[i], text: (row) => number(row.groups[i], 2) }));
   }
-  columns.push(
-    { key: 'tasks', label: 'Tasks', down: true, get: (row) => row.done, cell: tasksCell },
-    { key: 'memory', label: 'Memory', get: (row) => row.memory, text: (row) => (row.memory === null ? '–' : bytes(row.memory)) },
-    { key: 'step', label: 'Step', get: (row) => row.step, text: (row) => (row.step === null ? '–' : seconds(row.step)) },
-  );
+  columns.push({ key: 'family', label: 'Family', left: true, get: (row) => row.family, text: (row) => row.family });
   return columns;
 }
 function methodCell(row) {
   const card = CARDS.get(row.method);
   const link = card ? el('a', { href: `#${card.id}`, title: row.label, text: row.label }) : el('span', { text: row.label });
-  return el('td', { class: 'l stick' }, el('span', { class: 'dot', style: `--dot:${colourOf(row.family)}` }), link);
+  const mark = row.marks.length ? el('span', { class: 'short', title: row.marks.join('; '), text: ' ‡' }) : null;
+  const [good, of] = row.verified.split('/'), check = !row.verified || good === '0' ? null
+    : el('small', { title: `${good} of ${of} runs verified`, text: good === of ? ' ✓' : ` ✓ ${row.verified}` });
+  return el('td', { class: 'l stick' }, el('span', { class: 'dot', style: `--dot:${colourOf(row.family)}` }), link, mark, check);
 }
 function trainableCell(row) {
   if (!row.range) return el('td', { text: '–' });
@@ -218,18 +244,21 @@ function meanCell(key, bar) {
     if (value === null) return el('td', { text: '–' });
     const cell = el('td', { text: value.toFixed(2) });
     if (!row.complete) cell.append(' ', el('small', { class: 'short', text: `${row.done}/${row.of}` }));
-    else if (bar) cell.append(' ', el('small', { text: row.spread === null ? '' : `± ${row.spread.toFixed(2)}` }));
-    if (bar) {
-      const [low, high] = rows.extent;
+    else if (bar) cell.append(' ', el('small', { text: row.spread === null ? `n=${row.n}` : `± ${row.spread.toFixed(2)} n=${row.n}` }));
+    // A bar is as long as its value is great: it begins at zero, or there is none.
+    if (bar && rows.top !== null) {
       cell.className = 'bar';
-      cell.style.setProperty('--w', `${Math.round(8 + 92 * (value - low) / ((high - low) || 1))}%`);
+      cell.style.setProperty('--w', `${(100 * value / rows.top).toFixed(1)}%`);
     }
     return cell;
   };
 }
 function tasksCell(row) {
-  const cell = el('td', {}, el('span', { class: row.complete ? '' : 'short', text: `${row.done}/${row.of}` }));
-  if (row.failed) cell.append(' ', el('small', { class: 'short', text: `${row.failed} failed`, title: 'failed runs, see Failures' }));
+  const open = el('button', { type: 'button', class: `open${row.complete ? '' : ' short'}`, 'data-row': row.key,
+    title: `${several(row.runs.length, 'run')} of ${row.name}`, 'aria-label': `${several(row.runs.length, 'run')} of ${row.name}, ${row.done} of ${several(row.of, 'task')}`,
+    text: `${row.done}/${row.of}` });
+  const cell = el('td', {}, open);
+  if (row.failed) cell.append(' ', el('small', { class: 'short', text: `×${row.failed}`, title: `${several(row.failed, 'failed run')}, see Failures` }));
   return cell;
 }
 function compareBy(column, down) {
@@ -246,11 +275,12 @@ function drawBoard(focus) {
   if (!columns.some((column) => column.key === state.sort.key)) state.sort = { key: 'plain', down: true };
   const current = columns.find((column) => column.key === state.sort.key);
   const values = rows.map((row) => row.plain).filter((x) => x !== null);
-  rows.extent = [Math.min(...values), Math.max(...values)];
+  const low = Math.min(...values), high = Math.max(...values);
+  rows.top = low < 0 || high <= 0 ? null : high <= 100 ? 100 : high;
   const isMean = ['plain', 'group'].includes(current.key) || /^g\d/.test(current.key);
   const order = compareBy(current, state.sort.down);
   // A mean over fewer tasks does not compete with one over all.
-  rows.sort((a, b) => (isMean ? b.complete - a.complete : 0) || order(a, b));
+  rows.sort((a, b) => (isMean ? b.complete - a.complete || b.fair - a.fair : 0) || order(a, b));
   const head = el('tr');
   for (const column of columns) {
     const sorted = column === current ? (state.sort.down ? 'descending' : 'ascending') : 'none';
@@ -259,13 +289,16 @@ function drawBoard(focus) {
       const again = state.sort.key === column.key;
       state.sort = { key: column.key, down: again ? !state.sort.down : Boolean(column.down) };
       drawBoard(column.key);
+      remember();
     });
-    head.append(el('th', { scope: 'col', 'aria-sort': sorted, class: `${column.left ? 'l' : ''}${column.stick ? ' stick' : ''}` }, button));
+    head.append(el('th', { scope: 'col', 'aria-sort': sorted, class: `${column.left ? 'l' : ''}${column.stick ? ' stick' : ''}` }, button,
+      // A head that holds a button is not repeated on the next sheet of paper.
+      el('span', { class: 'paper', 'aria-hidden': 'true', text: column.label })));
   }
   $('#board thead').replaceChildren(head);
   const body = document.createDocumentFragment();
   for (const row of rows) {
-    const line = el('tr', { class: row.complete ? null : 'partial', 'data-label': row.label });
+    const line = el('tr', { class: row.complete ? null : 'partial', 'data-label': row.label, 'data-row': row.key });
     for (const column of columns) {
       line.append(column.cell ? column.cell(row) : el('td', { class: column.left ? 'l' : null, text: column.text(row) }));
     }
@@ -285,16 +318,20 @@ function drawWords() {
   $('#filter-summary').textContent = `– ${where}, ${state.protocol}`;
   $('#board-lead').textContent = `${suite.metric}, percent, ${state.protocol} protocol, mean over ${several(seeds, 'seed')}. `
     + (grouped() ? 'The plain mean is over tasks; the group mean is over the means of the groups.' : 'The plain mean is over tasks.');
-  const notes = ['± is the sample standard deviation, over seeds, of the plain mean.',
+  const notes = ['± is the sample standard deviation of the plain mean over the n seeds that all its tasks have; the bar under a mean begins at zero.',
     'Trainable parameters leave out the head. PPT is of the plain mean. Memory is the highest peak, step the median.'];
+  if (rows.some((row) => row.failed)) notes.push('× counts failed runs.');
   if (rows.some((row) => !row.complete)) notes.push('A mean in italics with k/K is over k of K tasks: it is not comparable, has no PPT, and stands below the rest.');
+  if (rows.some((row) => row.marks.length)) notes.push('‡ is not to be compared, for the reasons above: it has no place, no PPT, and takes part in no statistics.');
+  if (rows.some((row) => row.verified)) notes.push('✓ has been verified, all of its runs or as many as it says.');
   const devices = unique(rows.flatMap((row) => row.runs.map((run) => run.device)).filter(Boolean));
   if (devices.length > 1) notes.push(`Memory and step come from ${devices.length} devices (${devices.join(', ')}) and compare within one only.`);
-  for (const item of DATA.statistics) {
-    if (item.suite === state.suite && item.protocol === state.protocol && (!state.backbone || item.backbone === state.backbone)) notes.push(...item.warnings);
-  }
   if (DATA.left_out) notes.push(`${several(DATA.left_out, 'run')} of tuning ${DATA.left_out === 1 ? 'is' : 'are'} not shown.`);
   $('#board-note').textContent = notes.join(' ');
+  const warnings = unique(DATA.statistics.filter((item) => item.suite === state.suite && item.protocol === state.protocol
+    && (!state.backbone || item.backbone === state.backbone)).flatMap((item) => item.warnings));
+  $('#board-warnings').replaceChildren(...warnings.map((text) => el('li', { text })));
+  $('#board-warnings').hidden = !warnings.length;
 }
 
 // ---- filters -------------------------------------------------------------------
@@ -324,12 +361,13 @@ function drawFilters() {
   $('#f-budget').value = place < 0 ? 40 : place;
   showBudget();
   $('#f-text').value = state.text;
+  $('#heat-mode').value = state.heat;
   $('#f-families').replaceChildren(...FAMILIES.map((family) => {
     const chip = el('button', { type: 'button', class: 'chip', 'aria-pressed': String(!state.off.has(family)), style: `--dot:${colourOf(family)}`, text: family || 'none' });
     chip.addEventListener('click', () => {
       if (!state.off.delete(family)) state.off.add(family);
       chip.setAttribute('aria-pressed', String(!state.off.has(family)));
-      update();
+      change();
     });
     return chip;
   }));
@@ -344,18 +382,19 @@ function listen() {
     $(`#f-${key}`).addEventListener('change', (event) => {
       state[key] = event.target.value;
       drawFilters();
-      update();
+      change();
     });
   }
   $('#f-budget').addEventListener('input', (event) => {
     state.budget = budgetSteps[+event.target.value];
     showBudget();
-    update();
+    change();
   });
-  $('#f-text').addEventListener('input', (event) => { state.text = event.target.value; update(); });
-  $('#f-reset').addEventListener('click', () => { reset(); drawFilters(); update(); });
+  $('#f-text').addEventListener('input', (event) => { state.text = event.target.value; change(); });
+  $('#f-reset').addEventListener('click', () => { reset(); drawFilters(); change(); });
   $('#filters').addEventListener('submit', (event) => event.preventDefault());
-  for (const id of ['heat-mode', 'curve-task', 'curve-name', 'curve-methods']) {
-    $(`#${id}`).addEventListener('change', () => stale(id === 'heat-mode' ? ['heat'] : ['curves']));
+  $('#heat-mode').addEventListener('change', (event) => { state.heat = event.target.value; stale(['heat']); remember(); });
+  for (const key of ['task', 'name', 'methods']) {
+    $(`#curve-${key}`).addEventListener('change', (event) => { state.curve[key] = event.target.value; stale(['curves']); remember(); });
   }
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mmpetl
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError, registered_methods
 
 DOCS = Path(mmpetl.__file__).resolve().parents[1] / 'docs' / 'methods'
@@ -93,7 +94,7 @@ def markdown(text: str, pages: dict[str, str]) -> str:
         from markdown_it import MarkdownIt
     except ImportError:
         raise PETLError(
-            'method cards need markdown-it-py: pip install mmpetl[benchmark]'
+            f'method cards need markdown-it-py: {pip_line("benchmark")}'
         ) from None
     parser = MarkdownIt('commonmark', {'html': False}).enable('table')
     tokens = parser.parse(text)

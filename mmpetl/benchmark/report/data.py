@@ -8,7 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmpetl.benchmark import published
+from mmpetl.benchmark.cards import Measured
+from mmpetl.benchmark.latex import TEX
 from mmpetl.benchmark.records import Record
+from mmpetl.benchmark.report.choices import choice, draws
+from mmpetl.benchmark.report.details import details
+from mmpetl.benchmark.report.pairs import pairs
 from mmpetl.benchmark.scores import labels_of, metric_of, percent, with_facts
 from mmpetl.benchmark.statistics import (
     cliques,
@@ -24,18 +29,28 @@ MAX_POINTS = 32
 """Points of a learning curve that the page carries; longer ones are thinned."""
 
 
-def page_data(records: Sequence[Record]) -> dict[str, Any]:
+def page_data(
+    records: Sequence[Record],
+    verdicts: Mapping[str, str] | None = None,
+    cards: Mapping[str, Measured] | None = None,
+) -> dict[str, Any]:
     """What the page's script reads, curves apart from the rest.
 
+    Args:
+        records: All that it should show.
+        verdicts: Standing of runs by their ids, where they were verified.
+        cards: What the scorecard has measured of runs, by their ids.
+
     Returns:
-        ``main`` with columns, tables, statistics and published figures, and ``curves``.
+        ``main`` with columns, tables, statistics and published figures, ``curves``, and
+        ``details`` of every run.
         Only final runs become rows; the number of others is in ``main['left_out']``.
 
     Raises:
         PETLError: There is no final run.
     """
     records = with_facts(records)
-    tables = build_tables(records)
+    tables = build_tables(records, verdicts=verdicts)
     final = [r for r in records if r.job.stage == 'final']
     names = {}
     for place, table in enumerate(tables):
@@ -55,11 +70,14 @@ def page_data(records: Sequence[Record]) -> dict[str, Any]:
             'count': len(rows),
             'left_out': len(records) - len(final),
             'suites': _suites(tables, many),
-            'statistics': [_statistics(table, many) for table in tables],
+            'statistics': [_statistics(table, many, final, cards) for table in tables],
             'published': [item for table in tables for item in _published(table, many)],
             'scale': 1e7,
+            'tex': TEX,
+            'draws': draws(),
         },
         'curves': _curves(final),
+        'details': details(final, verdicts),
     }
 
 
@@ -107,7 +125,7 @@ def _row(record: Record, label: str, suite: str) -> dict[str, Any]:
         'family': record.family,
         'backbone': record.backbone,
         'seed': record.job.seed,
-        'score': _short(score, 6),
+        'score': _short(score, 9),
         'trainable': record.trainable if known else None,
         'step': _short(record.step_seconds, 4),
         'memory': record.peak_memory_bytes,
@@ -146,7 +164,12 @@ def _suites(tables: Sequence[Table], many: set[str]) -> dict[str, Any]:
     }
 
 
-def _statistics(table: Table, many: set[str]) -> dict[str, Any]:
+def _statistics(
+    table: Table,
+    many: set[str],
+    records: Sequence[Record],
+    cards: Mapping[str, Measured] | None,
+) -> dict[str, Any]:
     scores = table.scores()
     tasks = shared_tasks(scores)
     result: dict[str, Any] = {
@@ -156,6 +179,11 @@ def _statistics(table: Table, many: set[str]) -> dict[str, Any]:
         'tasks': len(tasks),
         'left_out': [label for label in table.runs() if label not in scores],
         'warnings': list(table.warnings),
+        'marks': {row.label: list(row.marks) for row in table.rows if row.marks},
+        **pairs(table.runs()),
+        'labels_all': [row.label for row in table.rows],
+        'choice': choice(table, records, cards),
+        'verified': {row.label: row.verified for row in table.rows if row.verified},
     }
     if len(scores) > 2 and len(tasks) > 1:
         ranks = mean_ranks(scores)

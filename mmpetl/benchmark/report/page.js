@@ -5,12 +5,13 @@ function update() {
   drawWords();
   drawRanks();
   drawPublished();
+  drawPairs();
+  drawChoice();
   stale();
 }
-function openTarget() {
-  const id = decodeURIComponent(location.hash.slice(1));
-  const target = id && document.getElementById(id);
-  if (target && target.tagName === 'DETAILS') { target.open = true; target.scrollIntoView(); }
+function change() {
+  update();
+  remember();
 }
 function markSection() {
   const links = new Map([...document.querySelectorAll('.sections a')].map((link) => [link.hash.slice(1), link]));
@@ -41,10 +42,14 @@ function enlarge(event) {
 if (window.innerWidth < 640) $('#filters details').open = false;
 drawFilters();
 listen();
+listenDownloads();
+listenRuns();
+listenPairs();
+listenChoice();
 update();
 drawFailures();
 $('#pictures').addEventListener('click', enlarge);
-window.addEventListener('hashchange', openTarget);
+window.addEventListener('hashchange', follow);
 window.addEventListener('beforeprint', () => print(true));
 window.addEventListener('afterprint', () => print(false));
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => stale());
@@ -53,7 +58,7 @@ document.addEventListener('DOMContentLoaded', () => {
   $('dialog.large').addEventListener('click', (event) => event.currentTarget.close());
   watch();
   markSection();
-  openTarget();
+  follow();
   window.mmpetlReport = { drawAll };
   document.documentElement.dataset.busy = '0';
   document.documentElement.dataset.ready = String(Math.round(performance.now()));

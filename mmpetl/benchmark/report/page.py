@@ -5,18 +5,33 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from mmpetl.benchmark.cards import Measured, read_cards
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.benchmark.report.cards import Card, make_cards
 from mmpetl.benchmark.report.data import page_data, summary, to_script
 from mmpetl.benchmark.report.pictures import Picture, read_pictures
 from mmpetl.benchmark.report.searches import searches
+from mmpetl.benchmark.verdicts import standings
+from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError
 
 HERE = Path(__file__).parent
+
+SCRIPTS = (
+    'board.js',
+    'address.js',
+    'download.js',
+    'runs.js',
+    'plots.js',
+    'pairs.js',
+    'choose.js',
+    'page.js',
+)
+"""The page's own script, in this order: the last one starts it."""
 
 
 def write_report(
@@ -43,7 +58,13 @@ def write_report(
     if not records:
         store.check_all_read()
         raise PETLError(f'{out} holds no record; run a plan into it first')
-    page = build_page(records, read_pictures(out), title or out.resolve().name)
+    page = build_page(
+        records,
+        read_pictures(out),
+        title or out.resolve().name,
+        standings(out, (record.job for record in records)),
+        read_cards(out, records),
+    )
     path = Path(to) if to else out / 'report.html'
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -53,7 +74,11 @@ def write_report(
 
 
 def build_page(
-    records: Sequence[Record], pictures: Sequence[Picture] = (), title: str = ''
+    records: Sequence[Record],
+    pictures: Sequence[Picture] = (),
+    title: str = '',
+    verdicts: Mapping[str, str] | None = None,
+    cards: Mapping[str, Measured] | None = None,
 ) -> str:
     """The page as text.
 
@@ -61,8 +86,12 @@ def build_page(
         records: All that it should show.
         pictures: Panels, by section.
         title: Heading.
+        verdicts: Standing of runs by their ids; see
+            :func:`mmpetl.benchmark.verdicts.standings`.
+        cards: What the scorecard has measured of runs, by their ids.
     """
-    data = page_data(records)
+    looked_at = verdicts and any(x != 'not looked at' for x in verdicts.values())
+    data = page_data(records, verdicts if looked_at else None, cards)
     names = sorted({r.job.method for r in records}, key=str.lower)
     parts = {
         'title': html.escape(title or 'Benchmark'),
@@ -71,6 +100,7 @@ def build_page(
         'plotly': _in_script(plotly_source()),
         'data': to_script(data['main']),
         'curves': to_script(data['curves']),
+        'details': to_script(data['details']),
         'facts': _facts(records),
         'cards': '\n'.join(map(_card, make_cards(names))),
         'pictures': _pictures(pictures),
@@ -87,7 +117,7 @@ def _asset(name: str) -> str:
 
 def _script() -> str:
     """The page's own script: its files in one scope, the one that starts it last."""
-    parts = '\n'.join(map(_asset, ('board.js', 'plots.js', 'page.js')))
+    parts = '\n'.join(map(_asset, SCRIPTS))
     return f"(() => {{\n'use strict';\n\n{parts}}})();\n"
 
 
@@ -101,7 +131,7 @@ def plotly_source() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise PETLError(
-            'the report page needs plotly: pip install mmpetl[benchmark]'
+            f'the report page needs plotly: {pip_line("benchmark")}'
         ) from None
     return get_plotlyjs()
 

@@ -12,11 +12,11 @@ function plotly() {
 function theme() {
   const style = getComputedStyle(document.documentElement);
   const get = (name) => style.getPropertyValue(`--${name}`).trim();
-  return { ink: get('ink'), soft: get('soft'), line: get('line'), panel: get('panel'), accent: get('accent'),
+  return { ink: get('ink'), soft: get('soft'), line: get('line'), edge: get('edge'), panel: get('panel'), accent: get('accent'),
     low: get('low'), mid: get('mid'), high: get('high'), colours: [...'01234567'].map((i) => get(`c${i}`)), font: get('sans') };
 }
 function layout(t, extra) {
-  const axis = { gridcolor: t.line, zeroline: false, linecolor: t.line, tickcolor: t.line, automargin: true };
+  const axis = { gridcolor: t.line, zeroline: false, linecolor: t.edge, tickcolor: t.edge, automargin: true };
   const { xaxis, yaxis, ...rest } = extra;
   return { paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: { family: t.font, size: 12.5, color: t.ink },
     margin: { l: 54, r: 16, t: 14, b: 50 }, hoverlabel: { bgcolor: t.panel, bordercolor: t.line, font: { color: t.ink, family: t.font } },
@@ -26,6 +26,7 @@ function layout(t, extra) {
 // What printing changes is said here too: Plotly keeps what a later config leaves out.
 const CONFIG = { displaylogo: false, displayModeBar: false, responsive: true, staticPlot: false };
 const painters = {};
+const SHEET = 560;
 function paint(plot) {
   plot.stale = false;
   const made = painters[plot.name](theme(), plot);
@@ -40,11 +41,16 @@ function paint(plot) {
   }
   if (!plot.live) plot.canvas.replaceChildren();
   plot.canvas.className = plot.base;
+  if (made.nodes) { plot.canvas.replaceChildren(...made.nodes); return; }
+  // A picture that is taller than a sheet would be cut in two.
+  if (printing && made.height) made.height = Math.min(made.height, SHEET);
   if (made.height) plot.canvas.style.height = `${made.height}px`;
   if (made.width) plot.canvas.style.minWidth = `${made.width}px`;
   const size = printing ? { autosize: false, width: plot.printWidth, height: made.height || 420 } : { autosize: true };
   plotly().react(plot.canvas, made.data, layout(theme(), { ...made.layout, ...size }), printing ? { ...CONFIG, responsive: false, staticPlot: true } : CONFIG);
   plot.live = true;
+  plot.canvas.removeAllListeners('plotly_click');
+  if (made.click && !printing) plot.canvas.on('plotly_click', (event) => made.click(event.points[0]));
   numbers(plot, made.table);
 }
 // The same figures as text: for those who cannot hover, and to copy.
@@ -99,8 +105,10 @@ function watch() {
   }, { rootMargin: '250px' });
   for (const node of document.querySelectorAll('[data-plot]')) {
     const canvas = $('.canvas', node);
-    canvas.setAttribute('role', 'img');
-    canvas.setAttribute('aria-label', $('figcaption', node).textContent);
+    if (node.dataset.words === undefined) {
+      canvas.setAttribute('role', 'img');
+      canvas.setAttribute('aria-label', $('figcaption', node).textContent);
+    }
     plots.set(node.dataset.plot, { name: node.dataset.plot, node, canvas, base: canvas.className, stale: true, seen: false,
       live: false, printWidth: node.parentElement.className === 'pair' ? 480 : 980 });
     seer.observe(node);
@@ -113,6 +121,12 @@ function drawAll() {
   }
   queue.length = 0;
   document.documentElement.dataset.busy = '0';
+}
+
+// The bar beside a map: what its colours stand for.
+function colourBar(t, title, lines) {
+  return { thickness: 12, outlinewidth: 0, len: Math.max(0.35, Math.min(1, 320 / (21 * lines + 30))), y: 1, yanchor: 'top',
+    tickfont: { color: t.soft }, title: { text: title, side: 'right', font: { size: 11.5, color: t.ink } } };
 }
 
 // Score against a cost, with the Pareto front.
@@ -136,9 +150,10 @@ function labels(wanted, points, width, height, size) {
     return true;
   });
 }
+const fromTo = (xs) => { const low = Math.min(...xs), high = Math.max(...xs); return low === high ? String(low) : `${low} to ${high}`; };
 function costPlot(key, title, show, scale, log) {
   return (t, plot) => {
-    const points = rows.filter((row) => row.complete && row[key] !== null).map((row) => ({ row, x: row[key] / scale, y: row.plain }));
+    const points = rows.filter((row) => row.fair && row[key] !== null).map((row) => ({ row, x: row[key] / scale, y: row.plain }));
     if (points.length < 1) return 'Nothing to draw: no method with this cost has all tasks of the selection.';
     const positive = points.map((point) => point.x).filter((x) => x > 0);
     // A logarithm has no zero: methods that train no backbone stand at the left edge.
@@ -147,9 +162,13 @@ function costPlot(key, title, show, scale, log) {
     const data = unique(points.map((point) => point.row.family)).sort().map((family) => {
       const own = points.filter((point) => point.row.family === family), i = FAMILIES.indexOf(family) % 8;
       return { type: 'scatter', mode: 'markers', name: plain(family || 'none'), x: own.map((p) => place(p.x)), y: own.map((p) => p.y),
-        customdata: own.map((p) => [plain(p.row.name), plain(show(p.row[key])), number(p.row.spread, 2), number(p.row.ppt, 3)]),
+        customdata: own.map((p) => [plain(p.row.name), plain(show(p.row[key])), number(p.row.spread, 2), number(p.row.ppt, 3), p.row.n]),
+        error_y: { type: 'data', array: own.map((p) => p.row.spread), color: t.colours[i], thickness: 1.2, width: 3 },
+        error_x: key === 'step' ? { type: 'data', symmetric: false, color: t.colours[i], thickness: 1.2, width: 3,
+          array: own.map((p) => (p.row.quartiles ? p.row.quartiles[1] / scale - p.x : null)),
+          arrayminus: own.map((p) => (p.row.quartiles ? p.x - p.row.quartiles[0] / scale : null)) } : undefined,
         marker: { color: t.colours[i], symbol: SYMBOLS[i], size: 10, line: { color: t.panel, width: 1 } },
-        hovertemplate: '<b>%{customdata[0]}</b><br>%{y:.2f} ± %{customdata[2]}<br>%{customdata[1]}<br>PPT %{customdata[3]}<extra></extra>' };
+        hovertemplate: '<b>%{customdata[0]}</b><br>%{y:.2f} ± %{customdata[2]}, n = %{customdata[4]}<br>%{customdata[1]}<br>PPT %{customdata[3]}<extra></extra>' };
     });
     const line = front(points);
     const narrow = window.innerWidth < 640 && !printing;
@@ -160,9 +179,18 @@ function costPlot(key, title, show, scale, log) {
     const room = (printing ? 900 : plot.node.clientWidth) - 120, size = narrow ? 10.5 : 12;
     const annotations = labels(line.map((p) => ({ x: at(p.x), y: p.y, text: p.row.name })), points.map((p) => ({ x: at(p.x), y: p.y })), room, height - 110, size)
       .map((p) => ({ x: p.x, y: p.y, text: plain(p.text), showarrow: false, yshift: 14, font: { size, color: t.ink } }));
-    const xaxis = { title: { text: title, standoff: 8 }, type: log ? 'log' : 'linear' };
+    const counts = fromTo(points.map((p) => p.row.n));
+    $('.bars', plot.node).textContent = points.some((p) => p.row.spread !== null)
+      ? `Upright bars: one standard deviation over n = ${counts} seeds.${key === 'step' ? ' Level bars: the middle half of the runs.' : ''}` : `No bars: n = ${counts} seed.`;
+    const xaxis = { title: { text: title, standoff: 8 }, type: log ? 'log' : 'linear' }, shapes = [];
     if (log) {
       const zero = points.some((p) => p.x <= 0), ticks = [];
+      if (zero && positive.length) {
+        // The axis breaks between zero and the smallest number.
+        const gap = Math.log10(edge * 2);
+        shapes.push({ type: 'line', xref: 'x', yref: 'paper', x0: edge * 2, x1: edge * 2, y0: 0, y1: 1, line: { color: t.edge, width: 1, dash: 'dot' } });
+        for (const y of [0, 1]) annotations.push({ x: gap, xref: 'x', y, yref: 'paper', yanchor: 'middle', text: '<b>//</b>', showarrow: false, font: { size: 14, color: t.ink } });
+      }
       const low = Math.log10(Math.min(...positive, zero ? edge : Infinity)), high = Math.log10(Math.max(...positive, edge));
       // Powers of ten alone may leave a narrow axis without a tick.
       const digits = high - low > 1.6 ? [1] : high - low > 0.5 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
@@ -172,20 +200,20 @@ function costPlot(key, title, show, scale, log) {
     }
     return { data, height,
       layout: { xaxis, showlegend: key === 'trainable', yaxis: { title: { text: 'plain mean, percent', standoff: 6 } }, annotations,
-        margin: { l: 54, r: 24, t: 24, b: 50 } },
-      table: () => [['Method', 'Cost', 'Plain mean', 'On the front'],
-        [...points].sort((a, b) => a.x - b.x).map((p) => [p.row.name, show(p.row[key]), number(p.y, 2), line.includes(p) ? 'yes' : ''])] };
+        shapes, margin: { l: 54, r: 24, t: 24, b: 50 } },
+      table: () => [['Method', 'Cost', 'Plain mean', 'Spread', 'n', 'On the front'],
+        [...points].sort((a, b) => a.x - b.x).map((p) => [p.row.name, show(p.row[key]), number(p.y, 2), number(p.row.spread, 2), String(p.row.n), line.includes(p) ? 'yes' : ''])] };
   };
 }
 painters.params = costPlot('trainable', 'trainable parameters of the backbone', count, 1, true);
-painters.memory = costPlot('memory', 'peak memory, GB', bytes, 1e9, false);
+painters.memory = costPlot('memory', 'peak memory, GB', bytes, 2 ** 30, false);
 painters.step = costPlot('step', 'step, ms', seconds, 1e-3, false);
 
 // Heat map.
 painters.heat = (t) => {
   const tasks = rows.shown.map(([task]) => task);
   if (!rows.length) return 'No method passes these filters.';
-  const mode = $('#heat-mode').value;
+  const mode = state.heat;
   const ordered = [...rows].sort((a, b) => byMean(a, b));
   const column = new Map(tasks.map((task) => [task, ordered.map((row) => row.values.get(task)).filter((x) => x !== null && x !== undefined)]));
   const tone = (task, value) => {
@@ -206,7 +234,8 @@ painters.heat = (t) => {
     if (!cell) return 'not run';
     if (!cell.seeds.size) return `failed (${several(cell.failed, 'run')})`;
     const scores = [...cell.seeds].map(([seed, score]) => `seed ${seed}: ${score.toFixed(2)}`).join('<br>');
-    return `${number(row.values.get(task), 2)}<br>${scores}${cell.failed ? `<br>${cell.failed} failed` : ''}`;
+    const wide = spread([...cell.seeds.values()]);
+    return `${number(row.values.get(task), 2)}${wide === null ? '' : ` ± ${wide.toFixed(2)}`}, n = ${cell.seeds.size}<br>${scores}${cell.failed ? `<br>${cell.failed} failed` : ''}`;
   }));
   const flat = z.flat().filter((x) => x !== null);
   const reach = mode === 'median' ? Math.max(0.5, [...flat].map(Math.abs).sort((a, b) => a - b)[Math.floor(flat.length * 0.95)] || 0.5) : null;
@@ -215,16 +244,17 @@ painters.heat = (t) => {
   // Names of axes are keys to plotly, so rows and columns go by place.
   const places = (xs) => xs.map((_, i) => i);
   return { height: 130 + 21 * ordered.length, width: 190 + 44 * tasks.length,
-    data: [{ type: 'heatmap', x: places(tasks), y: places(names), z, text, texttemplate: '%{text}', textfont: { size: 10.5 },
+    data: [{ type: 'heatmap', x: places(tasks), y: places(names), z, text, texttemplate: '%{text}', textfont: { size: printing ? 8 : 10.5, color: t.ink },
       colorscale: scales[mode], zmin: reach === null ? undefined : -reach, zmax: reach === null ? undefined : reach,
       hovertemplate: '%{hovertext}<extra></extra>', hoverongaps: true, xgap: 1, ygap: 1,
       hovertext: hover.map((line, i) => line.map((words, j) => `<b>${names[i]}</b> on ${plain(tasks[j])}<br>${words}`)),
-      colorbar: { thickness: 10, outlinewidth: 0, len: Math.min(1, 260 / (21 * ordered.length + 30)), y: 1, yanchor: 'top', tickfont: { color: t.soft } } }],
+      colorbar: colourBar(t, { median: 'points from the task’s median', score: 'score, percent', rank: 'rank on the task' }[mode], ordered.length) }],
+    click: (point) => { const row = ordered[point.y]; openRuns(row, tasks[point.x]); remember(); },
     layout: { margin: { l: 8, r: 8, t: 8, b: 8 },
       shapes: rows.shown.flatMap(([, group], i) => (i && group !== rows.shown[i - 1][1]
         ? [{ type: 'line', x0: i - 0.5, x1: i - 0.5, y0: -0.5, y1: ordered.length - 0.5, line: { color: t.ink, width: 2 } }] : [])),
       xaxis: { side: 'top', tickangle: -40, showgrid: false, tickvals: places(tasks), ticktext: tasks.map(plain), ticks: '' },
-      yaxis: { autorange: 'reversed', showgrid: false, tickvals: places(names), ticktext: names, ticks: '' } },
+      yaxis: { autorange: 'reversed', showgrid: false, tickvals: places(names), ticktext: names, ticks: '', tickfont: printing ? { size: 9 } : undefined } },
     table: () => [['Method', ...tasks], ordered.map((row) => [row.name, ...tasks.map((task) => state_(row, task) || 'not run')])] };
 };
 
@@ -232,7 +262,7 @@ painters.heat = (t) => {
 function drawCurveTools() {
   const all = curves();
   const names = Object.keys(all.names).sort((a, b) => (b === 'loss') - (a === 'loss') || a.localeCompare(b));
-  const kept = { task: $('#curve-task').value, name: $('#curve-name').value, methods: $('#curve-methods').value };
+  const kept = state.curve;
   const tasks = rows.shown.map(([task]) => task);
   const labels = [...rows].sort((a, b) => byMean(a, b));
   fill($('#curve-task'), tasks.map((x) => [x, x]), tasks.includes(kept.task) ? kept.task : tasks[0] ?? '');
@@ -253,7 +283,7 @@ painters.curves = (t) => {
     runs.forEach((run, j) => {
       const [code, values] = own[run.place];
       data.push({ type: 'scatter', mode: 'lines', x: all.steps[code], y: values, name: plain(row.name), legendgroup: row.key, showlegend: j === 0,
-        line: { color: t.colours[i % 8], dash: dashes[Math.floor(i / 8) % 5], width: 1.6 }, opacity: j ? 0.55 : 1,
+        line: { color: t.colours[i % 8], dash: dashes[i % 5], width: 1.7 }, opacity: j ? 0.55 : 1,
         hovertemplate: `<b>${plain(row.name).replace(/%/g, '&#37;')}</b>, seed ${run.seed}<br>step %{x}: %{y}<extra></extra>` });
     });
   });
@@ -277,14 +307,17 @@ function publishedPairs() {
   }
   return found;
 }
+const seedSpread = (point) => spread([...point.row.cells.get(point.task).seeds.values()]);
 painters.published = (t) => {
   const pairs = publishedPairs();
   if (!pairs.length) return 'No published figure matches these methods, tasks and backbones.';
   const data = unique(pairs.map(({ item }) => item.source)).map((source, i) => {
     const points = pairs.filter(({ item }) => item.source === source).flatMap(({ item, row, tasks }) => tasks.map((task) => ({ item, row, task })));
     return { type: 'scatter', mode: 'markers', name: plain(source), x: points.map((p) => p.item.scores[p.task]), y: points.map((p) => p.row.values.get(p.task)),
-      customdata: points.map((p) => [plain(p.row.name), plain(p.task)]), marker: { color: t.colours[i], symbol: SYMBOLS[i], size: 7, opacity: 0.75 },
-      hovertemplate: '<b>%{customdata[0]}</b> on %{customdata[1]}<br>printed %{x:.2f}, ours %{y:.2f}<extra></extra>' };
+      customdata: points.map((p) => [plain(p.row.name), plain(p.task), number(seedSpread(p), 2), p.row.cells.get(p.task).seeds.size]),
+      marker: { color: t.colours[i % 8], symbol: SYMBOLS[i % 8], size: 7, opacity: 0.8 },
+      error_y: { type: 'data', array: points.map(seedSpread), color: t.colours[i % 8], thickness: 1, width: 2 },
+      hovertemplate: '<b>%{customdata[0]}</b> on %{customdata[1]}<br>printed %{x:.2f}, ours %{y:.2f} ± %{customdata[2]}, n = %{customdata[3]}<extra></extra>' };
   });
   const all = data.flatMap((trace) => [...trace.x, ...trace.y]);
   const ends = [Math.min(...all) - 2, Math.max(...all) + 2];
@@ -340,6 +373,7 @@ function rankPicture(item) {
   for (let tick = 1; tick <= last; tick += every) { line(x(tick), top - 6, x(tick), top, 1.2, 'ink'); word(x(tick), top - 10, 'middle', String(tick), 'soft', 12); }
   line(left, 24, Math.min(x(1 + item.difference), right), 24, 3, 'ink');
   word(left, 16, 'start', `critical difference ${item.difference.toFixed(2)}`, 'soft', 12);
+  if (bars.length) word(right, 16, 'end', 'under one bar: not shown to differ', 'accent', 12);
   ranks.forEach(([name, rank], i) => {
     const onLeft = i < half, row = onLeft ? i : ranks.length - 1 - i, y = start + 20 * row + 10;
     line(x(rank), top, x(rank), y, 0.7, 'soft');

@@ -2,20 +2,24 @@
 
 from mmpetl.engine.hooks.base_guard import BaseGuardHook
 from mmpetl.engine.hooks.calibration import CalibrationHook
+from mmpetl.engine.hooks.data_read import DataReadHook
 from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
 from mmpetl.engine.hooks.efficiency import EfficiencyHook
 from mmpetl.engine.hooks.ema import TrainableEMAHook
 from mmpetl.engine.hooks.nonfinite_guard import NonFiniteGuardHook
 from mmpetl.engine.hooks.predictions import PredictionsHook
+from mmpetl.engine.hooks.results import ResultsHook
 from mmpetl.engine.hooks.run_log import RunLogHook
 
 __all__ = [
     'BaseGuardHook',
     'CalibrationHook',
+    'DataReadHook',
     'DeltaCheckpointHook',
     'EfficiencyHook',
     'NonFiniteGuardHook',
     'PredictionsHook',
+    'ResultsHook',
     'RunLogHook',
     'TrainableEMAHook',
 ]

@@ -9,13 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_gather_object, get_rank, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    is_main_process,
+)
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from mmpetl.core import (
     PETLError,
+    check_range,
     delta_facts,
     find_injected,
     frozen_keys,
@@ -25,7 +31,7 @@ from mmpetl.core import (
 from mmpetl.core.delta_file import check_facts
 from mmpetl.engine.base_watch import BaseWatch
 from mmpetl.engine.best import Best, write_best
-from mmpetl.engine.files import AtomicLocalBackend
+from mmpetl.engine.files import AtomicLocalBackend, Pace
 from mmpetl.engine.hooks.common import as_number, finite, plain_model
 from mmpetl.engine.latest import (
     POINTER,
@@ -91,13 +97,20 @@ class DeltaCheckpointHook(CheckpointHook):
       that a resumed run computes what an uninterrupted one would have, also from inside
       an epoch. Persistent data workers are seeded by epoch for that.
 
-    Args are those of ``mmengine.hooks.CheckpointHook``. A model without a method is
-    saved whole.
+    Args are those of ``mmengine.hooks.CheckpointHook``, and ``most_mb_per_s``: a due
+    checkpoint is passed over while writing it would be more than so many MB for each
+    second since the one before; the first and the last of a run never are. A model
+    without a method is saved whole.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, most_mb_per_s: float | None = None, **kwargs: Any
+    ) -> None:
         kwargs.setdefault('backend_args', {'backend': 'mmpetl.atomic'})
         super().__init__(*args, **kwargs)
+        if most_mb_per_s is not None:
+            check_range('DeltaCheckpointHook', 'most_mb_per_s', most_mb_per_s, 0.001)
+        self._pace = Pace(most_mb_per_s)
         self._completion: Hook | None = None
         self._watch: BaseWatch | None = None
         self._data: dict | None = None
@@ -155,6 +168,16 @@ class DeltaCheckpointHook(CheckpointHook):
 
     # ---------------------------------------------------------------- saving
 
+    def _save_checkpoint(self, runner: Runner) -> None:
+        """Save, unless it is too soon; the processes of a run agree on it."""
+        ends = self.is_last_train_epoch if self.by_epoch else self.is_last_train_iter
+        soon = [self._pace.is_soon() and not ends(runner)]
+        broadcast_object_list(soon)
+        if soon[0]:
+            runner.logger.info('too soon after the one before: not saved')
+            return
+        super()._save_checkpoint(runner)
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated, hub = [], runner.message_hub
         if self.max_keep_ckpts > 0 and (
@@ -200,6 +223,7 @@ class DeltaCheckpointHook(CheckpointHook):
         if is_main_process():
             # A name alone, so that a folder that is copied or moved names its own.
             here = os.path.abspath(self.out_dir) == os.path.abspath(runner.work_dir)
+            self._pace.written(os.path.join(self.out_dir, filename))
             said = filename if here else os.path.join(self.out_dir, filename)
             with self._failure_named(runner, POINTER):
                 pointer = os.path.join(runner.work_dir, POINTER)

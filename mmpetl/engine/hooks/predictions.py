@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import collect_results, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
@@ -79,13 +79,19 @@ class PredictionsHook(Hook):
     def after_test_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
-        if self._labels and is_main_process():
-            write_predictions(
-                self.path,
-                torch.cat(self._logits).numpy(),
-                np.asarray(self._labels, np.int64),
-            )
+        if self._labels:
+            logits = torch.cat(self._logits).numpy()
+            labels = np.asarray(self._labels, np.int64)
+            if get_world_size() > 1:
+                logits, labels = _gathered(logits, labels, runner)
+            if is_main_process():
+                write_predictions(self.path, logits, labels)
         self._stop()
+
+    @property
+    def watches(self) -> bool:
+        """Whether what was seen so far will be written."""
+        return self._handle is not None
 
     def _stop(self) -> None:
         """Look at no further batch, and forget those seen."""
@@ -93,6 +99,18 @@ class PredictionsHook(Hook):
             self._handle.remove()
             self._handle = None
         self._raw, self._logits, self._labels = [], [], []
+
+
+def _gathered(
+    logits: np.ndarray, labels: np.ndarray, runner: Runner
+) -> tuple[np.ndarray, np.ndarray]:
+    """What all processes saw, in the order of the data set, for the first of them."""
+    rows = list(zip(logits, labels, strict=True))
+    # Samplers give every process as many, and repeat some for that.
+    whole = collect_results(rows, len(runner.test_dataloader.dataset))
+    if whole is None:
+        return logits, labels
+    return tuple(np.stack(column) for column in zip(*whole, strict=True))
 
 
 def _one_label(sample: Any) -> bool:

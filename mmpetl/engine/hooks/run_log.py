@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import Count, checked, read_bytes
+from mmpetl.datasets.identity import same_reading
 from mmpetl.engine.hooks.common import as_number, finite
 from mmpetl.registry import HOOKS
 
@@ -144,6 +145,7 @@ class Line(msgspec.Struct):
         attempt: Number of the attempt that begins here.
         begun: When it did.
         config: Digest of its config.
+        restarted: Why the files of an attempt before it were removed.
         peak_memory_bytes: The most that the run took.
         failed: What ended it.
     """
@@ -160,6 +162,7 @@ class Line(msgspec.Struct):
     attempt: Count | msgspec.UnsetType = msgspec.UNSET
     begun: str = ''
     config: str = ''
+    restarted: str = ''
     peak_memory_bytes: Count | None = None
     failed: str = ''
 
@@ -223,12 +226,4 @@ def same_data(config: Any, one: str, other: str) -> bool:
         (config.get(f'{phase}_dataloader') or {}).get('dataset')
         for phase in (one, other)
     ]
-    return None not in nodes and _identity(nodes[0]) == _identity(nodes[1])
-
-
-def _identity(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {k: _identity(v) for k, v in node.items() if k != 'pipeline'}
-    if isinstance(node, list | tuple):
-        return [_identity(v) for v in node]
-    return node
+    return same_reading(*nodes)

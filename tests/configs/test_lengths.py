@@ -1,0 +1,81 @@
+"""A training made longer or shorter takes its schedules along."""
+
+from __future__ import annotations
+
+import pytest
+from mmengine.config import Config
+
+from mmpetl.config.compose import compose
+from mmpetl.config.lengths import length_of, stretch
+from mmpetl.core import PETLError
+
+
+def spans(config, *keys):
+    keys = keys or ('begin', 'end', 'T_max')
+    return [tuple(node.get(key) for key in keys) for node in config.param_scheduler]
+
+
+@pytest.mark.parametrize(
+    ('epochs', 'wanted'),
+    [
+        (100, [(0, 10, None), (10, 100, 90)]),
+        (50, [(0, 5, None), (5, 50, 45)]),
+        (200, [(0, 20, None), (20, 200, 180)]),
+        (33, [(0, 3, None), (3, 33, 30)]),
+        (3, [(0, 3, 3)]),  # less than half an epoch of warm-up is none
+        (1, [(0, 1, 1)]),
+    ],
+)
+def test_warm_up_and_cosine_follow_the_epochs(epochs, wanted):
+    config = compose('vtab/svhn', 'LoRA', {'train_cfg.max_epochs': epochs})
+    assert spans(config) == wanted
+
+
+def test_the_published_cosine_follows_too():
+    config = compose(
+        'vtab/svhn', 'LoRA', {'train_cfg.max_epochs': 50}, protocol='published'
+    )
+    assert spans(config, 'T_max', 'warmup') == [(50, 5)]
+
+
+def test_schedules_of_iterations_follow():
+    config = compose('ade20k', 'LoRA', {'train_cfg.max_iters': 80000})
+    assert spans(config) == [(0, 750, None), (750, 80000, None)]
+
+
+def test_steps_and_a_warm_up_of_iterations_follow_the_epochs():
+    config = compose('coco', 'LoRA', {'train_cfg.max_epochs': 12})
+    assert spans(config, 'begin', 'end', 'milestones') == [
+        (0, 167, None),
+        (0, 12, [9, 11]),
+    ]
+
+
+def test_who_speaks_of_schedules_says_them():
+    options = {'train_cfg.max_epochs': 50, 'param_scheduler.1.eta_min': 0.0}
+    assert spans(compose('vtab/svhn', 'LoRA', options))[1] == (10, 100, 90)
+
+
+def config(**scheduler):
+    return Config({'train_cfg': {'max_epochs': 10}, 'param_scheduler': [{**scheduler}]})
+
+
+def changed(before: Config, **loop: int) -> Config:
+    length = length_of(before)
+    before.train_cfg = loop
+    stretch(before, length, {'train_cfg': loop})
+    return before
+
+
+def test_what_has_no_end_keeps_none():
+    made = changed(config(type='StepLR', step_size=4, end=10**9), max_epochs=5)
+    assert spans(made, 'step_size', 'end') == [(2, 10**9)]
+    same = config(type='LinearLR', end=3)
+    assert spans(changed(same, max_epochs=10), 'end') == [(3,)]
+
+
+def test_what_cannot_follow_is_told_in_a_line():
+    with pytest.raises(PETLError, match='how OneCycleLR is to follow is not known'):
+        changed(config(type='OneCycleLR', total_steps=9), max_epochs=5)
+    with pytest.raises(PETLError, match='made for 10 of epochs, and the options count'):
+        changed(config(type='LinearLR', end=3), max_iters=5)
