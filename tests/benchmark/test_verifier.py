@@ -360,6 +360,7 @@ def test_a_config_that_runs_code_is_not_run(copied: Path, tmp_path: Path) -> Non
 def test_options_that_import_are_refused(copied: Path) -> None:
     def change(record: dict[str, Any]) -> None:
         record['job']['options']['custom_imports.imports'] = ['os']
+        record['id'] = Job(**record['job']).id
 
     edit(copied, change)
     verdict = verify_run(copied)
