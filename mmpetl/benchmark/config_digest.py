@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def resolved(config: Any) -> dict[str, Any]:
     """What decides a run's result, as JSON has it."""
     data = config.to_dict()
     kept = {k: v for k, v in data.items() if k not in UNRELATED}
-    kept['hooks'] = sorted(_hooks(data), key=lambda node: json.dumps(node, default=str))
+    # A config that was written has the keys of a node in another order.
+    order = partial(json.dumps, default=str, sort_keys=True)
+    kept['hooks'] = sorted(_hooks(data), key=order)
     roots = list(_roots())
     return {key: _plain(value, roots) for key, value in kept.items()}
 

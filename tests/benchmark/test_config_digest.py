@@ -106,6 +106,14 @@ def test_hooks_that_act_on_the_result_count_and_others_do_not():
     assert len({first, *others}) == 1 + len(others)
 
 
+def test_the_order_of_keys_does_not_count():
+    ema = {'type': 'mmpetl.TrainableEMAHook', 'momentum': 0.1}
+    stop = {'monitor': 'a', 'type': 'EarlyStoppingHook'}
+    turned = [dict(reversed(node.items())) for node in (stop, ema)]
+    one, other = (Config({'custom_hooks': hooks}) for hooks in ([ema, stop], turned))
+    assert config_hash(one) == config_hash(other)
+
+
 def test_methods_of_one_recipe_share_its_digest(tmp_path):
     def digest(method: str, **change: object) -> str:
         return recipe_digest(

@@ -205,7 +205,7 @@ PLANTED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda f: edit(
             f, lambda r: r['job']['options'].update({'train_cfg.max_epochs': 1})
         ),
-        'record',
+        'id',
     ),
     'readings of the test set': (
         lambda f: edit(f, lambda r: r.update(test_reads=0)),
@@ -255,7 +255,7 @@ PLANTED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda f: edit(f, lambda r: r.update(peak_memory_bytes=1)),
         'peak_memory_bytes',
     ),
-    'seed': (lambda f: edit(f, lambda r: r['job'].update(seed=3)), 'record'),
+    'seed': (lambda f: edit(f, lambda r: r['job'].update(seed=3)), 'id'),
     'name of the folder': (renamed, 'id'),
     'trained numbers': (
         lambda f: (f / 'delta.safetensors').write_bytes(

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.collect import now
+from mmpetl.benchmark.records import Job
 from mmpetl.benchmark.verdicts import Check, Level, Verdict, digest_of
 from mmpetl.benchmark.verify import recompute
 from mmpetl.benchmark.verify.checks import LOOKS, merged
 from mmpetl.benchmark.verify.run import Run, checks_of
 from mmpetl.core import PETLError
+from mmpetl.core.boundary import checked
 
 TRUSTED = (
     'commit',
@@ -58,9 +60,7 @@ def verify_run(
     try:
         record = run.record
     except PETLError as error:
-        checks: tuple[Check, ...] = (
-            Check('record', 'falsified', 'a record', str(error)),
-        )
+        checks: tuple[Check, ...] = (_unreadable(run, error),)
     else:
         if record.status != 'done':
             note = f'the status of the run is {record.status}'
@@ -72,6 +72,18 @@ def verify_run(
             checks = merged(_checks(run, level))
     by = run_facts.versions()
     return Verdict(run.folder.name, level, checks, digest, run.digests(), by, now())
+
+
+def _unreadable(run: Run, error: PETLError) -> Check:
+    """What a record is that cannot be read: one of another job, or none at all."""
+    try:
+        job = checked(run.raw.get('job'), Job, 'job')
+    except PETLError:
+        return Check('record', 'falsified', 'a record', str(error))
+    if run.raw.get('id') != job.id:
+        note = 'what its job makes of it'
+        return Check('id', 'falsified', run.raw.get('id'), job.id, note)
+    return Check('record', 'falsified', 'a record', str(error))
 
 
 def _checks(run: Run, level: Level) -> Iterator[Check]:

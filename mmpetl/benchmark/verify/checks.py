@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark import run_facts
-from mmpetl.benchmark.collect import curves_of, ppt_of, primary_of, with_times
+from mmpetl.benchmark.collect import (
+    curves_of,
+    ppt_of,
+    primary_of,
+    steps_of,
+    with_times,
+)
 from mmpetl.benchmark.config_digest import recipe_digest
 from mmpetl.benchmark.finals import replaced_reads, search_folder
 from mmpetl.benchmark.records import Found, Record, earlier_reads
@@ -88,8 +94,7 @@ def log(run: Run) -> Iterator[Check]:
         )
         yield same(field, *(differ or (None, None)), 'first point that differs')
     if record.steps is not None:
-        steps = max((x['of'] for x in lines if 'of' in x), default=None)
-        yield same('steps', record.steps, steps, 'in log.jsonl')
+        yield _steps(run, lines)
     timed = with_times(Record(record.job, 'done'), lines)
     for field in ('seconds', 'peak_memory_bytes', 'started'):
         one, other = getattr(record, field), getattr(timed, field)
@@ -115,6 +120,15 @@ def log(run: Run) -> Iterator[Check]:
 
 def _size(curve: Any) -> str:
     return 'no curve' if curve is None else f'{len(curve)} points'
+
+
+def _steps(run: Run, lines: list[dict[str, Any]]) -> Check:
+    """Steps of the optimizer, of which a log counts the passes."""
+    try:
+        found = steps_of(lines, run.asked)
+    except Unknown as error:
+        return Check('steps', 'unchecked', run.record.steps, note=str(error))
+    return same('steps', run.record.steps, found, 'in log.jsonl')
 
 
 def _protocol(run: Run, reads: int) -> Iterator[Check]:
