@@ -88,5 +88,6 @@ def header(rounds: int) -> str:
     """Where and how a table was measured."""
     return (
         f'torch {torch.__version__}, {device_name()}, '
-        f'{torch.get_num_threads()} threads, median of {rounds} interleaved rounds (quartiles in brackets)'
+        f'{torch.get_num_threads()} threads, '
+        f'median of {rounds} interleaved rounds (quartiles in brackets)'
     )
