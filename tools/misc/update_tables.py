@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import json
 import pkgutil
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -374,26 +376,74 @@ class Grid:
 
 
 def index(backbones: dict[str, torch.nn.Module]) -> str:
-    """One line per method: family, sites, folds, starts, count on ViT-B/16."""
+    """What each method is and costs, and where it is good, each in a line."""
     vit = backbones['mmpretrain_vit']
-    head = ['method', 'family', 'sites', 'folds', 'starts as the base', 'ViT-B/16']
-    lines = [head, [':---', ':---', ':---', ':---:', ':---:', '---:']]
+    head = 'method, family, sites, folds, starts as the base, ViT-B/16, step, kept'
+    lines = [head.split(', '), [':---'] * 3 + [':---:'] * 2 + ['---:'] * 3]
+    good = [['method', 'good where', 'not where'], [':---'] * 3]
+    costs = measured_costs()
     for name, cls in methods().items():
         method = build_method(name)
-        kinds = dict.fromkeys(site.kind for site in wanted_sites(vit, method))
-        counts = count_trainable(inject(copy.deepcopy(vit), method))
-        folds = method.folds or not kinds
+        kinds = dict.fromkeys(site.kind for site in sites_on(vit, method))
+        link = f'[{name}]({cls.stem()}.md)'
         lines.append(
             [
-                f'[{name}]({cls.stem()}.md)',
+                link,
                 method.family,
                 ', '.join(f'`{kind}`' for kind in kinds) or 'none',
-                'yes' if folds else '-',
+                'yes' if method.folds or not method.plugs() else '-',
                 'yes' if method.starts_as_identity else '-',
-                f'{counts.backbone:,}',
+                count_on(vit, method),
+                *costs.get(name, ('-', '-')),
             ]
         )
-    return table(lines)
+        page = ROOT / 'docs' / 'methods' / f'{cls.stem()}.md'
+        good.append([link, *good_where(page, name)])
+    return f'{table(lines)}\n\n{table(good)}'
+
+
+def sites_on(backbone: torch.nn.Module, method: Method) -> list[Site]:
+    """The sites that a method takes; those that it names where it is refused."""
+    if supports(method, backbone):
+        return wanted_sites(backbone, method)
+    return [site for site in offer(backbone)[2] if method.wants(site)]
+
+
+def count_on(backbone: torch.nn.Module, method: Method) -> str:
+    """Trainable parameters, a dash where the backbone is refused."""
+    if not supports(method, backbone):
+        return '-'
+    return f'{count_trainable(inject(copy.deepcopy(backbone), method)).backbone:,}'
+
+
+def measured_costs() -> dict[str, tuple[str, str]]:
+    """Time of a step and bytes kept, as ``speed/methods.py --write`` measured them."""
+    path = ROOT / 'docs' / 'speed' / 'methods.json'
+    rows = json.loads(path.read_text(encoding='utf-8'))['vit_b']['rows']
+    return {
+        row['method']: (f'{row["step_bound"][0]:.2f}', f'{row["kept"]:.2f}')
+        for row in rows
+    }
+
+
+def good_where(page: Path, name: str) -> tuple[str, str]:
+    """What the page of a method says of where it is good, and where it is not.
+
+    Raises:
+        PETLError: It does not say so.
+    """
+    text = page.read_text(encoding='utf-8')
+    found = []
+    for what in ('Good where', 'Not where'):
+        row = re.search(rf'^\| {what} \({name}\) \| (.*) \|$', text, re.M)
+        row = row or re.search(rf'^\| {what} \| (.*) \|$', text, re.M)
+        if row is None:
+            raise PETLError(
+                f'{page.name} has no row `| {what} | ... |`, or '
+                f'`| {what} ({name}) | ... |`, in its table'
+            )
+        found.append(row[1])
+    return found[0], found[1]
 
 
 def stacks(backbone: torch.nn.Module) -> str:
