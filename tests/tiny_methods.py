@@ -25,6 +25,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'kernel_size': 4,
         },
     },
+    'DoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 2,
+            'alpha': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.

@@ -31,6 +31,7 @@ from mmpetl.core import (
     load_delta,
     save_delta,
 )
+from mmpetl.methods.do_ra import DoRA
 from mmpetl.methods.gps import GPS
 from mmpetl.methods.hydra import Hydra
 from mmpetl.methods.lora import LoRA
@@ -38,6 +39,7 @@ from mmpetl.methods.ssf import SSF
 
 ACTING = {
     'lora': lambda: LoRA(rank=2),
+    'dora': lambda: DoRA(rank=2),
     'hydra': lambda: Hydra(rank=2, drop_rate=0.0),
     'ssf': lambda: SSF(exact_identity=True),
     'gps': lambda: GPS(num_weights=2, criterion='task', train_bias=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch.nn.functional as F
@@ -239,6 +240,33 @@ def block_rule(theirs: str, ours: str) -> Rule:
     return Rule(rf'blocks\.(\d+)\.{theirs}', rf'blocks.\1.petl.{ours}')
 
 
+def pefts(file: str, method: dict[str, Any], **names: str) -> dict[str, Case]:
+    """A reference of PEFT at ``attn.qkv`` and ``ffn.fc1``, on both ViTs.
+
+    Args:
+        file: Stem of its files.
+        method: Config of our method, but for its targets.
+        names: What ours calls a parameter, by what the reference does.
+    """
+    sites = (('attn.qkv', 'attn_qkv'), ('mlp.fc1', 'ffn_fc1'))
+    return vits(
+        file,
+        {**method, 'targets': ['attn.qkv', 'ffn.fc1']},
+        Rule(r'.+\.head\.original_module\..+', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+        *(
+            Rule(
+                rf'.+\.blocks\.(\d+)\.{re.escape(theirs)}\.{name}\.default(\.weight)?',
+                rf'blocks.\1.petl.{ours}.0.{own}',
+            )
+            for theirs, ours in sites
+            for name, own in names.items()
+        ),
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    )
+
+
 CASES: dict[str, Case] = {
     **vits('vit_baseline', {'type': 'Full'}),
     **vits(
@@ -279,6 +307,13 @@ CASES: dict[str, Case] = {
         ),
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **pefts(
+        'dora',
+        {'type': 'DoRA', 'rank': 4, 'alpha': 8},
+        lora_A='A',
+        lora_B='B',
+        lora_magnitude_vector='m',
     ),
     **vits(
         'vpt_deep',
