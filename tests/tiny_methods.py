@@ -70,6 +70,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'space': {'widths': [1, 3], 'depths': [1, 2]},
         },
     },
+    'RLRR': {'': {'exact_identity': True}, 'released': {'drop_rate': 0.1}},
     'SCT': {
         '': {'num_channels': 8, 'zero_init': True, 'scale': 0.5},
         'mlp': {'num_channels': 20, 'position': 'mlp', 'scale': 0.5},
