@@ -44,6 +44,13 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'alpha': 4,
             'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
         },
+        'pissa': {
+            'rank': 2,
+            'alpha': 3,
+            'scaling': 'sqrt',
+            'lr_ratio': 4.0,
+            'start': 'pissa',
+        },
     },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},

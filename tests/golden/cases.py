@@ -313,6 +313,12 @@ CASES: dict[str, Case] = {
         Rule(r'base_model\.model\.(.+)', r'\1'),
     ),
     **pefts(
+        'rslora',
+        {'type': 'LoRA', 'rank': 4, 'alpha': 8, 'scaling': 'sqrt'},
+        lora_A='A',
+        lora_B='B',
+    ),
+    **pefts(
         'dora',
         {'type': 'DoRA', 'rank': 4, 'alpha': 8},
         lora_A='A',
