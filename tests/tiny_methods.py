@@ -37,6 +37,18 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
     'LST': {'': {'reduction': 2}, 'random': {'reduction': 4, 'init': 'random'}},
+    'GLoRA': {
+        '': {'rank': 2},
+        'rows': {
+            'paths': {
+                'A': 'vector',
+                'B': 'constant',
+                'C': 'vector',
+                'D': 'none',
+                'E': 'constant',
+            },
+        },
+    },
     'LoRA': {
         '': {'rank': 2},
         'all': {

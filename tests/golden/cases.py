@@ -244,6 +244,11 @@ ENCODER = r'transformer\.encoder\.layer\.(\d+)'
 RESCALED = (('scale_col', 's_in'), ('scale_line', 's_out'), ('shift_bias', 't'))
 
 
+def one_linear(c: Facts) -> nn.Module:
+    """A model that no file describes, of one layer."""
+    return Model(nn.Sequential(nn.Linear(c['in_features'], c['out_features'])))
+
+
 def pefts(file: str, method: dict[str, Any], **names: str) -> dict[str, Case]:
     """A reference of PEFT at ``attn.qkv`` and ``ffn.fc1``, on both ViTs.
 
@@ -311,6 +316,17 @@ CASES: dict[str, Case] = {
         ),
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    'glora-linear': Case(
+        'glora',
+        one_linear,
+        {'type': 'GLoRA', 'rank': 3},
+        (
+            (
+                Rule(r'(weight|bias)', r'backbone.0.\1'),
+                Rule(r'([A-E][du]?)', r'backbone.0.petl.layer_linear.0.\1'),
+            ),
+        ),
     ),
     **pefts(
         'rslora',
