@@ -12,6 +12,9 @@ from mmpetl.core import fold
 METHODS = {
     'lora': {'type': 'LoRA', 'rank': 2},
     'ssf': {'type': 'SSF'},
+    'do_ra': {'type': 'DoRA', 'rank': 3, 'targets': ['attn.qkv', 'ffn.fc1']},
+    'rlrr': {'type': 'RLRR'},
+    'glora': {'type': 'GLoRA', 'rank': 3},
     'rep_adapter': {'type': 'RepAdapter'},
     'wide_rep_adapter': {'type': 'RepAdapter', 'hidden_dims': 16},
 }

@@ -31,13 +31,16 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
     assert able == {
         'BitFit',
         'DiffFit',
+        'DoRA',
         'Full',
+        'GLoRA',
         'GPS',
         'Hydra',
         'LNTune',
         'LinearProbe',
         'LoRA',
         'PartialK',
+        'RLRR',
         'SSF',
     }
 
