@@ -98,6 +98,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
+    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
 }
 """Arguments by registered name and variant. A method without an entry is run with its

@@ -39,6 +39,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'LoRA',
         'PartialK',
         'SSF',
+        'VeRA',
     }
 
 

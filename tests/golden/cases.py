@@ -195,7 +195,11 @@ def three(pattern: str, names: tuple[str, str, str], target: str) -> tuple[Rule,
 
 
 def vits(
-    file: str, method: dict[str, Any], *rules: Rule, split: tuple[str, ...] = ()
+    file: str,
+    method: dict[str, Any],
+    *rules: Rule,
+    split: tuple[str, ...] = (),
+    **more: Any,
 ) -> dict[str, Case]:
     """The same reference on mmpretrain's and on timm's ViT.
 
@@ -204,13 +208,14 @@ def vits(
         method: Config of our method.
         rules: From the reference's names to timm's, where they are not so already.
         split: See :class:`Case`.
+        more: Its other arguments.
     """
     hosts = {
         'mmpretrain_vit': (mmpretrain_vit, TO_MMPRETRAIN_VIT),
         'timm_vit': (timm_vit, TO_TIMM_VIT),
     }
     return {
-        f'{file}-{host}': Case(file, build, method, (rules, base), split)
+        f'{file}-{host}': Case(file, build, method, (rules, base), split, **more)
         for host, (build, base) in hosts.items()
     }
 
@@ -237,6 +242,32 @@ def swins(
 def block_rule(theirs: str, ours: str) -> Rule:
     """``blocks.3.<theirs>`` is ``blocks.3.petl.<ours>``."""
     return Rule(rf'blocks\.(\d+)\.{theirs}', rf'blocks.\1.petl.{ours}')
+
+
+# A trained copy stands in for the head; what peft wraps is its `base_layer`.
+PEFT = (
+    Rule(r'.+\.head\.original_module\..+', None),
+    Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+    Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+    Rule(r'base_model\.model\.(.+)', r'\1'),
+)
+
+
+def peft_rule(module: str, theirs: str, ours: str) -> Rule:
+    """``<theirs>`` of a module of each block is ``blocks.3.petl.<ours>``."""
+    return Rule(
+        rf'.+\.blocks\.(\d+)\.{module}\.{theirs}\.default', rf'blocks.\1.petl.{ours}'
+    )
+
+
+def upper_left_corners(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """VeRA's pair for each shape, out of the one for all projections."""
+    a, b = theirs['vera_A'], theirs['vera_B']
+    found = {}
+    for rows in (96, 128):
+        pair = f'backbone.petl.shared.0.32_to_{rows}'
+        found |= {f'{pair}.A': a[:, :32], f'{pair}.B': b[:rows]}
+    return found
 
 
 CASES: dict[str, Case] = {
@@ -372,6 +403,14 @@ CASES: dict[str, Case] = {
                 (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
             )
         ),
+    ),
+    **vits(
+        'vera',
+        {'type': 'VeRA', 'rank': 6, 'targets': ['attn.qkv', 'ffn.fc1']},
+        peft_rule(r'attn\.qkv', r'vera_(lambda_[bd])', r'attn_qkv.0.\2'),
+        peft_rule(r'mlp\.fc1', r'vera_(lambda_[bd])', r'ffn_fc1.0.\2'),
+        *PEFT,
+        buffers=upper_left_corners,
     ),
     'video_swin_baseline-mmaction_swin3d': Case(
         'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)

@@ -55,6 +55,8 @@ class Case:
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
         halves: Pattern of tensors that ours holds as two, half of the rows each, which
             are named likewise.
+        buffers: From the reference's buffers by name, ours by name, where ours are
+            parts of theirs.
     """
 
     file: str
@@ -63,6 +65,7 @@ class Case:
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
     halves: str = ''
+    buffers: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 class Reference:
@@ -158,6 +161,10 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
             place = renamed.place(params[renamed.name])
             place.copy_(renamed.convert(theirs, place))
             filled[renamed.name] += place.numel()
+        if case.buffers is not None:
+            ours = dict(model.named_buffers())
+            for name, value in case.buffers(reference.group('buffer')).items():
+                ours[name].copy_(value)
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'
     return model
