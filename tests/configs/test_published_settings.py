@@ -244,6 +244,7 @@ BASES = {
     **dict.fromkeys(VPETL | NOAH_FAMILY | STUDY | {'dtl', 'vqt'}, ORIGINAL),
     **dict.fromkeys(TIMM, AUGREG),
 }
+BASES |= dict.fromkeys({'arc'}, ORIGINAL)
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -290,6 +291,7 @@ INPUTS = {
     **dict.fromkeys(TIMM | {'dtl'}, ('half', 'bicubic')),
     **dict.fromkeys(STUDY, ('none', 'bicubic')),
 }
+INPUTS |= {'arc': ('imagenet', 'bicubic')}
 # Rate at the start and the end, epochs of the cosine and of the run, and whether the
 # rate lags an epoch behind (`scheduler.step(epoch)` after it).
 RATES = {
@@ -302,6 +304,7 @@ RATES = {
 # seen.
 WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
 WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
+WHOLE_BATCHES |= {'arc': False}
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'Full',
         'GPS',
         'Hydra',
+        'IA3',
         'LNTune',
         'LinearProbe',
         'LoRA',

@@ -244,6 +244,25 @@ def block_rule(theirs: str, ours: str) -> Rule:
     return Rule(rf'blocks\.(\d+)\.{theirs}', rf'blocks.\1.petl.{ours}')
 
 
+# ARC's code and its relatives: a ViT with queries, keys and values of their own.
+LAYER = r'transformer\.layer\.(\d+)'
+SEPARATE_VIT = (
+    Rule(r'embedding\.position_embedding', r'pos_embed'),
+    Rule(r'embedding\.cls', r'cls_token'),
+    Rule(r'embedding\.projective\.(.+)', r'patch_embed.proj.\1'),
+    *three(
+        rf'{LAYER}\.attention\.QKV\.(.+)',
+        ('query', 'key', 'value'),
+        r'blocks.\1.attn.qkv.\2',
+    ),
+    Rule(rf'{LAYER}\.attention\.projective\.(.+)', r'blocks.\1.attn.proj.\2'),
+    Rule(rf'{LAYER}\.att_layer_norm\.(.+)', r'blocks.\1.norm1.\2'),
+    Rule(rf'{LAYER}\.fnn_layer_norm\.(.+)', r'blocks.\1.norm2.\2'),
+    Rule(rf'{LAYER}\.mlp\.(.+)', r'blocks.\1.mlp.\2'),
+    Rule(r'transformer\.layer_norm\.(.+)', r'norm.\1'),
+    Rule(r'head_mlp\.head\.(.+)', r'head.\1'),
+)
+
 # A trained copy stands in for the head; what peft wraps is its `base_layer`.
 PEFT = (
     Rule(r'.+\.head\.original_module\..+', None),
@@ -411,6 +430,36 @@ CASES: dict[str, Case] = {
         peft_rule(r'mlp\.fc1', r'vera_(lambda_[bd])', r'ffn_fc1.0.\2'),
         *PEFT,
         buffers=upper_left_corners,
+    ),
+    **vits(
+        'ia3',
+        {'type': 'IA3', 'targets': ['attn.qkv', 'ffn.fc2']},
+        peft_rule(r'attn\.qkv', r'ia3_l', r'attn_qkv.0.scale'),
+        peft_rule(r'mlp\.fc2', r'ia3_l', r'ffn_fc2.0.scale'),
+        *PEFT,
+    ),
+    **vits(
+        'arc',
+        {'type': 'ARC', 'rank': 6},
+        *(
+            rule
+            for theirs, ours in (('att', 'attn_qkv'), ('mlp', 'ffn_fc1'))
+            for rule in (
+                Rule(
+                    rf'transformer\.{theirs}_down_projection',
+                    f'petl.shared.0.{ours}_stage0_32',
+                ),
+                Rule(
+                    rf'{LAYER}\.{theirs}_adapter\.adapter_rescale',
+                    rf'blocks.\1.petl.{ours}.0.c',
+                ),
+                Rule(
+                    rf'{LAYER}\.{theirs}_adapter\.adapter_bias',
+                    rf'blocks.\1.petl.{ours}.0.t',
+                ),
+            )
+        ),
+        *SEPARATE_VIT,
     ),
     'video_swin_baseline-mmaction_swin3d': Case(
         'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
