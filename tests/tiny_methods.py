@@ -38,6 +38,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
+    'AdapterPlus': {
+        '': {},
+        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
+        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
+    },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},

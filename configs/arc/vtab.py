@@ -7,9 +7,13 @@ values = dict(
     batch_size=32,
     epochs=100,
     warmup_epochs=10,
+    warmup_lr=1e-8,
+    min_lr=1e-8,
+    drop_path=0.0,
 )
 optim_wrapper = dict(clip_grad=dict(max_norm=1.0))
 published = dict(preprocessing=dict(interpolation='bicubic'))
+timm = None  # warm-up and cosine by step
 tables = dict(
     arc="""
 task

@@ -244,7 +244,7 @@ BASES = {
     **dict.fromkeys(VPETL | NOAH_FAMILY | STUDY | {'dtl', 'vqt'}, ORIGINAL),
     **dict.fromkeys(TIMM, AUGREG),
 }
-BASES |= dict.fromkeys({'arc'}, ORIGINAL)
+BASES |= dict.fromkeys({'arc', 'adapter_plus'}, ORIGINAL)
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -292,6 +292,10 @@ INPUTS = {
     **dict.fromkeys(STUDY, ('none', 'bicubic')),
 }
 INPUTS |= {'arc': ('imagenet', 'bicubic')}
+INPUTS |= {
+    'adapter_plus/vtab': ('half', 'bilinear'),
+    'adapter_plus/fgvc': ('half', 'bicubic'),
+}
 # Rate at the start and the end, epochs of the cosine and of the run, and whether the
 # rate lags an epoch behind (`scheduler.step(epoch)` after it).
 RATES = {
@@ -305,6 +309,8 @@ RATES = {
 WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
 WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
 WHOLE_BATCHES |= {'arc': False}
+# Linear warm-up and half a cosine, and no rate of timm's: start, floor, epochs of both.
+PAIRS_OF_RATES = {'arc': (1e-8, 1e-8, 10, 90), 'adapter_plus': (1e-5, 1e-6, 10, 90)}
 
 
 @pytest.mark.parametrize(
@@ -314,7 +320,12 @@ WHOLE_BATCHES |= {'arc': False}
 def test_inputs_rates_and_loaders_are_those_of_the_source(folder, name):
     config = leaf(folder, name)
     inputs = config.preprocessing.normalisation, config.preprocessing.interpolation
-    assert inputs == INPUTS[folder]
+    assert inputs == (INPUTS.get(folder) or INPUTS[f'{folder}/{name.split("/")[0]}'])
+    if folder in PAIRS_OF_RATES:
+        warm, cosine = config.param_scheduler
+        start = warm.start_factor * config.optim_wrapper.optimizer.lr
+        found = start, cosine.eta_min, warm.end, cosine.T_max
+        assert found == pytest.approx(PAIRS_OF_RATES[folder], rel=1e-12)
     if folder in RATES:
         (rate,) = config.param_scheduler
         found = rate.start, rate.eta_min, rate.T_max
@@ -343,6 +354,7 @@ TRAINED_ON = {
     'ssf': OFFICIAL,
     'hst': OFFICIAL,
     'gps': dict.fromkeys(FGVC, 'trainval'),
+    'adapter_plus': dict.fromkeys(FGVC, 'trainval'),
     **dict.fromkeys(VPETL - {'full', 'sct'}, dict.fromkeys(FGVC, 'train')),
 }
 

@@ -29,6 +29,11 @@ def _mlp_dims(c: Facts) -> int:
     return c.get('mlp_dim', c['embed_dim'] * c.get('mlp_ratio', 4))
 
 
+def _eps(c: Facts) -> float:
+    """What norms add to the variance; timm's where the facts do not say."""
+    return c.get('layernorm_eps', 1e-6)
+
+
 def mmpretrain_vit(c: Facts) -> nn.Module:
     from mmpretrain.models import VisionTransformer
 
@@ -41,7 +46,7 @@ def mmpretrain_vit(c: Facts) -> nn.Module:
         },
         img_size=c['img_size'],
         patch_size=c['patch_size'],
-        norm_cfg={'type': 'LN', 'eps': c['layernorm_eps']},
+        norm_cfg={'type': 'LN', 'eps': _eps(c)},
     )
     return Model(backbone, nn.Linear(c['embed_dim'], c['num_classes']))
 
@@ -59,7 +64,7 @@ def timm_vit(c: Facts) -> nn.Module:
         mlp_ratio=_mlp_dims(c) / c['embed_dim'],
         num_classes=c['num_classes'],
     )
-    assert backbone.norm.eps == c['layernorm_eps']
+    assert backbone.norm.eps == _eps(c)
     return Model(backbone)
 
 
@@ -242,6 +247,18 @@ def swins(
 def block_rule(theirs: str, ours: str) -> Rule:
     """``blocks.3.<theirs>`` is ``blocks.3.petl.<ours>``."""
     return Rule(rf'blocks\.(\d+)\.{theirs}', rf'blocks.\1.petl.{ours}')
+
+
+def adapter_plus(file: str, position: str, site: str) -> dict[str, Case]:
+    """A position of Adapter+."""
+    method = {'type': 'AdapterPlus', 'position': position, 'hidden_dims': 6}
+    return vits(
+        file,
+        method,
+        block_rule(r'adapter\.scaling', rf'{site}.0.gamma'),
+        block_rule(r'adapter\.bottleneck\.1\.(.+)', rf'{site}.0.down.\2'),
+        block_rule(r'adapter\.bottleneck\.4\.(.+)', rf'{site}.0.up.\2'),
+    )
 
 
 # ARC's code and its relatives: a ViT with queries, keys and values of their own.
@@ -461,6 +478,8 @@ CASES: dict[str, Case] = {
         ),
         *SEPARATE_VIT,
     ),
+    **adapter_plus('adapter_plus', 'post', 'block'),
+    **adapter_plus('adapter_plus_pre', 'pre', 'attn_sum'),
     'video_swin_baseline-mmaction_swin3d': Case(
         'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
     ),
