@@ -47,7 +47,20 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'E3VA': {'': {'rank': 4}},
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
     'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
+    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
+    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
+    'LoHa': {'': {'rank': 2, 'alpha': 3}},
+    'LoKr': {
+        '': {'rank': 2},
+        'both': {
+            'rank': 1,
+            'alpha': 2,
+            'factor': 4,
+            'decompose_both': True,
+            'init': 'lycoris',
+        },
+    },
     'LoRand': {
         '': {'branches': 2, 'rank': 3},
         'zero': {

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from reference import Case, Rule
 from torch import Tensor, nn
+
+from mmpetl.core import Site
+from mmpetl.methods.kronecker import KAdaptation
 
 Facts = dict[str, Any]
 
@@ -296,6 +300,24 @@ def peft_rule(module: str, theirs: str, ours: str) -> Rule:
     )
 
 
+class QueriesAndValues(nn.Module):
+    """What KAdaptation adds to queries and values, with one pair of own factors."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        method = KAdaptation(c['factors'], c['rank'], c['scale'])
+        kinds = 'attn.q', 'attn.v'
+        sites = [Site(kind, 'attn', c['dims'], c['dims']) for kind in kinds]
+        self.shared = method.share(sites)
+        self.q, self.v = (method.build(site) for site in sites)
+        self.v.u, self.v.v = self.q.u, self.q.v  # as released
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for delta in (self.q, self.v):
+            delta.attach('0', self.shared)
+        return [d.after(x, torch.zeros_like(x), None) for d in (self.q, self.v)]
+
+
 def upper_left_corners(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """VeRA's pair for each shape, out of the one for all projections."""
     a, b = theirs['vera_A'], theirs['vera_B']
@@ -480,6 +502,58 @@ CASES: dict[str, Case] = {
     ),
     **adapter_plus('adapter_plus', 'post', 'block'),
     **adapter_plus('adapter_plus_pre', 'pre', 'attn_sum'),
+    **vits(
+        'lokr',
+        {
+            'type': 'LoKr',
+            'rank': 4,
+            'alpha': 8,
+            'factor': 4,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        *(
+            peft_rule(module, f'lokr_{theirs}', f'{site}.0.{ours}')
+            for module, site in ((r'attn\.qkv', 'attn_qkv'), (r'mlp\.fc1', 'ffn_fc1'))
+            for theirs, ours in (
+                ('w1', 'W1.whole'),
+                ('w2_a', 'W2.A'),
+                ('w2_b', 'W2.B'),
+            )
+        ),
+        *PEFT,
+    ),
+    **vits(
+        'loha',
+        {
+            'type': 'LoHa',
+            'rank': 4,
+            'alpha': 8,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        *(
+            peft_rule(module, rf'hada_w(\d)_{theirs}', rf'{site}.0.{ours}\2')
+            for module, site in ((r'attn\.qkv', 'attn_qkv'), (r'mlp\.fc1', 'ffn_fc1'))
+            for theirs, ours in (('a', 'B'), ('b', 'A'))
+        ),
+        *PEFT,
+    ),
+    'kadaptation': Case(
+        'kadaptation',
+        QueriesAndValues,
+        None,
+        (
+            (
+                Rule(r'phm_rule1_left', 'shared.rules.attn_q.a'),
+                Rule(r'phm_rule1_right', 'shared.rules.attn_q.b'),
+                Rule(r'phm_rule2_left', 'shared.rules.attn_v.a'),
+                Rule(r'phm_rule2_right', 'shared.rules.attn_v.b'),
+                Rule(r'q_proj_adapter1_left', 'q.u'),
+                Rule(r'q_proj_adapter1_right', 'q.v'),
+                Rule(r'v_proj_adapter1_.+', None),
+                Rule(r'b', 'shared.beta.attn_16'),
+            ),
+        ),
+    ),
     'video_swin_baseline-mmaction_swin3d': Case(
         'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
     ),

@@ -49,7 +49,8 @@ class Case:
         file: Stem of the two files.
         build: From the facts of the json, a model with the parts ``backbone`` and
             maybe ``head``.
-        method: Config of the method.
+        method: Config of the method; None where what is built has the method's own
+            parts and no backbone.
         rules: The name map in passes. In each pass the first rule that matches
             decides, and a name that none matches stays.
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
@@ -61,11 +62,16 @@ class Case:
 
     file: str
     build: Callable[[dict[str, Any]], nn.Module]
-    method: dict[str, Any]
+    method: dict[str, Any] | None
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
     halves: str = ''
     buffers: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+
+
+def facts(case: Case) -> dict[str, Any]:
+    """What the json of a case says."""
+    return json.loads((DATA / f'{case.file}.json').read_text())
 
 
 class Reference:
@@ -73,7 +79,7 @@ class Reference:
 
     def __init__(self, case: Case) -> None:
         self.split, self.halves = case.split, case.halves
-        self.facts = json.loads((DATA / f'{case.file}.json').read_text())
+        self.facts = facts(case)
         with np.load(DATA / f'{case.file}.npz') as arrays:
             self.tensors = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
         assert self.tensors.keys() == self.facts['tensors'].keys()
@@ -147,7 +153,8 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
     Every parameter of ours is filled, by every parameter of theirs that has a rule.
     """
     model = case.build(reference.facts['config'])
-    inject(model.backbone, case.method)
+    if case.method is not None:
+        inject(model.backbone, case.method)
     model = model.double()
     model.eval()
     params = dict(model.named_parameters())
