@@ -64,11 +64,30 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'start': 'pissa',
         },
     },
+    'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
+    'AdapterPlus': {
+        '': {},
+        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
+        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
+    },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
     'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
+    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
+    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
+    'LoHa': {'': {'rank': 2, 'alpha': 3}},
+    'LoKr': {
+        '': {'rank': 2},
+        'both': {
+            'rank': 1,
+            'alpha': 2,
+            'factor': 4,
+            'decompose_both': True,
+            'init': 'lycoris',
+        },
+    },
     'LoRand': {
         '': {'branches': 2, 'rank': 3},
         'zero': {
@@ -126,6 +145,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
+    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
 }
 """Arguments by registered name and variant. A method without an entry is run with its

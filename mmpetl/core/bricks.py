@@ -28,6 +28,13 @@ def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
     return torch.cat((x[:, :p], y), dim=1) if p else y
 
 
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Zero whole samples with probability ``rate`` and scale up the others."""
+    shape = x.shape[0], *[1] * (x.ndim - 1)
+    kept = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
+    return x * kept / (1 - rate)
+
+
 def add_to_own(x: Tensor, update: Tensor, ctx: Context) -> Tensor:
     """Add to the base's own tokens; those that deltas have added stay as they are.
 

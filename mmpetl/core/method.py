@@ -78,7 +78,7 @@ class Method:
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
     sized: ClassVar[tuple[str, ...]] = ()
     placed: ClassVar[str | None] = None
-    across: ClassVar[bool] = False
+    across: bool = False
     reads_grid: ClassVar[bool] = False
     apart: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = False

@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import Context, Delta, Method, PETLError, Site, check_range, on_maps
+from mmpetl.core import (
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_range,
+    drop_path,
+    on_maps,
+)
 from mmpetl.registry import METHODS
 
 STYLES = {'both': ('attn', 'ffn'), 'attn': ('attn',)}
@@ -26,13 +35,6 @@ INITS = ('identity', 'xavier')
 def quick_gelu(x: Tensor) -> Tensor:
     """``x * sigmoid(1.702 x)``."""
     return x * torch.sigmoid(1.702 * x)
-
-
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Zero whole samples with probability ``rate`` and scale up the others."""
-    shape = x.shape[0], *[1] * (x.ndim - 1)
-    kept = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
-    return x * kept / (1 - rate)
 
 
 class InputDelta(Delta):

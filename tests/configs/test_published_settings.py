@@ -245,6 +245,7 @@ BASES = {
     **dict.fromkeys(TIMM, AUGREG),
 }
 BASES |= {'rlrr': ORIGINAL}
+BASES |= dict.fromkeys({'arc', 'adapter_plus'}, ORIGINAL)
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -292,6 +293,11 @@ INPUTS = {
     **dict.fromkeys(STUDY, ('none', 'bicubic')),
 }
 INPUTS |= {'rlrr': ('half', 'bicubic')}
+INPUTS |= {'arc': ('imagenet', 'bicubic')}
+INPUTS |= {
+    'adapter_plus/vtab': ('half', 'bilinear'),
+    'adapter_plus/fgvc': ('half', 'bicubic'),
+}
 # Rate at the start and the end, epochs of the cosine and of the run, and whether the
 # rate lags an epoch behind (`scheduler.step(epoch)` after it).
 RATES = {
@@ -306,6 +312,9 @@ RATES |= {'rlrr': (1e-7, 1e-8, 100, 110, True)}
 WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
 WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
 WHOLE_BATCHES |= {'rlrr': False}
+WHOLE_BATCHES |= {'arc': False}
+# Linear warm-up and half a cosine, and no rate of timm's: start, floor, epochs of both.
+PAIRS_OF_RATES = {'arc': (1e-8, 1e-8, 10, 90), 'adapter_plus': (1e-5, 1e-6, 10, 90)}
 
 
 @pytest.mark.parametrize(
@@ -315,7 +324,12 @@ WHOLE_BATCHES |= {'rlrr': False}
 def test_inputs_rates_and_loaders_are_those_of_the_source(folder, name):
     config = leaf(folder, name)
     inputs = config.preprocessing.normalisation, config.preprocessing.interpolation
-    assert inputs == INPUTS[folder]
+    assert inputs == (INPUTS.get(folder) or INPUTS[f'{folder}/{name.split("/")[0]}'])
+    if folder in PAIRS_OF_RATES:
+        warm, cosine = config.param_scheduler
+        start = warm.start_factor * config.optim_wrapper.optimizer.lr
+        found = start, cosine.eta_min, warm.end, cosine.T_max
+        assert found == pytest.approx(PAIRS_OF_RATES[folder], rel=1e-12)
     if folder in RATES:
         (rate,) = config.param_scheduler
         found = rate.start, rate.eta_min, rate.T_max
@@ -344,6 +358,7 @@ TRAINED_ON = {
     'ssf': OFFICIAL,
     'hst': OFFICIAL,
     'gps': dict.fromkeys(FGVC, 'trainval'),
+    'adapter_plus': dict.fromkeys(FGVC, 'trainval'),
     **dict.fromkeys(VPETL - {'full', 'sct'}, dict.fromkeys(FGVC, 'train')),
 }
 

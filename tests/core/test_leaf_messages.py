@@ -36,12 +36,17 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'GLoRA',
         'GPS',
         'Hydra',
+        'IA3',
+        'KAdaptation',
         'LNTune',
         'LinearProbe',
+        'LoHa',
+        'LoKr',
         'LoRA',
         'PartialK',
         'RLRR',
         'SSF',
+        'VeRA',
     }
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from reference import Case, Rule
 from torch import Tensor, nn
+
+from mmpetl.core import Site
+from mmpetl.methods.kronecker import KAdaptation
 
 Facts = dict[str, Any]
 
@@ -30,6 +34,11 @@ def _mlp_dims(c: Facts) -> int:
     return c.get('mlp_dim', c['embed_dim'] * c.get('mlp_ratio', 4))
 
 
+def _eps(c: Facts) -> float:
+    """What norms add to the variance; timm's where the facts do not say."""
+    return c.get('layernorm_eps', 1e-6)
+
+
 def mmpretrain_vit(c: Facts) -> nn.Module:
     from mmpretrain.models import VisionTransformer
 
@@ -42,7 +51,7 @@ def mmpretrain_vit(c: Facts) -> nn.Module:
         },
         img_size=c['img_size'],
         patch_size=c['patch_size'],
-        norm_cfg={'type': 'LN', 'eps': c['layernorm_eps']},
+        norm_cfg={'type': 'LN', 'eps': _eps(c)},
     )
     return Model(backbone, nn.Linear(c['embed_dim'], c['num_classes']))
 
@@ -60,7 +69,7 @@ def timm_vit(c: Facts) -> nn.Module:
         mlp_ratio=_mlp_dims(c) / c['embed_dim'],
         num_classes=c['num_classes'],
     )
-    assert backbone.norm.eps == c['layernorm_eps']
+    assert backbone.norm.eps == _eps(c)
     return Model(backbone)
 
 
@@ -196,7 +205,11 @@ def three(pattern: str, names: tuple[str, str, str], target: str) -> tuple[Rule,
 
 
 def vits(
-    file: str, method: dict[str, Any], *rules: Rule, split: tuple[str, ...] = ()
+    file: str,
+    method: dict[str, Any],
+    *rules: Rule,
+    split: tuple[str, ...] = (),
+    **more: Any,
 ) -> dict[str, Case]:
     """The same reference on mmpretrain's and on timm's ViT.
 
@@ -205,13 +218,14 @@ def vits(
         method: Config of our method.
         rules: From the reference's names to timm's, where they are not so already.
         split: See :class:`Case`.
+        more: Its other arguments.
     """
     hosts = {
         'mmpretrain_vit': (mmpretrain_vit, TO_MMPRETRAIN_VIT),
         'timm_vit': (timm_vit, TO_TIMM_VIT),
     }
     return {
-        f'{file}-{host}': Case(file, build, method, (rules, base), split)
+        f'{file}-{host}': Case(file, build, method, (rules, base), split, **more)
         for host, (build, base) in hosts.items()
     }
 
@@ -274,6 +288,81 @@ def pefts(file: str, method: dict[str, Any], **names: str) -> dict[str, Case]:
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
     )
+
+
+def adapter_plus(file: str, position: str, site: str) -> dict[str, Case]:
+    """A position of Adapter+."""
+    method = {'type': 'AdapterPlus', 'position': position, 'hidden_dims': 6}
+    return vits(
+        file,
+        method,
+        block_rule(r'adapter\.scaling', rf'{site}.0.gamma'),
+        block_rule(r'adapter\.bottleneck\.1\.(.+)', rf'{site}.0.down.\2'),
+        block_rule(r'adapter\.bottleneck\.4\.(.+)', rf'{site}.0.up.\2'),
+    )
+
+
+# ARC's code and its relatives: a ViT with queries, keys and values of their own.
+LAYER = r'transformer\.layer\.(\d+)'
+SEPARATE_VIT = (
+    Rule(r'embedding\.position_embedding', r'pos_embed'),
+    Rule(r'embedding\.cls', r'cls_token'),
+    Rule(r'embedding\.projective\.(.+)', r'patch_embed.proj.\1'),
+    *three(
+        rf'{LAYER}\.attention\.QKV\.(.+)',
+        ('query', 'key', 'value'),
+        r'blocks.\1.attn.qkv.\2',
+    ),
+    Rule(rf'{LAYER}\.attention\.projective\.(.+)', r'blocks.\1.attn.proj.\2'),
+    Rule(rf'{LAYER}\.att_layer_norm\.(.+)', r'blocks.\1.norm1.\2'),
+    Rule(rf'{LAYER}\.fnn_layer_norm\.(.+)', r'blocks.\1.norm2.\2'),
+    Rule(rf'{LAYER}\.mlp\.(.+)', r'blocks.\1.mlp.\2'),
+    Rule(r'transformer\.layer_norm\.(.+)', r'norm.\1'),
+    Rule(r'head_mlp\.head\.(.+)', r'head.\1'),
+)
+
+# A trained copy stands in for the head; what peft wraps is its `base_layer`.
+PEFT = (
+    Rule(r'.+\.head\.original_module\..+', None),
+    Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+    Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+    Rule(r'base_model\.model\.(.+)', r'\1'),
+)
+
+
+def peft_rule(module: str, theirs: str, ours: str) -> Rule:
+    """``<theirs>`` of a module of each block is ``blocks.3.petl.<ours>``."""
+    return Rule(
+        rf'.+\.blocks\.(\d+)\.{module}\.{theirs}\.default', rf'blocks.\1.petl.{ours}'
+    )
+
+
+class QueriesAndValues(nn.Module):
+    """What KAdaptation adds to queries and values, with one pair of own factors."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        method = KAdaptation(c['factors'], c['rank'], c['scale'])
+        kinds = 'attn.q', 'attn.v'
+        sites = [Site(kind, 'attn', c['dims'], c['dims']) for kind in kinds]
+        self.shared = method.share(sites)
+        self.q, self.v = (method.build(site) for site in sites)
+        self.v.u, self.v.v = self.q.u, self.q.v  # as released
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for delta in (self.q, self.v):
+            delta.attach('0', self.shared)
+        return [d.after(x, torch.zeros_like(x), None) for d in (self.q, self.v)]
+
+
+def upper_left_corners(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """VeRA's pair for each shape, out of the one for all projections."""
+    a, b = theirs['vera_A'], theirs['vera_B']
+    found = {}
+    for rows in (96, 128):
+        pair = f'backbone.petl.shared.0.32_to_{rows}'
+        found |= {f'{pair}.A': a[:, :32], f'{pair}.B': b[:rows]}
+    return found
 
 
 CASES: dict[str, Case] = {
@@ -471,6 +560,98 @@ CASES: dict[str, Case] = {
                 (r'adapter_conv\.conv3\.(.+)', r'conv.dw7.\3'),
                 (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
             )
+        ),
+    ),
+    **vits(
+        'vera',
+        {'type': 'VeRA', 'rank': 6, 'targets': ['attn.qkv', 'ffn.fc1']},
+        peft_rule(r'attn\.qkv', r'vera_(lambda_[bd])', r'attn_qkv.0.\2'),
+        peft_rule(r'mlp\.fc1', r'vera_(lambda_[bd])', r'ffn_fc1.0.\2'),
+        *PEFT,
+        buffers=upper_left_corners,
+    ),
+    **vits(
+        'ia3',
+        {'type': 'IA3', 'targets': ['attn.qkv', 'ffn.fc2']},
+        peft_rule(r'attn\.qkv', r'ia3_l', r'attn_qkv.0.scale'),
+        peft_rule(r'mlp\.fc2', r'ia3_l', r'ffn_fc2.0.scale'),
+        *PEFT,
+    ),
+    **vits(
+        'arc',
+        {'type': 'ARC', 'rank': 6},
+        *(
+            rule
+            for theirs, ours in (('att', 'attn_qkv'), ('mlp', 'ffn_fc1'))
+            for rule in (
+                Rule(
+                    rf'transformer\.{theirs}_down_projection',
+                    f'petl.shared.0.{ours}_stage0_32',
+                ),
+                Rule(
+                    rf'{LAYER}\.{theirs}_adapter\.adapter_rescale',
+                    rf'blocks.\1.petl.{ours}.0.c',
+                ),
+                Rule(
+                    rf'{LAYER}\.{theirs}_adapter\.adapter_bias',
+                    rf'blocks.\1.petl.{ours}.0.t',
+                ),
+            )
+        ),
+        *SEPARATE_VIT,
+    ),
+    **adapter_plus('adapter_plus', 'post', 'block'),
+    **adapter_plus('adapter_plus_pre', 'pre', 'attn_sum'),
+    **vits(
+        'lokr',
+        {
+            'type': 'LoKr',
+            'rank': 4,
+            'alpha': 8,
+            'factor': 4,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        *(
+            peft_rule(module, f'lokr_{theirs}', f'{site}.0.{ours}')
+            for module, site in ((r'attn\.qkv', 'attn_qkv'), (r'mlp\.fc1', 'ffn_fc1'))
+            for theirs, ours in (
+                ('w1', 'W1.whole'),
+                ('w2_a', 'W2.A'),
+                ('w2_b', 'W2.B'),
+            )
+        ),
+        *PEFT,
+    ),
+    **vits(
+        'loha',
+        {
+            'type': 'LoHa',
+            'rank': 4,
+            'alpha': 8,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        *(
+            peft_rule(module, rf'hada_w(\d)_{theirs}', rf'{site}.0.{ours}\2')
+            for module, site in ((r'attn\.qkv', 'attn_qkv'), (r'mlp\.fc1', 'ffn_fc1'))
+            for theirs, ours in (('a', 'B'), ('b', 'A'))
+        ),
+        *PEFT,
+    ),
+    'kadaptation': Case(
+        'kadaptation',
+        QueriesAndValues,
+        None,
+        (
+            (
+                Rule(r'phm_rule1_left', 'shared.rules.attn_q.a'),
+                Rule(r'phm_rule1_right', 'shared.rules.attn_q.b'),
+                Rule(r'phm_rule2_left', 'shared.rules.attn_v.a'),
+                Rule(r'phm_rule2_right', 'shared.rules.attn_v.b'),
+                Rule(r'q_proj_adapter1_left', 'q.u'),
+                Rule(r'q_proj_adapter1_right', 'q.v'),
+                Rule(r'v_proj_adapter1_.+', None),
+                Rule(r'b', 'shared.beta.attn_16'),
+            ),
         ),
     ),
     'video_swin_baseline-mmaction_swin3d': Case(

@@ -49,20 +49,29 @@ class Case:
         file: Stem of the two files.
         build: From the facts of the json, a model with the parts ``backbone`` and
             maybe ``head``.
-        method: Config of the method.
+        method: Config of the method; None where what is built has the method's own
+            parts and no backbone.
         rules: The name map in passes. In each pass the first rule that matches
             decides, and a name that none matches stays.
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
         halves: Pattern of tensors that ours holds as two, half of the rows each, which
             are named likewise.
+        buffers: From the reference's buffers by name, ours by name, where ours are
+            parts of theirs.
     """
 
     file: str
     build: Callable[[dict[str, Any]], nn.Module]
-    method: dict[str, Any]
+    method: dict[str, Any] | None
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
     halves: str = ''
+    buffers: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+
+
+def facts(case: Case) -> dict[str, Any]:
+    """What the json of a case says."""
+    return json.loads((DATA / f'{case.file}.json').read_text())
 
 
 def facts(case: Case) -> dict[str, Any]:
@@ -149,7 +158,8 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
     Every parameter of ours is filled, by every parameter of theirs that has a rule.
     """
     model = case.build(reference.facts['config'])
-    inject(model.backbone, case.method)
+    if case.method is not None:
+        inject(model.backbone, case.method)
     model = model.double()
     model.eval()
     params = dict(model.named_parameters())
@@ -163,6 +173,10 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
             place = renamed.place(params[renamed.name])
             place.copy_(renamed.convert(theirs, place))
             filled[renamed.name] += place.numel()
+        if case.buffers is not None:
+            ours = dict(model.named_buffers())
+            for name, value in case.buffers(reference.group('buffer')).items():
+                ours[name].copy_(value)
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'
     return model

@@ -28,6 +28,7 @@ def build(**args: Any) -> nn.Module:
 
 
 UNFOLDED = ('ssf', 'rep_adapter', 'rlrr', 'rlrr:released')
+UNFOLDED = ('ssf', 'rep_adapter', 'arc', 'arc:attn')
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
 TINY = {
