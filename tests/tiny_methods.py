@@ -40,6 +40,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
+    'HRA': {
+        '': {'rank': 4},
+        'orthogonal': {
+            'rank': 3,
+            'start': 'random',
+            'orthogonal': True,
+            'targets': ['attn.qkv', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
     'LoRand': {
@@ -95,6 +104,16 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
+    'OFT': {
+        '': {'block_size': 8},
+        'series': {
+            'block_size': 4,
+            'share_blocks': True,
+            'series': True,
+            'max_norm': 0.5,
+            'targets': ['ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},

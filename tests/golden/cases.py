@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch.nn.functional as F
@@ -239,6 +240,37 @@ def block_rule(theirs: str, ours: str) -> Rule:
     return Rule(rf'blocks\.(\d+)\.{theirs}', rf'blocks.\1.petl.{ours}')
 
 
+def tuner(
+    file: str, method: dict[str, Any], projections: str, *names: tuple[str, str]
+) -> dict[str, Case]:
+    """A tuner of PEFT, whose model holds the base's layers and the base's own head.
+
+    Args:
+        file: Stem of its files.
+        method: Config of our method.
+        projections: Pattern of the layers that are tuned, ``attn.qkv|mlp.fc1``.
+        names: The tuner's names at a layer, as patterns, and ours.
+    """
+    rules = [
+        Rule(r'.+\.head\.original_module\..+', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+    ]
+    for layer in projections.split('|'):
+        site = layer.replace('mlp', 'ffn').replace('.', '_')
+        at = rf'.+\.blocks\.(\d+)\.{re.escape(layer)}\.'
+        rules += [
+            Rule(at + theirs, rf'blocks.\1.petl.{site}.0.{ours}')
+            for theirs, ours in names
+        ]
+    rules += [
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    ]
+    return vits(file, method, *rules)
+
+
+QKV_FC1 = ['attn.qkv', 'ffn.fc1']
+
 CASES: dict[str, Case] = {
     **vits('vit_baseline', {'type': 'Full'}),
     **vits(
@@ -335,6 +367,18 @@ CASES: dict[str, Case] = {
         'dtl',
         {'type': 'DTL', 'rank': 2, 'add_after': [2, 3], 'beta': 100.0},
         Rule(r'lora_dict\.(\d+)\.lora_([AB])', r'blocks.\1.petl.block.0.\2'),
+    ),
+    **tuner(
+        'oft',
+        {'type': 'OFT', 'block_size': 8, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'oft_R\.default\.weight', 'R.upper'),
+    ),
+    **tuner(
+        'hra',
+        {'type': 'HRA', 'rank': 4, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'hra_u\.default', 'U'),
     ),
     **swins('swin_baseline_ms', {'type': 'Full'}),
     **swins('bitfit_swin', {'type': 'BitFit'}),
