@@ -39,6 +39,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},
+    'FourierFT': {
+        '': {'num_coefficients': 100},
+        'haar': {
+            'num_coefficients': 60,
+            'scale': 2,
+            'transform': 'haar',
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
     'HRA': {
         '': {'rank': 4},

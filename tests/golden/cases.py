@@ -153,6 +153,11 @@ def neighbours_inside(x: Tensor) -> Tensor:
     return near[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
 
 
+def by_rows(places: Tensor) -> Tensor:
+    """Row and column of entries, (2, n), to their numbers in rows of 32."""
+    return places[0] * 32 + places[1]
+
+
 # From the names of timm's ViT, with deltas below `petl` as in our own state.
 TO_MMPRETRAIN_VIT = (
     Rule(r'(cls_token|pos_embed|petl\..+)', r'backbone.\1'),
@@ -196,7 +201,11 @@ def three(pattern: str, names: tuple[str, str, str], target: str) -> tuple[Rule,
 
 
 def vits(
-    file: str, method: dict[str, Any], *rules: Rule, split: tuple[str, ...] = ()
+    file: str,
+    method: dict[str, Any],
+    *rules: Rule,
+    split: tuple[str, ...] = (),
+    buffers: str = '',
 ) -> dict[str, Case]:
     """The same reference on mmpretrain's and on timm's ViT.
 
@@ -205,13 +214,16 @@ def vits(
         method: Config of our method.
         rules: From the reference's names to timm's, where they are not so already.
         split: See :class:`Case`.
+        buffers: See :class:`Case`.
     """
     hosts = {
         'mmpretrain_vit': (mmpretrain_vit, TO_MMPRETRAIN_VIT),
         'timm_vit': (timm_vit, TO_TIMM_VIT),
     }
     return {
-        f'{file}-{host}': Case(file, build, method, (rules, base), split)
+        f'{file}-{host}': Case(
+            file, build, method, (rules, base), split, buffers=buffers
+        )
         for host, (build, base) in hosts.items()
     }
 
@@ -241,7 +253,12 @@ def block_rule(theirs: str, ours: str) -> Rule:
 
 
 def tuner(
-    file: str, method: dict[str, Any], projections: str, *names: tuple[str, str]
+    file: str,
+    method: dict[str, Any],
+    projections: str,
+    *names: tuple[str, str],
+    more: tuple[Rule, ...] = (),
+    buffers: str = '',
 ) -> dict[str, Case]:
     """A tuner of PEFT, whose model holds the base's layers and the base's own head.
 
@@ -250,8 +267,11 @@ def tuner(
         method: Config of our method.
         projections: Pattern of the layers that are tuned, ``attn.qkv|mlp.fc1``.
         names: The tuner's names at a layer, as patterns, and ours.
+        more: Rules that go first.
+        buffers: See :class:`Case`.
     """
     rules = [
+        *more,
         Rule(r'.+\.head\.original_module\..+', None),
         Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
     ]
@@ -266,7 +286,7 @@ def tuner(
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
     ]
-    return vits(file, method, *rules)
+    return vits(file, method, *rules, buffers=buffers)
 
 
 QKV_FC1 = ['attn.qkv', 'ffn.fc1']
@@ -379,6 +399,17 @@ CASES: dict[str, Case] = {
         {'type': 'HRA', 'rank': 4, 'targets': QKV_FC1},
         'attn.qkv|mlp.fc1',
         (r'hra_u\.default', 'U'),
+    ),
+    **tuner(
+        'fourierft',
+        {'type': 'FourierFT', 'num_coefficients': 50, 'scale': 15, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'fourierft_spectrum\.default', 'c'),
+        more=tuple(
+            Rule(rf'.+\.blocks\.\d+\.{layer}', f'petl.shared.0.{at}', change=by_rows)
+            for layer, at in ((r'attn\.qkv', 'at_96x32'), (r'mlp\.fc1', 'at_128x32'))
+        ),
+        buffers='index',
     ),
     **swins('swin_baseline_ms', {'type': 'Full'}),
     **swins('bitfit_swin', {'type': 'BitFit'}),

@@ -55,6 +55,8 @@ class Case:
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
         halves: Pattern of tensors that ours holds as two, half of the rows each, which
             are named likewise.
+        buffers: Group of tensors that ours keeps as buffers, those of several layers
+            in one where they are equal.
     """
 
     file: str
@@ -63,6 +65,7 @@ class Case:
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
     halves: str = ''
+    buffers: str = ''
 
 
 class Reference:
@@ -160,7 +163,20 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
             filled[renamed.name] += place.numel()
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'
+    if case.buffers:
+        fill_buffers(model, case, reference)
     return model
+
+
+def fill_buffers(model: nn.Module, case: Case, reference: Reference) -> None:
+    """Put the buffers of a case into our model, which has them for certain layers."""
+    buffers, filled = dict(model.named_buffers()), {}
+    for name, theirs in reference.group(case.buffers).items():
+        renamed = Renamed(name, case.rules)
+        value = renamed.convert(theirs, buffers[renamed.name])
+        assert torch.equal(filled.setdefault(renamed.name, value), value), name
+        buffers[renamed.name].copy_(value)
+    assert filled
 
 
 def far(ours: Tensor, theirs: Tensor) -> float:
