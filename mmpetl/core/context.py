@@ -35,9 +35,16 @@ class Context:
         rerun: ``rerun(x, ctx)`` runs the block or the patch merging at hand once more,
             on another sequence, of any dtype, and another context. Set while the sites
             ``tokens``, ``block`` and ``downsample`` run.
+        affine: ``affine(kind)`` gives the base weights behind a site of the block or
+            layer at hand, as an :class:`~mmpetl.core.affine.Affine`: its ``weight`` and
+            ``full_bias()`` are frozen and in the dtype of the base, so they go through
+            :meth:`Delta.own`. Set while a delta acts. A delta reads them in each pass,
+            and says so (:attr:`Delta.reads_base`); it keeps no view of them, since
+            conversions, copies and folding put others in their place.
     """
 
     __slots__ = (
+        'affine',
         'grid',
         'handed',
         'images',
@@ -59,6 +66,7 @@ class Context:
         self.handed: Any = None
         self.images: Tensor | None = None
         self.rerun: Callable[[Tensor, Context], Tensor] | None = None
+        self.affine: Callable[[str], Any] | None = None
 
     def fork(self) -> Context:
         """A copy whose counts stay as they are now; notes and masks are shared.
@@ -74,6 +82,7 @@ class Context:
         copy.handed = self.handed
         copy.images = self.images
         copy.rerun = self.rerun
+        copy.affine = self.affine
         return copy
 
     def own(self) -> Context:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,11 +28,18 @@ class Delta(nn.Module):
         dtype: Floating dtype of its own or shared parameters, None without any.
         taps: Whether it passes everything on and only reads. It then runs behind all
             others at its site, so that it reads what leaves in any order of injection.
+        reads_base: Whether it reads the base weights of its site in each pass
+            (:meth:`Context.affine`). What it folds then counts from
+            :attr:`Affine.base`, as other methods may be folded there before.
+        lr_mults: Factors of the learning rate for some of its parameters, by their own
+            names; :class:`~mmpetl.engine.OwnerOptimWrapperConstructor` reads them.
     """
 
     slot: str = ''
     dtype: torch.dtype | None = None
     taps: bool = False
+    reads_base: bool = False
+    lr_mults: Mapping[str, float] = MappingProxyType({})
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         """What enters the site instead of ``x``."""

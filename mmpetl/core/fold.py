@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import nn
 
+from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
 from mmpetl.core.injection import Injection, injection_of
@@ -48,6 +51,11 @@ def fold(backbone: nn.Module) -> nn.Module:
         (name, site, delta, record.site_map.affine(module, site))
         for name, site, delta in _in_order(module, record)
     ]
+    written = Counter(key for *_, affine in parts for key in _storages(affine))
+    for _, _, delta, affine in parts:
+        shared = any(written[key] > 1 for key in _storages(affine))
+        if shared and delta.reads_base:
+            affine.keep_base()
     for name, site, delta, affine in parts:
         affine.check_writable()
         # Into a copy first: what cannot be folded is found before anything changes.
@@ -57,6 +65,11 @@ def fold(backbone: nn.Module) -> nn.Module:
     for name in list(record.slots):
         remove(module, record, name, restore=False)
     return backbone
+
+
+def _storages(affine: Affine) -> set[int]:
+    """Where the tensors behind a map lie, whole tensors for views of them."""
+    return {tensor.untyped_storage().data_ptr() for tensor in affine.tensors}
 
 
 def _in_order(module: nn.Module, record: Injection) -> list[tuple[str, Site, Delta]]:

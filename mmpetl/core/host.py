@@ -50,6 +50,7 @@ class Host:
         """Run the ``before`` ports of a site."""
         for delta in self.plugged(kind, index):
             if type(delta).before is not Delta.before:
+                ctx.affine = self.base_of
                 x = _like(delta.before(delta.own(x), ctx), x)
         return x
 
@@ -64,8 +65,32 @@ class Host:
         """Run the ``after`` ports of a site, given its input and output."""
         for delta in self.plugged(kind, index):
             if type(delta).after is not Delta.after:
+                ctx.affine = self.base_of
                 y = _like(delta.after(delta.own(x), delta.own(y), ctx), y)
         return y
+
+    def affine(self, name: str, kind: str) -> Affine | None:
+        """The base weights behind a site of this module, None where it has none."""
+        return None
+
+    def base_of(self, kind: str, name: str = '') -> Affine:
+        """The base weights behind a site of this module, for the delta that runs.
+
+        Args:
+            kind: The site.
+            name: What messages call it.
+
+        Raises:
+            PETLError: There are none.
+        """
+        # By the class: norms have an attribute of this name.
+        found = type(self).affine(self, name or kind, kind)
+        if found is None:
+            raise PETLError(
+                f'{name or kind} is no affine map of {type(self).__name__}, so a delta can '
+                'read no base weights there'
+            )
+        return found
 
     def through(
         self,
@@ -358,7 +383,6 @@ class BlockHost(Host):
         return self.sublayers(x, ctx.fork())
 
     def affine(self, name: str, kind: str) -> Affine | None:
-        """The base weights behind a site of this block, None where it has none."""
         if kind in ('norm1', 'norm2'):
             return affine_of(name, self.norms()[int(kind[-1]) - 1])
         if kind in ('ffn.fc1', 'ffn.fc2'):

@@ -193,6 +193,8 @@ def inject(
         )
         _plug(module, site_map, slot, entry, deltas, shared, delta_dtype)
 
+        _check_readable(module, deltas)
+
         def weights(host: str, kind: str, index: int | None = None) -> Affine:
             return site_map.affine_at(module, sites, host, kind, index)
 
@@ -208,6 +210,14 @@ def inject(
         if hasattr(part, '_is_init'):
             part._is_init = True
     return backbone
+
+
+def _check_readable(module: nn.Module, deltas: Mapping[Site, Delta]) -> None:
+    """Refuse deltas that read base weights where there are no plain ones."""
+    for site, delta in deltas.items():
+        if delta.reads_base:
+            host = module.get_submodule(site.host)
+            host.base_of(site.kind, str(site)).check_readable()
 
 
 def wanted_sites(
