@@ -38,6 +38,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
+    'BOFT': {
+        '': {'block_size': 4},
+        'rows': {
+            'block_size': 4,
+            'factors': 3,
+            'targets': ['attn.q', 'attn.k', 'attn.v', 'attn.proj'],
+        },
+    },
     'E3VA': {'': {'rank': 4}},
     'FourierFT': {
         '': {'num_coefficients': 100},
@@ -55,7 +63,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'rank': 3,
             'start': 'random',
             'orthogonal': True,
-            'targets': ['attn.qkv', 'ffn.fc1', 'ffn.fc2'],
+            'targets': ['attn.q', 'attn.v', 'ffn.fc1', 'ffn.fc2'],
         },
     },
     'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},

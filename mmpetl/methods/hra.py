@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from mmpetl.core import (
     Affine,
-    Context,
     Delta,
     Method,
     PETLError,
@@ -28,9 +27,28 @@ from mmpetl.core import (
     check_range,
     kaiming_uniform_,
 )
+from mmpetl.core.input_change import (
+    InputChange,
+    changed_input,
+    fold_change,
+    only_after,
+)
 from mmpetl.registry import METHODS
 
-PROJECTIONS = ('attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
+PROJECTIONS = (
+    'attn.qkv',
+    'attn.q',
+    'attn.k',
+    'attn.v',
+    'attn.proj',
+    'ffn.fc1',
+    'ffn.fc2',
+)
+INSTEAD = {
+    'attn.qkv': ('attn.q', 'attn.k', 'attn.v'),
+    'attn.proj': ('ffn.fc1', 'ffn.fc2'),
+}
+"""What stands for a fused projection, and for attention, where a trunk has none."""
 STARTS = ('pairs', 'random')
 
 
@@ -62,10 +80,10 @@ def paired(u: Tensor) -> tuple[Tensor, Tensor]:
     return left, right
 
 
-class HRADelta(Delta):
-    """``x R^T`` with ``R = (I - 2 u_1 u_1^T) ... (I - 2 u_r u_r^T)``.
+class Reflections(InputChange):
+    """``C = R^T - I`` with ``R = (I - 2 u_1 u_1^T) ... (I - 2 u_r u_r^T)``.
 
-    x: (B, N, in_dims); the u are the columns of U, (in_dims, r), at length one.
+    The u are the columns of U, (in_dims, r), at length one.
     """
 
     def __init__(self, dims: int, rank: int, start: str, orthogonal: bool) -> None:
@@ -91,12 +109,16 @@ class HRADelta(Delta):
         # As rows, for two that are equal to have the same length to the last bit.
         return paired(F.normalize(self.U.to(dtype).mT.contiguous(), dim=-1))
 
-    def before(self, x: Tensor, ctx: Context) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.U.device.type, enabled=False):
             # No half kernel decomposes, and small differences are what is learnt.
             parts = self.factors(torch.promote_types(self.U.dtype, torch.float32))
         left, right = (part.to(x.dtype) for part in parts)
-        return x + F.linear(F.linear(x, right), left)
+        return F.linear(F.linear(x, right), left)
+
+    def of_weight(self, weight: Tensor) -> Tensor:
+        left, right = self.factors(weight.dtype)
+        return (weight @ left) @ right
 
 
 @METHODS.register_module()
@@ -110,10 +132,14 @@ class HRA(Method):
             starts as the frozen one. ``'random'``: all are drawn apart.
         orthogonal: Whether directions are made orthogonal before they reflect; then
             only a random start makes sense.
-        targets: Projections whose input is reflected. Where a backbone has no attention
-            the default stands for both projections of its feed-forward networks.
+        targets: Projections whose input is reflected. ``attn.q``, ``attn.k`` and
+            ``attn.v`` are reflected apart; they stand for ``attn.qkv`` where these have
+            no projection of one input. Where a backbone has no attention
+            ``attn.proj`` stands for both projections of its feed-forward networks. In a
+            model that no file describes every Linear has reflections.
     """
 
+    leaf_kinds = ('layer.linear',)
     sized = ('rank',)
     family = 'reparameterisation'
     targets_any = True
@@ -140,7 +166,7 @@ class HRA(Method):
         self.start = start
         self.orthogonal = orthogonal
         self.targets = check_kinds(self, targets, PROJECTIONS)
-        self.substitutes = {'attn.proj': ('ffn.fc1', 'ffn.fc2')}
+        self.substitutes = INSTEAD
         self.starts_as_identity = start == 'pairs'
 
     def check(self, sites: list[Site]) -> None:
@@ -151,9 +177,12 @@ class HRA(Method):
                     f'at {site}, got {self.rank}'
                 )
 
-    def build(self, site: Site) -> HRADelta:
-        return HRADelta(site.in_dims, self.rank, self.start, self.orthogonal)
+    def has_room(self, site: Site) -> bool:
+        return self.rank <= site.in_dims
 
-    def fold(self, site: Site, delta: HRADelta, affine: Affine) -> None:
-        left, right = delta.factors(torch.float64)
-        affine.add_((affine.weight.double() @ left) @ right)
+    def build(self, site: Site) -> Delta:
+        U = Reflections(site.in_dims, self.rank, self.start, self.orthogonal)
+        return changed_input(site, U)
+
+    def fold(self, site: Site, delta: Delta, affine: Affine) -> None:
+        fold_change(delta.change, affine, only_after(site))

@@ -29,14 +29,18 @@ from mmpetl.methods.ssf import SSF
 def test_the_methods_that_act_on_any_model_are_computed() -> None:
     able = {n for n, m in registered_methods().items() if m.on_any_model()}
     assert able == {
+        'BOFT',
         'BitFit',
         'DiffFit',
+        'FourierFT',
         'Full',
         'GPS',
+        'HRA',
         'Hydra',
         'LNTune',
         'LinearProbe',
         'LoRA',
+        'OFT',
         'PartialK',
         'SSF',
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from reference import Case, Rule
 from torch import Tensor, nn
@@ -158,6 +159,17 @@ def by_rows(places: Tensor) -> Tensor:
     return places[0] * 32 + places[1]
 
 
+def above(square: Tensor) -> Tensor:
+    """What is above the diagonal of ``(D - D^T) / 2``, row by row; D: (..., n, n)."""
+    row, column = torch.triu_indices(*square.shape[-2:], 1)
+    return ((square - square.mT) / 2)[..., row, column]
+
+
+def above_twice(square: Tensor) -> Tensor:
+    """The gradient of that by the gradient of D, which both halves of D share."""
+    return 2 * above(square)
+
+
 # From the names of timm's ViT, with deltas below `petl` as in our own state.
 TO_MMPRETRAIN_VIT = (
     Rule(r'(cls_token|pos_embed|petl\..+)', r'backbone.\1'),
@@ -205,7 +217,7 @@ def vits(
     method: dict[str, Any],
     *rules: Rule,
     split: tuple[str, ...] = (),
-    buffers: str = '',
+    kept: str = '',
 ) -> dict[str, Case]:
     """The same reference on mmpretrain's and on timm's ViT.
 
@@ -214,16 +226,14 @@ def vits(
         method: Config of our method.
         rules: From the reference's names to timm's, where they are not so already.
         split: See :class:`Case`.
-        buffers: See :class:`Case`.
+        kept: See :class:`Case`.
     """
     hosts = {
         'mmpretrain_vit': (mmpretrain_vit, TO_MMPRETRAIN_VIT),
         'timm_vit': (timm_vit, TO_TIMM_VIT),
     }
     return {
-        f'{file}-{host}': Case(
-            file, build, method, (rules, base), split, buffers=buffers
-        )
+        f'{file}-{host}': Case(file, build, method, (rules, base), split, kept=kept)
         for host, (build, base) in hosts.items()
     }
 
@@ -256,9 +266,9 @@ def tuner(
     file: str,
     method: dict[str, Any],
     projections: str,
-    *names: tuple[str, str],
+    *names: tuple[Any, ...],
     more: tuple[Rule, ...] = (),
-    buffers: str = '',
+    kept: str = '',
 ) -> dict[str, Case]:
     """A tuner of PEFT, whose model holds the base's layers and the base's own head.
 
@@ -266,9 +276,10 @@ def tuner(
         file: Stem of its files.
         method: Config of our method.
         projections: Pattern of the layers that are tuned, ``attn.qkv|mlp.fc1``.
-        names: The tuner's names at a layer, as patterns, and ours.
+        names: The tuner's names at a layer, as patterns, and ours; the changes of
+            :class:`Rule` may follow.
         more: Rules that go first.
-        buffers: See :class:`Case`.
+        kept: See :class:`Case`.
     """
     rules = [
         *more,
@@ -279,14 +290,14 @@ def tuner(
         site = layer.replace('mlp', 'ffn').replace('.', '_')
         at = rf'.+\.blocks\.(\d+)\.{re.escape(layer)}\.'
         rules += [
-            Rule(at + theirs, rf'blocks.\1.petl.{site}.0.{ours}')
-            for theirs, ours in names
+            Rule(at + theirs, rf'blocks.\1.petl.{site}.0.{ours}', None, *changes)
+            for theirs, ours, *changes in names
         ]
     rules += [
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
     ]
-    return vits(file, method, *rules, buffers=buffers)
+    return vits(file, method, *rules, kept=kept)
 
 
 QKV_FC1 = ['attn.qkv', 'ffn.fc1']
@@ -392,13 +403,20 @@ CASES: dict[str, Case] = {
         'oft',
         {'type': 'OFT', 'block_size': 8, 'targets': QKV_FC1},
         'attn.qkv|mlp.fc1',
-        (r'oft_R\.default\.weight', 'R.upper'),
+        (r'oft_R\.default\.weight', 'change.upper'),
+    ),
+    **tuner(
+        'boft',
+        {'type': 'BOFT', 'block_size': 8, 'factors': 1, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'boft_R\.default', 'change.upper', above, above_twice),
+        (r'boft_s\.default', 's'),
     ),
     **tuner(
         'hra',
         {'type': 'HRA', 'rank': 4, 'targets': QKV_FC1},
         'attn.qkv|mlp.fc1',
-        (r'hra_u\.default', 'U'),
+        (r'hra_u\.default', 'change.U'),
     ),
     **tuner(
         'fourierft',
@@ -409,7 +427,7 @@ CASES: dict[str, Case] = {
             Rule(rf'.+\.blocks\.\d+\.{layer}', f'petl.shared.0.{at}', change=by_rows)
             for layer, at in ((r'attn\.qkv', 'at_96x32'), (r'mlp\.fc1', 'at_128x32'))
         ),
-        buffers='index',
+        kept='index',
     ),
     **swins('swin_baseline_ms', {'type': 'Full'}),
     **swins('bitfit_swin', {'type': 'BitFit'}),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mmpetl
 from mmpetl.core import PETLError
-from mmpetl.methods.hra import HRA, HRADelta, paired
+from mmpetl.methods.hra import HRA, Reflections, paired
 
 F64 = torch.float64
 
@@ -25,6 +25,7 @@ def test_count(size: str, rank: int, number: int) -> None:
     assert got == number
     assert got == sum(d * rank for d in widths(size))
     assert counts(size, HRA(rank)).delta == 2 * number
+    assert counts(size, HRA(rank, targets=('attn.q', 'attn.v'))).delta == 2 * number
 
 
 def product(U: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def test_pairs_are_the_product_of_all_reflections(rank: int) -> None:
 
 
 def test_orthogonal_directions_reflect_all_at_once() -> None:
-    delta = HRADelta(9, 4, 'random', True).double()
+    delta = Reflections(9, 4, 'random', True).double()
     left, right = delta.factors(F64)
     R = torch.eye(9, dtype=F64) + left @ right
     P = delta.U @ torch.linalg.inv(delta.U.T @ delta.U) @ delta.U.T
@@ -61,19 +62,19 @@ def test_equals_the_formula() -> None:
     def edit(place: str, block: int, x: Tensor, seen: dict) -> Tensor:
         if place not in at:
             return x
-        return x @ product(plain_vit.delta(model, block, at[place]).U).T
+        return x @ product(plain_vit.delta(model, block, at[place]).change.U).T
 
     plain_vit.check(model, edit)
 
 
 def test_starts_in_pairs_that_training_tells_apart() -> None:
-    delta = HRADelta(32, 6, 'pairs', False)
+    delta = Reflections(32, 6, 'pairs', False)
     U = delta.U
     assert torch.equal(U[:, 0::2], U[:, 1::2])
     assert 0.9 * 3**-0.5 < U.abs().max() <= 3**-0.5
     x = torch.randn(4, 32)
-    assert torch.equal(delta.before(x, None), x)
-    (delta.before(x, None) * torch.randn(4, 32)).sum().backward()
+    assert not delta(x).any()
+    (delta(x) * torch.randn(4, 32)).sum().backward()
     assert ((U.grad[:, 0::2] - U.grad[:, 1::2]).norm(dim=0) > 1e-2).all()
 
 
