@@ -71,8 +71,34 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
     },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
+    'BOFT': {
+        '': {'block_size': 4},
+        'rows': {
+            'block_size': 4,
+            'factors': 3,
+            'targets': ['attn.q', 'attn.k', 'attn.v', 'attn.proj'],
+        },
+    },
     'E3VA': {'': {'rank': 4}},
+    'FourierFT': {
+        '': {'num_coefficients': 100},
+        'haar': {
+            'num_coefficients': 60,
+            'scale': 2,
+            'transform': 'haar',
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
+    'HRA': {
+        '': {'rank': 4},
+        'orthogonal': {
+            'rank': 3,
+            'start': 'random',
+            'orthogonal': True,
+            'targets': ['attn.q', 'attn.v', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
     'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
     'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
@@ -142,6 +168,16 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
+    'OFT': {
+        '': {'block_size': 8},
+        'series': {
+            'block_size': 4,
+            'share_blocks': True,
+            'series': True,
+            'max_norm': 0.5,
+            'targets': ['ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},

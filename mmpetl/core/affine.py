@@ -199,7 +199,7 @@ class Affine:
             piece = shift[part.start : part.stop].double()
             if part.bias is not None:
                 part.bias.copy_(part.bias.double() + piece)
-            elif not part.free:
+            elif not part.free and piece.any():
                 raise PETLError(
                     f'{self.name} has no bias to fold a shift into; '
                     'build the base with one, or keep the delta unfolded'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
 from mmpetl.core.injection import Injection, injection_of
+from mmpetl.core.method import Method
 from mmpetl.core.site import AFTER_ONLY, Site
 from mmpetl.core.slots import remove
 
@@ -48,20 +50,20 @@ def fold(backbone: nn.Module) -> nn.Module:
                 'or eject it before folding'
             )
     parts = [
-        (name, site, delta, record.site_map.affine(module, site))
-        for name, site, delta in _in_order(module, record)
+        (write, site, delta, record.site_map.affine(module, site))
+        for write, site, delta in _in_order(module, record)
     ]
     written = Counter(key for *_, affine in parts for key in _storages(affine))
     for _, _, delta, affine in parts:
         shared = any(written[key] > 1 for key in _storages(affine))
         if shared and delta.reads_base:
             affine.keep_base()
-    for name, site, delta, affine in parts:
+    for write, site, delta, affine in parts:
         affine.check_writable()
         # Into a copy first: what cannot be folded is found before anything changes.
-        record.slots[name].method.fold(site, delta, affine.copy())
-    for name, site, delta, affine in parts:
-        record.slots[name].method.fold(site, delta, affine)
+        write(site, delta, affine.copy())
+    for write, site, delta, affine in parts:
+        write(site, delta, affine)
     for name in list(record.slots):
         remove(module, record, name, restore=False)
     return backbone
@@ -72,17 +74,27 @@ def _storages(affine: Affine) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in affine.tensors}
 
 
-def _in_order(module: nn.Module, record: Injection) -> list[tuple[str, Site, Delta]]:
-    """Slot, site and delta from the weight outwards.
+Write = Callable[[Site, Delta, Affine], None]
+
+
+def _in_order(module: nn.Module, record: Injection) -> list[tuple[Write, Site, Delta]]:
+    """What writes, site and delta, from the weight outwards.
 
     What acts behind a projection is nearer to its weight than what acts in front, since
     it sees the edited input; the rows of the fused projection run before the whole.
     """
-    behind, front = [], []
+    behind: list[tuple[Write, Site, Delta]] = []
+    front: list[tuple[Write, Site, Delta]] = []
     for name, slot in record.slots.items():
+        method = slot.method
+        in_parts = type(method).fold_before is not Method.fold_before
         for site in slot.sites:
             delta = module.get_submodule(f'{site.path}.{name}')
             acts_before = type(delta).before is not Delta.before
-            (front if acts_before else behind).append((name, site, delta))
+            if acts_before and in_parts:
+                behind.append((method.fold, site, delta))
+                front.append((method.fold_before, site, delta))
+            else:
+                (front if acts_before else behind).append((method.fold, site, delta))
     behind.sort(key=lambda entry: entry[1].kind not in AFTER_ONLY)
     return behind + front[::-1]

@@ -171,7 +171,7 @@ class AttentionLeaf(LeafHost):
             o = softmax_attention(q, k, v, dropout=dropout)
         else:
             o = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
-        o = o.transpose(1, 2).flatten(2)
+        o = self.before('attn.proj', o.transpose(1, 2).flatten(2), ctx)
         out = self.out_proj
         y = F.linear(o, out.weight, out.bias)
         y = self.after('attn.proj', o, y, ctx)
@@ -184,6 +184,14 @@ class AttentionLeaf(LeafHost):
     ) -> list[Tensor]:
         """Queries, keys and values, each (B, heads, N, head_dims)."""
         bias = self.in_proj_bias
+        fused = self.plugged('attn.qkv')
+        if fused and not same:
+            raise PETLError(
+                'this MultiheadAttention is called with keys or values of their own, '
+                'so nothing can act at attn.qkv; take attn.q, attn.k or attn.v'
+            )
+        if fused:
+            x = (self.before('attn.qkv', x[0], ctx),) * 3
         if same:
             parts = F.linear(x[0], self.in_proj_weight, bias).chunk(3, dim=-1)
         else:
@@ -195,14 +203,9 @@ class AttentionLeaf(LeafHost):
             self.after(kind, source, part, ctx)
             for kind, source, part in zip(kinds, x, parts, strict=True)
         ]
-        if self.plugged('attn.qkv'):
-            if not same:
-                raise PETLError(
-                    'this MultiheadAttention is called with keys or values of their '
-                    'own, so nothing can act at attn.qkv; take attn.q, attn.k or attn.v'
-                )
-            fused = torch.cat(tuple(parts), dim=-1)
-            parts = self.after('attn.qkv', x[0], fused, ctx).chunk(3, dim=-1)
+        if fused:
+            y = torch.cat(tuple(parts), dim=-1)
+            parts = self.after('attn.qkv', x[0], y, ctx).chunk(3, dim=-1)
         return [split_heads(part, self.num_heads) for part in parts]
 
     def _mask(

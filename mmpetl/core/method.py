@@ -220,6 +220,14 @@ class Method:
         """Write an exact equivalent of ``delta`` into the base weights."""
         raise NotImplementedError
 
+    def fold_before(self, site: Site, delta: Delta, affine: Affine) -> None:
+        """Write what ``delta`` does in front of a projection, where it acts behind too.
+
+        :meth:`fold` then writes what it does behind, to which other methods may stand
+        nearer, or farther, than to what is in front.
+        """
+        raise NotImplementedError
+
     def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
         """A pass over data before training that fills buffers.
 

@@ -29,12 +29,15 @@ from mmpetl.methods.ssf import SSF
 def test_the_methods_that_act_on_any_model_are_computed() -> None:
     able = {n for n, m in registered_methods().items() if m.on_any_model()}
     assert able == {
+        'BOFT',
         'BitFit',
         'DiffFit',
         'DoRA',
+        'FourierFT',
         'Full',
         'GLoRA',
         'GPS',
+        'HRA',
         'Hydra',
         'IA3',
         'KAdaptation',
@@ -43,6 +46,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'LoHa',
         'LoKr',
         'LoRA',
+        'OFT',
         'PartialK',
         'RLRR',
         'SSF',

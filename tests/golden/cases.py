@@ -162,6 +162,22 @@ def neighbours_inside(x: Tensor) -> Tensor:
     return near[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
 
 
+def by_rows(places: Tensor) -> Tensor:
+    """Row and column of entries, (2, n), to their numbers in rows of 32."""
+    return places[0] * 32 + places[1]
+
+
+def above(square: Tensor) -> Tensor:
+    """What is above the diagonal of ``(D - D^T) / 2``, row by row; D: (..., n, n)."""
+    row, column = torch.triu_indices(*square.shape[-2:], 1)
+    return ((square - square.mT) / 2)[..., row, column]
+
+
+def above_twice(square: Tensor) -> Tensor:
+    """The gradient of that by the gradient of D, which both halves of D share."""
+    return 2 * above(square)
+
+
 # From the names of timm's ViT, with deltas below `petl` as in our own state.
 TO_MMPRETRAIN_VIT = (
     Rule(r'(cls_token|pos_embed|petl\..+)', r'backbone.\1'),
@@ -210,6 +226,7 @@ def vits(
     *rules: Rule,
     split: tuple[str, ...] = (),
     **more: Any,
+    kept: str = '',
 ) -> dict[str, Case]:
     """The same reference on mmpretrain's and on timm's ViT.
 
@@ -219,6 +236,7 @@ def vits(
         rules: From the reference's names to timm's, where they are not so already.
         split: See :class:`Case`.
         more: Its other arguments.
+        kept: See :class:`Case`.
     """
     hosts = {
         'mmpretrain_vit': (mmpretrain_vit, TO_MMPRETRAIN_VIT),
@@ -226,6 +244,7 @@ def vits(
     }
     return {
         f'{file}-{host}': Case(file, build, method, (rules, base), split, **more)
+        f'{file}-{host}': Case(file, build, method, (rules, base), split, kept=kept)
         for host, (build, base) in hosts.items()
     }
 
@@ -364,6 +383,45 @@ def upper_left_corners(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
         found |= {f'{pair}.A': a[:, :32], f'{pair}.B': b[:rows]}
     return found
 
+def tuner(
+    file: str,
+    method: dict[str, Any],
+    projections: str,
+    *names: tuple[Any, ...],
+    more: tuple[Rule, ...] = (),
+    kept: str = '',
+) -> dict[str, Case]:
+    """A tuner of PEFT, whose model holds the base's layers and the base's own head.
+
+    Args:
+        file: Stem of its files.
+        method: Config of our method.
+        projections: Pattern of the layers that are tuned, ``attn.qkv|mlp.fc1``.
+        names: The tuner's names at a layer, as patterns, and ours; the changes of
+            :class:`Rule` may follow.
+        more: Rules that go first.
+        kept: See :class:`Case`.
+    """
+    rules = [
+        *more,
+        Rule(r'.+\.head\.original_module\..+', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+    ]
+    for layer in projections.split('|'):
+        site = layer.replace('mlp', 'ffn').replace('.', '_')
+        at = rf'.+\.blocks\.(\d+)\.{re.escape(layer)}\.'
+        rules += [
+            Rule(at + theirs, rf'blocks.\1.petl.{site}.0.{ours}', None, *changes)
+            for theirs, ours, *changes in names
+        ]
+    rules += [
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    ]
+    return vits(file, method, *rules, kept=kept)
+
+
+QKV_FC1 = ['attn.qkv', 'ffn.fc1']
 
 CASES: dict[str, Case] = {
     **vits('vit_baseline', {'type': 'Full'}),
@@ -524,6 +582,36 @@ CASES: dict[str, Case] = {
         'dtl',
         {'type': 'DTL', 'rank': 2, 'add_after': [2, 3], 'beta': 100.0},
         Rule(r'lora_dict\.(\d+)\.lora_([AB])', r'blocks.\1.petl.block.0.\2'),
+    ),
+    **tuner(
+        'oft',
+        {'type': 'OFT', 'block_size': 8, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'oft_R\.default\.weight', 'change.upper'),
+    ),
+    **tuner(
+        'boft',
+        {'type': 'BOFT', 'block_size': 8, 'factors': 1, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'boft_R\.default', 'change.upper', above, above_twice),
+        (r'boft_s\.default', 's'),
+    ),
+    **tuner(
+        'hra',
+        {'type': 'HRA', 'rank': 4, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'hra_u\.default', 'change.U'),
+    ),
+    **tuner(
+        'fourierft',
+        {'type': 'FourierFT', 'num_coefficients': 50, 'scale': 15, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'fourierft_spectrum\.default', 'c'),
+        more=tuple(
+            Rule(rf'.+\.blocks\.\d+\.{layer}', f'petl.shared.0.{at}', change=by_rows)
+            for layer, at in ((r'attn\.qkv', 'at_96x32'), (r'mlp\.fc1', 'at_128x32'))
+        ),
+        kept='index',
     ),
     **swins('swin_baseline_ms', {'type': 'Full'}),
     **swins('bitfit_swin', {'type': 'BitFit'}),

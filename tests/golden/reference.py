@@ -32,13 +32,15 @@ class Rule:
         target: The new name, with ``\\1`` for groups; None for a tensor that ours
             lacks because the reference does not use it.
         part: Which of how many equal chunks of rows it fills, (0, 3) for queries.
-        change: A permutation of elements between the reference's layout and ours.
+        change: From the reference's numbers to ours: a permutation, or what is linear.
+        change_grad: What becomes of gradients, where that is something else.
     """
 
     pattern: str
     target: str | None
     part: tuple[int, int] | None = None
     change: Callable[[Tensor], Tensor] | None = None
+    change_grad: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Case:
             are named likewise.
         buffers: From the reference's buffers by name, ours by name, where ours are
             parts of theirs.
+        kept: Group of tensors that ours keeps as buffers, those of several layers
+            in one where they are equal.
     """
 
     file: str
@@ -77,6 +81,7 @@ def facts(case: Case) -> dict[str, Any]:
 def facts(case: Case) -> dict[str, Any]:
     """What the json of a case says."""
     return json.loads((DATA / f'{case.file}.json').read_text())
+    kept: str = ''
 
 
 class Reference:
@@ -126,12 +131,14 @@ class Renamed:
         self.name: str | None = name
         self.part: tuple[int, int] | None = None
         self.change: Callable[[Tensor], Tensor] | None = None
+        self.change_grad: Callable[[Tensor], Tensor] | None = None
         for rules in passes:
             rule = next((r for r in rules if re.fullmatch(r.pattern, self.name)), None)
             if rule is None:
                 continue
             self.part = rule.part or self.part
             self.change = rule.change or self.change
+            self.change_grad = rule.change_grad or self.change_grad
             if rule.target is None:
                 self.name = None
                 return
@@ -144,10 +151,11 @@ class Renamed:
         i, n = self.part
         return ours.chunk(n)[i]
 
-    def convert(self, theirs: Tensor, ours: Tensor) -> Tensor:
-        """Their values in our layout and shape."""
-        if self.change is not None:
-            theirs = self.change(theirs)
+    def convert(self, theirs: Tensor, ours: Tensor, grad: bool = False) -> Tensor:
+        """Their values, or gradients, in our layout and shape."""
+        change = (self.change_grad if grad else None) or self.change
+        if change is not None:
+            theirs = change(theirs)
         assert theirs.numel() == ours.numel(), (self.name, theirs.shape, ours.shape)
         return theirs.reshape(ours.shape)
 
@@ -179,7 +187,20 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
                 ours[name].copy_(value)
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'
+    if case.kept:
+        fill_buffers(model, case, reference)
     return model
+
+
+def fill_buffers(model: nn.Module, case: Case, reference: Reference) -> None:
+    """Put the buffers of a case into our model, which has them for certain layers."""
+    buffers, filled = dict(model.named_buffers()), {}
+    for name, theirs in reference.group(case.kept).items():
+        renamed = Renamed(name, case.rules)
+        value = renamed.convert(theirs, buffers[renamed.name])
+        assert torch.equal(filled.setdefault(renamed.name, value), value), name
+        buffers[renamed.name].copy_(value)
+    assert filled
 
 
 def far(ours: Tensor, theirs: Tensor) -> float:
