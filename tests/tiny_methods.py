@@ -97,6 +97,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
+    'Rein': {
+        '': {'num_tokens': 5, 'rank': 2},
+        'zero': {'num_tokens': 4, 'rank': None, 'zero_init': True},
+    },
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
 }
@@ -112,6 +116,11 @@ STILL: dict[str, dict[str, str]] = {
         ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
     },
+    # The same holds for the tokens that patches look at behind the last block.
+    'Rein': dict.fromkeys(
+        ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit', 'mmaction_timesformer'),
+        r'\.1\.petl\.block\.',
+    ),
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
 

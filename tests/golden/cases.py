@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from reference import Case, Rule
 from torch import Tensor, nn
 
+from mmpetl.core import Context, Site
+from mmpetl.methods.rein import Rein
+
 Facts = dict[str, Any]
 
 
@@ -239,6 +242,27 @@ def block_rule(theirs: str, ours: str) -> Rule:
     return Rule(rf'blocks\.(\d+)\.{theirs}', rf'blocks.\1.petl.{ours}')
 
 
+class ReinLayers(nn.Module):
+    """Rein behind three blocks that do nothing, and the queries for a decoder."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        dims = c['embed_dims']
+        method = Rein(c['token_length'], rank=None, query_dims=c['query_dims'])
+        sites = [
+            Site('block', f'{i}', dims, dims, i, patch_dims=768)
+            for i in range(c['num_layers'])
+        ]
+        self.shared = method.share(sites)
+        self.layers = nn.ModuleList(method.build(site) for site in sites)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for delta in self.layers:
+            delta.attach('0', self.shared)
+            x = delta.after(x, x, Context((3, 3), 1))
+        return [x, self.shared.link([delta.tokens() for delta in self.layers])]
+
+
 CASES: dict[str, Case] = {
     **vits('vit_baseline', {'type': 'Full'}),
     **vits(
@@ -372,6 +396,22 @@ CASES: dict[str, Case] = {
                 (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
             )
         ),
+    ),
+    'rein': Case(
+        'rein',
+        ReinLayers,
+        None,
+        (
+            (
+                Rule(r'learnable_tokens\.(\d)', r'layers.\1.T'),
+                Rule(r'scale', r'shared.maps.16.scale'),
+                Rule(r'mlp_token2feat\.(.+)', r'shared.maps.16.W1.\1'),
+                Rule(r'mlp_delta_f\.(.+)', r'shared.maps.16.W2.\1'),
+                Rule(r'transform\.(.+)', r'shared.link.transform.16.\1'),
+                Rule(r'merge\.(.+)', r'shared.link.merge.\1'),
+            ),
+        ),
+        split=('learnable_tokens',),
     ),
     'video_swin_baseline-mmaction_swin3d': Case(
         'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)

@@ -49,7 +49,8 @@ class Case:
         file: Stem of the two files.
         build: From the facts of the json, a model with the parts ``backbone`` and
             maybe ``head``.
-        method: Config of the method.
+        method: Config of the method; None where what is built has the method's own
+            parts and no backbone.
         rules: The name map in passes. In each pass the first rule that matches
             decides, and a name that none matches stays.
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
@@ -59,7 +60,7 @@ class Case:
 
     file: str
     build: Callable[[dict[str, Any]], nn.Module]
-    method: dict[str, Any]
+    method: dict[str, Any] | None
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
     halves: str = ''
@@ -144,7 +145,8 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
     Every parameter of ours is filled, by every parameter of theirs that has a rule.
     """
     model = case.build(reference.facts['config'])
-    inject(model.backbone, case.method)
+    if case.method is not None:
+        inject(model.backbone, case.method)
     model = model.double()
     model.eval()
     params = dict(model.named_parameters())
