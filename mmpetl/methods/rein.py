@@ -127,8 +127,8 @@ class Rein(Method):
         zero_init: Start at the frozen model, with ``W2`` at zero and without the scale.
             The paper's runs start near it, with a scale of 0.001.
         query_dims: Width of the queries that the tokens of all blocks are linked to,
-            256 in Mask2Former, for a head that reads :func:`queries`. None has no link,
-            and works with any head.
+            256 in Mask2Former, for a head that reads :func:`queries`, as
+            ``mmpetl.ReinHead`` does. None has no link, and works with any head.
     """
 
     targets = ('block',)
