@@ -95,6 +95,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
+    'STAdapter': {
+        '': {'hidden_dims': 6},
+        'both': {'style': 'both', 'hidden_dims': 4, 'kernel_size': (3, 3, 1)},
+    },
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'Rein': {
@@ -115,6 +119,9 @@ STILL: dict[str, dict[str, str]] = {
             ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit'), r'\.1\.petl\..*\.conv\.'
         ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
+    },
+    'STAdapter': {
+        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn_sum\.',
     },
     # The same holds for the tokens that patches look at behind the last block.
     'Rein': dict.fromkeys(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from reference import Case, Rule
 from torch import Tensor, nn
 
 from mmpetl.core import Context, Site
 from mmpetl.methods.rein import Rein
+from mmpetl.methods.st_adapter import STAdapter
 
 Facts = dict[str, Any]
 
@@ -263,6 +265,36 @@ class ReinLayers(nn.Module):
         return [x, self.shared.link([delta.tokens() for delta in self.layers])]
 
 
+class ClipBlock(nn.Module):
+    """A block of CLIP with frames in the batch, and an ST-Adapter before each norm."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        dims, self.grid = c['dims'], (c['frames'], *c['grid'])
+        self.ln_1, self.ln_2 = nn.LayerNorm(dims), nn.LayerNorm(dims)
+        self.attn = nn.MultiheadAttention(dims, c['heads'], batch_first=True)
+        self.c_fc, self.c_proj = nn.Linear(dims, 4 * dims), nn.Linear(4 * dims, dims)
+        self.requires_grad_(False)
+        method = STAdapter('both', c['adapter_width'], c['kernel'])
+        self.before, self.behind = (
+            method.build(Site(kind, 'b', dims, dims)) for kind in method.targets
+        )
+
+    def clips(self, delta: nn.Module, x: Tensor) -> Tensor:
+        """An adapter on clips; class tokens pass."""
+        front, frames = x[:, :1], x[:, 1:]
+        volume = frames.unflatten(0, (-1, self.grid[0])).flatten(1, 2)
+        volume = delta.added(volume, Context(self.grid))
+        return torch.cat((front, volume.reshape(frames.shape)), dim=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.clips(self.before, x)
+        h = self.ln_1(x)
+        x = self.clips(self.behind, x + self.attn(h, h, h)[0])
+        h = self.c_fc(self.ln_2(x))
+        return [x + self.c_proj(h * torch.sigmoid(1.702 * h))]
+
+
 CASES: dict[str, Case] = {
     **vits('vit_baseline', {'type': 'Full'}),
     **vits(
@@ -412,6 +444,19 @@ CASES: dict[str, Case] = {
             ),
         ),
         split=('learnable_tokens',),
+    ),
+    'st_adapter': Case(
+        'st_adapter',
+        ClipBlock,
+        None,
+        (
+            (
+                Rule(r'block\.adapter_pre_attn\.(.+)', r'before.\1'),
+                Rule(r'block\.adapter_pre_mlp\.(.+)', r'behind.\1'),
+                Rule(r'block\.mlp\.(.+)', r'\1'),
+                Rule(r'block\.(.+)', r'\1'),
+            ),
+        ),
     ),
     'video_swin_baseline-mmaction_swin3d': Case(
         'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
