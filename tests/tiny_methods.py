@@ -105,6 +105,20 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         '': {'num_tokens': 5, 'rank': 2},
         'zero': {'num_tokens': 4, 'rank': None, 'zero_init': True},
     },
+    'E2VPT': {
+        '': {},
+        'separate': {
+            'num_tokens': 3,
+            'num_kv_tokens': 2,
+            'share_kv': False,
+            'segment_mask': [[1, 0, 1], [1, 1, 1], [0, 1, 1]],
+        },
+    },
+    'VAPT': {
+        '': {'grid_size': (4, 4)},
+        'kernels': {'num_tokens': 3, 'one_kernel': False, 'grid_size': (6, 5)},
+    },
+    'VFPT': {'': {}, 'ortho': {'num_tokens': 3, 'fraction': 1.0, 'norm': 'ortho'}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
 }

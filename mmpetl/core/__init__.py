@@ -6,10 +6,12 @@ from mmpetl.core.bricks import (
     PoolPrompts,
     Prompts,
     add_to_own,
+    check_pooling,
     extra_tokens,
     grow,
     join_tokens,
     on_maps,
+    pools_prompts,
     projections,
 )
 from mmpetl.core.calibration import (
@@ -157,6 +159,7 @@ __all__ = [
     'build_method',
     'check_hosts',
     'check_kinds',
+    'check_pooling',
     'check_range',
     'check_rank',
     'check_shapes',
@@ -203,6 +206,7 @@ __all__ = [
     'padded_grid',
     'patches_of',
     'places_of',
+    'pools_prompts',
     'projections',
     'records_gradients',
     'registered_methods',

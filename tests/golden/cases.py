@@ -463,3 +463,51 @@ CASES: dict[str, Case] = {
     ),
 }
 """Every case by its id: the file, and the backbone it is held against."""
+
+VPT_NAMES = CASES['vpt_deep-timm_vit'].rules[0]
+"""From the names of VPT's code, which others build on, to timm's."""
+
+CASES |= {
+    **vits(
+        'vfpt',
+        {'type': 'VFPT', 'num_tokens': 4, 'fraction': 1.0},
+        *VPT_NAMES,
+        split=('transformer.deep_prompt_embeddings',),
+    ),
+    **vits(
+        'e2vpt',
+        {'type': 'E2VPT', 'num_tokens': 4, 'num_kv_tokens': 3},
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.attn\.deep_QKV_embeddings',
+            r'blocks.\1.petl.attn_core.0.Ek',
+            change=lambda e: e.transpose(0, 1).flatten(1),
+        ),
+        *VPT_NAMES,
+        split=('transformer.deep_prompt_embeddings',),
+    ),
+    **vits(
+        'vapt',
+        {'type': 'VAPT', 'num_tokens': 4, 'hidden_dims': 6, 'grid_size': (4, 4)},
+        Rule(
+            r'transformer\.deep_prompt_embeddings_mlp\.block\.0\.weight',
+            r'petl.shared.0.down.weight',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_embeddings_mlp\.block\.2\.weight',
+            r'petl.shared.0.up.weight',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_norm\.0\.(.+)',
+            r'blocks.1.petl.tokens.0.norm.\1',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_downsample\.0\.conv\.(.+)',
+            r'blocks.1.petl.tokens.0.\1',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_downsample\.0\.(linear.+)',
+            r'blocks.1.petl.tokens.0.\1',
+        ),
+        *VPT_NAMES,
+    ),
+}
