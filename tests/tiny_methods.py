@@ -177,9 +177,30 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'max_norm': 0.5,
             'targets': ['ffn.fc1', 'ffn.fc2'],
         },
+    'STAdapter': {
+        '': {'hidden_dims': 6},
+        'both': {'style': 'both', 'hidden_dims': 4, 'kernel_size': (3, 3, 1)},
     },
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
+    'Rein': {
+        '': {'num_tokens': 5, 'rank': 2},
+        'zero': {'num_tokens': 4, 'rank': None, 'zero_init': True},
+    },
+    'E2VPT': {
+        '': {},
+        'separate': {
+            'num_tokens': 3,
+            'num_kv_tokens': 2,
+            'share_kv': False,
+            'segment_mask': [[1, 0, 1], [1, 1, 1], [0, 1, 1]],
+        },
+    },
+    'VAPT': {
+        '': {'grid_size': (4, 4)},
+        'kernels': {'num_tokens': 3, 'one_kernel': False, 'grid_size': (6, 5)},
+    },
+    'VFPT': {'': {}, 'ortho': {'num_tokens': 3, 'fraction': 1.0, 'norm': 'ortho'}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
     'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
@@ -196,6 +217,14 @@ STILL: dict[str, dict[str, str]] = {
         ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
     },
+    'STAdapter': {
+        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn_sum\.',
+    },
+    # The same holds for the tokens that patches look at behind the last block.
+    'Rein': dict.fromkeys(
+        ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit', 'mmaction_timesformer'),
+        r'\.1\.petl\.block\.',
+    ),
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
 

@@ -313,6 +313,7 @@ class MMActionTimeSformer(SiteMap):
         patch = embed.projection.in_channels * math.prod(embed.projection.kernel_size)
         depth = len(backbone.transformer_layers.layers)
         facts = {'num_blocks': depth, 'embed_dims': d, 'patch_dims': patch, 'stage': 0}
+        facts['timed'] = not folded
         grid = {**facts, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, d, **grid)]
         sites.append(Site('embed', '', d, d, **grid))

@@ -7,10 +7,12 @@ from mmpetl.core.bricks import (
     Prompts,
     add_to_own,
     drop_path,
+    check_pooling,
     extra_tokens,
     grow,
     join_tokens,
     on_maps,
+    pools_prompts,
     projections,
 )
 from mmpetl.core.calibration import (
@@ -158,6 +160,7 @@ __all__ = [
     'build_method',
     'check_hosts',
     'check_kinds',
+    'check_pooling',
     'check_range',
     'check_rank',
     'check_shapes',
@@ -205,6 +208,7 @@ __all__ = [
     'padded_grid',
     'patches_of',
     'places_of',
+    'pools_prompts',
     'projections',
     'records_gradients',
     'registered_methods',

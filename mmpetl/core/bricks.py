@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mmpetl.core.attention import split_heads
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
+from mmpetl.core.errors import PETLError
+from mmpetl.core.site import Site
 
 
 def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
@@ -140,10 +142,35 @@ class Prompts(Delta):
         self.E = nn.Parameter(start.uniform_(-bound, bound))
         self.drop = nn.Dropout(drop_rate)
 
-    def before(self, x: Tensor, ctx: Context) -> Tensor:
+    def tokens(self, batch: int) -> Tensor:
+        """What joins the stream, (batch, P, C)."""
         e = self.E if self.projection is None else self.shared[self.projection](self.E)
-        tokens = self.drop(e.expand(x.shape[0], -1, -1))
-        return join_tokens(x, tokens, ctx, self.slot)
+        return self.drop(e.expand(batch, -1, -1))
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        return join_tokens(x, self.tokens(x.shape[0]), ctx, self.slot)
+
+
+def pools_prompts(site: Site, wanted: bool | None) -> bool:
+    """Whether prompts take part where the tokens of an output are averaged.
+
+    Args:
+        site: Any site.
+        wanted: None lets them in windowed backbones with one output, as published for
+            Swin, and nowhere else.
+    """
+    if site.kind != 'out' or not site.pooled:
+        return False
+    return site.window is not None if wanted is None else wanted
+
+
+def check_pooling(who: str, wanted: bool | None, sites: Iterable[Site]) -> None:
+    """Raise PETLError where prompts are to be averaged and nothing is."""
+    if wanted and not any(site.kind == 'out' for site in sites):
+        raise PETLError(
+            f'{who} has pool_prompts=True, but this backbone does not average its '
+            'tokens into one output; leave pool_prompts out'
+        )
 
 
 class PoolPrompts(Delta):

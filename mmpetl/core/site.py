@@ -130,6 +130,8 @@ class Site:
             behind that norm too, so that what is done at ``out.norm`` reaches both.
         reshapes: What leaves has another width, or another grid, than what enters, as
             in a block that pools its stream.
+        timed: Whether the first axis of the grid is time. Where frames are images of a
+            batch, it is not.
     """
 
     kind: str
@@ -156,6 +158,7 @@ class Site:
     dilation: tuple[int, ...] = ()
     in_stream: bool = False
     reshapes: bool = False
+    timed: bool = False
 
     @property
     def key(self) -> str:

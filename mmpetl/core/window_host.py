@@ -264,6 +264,7 @@ class WindowSiteMap(SiteMap):
         stages = self.stages(backbone)
         depth = sum(len(stage.blocks) for stage in stages)
         facts = {'num_blocks': depth, 'embed_dims': embed, 'patch_dims': patch}
+        facts['timed'] = len(projection.kernel_size) == 3
         first = {**facts, 'stage': 0, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, embed, **first)]
         if not isinstance(backbone.patch_embed.norm, nn.Identity | None):

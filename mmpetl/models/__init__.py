@@ -30,3 +30,19 @@ def batch_norm_head(**kwargs: Any) -> nn.Module:
     from mmpetl.models.video_head import BatchNormHead
 
     return BatchNormHead(**kwargs)
+
+
+@MODELS.register_module(name='ReinHead')
+def rein_head(**kwargs: Any) -> nn.Module:
+    """:class:`mmpetl.models.rein_head.ReinHead`, which needs mmseg and mmdet."""
+    from mmpetl.models.rein_head import ReinHead
+
+    return ReinHead(**kwargs)
+
+
+@MODELS.register_module(name='ReinSegmentor')
+def rein_segmentor(**kwargs: Any) -> nn.Module:
+    """:class:`mmpetl.models.rein_head.ReinSegmentor`, which needs mmseg and mmdet."""
+    from mmpetl.models.rein_head import ReinSegmentor
+
+    return ReinSegmentor(**kwargs)

@@ -172,6 +172,7 @@ TASKS = {
 }
 # Pooled prompts act at the only output of windowed backbones.
 POOLED = {('lst', 'vpt_deep'), ('lst', 'vpt_shallow')}
+POOLED |= {('e2vpt', 'lst'), ('lst', 'vfpt')}
 EXPECTED = {
     'timm_vit': REPLACED | REPLACED_VECTOR | TASKS,
     'mmpretrain_swin_cls': REPLACED | TASKS | POOLED,

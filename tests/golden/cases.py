@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from mmpetl.core import Site
 from mmpetl.methods.kronecker import KAdaptation
+from mmpetl.core import Context, Site
+from mmpetl.methods.rein import Rein
+from mmpetl.methods.st_adapter import STAdapter
 
 Facts = dict[str, Any]
 
@@ -423,6 +426,57 @@ def tuner(
 
 QKV_FC1 = ['attn.qkv', 'ffn.fc1']
 
+class ReinLayers(nn.Module):
+    """Rein behind three blocks that do nothing, and the queries for a decoder."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        dims = c['embed_dims']
+        method = Rein(c['token_length'], rank=None, query_dims=c['query_dims'])
+        sites = [
+            Site('block', f'{i}', dims, dims, i, patch_dims=768)
+            for i in range(c['num_layers'])
+        ]
+        self.shared = method.share(sites)
+        self.layers = nn.ModuleList(method.build(site) for site in sites)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for delta in self.layers:
+            delta.attach('0', self.shared)
+            x = delta.after(x, x, Context((3, 3), 1))
+        return [x, self.shared.link([delta.tokens() for delta in self.layers])]
+
+
+class ClipBlock(nn.Module):
+    """A block of CLIP with frames in the batch, and an ST-Adapter before each norm."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        dims, self.grid = c['dims'], (c['frames'], *c['grid'])
+        self.ln_1, self.ln_2 = nn.LayerNorm(dims), nn.LayerNorm(dims)
+        self.attn = nn.MultiheadAttention(dims, c['heads'], batch_first=True)
+        self.c_fc, self.c_proj = nn.Linear(dims, 4 * dims), nn.Linear(4 * dims, dims)
+        self.requires_grad_(False)
+        method = STAdapter('both', c['adapter_width'], c['kernel'])
+        self.before, self.behind = (
+            method.build(Site(kind, 'b', dims, dims)) for kind in method.targets
+        )
+
+    def clips(self, delta: nn.Module, x: Tensor) -> Tensor:
+        """An adapter on clips; class tokens pass."""
+        front, frames = x[:, :1], x[:, 1:]
+        volume = frames.unflatten(0, (-1, self.grid[0])).flatten(1, 2)
+        volume = delta.added(volume, Context(self.grid))
+        return torch.cat((front, volume.reshape(frames.shape)), dim=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.clips(self.before, x)
+        h = self.ln_1(x)
+        x = self.clips(self.behind, x + self.attn(h, h, h)[0])
+        h = self.c_fc(self.ln_2(x))
+        return [x + self.c_proj(h * torch.sigmoid(1.702 * h))]
+
+
 CASES: dict[str, Case] = {
     **vits('vit_baseline', {'type': 'Full'}),
     **vits(
@@ -739,6 +793,32 @@ CASES: dict[str, Case] = {
                 Rule(r'q_proj_adapter1_right', 'q.v'),
                 Rule(r'v_proj_adapter1_.+', None),
                 Rule(r'b', 'shared.beta.attn_16'),
+    'rein': Case(
+        'rein',
+        ReinLayers,
+        None,
+        (
+            (
+                Rule(r'learnable_tokens\.(\d)', r'layers.\1.T'),
+                Rule(r'scale', r'shared.maps.16.scale'),
+                Rule(r'mlp_token2feat\.(.+)', r'shared.maps.16.W1.\1'),
+                Rule(r'mlp_delta_f\.(.+)', r'shared.maps.16.W2.\1'),
+                Rule(r'transform\.(.+)', r'shared.link.transform.16.\1'),
+                Rule(r'merge\.(.+)', r'shared.link.merge.\1'),
+            ),
+        ),
+        split=('learnable_tokens',),
+    ),
+    'st_adapter': Case(
+        'st_adapter',
+        ClipBlock,
+        None,
+        (
+            (
+                Rule(r'block\.adapter_pre_attn\.(.+)', r'before.\1'),
+                Rule(r'block\.adapter_pre_mlp\.(.+)', r'behind.\1'),
+                Rule(r'block\.mlp\.(.+)', r'\1'),
+                Rule(r'block\.(.+)', r'\1'),
             ),
         ),
     ),
@@ -747,3 +827,51 @@ CASES: dict[str, Case] = {
     ),
 }
 """Every case by its id: the file, and the backbone it is held against."""
+
+VPT_NAMES = CASES['vpt_deep-timm_vit'].rules[0]
+"""From the names of VPT's code, which others build on, to timm's."""
+
+CASES |= {
+    **vits(
+        'vfpt',
+        {'type': 'VFPT', 'num_tokens': 4, 'fraction': 1.0},
+        *VPT_NAMES,
+        split=('transformer.deep_prompt_embeddings',),
+    ),
+    **vits(
+        'e2vpt',
+        {'type': 'E2VPT', 'num_tokens': 4, 'num_kv_tokens': 3},
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.attn\.deep_QKV_embeddings',
+            r'blocks.\1.petl.attn_core.0.Ek',
+            change=lambda e: e.transpose(0, 1).flatten(1),
+        ),
+        *VPT_NAMES,
+        split=('transformer.deep_prompt_embeddings',),
+    ),
+    **vits(
+        'vapt',
+        {'type': 'VAPT', 'num_tokens': 4, 'hidden_dims': 6, 'grid_size': (4, 4)},
+        Rule(
+            r'transformer\.deep_prompt_embeddings_mlp\.block\.0\.weight',
+            r'petl.shared.0.down.weight',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_embeddings_mlp\.block\.2\.weight',
+            r'petl.shared.0.up.weight',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_norm\.0\.(.+)',
+            r'blocks.1.petl.tokens.0.norm.\1',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_downsample\.0\.conv\.(.+)',
+            r'blocks.1.petl.tokens.0.\1',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_downsample\.0\.(linear.+)',
+            r'blocks.1.petl.tokens.0.\1',
+        ),
+        *VPT_NAMES,
+    ),
+}

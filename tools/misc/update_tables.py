@@ -377,6 +377,10 @@ class Grid:
 
 def index(backbones: dict[str, torch.nn.Module]) -> str:
     """What each method is and costs, and where it is good, each in a line."""
+    """One line per method: family, sites, folds, starts, count on ViT-B/16.
+
+    What an image transformer cannot serve is counted on the first backbone that can.
+    """
     vit = backbones['mmpretrain_vit']
     head = 'method, family, sites, folds, starts as the base, ViT-B/16, step, kept'
     lines = [head.split(', '), [':---'] * 3 + [':---:'] * 2 + ['---:'] * 3]
@@ -386,6 +390,10 @@ def index(backbones: dict[str, torch.nn.Module]) -> str:
         method = build_method(name)
         kinds = dict.fromkeys(site.kind for site in sites_on(vit, method))
         link = f'[{name}]({cls.stem()}.md)'
+        plain = next(b for b in (vit, *backbones.values()) if supports(method, b))
+        kinds = dict.fromkeys(site.kind for site in wanted_sites(plain, method))
+        counts = count_trainable(inject(copy.deepcopy(plain), method))
+        folds = method.folds or not kinds
         lines.append(
             [
                 link,

@@ -200,6 +200,7 @@ class MViTMap(SiteMap):
         first, patch = embed.embed_dims, embed.projection.weight[0].numel()
         depth = len(backbone.blocks)
         facts = {'num_blocks': depth, 'embed_dims': first, 'patch_dims': patch}
+        facts['timed'] = len(embed.projection.kernel_size) == 3
         at = {**facts, 'stage': 0, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, first, **at)]
         if embed.norm is not None:

@@ -531,6 +531,7 @@ class TransformersMap(SiteMap):
         blocks = list(self.blocks(backbone))
         depth = len(blocks)
         facts = {'num_blocks': depth, 'embed_dims': d, 'patch_dims': patch, 'stage': 0}
+        facts['timed'] = len(projection.kernel_size) == 3
         grid = {**facts, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, d, **grid)]
         sites.append(Site('embed', '', d, d, **grid))
