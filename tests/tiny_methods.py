@@ -25,6 +25,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'kernel_size': 4,
         },
     },
+    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.

@@ -14,7 +14,6 @@ from mmpetl.core.bricks import (
 )
 from mmpetl.core.calibration import (
     Calibrated,
-    Place,
     batch_size,
     inputs_and_labels,
     one_by_one,
@@ -51,6 +50,7 @@ from mmpetl.core.host import (
 from mmpetl.core.inject import check_shapes, inject, wanted_sites
 from mmpetl.core.injection import (
     Injection,
+    Place,
     Slot,
     find_injected,
     injection_of,
@@ -93,6 +93,7 @@ from mmpetl.core.slots import (
 from mmpetl.core.stack import Rows, Stack
 from mmpetl.core.stacking import conflict
 from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
+from mmpetl.core.steps import Stepped, plan_steps
 from mmpetl.core.window_host import (
     WindowBackboneHost,
     WindowBlockHost,
@@ -147,6 +148,7 @@ __all__ = [
     'SlotFacts',
     'Stack',
     'Stage',
+    'Stepped',
     'WindowBackboneHost',
     'WindowBlockHost',
     'WindowSiteMap',
@@ -203,6 +205,7 @@ __all__ = [
     'padded_grid',
     'patches_of',
     'places_of',
+    'plan_steps',
     'projections',
     'records_gradients',
     'registered_methods',

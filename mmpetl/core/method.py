@@ -229,6 +229,30 @@ class Method:
         """
         raise NotImplementedError
 
+    def before_step(self, place: Any, step: int, total: int | None) -> None:
+        """Add to gradients before a step of the optimizer; nothing else changes.
+
+        They are averaged over processes, accumulated, unscaled and clipped.
+
+        Args:
+            place: Where the deltas are, a :class:`~mmpetl.core.calibration.Place`.
+            step: Number of the step, from 1; it goes on where a run is resumed.
+            total: Steps of the whole training, None where nobody has said.
+        """
+
+    def after_step(self, place: Any, step: int, total: int | None) -> None:
+        """Write to own parameters and buffers after a step; gradients are still there.
+
+        All processes compute the same. What it remembers lies in buffers, and
+        :meth:`share` gives a :class:`~mmpetl.core.steps.Stepped`, so that a resumed run
+        goes on as if it had not been killed.
+
+        Args:
+            place: As in :meth:`before_step`.
+            step: Likewise.
+            total: Likewise.
+        """
+
     @classmethod
     def after_phases(cls, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Arguments for the training that counts, by what the phases have left.
@@ -257,6 +281,12 @@ class Method:
     def folds(self) -> bool:
         """Whether a tuned backbone can become a plain one."""
         return type(self).fold is not Method.fold
+
+    @property
+    def steps(self) -> bool:
+        """Whether the method does something at every step of an optimizer."""
+        verbs = 'before_step', 'after_step'
+        return any(getattr(type(self), v) is not getattr(Method, v) for v in verbs)
 
     @property
     def calibrates(self) -> bool:

@@ -431,7 +431,7 @@ class GPS(Method):
             index = place.delta(site).index
             chosen = grad.abs().topk(index.shape[1], dim=-1).indices
             index.copy_(chosen.sort(dim=-1).values)
-        place.calibrated.done.fill_(True)
+        place.shared.done.fill_(True)
 
     def fold(self, site: Site, delta: GPSDelta | GPSMask, affine: Affine) -> None:
         if self.mode == 'values':  # a masked weight is in place
@@ -441,11 +441,11 @@ class GPS(Method):
 @contextmanager
 def _whole_gradients(place: Place) -> Iterator[None]:
     """Leave gradients unmasked, so that a second choice sees all of them."""
-    place.calibrated.sees_all = True
+    place.shared.sees_all = True
     try:
         yield
     finally:
-        del place.calibrated.sees_all
+        del place.shared.sees_all
 
 
 def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]:
