@@ -74,6 +74,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'last_blocks': 1,
         },
     },
+    # A depth of its own may leave out all samples of a small batch.
+    'SPT': {
+        '': {'rank': 2, 'drop_path': 0.0},
+        'adapter': {'rank': 3, 'structure': 'adapter'},
+    },
     'UTuning': {
         '': {'num_tokens': 3, 'hidden_dims': 3},
         'prompt': {

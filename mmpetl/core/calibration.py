@@ -208,6 +208,27 @@ def one_by_one(batch: Any) -> Iterator[Any]:
             yield tuple(None if v is None else v[i : i + 1] for v in batch)
 
 
+def parameters_behind(
+    module: nn.Module, views: Iterable[Tensor]
+) -> dict[Tensor, nn.Parameter]:
+    """The parameter in whose storage each view of base weights lies.
+
+    Args:
+        module: The backbone.
+        views: Of :attr:`mmpetl.core.Affine.tensors`.
+    """
+    owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
+    return {view: owner[view.untyped_storage().data_ptr()] for view in views}
+
+
+def gradient_at(view: Tensor, param: nn.Parameter) -> Tensor:
+    """What a backward pass has left for a view of a parameter, in its shape."""
+    if param.grad is None:
+        return torch.zeros_like(view)
+    start = view.storage_offset() - param.storage_offset()
+    return param.grad.as_strided(view.shape, view.stride(), start)
+
+
 @contextmanager
 def only_trains(
     backbone: nn.Module, weights: list[nn.Parameter], train_mode: bool
