@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.

@@ -59,6 +59,7 @@ from mmpetl.core.injection import (
     injections,
 )
 from mmpetl.core.leaf_map import LeafMap, layer_rows
+from mmpetl.core.losses import collect_losses
 from mmpetl.core.method import (
     FAMILIES,
     Method,
@@ -165,6 +166,7 @@ __all__ = [
     'check_rank',
     'check_shapes',
     'check_trained',
+    'collect_losses',
     'conflict',
     'convolve',
     'count_trainable',

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mmpetl.core.affine import Affine
@@ -58,6 +59,8 @@ class Method:
         phases: Training loops (:class:`mmpetl.engine.loops.Phase`), as configs name
             them, that run in this order before the training that counts. An instance
             that needs none has none.
+        losses: Names of the losses that it adds to those of the task, of what its
+            deltas note by :meth:`~mmpetl.core.delta.Delta.add_term`.
         leaf_kinds: Which :data:`~mmpetl.core.site.LEAF_KINDS` it acts at in a model
             that no file describes; ``()`` where it acts there by what it selects
             alone, None where it needs a described backbone.
@@ -93,6 +96,7 @@ class Method:
     replaces: ClassVar[tuple[str, ...]] = ()
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
+    losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.
@@ -228,6 +232,15 @@ class Method:
             batches: The training data; see :attr:`calibration_pipeline`.
         """
         raise NotImplementedError
+
+    def loss(self, name: str, terms: Sequence[Tensor]) -> Tensor:
+        """A loss of what the deltas have noted in a pass, their sum unless overridden.
+
+        Args:
+            name: One of :attr:`losses`.
+            terms: What each delta has noted under it, in float32 or finer.
+        """
+        return torch.stack(tuple(terms)).sum()
 
     def before_step(self, place: Any, step: int, total: int | None) -> None:
         """Add to gradients before a step of the optimizer; nothing else changes.

@@ -31,6 +31,7 @@ from mmpetl.core.injection import (
     own_parameters,
     record_of,
 )
+from mmpetl.core.method import Method
 
 
 class Stepped(nn.Module):
@@ -56,12 +57,17 @@ calls them."""
 
 def follow_steps(module: nn.Module, record: Injection) -> None:
     """Let the methods of a backbone that is about to train see its steps."""
-    if not any(slot.method.steps for slot in record.slots.values()):
+    if not any(_looks(slot.method) for slot in record.slots.values()):
         return
     _followed.add(module)
     if not _handles:
         _handles.append(register_optimizer_step_pre_hook(_before))
         _handles.append(register_optimizer_step_post_hook(_after))
+
+
+def _looks(method: Method) -> bool:
+    """Whether steps matter to a method."""
+    return method.steps or bool(method.losses)
 
 
 def plan_steps(model: nn.Module, total: int, done: int | None = None) -> None:
@@ -100,47 +106,67 @@ def _count(module: nn.Module, slot: str) -> Stepped:
 
 
 def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for place, count in _stepping(optimizer):
-        who = type(place.method).__name__
+    for place in _acting(optimizer):
+        method, who = place.method, type(place.method).__name__
+        if any(delta.has_terms for delta in place.deltas):
+            _warn_once(
+                place,
+                f'{who} has losses of its own, and nobody has added them to that of '
+                'the task: sum(mmpetl.core.collect_losses(model).values())',
+            )
+        if not method.steps:
+            continue
         if getattr(optimizer, 'grad_scale', None) is not None:
             raise PETLError(
                 f'{who} reads gradients, and this {type(optimizer).__name__} unscales '
                 'them inside of its step; give the optimizer fused=False'
             )
-        if not count.total and not count.__dict__.get('_warned'):
-            count.__dict__['_warned'] = True
-            warnings.warn(
+        count = _count(place.module, place.slot)
+        if not count.total:
+            _warn_once(
+                place,
                 f'{who} plans with the steps of the training, and nobody has said how '
                 'many there are: mmpetl.core.plan_steps(model, total)',
-                stacklevel=4,
             )
-        place.method.before_step(place, int(count.step) + 1, _total(count))
+        method.before_step(place, int(count.step) + 1, _total(count))
 
 
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for place, count in _stepping(optimizer):
-        count.step += 1
-        place.method.after_step(place, int(count.step), _total(count))
+    for place in _acting(optimizer):
+        if place.method.steps:
+            count = _count(place.module, place.slot)
+            count.step += 1
+            place.method.after_step(place, int(count.step), _total(count))
 
 
 def _total(count: Stepped) -> int | None:
     return int(count.total) or None
 
 
-@torch.no_grad()
-def _stepping(optimizer: Optimizer) -> Iterator[tuple[Place, Stepped]]:
-    """Where methods act whose parameters an optimizer holds."""
+_warned: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+"""What has been said of a backbone, so that no step says it again."""
+
+
+def _warn_once(place: Place, what: str) -> None:
+    said = _warned.setdefault(place.module, set())
+    if what not in said:
+        said.add(what)
+        warnings.warn(what, stacklevel=5)
+
+
+def _acting(optimizer: Optimizer) -> Iterator[Place]:
+    """Where methods act that look at steps and whose parameters an optimizer holds."""
     if not _followed:
         return
     held = {id(param) for group in optimizer.param_groups for param in group['params']}
     for module in list(_followed):
         record = record_of(module)
         slots = {} if record is None else record.slots
-        if not any(slot.method.steps for slot in slots.values()):
+        if not any(_looks(slot.method) for slot in slots.values()):
             _followed.discard(module)
         for name, slot in slots.items():
-            if not slot.method.steps or not slot.enabled or slot.frozen:
+            if not _looks(slot.method) or not slot.enabled or slot.frozen:
                 continue
             own = own_parameters(module, name, slot).values()
             if any(id(param) in held and param.requires_grad for param in own):
-                yield Place.of(module, record, name), _count(module, name)
+                yield Place.of(module, record, name)

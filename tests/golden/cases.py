@@ -29,6 +29,10 @@ def _mlp_dims(c: Facts) -> int:
     return c.get('mlp_dim', c['embed_dim'] * c.get('mlp_ratio', 4))
 
 
+def _eps(c: Facts) -> float:
+    return c.get('layernorm_eps', 1e-6)
+
+
 def mmpretrain_vit(c: Facts) -> nn.Module:
     from mmpretrain.models import VisionTransformer
 
@@ -41,7 +45,7 @@ def mmpretrain_vit(c: Facts) -> nn.Module:
         },
         img_size=c['img_size'],
         patch_size=c['patch_size'],
-        norm_cfg={'type': 'LN', 'eps': c['layernorm_eps']},
+        norm_cfg={'type': 'LN', 'eps': _eps(c)},
     )
     return Model(backbone, nn.Linear(c['embed_dim'], c['num_classes']))
 
@@ -59,7 +63,7 @@ def timm_vit(c: Facts) -> nn.Module:
         mlp_ratio=_mlp_dims(c) / c['embed_dim'],
         num_classes=c['num_classes'],
     )
-    assert backbone.norm.eps == c['layernorm_eps']
+    assert backbone.norm.eps == _eps(c)
     return Model(backbone)
 
 
@@ -301,6 +305,12 @@ CASES: dict[str, Case] = {
         ),
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'dyt',
+        {'type': 'DyT', 'hidden_dims': 6},
+        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
+        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
     ),
     **vits(
         'vpt_deep',
