@@ -26,6 +26,13 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'DoRA': {
+    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
+    'FacTTK': {'': {'rank': 4}},
+    'FacTTT': {'': {'rank': 4}},
+    # By eight, a norm of the narrowest would see two channels, and give signs alone.
+    'LST': {'': {'reduction': 2}, 'random': {'reduction': 4, 'init': 'random'}},
+    'LoRA': {
         '': {'rank': 2},
         'all': {
             'rank': 2,
@@ -145,6 +152,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'scale_on_x': True,
             'last_blocks': 1,
         },
+    },
+    # A depth of its own may leave out all samples of a small batch.
+    'SPT': {
+        '': {'rank': 2, 'drop_path': 0.0},
+        'adapter': {'rank': 3, 'structure': 'adapter'},
     },
     'UTuning': {
         '': {'num_tokens': 3, 'hidden_dims': 3},
