@@ -32,6 +32,9 @@ from mmpetl.core import (
 )
 from mmpetl.registry import METHODS
 
+EPS = 1e-6
+"""Of the norms of side blocks, stages and exit; the others have PyTorch's 1e-5."""
+
 
 def initialise_(module: nn.Module) -> None:
     """Linear: truncated normal, 0.02. Convolution: normal with fan-out variance."""
@@ -91,8 +94,8 @@ class SideNetwork(nn.Module):
         self.stem = Stem(widths[0])
         self.downs = nn.ModuleList(Down(a, b) for a, b in pairwise(widths))
         self.bridges = nn.ModuleList(nn.Linear(dims, c) for c in widths)
-        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in widths)
-        self.exit = nn.BatchNorm1d(widths[-1], affine=False, eps=1e-6)
+        self.norms = nn.ModuleList(nn.LayerNorm(c, eps=EPS) for c in widths)
+        self.exit = nn.BatchNorm1d(widths[-1], affine=False, eps=EPS)
         initialise_(self)
 
     def bridged(self, patches: Tensor, stage: int, ctx: Context, size) -> Tensor:
@@ -115,11 +118,11 @@ class SideBlock(nn.Module):
         self.num_heads = num_heads
         self.drop_path = drop_path
         self.meta_norm = nn.LayerNorm(dims)
-        self.norm1 = nn.LayerNorm(dims)
+        self.norm1 = nn.LayerNorm(dims, eps=EPS)
         self.q = nn.Linear(dims, dims)
         self.kv = nn.Linear(dims, 2 * dims)
         self.out = nn.Linear(dims, dims)
-        self.norm2 = nn.LayerNorm(dims)
+        self.norm2 = nn.LayerNorm(dims, eps=EPS)
         self.fc1 = nn.Linear(dims, 4 * dims)
         self.fc2 = nn.Linear(4 * dims, dims)
         initialise_(self)

@@ -210,6 +210,15 @@ def test_running_statistics_are_saved_with_the_delta():
     assert len(keys) == 4
 
 
+def test_norms_have_the_epsilons_of_the_authors():
+    model = tuned('mmpretrain_vit')
+    side, blocks = model.petl.shared['0'], [d.block for d in parts(model, 'tokens')]
+    fine = [side.exit, *side.norms, *(n for b in blocks for n in (b.norm1, b.norm2))]
+    coarse = [side.stem.norm, *(d.norm for d in side.downs)]
+    assert {norm.eps for norm in fine} == {1e-6}
+    assert {norm.eps for norm in [*coarse, *(b.meta_norm for b in blocks)]} == {1e-5}
+
+
 def test_two_pyramids_take_turns():
     x = tiny.images('mmpretrain_vit', dtype=torch.double)
     model = tuned('mmpretrain_vit')
