@@ -55,6 +55,8 @@ class Case:
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
         halves: Pattern of tensors that ours holds as two, half of the rows each, which
             are named likewise.
+        plug: How the method comes into the backbone; by hand where no file describes
+            the trunk.
     """
 
     file: str
@@ -63,6 +65,7 @@ class Case:
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
     halves: str = ''
+    plug: Callable[[nn.Module, dict[str, Any]], Any] = inject
 
 
 class Reference:
@@ -141,10 +144,11 @@ class Renamed:
 def model_of(case: Case, reference: Reference) -> nn.Module:
     """Our model of a case in float64, with the reference's weights in it.
 
-    Every parameter of ours is filled, by every parameter of theirs that has a rule.
+    Every parameter of ours is filled, by every parameter of theirs that has a rule, and
+    running statistics are theirs.
     """
     model = case.build(reference.facts['config'])
-    inject(model.backbone, case.method)
+    case.plug(model.backbone, case.method)
     model = model.double()
     model.eval()
     params = dict(model.named_parameters())
@@ -158,6 +162,10 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
             place = renamed.place(params[renamed.name])
             place.copy_(renamed.convert(theirs, place))
             filled[renamed.name] += place.numel()
+        buffers = dict(model.named_buffers())
+        for name, theirs in reference.group('buffer').items():
+            if theirs.is_floating_point():
+                buffers[Renamed(name, case.rules).name].copy_(theirs)
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'
     return model
