@@ -31,7 +31,17 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
-    'LST': {'': {'reduction': 2}, 'random': {'reduction': 4, 'init': 'random'}},
+    'LST': {
+        '': {'reduction': 2},
+        'random': {'reduction': 4, 'init': 'random'},
+        'released': {
+            'reduction': 2,
+            'init': 'random',
+            'side_blocks': [1],
+            'gated': False,
+            'form': 'post_norm',
+        },
+    },
     'LoRA': {
         '': {'rank': 2},
         'all': {
@@ -109,6 +119,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
     'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
     'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
+    'HST': {
+        '': {'dims': [8, 12], 'num_heads': [2, 4]},
+        'tokens': {
+            'dims': [8, 12],
+            'num_heads': [2, 4],
+            'depths': [1, 1],
+            'num_tokens': 2,
+        },
+    },
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
     'LoHa': {'': {'rank': 2, 'alpha': 3}},
     'LoKr': {
@@ -216,6 +235,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
     'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+    'AdaptFormer': {'': {}, 'normed': {'activation': 'gelu', 'input_norm': True}},
 }
 """Arguments by registered name and variant. A method without an entry is run with its
 defaults; where those do not fit the tiny backbones, the contract fails and says so."""

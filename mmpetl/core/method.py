@@ -51,7 +51,8 @@ class Method:
         calibration_pipeline: Whose transforms the training data go through in
             :meth:`calibrate`, those of ``'train'`` or of ``'test'``.
         starts_as_identity: Whether a freshly injected backbone computes what the
-            base computes.
+            base computes. Where that depends on the backbone, :meth:`choose` says it
+            of the one at hand.
         family: One of :data:`FAMILIES`.
         replaces: Which of the sites ``out`` and ``feature`` it hands a feature of its
             own over at, dropping what arrives there.

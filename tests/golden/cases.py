@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ladder import PostNormTrunk, plug_by_hand
 from reference import Case, Rule
 from torch import Tensor, nn
 
@@ -901,5 +903,363 @@ CASES |= {
             r'blocks.1.petl.tokens.0.\1',
         ),
         *VPT_NAMES,
+
+def timm_vit_and_head(c: Facts) -> nn.Module:
+    """HST gives a feature of its own width to a head outside of the backbone."""
+    model = timm_vit(c | {'layernorm_eps': 1e-6})  # theirs is a sentence
+    model.backbone.reset_classifier(0)
+    model.head = nn.Linear(c['m_embed_dims'][-1], c['num_classes'])
+    return model
+
+
+def timm_swin(c: Facts) -> nn.Module:
+    import timm
+
+    return Model(
+        timm.create_model(
+            'swin_tiny_patch4_window7_224',
+            img_size=c['img_size'],
+            patch_size=c['patch_size'],
+            embed_dim=c['embed_dim'],
+            depths=c['depths'],
+            num_heads=c['num_heads'],
+            window_size=c['window_size'],
+            num_classes=c['num_classes'],
+            drop_path_rate=0.0,
+        )
+    )
+
+
+TO_TIMM_SWIN = (
+    # A merging belongs to the stage behind it.
+    *(
+        Rule(
+            rf'layers\.{i}\.downsample\.(.+)', rf'backbone.layers.{i + 1}.downsample.\1'
+        )
+        for i in range(3)
+    ),
+    Rule(r'head\.(.+)', r'backbone.head.fc.\1'),
+    Rule(r'(.+)', r'backbone.\1'),
+)
+
+
+def on_timm_swin(
+    file: str, method: dict[str, Any], *rules: Rule, split: tuple[str, ...] = ()
+) -> dict[str, Case]:
+    """A reference on timm's Swin, by rules from its names to timm's."""
+    passes = (rules, TO_TIMM_SWIN)
+    return {f'{file}-timm_swin': Case(file, timm_swin, method, passes, split)}
+
+
+def cut(rows: int, columns: int | None = None) -> Callable[[Tensor], Tensor]:
+    """What of a supernet's matrix a subnet reads."""
+    return lambda x: x[:rows] if columns is None else x[:rows, :columns]
+
+
+def stages_of_hst() -> tuple[Rule, ...]:
+    """Blocks of the trunk by stage: two, then one each."""
+    inside = (
+        (r'norm([12])\.(.+)', r'norm\1.\2', None),
+        (r'attn\.q\.(.+)', r'q.\1', None),
+        (r'attn\.k\.(.+)', r'kv.\1', (0, 2)),
+        (r'attn\.v\.(.+)', r'kv.\1', (1, 2)),
+        (r'attn\.proj\.(.+)', r'out.\1', None),
+        (r'mlp\.(fc[12]\..+)', r'\1', None),
+    )
+    places = [(1, 0), (1, 1), (2, 0), (3, 0), (4, 0)]
+    shared = r'backbone.petl.shared.0.'
+    return (
+        *(
+            Rule(
+                rf'm_block{stage}\.{place}\.{theirs}',
+                rf'backbone.blocks.{i}.petl.tokens.0.block.{ours}',
+                part=part,
+            )
+            for i, (stage, place) in enumerate(places)
+            for theirs, ours, part in inside
+        ),
+        *(
+            Rule(
+                rf'm_proj_norm{i + 1}\.(.+)',
+                rf'backbone.blocks.{i}.petl.tokens.0.block.meta_norm.\1',
+            )
+            for i in range(5)
+        ),
+        Rule(r'm_embeddings\.(\d)', r'backbone.blocks.\1.petl.tokens.0.meta'),
+        *(
+            rule
+            for s in range(4)
+            for rule in (
+                Rule(rf'm_norm{s + 1}\.(.+)', rf'{shared}norms.{s}.\1'),
+                Rule(rf'T_Bridge_{s + 1}\.(.+)', rf'{shared}bridges.{s}.\1'),
+                Rule(
+                    rf'm_patch_embed{s + 1}\.proj\.(.+)',
+                    rf'{shared}downs.{s - 1}.conv.\1',
+                ),
+                Rule(
+                    rf'm_patch_embed{s + 1}\.norm\.(.+)',
+                    rf'{shared}downs.{s - 1}.norm.\1'
+                    if s
+                    else rf'{shared}stem.norm.\1',
+                ),
+            )
+        ),
+        Rule(r'm_patch_embed1\.conv\.0\.(.+)', rf'{shared}stem.conv1.\1'),
+        Rule(r'm_patch_embed1\.conv\.1\.(.+)', rf'{shared}stem.bn.\1'),
+        Rule(r'm_patch_embed1\.conv\.3\.(.+)', rf'{shared}stem.conv2.\1'),
+        Rule(r'fc_norm\.(.+)', rf'{shared}exit.\1'),
+        Rule(r'(head\..+)', r'\1'),
+        Rule(r'(.+)', r'backbone.\1'),
+    )
+
+
+def ladder(file: str, **args: Any) -> Case:
+    """LST on the trunk of the authors; a gate of a dropped layer is read by nothing."""
+    layer = (
+        *three(
+            r'X\.attention\.self\.QKV\.(.+)', ('query', 'key', 'value'), r'Y.qkv.\2'
+        ),
+        Rule(r'X\.attention\.output\.dense\.(.+)', r'Y.proj.\2'),
+        Rule(r'X\.attention\.output\.LayerNorm\.(.+)', r'Y.norm1.\2'),
+        Rule(r'X\.intermediate\.dense\.(.+)', r'Y.fc1.\2'),
+        Rule(r'X\.output\.dense\.(.+)', r'Y.fc2.\2'),
+        Rule(r'X\.output\.LayerNorm\.(.+)', r'Y.norm2.\2'),
+    )
+
+    def named(x: str, y: str) -> list[Rule]:
+        return [
+            Rule(r.pattern.replace('X', x), r.target.replace('Y', y), r.part)
+            for r in layer
+        ]
+
+    rules = (
+        *named(r'side_block_l\.(\d)', r'backbone.petl.\1.block'),
+        Rule(r'layer\.(\d)\.attention\.self\.query\.(.+)', r'backbone.layers.\1.q.\2'),
+        Rule(r'layer\.(\d)\.attention\.self\.key\.(.+)', r'backbone.layers.\1.k.\2'),
+        Rule(r'layer\.(\d)\.attention\.self\.value\.(.+)', r'backbone.layers.\1.v.\2'),
+        *named(r'layer\.(\d)', r'backbone.layers.\1'),
+        Rule(r'side_first_downsample_l\.(.+)', r'backbone.petl.embed.down.\1'),
+        Rule(r'side_final_upsample_l\.(.+)', r'backbone.petl.out.up.\1'),
+        Rule(r'side_downsamples_l\.(\d)\.(.+)', r'backbone.petl.\1.down.\2'),
+        *(
+            Rule(rf'side_gate_params_l\.{i}', None)
+            for i in range(3)
+            if i not in args.get('side_blocks', range(3))
+        ),
+        Rule(r'side_gate_params_l\.(\d)', r'backbone.petl.\1.alpha'),
+        Rule(r'visn_fc\.visn_fc\.(.+)', r'backbone.fc.\1'),
+        Rule(r'visn_fc\.visn_layer_norm\.(.+)', r'backbone.norm.\1'),
+        Rule(r'visn_fc\.box_.+', None),
+    )
+    method = {'type': 'LST', 'reduction': 4, 'init': 'random', 'form': 'post_norm'}
+    return Case(
+        file,
+        lambda c: Model(PostNormTrunk(c)),
+        method | args,
+        (rules,),
+        plug=plug_by_hand,
+    )
+
+
+CASES |= {
+    **swins(
+        'adaptformer_swin',
+        {'type': 'AdaptFormer', 'activation': 'gelu'},
+        Rule(
+            rf'{BLOCK}\.my_module_1\.project1\.(.+)', rf'{OURS}.petl.ffn_sum.0.down.\3'
+        ),
+        Rule(rf'{BLOCK}\.my_module_1\.project2\.(.+)', rf'{OURS}.petl.ffn_sum.0.up.\3'),
+    ),
+    **vits(
+        'adaptformer_bench',
+        {'type': 'AdaptFormer', 'hidden_dims': 8, 'scale': 1.0, 'input_norm': True},
+        block_rule(r'adaptmlp\.adapter_layer_norm_before\.(.+)', r'ffn_sum.0.norm.\2'),
+        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
+    ),
+    'hst-timm_vit': Case(
+        'hst',
+        timm_vit_and_head,
+        {
+            'type': 'HST',
+            'dims': [8, 12, 16, 20],
+            'num_heads': [2, 2, 2, 4],
+            'depths': [2, 1, 1, 1],
+            'num_tokens': 2,
+        },
+        (stages_of_hst(),),
+    ),
+    'lst-post_norm': ladder('lst'),
+    'lst_skip-post_norm': ladder('lst_skip', side_blocks=[0, 2]),
+    **vits(
+        'adapter_pfeiffer',
+        {'type': 'Adapter', 'hidden_dims': 8},
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.adapter_(down|up)sample\.(.+)',
+            r'blocks.\1.petl.ffn.0.\2.\3',
+        ),
+        *CASES['vpt_deep-timm_vit'].rules[0],
+    ),
+    **vits('bitfit', {'type': 'BitFit'}),
+    **vits('lntune', {'type': 'LNTune'}),
+    **vits(
+        'convpass',
+        {'type': 'Convpass', 'hidden_dims': 8, 'scale': 0.5},
+        block_rule(r'adapter_attn\.adapter_(conv|down|up)\.(.+)', r'attn_sum.0.\2.\3'),
+        block_rule(r'adapter_mlp\.adapter_(conv|down|up)\.(.+)', r'ffn_sum.0.\2.\3'),
+    ),
+    **vits(
+        'difffit_osu',
+        {'type': 'DiffFit'},
+        block_rule(r'difffit_gamma1', r'attn_proj.0.gamma'),
+        block_rule(r'difffit_gamma2', r'ffn_fc2.0.gamma'),
+    ),
+    **vits(
+        'dtl_plus',
+        {'type': 'DTL', 'rank': 2, 'add_after': [2, 3], 'kernel_size': 3},
+        Rule(r'lora_dict\.(\d+)\.lora_([AB])', r'blocks.\1.petl.block.0.\2'),
+        Rule(r'lora_fusion\.weight', r'petl.shared.0.0.weight'),
+    ),
+    **vits(
+        'fact_tk',
+        {'type': 'FacTTK', 'rank': 4, 'scale': 0.5, 'layout': 'official'},
+        Rule(r'FacT([uv])\.weight', r'petl.shared.0.stage0.\1'),
+        Rule(r'FacTc', r'petl.shared.0.stage0.core'),
+        Rule(r'FacTp', r'petl.shared.0.stage0.weights'),
+    ),
+    **vits(
+        'hydra',
+        {'type': 'Hydra', 'rank': 4, 'scale': 0.5},
+        *(
+            block_rule(
+                rf'{theirs}_{way}\.(down|up)_proj\.(.+)', rf'{ours}.0.{long}.\2.\3'
+            )
+            for theirs, ours in (
+                (r'attn\.hydra_proj', 'attn_proj'),
+                (r'mlp\.hydra_mlp', 'ffn_fc2'),
+            )
+            for way, long in (('par', 'parallel'), ('seq', 'sequential'))
+        ),
+    ),
+    **vits(
+        'prefix',
+        {'type': 'Prefix', 'num_tokens': 3},
+        block_rule(r'attn\.prefix\.prefix_key', r'attn_core.0.Pk'),
+        block_rule(r'attn\.prefix\.prefix_value', r'attn_core.0.Pv'),
+    ),
+    **vits(
+        'repadapter',
+        {'type': 'RepAdapter', 'hidden_dims': 8, 'groups': 2, 'scale': 0.5},
+        block_rule(r'adapter_attn\.conv_A\.(.+)', r'attn_qkv.0.down.\2'),
+        block_rule(r'adapter_attn\.conv_B\.(.+)', r'attn_qkv.0.up.\2'),
+        block_rule(r'adapter_mlp\.conv_A\.(.+)', r'ffn_fc1.0.down.\2'),
+        block_rule(r'adapter_mlp\.conv_B\.(.+)', r'ffn_fc1.0.up.\2'),
+    ),
+    **vits(
+        'ssf',
+        {'type': 'SSF'},
+        *(
+            Rule(f'{theirs}ssf_{word}_{i}', f'{ours}.0.{letter}')
+            for word, letter in (('scale', 'gamma'), ('shift', 'beta'))
+            for theirs, i, ours in (
+                (r'', 1, r'petl.out_norm_1'),
+                (r'patch_embed\.', 1, r'petl.embed_proj'),
+                (r'blocks\.(\d+)\.', 1, r'blocks.\1.petl.norm1'),
+                (r'blocks\.(\d+)\.', 2, r'blocks.\1.petl.norm2'),
+                (r'blocks\.(\d+)\.attn\.', 1, r'blocks.\1.petl.attn_qkv'),
+                (r'blocks\.(\d+)\.attn\.', 2, r'blocks.\1.petl.attn_proj'),
+                (r'blocks\.(\d+)\.mlp\.', 1, r'blocks.\1.petl.ffn_fc1'),
+                (r'blocks\.(\d+)\.mlp\.', 2, r'blocks.\1.petl.ffn_fc2'),
+            )
+        ),
+    ),
+    **on_timm_swin('swin_baseline', {'type': 'Full'}),
+    **on_timm_swin(
+        'ssf_swin',
+        {'type': 'SSF'},
+        *(
+            Rule(f'{theirs}ssf_{word}_{i}', f'{ours}.0.{letter}')
+            for word, letter in (('scale', 'gamma'), ('shift', 'beta'))
+            for theirs, i, ours in (
+                (r'', 1, r'petl.out_norm_1'),
+                (r'patch_embed\.', 1, r'petl.embed_proj'),
+                (r'patch_embed\.', 2, r'petl.embed_norm'),
+                (rf'{BLOCK}\.', 1, r'layers.\1.blocks.\2.petl.norm1'),
+                (rf'{BLOCK}\.', 2, r'layers.\1.blocks.\2.petl.norm2'),
+                (rf'{BLOCK}\.attn\.', 1, r'layers.\1.blocks.\2.petl.attn_qkv'),
+                (rf'{BLOCK}\.attn\.', 2, r'layers.\1.blocks.\2.petl.attn_proj'),
+                (rf'{BLOCK}\.mlp\.', 1, r'layers.\1.blocks.\2.petl.ffn_fc1'),
+                (rf'{BLOCK}\.mlp\.', 2, r'layers.\1.blocks.\2.petl.ffn_fc2'),
+            )
+        ),
+    ),
+    **on_timm_swin(
+        'vpt_shallow_swin_b1',
+        {'type': 'VPTShallow', 'num_tokens': 2},
+        Rule(r'prompt_embeddings', r'layers.0.blocks.0.petl.tokens.0.E'),
+    ),
+    **on_timm_swin(
+        'vpt_deep_swin',
+        {'type': 'VPTDeep', 'num_tokens': 2},
+        Rule(r'prompt_embeddings', r'layers.0.blocks.0.petl.tokens.0.E'),
+        Rule(r'deep_prompt_embeddings_0\.0', r'layers.0.blocks.1.petl.tokens.0.E'),
+        Rule(
+            r'deep_prompt_embeddings_([123])\.(\d)',
+            r'layers.\1.blocks.\2.petl.tokens.0.E',
+        ),
+        split=tuple(f'deep_prompt_embeddings_{i}' for i in range(4)),
+    ),
+    'patt_kv-mmaction_swin3d': Case(
+        'patt_kv',
+        mmaction_swin3d,
+        {'type': 'PATT', 'hidden_dims': 12, 'scale': 0.8},
+        (
+            (
+                Rule(
+                    rf'{BLOCK}\.attn\.qkv_adapter\.0\.(.+)',
+                    r'layers.\1.blocks.\2.petl.attn_qkv.0.a.\3',
+                ),
+                Rule(
+                    rf'{BLOCK}\.attn\.qkv_adapter\.2\.(.+)',
+                    r'layers.\1.blocks.\2.petl.attn_qkv.0.b.\3',
+                ),
+            ),
+            TO_MMACTION_SWIN3D,
+        ),
+    ),
+    **vits(
+        'noah_subnet',
+        {
+            'type': 'NOAH',
+            'num_tokens': [3, 2, 0],
+            'rank': [4, 0, 2],
+            'hidden_dims': [0, 3, 5],
+        },
+        Rule(r'visual_prompt_token.*', None),
+        *(
+            rule
+            for i, (tokens, rank, hidden) in enumerate(
+                [(3, 4, 0), (2, 0, 3), (0, 2, 5)]
+            )
+            for theirs, ours, change in (
+                (r'visual_prompt_token', 'tokens.0.E', tokens and cut(1, tokens)),
+                (r'attn\.LoRA_a\.weight', 'attn_qkv.0.A', rank and cut(rank)),
+                (r'attn\.LoRA_b\.weight', 'attn_qkv.0.B', rank and cut(96, rank)),
+                (r'adapter\.ln1\.weight', 'ffn.0.down.weight', hidden and cut(hidden)),
+                (r'adapter\.ln1\.bias', 'ffn.0.down.bias', hidden and cut(hidden)),
+                (
+                    r'adapter\.ln2\.weight',
+                    'ffn.0.up.weight',
+                    hidden and cut(32, hidden),
+                ),
+                (r'adapter\.ln2\.bias', 'ffn.0.up.bias', hidden and cut(32)),
+            )
+            for rule in (
+                Rule(
+                    rf'blocks\.{i}\.{theirs}',
+                    f'blocks.{i}.petl.{ours}' if change else None,
+                    change=change or None,
+                ),
+            )
+        ),
     ),
 }

@@ -62,6 +62,8 @@ class Case:
             parts of theirs.
         kept: Group of tensors that ours keeps as buffers, those of several layers
             in one where they are equal.
+        plug: How the method comes into the backbone; by hand where no file describes
+            the trunk.
     """
 
     file: str
@@ -82,6 +84,7 @@ def facts(case: Case) -> dict[str, Any]:
     """What the json of a case says."""
     return json.loads((DATA / f'{case.file}.json').read_text())
     kept: str = ''
+    plug: Callable[[nn.Module, dict[str, Any]], Any] = inject
 
 
 class Reference:
@@ -163,11 +166,13 @@ class Renamed:
 def model_of(case: Case, reference: Reference) -> nn.Module:
     """Our model of a case in float64, with the reference's weights in it.
 
-    Every parameter of ours is filled, by every parameter of theirs that has a rule.
+    Every parameter of ours is filled, by every parameter of theirs that has a rule, and
+    running statistics are theirs.
     """
     model = case.build(reference.facts['config'])
     if case.method is not None:
         inject(model.backbone, case.method)
+    case.plug(model.backbone, case.method)
     model = model.double()
     model.eval()
     params = dict(model.named_parameters())
@@ -185,6 +190,10 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
             ours = dict(model.named_buffers())
             for name, value in case.buffers(reference.group('buffer')).items():
                 ours[name].copy_(value)
+        buffers = dict(model.named_buffers())
+        for name, theirs in reference.group('buffer').items():
+            if theirs.is_floating_point():
+                buffers[Renamed(name, case.rules).name].copy_(theirs)
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'
     if case.kept:
