@@ -25,9 +25,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'kernel_size': 4,
         },
     },
-    'DoRA': {
-    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
-    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
@@ -49,30 +46,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'alpha': 4,
             'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
         },
-    },
-    'FacTTK': {'': {'rank': 4}},
-    'FacTTT': {'': {'rank': 4}},
-    # By eight, a norm of the narrowest would see two channels, and give signs alone.
-    'LST': {'': {'reduction': 2}, 'random': {'reduction': 4, 'init': 'random'}},
-    'GLoRA': {
-        '': {'rank': 2},
-        'rows': {
-            'paths': {
-                'A': 'vector',
-                'B': 'constant',
-                'C': 'vector',
-                'D': 'none',
-                'E': 'constant',
-            },
-        },
-    },
-    'LoRA': {
-        '': {'rank': 2},
-        'all': {
-            'rank': 2,
-            'alpha': 4,
-            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
-        },
         'pissa': {
             'rank': 2,
             'alpha': 3,
@@ -81,44 +54,9 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'start': 'pissa',
         },
     },
-    'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
-    'AdapterPlus': {
-        '': {},
-        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
-        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
-    },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
-    'BOFT': {
-        '': {'block_size': 4},
-        'rows': {
-            'block_size': 4,
-            'factors': 3,
-            'targets': ['attn.q', 'attn.k', 'attn.v', 'attn.proj'],
-        },
-    },
     'E3VA': {'': {'rank': 4}},
-    'FourierFT': {
-        '': {'num_coefficients': 100},
-        'haar': {
-            'num_coefficients': 60,
-            'scale': 2,
-            'transform': 'haar',
-            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
-        },
-    },
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
-    'HRA': {
-        '': {'rank': 4},
-        'orthogonal': {
-            'rank': 3,
-            'start': 'random',
-            'orthogonal': True,
-            'targets': ['attn.q', 'attn.v', 'ffn.fc1', 'ffn.fc2'],
-        },
-    },
-    'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
-    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
-    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
     'HST': {
         '': {'dims': [8, 12], 'num_heads': [2, 4]},
         'tokens': {
@@ -129,17 +67,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
-    'LoHa': {'': {'rank': 2, 'alpha': 3}},
-    'LoKr': {
-        '': {'rank': 2},
-        'both': {
-            'rank': 1,
-            'alpha': 2,
-            'factor': 4,
-            'decompose_both': True,
-            'init': 'lycoris',
-        },
-    },
     'LoRand': {
         '': {'branches': 2, 'rank': 3},
         'zero': {
@@ -160,7 +87,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'space': {'widths': [1, 3], 'depths': [1, 2]},
         },
     },
-    'RLRR': {'': {'exact_identity': True}, 'released': {'drop_rate': 0.1}},
     'SCT': {
         '': {'num_channels': 8, 'zero_init': True, 'scale': 0.5},
         'mlp': {'num_channels': 20, 'position': 'mlp', 'scale': 0.5},
@@ -171,11 +97,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'scale_on_x': True,
             'last_blocks': 1,
         },
-    },
-    # A depth of its own may leave out all samples of a small batch.
-    'SPT': {
-        '': {'rank': 2, 'drop_path': 0.0},
-        'adapter': {'rank': 3, 'structure': 'adapter'},
     },
     'UTuning': {
         '': {'num_tokens': 3, 'hidden_dims': 3},
@@ -199,6 +120,77 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
+    'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
+    'PolyhistorLite': {'': {'rank': 2}},
+    'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
+    'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+    'DoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 2,
+            'alpha': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'GLoRA': {
+        '': {'rank': 2},
+        'rows': {
+            'paths': {
+                'A': 'vector',
+                'B': 'constant',
+                'C': 'vector',
+                'D': 'none',
+                'E': 'constant',
+            },
+        },
+    },
+    'RLRR': {'': {'exact_identity': True}, 'released': {'drop_rate': 0.1}},
+    'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
+    'AdapterPlus': {
+        '': {},
+        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
+        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
+    },
+    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
+    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
+    'LoHa': {'': {'rank': 2, 'alpha': 3}},
+    'LoKr': {
+        '': {'rank': 2},
+        'both': {
+            'rank': 1,
+            'alpha': 2,
+            'factor': 4,
+            'decompose_both': True,
+            'init': 'lycoris',
+        },
+    },
+    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
+    'BOFT': {
+        '': {'block_size': 4},
+        'rows': {
+            'block_size': 4,
+            'factors': 3,
+            'targets': ['attn.q', 'attn.k', 'attn.v', 'attn.proj'],
+        },
+    },
+    'FourierFT': {
+        '': {'num_coefficients': 100},
+        'haar': {
+            'num_coefficients': 60,
+            'scale': 2,
+            'transform': 'haar',
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'HRA': {
+        '': {'rank': 4},
+        'orthogonal': {
+            'rank': 3,
+            'start': 'random',
+            'orthogonal': True,
+            'targets': ['attn.q', 'attn.v', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'OFT': {
         '': {'block_size': 8},
         'series': {
@@ -208,12 +200,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'max_norm': 0.5,
             'targets': ['ffn.fc1', 'ffn.fc2'],
         },
+    },
     'STAdapter': {
         '': {'hidden_dims': 6},
         'both': {'style': 'both', 'hidden_dims': 4, 'kernel_size': (3, 3, 1)},
     },
-    'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
-    'PolyhistorLite': {'': {'rank': 2}},
     'Rein': {
         '': {'num_tokens': 5, 'rank': 2},
         'zero': {'num_tokens': 4, 'rank': None, 'zero_init': True},
@@ -232,9 +223,13 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         'kernels': {'num_tokens': 3, 'one_kernel': False, 'grid_size': (6, 5)},
     },
     'VFPT': {'': {}, 'ortho': {'num_tokens': 3, 'fraction': 1.0, 'norm': 'ortho'}},
-    'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
-    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
-    'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
+    # A depth of its own may leave out all samples of a small batch.
+    'SPT': {
+        '': {'rank': 2, 'drop_path': 0.0},
+        'adapter': {'rank': 3, 'structure': 'adapter'},
+    },
     'AdaptFormer': {'': {}, 'normed': {'activation': 'gelu', 'input_norm': True}},
 }
 """Arguments by registered name and variant. A method without an entry is run with its
@@ -249,14 +244,6 @@ STILL: dict[str, dict[str, str]] = {
         ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
     },
-    'STAdapter': {
-        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn_sum\.',
-    },
-    # The same holds for the tokens that patches look at behind the last block.
-    'Rein': dict.fromkeys(
-        ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit', 'mmaction_timesformer'),
-        r'\.1\.petl\.block\.',
-    ),
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
 

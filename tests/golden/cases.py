@@ -12,9 +12,8 @@ from ladder import PostNormTrunk, plug_by_hand
 from reference import Case, Rule
 from torch import Tensor, nn
 
-from mmpetl.core import Site
-from mmpetl.methods.kronecker import KAdaptation
 from mmpetl.core import Context, Site
+from mmpetl.methods.kronecker import KAdaptation
 from mmpetl.methods.rein import Rein
 from mmpetl.methods.st_adapter import STAdapter
 
@@ -231,7 +230,6 @@ def vits(
     *rules: Rule,
     split: tuple[str, ...] = (),
     **more: Any,
-    kept: str = '',
 ) -> dict[str, Case]:
     """The same reference on mmpretrain's and on timm's ViT.
 
@@ -241,7 +239,6 @@ def vits(
         rules: From the reference's names to timm's, where they are not so already.
         split: See :class:`Case`.
         more: Its other arguments.
-        kept: See :class:`Case`.
     """
     hosts = {
         'mmpretrain_vit': (mmpretrain_vit, TO_MMPRETRAIN_VIT),
@@ -249,7 +246,6 @@ def vits(
     }
     return {
         f'{file}-{host}': Case(file, build, method, (rules, base), split, **more)
-        f'{file}-{host}': Case(file, build, method, (rules, base), split, kept=kept)
         for host, (build, base) in hosts.items()
     }
 
@@ -278,40 +274,96 @@ def block_rule(theirs: str, ours: str) -> Rule:
     return Rule(rf'blocks\.(\d+)\.{theirs}', rf'blocks.\1.petl.{ours}')
 
 
-ENCODER = r'transformer\.encoder\.layer\.(\d+)'
-RESCALED = (('scale_col', 's_in'), ('scale_line', 's_out'), ('shift_bias', 't'))
+class ReinLayers(nn.Module):
+    """Rein behind three blocks that do nothing, and the queries for a decoder."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        dims = c['embed_dims']
+        method = Rein(c['token_length'], rank=None, query_dims=c['query_dims'])
+        sites = [
+            Site('block', f'{i}', dims, dims, i, patch_dims=768)
+            for i in range(c['num_layers'])
+        ]
+        self.shared = method.share(sites)
+        self.layers = nn.ModuleList(method.build(site) for site in sites)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for delta in self.layers:
+            delta.attach('0', self.shared)
+            x = delta.after(x, x, Context((3, 3), 1))
+        return [x, self.shared.link([delta.tokens() for delta in self.layers])]
 
 
-def one_linear(c: Facts) -> nn.Module:
-    """A model that no file describes, of one layer."""
-    return Model(nn.Sequential(nn.Linear(c['in_features'], c['out_features'])))
+class ClipBlock(nn.Module):
+    """A block of CLIP with frames in the batch, and an ST-Adapter before each norm."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        dims, self.grid = c['dims'], (c['frames'], *c['grid'])
+        self.ln_1, self.ln_2 = nn.LayerNorm(dims), nn.LayerNorm(dims)
+        self.attn = nn.MultiheadAttention(dims, c['heads'], batch_first=True)
+        self.c_fc, self.c_proj = nn.Linear(dims, 4 * dims), nn.Linear(4 * dims, dims)
+        self.requires_grad_(False)
+        method = STAdapter('both', c['adapter_width'], c['kernel'])
+        self.before, self.behind = (
+            method.build(Site(kind, 'b', dims, dims)) for kind in method.targets
+        )
+
+    def clips(self, delta: nn.Module, x: Tensor) -> Tensor:
+        """An adapter on clips; class tokens pass."""
+        front, frames = x[:, :1], x[:, 1:]
+        volume = frames.unflatten(0, (-1, self.grid[0])).flatten(1, 2)
+        volume = delta.added(volume, Context(self.grid))
+        return torch.cat((front, volume.reshape(frames.shape)), dim=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.clips(self.before, x)
+        h = self.ln_1(x)
+        x = self.clips(self.behind, x + self.attn(h, h, h)[0])
+        h = self.c_fc(self.ln_2(x))
+        return [x + self.c_proj(h * torch.sigmoid(1.702 * h))]
 
 
-def pefts(file: str, method: dict[str, Any], **names: str) -> dict[str, Case]:
-    """A reference of PEFT at ``attn.qkv`` and ``ffn.fc1``, on both ViTs.
+def tuner(
+    file: str,
+    method: dict[str, Any],
+    projections: str,
+    *names: tuple[Any, ...],
+    more: tuple[Rule, ...] = (),
+    kept: str = '',
+) -> dict[str, Case]:
+    """A tuner of PEFT, whose model holds the base's layers and the base's own head.
 
     Args:
         file: Stem of its files.
-        method: Config of our method, but for its targets.
-        names: What ours calls a parameter, by what the reference does.
+        method: Config of our method.
+        projections: Pattern of the layers that are tuned, ``attn.qkv|mlp.fc1``.
+        names: The tuner's names at a layer, as patterns, and ours; the changes of
+            :class:`Rule` may follow.
+        more: Rules that go first.
+        kept: See :class:`Case`.
     """
-    sites = (('attn.qkv', 'attn_qkv'), ('mlp.fc1', 'ffn_fc1'))
-    return vits(
-        file,
-        {**method, 'targets': ['attn.qkv', 'ffn.fc1']},
+    rules = [
+        *more,
         Rule(r'.+\.head\.original_module\..+', None),
         Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
-        *(
-            Rule(
-                rf'.+\.blocks\.(\d+)\.{re.escape(theirs)}\.{name}\.default(\.weight)?',
-                rf'blocks.\1.petl.{ours}.0.{own}',
-            )
-            for theirs, ours in sites
-            for name, own in names.items()
-        ),
+    ]
+    for layer in projections.split('|'):
+        site = layer.replace('mlp', 'ffn').replace('.', '_')
+        at = rf'.+\.blocks\.(\d+)\.{re.escape(layer)}\.'
+        rules += [
+            Rule(at + theirs, rf'blocks.\1.petl.{site}.0.{ours}', None, *changes)
+            for theirs, ours, *changes in names
+        ]
+    rules += [
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
-    )
+    ]
+    return vits(file, method, *rules, kept=kept)
+
+
+QKV_FC1 = ['attn.qkv', 'ffn.fc1']
 
 
 def adapter_plus(file: str, position: str, site: str) -> dict[str, Case]:
@@ -388,95 +440,41 @@ def upper_left_corners(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
         found |= {f'{pair}.A': a[:, :32], f'{pair}.B': b[:rows]}
     return found
 
-def tuner(
-    file: str,
-    method: dict[str, Any],
-    projections: str,
-    *names: tuple[Any, ...],
-    more: tuple[Rule, ...] = (),
-    kept: str = '',
-) -> dict[str, Case]:
-    """A tuner of PEFT, whose model holds the base's layers and the base's own head.
+
+ENCODER = r'transformer\.encoder\.layer\.(\d+)'
+RESCALED = (('scale_col', 's_in'), ('scale_line', 's_out'), ('shift_bias', 't'))
+
+
+def one_linear(c: Facts) -> nn.Module:
+    """A model that no file describes, of one layer."""
+    return Model(nn.Sequential(nn.Linear(c['in_features'], c['out_features'])))
+
+
+def pefts(file: str, method: dict[str, Any], **names: str) -> dict[str, Case]:
+    """A reference of PEFT at ``attn.qkv`` and ``ffn.fc1``, on both ViTs.
 
     Args:
         file: Stem of its files.
-        method: Config of our method.
-        projections: Pattern of the layers that are tuned, ``attn.qkv|mlp.fc1``.
-        names: The tuner's names at a layer, as patterns, and ours; the changes of
-            :class:`Rule` may follow.
-        more: Rules that go first.
-        kept: See :class:`Case`.
+        method: Config of our method, but for its targets.
+        names: What ours calls a parameter, by what the reference does.
     """
-    rules = [
-        *more,
+    sites = (('attn.qkv', 'attn_qkv'), ('mlp.fc1', 'ffn_fc1'))
+    return vits(
+        file,
+        {**method, 'targets': ['attn.qkv', 'ffn.fc1']},
         Rule(r'.+\.head\.original_module\..+', None),
         Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
-    ]
-    for layer in projections.split('|'):
-        site = layer.replace('mlp', 'ffn').replace('.', '_')
-        at = rf'.+\.blocks\.(\d+)\.{re.escape(layer)}\.'
-        rules += [
-            Rule(at + theirs, rf'blocks.\1.petl.{site}.0.{ours}', None, *changes)
-            for theirs, ours, *changes in names
-        ]
-    rules += [
+        *(
+            Rule(
+                rf'.+\.blocks\.(\d+)\.{re.escape(theirs)}\.{name}\.default(\.weight)?',
+                rf'blocks.\1.petl.{ours}.0.{own}',
+            )
+            for theirs, ours in sites
+            for name, own in names.items()
+        ),
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
-    ]
-    return vits(file, method, *rules, kept=kept)
-
-
-QKV_FC1 = ['attn.qkv', 'ffn.fc1']
-
-class ReinLayers(nn.Module):
-    """Rein behind three blocks that do nothing, and the queries for a decoder."""
-
-    def __init__(self, c: Facts) -> None:
-        super().__init__()
-        dims = c['embed_dims']
-        method = Rein(c['token_length'], rank=None, query_dims=c['query_dims'])
-        sites = [
-            Site('block', f'{i}', dims, dims, i, patch_dims=768)
-            for i in range(c['num_layers'])
-        ]
-        self.shared = method.share(sites)
-        self.layers = nn.ModuleList(method.build(site) for site in sites)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        for delta in self.layers:
-            delta.attach('0', self.shared)
-            x = delta.after(x, x, Context((3, 3), 1))
-        return [x, self.shared.link([delta.tokens() for delta in self.layers])]
-
-
-class ClipBlock(nn.Module):
-    """A block of CLIP with frames in the batch, and an ST-Adapter before each norm."""
-
-    def __init__(self, c: Facts) -> None:
-        super().__init__()
-        dims, self.grid = c['dims'], (c['frames'], *c['grid'])
-        self.ln_1, self.ln_2 = nn.LayerNorm(dims), nn.LayerNorm(dims)
-        self.attn = nn.MultiheadAttention(dims, c['heads'], batch_first=True)
-        self.c_fc, self.c_proj = nn.Linear(dims, 4 * dims), nn.Linear(4 * dims, dims)
-        self.requires_grad_(False)
-        method = STAdapter('both', c['adapter_width'], c['kernel'])
-        self.before, self.behind = (
-            method.build(Site(kind, 'b', dims, dims)) for kind in method.targets
-        )
-
-    def clips(self, delta: nn.Module, x: Tensor) -> Tensor:
-        """An adapter on clips; class tokens pass."""
-        front, frames = x[:, :1], x[:, 1:]
-        volume = frames.unflatten(0, (-1, self.grid[0])).flatten(1, 2)
-        volume = delta.added(volume, Context(self.grid))
-        return torch.cat((front, volume.reshape(frames.shape)), dim=1)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.clips(self.before, x)
-        h = self.ln_1(x)
-        x = self.clips(self.behind, x + self.attn(h, h, h)[0])
-        h = self.c_fc(self.ln_2(x))
-        return [x + self.c_proj(h * torch.sigmoid(1.702 * h))]
+    )
 
 
 CASES: dict[str, Case] = {
@@ -519,6 +517,102 @@ CASES: dict[str, Case] = {
         ),
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'vpt_deep',
+        {'type': 'VPTDeep', 'num_tokens': 3},
+        Rule(r'transformer\.prompt_embeddings', r'blocks.0.petl.tokens.0.E'),
+        Rule(r'transformer\.deep_prompt_embeddings\.0', r'blocks.1.petl.tokens.0.E'),
+        Rule(r'transformer\.deep_prompt_embeddings\.1', r'blocks.2.petl.tokens.0.E'),
+        Rule(r'transformer\.embeddings\.position_embeddings', r'pos_embed'),
+        Rule(r'transformer\.embeddings\.cls_token', r'cls_token'),
+        Rule(
+            r'transformer\.embeddings\.patch_embeddings\.(.+)', r'patch_embed.proj.\1'
+        ),
+        *three(
+            r'transformer\.encoder\.layer\.(\d+)\.attn\.QKV\.(.+)',
+            ('query', 'key', 'value'),
+            r'blocks.\1.attn.qkv.\2',
+        ),
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.attn\.out\.(.+)',
+            r'blocks.\1.attn.proj.\2',
+        ),
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.attention_norm\.(.+)',
+            r'blocks.\1.norm1.\2',
+        ),
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.ffn_norm\.(.+)',
+            r'blocks.\1.norm2.\2',
+        ),
+        Rule(r'transformer\.encoder\.layer\.(\d+)\.ffn\.(.+)', r'blocks.\1.mlp.\2'),
+        Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
+        split=('transformer.deep_prompt_embeddings',),
+    ),
+    **vits(
+        'fact_tt',
+        {'type': 'FacTTT', 'rank': 4, 'scale': 0.5},
+        Rule(r'FacT([uv])\.weight', r'petl.shared.0.stage0.\1'),
+        block_rule(r'attn\.(q|k|v|proj)_FacTs\.weight', r'attn_\2.0.core'),
+        block_rule(r'mlp\.(fc[12])_FacTs\.weight', r'ffn_\2.0.core'),
+    ),
+    **vits(
+        'repadapter_attn',
+        {
+            'type': 'RepAdapter',
+            'style': 'attn',
+            'hidden_dims': 8,
+            'groups': 2,
+            'scale': 0.5,
+        },
+        block_rule(r'adapter_attn\.conv_A\.(.+)', r'attn_qkv.0.down.\2'),
+        block_rule(r'adapter_attn\.conv_B\.(.+)', r'attn_qkv.0.up.\2'),
+    ),
+    **vits(
+        'dtl',
+        {'type': 'DTL', 'rank': 2, 'add_after': [2, 3], 'beta': 100.0},
+        Rule(r'lora_dict\.(\d+)\.lora_([AB])', r'blocks.\1.petl.block.0.\2'),
+    ),
+    **swins('swin_baseline_ms', {'type': 'Full'}),
+    **swins('bitfit_swin', {'type': 'BitFit'}),
+    **swins('partial1_swin', {'type': 'PartialK', 'include_final_norm': False}),
+    **swins(
+        'lora_swin',
+        {'type': 'LoRA', 'rank': 4, 'alpha': 1, 'targets': ['attn.q', 'attn.v']},
+        *(
+            Rule(
+                rf'{BLOCK}\.attn\.qkv\.lora_([AB])\.{i}',
+                rf'{OURS}.petl.attn_{part}.0.\3',
+            )
+            for i, part in enumerate('qv')
+        ),
+        halves=r'.+\.lora_[AB]',
+    ),
+    **swins(
+        'mona',
+        {'type': 'Mona'},
+        *(
+            Rule(
+                rf'{BLOCK}\.my_module_{i}\.{theirs}',
+                rf'{OURS}.petl.{site}.0.{ours}',
+            )
+            for i, site in ((1, 'attn_sum'), (2, 'ffn_sum'))
+            for theirs, ours in (
+                (r'gamma', 'gamma'),
+                (r'gammax', 'gamma_x'),
+                (r'norm\.(.+)', r'norm.\3'),
+                (r'project1\.(.+)', r'down.\3'),
+                (r'project2\.(.+)', r'up.\3'),
+                (r'adapter_conv\.conv1\.(.+)', r'conv.dw3.\3'),
+                (r'adapter_conv\.conv2\.(.+)', r'conv.dw5.\3'),
+                (r'adapter_conv\.conv3\.(.+)', r'conv.dw7.\3'),
+                (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
+            )
+        ),
+    ),
+    'video_swin_baseline-mmaction_swin3d': Case(
+        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
     ),
     'glora-linear': Case(
         'glora',
@@ -582,157 +676,6 @@ CASES: dict[str, Case] = {
         Rule(rf'{ENCODER}\.attention_norm\.(.+)', r'blocks.\1.norm1.\2'),
         Rule(rf'{ENCODER}\.ffn_norm\.(.+)', r'blocks.\1.norm2.\2'),
         Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
-    ),
-    **vits(
-        'adalora',
-        {
-            'type': 'AdaLoRA',
-            'rank': 4,
-            'target_rank': 2,
-            'alpha': 8,
-            'targets': ['attn.qkv', 'ffn.fc1'],
-        },
-        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
-        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
-        Rule(
-            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
-            r'blocks.\1.petl.attn_qkv.0.\3',
-        ),
-        Rule(
-            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
-            r'blocks.\1.petl.ffn_fc1.0.\3',
-        ),
-        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
-        Rule(r'base_model\.model\.(.+)', r'\1'),
-    ),
-    **vits(
-        'dyt',
-        {'type': 'DyT', 'hidden_dims': 6},
-        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
-        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
-    ),
-    **vits(
-        'vpt_deep',
-        {'type': 'VPTDeep', 'num_tokens': 3},
-        Rule(r'transformer\.prompt_embeddings', r'blocks.0.petl.tokens.0.E'),
-        Rule(r'transformer\.deep_prompt_embeddings\.0', r'blocks.1.petl.tokens.0.E'),
-        Rule(r'transformer\.deep_prompt_embeddings\.1', r'blocks.2.petl.tokens.0.E'),
-        Rule(r'transformer\.embeddings\.position_embeddings', r'pos_embed'),
-        Rule(r'transformer\.embeddings\.cls_token', r'cls_token'),
-        Rule(
-            r'transformer\.embeddings\.patch_embeddings\.(.+)', r'patch_embed.proj.\1'
-        ),
-        *three(
-            r'transformer\.encoder\.layer\.(\d+)\.attn\.QKV\.(.+)',
-            ('query', 'key', 'value'),
-            r'blocks.\1.attn.qkv.\2',
-        ),
-        Rule(
-            r'transformer\.encoder\.layer\.(\d+)\.attn\.out\.(.+)',
-            r'blocks.\1.attn.proj.\2',
-        ),
-        Rule(
-            r'transformer\.encoder\.layer\.(\d+)\.attention_norm\.(.+)',
-            r'blocks.\1.norm1.\2',
-        ),
-        Rule(
-            r'transformer\.encoder\.layer\.(\d+)\.ffn_norm\.(.+)',
-            r'blocks.\1.norm2.\2',
-        ),
-        Rule(r'transformer\.encoder\.layer\.(\d+)\.ffn\.(.+)', r'blocks.\1.mlp.\2'),
-        Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
-        split=('transformer.deep_prompt_embeddings',),
-    ),
-    **vits(
-        'fact_tt',
-        {'type': 'FacTTT', 'rank': 4, 'scale': 0.5},
-        Rule(r'FacT([uv])\.weight', r'petl.shared.0.stage0.\1'),
-        block_rule(r'attn\.(q|k|v|proj)_FacTs\.weight', r'attn_\2.0.core'),
-        block_rule(r'mlp\.(fc[12])_FacTs\.weight', r'ffn_\2.0.core'),
-    ),
-    **vits(
-        'repadapter_attn',
-        {
-            'type': 'RepAdapter',
-            'style': 'attn',
-            'hidden_dims': 8,
-            'groups': 2,
-            'scale': 0.5,
-        },
-        block_rule(r'adapter_attn\.conv_A\.(.+)', r'attn_qkv.0.down.\2'),
-        block_rule(r'adapter_attn\.conv_B\.(.+)', r'attn_qkv.0.up.\2'),
-    ),
-    **vits(
-        'dtl',
-        {'type': 'DTL', 'rank': 2, 'add_after': [2, 3], 'beta': 100.0},
-        Rule(r'lora_dict\.(\d+)\.lora_([AB])', r'blocks.\1.petl.block.0.\2'),
-    ),
-    **tuner(
-        'oft',
-        {'type': 'OFT', 'block_size': 8, 'targets': QKV_FC1},
-        'attn.qkv|mlp.fc1',
-        (r'oft_R\.default\.weight', 'change.upper'),
-    ),
-    **tuner(
-        'boft',
-        {'type': 'BOFT', 'block_size': 8, 'factors': 1, 'targets': QKV_FC1},
-        'attn.qkv|mlp.fc1',
-        (r'boft_R\.default', 'change.upper', above, above_twice),
-        (r'boft_s\.default', 's'),
-    ),
-    **tuner(
-        'hra',
-        {'type': 'HRA', 'rank': 4, 'targets': QKV_FC1},
-        'attn.qkv|mlp.fc1',
-        (r'hra_u\.default', 'change.U'),
-    ),
-    **tuner(
-        'fourierft',
-        {'type': 'FourierFT', 'num_coefficients': 50, 'scale': 15, 'targets': QKV_FC1},
-        'attn.qkv|mlp.fc1',
-        (r'fourierft_spectrum\.default', 'c'),
-        more=tuple(
-            Rule(rf'.+\.blocks\.\d+\.{layer}', f'petl.shared.0.{at}', change=by_rows)
-            for layer, at in ((r'attn\.qkv', 'at_96x32'), (r'mlp\.fc1', 'at_128x32'))
-        ),
-        kept='index',
-    ),
-    **swins('swin_baseline_ms', {'type': 'Full'}),
-    **swins('bitfit_swin', {'type': 'BitFit'}),
-    **swins('partial1_swin', {'type': 'PartialK', 'include_final_norm': False}),
-    **swins(
-        'lora_swin',
-        {'type': 'LoRA', 'rank': 4, 'alpha': 1, 'targets': ['attn.q', 'attn.v']},
-        *(
-            Rule(
-                rf'{BLOCK}\.attn\.qkv\.lora_([AB])\.{i}',
-                rf'{OURS}.petl.attn_{part}.0.\3',
-            )
-            for i, part in enumerate('qv')
-        ),
-        halves=r'.+\.lora_[AB]',
-    ),
-    **swins(
-        'mona',
-        {'type': 'Mona'},
-        *(
-            Rule(
-                rf'{BLOCK}\.my_module_{i}\.{theirs}',
-                rf'{OURS}.petl.{site}.0.{ours}',
-            )
-            for i, site in ((1, 'attn_sum'), (2, 'ffn_sum'))
-            for theirs, ours in (
-                (r'gamma', 'gamma'),
-                (r'gammax', 'gamma_x'),
-                (r'norm\.(.+)', r'norm.\3'),
-                (r'project1\.(.+)', r'down.\3'),
-                (r'project2\.(.+)', r'up.\3'),
-                (r'adapter_conv\.conv1\.(.+)', r'conv.dw3.\3'),
-                (r'adapter_conv\.conv2\.(.+)', r'conv.dw5.\3'),
-                (r'adapter_conv\.conv3\.(.+)', r'conv.dw7.\3'),
-                (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
-            )
-        ),
     ),
     **vits(
         'vera',
@@ -823,6 +766,39 @@ CASES: dict[str, Case] = {
                 Rule(r'q_proj_adapter1_right', 'q.v'),
                 Rule(r'v_proj_adapter1_.+', None),
                 Rule(r'b', 'shared.beta.attn_16'),
+            ),
+        ),
+    ),
+    **tuner(
+        'oft',
+        {'type': 'OFT', 'block_size': 8, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'oft_R\.default\.weight', 'change.upper'),
+    ),
+    **tuner(
+        'boft',
+        {'type': 'BOFT', 'block_size': 8, 'factors': 1, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'boft_R\.default', 'change.upper', above, above_twice),
+        (r'boft_s\.default', 's'),
+    ),
+    **tuner(
+        'hra',
+        {'type': 'HRA', 'rank': 4, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'hra_u\.default', 'change.U'),
+    ),
+    **tuner(
+        'fourierft',
+        {'type': 'FourierFT', 'num_coefficients': 50, 'scale': 15, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'fourierft_spectrum\.default', 'c'),
+        more=tuple(
+            Rule(rf'.+\.blocks\.\d+\.{layer}', f'petl.shared.0.{at}', change=by_rows)
+            for layer, at in ((r'attn\.qkv', 'at_96x32'), (r'mlp\.fc1', 'at_128x32'))
+        ),
+        kept='index',
+    ),
     'rein': Case(
         'rein',
         ReinLayers,
@@ -852,57 +828,37 @@ CASES: dict[str, Case] = {
             ),
         ),
     ),
-    'video_swin_baseline-mmaction_swin3d': Case(
-        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
+    **vits(
+        'adalora',
+        {
+            'type': 'AdaLoRA',
+            'rank': 4,
+            'target_rank': 2,
+            'alpha': 8,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
+            r'blocks.\1.petl.attn_qkv.0.\3',
+        ),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
+            r'blocks.\1.petl.ffn_fc1.0.\3',
+        ),
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'dyt',
+        {'type': 'DyT', 'hidden_dims': 6},
+        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
+        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
     ),
 }
 """Every case by its id: the file, and the backbone it is held against."""
 
-VPT_NAMES = CASES['vpt_deep-timm_vit'].rules[0]
-"""From the names of VPT's code, which others build on, to timm's."""
-
-CASES |= {
-    **vits(
-        'vfpt',
-        {'type': 'VFPT', 'num_tokens': 4, 'fraction': 1.0},
-        *VPT_NAMES,
-        split=('transformer.deep_prompt_embeddings',),
-    ),
-    **vits(
-        'e2vpt',
-        {'type': 'E2VPT', 'num_tokens': 4, 'num_kv_tokens': 3},
-        Rule(
-            r'transformer\.encoder\.layer\.(\d+)\.attn\.deep_QKV_embeddings',
-            r'blocks.\1.petl.attn_core.0.Ek',
-            change=lambda e: e.transpose(0, 1).flatten(1),
-        ),
-        *VPT_NAMES,
-        split=('transformer.deep_prompt_embeddings',),
-    ),
-    **vits(
-        'vapt',
-        {'type': 'VAPT', 'num_tokens': 4, 'hidden_dims': 6, 'grid_size': (4, 4)},
-        Rule(
-            r'transformer\.deep_prompt_embeddings_mlp\.block\.0\.weight',
-            r'petl.shared.0.down.weight',
-        ),
-        Rule(
-            r'transformer\.deep_prompt_embeddings_mlp\.block\.2\.weight',
-            r'petl.shared.0.up.weight',
-        ),
-        Rule(
-            r'transformer\.deep_prompt_norm\.0\.(.+)',
-            r'blocks.1.petl.tokens.0.norm.\1',
-        ),
-        Rule(
-            r'transformer\.deep_prompt_downsample\.0\.conv\.(.+)',
-            r'blocks.1.petl.tokens.0.\1',
-        ),
-        Rule(
-            r'transformer\.deep_prompt_downsample\.0\.(linear.+)',
-            r'blocks.1.petl.tokens.0.\1',
-        ),
-        *VPT_NAMES,
 
 def timm_vit_and_head(c: Facts) -> nn.Module:
     """HST gives a feature of its own width to a head outside of the backbone."""
@@ -1261,5 +1217,53 @@ CASES |= {
                 ),
             )
         ),
+    ),
+}
+
+VPT_NAMES = CASES['vpt_deep-timm_vit'].rules[0]
+"""From the names of VPT's code, which others build on, to timm's."""
+
+CASES |= {
+    **vits(
+        'vfpt',
+        {'type': 'VFPT', 'num_tokens': 4, 'fraction': 1.0},
+        *VPT_NAMES,
+        split=('transformer.deep_prompt_embeddings',),
+    ),
+    **vits(
+        'e2vpt',
+        {'type': 'E2VPT', 'num_tokens': 4, 'num_kv_tokens': 3},
+        Rule(
+            r'transformer\.encoder\.layer\.(\d+)\.attn\.deep_QKV_embeddings',
+            r'blocks.\1.petl.attn_core.0.Ek',
+            change=lambda e: e.transpose(0, 1).flatten(1),
+        ),
+        *VPT_NAMES,
+        split=('transformer.deep_prompt_embeddings',),
+    ),
+    **vits(
+        'vapt',
+        {'type': 'VAPT', 'num_tokens': 4, 'hidden_dims': 6, 'grid_size': (4, 4)},
+        Rule(
+            r'transformer\.deep_prompt_embeddings_mlp\.block\.0\.weight',
+            r'petl.shared.0.down.weight',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_embeddings_mlp\.block\.2\.weight',
+            r'petl.shared.0.up.weight',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_norm\.0\.(.+)',
+            r'blocks.1.petl.tokens.0.norm.\1',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_downsample\.0\.conv\.(.+)',
+            r'blocks.1.petl.tokens.0.\1',
+        ),
+        Rule(
+            r'transformer\.deep_prompt_downsample\.0\.(linear.+)',
+            r'blocks.1.petl.tokens.0.\1',
+        ),
+        *VPT_NAMES,
     ),
 }

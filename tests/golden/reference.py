@@ -73,18 +73,13 @@ class Case:
     split: tuple[str, ...] = ()
     halves: str = ''
     buffers: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
-
-
-def facts(case: Case) -> dict[str, Any]:
-    """What the json of a case says."""
-    return json.loads((DATA / f'{case.file}.json').read_text())
-
-
-def facts(case: Case) -> dict[str, Any]:
-    """What the json of a case says."""
-    return json.loads((DATA / f'{case.file}.json').read_text())
     kept: str = ''
     plug: Callable[[nn.Module, dict[str, Any]], Any] = inject
+
+
+def facts(case: Case) -> dict[str, Any]:
+    """What the json of a case says."""
+    return json.loads((DATA / f'{case.file}.json').read_text())
 
 
 class Reference:
@@ -171,8 +166,7 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
     """
     model = case.build(reference.facts['config'])
     if case.method is not None:
-        inject(model.backbone, case.method)
-    case.plug(model.backbone, case.method)
+        case.plug(model.backbone, case.method)
     model = model.double()
     model.eval()
     params = dict(model.named_parameters())
@@ -190,10 +184,11 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
             ours = dict(model.named_buffers())
             for name, value in case.buffers(reference.group('buffer')).items():
                 ours[name].copy_(value)
-        buffers = dict(model.named_buffers())
-        for name, theirs in reference.group('buffer').items():
-            if theirs.is_floating_point():
-                buffers[Renamed(name, case.rules).name].copy_(theirs)
+        else:
+            buffers = dict(model.named_buffers())
+            for name, theirs in reference.group('buffer').items():
+                if theirs.is_floating_point():
+                    buffers[Renamed(name, case.rules).name].copy_(theirs)
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'
     if case.kept:

@@ -30,8 +30,14 @@ def build(**args: Any) -> nn.Module:
     return SwinTransformerV2(**plain | args)
 
 
-UNFOLDED = ('ssf', 'rep_adapter', 'rlrr', 'rlrr:released')
-UNFOLDED = ('ssf', 'rep_adapter', 'arc', 'arc:attn')
+UNFOLDED = (
+    'ssf',
+    'rep_adapter',
+    'rlrr',
+    'rlrr:released',
+    'arc',
+    'arc:attn',
+)
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
 TINY = {

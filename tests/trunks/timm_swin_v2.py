@@ -27,8 +27,14 @@ def build(**args: Any) -> nn.Module:
     return timm.create_model('swinv2_tiny_window8_256', **plain | args)
 
 
-UNFOLDED = ('ssf', 'rep_adapter', 'rlrr', 'rlrr:released')
-UNFOLDED = ('ssf', 'rep_adapter', 'arc', 'arc:attn')
+UNFOLDED = (
+    'ssf',
+    'rep_adapter',
+    'rlrr',
+    'rlrr:released',
+    'arc',
+    'arc:attn',
+)
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
 TINY = {

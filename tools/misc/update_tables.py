@@ -376,10 +376,9 @@ class Grid:
 
 
 def index(backbones: dict[str, torch.nn.Module]) -> str:
-    """What each method is and costs, and where it is good, each in a line."""
-    """One line per method: family, sites, folds, starts, count on ViT-B/16.
+    """What each method is and costs, and where it is good, each in a line.
 
-    What an image transformer cannot serve is counted on the first backbone that can.
+    Sites are those of the first backbone that serves it.
     """
     vit = backbones['mmpretrain_vit']
     head = 'method, family, sites, folds, starts as the base, ViT-B/16, step, kept'
@@ -388,40 +387,27 @@ def index(backbones: dict[str, torch.nn.Module]) -> str:
     costs = measured_costs()
     for name, cls in methods().items():
         method = build_method(name)
-        kinds = dict.fromkeys(site.kind for site in sites_on(vit, method))
+        host = next(b for b in (vit, *backbones.values()) if supports(method, b))
+        kinds = dict.fromkeys(site.kind for site in wanted_sites(host, method))
+        count = '-'
+        if host is vit:
+            tuned = inject(copy.deepcopy(vit), method)
+            count = f'{count_trainable(tuned).backbone:,}'
         link = f'[{name}]({cls.stem()}.md)'
-        plain = next(b for b in (vit, *backbones.values()) if supports(method, b))
-        kinds = dict.fromkeys(site.kind for site in wanted_sites(plain, method))
-        counts = count_trainable(inject(copy.deepcopy(plain), method))
-        folds = method.folds or not kinds
         lines.append(
             [
                 link,
                 method.family,
                 ', '.join(f'`{kind}`' for kind in kinds) or 'none',
-                'yes' if method.folds or not method.plugs() else '-',
+                'yes' if method.folds or not kinds else '-',
                 'yes' if method.starts_as_identity else '-',
-                count_on(vit, method),
+                count,
                 *costs.get(name, ('-', '-')),
             ]
         )
         page = ROOT / 'docs' / 'methods' / f'{cls.stem()}.md'
         good.append([link, *good_where(page, name)])
     return f'{table(lines)}\n\n{table(good)}'
-
-
-def sites_on(backbone: torch.nn.Module, method: Method) -> list[Site]:
-    """The sites that a method takes; those that it names where it is refused."""
-    if supports(method, backbone):
-        return wanted_sites(backbone, method)
-    return [site for site in offer(backbone)[2] if method.wants(site)]
-
-
-def count_on(backbone: torch.nn.Module, method: Method) -> str:
-    """Trainable parameters, a dash where the backbone is refused."""
-    if not supports(method, backbone):
-        return '-'
-    return f'{count_trainable(inject(copy.deepcopy(backbone), method)).backbone:,}'
 
 
 def measured_costs() -> dict[str, tuple[str, str]]:
