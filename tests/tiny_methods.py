@@ -244,6 +244,14 @@ STILL: dict[str, dict[str, str]] = {
         ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
     },
+    'STAdapter': {
+        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn_sum\.',
+    },
+    # The same holds for the tokens that patches look at behind the last block.
+    'Rein': dict.fromkeys(
+        ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit', 'mmaction_timesformer'),
+        r'\.1\.petl\.block\.',
+    ),
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
 
