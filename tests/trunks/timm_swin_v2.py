@@ -28,12 +28,11 @@ def build(**args: Any) -> nn.Module:
 
 
 UNFOLDED = (
-    'ssf',
-    'rep_adapter',
-    'rlrr',
-    'rlrr:released',
-    'arc',
-    'arc:attn',
+UNFOLDED = (
+    *('ssf', 'rep_adapter', 'rlrr', 'rlrr:released'),
+    *('glora', 'glora:rows'),
+    *('arc', 'arc:attn'),
+)
 )
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
