@@ -29,6 +29,7 @@ from mmpetl.methods.ssf import SSF
 def test_the_methods_that_act_on_any_model_are_computed() -> None:
     able = {n for n, m in registered_methods().items() if m.on_any_model()}
     assert able == {
+        'AdaLoRA',
         'BitFit',
         'DiffFit',
         'Full',
@@ -38,6 +39,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'LinearProbe',
         'LoRA',
         'PartialK',
+        'SPT',
         'SSF',
     }
 
