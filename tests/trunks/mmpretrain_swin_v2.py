@@ -31,11 +31,9 @@ def build(**args: Any) -> nn.Module:
 
 
 UNFOLDED = (
-UNFOLDED = (
     *('ssf', 'rep_adapter', 'rlrr', 'rlrr:released'),
     *('glora', 'glora:rows'),
     *('arc', 'arc:attn'),
-)
 )
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
