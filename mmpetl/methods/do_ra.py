@@ -1,7 +1,7 @@
 """DoRA: the direction of a weight by a low-rank sum, its row norms by a vector.
 
 Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024,
-https://arxiv.org/abs/2402.09353, eq. (5) and section 4.3.
+https://arxiv.org/abs/2402.09353, section 4.3.
 Differs from the authors' code: none in the algebra without dropout. With it, public
 code computes the magnitude part again from the dropped input; here dropout is on the
 low-rank path alone, as in LoRA.

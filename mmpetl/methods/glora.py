@@ -1,7 +1,7 @@
 """GLoRA: weight, bias and input of a frozen projection, each adjusted by a path.
 
 Paper: Chavan et al., "One-for-All: Generalized LoRA for Parameter-Efficient
-Fine-tuning", 2023, https://arxiv.org/abs/2306.07967, eq. (10).
+Fine-tuning", 2023, https://arxiv.org/abs/2306.07967.
 Differs from the authors' code: none in the algebra of a layer. Its paths are fixed
 here, the same at every layer, where the paper draws them in a supernet and searches;
 what no path uses is not stored.

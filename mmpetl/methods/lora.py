@@ -60,8 +60,6 @@ PROJECTIONS = (
     'ffn.fc2',
 )
 ATTENTION = ('attn.q', 'attn.v')
-
-
 STARTS = ('zero', 'pissa', 'minor', 'qr', 'eva')
 FROM_BASE = ('pissa', 'minor', 'qr')
 """Starts that are read off the base weight, and subtracted again."""
