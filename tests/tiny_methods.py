@@ -48,6 +48,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
     'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
     'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
+    'Consolidator': {
+        '': {'groups': [4]},
+        'shuffle': {'groups': [2, 4], 'shuffle': True, 'zero_init': True},
+    },
     'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
     'LoHa': {'': {'rank': 2, 'alpha': 3}},

@@ -244,7 +244,7 @@ BASES = {
     **dict.fromkeys(VPETL | NOAH_FAMILY | STUDY | {'dtl', 'vqt'}, ORIGINAL),
     **dict.fromkeys(TIMM, AUGREG),
 }
-BASES |= dict.fromkeys({'arc', 'adapter_plus'}, ORIGINAL)
+BASES |= dict.fromkeys({'arc', 'adapter_plus', 'consolidator'}, ORIGINAL)
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -291,7 +291,7 @@ INPUTS = {
     **dict.fromkeys(TIMM | {'dtl'}, ('half', 'bicubic')),
     **dict.fromkeys(STUDY, ('none', 'bicubic')),
 }
-INPUTS |= {'arc': ('imagenet', 'bicubic')}
+INPUTS |= dict.fromkeys({'arc', 'consolidator'}, ('imagenet', 'bicubic'))
 INPUTS |= {
     'adapter_plus/vtab': ('half', 'bilinear'),
     'adapter_plus/fgvc': ('half', 'bicubic'),
@@ -303,12 +303,13 @@ RATES = {
     **dict.fromkeys(TIMM | {'dtl'}, (1e-7, 1e-8, 100, 110, False)),
     'full': (1e-4, 1e-6, 100, 100, True),
     'hydra': (1e-6, 1e-5, 500, 100, True),
+    'consolidator': (1e-6, 1e-5, 100, 100, True),
 }
 # Loaders with drop_last=True, and those with False; DTL's and the study's are not to be
 # seen.
 WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
 WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
-WHOLE_BATCHES |= {'arc': False}
+WHOLE_BATCHES |= {'arc': False, 'consolidator': True}
 # Linear warm-up and half a cosine, and no rate of timm's: start, floor, epochs of both.
 PAIRS_OF_RATES = {'arc': (1e-8, 1e-8, 10, 90), 'adapter_plus': (1e-5, 1e-6, 10, 90)}
 

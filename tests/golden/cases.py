@@ -300,6 +300,10 @@ def peft_rule(module: str, theirs: str, ours: str) -> Rule:
     )
 
 
+def one_linear(c: Facts) -> nn.Module:
+    return Model(nn.Sequential(nn.Linear(c['in_features'], c['out_features'])))
+
+
 class QueriesAndValues(nn.Module):
     """What KAdaptation adds to queries and values, with one pair of own factors."""
 
@@ -551,6 +555,20 @@ CASES: dict[str, Case] = {
                 Rule(r'q_proj_adapter1_right', 'q.v'),
                 Rule(r'v_proj_adapter1_.+', None),
                 Rule(r'b', 'shared.beta.attn_16'),
+            ),
+        ),
+    ),
+    'consolidator': Case(
+        'consolidator',
+        one_linear,
+        {'type': 'Consolidator', 'groups': [4]},
+        (
+            (
+                Rule(r'(?:fc_origin\.)?(weight|bias)', r'backbone.0.\1'),
+                Rule(
+                    r'fc_rep_branches\.0\.group_fc\.(.+)',
+                    r'backbone.0.petl.layer_linear.0.branches.0.\1',
+                ),
             ),
         ),
     ),

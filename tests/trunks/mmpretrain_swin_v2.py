@@ -31,6 +31,7 @@ def build(**args: Any) -> nn.Module:
 
 
 UNFOLDED = ('ssf', 'rep_adapter', 'arc', 'arc:attn')
+UNFOLDED += ('consolidator', 'consolidator:shuffle')
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
 TINY = {
