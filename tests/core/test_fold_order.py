@@ -14,6 +14,8 @@ METHODS = {
     'ssf': {'type': 'SSF'},
     'rep_adapter': {'type': 'RepAdapter'},
     'wide_rep_adapter': {'type': 'RepAdapter', 'hidden_dims': 16},
+    'arc': {'type': 'ARC', 'rank': 4},
+    'ia3': {'type': 'IA3'},
 }
 
 
