@@ -54,6 +54,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'start': 'pissa',
         },
     },
+    'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
+    'AdapterPlus': {
+        '': {},
+        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
+        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
+    },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
@@ -66,7 +72,20 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'num_tokens': 2,
         },
     },
+    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
+    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
+    'LoHa': {'': {'rank': 2, 'alpha': 3}},
+    'LoKr': {
+        '': {'rank': 2},
+        'both': {
+            'rank': 1,
+            'alpha': 2,
+            'factor': 4,
+            'decompose_both': True,
+            'init': 'lycoris',
+        },
+    },
     'LoRand': {
         '': {'branches': 2, 'rank': 3},
         'zero': {
@@ -123,6 +142,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
+    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
     'DoRA': {
         '': {'rank': 2},
@@ -145,26 +165,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'RLRR': {'': {'exact_identity': True}, 'released': {'drop_rate': 0.1}},
-    'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
-    'AdapterPlus': {
-        '': {},
-        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
-        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
-    },
-    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
-    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
-    'LoHa': {'': {'rank': 2, 'alpha': 3}},
-    'LoKr': {
-        '': {'rank': 2},
-        'both': {
-            'rank': 1,
-            'alpha': 2,
-            'factor': 4,
-            'decompose_both': True,
-            'init': 'lycoris',
-        },
-    },
-    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
     'BOFT': {
         '': {'block_size': 4},
         'rows': {
@@ -231,6 +231,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         'adapter': {'rank': 3, 'structure': 'adapter'},
     },
     'AdaptFormer': {'': {}, 'normed': {'activation': 'gelu', 'input_norm': True}},
+    'Consolidator': {
+        '': {'groups': [4]},
+        'shuffle': {'groups': [2, 4], 'shuffle': True, 'zero_init': True},
+    },
 }
 """Arguments by registered name and variant. A method without an entry is run with its
 defaults; where those do not fit the tiny backbones, the contract fails and says so."""

@@ -3,6 +3,7 @@
 from mmpetl.core.affine import Affine, BiasPart
 from mmpetl.core.attention import score_terms, softmax_attention, split_heads
 from mmpetl.core.bricks import (
+    GroupedLinear,
     PoolPrompts,
     Prompts,
     add_to_own,
@@ -133,6 +134,7 @@ __all__ = [
     'Counts',
     'Delta',
     'GradientWatch',
+    'GroupedLinear',
     'Host',
     'Injection',
     'LeafMap',

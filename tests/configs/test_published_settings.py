@@ -246,6 +246,7 @@ BASES = {
 }
 BASES |= {'rlrr': ORIGINAL}
 BASES |= dict.fromkeys({'arc', 'adapter_plus'}, ORIGINAL)
+BASES |= dict.fromkeys({'arc', 'adapter_plus', 'consolidator'}, ORIGINAL)
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -294,6 +295,7 @@ INPUTS = {
 }
 INPUTS |= {'rlrr': ('half', 'bicubic')}
 INPUTS |= {'arc': ('imagenet', 'bicubic')}
+INPUTS |= dict.fromkeys({'arc', 'consolidator'}, ('imagenet', 'bicubic'))
 INPUTS |= {
     'adapter_plus/vtab': ('half', 'bilinear'),
     'adapter_plus/fgvc': ('half', 'bicubic'),
@@ -305,6 +307,7 @@ RATES = {
     **dict.fromkeys(TIMM | {'dtl'}, (1e-7, 1e-8, 100, 110, False)),
     'full': (1e-4, 1e-6, 100, 100, True),
     'hydra': (1e-6, 1e-5, 500, 100, True),
+    'consolidator': (1e-6, 1e-5, 100, 100, True),
 }
 RATES |= {'rlrr': (1e-7, 1e-8, 100, 110, True)}
 # Loaders with drop_last=True, and those with False; DTL's and the study's are not to be
@@ -313,6 +316,7 @@ WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
 WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
 WHOLE_BATCHES |= {'rlrr': False}
 WHOLE_BATCHES |= {'arc': False}
+WHOLE_BATCHES |= {'arc': False, 'consolidator': True}
 # Linear warm-up and half a cosine, and no rate of timm's: start, floor, epochs of both.
 PAIRS_OF_RATES = {'arc': (1e-8, 1e-8, 10, 90), 'adapter_plus': (1e-5, 1e-6, 10, 90)}
 

@@ -18,6 +18,8 @@ METHODS = {
     'glora': {'type': 'GLoRA', 'rank': 3},
     'rep_adapter': {'type': 'RepAdapter'},
     'wide_rep_adapter': {'type': 'RepAdapter', 'hidden_dims': 16},
+    'arc': {'type': 'ARC', 'rank': 4},
+    'ia3': {'type': 'IA3'},
 }
 
 

@@ -32,6 +32,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'AdaLoRA',
         'BOFT',
         'BitFit',
+        'Consolidator',
         'DiffFit',
         'DoRA',
         'FourierFT',

@@ -611,72 +611,6 @@ CASES: dict[str, Case] = {
             )
         ),
     ),
-    'video_swin_baseline-mmaction_swin3d': Case(
-        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
-    ),
-    'glora-linear': Case(
-        'glora',
-        one_linear,
-        {'type': 'GLoRA', 'rank': 3},
-        (
-            (
-                Rule(r'(weight|bias)', r'backbone.0.\1'),
-                Rule(r'([A-E][du]?)', r'backbone.0.petl.layer_linear.0.\1'),
-            ),
-        ),
-    ),
-    **pefts(
-        'rslora',
-        {'type': 'LoRA', 'rank': 4, 'alpha': 8, 'scaling': 'sqrt'},
-        lora_A='A',
-        lora_B='B',
-    ),
-    **pefts(
-        'dora',
-        {'type': 'DoRA', 'rank': 4, 'alpha': 8},
-        lora_A='A',
-        lora_B='B',
-        lora_magnitude_vector='m',
-    ),
-    **vits(
-        'rlrr',
-        {'type': 'RLRR'},
-        *(
-            Rule(rf'{ENCODER}\.{theirs}\.{name}', rf'blocks.\1.petl.{site}.0.{own}')
-            for theirs, site in (
-                *((rf'attn\.{n}', f'attn_{n[0]}') for n in ('query', 'key', 'value')),
-                (r'attn\.out', 'attn_proj'),
-                (r'ffn\.fc1', 'ffn_fc1'),
-                (r'ffn\.fc2', 'ffn_fc2'),
-            )
-            for name, own in RESCALED
-        ),
-        *(
-            Rule(theirs.replace('SSF', rf'ssf_{name}'), f'{site}.0.{own}')
-            for theirs, site in (
-                (r'transformer\.embeddings\.SSF_patch', 'petl.embed_proj'),
-                (rf'{ENCODER}\.SSF_attn_norm', r'blocks.\1.petl.norm1'),
-                (rf'{ENCODER}\.SSF_ffn_norm', r'blocks.\1.petl.norm2'),
-                (r'transformer\.encoder\.SSF_enc_norm', 'petl.out_norm_1'),
-            )
-            for name, own in (('scale', 'gamma'), ('shift', 'beta'))
-        ),
-        Rule(r'transformer\.embeddings\.position_embeddings', r'pos_embed'),
-        Rule(r'transformer\.embeddings\.cls_token', r'cls_token'),
-        Rule(
-            r'transformer\.embeddings\.patch_embeddings\.(.+)', r'patch_embed.proj.\1'
-        ),
-        *three(
-            rf'{ENCODER}\.attn\.QKV\.mlp\.(.+)',
-            ('query', 'key', 'value'),
-            r'blocks.\1.attn.qkv.\2',
-        ),
-        Rule(rf'{ENCODER}\.attn\.out\.mlp\.(.+)', r'blocks.\1.attn.proj.\2'),
-        Rule(rf'{ENCODER}\.ffn\.(fc[12])\.mlp\.(.+)', r'blocks.\1.mlp.\2.\3'),
-        Rule(rf'{ENCODER}\.attention_norm\.(.+)', r'blocks.\1.norm1.\2'),
-        Rule(rf'{ENCODER}\.ffn_norm\.(.+)', r'blocks.\1.norm2.\2'),
-        Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
-    ),
     **vits(
         'vera',
         {'type': 'VeRA', 'rank': 6, 'targets': ['attn.qkv', 'ffn.fc1']},
@@ -769,6 +703,72 @@ CASES: dict[str, Case] = {
             ),
         ),
     ),
+    'video_swin_baseline-mmaction_swin3d': Case(
+        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
+    ),
+    'glora-linear': Case(
+        'glora',
+        one_linear,
+        {'type': 'GLoRA', 'rank': 3},
+        (
+            (
+                Rule(r'(weight|bias)', r'backbone.0.\1'),
+                Rule(r'([A-E][du]?)', r'backbone.0.petl.layer_linear.0.\1'),
+            ),
+        ),
+    ),
+    **pefts(
+        'rslora',
+        {'type': 'LoRA', 'rank': 4, 'alpha': 8, 'scaling': 'sqrt'},
+        lora_A='A',
+        lora_B='B',
+    ),
+    **pefts(
+        'dora',
+        {'type': 'DoRA', 'rank': 4, 'alpha': 8},
+        lora_A='A',
+        lora_B='B',
+        lora_magnitude_vector='m',
+    ),
+    **vits(
+        'rlrr',
+        {'type': 'RLRR'},
+        *(
+            Rule(rf'{ENCODER}\.{theirs}\.{name}', rf'blocks.\1.petl.{site}.0.{own}')
+            for theirs, site in (
+                *((rf'attn\.{n}', f'attn_{n[0]}') for n in ('query', 'key', 'value')),
+                (r'attn\.out', 'attn_proj'),
+                (r'ffn\.fc1', 'ffn_fc1'),
+                (r'ffn\.fc2', 'ffn_fc2'),
+            )
+            for name, own in RESCALED
+        ),
+        *(
+            Rule(theirs.replace('SSF', rf'ssf_{name}'), f'{site}.0.{own}')
+            for theirs, site in (
+                (r'transformer\.embeddings\.SSF_patch', 'petl.embed_proj'),
+                (rf'{ENCODER}\.SSF_attn_norm', r'blocks.\1.petl.norm1'),
+                (rf'{ENCODER}\.SSF_ffn_norm', r'blocks.\1.petl.norm2'),
+                (r'transformer\.encoder\.SSF_enc_norm', 'petl.out_norm_1'),
+            )
+            for name, own in (('scale', 'gamma'), ('shift', 'beta'))
+        ),
+        Rule(r'transformer\.embeddings\.position_embeddings', r'pos_embed'),
+        Rule(r'transformer\.embeddings\.cls_token', r'cls_token'),
+        Rule(
+            r'transformer\.embeddings\.patch_embeddings\.(.+)', r'patch_embed.proj.\1'
+        ),
+        *three(
+            rf'{ENCODER}\.attn\.QKV\.mlp\.(.+)',
+            ('query', 'key', 'value'),
+            r'blocks.\1.attn.qkv.\2',
+        ),
+        Rule(rf'{ENCODER}\.attn\.out\.mlp\.(.+)', r'blocks.\1.attn.proj.\2'),
+        Rule(rf'{ENCODER}\.ffn\.(fc[12])\.mlp\.(.+)', r'blocks.\1.mlp.\2.\3'),
+        Rule(rf'{ENCODER}\.attention_norm\.(.+)', r'blocks.\1.norm1.\2'),
+        Rule(rf'{ENCODER}\.ffn_norm\.(.+)', r'blocks.\1.norm2.\2'),
+        Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
+    ),
     **tuner(
         'oft',
         {'type': 'OFT', 'block_size': 8, 'targets': QKV_FC1},
@@ -855,6 +855,20 @@ CASES: dict[str, Case] = {
         {'type': 'DyT', 'hidden_dims': 6},
         block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
         block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
+    ),
+    'consolidator': Case(
+        'consolidator',
+        one_linear,
+        {'type': 'Consolidator', 'groups': [4]},
+        (
+            (
+                Rule(r'(?:fc_origin\.)?(weight|bias)', r'backbone.0.\1'),
+                Rule(
+                    r'fc_rep_branches\.0\.group_fc\.(.+)',
+                    r'backbone.0.petl.layer_linear.0.branches.0.\1',
+                ),
+            ),
+        ),
     ),
 }
 """Every case by its id: the file, and the backbone it is held against."""

@@ -34,6 +34,7 @@ UNFOLDED = (
     *('ssf', 'rep_adapter', 'rlrr', 'rlrr:released'),
     *('glora', 'glora:rows'),
     *('arc', 'arc:attn'),
+    *('consolidator', 'consolidator:shuffle'),
 )
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
