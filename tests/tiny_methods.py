@@ -46,6 +46,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'targets': ['attn.q', 'attn.k', 'attn.v', 'attn.proj'],
         },
     },
+    'BiAdaptFormer': {'': {'hidden_dims': 4}},
+    'BiLoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 3,
+            'bits': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'E3VA': {'': {'rank': 4}},
     'FourierFT': {
         '': {'num_coefficients': 100},

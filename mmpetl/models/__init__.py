@@ -30,3 +30,11 @@ def batch_norm_head(**kwargs: Any) -> nn.Module:
     from mmpetl.models.video_head import BatchNormHead
 
     return BatchNormHead(**kwargs)
+
+
+@MODELS.register_module(name='FewBitsHead')
+def few_bits_head(**kwargs: Any) -> nn.Module:
+    """:class:`mmpetl.models.few_bits_head.FewBitsHead`, which needs mmpretrain."""
+    from mmpetl.models.few_bits_head import FewBitsHead
+
+    return FewBitsHead(**kwargs)

@@ -244,6 +244,7 @@ BASES = {
     **dict.fromkeys(VPETL | NOAH_FAMILY | STUDY | {'dtl', 'vqt'}, ORIGINAL),
     **dict.fromkeys(TIMM, AUGREG),
 }
+BASES['binary'] = ORIGINAL
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -290,6 +291,7 @@ INPUTS = {
     **dict.fromkeys(TIMM | {'dtl'}, ('half', 'bicubic')),
     **dict.fromkeys(STUDY, ('none', 'bicubic')),
 }
+INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
 # Rate at the start and the end, epochs of the cosine and of the run, and whether the
 # rate lags an epoch behind (`scheduler.step(epoch)` after it).
 RATES = {
@@ -298,10 +300,12 @@ RATES = {
     'full': (1e-4, 1e-6, 100, 100, True),
     'hydra': (1e-6, 1e-5, 500, 100, True),
 }
+RATES['binary'] = RATES['noah']
 # Loaders with drop_last=True, and those with False; DTL's and the study's are not to be
 # seen.
 WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
 WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
+WHOLE_BATCHES['binary'] = True
 
 
 @pytest.mark.parametrize(

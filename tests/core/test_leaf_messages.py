@@ -30,6 +30,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
     able = {n for n, m in registered_methods().items() if m.on_any_model()}
     assert able == {
         'BOFT',
+        'BiLoRA',
         'BitFit',
         'DiffFit',
         'FourierFT',

@@ -471,3 +471,6 @@ CASES: dict[str, Case] = {
     ),
 }
 """Every case by its id: the file, and the backbone it is held against."""
+
+LAYERS = {'bi_linear_1bit'}
+"""Files of single layers, which the tests of their methods read."""
