@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'ConvLoRA': {'': {'rank': 2, 'num_experts': 3}},
     'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
@@ -121,6 +122,17 @@ STILL: dict[str, dict[str, str]] = {
     },
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
+
+SELDOM: dict[str, str] = {
+    # Each image runs one of them.
+    'ConvLoRA': r'\.experts\.',
+}
+"""Pattern of the tensors that only some inputs move, by registered name."""
+
+
+def moves_seldom(method: str, name: str) -> bool:
+    """Whether a tensor of a registered method may stand still."""
+    return method in SELDOM and bool(re.search(SELDOM[method], name))
 
 
 @dataclass(frozen=True)
