@@ -25,6 +25,9 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'kernel_size': 4,
         },
     },
+    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'ConvLoRA': {'': {'rank': 2, 'num_experts': 3}},
+    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
@@ -108,6 +111,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'last_blocks': 1,
         },
     },
+    # A depth of its own may leave out all samples of a small batch.
+    'SPT': {
+        '': {'rank': 2, 'drop_path': 0.0},
+        'adapter': {'rank': 3, 'structure': 'adapter'},
+    },
     'UTuning': {
         '': {'num_tokens': 3, 'hidden_dims': 3},
         'prompt': {
@@ -159,6 +167,17 @@ STILL: dict[str, dict[str, str]] = {
     },
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
+
+SELDOM: dict[str, str] = {
+    # Each image runs one of them.
+    'ConvLoRA': r'\.experts\.',
+}
+"""Pattern of the tensors that only some inputs move, by registered name."""
+
+
+def moves_seldom(method: str, name: str) -> bool:
+    """Whether a tensor of a registered method may stand still."""
+    return method in SELDOM and bool(re.search(SELDOM[method], name))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from mmpetl.core.bricks import (
 )
 from mmpetl.core.calibration import (
     Calibrated,
-    Place,
     batch_size,
+    gradient_at,
     inputs_and_labels,
     one_by_one,
     one_epoch,
     only_trains,
+    parameters_behind,
     task_loss,
     warn_uncalibrated,
     watching,
@@ -51,12 +52,14 @@ from mmpetl.core.host import (
 from mmpetl.core.inject import check_shapes, inject, wanted_sites
 from mmpetl.core.injection import (
     Injection,
+    Place,
     Slot,
     find_injected,
     injection_of,
     injections,
 )
 from mmpetl.core.leaf_map import LeafMap, layer_rows
+from mmpetl.core.losses import collect_losses
 from mmpetl.core.method import (
     FAMILIES,
     Method,
@@ -93,6 +96,7 @@ from mmpetl.core.slots import (
 from mmpetl.core.stack import Rows, Stack
 from mmpetl.core.stacking import conflict
 from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
+from mmpetl.core.steps import Stepped, plan_steps
 from mmpetl.core.window_host import (
     WindowBackboneHost,
     WindowBlockHost,
@@ -147,6 +151,7 @@ __all__ = [
     'SlotFacts',
     'Stack',
     'Stage',
+    'Stepped',
     'WindowBackboneHost',
     'WindowBlockHost',
     'WindowSiteMap',
@@ -161,6 +166,7 @@ __all__ = [
     'check_rank',
     'check_shapes',
     'check_trained',
+    'collect_losses',
     'conflict',
     'convolve',
     'count_trainable',
@@ -180,6 +186,7 @@ __all__ = [
     'from_maps',
     'from_windows',
     'frozen_keys',
+    'gradient_at',
     'grow',
     'in_stages',
     'inject',
@@ -201,8 +208,10 @@ __all__ = [
     'only_trains',
     'owners',
     'padded_grid',
+    'parameters_behind',
     'patches_of',
     'places_of',
+    'plan_steps',
     'projections',
     'records_gradients',
     'registered_methods',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,12 @@ from torch import Tensor, nn
 from mmpetl.core.context import Context
 
 Features = Tensor | tuple[Tensor, ...]
+
+_terms: weakref.WeakKeyDictionary[nn.Module, dict[str, Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What deltas have noted for losses since it was last collected. It is kept beside
+them, since what hangs on a graph can be neither copied nor pickled."""
 
 
 class Delta(nn.Module):
@@ -56,6 +63,31 @@ class Delta(nn.Module):
         if self.dtype in (None, x.dtype) or torch.is_autocast_enabled(x.device.type):
             return x
         return x.to(self.dtype)
+
+    def add_term(self, name: str, value: Tensor) -> None:
+        """Note a number of this pass for a loss, in place of what the last pass noted.
+
+        :meth:`mmpetl.core.Method.loss` makes the loss of what all deltas have noted. In
+        evaluation, without gradients, and where activation checkpointing runs a block
+        once more, nothing is noted.
+
+        Args:
+            name: One of :attr:`mmpetl.core.Method.losses`.
+            value: A scalar.
+        """
+        # As torch's own checkpointing asks; -1 is no backward pass.
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            if self.training:
+                _terms.setdefault(self, {})[name] = value
+
+    def take_terms(self) -> dict[str, Tensor]:
+        """What has been noted; it is noted no longer."""
+        return _terms.pop(self, {})
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether there is something to take."""
+        return self in _terms
 
     def notes(self, ctx: Context) -> dict[Any, Any]:
         """What the deltas of this slot have written down in this forward pass."""

@@ -25,6 +25,7 @@ from mmpetl.core.fingerprint import check_unmoved, converting
 from mmpetl.core.init_guard import KeptThroughInit
 from mmpetl.core.injection import Injection, deltas_of, find_submodule, wholly
 from mmpetl.core.stack import Rows, Stack, affine_of
+from mmpetl.core.steps import follow_steps
 
 Projection = nn.Module | Rows
 """What a block calls between two widths."""
@@ -427,6 +428,7 @@ class KeepsBase(KeptThroughInit):
         check_hosts(self, self._petl)
         if mode:
             check_unmoved(self, self._petl)
+            follow_steps(self, self._petl)
         # A host with frozen stages clears the flags of all that lies in them.
         flags = [(param, param.requires_grad) for param in self.parameters()]
         for step in (super().train, partial(apply_modes, self, self._petl)):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mmpetl.core.affine import Affine
@@ -58,6 +59,8 @@ class Method:
         phases: Training loops (:class:`mmpetl.engine.loops.Phase`), as configs name
             them, that run in this order before the training that counts. An instance
             that needs none has none.
+        losses: Names of the losses that it adds to those of the task, of what its
+            deltas note by :meth:`~mmpetl.core.delta.Delta.add_term`.
         leaf_kinds: Which :data:`~mmpetl.core.site.LEAF_KINDS` it acts at in a model
             that no file describes; ``()`` where it acts there by what it selects
             alone, None where it needs a described backbone.
@@ -93,6 +96,7 @@ class Method:
     replaces: ClassVar[tuple[str, ...]] = ()
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
+    losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.
@@ -237,6 +241,39 @@ class Method:
         """
         raise NotImplementedError
 
+    def loss(self, name: str, terms: Sequence[Tensor]) -> Tensor:
+        """A loss of what the deltas have noted in a pass, their sum unless overridden.
+
+        Args:
+            name: One of :attr:`losses`.
+            terms: What each delta has noted under it, in float32 or finer.
+        """
+        return torch.stack(tuple(terms)).sum()
+
+    def before_step(self, place: Any, step: int, total: int | None) -> None:
+        """Add to gradients before a step of the optimizer; nothing else changes.
+
+        They are averaged over processes, accumulated, unscaled and clipped.
+
+        Args:
+            place: Where the deltas are, a :class:`~mmpetl.core.calibration.Place`.
+            step: Number of the step, from 1; it goes on where a run is resumed.
+            total: Steps of the whole training, None where nobody has said.
+        """
+
+    def after_step(self, place: Any, step: int, total: int | None) -> None:
+        """Write to own parameters and buffers after a step; gradients are still there.
+
+        All processes compute the same. What it remembers lies in buffers, and
+        :meth:`share` gives a :class:`~mmpetl.core.steps.Stepped`, so that a resumed run
+        goes on as if it had not been killed.
+
+        Args:
+            place: As in :meth:`before_step`.
+            step: Likewise.
+            total: Likewise.
+        """
+
     @classmethod
     def after_phases(cls, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Arguments for the training that counts, by what the phases have left.
@@ -265,6 +302,12 @@ class Method:
     def folds(self) -> bool:
         """Whether a tuned backbone can become a plain one."""
         return type(self).fold is not Method.fold
+
+    @property
+    def steps(self) -> bool:
+        """Whether the method does something at every step of an optimizer."""
+        verbs = 'before_step', 'after_step'
+        return any(getattr(type(self), v) is not getattr(Method, v) for v in verbs)
 
     @property
     def calibrates(self) -> bool:

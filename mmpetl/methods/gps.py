@@ -34,9 +34,11 @@ from mmpetl.core import (
     Site,
     batch_size,
     check_range,
+    gradient_at,
     inputs_and_labels,
     one_epoch,
     only_trains,
+    parameters_behind,
     places_of,
     records_gradients,
     task_loss,
@@ -346,17 +348,13 @@ class GPS(Method):
         """
         place = Place(backbone, self)
         module = place.module
-        # A view of the weights of a site lies in the storage of a parameter.
-        owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
         weights = {
             site: place.record.site_map.affine(module, site).weights
             for site in place.sites
         }
-        params = {
-            view: owner[view.untyped_storage().data_ptr()]
-            for views in weights.values()
-            for view in views
-        }
+        params = parameters_behind(
+            module, [view for views in weights.values() for view in views]
+        )
         limit = self.max_images
         if limit is None and self.criterion == 'task':
             limit = MOST_FOR_TASK
@@ -381,7 +379,7 @@ class GPS(Method):
                 if loss is not None:
                     loss.backward()
             grads = {
-                site: torch.cat([_gradient(view, params[view]) for view in views])
+                site: torch.cat([gradient_at(view, params[view]) for view in views])
                 for site, views in weights.items()
             }
         if not seen:
@@ -431,7 +429,7 @@ class GPS(Method):
             index = place.delta(site).index
             chosen = grad.abs().topk(index.shape[1], dim=-1).indices
             index.copy_(chosen.sort(dim=-1).values)
-        place.calibrated.done.fill_(True)
+        place.shared.done.fill_(True)
 
     def fold(self, site: Site, delta: GPSDelta | GPSMask, affine: Affine) -> None:
         if self.mode == 'values':  # a masked weight is in place
@@ -441,11 +439,11 @@ class GPS(Method):
 @contextmanager
 def _whole_gradients(place: Place) -> Iterator[None]:
     """Leave gradients unmasked, so that a second choice sees all of them."""
-    place.calibrated.sees_all = True
+    place.shared.sees_all = True
     try:
         yield
     finally:
-        del place.calibrated.sees_all
+        del place.shared.sees_all
 
 
 def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]:
@@ -466,14 +464,6 @@ def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]
         start = weight.storage_offset() - param.storage_offset()
         parts.append((param, start // weight[0].numel(), len(weight)))
     return parts
-
-
-def _gradient(view: Tensor, param: nn.Parameter) -> Tensor:
-    """What a backward pass has left for a view of a parameter, in its shape."""
-    if param.grad is None:
-        return torch.zeros_like(view)
-    start = view.storage_offset() - param.storage_offset()
-    return param.grad.as_strided(view.shape, view.stride(), start)
 
 
 def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:

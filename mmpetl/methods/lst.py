@@ -380,7 +380,7 @@ class LST(Method):
             lambda host, kind: _affine(place, host, kind),
             sizes,
         )
-        place.calibrated.done.fill_(True)
+        place.shared.done.fill_(True)
 
 
 def _affine(place: Place, host: str, kind: str) -> Affine:

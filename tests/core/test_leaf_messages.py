@@ -29,6 +29,7 @@ from mmpetl.methods.ssf import SSF
 def test_the_methods_that_act_on_any_model_are_computed() -> None:
     able = {n for n, m in registered_methods().items() if m.on_any_model()}
     assert able == {
+        'AdaLoRA',
         'BOFT',
         'BiLoRA',
         'BitFit',
@@ -43,6 +44,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'LoRA',
         'OFT',
         'PartialK',
+        'SPT',
         'SSF',
     }
 

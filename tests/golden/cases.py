@@ -31,6 +31,10 @@ def _mlp_dims(c: Facts) -> int:
     return c.get('mlp_dim', c['embed_dim'] * c.get('mlp_ratio', 4))
 
 
+def _eps(c: Facts) -> float:
+    return c.get('layernorm_eps', 1e-6)
+
+
 def mmpretrain_vit(c: Facts) -> nn.Module:
     from mmpretrain.models import VisionTransformer
 
@@ -43,7 +47,7 @@ def mmpretrain_vit(c: Facts) -> nn.Module:
         },
         img_size=c['img_size'],
         patch_size=c['patch_size'],
-        norm_cfg={'type': 'LN', 'eps': c['layernorm_eps']},
+        norm_cfg={'type': 'LN', 'eps': _eps(c)},
     )
     return Model(backbone, nn.Linear(c['embed_dim'], c['num_classes']))
 
@@ -61,7 +65,7 @@ def timm_vit(c: Facts) -> nn.Module:
         mlp_ratio=_mlp_dims(c) / c['embed_dim'],
         num_classes=c['num_classes'],
     )
-    assert backbone.norm.eps == c['layernorm_eps']
+    assert backbone.norm.eps == _eps(c)
     return Model(backbone)
 
 
@@ -342,6 +346,34 @@ CASES: dict[str, Case] = {
         ),
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'adalora',
+        {
+            'type': 'AdaLoRA',
+            'rank': 4,
+            'target_rank': 2,
+            'alpha': 8,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
+            r'blocks.\1.petl.attn_qkv.0.\3',
+        ),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
+            r'blocks.\1.petl.ffn_fc1.0.\3',
+        ),
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'dyt',
+        {'type': 'DyT', 'hidden_dims': 6},
+        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
+        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
     ),
     **vits(
         'vpt_deep',
