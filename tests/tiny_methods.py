@@ -25,6 +25,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'kernel_size': 4,
         },
     },
+    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
@@ -54,12 +56,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'start': 'pissa',
         },
     },
-    'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
-    'AdapterPlus': {
-        '': {},
-        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
-        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
-    },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
@@ -72,20 +68,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'num_tokens': 2,
         },
     },
-    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
-    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
-    'LoHa': {'': {'rank': 2, 'alpha': 3}},
-    'LoKr': {
-        '': {'rank': 2},
-        'both': {
-            'rank': 1,
-            'alpha': 2,
-            'factor': 4,
-            'decompose_both': True,
-            'init': 'lycoris',
-        },
-    },
     'LoRand': {
         '': {'branches': 2, 'rank': 3},
         'zero': {
@@ -117,6 +100,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'last_blocks': 1,
         },
     },
+    # A depth of its own may leave out all samples of a small batch.
+    'SPT': {
+        '': {'rank': 2, 'drop_path': 0.0},
+        'adapter': {'rank': 3, 'structure': 'adapter'},
+    },
     'UTuning': {
         '': {'num_tokens': 3, 'hidden_dims': 3},
         'prompt': {
@@ -142,8 +130,27 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
-    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+    'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
+    'AdapterPlus': {
+        '': {},
+        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
+        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
+    },
+    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
+    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
+    'LoHa': {'': {'rank': 2, 'alpha': 3}},
+    'LoKr': {
+        '': {'rank': 2},
+        'both': {
+            'rank': 1,
+            'alpha': 2,
+            'factor': 4,
+            'decompose_both': True,
+            'init': 'lycoris',
+        },
+    },
+    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
     'DoRA': {
         '': {'rank': 2},
         'all': {
@@ -223,17 +230,20 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         'kernels': {'num_tokens': 3, 'one_kernel': False, 'grid_size': (6, 5)},
     },
     'VFPT': {'': {}, 'ortho': {'num_tokens': 3, 'fraction': 1.0, 'norm': 'ortho'}},
-    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
-    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
-    # A depth of its own may leave out all samples of a small batch.
-    'SPT': {
-        '': {'rank': 2, 'drop_path': 0.0},
-        'adapter': {'rank': 3, 'structure': 'adapter'},
-    },
     'AdaptFormer': {'': {}, 'normed': {'activation': 'gelu', 'input_norm': True}},
     'Consolidator': {
         '': {'groups': [4]},
         'shuffle': {'groups': [2, 4], 'shuffle': True, 'zero_init': True},
+    },
+    'ConvLoRA': {'': {'rank': 2, 'num_experts': 3}},
+    'BiAdaptFormer': {'': {'hidden_dims': 4}},
+    'BiLoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 3,
+            'bits': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
     },
 }
 """Arguments by registered name and variant. A method without an entry is run with its
@@ -258,6 +268,17 @@ STILL: dict[str, dict[str, str]] = {
     ),
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
+
+SELDOM: dict[str, str] = {
+    # Each image runs one of them.
+    'ConvLoRA': r'\.experts\.',
+}
+"""Pattern of the tensors that only some inputs move, by registered name."""
+
+
+def moves_seldom(method: str, name: str) -> bool:
+    """Whether a tensor of a registered method may stand still."""
+    return method in SELDOM and bool(re.search(SELDOM[method], name))
 
 
 @dataclass(frozen=True)

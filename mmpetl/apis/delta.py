@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ from mmpetl.core.delta_file import (
     write_delta_file,
 )
 from mmpetl.core.errors import shorten
+from mmpetl.core.packing import few_values
 from mmpetl.core.state import with_later_sites
 from mmpetl.engine.hooks.common import plain_value
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
@@ -104,6 +105,7 @@ def export_delta(
     config: Any,
     out: str | os.PathLike,
     metrics: Mapping[str, float] | None = None,
+    packed: bool = False,
 ) -> Path:
     """Publish a delta as ``<out>.safetensors`` and ``<out>.json``.
 
@@ -117,16 +119,24 @@ def export_delta(
         out: Path without a suffix, or with either suffix.
         metrics: Figures to put on record. By default those that a ``best_*``
             checkpoint was chosen by.
+        packed: Whether weights that take few values in use are held in as few bits
+            (:mod:`mmpetl.core.packing`). Such a delta computes the same, bit for bit,
+            and cannot be trained further. To pack a file takes its config.
 
     Returns:
         The ``.safetensors`` file. Both files are whole or as they were before.
 
     Raises:
-        PETLError: The source holds no delta, not this config's, or no finite one.
+        PETLError: The source holds no delta, not this config's, or no finite one, or
+            nothing that can be packed.
     """
-    if isinstance(source, nn.Module):
-        delta, slots = _of_model(source), slot_names(source)
-        own = getattr(source, 'cfg', None)
+    model = source if isinstance(source, nn.Module) else None
+    if packed and model is None:
+        delta, model = _filled(Path(source), config)
+        slots = slot_names(model)
+    elif model is not None:
+        delta, slots = _of_model(model), slot_names(model)
+        own = getattr(model, 'cfg', None)
         if config is None and _method_in(own) == method_name(delta.meta):
             config = own
     else:
@@ -148,12 +158,37 @@ def export_delta(
     figures = delta.metrics if metrics is None else metrics
     facts['metrics'] = {name: plain_value(value) for name, value in figures.items()}
     keys = file_keys(delta.state, slots)
+    tensors = {keys[k]: v for k, v in delta.state.items() if k != BASE_KEY}
+    few = {} if model is None or not packed else _few_values(model, delta)
+    tensors |= {keys[key]: value for key, (value, _) in few.items()}
+    bits = {keys[key]: number for key, (_, number) in few.items()}
     try:
-        return write_delta_file(
-            out, {keys[k]: v for k, v in delta.state.items() if k != BASE_KEY}, facts
-        )
+        return write_delta_file(out, tensors, facts, bits)
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
+
+
+def _filled(path: Path, config: Any) -> tuple[DeltaFile, nn.Module]:
+    """A delta in the model of its config: what the model holds, and the model."""
+    if config is None:
+        raise PETLError(
+            f'{path} is packed by what its model computes; give the config of the run'
+        )
+    model = build_model(as_config(config))
+    read = fill_from(model, path)
+    held = _of_model(model)
+    return replace(read, state=held.state, meta=held.meta), model
+
+
+def _few_values(model: nn.Module, delta: DeltaFile) -> dict[str, tuple[Tensor, int]]:
+    """What can be packed of a model's delta: values in use and bits, by key."""
+    found = {k: v for k, v in few_values(model).items() if k in delta.state}
+    if not found:
+        raise PETLError(
+            f'{method_name(delta.meta)} has no weights of few values, so there is '
+            'nothing to pack; export without packed'
+        )
+    return found
 
 
 def read_delta(path: str | os.PathLike) -> DeltaFile:

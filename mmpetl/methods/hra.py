@@ -134,9 +134,9 @@ class HRA(Method):
             only a random start makes sense.
         targets: Projections whose input is reflected. ``attn.q``, ``attn.k`` and
             ``attn.v`` are reflected apart; they stand for ``attn.qkv`` where these have
-            no projection of one input. Where a backbone has no attention
-            ``attn.proj`` stands for both projections of its feed-forward networks. In a
-            model that no file describes every Linear has reflections.
+            no projection of one input. Where a backbone has no attention, both
+            projections of its feed-forward networks stand for ``attn.proj``. In a model
+            that no file describes every Linear has reflections.
     """
 
     leaf_kinds = ('layer.linear',)

@@ -224,9 +224,9 @@ class OFT(Method):
         drop_rate: Probability with which a block stays unturned in a training step.
         targets: Projections whose input is rotated. ``attn.q``, ``attn.k`` and
             ``attn.v`` are rotated apart; they stand for ``attn.qkv`` where these have
-            no projection of one input. Where a backbone has no attention
-            ``attn.proj`` stands for both projections of its feed-forward networks. In a
-            model that no file describes every Linear is rotated.
+            no projection of one input. Where a backbone has no attention, both
+            projections of its feed-forward networks stand for ``attn.proj``. In a model
+            that no file describes every Linear is rotated.
     """
 
     leaf_kinds = ('layer.linear',)

@@ -46,3 +46,11 @@ def rein_segmentor(**kwargs: Any) -> nn.Module:
     from mmpetl.models.rein_head import ReinSegmentor
 
     return ReinSegmentor(**kwargs)
+
+
+@MODELS.register_module(name='FewBitsHead')
+def few_bits_head(**kwargs: Any) -> nn.Module:
+    """:class:`mmpetl.models.few_bits_head.FewBitsHead`, which needs mmpretrain."""
+    from mmpetl.models.few_bits_head import FewBitsHead
+
+    return FewBitsHead(**kwargs)

@@ -31,6 +31,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
     assert able == {
         'AdaLoRA',
         'BOFT',
+        'BiLoRA',
         'BitFit',
         'Consolidator',
         'DiffFit',

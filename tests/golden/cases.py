@@ -519,6 +519,34 @@ CASES: dict[str, Case] = {
         Rule(r'base_model\.model\.(.+)', r'\1'),
     ),
     **vits(
+        'adalora',
+        {
+            'type': 'AdaLoRA',
+            'rank': 4,
+            'target_rank': 2,
+            'alpha': 8,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
+            r'blocks.\1.petl.attn_qkv.0.\3',
+        ),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
+            r'blocks.\1.petl.ffn_fc1.0.\3',
+        ),
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'dyt',
+        {'type': 'DyT', 'hidden_dims': 6},
+        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
+        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
+    ),
+    **vits(
         'vpt_deep',
         {'type': 'VPTDeep', 'num_tokens': 3},
         Rule(r'transformer\.prompt_embeddings', r'blocks.0.petl.tokens.0.E'),
@@ -611,6 +639,9 @@ CASES: dict[str, Case] = {
             )
         ),
     ),
+    'video_swin_baseline-mmaction_swin3d': Case(
+        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
+    ),
     **vits(
         'vera',
         {'type': 'VeRA', 'rank': 6, 'targets': ['attn.qkv', 'ffn.fc1']},
@@ -702,9 +733,6 @@ CASES: dict[str, Case] = {
                 Rule(r'b', 'shared.beta.attn_16'),
             ),
         ),
-    ),
-    'video_swin_baseline-mmaction_swin3d': Case(
-        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
     ),
     'glora-linear': Case(
         'glora',
@@ -828,34 +856,6 @@ CASES: dict[str, Case] = {
             ),
         ),
     ),
-    **vits(
-        'adalora',
-        {
-            'type': 'AdaLoRA',
-            'rank': 4,
-            'target_rank': 2,
-            'alpha': 8,
-            'targets': ['attn.qkv', 'ffn.fc1'],
-        },
-        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
-        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
-        Rule(
-            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
-            r'blocks.\1.petl.attn_qkv.0.\3',
-        ),
-        Rule(
-            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
-            r'blocks.\1.petl.ffn_fc1.0.\3',
-        ),
-        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
-        Rule(r'base_model\.model\.(.+)', r'\1'),
-    ),
-    **vits(
-        'dyt',
-        {'type': 'DyT', 'hidden_dims': 6},
-        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
-        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
-    ),
     'consolidator': Case(
         'consolidator',
         one_linear,
@@ -872,6 +872,9 @@ CASES: dict[str, Case] = {
     ),
 }
 """Every case by its id: the file, and the backbone it is held against."""
+
+LAYERS = {'bi_linear_1bit'}
+"""Files of single layers, which the tests of their methods read."""
 
 
 def timm_vit_and_head(c: Facts) -> nn.Module:

@@ -37,7 +37,7 @@ def test_every_method_has_one_line_that_folding_bears_out(said: dict[str, str]) 
     assert said.keys() == registered_methods().keys()
     args = {'SCT': {'num_channels': 8}, 'HST': {'dims': [8], 'num_heads': [2]}}
     args |= {name: {'rank': 2} for name in ('E3VA', 'FacTTK', 'FacTTT', 'LoRand')}
-    args |= {'FourierFT': {'num_coefficients': 9}}
+    args |= {'FourierFT': {'num_coefficients': 9}, 'BiLoRA': {'rank': 2}}
     args |= {'LoRA': {'rank': 2}, 'PolyhistorLite': {'rank': 2}}
     args |= {'Consolidator': {'groups': (4,)}}
     for name, line in said.items():

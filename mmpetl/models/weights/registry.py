@@ -85,6 +85,7 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
             'many_shot/*',
             'dtl/vtab_plus/*',
             'rep_adapter/vtab_attn/*',
+            'binary/vtab_adaptformer/*',
         ),
     ),
     KnownFile(
