@@ -62,6 +62,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'space': {'widths': [1, 3], 'depths': [1, 2]},
         },
     },
+    'ResTuningBypass': {'': {}, 'zero': {'hidden_dims': 3, 'zero_init_last': True}},
     'SCT': {
         '': {'num_channels': 8, 'zero_init': True, 'scale': 0.5},
         'mlp': {'num_channels': 20, 'position': 'mlp', 'scale': 0.5},
