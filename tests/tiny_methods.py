@@ -25,6 +25,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'kernel_size': 4,
         },
     },
+    'ConvAdapter': {
+        '': {},
+        'zero': {'reduction': 4, 'kernel_size': 5, 'zero_init': True},
+    },
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
@@ -134,6 +138,12 @@ STILL: dict[str, dict[str, str]] = {
             ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit'), r'\.1\.petl\..*\.conv\.'
         ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
+    },
+    'ConvAdapter': {
+        **dict.fromkeys(
+            ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit'), r'\.1\.petl\.attn\.'
+        ),
+        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn\.',
     },
     'STAdapter': {
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn_sum\.',

@@ -10,6 +10,7 @@ from reference import Case, Rule
 from torch import Tensor, nn
 
 from mmpetl.core import Context, Site
+from mmpetl.methods.conv_adapter import ConvAdapter
 from mmpetl.methods.rein import Rein
 from mmpetl.methods.st_adapter import STAdapter
 
@@ -295,6 +296,20 @@ class ClipBlock(nn.Module):
         return [x + self.c_proj(h * torch.sigmoid(1.702 * h))]
 
 
+class ConvAdapterMap(nn.Module):
+    """What a Conv-Adapter adds to a map."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        method = ConvAdapter(c['inplanes'] // c['width'], c['kernel'])
+        self.delta = method.build(Site('attn', 'b', c['inplanes'], c['outplanes']))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = x.flatten(2).transpose(1, 2)
+        y = self.delta.after(h, torch.zeros_like(h), Context(tuple(x.shape[2:])))
+        return [y.transpose(1, 2).reshape(x.shape)]
+
+
 CASES: dict[str, Case] = {
     **vits('vit_baseline', {'type': 'Full'}),
     **vits(
@@ -427,6 +442,18 @@ CASES: dict[str, Case] = {
                 (r'adapter_conv\.conv3\.(.+)', r'conv.dw7.\3'),
                 (r'adapter_conv\.projector\.(.+)', r'conv.mix.\3'),
             )
+        ),
+    ),
+    'conv_adapter': Case(
+        'conv_adapter',
+        ConvAdapterMap,
+        None,
+        (
+            (
+                Rule(r'se', r'delta.gamma'),
+                Rule(r'conv1\.(.+)', r'delta.conv.\1'),
+                Rule(r'conv2\.(.+)', r'delta.point.\1'),
+            ),
         ),
     ),
     'rein': Case(
