@@ -25,8 +25,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'kernel_size': 4,
         },
     },
-    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
-    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
@@ -100,11 +98,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'last_blocks': 1,
         },
     },
-    # A depth of its own may leave out all samples of a small batch.
-    'SPT': {
-        '': {'rank': 2, 'drop_path': 0.0},
-        'adapter': {'rank': 3, 'structure': 'adapter'},
-    },
     'UTuning': {
         '': {'num_tokens': 3, 'hidden_dims': 3},
         'prompt': {
@@ -127,10 +120,39 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
+    'STAdapter': {
+        '': {'hidden_dims': 6},
+        'both': {'style': 'both', 'hidden_dims': 4, 'kernel_size': (3, 3, 1)},
+    },
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
+    'Rein': {
+        '': {'num_tokens': 5, 'rank': 2},
+        'zero': {'num_tokens': 4, 'rank': None, 'zero_init': True},
+    },
+    'E2VPT': {
+        '': {},
+        'separate': {
+            'num_tokens': 3,
+            'num_kv_tokens': 2,
+            'share_kv': False,
+            'segment_mask': [[1, 0, 1], [1, 1, 1], [0, 1, 1]],
+        },
+    },
+    'VAPT': {
+        '': {'grid_size': (4, 4)},
+        'kernels': {'num_tokens': 3, 'one_kernel': False, 'grid_size': (6, 5)},
+    },
+    'VFPT': {'': {}, 'ortho': {'num_tokens': 3, 'fraction': 1.0, 'norm': 'ortho'}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
+    # A depth of its own may leave out all samples of a small batch.
+    'SPT': {
+        '': {'rank': 2, 'drop_path': 0.0},
+        'adapter': {'rank': 3, 'structure': 'adapter'},
+    },
     'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
     'AdapterPlus': {
         '': {},
@@ -208,28 +230,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'targets': ['ffn.fc1', 'ffn.fc2'],
         },
     },
-    'STAdapter': {
-        '': {'hidden_dims': 6},
-        'both': {'style': 'both', 'hidden_dims': 4, 'kernel_size': (3, 3, 1)},
-    },
-    'Rein': {
-        '': {'num_tokens': 5, 'rank': 2},
-        'zero': {'num_tokens': 4, 'rank': None, 'zero_init': True},
-    },
-    'E2VPT': {
-        '': {},
-        'separate': {
-            'num_tokens': 3,
-            'num_kv_tokens': 2,
-            'share_kv': False,
-            'segment_mask': [[1, 0, 1], [1, 1, 1], [0, 1, 1]],
-        },
-    },
-    'VAPT': {
-        '': {'grid_size': (4, 4)},
-        'kernels': {'num_tokens': 3, 'one_kernel': False, 'grid_size': (6, 5)},
-    },
-    'VFPT': {'': {}, 'ortho': {'num_tokens': 3, 'fraction': 1.0, 'norm': 'ortho'}},
     'AdaptFormer': {'': {}, 'normed': {'activation': 'gelu', 'input_norm': True}},
     'Consolidator': {
         '': {'groups': [4]},
@@ -245,6 +245,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
         },
     },
+    'ConvAdapter': {
+        '': {},
+        'zero': {'reduction': 4, 'kernel_size': 5, 'zero_init': True},
+    },
+    'ResTuningBypass': {'': {}, 'zero': {'hidden_dims': 3, 'zero_init_last': True}},
 }
 """Arguments by registered name and variant. A method without an entry is run with its
 defaults; where those do not fit the tiny backbones, the contract fails and says so."""
@@ -257,6 +262,12 @@ STILL: dict[str, dict[str, str]] = {
             ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit'), r'\.1\.petl\..*\.conv\.'
         ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
+    },
+    'ConvAdapter': {
+        **dict.fromkeys(
+            ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit'), r'\.1\.petl\.attn\.'
+        ),
+        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn\.',
     },
     'STAdapter': {
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn_sum\.',

@@ -56,6 +56,8 @@ class Method:
         family: One of :data:`FAMILIES`.
         replaces: Which of the sites ``out`` and ``feature`` it hands a feature of its
             own over at, dropping what arrives there.
+        normed: Whether what it hands over at ``out`` passes the norm there, which then
+            is not lost.
         tasks: Names of the tasks, where it tells tasks apart.
         phases: Training loops (:class:`mmpetl.engine.loops.Phase`), as configs name
             them, that run in this order before the training that counts. An instance
@@ -95,6 +97,7 @@ class Method:
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
     replaces: ClassVar[tuple[str, ...]] = ()
+    normed: ClassVar[bool] = False
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
     losses: ClassVar[tuple[str, ...]] = ()

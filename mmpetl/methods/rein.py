@@ -90,7 +90,7 @@ class Shared(nn.Module):
 class ReinDelta(Delta):
     """``f + s ((d + f) W2^T + b2)`` with ``d = S[1:] (T[1:] W1^T + b1)``.
 
-    ``S = softmax(f T^T / sqrt(C))`` over the m tokens ``T = a b``. f: (B, N, C), the
+    ``S = softmax(f T^T / sqrt(C))`` over the m tokens ``T = A B``. f: (B, N, C), the
     grid; what stands in front of it passes.
     """
 
@@ -102,12 +102,12 @@ class ReinDelta(Delta):
             self.T = nn.Parameter(torch.empty(num_tokens, dims).uniform_(-bound, bound))
         else:
             bound = (6 / (site.patch_dims + (dims * rank) ** 0.5)) ** 0.5
-            self.a = nn.Parameter(torch.empty(num_tokens, rank).uniform_(-bound, bound))
-            self.b = nn.Parameter(torch.empty(rank, dims).uniform_(-bound, bound))
+            self.A = nn.Parameter(torch.empty(num_tokens, rank).uniform_(-bound, bound))
+            self.B = nn.Parameter(torch.empty(rank, dims).uniform_(-bound, bound))
 
     def tokens(self) -> Tensor:
         """(m, C)."""
-        return self.T if hasattr(self, 'T') else self.a @ self.b
+        return self.T if hasattr(self, 'T') else self.A @ self.B
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         front, f = y[:, : ctx.num_prefix], y[:, ctx.num_prefix :]

@@ -157,14 +157,18 @@ def check_refused(name: str, pair: tuple[MethodCase, MethodCase]) -> None:
     assert same(outputs(model, x), outputs(before, x))
 
 
-# In any order. What leaves is replaced: by LST at `out`, by HST at `feature`.
+# In any order. What leaves is replaced: by LST at `out`, by Res-Tuning's bypass in
+# front of the norm there, by HST at `feature`.
 REPLACED = {
     *(('lst', other) for other in ('e3va', 'last', 'lst', 'ssf', 'vmt_adapter')),
     ('lst', 'rlrr'),
+    *(('res_tuning', other) for other in ('e3va', 'last', 'lst', 'vmt_adapter')),
+    ('res_tuning', 'res_tuning'),
 }
 REPLACED_VECTOR = {
     *(('hst', other) for other in ('e3va', 'hst', 'last', 'lst', 'ssf')),
     ('hst', 'rlrr'),
+    ('hst', 'res_tuning'),
     ('hst', 'vmt_adapter'),
     ('hst', 'vqt'),
     ('vqt', 'vqt'),
@@ -177,6 +181,7 @@ TASKS = {
 # Pooled prompts act at the only output of windowed backbones.
 POOLED = {('lst', 'vpt_deep'), ('lst', 'vpt_shallow')}
 POOLED |= {('e2vpt', 'lst'), ('lst', 'vfpt')}
+POOLED |= {('res_tuning', p) for p in ('e2vpt', 'vfpt', 'vpt_deep', 'vpt_shallow')}
 EXPECTED = {
     'timm_vit': REPLACED | REPLACED_VECTOR | TASKS,
     'mmpretrain_swin_cls': REPLACED | TASKS | POOLED,

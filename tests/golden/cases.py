@@ -13,6 +13,7 @@ from reference import Case, Rule
 from torch import Tensor, nn
 
 from mmpetl.core import Context, Site
+from mmpetl.methods.conv_adapter import ConvAdapter
 from mmpetl.methods.kronecker import KAdaptation
 from mmpetl.methods.rein import Rein
 from mmpetl.methods.st_adapter import STAdapter
@@ -325,6 +326,20 @@ class ClipBlock(nn.Module):
         return [x + self.c_proj(h * torch.sigmoid(1.702 * h))]
 
 
+class ConvAdapterMap(nn.Module):
+    """What a Conv-Adapter adds to a map."""
+
+    def __init__(self, c: Facts) -> None:
+        super().__init__()
+        method = ConvAdapter(c['inplanes'] // c['width'], c['kernel'])
+        self.delta = method.build(Site('attn', 'b', c['inplanes'], c['outplanes']))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = x.flatten(2).transpose(1, 2)
+        y = self.delta.after(h, torch.zeros_like(h), Context(tuple(x.shape[2:])))
+        return [y.transpose(1, 2).reshape(x.shape)]
+
+
 def tuner(
     file: str,
     method: dict[str, Any],
@@ -519,34 +534,6 @@ CASES: dict[str, Case] = {
         Rule(r'base_model\.model\.(.+)', r'\1'),
     ),
     **vits(
-        'adalora',
-        {
-            'type': 'AdaLoRA',
-            'rank': 4,
-            'target_rank': 2,
-            'alpha': 8,
-            'targets': ['attn.qkv', 'ffn.fc1'],
-        },
-        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
-        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
-        Rule(
-            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
-            r'blocks.\1.petl.attn_qkv.0.\3',
-        ),
-        Rule(
-            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
-            r'blocks.\1.petl.ffn_fc1.0.\3',
-        ),
-        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
-        Rule(r'base_model\.model\.(.+)', r'\1'),
-    ),
-    **vits(
-        'dyt',
-        {'type': 'DyT', 'hidden_dims': 6},
-        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
-        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
-    ),
-    **vits(
         'vpt_deep',
         {'type': 'VPTDeep', 'num_tokens': 3},
         Rule(r'transformer\.prompt_embeddings', r'blocks.0.petl.tokens.0.E'),
@@ -639,8 +626,65 @@ CASES: dict[str, Case] = {
             )
         ),
     ),
+    'rein': Case(
+        'rein',
+        ReinLayers,
+        None,
+        (
+            (
+                Rule(r'learnable_tokens\.(\d)', r'layers.\1.T'),
+                Rule(r'scale', r'shared.maps.16.scale'),
+                Rule(r'mlp_token2feat\.(.+)', r'shared.maps.16.W1.\1'),
+                Rule(r'mlp_delta_f\.(.+)', r'shared.maps.16.W2.\1'),
+                Rule(r'transform\.(.+)', r'shared.link.transform.16.\1'),
+                Rule(r'merge\.(.+)', r'shared.link.merge.\1'),
+            ),
+        ),
+        split=('learnable_tokens',),
+    ),
+    'st_adapter': Case(
+        'st_adapter',
+        ClipBlock,
+        None,
+        (
+            (
+                Rule(r'block\.adapter_pre_attn\.(.+)', r'before.\1'),
+                Rule(r'block\.adapter_pre_mlp\.(.+)', r'behind.\1'),
+                Rule(r'block\.mlp\.(.+)', r'\1'),
+                Rule(r'block\.(.+)', r'\1'),
+            ),
+        ),
+    ),
     'video_swin_baseline-mmaction_swin3d': Case(
         'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
+    ),
+    **vits(
+        'adalora',
+        {
+            'type': 'AdaLoRA',
+            'rank': 4,
+            'target_rank': 2,
+            'alpha': 8,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
+            r'blocks.\1.petl.attn_qkv.0.\3',
+        ),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
+            r'blocks.\1.petl.ffn_fc1.0.\3',
+        ),
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'dyt',
+        {'type': 'DyT', 'hidden_dims': 6},
+        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
+        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
     ),
     **vits(
         'vera',
@@ -827,35 +871,6 @@ CASES: dict[str, Case] = {
         ),
         kept='index',
     ),
-    'rein': Case(
-        'rein',
-        ReinLayers,
-        None,
-        (
-            (
-                Rule(r'learnable_tokens\.(\d)', r'layers.\1.T'),
-                Rule(r'scale', r'shared.maps.16.scale'),
-                Rule(r'mlp_token2feat\.(.+)', r'shared.maps.16.W1.\1'),
-                Rule(r'mlp_delta_f\.(.+)', r'shared.maps.16.W2.\1'),
-                Rule(r'transform\.(.+)', r'shared.link.transform.16.\1'),
-                Rule(r'merge\.(.+)', r'shared.link.merge.\1'),
-            ),
-        ),
-        split=('learnable_tokens',),
-    ),
-    'st_adapter': Case(
-        'st_adapter',
-        ClipBlock,
-        None,
-        (
-            (
-                Rule(r'block\.adapter_pre_attn\.(.+)', r'before.\1'),
-                Rule(r'block\.adapter_pre_mlp\.(.+)', r'behind.\1'),
-                Rule(r'block\.mlp\.(.+)', r'\1'),
-                Rule(r'block\.(.+)', r'\1'),
-            ),
-        ),
-    ),
     'consolidator': Case(
         'consolidator',
         one_linear,
@@ -867,6 +882,18 @@ CASES: dict[str, Case] = {
                     r'fc_rep_branches\.0\.group_fc\.(.+)',
                     r'backbone.0.petl.layer_linear.0.branches.0.\1',
                 ),
+            ),
+        ),
+    ),
+    'conv_adapter': Case(
+        'conv_adapter',
+        ConvAdapterMap,
+        None,
+        (
+            (
+                Rule(r'se', r'delta.gamma'),
+                Rule(r'conv1\.(.+)', r'delta.conv.\1'),
+                Rule(r'conv2\.(.+)', r'delta.point.\1'),
             ),
         ),
     ),

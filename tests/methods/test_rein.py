@@ -52,7 +52,7 @@ def test_equals_a_plain_vit_with_corrected_grids():
         if place != 'x2':
             return value
         delta = plain_vit.delta(model, block, 'block')
-        tokens, f = delta.a @ delta.b, value[:, 1:]
+        tokens, f = delta.A @ delta.B, value[:, 1:]
         scores = torch.softmax(f @ tokens.T / 32**0.5, dim=-1)
         values = tokens @ maps.W1.weight.T + maps.W1.bias
         values = torch.cat((torch.zeros_like(values[:1]), values[1:]))
