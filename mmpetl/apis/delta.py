@@ -36,12 +36,13 @@ from mmpetl.config.text import read_text
 from mmpetl.core import (
     Owner,
     PETLError,
-    build_method,
+    build_entries,
     delta_state,
     find_injected,
     frozen_keys,
     injections,
     load_delta_state,
+    methods_name,
     owners,
     tensor_digests,
 )
@@ -59,6 +60,7 @@ from mmpetl.core.delta_file import (
     file_keys,
     lone_slot,
     method_name,
+    methods_of,
     plain_key,
     read_delta_file,
     state_for,
@@ -141,7 +143,7 @@ def export_delta(
             config = own
     else:
         delta = _read(Path(source), config)
-        slots = lone_slot(delta.state)
+        slots = lone_slot(delta.state, len(methods_of(delta.meta)))
     facts = dict(delta.meta)
     if config is not None:
         config = as_config(config)
@@ -469,8 +471,10 @@ def check_method_of_text(model: nn.Module, text: str | None, path: Path) -> None
         )
         return
     here = delta_meta(model)
+    configs = [entry.method.config() for entry in build_entries(method)]
+    there = configs if len(configs) > 1 else configs[0]
     try:
-        check_facts({**here, 'method': build_method(method).config()}, here)
+        check_facts({**here, 'method': there}, here)
     except PETLError as error:
         raise PETLError(f'{path}: {error}') from None
 
@@ -515,8 +519,7 @@ def _last(buffer: Any, place: str) -> float:
 def _method_in(config: Any) -> str | None:
     """Name of the method in a config; None where there is none."""
     method = method_of(config or {})
-    name = method if isinstance(method, str) else (method or {}).get('type')
-    return None if name is None else str(to_data(name)).rpartition('.')[2]
+    return None if method is None else methods_name(method)
 
 
 def _check_method(delta: DeltaFile, config: Any) -> None:

@@ -73,6 +73,7 @@ from mmpetl.core.method import (
     check_rank,
     is_wider,
     kaiming_uniform_,
+    method_class,
     registered_methods,
 )
 from mmpetl.core.narrow import GradientWatch, check_trained, unreached
@@ -85,6 +86,15 @@ from mmpetl.core.pyramid_host import (
 from mmpetl.core.rebase import load_base
 from mmpetl.core.role import Role
 from mmpetl.core.save import delta_facts, load_delta, save_delta
+from mmpetl.core.several import (
+    Entry,
+    build_entries,
+    is_several,
+    methods_classes,
+    methods_family,
+    methods_name,
+    with_arguments,
+)
 from mmpetl.core.site import AFTER_ONLY, KINDS, LEAF_KINDS, Site, in_stages
 from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
 from mmpetl.core.slots import (
@@ -133,6 +143,7 @@ __all__ = [
     'ConvSiteMap',
     'Counts',
     'Delta',
+    'Entry',
     'GradientWatch',
     'GroupedLinear',
     'Host',
@@ -164,6 +175,7 @@ __all__ = [
     'base_changes',
     'batch_size',
     'block_sites',
+    'build_entries',
     'build_method',
     'check_hosts',
     'check_kinds',
@@ -200,6 +212,7 @@ __all__ = [
     'injection_of',
     'injections',
     'inputs_and_labels',
+    'is_several',
     'is_wider',
     'join_tokens',
     'kaiming_uniform_',
@@ -207,6 +220,10 @@ __all__ = [
     'load_base',
     'load_delta',
     'load_delta_state',
+    'method_class',
+    'methods_classes',
+    'methods_family',
+    'methods_name',
     'norm_tokens',
     'numbers',
     'on_maps',
@@ -240,5 +257,6 @@ __all__ = [
     'wanted_sites',
     'warn_uncalibrated',
     'watching',
+    'with_arguments',
     'without_extra',
 ]

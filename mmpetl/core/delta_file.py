@@ -157,11 +157,17 @@ def file_keys(keys: Iterable[str], slots: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def lone_slot(keys: Iterable[str]) -> list[str]:
-    """The slot that keys name, whatever it is called; none where they name several.
+def lone_slot(keys: Iterable[str], methods: int = 1) -> list[str]:
+    """The slot that keys name, whatever it is called; none where there are several.
 
     Keys do not tell the order of several, so these keep the names that they have.
+
+    Args:
+        keys: Those of a file.
+        methods: How many methods it is of, some of which may have no keys of their own.
     """
+    if methods != 1:
+        return []
     parts = [plain_key(key).split('.') for key in keys]
     found = {p[p.index('petl') + 2] for p in parts if 'petl' in p[:-2]}
     return list(found) if len(found) == 1 else []
@@ -183,7 +189,7 @@ def state_for(
     """
     wanted = {short: key for key, short in file_keys(keys, slots).items()}
     # A run's checkpoint has the name that the slot had in the run.
-    own = lone_slot(tensors)
+    own = lone_slot(tensors, len(slots))
     return {wanted.get(file_key(k, own), k): value for k, value in tensors.items()}
 
 
@@ -459,6 +465,30 @@ def method_name(facts: Mapping[str, Any]) -> str:
 def _methods(facts: Mapping[str, Any]) -> list[Any]:
     methods = facts['method']
     return list(methods) if isinstance(methods, list | tuple) else [methods]
+
+
+def methods_of(
+    facts: Mapping[str, Any],
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The config of each method, and the arguments of ``inject`` that say its part.
+
+    Raises:
+        PETLError: The record does not say it of each.
+    """
+    methods, where = _methods(facts), facts.get('where')
+    parts = where if isinstance(where, list) else [where or {}] * len(methods)
+    known = {'layers', 'blocks', 'places'}
+    if len(parts) != len(methods) or not all(
+        isinstance(part, Mapping) and set(part) <= known for part in parts
+    ):
+        raise PETLError(
+            f'the delta of {method_name(facts)} says where it acts as {where!r}; it '
+            'needs layers and blocks of each method'
+        )
+    return [
+        (dict(method), {k: v for k, v in part.items() if v is not None})
+        for method, part in zip(methods, parts, strict=True)
+    ]
 
 
 def _where(facts: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -11,22 +11,32 @@ from torch import nn
 from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
+from mmpetl.core.fingerprint import tensor_digests
 from mmpetl.core.injection import Injection, injection_of
 from mmpetl.core.method import Method
 from mmpetl.core.site import AFTER_ONLY, Site
-from mmpetl.core.slots import remove
+from mmpetl.core.slots import pick_slot, remove
 
 
 @torch.no_grad()
-def fold(backbone: nn.Module) -> nn.Module:
+def fold(backbone: nn.Module, slot: str | None = None) -> nn.Module:
     """Write every enabled method into the base weights and take it out, in place.
 
     Afterwards the backbone is an ordinary instance of its own class that needs no
     mmpetl: same keys, same shapes, no extra operation.
 
+    Args:
+        backbone: An injected backbone.
+        slot: The method that is folded, where the others are to stay; what it makes of
+            the weights is their base from then on. None means all.
+
+    Returns:
+        The same object.
+
     Raises:
         PETLError: A method has no exact equivalent in the base weights, or they are
-            quantised, or lack a bias that it needs. Nothing is changed then.
+            quantised, or lack a bias that it needs; or a method that is to stay acts on
+            weights that would change. Nothing is changed then.
 
     Example:
         >>> import timm, mmpetl
@@ -37,36 +47,48 @@ def fold(backbone: nn.Module) -> nn.Module:
         False
     """
     module, record = injection_of(backbone)
-    for name, slot in record.slots.items():
-        if slot.sites and not slot.method.folds:
-            raise PETLError(
-                f'{type(slot.method).__name__} in slot {name!r} has no exact '
-                'equivalent in the base weights, so it cannot be folded; export the '
-                'delta instead'
-            )
-        if not slot.enabled:
-            raise PETLError(
-                f'slot {name!r} ({type(slot.method).__name__}) is disabled; enable it '
-                'or eject it before folding'
-            )
+    names = list(record.slots) if slot is None else [pick_slot(record, slot)]
+    for name in names:
+        _check_folds(name, record)
     parts = [
         (write, site, delta, record.site_map.affine(module, site))
-        for write, site, delta in _in_order(module, record)
+        for write, site, delta in _in_order(module, record, names)
     ]
-    written = Counter(key for *_, affine in parts for key in _storages(affine))
+    writers = Counter(key for *_, affine in parts for key in _storages(affine))
     for _, _, delta, affine in parts:
-        shared = any(written[key] > 1 for key in _storages(affine))
+        shared = any(writers[key] > 1 for key in _storages(affine))
         if shared and delta.reads_base:
             affine.keep_base()
     for write, site, delta, affine in parts:
         affine.check_writable()
         # Into a copy first: what cannot be folded is found before anything changes.
         write(site, delta, affine.copy())
+    written = _parameters_of(module, [affine for *_, affine in parts])
+    if slot is not None:
+        _check_apart(record, names[0], written)
     for write, site, delta, affine in parts:
         write(site, delta, affine)
-    for name in list(record.slots):
+    _renew_digests(record, written)
+    for name in names:
         remove(module, record, name, restore=False)
     return backbone
+
+
+def _check_folds(name: str, record: Injection) -> None:
+    """Refuse a slot that no base weights can stand for."""
+    slot = record.slots[name]
+    who = type(slot.method).__name__
+    if slot.sites and not slot.method.folds:
+        others = [n for n, s in record.slots.items() if s.method.folds and n != name]
+        way = f', or fold another slot alone (slot={others[0]!r})' if others else ''
+        raise PETLError(
+            f'{who} in slot {name!r} has no exact equivalent in the base weights, so '
+            f'it cannot be folded; export the delta instead{way}'
+        )
+    if not slot.enabled:
+        raise PETLError(
+            f'slot {name!r} ({who}) is disabled; enable it or eject it before folding'
+        )
 
 
 def _storages(affine: Affine) -> set[int]:
@@ -74,10 +96,51 @@ def _storages(affine: Affine) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in affine.tensors}
 
 
+def _parameters_of(module: nn.Module, affines: list[Affine]) -> dict[str, nn.Parameter]:
+    """The parameters that hold the tensors of maps, by name; these may be views."""
+    held = {key for affine in affines for key in _storages(affine)}
+    return {
+        name: param
+        for name, param in module.named_parameters()
+        if param.untyped_storage().data_ptr() in held
+    }
+
+
+def _check_apart(record: Injection, name: str, written: Iterable[str]) -> None:
+    """Refuse to fold one slot where another that stays meets the same weights."""
+    own = {_place(site) for site in record.slots[name].sites}
+    for other, slot in record.slots.items():
+        if other == name:
+            continue
+        met = next((site for site in slot.sites if _place(site) in own), None)
+        trained = next(iter(sorted(slot.selected & set(written))), None)
+        if met or trained:
+            what = f'acts at {met}' if met else f'trains {trained}'
+            raise PETLError(
+                f'slot {other!r} ({type(slot.method).__name__}) stays and {what}, '
+                f'whose weights folding slot {name!r} would change; fold or eject both'
+            )
+
+
+def _place(site: Site) -> tuple[str, str, int | None]:
+    """Where the weights of a site lie: rows of a projection are part of it."""
+    kind = 'attn.qkv' if site.kind in AFTER_ONLY else site.kind
+    return site.host, kind, site.index
+
+
+def _renew_digests(record: Injection, written: Mapping[str, nn.Parameter]) -> None:
+    """Let the weights of the base be what they are now."""
+    now = tensor_digests(written)
+    record.digests |= now
+    record.converted |= {n: d for n, d in now.items() if n in record.converted}
+
+
 Write = Callable[[Site, Delta, Affine], None]
 
 
-def _in_order(module: nn.Module, record: Injection) -> list[tuple[Write, Site, Delta]]:
+def _in_order(
+    module: nn.Module, record: Injection, names: Iterable[str]
+) -> list[tuple[Write, Site, Delta]]:
     """What writes, site and delta, from the weight outwards.
 
     What acts behind a projection is nearer to its weight than what acts in front, since
@@ -85,7 +148,8 @@ def _in_order(module: nn.Module, record: Injection) -> list[tuple[Write, Site, D
     """
     behind: list[tuple[Write, Site, Delta]] = []
     front: list[tuple[Write, Site, Delta]] = []
-    for name, slot in record.slots.items():
+    for name in names:
+        slot = record.slots[name]
         method = slot.method
         in_parts = type(method).fold_before is not Method.fold_before
         for site in slot.sites:

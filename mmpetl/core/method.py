@@ -344,6 +344,24 @@ def registered_methods() -> dict[str, type[Method]]:
     return dict(METHODS.module_dict)
 
 
+def method_class(name: Any) -> type[Method]:
+    """A registered method by its name, a scope in front of it or not; or a class.
+
+    Raises:
+        PETLError: The name is unknown.
+    """
+    if isinstance(name, type) and issubclass(name, Method):
+        return name
+    known = registered_methods()
+    cls = known.get(str(name).rpartition('.')[2])
+    if cls is None:
+        raise PETLError(
+            f'unknown method {name!r}.{suggest(str(name), known)} '
+            f'Registered: {", ".join(sorted(known))}'
+        )
+    return cls
+
+
 def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Method:
     """A method from an instance, a class, a name, or ``dict(type=..., ...)``.
 
@@ -357,20 +375,11 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
     if not isinstance(config, str | Mapping):
         raise PETLError(
             f'a method is a name or dict(type=..., ...), got {config!r}; several that '
-            'share a backbone are injected one after another'
+            'share a backbone are a list of these for mmpetl.inject and in configs '
+            '(docs/stacking.md)'
         )
     args = {'type': config} if isinstance(config, str) else dict(config)
-    name = args.pop('type', None)
-    if isinstance(name, type) and issubclass(name, Method):
-        cls = name
-    else:
-        known = registered_methods()
-        cls = known.get(str(name).rpartition('.')[2])
-        if cls is None:
-            raise PETLError(
-                f'unknown method {name!r}.{suggest(str(name), known)} '
-                f'Registered: {", ".join(sorted(known))}'
-            )
+    cls = method_class(args.pop('type', None))
     accepted = [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
     for arg in args:
         if arg not in accepted:
