@@ -44,7 +44,7 @@ def test_mini_holds_every_method_of_single_images_twice_on_every_task() -> None:
     assert cells == {(m, r, s) for m in single for r in tasks for s in (42, 43)}
     assert len({j.id for j in resolved.jobs}) == len(resolved.jobs)
     assert {(r.method, r.recipe) for r in resolved.refused} == {
-        (m, r) for m in ('PolyhistorLite', 'VMTAdapter') for r in tasks
+        (m, r) for m in ('MTLoRA', 'PolyhistorLite', 'VMTAdapter') for r in tasks
     }
     assert resolved.toolboxes == ('mmpretrain',)
 
