@@ -10,8 +10,8 @@ from mmpetl.analysis.wise import best_alpha, check_base, interpolated, obstacle
 from mmpetl.core import PETLError, disable, enable, inject
 
 NO_NEUTRAL = {'VPTDeep', 'VPTShallow', 'Prefix', 'VQT', 'HST', 'LST', 'MTLoRA'}
-"""By the papers: prompts, prefixes and queries add what a base does not have; features of
-LST and MTLoRA leave in place of the base's."""
+"""By the papers: prompts, prefixes and queries add what a base does not have; what LST
+and MTLoRA hand over leaves in place of the base's feature."""
 
 STEMS = ('mmpretrain_vit', 'mmpretrain_swin')
 
