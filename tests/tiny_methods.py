@@ -71,6 +71,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
     'HRA': {
         '': {'rank': 4},
+        'penalty': {'rank': 2, 'penalty': 0.1, 'targets': ['attn.v', 'ffn.fc2']},
         'orthogonal': {
             'rank': 3,
             'start': 'random',

@@ -96,7 +96,7 @@ class Method:
     replaces: ClassVar[tuple[str, ...]] = ()
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
-    losses: ClassVar[tuple[str, ...]] = ()
+    losses: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.
