@@ -28,16 +28,43 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
     'ConvLoRA': {'': {'rank': 2, 'num_experts': 3}},
     'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
+    'DoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 2,
+            'alpha': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
     'LST': {'': {'reduction': 2}, 'random': {'reduction': 4, 'init': 'random'}},
+    'GLoRA': {
+        '': {'rank': 2},
+        'rows': {
+            'paths': {
+                'A': 'vector',
+                'B': 'constant',
+                'C': 'vector',
+                'D': 'none',
+                'E': 'constant',
+            },
+        },
+    },
     'LoRA': {
         '': {'rank': 2},
         'all': {
             'rank': 2,
             'alpha': 4,
             'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+        'pissa': {
+            'rank': 2,
+            'alpha': 3,
+            'scaling': 'sqrt',
+            'lr_ratio': 4.0,
+            'start': 'pissa',
         },
     },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
@@ -101,6 +128,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'space': {'widths': [1, 3], 'depths': [1, 2]},
         },
     },
+    'RLRR': {'': {'exact_identity': True}, 'released': {'drop_rate': 0.1}},
     'SCT': {
         '': {'num_channels': 8, 'zero_init': True, 'scale': 0.5},
         'mlp': {'num_channels': 20, 'position': 'mlp', 'scale': 0.5},

@@ -88,8 +88,8 @@ class Host:
         found = type(self).affine(self, name or kind, kind)
         if found is None:
             raise PETLError(
-                f'{name or kind} is no affine map of {type(self).__name__}, so a delta can '
-                'read no base weights there'
+                f'{name or kind} is no affine map of {type(self).__name__}, so a delta '
+                'can read no base weights there'
             )
         return found
 

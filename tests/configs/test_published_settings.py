@@ -245,6 +245,7 @@ BASES = {
     **dict.fromkeys(TIMM, AUGREG),
 }
 BASES['binary'] = ORIGINAL
+BASES |= {'rlrr': ORIGINAL}
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -292,6 +293,7 @@ INPUTS = {
     **dict.fromkeys(STUDY, ('none', 'bicubic')),
 }
 INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
+INPUTS |= {'rlrr': ('half', 'bicubic')}
 # Rate at the start and the end, epochs of the cosine and of the run, and whether the
 # rate lags an epoch behind (`scheduler.step(epoch)` after it).
 RATES = {
@@ -301,11 +303,13 @@ RATES = {
     'hydra': (1e-6, 1e-5, 500, 100, True),
 }
 RATES['binary'] = RATES['noah']
+RATES |= {'rlrr': (1e-7, 1e-8, 100, 110, True)}
 # Loaders with drop_last=True, and those with False; DTL's and the study's are not to be
 # seen.
 WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
 WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
 WHOLE_BATCHES['binary'] = True
+WHOLE_BATCHES |= {'rlrr': False}
 
 
 @pytest.mark.parametrize(

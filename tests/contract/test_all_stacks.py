@@ -160,9 +160,11 @@ def check_refused(name: str, pair: tuple[MethodCase, MethodCase]) -> None:
 # In any order. What leaves is replaced: by LST at `out`, by HST at `feature`.
 REPLACED = {
     *(('lst', other) for other in ('e3va', 'last', 'lst', 'ssf', 'vmt_adapter')),
+    ('lst', 'rlrr'),
 }
 REPLACED_VECTOR = {
     *(('hst', other) for other in ('e3va', 'hst', 'last', 'lst', 'ssf')),
+    ('hst', 'rlrr'),
     ('hst', 'vmt_adapter'),
     ('hst', 'vqt'),
     ('vqt', 'vqt'),

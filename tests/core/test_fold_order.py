@@ -13,6 +13,9 @@ F64 = torch.float64
 METHODS = {
     'lora': {'type': 'LoRA', 'rank': 2},
     'ssf': {'type': 'SSF'},
+    'do_ra': {'type': 'DoRA', 'rank': 3, 'targets': ['attn.qkv', 'ffn.fc1']},
+    'rlrr': {'type': 'RLRR'},
+    'glora': {'type': 'GLoRA', 'rank': 3},
     'rep_adapter': {'type': 'RepAdapter'},
     'wide_rep_adapter': {'type': 'RepAdapter', 'hidden_dims': 16},
 }

@@ -34,8 +34,10 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'BiLoRA',
         'BitFit',
         'DiffFit',
+        'DoRA',
         'FourierFT',
         'Full',
+        'GLoRA',
         'GPS',
         'HRA',
         'Hydra',
@@ -44,6 +46,7 @@ def test_the_methods_that_act_on_any_model_are_computed() -> None:
         'LoRA',
         'OFT',
         'PartialK',
+        'RLRR',
         'SPT',
         'SSF',
     }

@@ -306,6 +306,42 @@ def tuner(
 
 QKV_FC1 = ['attn.qkv', 'ffn.fc1']
 
+ENCODER = r'transformer\.encoder\.layer\.(\d+)'
+RESCALED = (('scale_col', 's_in'), ('scale_line', 's_out'), ('shift_bias', 't'))
+
+
+def one_linear(c: Facts) -> nn.Module:
+    """A model that no file describes, of one layer."""
+    return Model(nn.Sequential(nn.Linear(c['in_features'], c['out_features'])))
+
+
+def pefts(file: str, method: dict[str, Any], **names: str) -> dict[str, Case]:
+    """A reference of PEFT at ``attn.qkv`` and ``ffn.fc1``, on both ViTs.
+
+    Args:
+        file: Stem of its files.
+        method: Config of our method, but for its targets.
+        names: What ours calls a parameter, by what the reference does.
+    """
+    sites = (('attn.qkv', 'attn_qkv'), ('mlp.fc1', 'ffn_fc1'))
+    return vits(
+        file,
+        {**method, 'targets': ['attn.qkv', 'ffn.fc1']},
+        Rule(r'.+\.head\.original_module\..+', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+        *(
+            Rule(
+                rf'.+\.blocks\.(\d+)\.{re.escape(theirs)}\.{name}\.default(\.weight)?',
+                rf'blocks.\1.petl.{ours}.0.{own}',
+            )
+            for theirs, ours in sites
+            for name, own in names.items()
+        ),
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    )
+
+
 CASES: dict[str, Case] = {
     **vits('vit_baseline', {'type': 'Full'}),
     **vits(
@@ -346,6 +382,69 @@ CASES: dict[str, Case] = {
         ),
         Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
         Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    'glora-linear': Case(
+        'glora',
+        one_linear,
+        {'type': 'GLoRA', 'rank': 3},
+        (
+            (
+                Rule(r'(weight|bias)', r'backbone.0.\1'),
+                Rule(r'([A-E][du]?)', r'backbone.0.petl.layer_linear.0.\1'),
+            ),
+        ),
+    ),
+    **pefts(
+        'rslora',
+        {'type': 'LoRA', 'rank': 4, 'alpha': 8, 'scaling': 'sqrt'},
+        lora_A='A',
+        lora_B='B',
+    ),
+    **pefts(
+        'dora',
+        {'type': 'DoRA', 'rank': 4, 'alpha': 8},
+        lora_A='A',
+        lora_B='B',
+        lora_magnitude_vector='m',
+    ),
+    **vits(
+        'rlrr',
+        {'type': 'RLRR'},
+        *(
+            Rule(rf'{ENCODER}\.{theirs}\.{name}', rf'blocks.\1.petl.{site}.0.{own}')
+            for theirs, site in (
+                *((rf'attn\.{n}', f'attn_{n[0]}') for n in ('query', 'key', 'value')),
+                (r'attn\.out', 'attn_proj'),
+                (r'ffn\.fc1', 'ffn_fc1'),
+                (r'ffn\.fc2', 'ffn_fc2'),
+            )
+            for name, own in RESCALED
+        ),
+        *(
+            Rule(theirs.replace('SSF', rf'ssf_{name}'), f'{site}.0.{own}')
+            for theirs, site in (
+                (r'transformer\.embeddings\.SSF_patch', 'petl.embed_proj'),
+                (rf'{ENCODER}\.SSF_attn_norm', r'blocks.\1.petl.norm1'),
+                (rf'{ENCODER}\.SSF_ffn_norm', r'blocks.\1.petl.norm2'),
+                (r'transformer\.encoder\.SSF_enc_norm', 'petl.out_norm_1'),
+            )
+            for name, own in (('scale', 'gamma'), ('shift', 'beta'))
+        ),
+        Rule(r'transformer\.embeddings\.position_embeddings', r'pos_embed'),
+        Rule(r'transformer\.embeddings\.cls_token', r'cls_token'),
+        Rule(
+            r'transformer\.embeddings\.patch_embeddings\.(.+)', r'patch_embed.proj.\1'
+        ),
+        *three(
+            rf'{ENCODER}\.attn\.QKV\.mlp\.(.+)',
+            ('query', 'key', 'value'),
+            r'blocks.\1.attn.qkv.\2',
+        ),
+        Rule(rf'{ENCODER}\.attn\.out\.mlp\.(.+)', r'blocks.\1.attn.proj.\2'),
+        Rule(rf'{ENCODER}\.ffn\.(fc[12])\.mlp\.(.+)', r'blocks.\1.mlp.\2.\3'),
+        Rule(rf'{ENCODER}\.attention_norm\.(.+)', r'blocks.\1.norm1.\2'),
+        Rule(rf'{ENCODER}\.ffn_norm\.(.+)', r'blocks.\1.norm2.\2'),
+        Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
     ),
     **vits(
         'adalora',

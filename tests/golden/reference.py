@@ -70,12 +70,17 @@ class Case:
     kept: str = ''
 
 
+def facts(case: Case) -> dict[str, Any]:
+    """What the json of a case says."""
+    return json.loads((DATA / f'{case.file}.json').read_text())
+
+
 class Reference:
     """The two files of a case."""
 
     def __init__(self, case: Case) -> None:
         self.split, self.halves = case.split, case.halves
-        self.facts = json.loads((DATA / f'{case.file}.json').read_text())
+        self.facts = facts(case)
         with np.load(DATA / f'{case.file}.npz') as arrays:
             self.tensors = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
         assert self.tensors.keys() == self.facts['tensors'].keys()

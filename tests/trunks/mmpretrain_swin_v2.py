@@ -30,7 +30,10 @@ def build(**args: Any) -> nn.Module:
     return SwinTransformerV2(**plain | args)
 
 
-UNFOLDED = ('ssf', 'rep_adapter')
+UNFOLDED = (
+    *('ssf', 'rep_adapter', 'rlrr', 'rlrr:released'),
+    *('glora', 'glora:rows'),
+)
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
 TINY = {
