@@ -472,7 +472,7 @@ CASES: dict[str, Case] = {
         peft_rule(r'attn\.qkv', r'vera_(lambda_[bd])', r'attn_qkv.0.\2'),
         peft_rule(r'mlp\.fc1', r'vera_(lambda_[bd])', r'ffn_fc1.0.\2'),
         *PEFT,
-        fills=upper_left_corners,
+        buffers=upper_left_corners,
     ),
     **vits(
         'ia3',

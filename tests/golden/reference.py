@@ -56,7 +56,7 @@ class Case:
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
         halves: Pattern of tensors that ours holds as two, half of the rows each, which
             are named likewise.
-        fills: From the reference's buffers by name, ours by name, where ours are
+        buffers: From the reference's buffers by name, ours by name, where ours are
             parts of theirs.
     """
 
@@ -66,7 +66,7 @@ class Case:
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
     halves: str = ''
-    fills: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    buffers: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 def facts(case: Case) -> dict[str, Any]:
@@ -168,9 +168,9 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
             place = renamed.place(params[renamed.name])
             place.copy_(renamed.convert(theirs, place))
             filled[renamed.name] += place.numel()
-        if case.fills is not None:
+        if case.buffers is not None:
             ours = dict(model.named_buffers())
-            for name, value in case.fills(reference.group('buffer')).items():
+            for name, value in case.buffers(reference.group('buffer')).items():
                 ours[name].copy_(value)
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'

@@ -63,8 +63,8 @@ def test_outputs_loss_and_gradients_equal_the_reference(case: Case) -> None:
 
 def test_buffers_of_positions_equal_the_reference(case: Case) -> None:
     reference = Reference(case)
-    if case.fills is not None:  # They are filled from the reference.
-        assert case.fills(reference.group('buffer'))
+    if case.buffers is not None:  # They are filled from the reference.
+        assert case.buffers(reference.group('buffer'))
         return
     buffers = dict(model_of(case, reference).named_buffers())
     for name, theirs in reference.group('buffer').items():
