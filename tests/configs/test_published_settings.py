@@ -248,6 +248,7 @@ BASES |= {'rlrr': ORIGINAL}
 BASES |= dict.fromkeys({'arc', 'adapter_plus'}, ORIGINAL)
 BASES |= dict.fromkeys({'arc', 'adapter_plus', 'consolidator'}, ORIGINAL)
 BASES['binary'] = ORIGINAL
+BASES['dyt'] = ORIGINAL
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -301,6 +302,7 @@ INPUTS |= {
     'adapter_plus/vtab': ('half', 'bilinear'),
     'adapter_plus/fgvc': ('half', 'bicubic'),
 }
+INPUTS['dyt'] = 'half', 'bicubic'
 INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
 # Rate at the start and the end, epochs of the cosine and of the run, and whether the
 # rate lags an epoch behind (`scheduler.step(epoch)` after it).
@@ -323,6 +325,8 @@ WHOLE_BATCHES |= {'arc': False, 'consolidator': True}
 # Linear warm-up and half a cosine, and no rate of timm's: start, floor, epochs of both.
 PAIRS_OF_RATES = {'arc': (1e-8, 1e-8, 10, 90), 'adapter_plus': (1e-5, 1e-6, 10, 90)}
 WHOLE_BATCHES['binary'] = True
+WHOLE_BATCHES['dyt'] = False
+PAIRS_OF_RATES['dyt'] = 0.0, 1e-5, 10, 90
 
 
 @pytest.mark.parametrize(
