@@ -250,6 +250,7 @@ BASES |= dict.fromkeys({'arc', 'adapter_plus', 'consolidator'}, ORIGINAL)
 BASES['binary'] = ORIGINAL
 BASES['binary'] = ORIGINAL
 BASES |= {'rlrr': ORIGINAL}
+BASES['dyt'] = ORIGINAL
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
@@ -303,6 +304,7 @@ INPUTS |= {
     'adapter_plus/vtab': ('half', 'bilinear'),
     'adapter_plus/fgvc': ('half', 'bicubic'),
 }
+INPUTS['dyt'] = 'half', 'bicubic'
 INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
 INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
 INPUTS |= {'rlrr': ('half', 'bicubic')}
@@ -331,6 +333,8 @@ PAIRS_OF_RATES = {'arc': (1e-8, 1e-8, 10, 90), 'adapter_plus': (1e-5, 1e-6, 10, 
 WHOLE_BATCHES['binary'] = True
 WHOLE_BATCHES['binary'] = True
 WHOLE_BATCHES |= {'rlrr': False}
+WHOLE_BATCHES['dyt'] = False
+PAIRS_OF_RATES['dyt'] = 0.0, 1e-5, 10, 90
 
 
 @pytest.mark.parametrize(
