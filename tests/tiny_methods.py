@@ -50,15 +50,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
     'E3VA': {'': {'rank': 4}},
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
-    'HST': {
-        '': {'dims': [8, 12], 'num_heads': [2, 4]},
-        'tokens': {
-            'dims': [8, 12],
-            'num_heads': [2, 4],
-            'depths': [1, 1],
-            'num_tokens': 2,
-        },
-    },
+    'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
     'LoRand': {
         '': {'branches': 2, 'rank': 3},
