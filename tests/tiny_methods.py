@@ -25,9 +25,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'kernel_size': 4,
         },
     },
-    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
-    'ConvLoRA': {'': {'rank': 2, 'num_experts': 3}},
-    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
@@ -58,53 +55,9 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
-    'BOFT': {
-        '': {'block_size': 4},
-        'rows': {
-            'block_size': 4,
-            'factors': 3,
-            'targets': ['attn.q', 'attn.k', 'attn.v', 'attn.proj'],
-        },
-    },
-    'BiAdaptFormer': {'': {'hidden_dims': 4}},
-    'BiLoRA': {
-        '': {'rank': 2},
-        'all': {
-            'rank': 3,
-            'bits': 4,
-            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
-        },
-    },
     'E3VA': {'': {'rank': 4}},
-    'FourierFT': {
-        '': {'num_coefficients': 100},
-        'haar': {
-            'num_coefficients': 60,
-            'scale': 2,
-            'transform': 'haar',
-            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
-        },
-    },
     'GPS': {'': {}, 'mask': {'num_weights': 2, 'mode': 'mask'}},
-    'HRA': {
-        '': {'rank': 4},
-        'penalty': {'rank': 2, 'penalty': 0.1, 'targets': ['attn.v', 'ffn.fc2']},
-        'orthogonal': {
-            'rank': 3,
-            'start': 'random',
-            'orthogonal': True,
-            'targets': ['attn.q', 'attn.v', 'ffn.fc1', 'ffn.fc2'],
-        },
-    },
-    'HST': {
-        '': {'dims': [8, 12], 'num_heads': [2, 4]},
-        'tokens': {
-            'dims': [8, 12],
-            'num_heads': [2, 4],
-            'depths': [1, 1],
-            'num_tokens': 2,
-        },
-    },
+    'HST': {'': {'dims': [8, 12], 'num_heads': [2, 4]}},
     'LAST': {'': {}, 'groups': {'rank': 3, 'units': 1, 'group_size': 2}},
     'LoRand': {
         '': {'branches': 2, 'rank': 3},
@@ -137,11 +90,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'last_blocks': 1,
         },
     },
-    # A depth of its own may leave out all samples of a small batch.
-    'SPT': {
-        '': {'rank': 2, 'drop_path': 0.0},
-        'adapter': {'rank': 3, 'structure': 'adapter'},
-    },
     'UTuning': {
         '': {'num_tokens': 3, 'hidden_dims': 3},
         'prompt': {
@@ -164,6 +112,55 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
+    'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
+    'PolyhistorLite': {'': {'rank': 2}},
+    'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
+    'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+    'AdaptFormer': {'': {}, 'normed': {'activation': 'gelu', 'input_norm': True}},
+    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'ConvLoRA': {'': {'rank': 2, 'num_experts': 3}},
+    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
+    'BOFT': {
+        '': {'block_size': 4},
+        'rows': {
+            'block_size': 4,
+            'factors': 3,
+            'targets': ['attn.q', 'attn.k', 'attn.v', 'attn.proj'],
+        },
+    },
+    'BiAdaptFormer': {'': {'hidden_dims': 4}},
+    'BiLoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 3,
+            'bits': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'FourierFT': {
+        '': {'num_coefficients': 100},
+        'haar': {
+            'num_coefficients': 60,
+            'scale': 2,
+            'transform': 'haar',
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'HRA': {
+        '': {'rank': 4},
+        'penalty': {'rank': 2, 'penalty': 0.1, 'targets': ['attn.v', 'ffn.fc2']},
+        'orthogonal': {
+            'rank': 3,
+            'start': 'random',
+            'orthogonal': True,
+            'targets': ['attn.q', 'attn.v', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    # A depth of its own may leave out all samples of a small batch.
+    'SPT': {
+        '': {'rank': 2, 'drop_path': 0.0},
+        'adapter': {'rank': 3, 'structure': 'adapter'},
+    },
     'OFT': {
         '': {'block_size': 8},
         'series': {
@@ -174,10 +171,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             'targets': ['ffn.fc1', 'ffn.fc2'],
         },
     },
-    'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
-    'PolyhistorLite': {'': {'rank': 2}},
-    'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
-    'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
     'STAdapter': {
         '': {'hidden_dims': 6},
         'both': {'style': 'both', 'hidden_dims': 4, 'kernel_size': (3, 3, 1)},
@@ -241,7 +234,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'RLRR': {'': {'exact_identity': True}, 'released': {'drop_rate': 0.1}},
-    'AdaptFormer': {'': {}, 'normed': {'activation': 'gelu', 'input_norm': True}},
     'Consolidator': {
         '': {'groups': [4]},
         'shuffle': {'groups': [2, 4], 'shuffle': True, 'zero_init': True},
