@@ -7,4 +7,7 @@ sizes = dict(
     BAPAT=dict(hidden_dims=16, adapter_dims=16),
     PATT=dict(hidden_dims=16),
     HST=dict(dims=[32, 48, 64], num_heads=[2, 4, 8]),
+    Rein=dict(num_tokens=20, rank=4),
+    STAdapter=dict(hidden_dims=48),
+    VAPT=dict(grid_size=[8, 8]),
 )
