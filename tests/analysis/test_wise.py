@@ -10,8 +10,9 @@ from mmpetl.analysis.wise import best_alpha, check_base, interpolated, obstacle
 from mmpetl.core import PETLError, disable, enable, inject
 
 NO_NEUTRAL = {'VPTDeep', 'VPTShallow', 'Prefix', 'VQT', 'HST', 'LST'}
-"""By the papers: prompts, prefixes and queries add what a base does not have; LST's
-feature leaves in place of the base's."""
+NO_NEUTRAL |= {'E2VPT', 'ResTuningBypass', 'VAPT', 'VFPT'}
+"""By the papers: prompts, prefixes and queries add what a base does not have; the
+feature of LST and of Res-Tuning's bypass leaves in place of the base's."""
 
 STEMS = ('mmpretrain_vit', 'mmpretrain_swin')
 

@@ -11,4 +11,7 @@ sizes = dict(
     ARC=dict(rank=12),
     Compacter=dict(hidden_dims=16),
     Consolidator=dict(groups=[48]),
+    Rein=dict(num_tokens=20, rank=4),
+    STAdapter=dict(hidden_dims=48),
+    VAPT=dict(grid_size=[8, 8]),
 )
