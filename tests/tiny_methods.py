@@ -233,7 +233,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             },
         },
     },
-    'RLRR': {'': {'exact_identity': True}, 'released': {'drop_rate': 0.1}},
+    'RLRR': {'': {'exact_identity': True}},
     'Consolidator': {
         '': {'groups': [4]},
         'shuffle': {'groups': [2, 4], 'shuffle': True, 'zero_init': True},

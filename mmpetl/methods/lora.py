@@ -323,7 +323,7 @@ class LoRA(Method):
                 )
             A = place.delta(site).A
             A.copy_(seen.directions(len(A)))
-        place.calibrated.done.fill_(True)
+        place.shared.done.fill_(True)
 
     def fold(self, site: Site, delta: LoRADelta, affine: Affine) -> None:
         down, up = (factor.double() for factor in delta.factors())
