@@ -9,14 +9,75 @@ convolutions by) and video (frame by frame) are our extension.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import Context, Delta, Method, Site, check_range, on_maps
+from mmpetl.core import (
+    Context,
+    Delta,
+    Method,
+    Site,
+    check_range,
+    on_maps,
+    records_gradients,
+)
 from mmpetl.registry import METHODS
 
 KERNELS = (3, 5, 7)
+
+
+def depthwise(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A depthwise convolution that keeps the size of the map.
+
+    Args:
+        z: (B, C, H, W).
+        weight: (C, 1, k, k) with an odd k.
+        bias: (C,).
+    """
+    # A GPU has kernels of its own for the backward pass, and autocast its dtypes.
+    slow = z.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
+    run = Depthwise.apply if slow and records_gradients() else convolved
+    return run(z, weight, bias)
+
+
+def convolved(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`depthwise` in plain operations."""
+    pad = weight.shape[-1] // 2
+    return F.conv2d(z, weight, bias, padding=pad, groups=len(weight))
+
+
+class Depthwise(torch.autograd.Function):
+    """:func:`depthwise` with a backward pass of forward convolutions.
+
+    Those of a processor are several times as fast as its own backward pass: the
+    gradient of z is g with the kernel turned round, and that of the kernel is z with
+    g in the place of a kernel, both map by map.
+    """
+
+    forward = staticmethod(convolved)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight = ctx.saved_tensors
+        to_z = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_z = convolved(grad, weight.flip(2, 3), None)
+        if ctx.needs_input_grad[1]:
+            pad = weight.shape[-1] // 2
+            maps = F.pad(z, (pad,) * 4).flatten(0, 1)[None]
+            kernels = grad.flatten(0, 1)[:, None]
+            found = F.conv2d(maps, kernels, groups=len(kernels))
+            to_weight = found.view(len(z), *weight.shape).sum(0)
+        if ctx.needs_input_grad[2]:
+            to_bias = grad.sum((0, 2, 3))
+        return to_z, to_weight, to_bias
 
 
 class MultiScaleConv(nn.Module):
@@ -47,10 +108,11 @@ class MultiScaleConv(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         weight, bias = self.fused()
-        dims = len(weight)
-        t = F.conv2d(z, weight, bias, padding=KERNELS[-1] // 2, groups=dims)
-        one = torch.eye(dims, device=weight.device, dtype=weight.dtype)
-        return F.conv2d(t, self.mix.weight + one[..., None, None], self.mix.bias)
+        t = depthwise(z, weight, bias)
+        one = torch.eye(len(weight), device=weight.device, dtype=weight.dtype)
+        # Channels lie last in tokens, and the 1x1 is a product there.
+        mix = self.mix.weight.flatten(1) + one
+        return F.linear(t.movedim(1, -1), mix, self.mix.bias).movedim(-1, 1)
 
 
 class MonaDelta(Delta):
@@ -76,8 +138,14 @@ class MonaDelta(Delta):
         if zero_init:
             nn.init.zeros_(self.up.weight)
 
+    def scaled(self, y: Tensor) -> Tensor:
+        """``gamma * norm(y) + gamma_x * y``, with gamma inside of the norm."""
+        weight, bias = self.gamma * self.norm.weight, self.gamma * self.norm.bias
+        n = F.layer_norm(y, y.shape[-1:], weight, bias, self.norm.eps)
+        return torch.addcmul(n, y, self.gamma_x)
+
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        h = self.down(self.gamma * self.norm(y) + self.gamma_x * y)
+        h = self.down(self.scaled(y))
         h = on_maps(self.conv, h, ctx)
         return y + self.up(self.drop(F.gelu(h)))
 
