@@ -115,6 +115,65 @@ class MultiScaleConv(nn.Module):
         return F.linear(t.movedim(1, -1), mix, self.mix.bias).movedim(-1, 1)
 
 
+def scaled_down(
+    y: Tensor,
+    gamma: Tensor,
+    gamma_x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """``(gamma * norm(y) + gamma_x * y) down^T + down_bias``.
+
+    Args:
+        y: (B, N, C).
+        gamma: (C,), as gamma_x and the weight and bias of the norm.
+        gamma_x: See there.
+        weight: See there.
+        bias: See there.
+        down: (hidden_dims, C).
+        down_bias: (hidden_dims,).
+        eps: Of the norm.
+    """
+    n = F.layer_norm(y, y.shape[-1:], gamma * weight, gamma * bias, eps)
+    return F.linear(torch.addcmul(n, y, gamma_x), down, down_bias)
+
+
+class ScaledDown(torch.autograd.Function):
+    """:func:`scaled_down` that keeps y alone, and norms it again for backward."""
+
+    forward = staticmethod(scaled_down)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *tensors, ctx.eps = inputs
+        ctx.save_for_backward(*tensors[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, gamma, gamma_x, weight, bias, down = ctx.saved_tensors
+        scale, shift, shape = gamma * weight, gamma * bias, y.shape[-1:]
+        n, mean, rstd = torch.native_layer_norm(y, shape, scale, shift, ctx.eps)
+        z, rows = n.addcmul_(y, gamma_x), grad.reshape(-1, grad.shape[-1])
+        to_down = rows.T @ z.reshape(len(rows), -1)
+        to_z = grad @ down
+        to_y, to_scale, to_shift = torch.ops.aten.native_layer_norm_backward(
+            to_z, y, shape, mean, rstd, scale, shift, [True] * 3
+        )
+        return (
+            to_y.addcmul_(to_z, gamma_x),
+            to_scale * weight + to_shift * bias,
+            (to_z * y).flatten(0, -2).sum(0),
+            to_scale * gamma,
+            to_shift * gamma,
+            to_down,
+            rows.sum(0),
+            None,
+        )
+
+
 class MonaDelta(Delta):
     """``y + up(drop(gelu(Op(down(gamma * norm(y) + gamma_x * y)))))``.
 
@@ -138,14 +197,17 @@ class MonaDelta(Delta):
         if zero_init:
             nn.init.zeros_(self.up.weight)
 
-    def scaled(self, y: Tensor) -> Tensor:
-        """``gamma * norm(y) + gamma_x * y``, with gamma inside of the norm."""
-        weight, bias = self.gamma * self.norm.weight, self.gamma * self.norm.bias
-        n = F.layer_norm(y, y.shape[-1:], weight, bias, self.norm.eps)
-        return torch.addcmul(n, y, self.gamma_x)
+    def entered(self, y: Tensor) -> Tensor:
+        """``down(gamma * norm(y) + gamma_x * y)``."""
+        norm, down = self.norm, self.down
+        args = y, self.gamma, self.gamma_x, norm.weight, norm.bias
+        args = *args, down.weight, down.bias, norm.eps
+        cast = torch.is_autocast_enabled(y.device.type)
+        run = ScaledDown.apply if records_gradients() and not cast else scaled_down
+        return run(*args)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        h = self.down(self.scaled(y))
+        h = self.entered(y)
         h = on_maps(self.conv, h, ctx)
         return y + self.up(self.drop(F.gelu(h)))
 

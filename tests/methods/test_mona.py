@@ -10,7 +10,7 @@ from full_size import counts, widths
 
 import mmpetl
 from mmpetl.core import Context, Site
-from mmpetl.methods.mona import Depthwise, Mona, convolved
+from mmpetl.methods.mona import Depthwise, Mona, ScaledDown, convolved
 
 
 def delta(dims: int = 12, **args) -> torch.nn.Module:
@@ -100,6 +100,16 @@ def test_backward_of_a_depthwise_convolution_by_forward_ones(channels_last):
     want = torch.autograd.grad(convolved(*args), args, grad)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_norm_and_scales_have_the_gradients_of_their_formula():
+    dims = [(2, 5, 6), (6,), (6,), (6,), (6,), (3, 6), (3,)]
+    args = [torch.randn(d).double().requires_grad_() for d in dims]
+    y, gamma, gamma_x, weight, bias, down, down_bias = args
+    z = gamma * F.layer_norm(y, (6,), weight, bias) + gamma_x * y
+    want = F.linear(z, down, down_bias)
+    torch.testing.assert_close(ScaledDown.apply(*args, 1e-5), want)
+    assert torch.autograd.gradcheck(lambda *a: ScaledDown.apply(*a, 1e-5), args)
 
 
 def test_formula_on_a_map():
