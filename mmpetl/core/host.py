@@ -470,7 +470,7 @@ class BackboneHost(KeepsBase, Host):
             (B, prod(grid), C) and a context without prefix tokens.
         """
         images = x
-        x = projection(x)
+        x = project(projection, x)
         ctx = Context(tuple(x.shape[2:]))
         ctx.images = images
         x = x.flatten(2).transpose(1, 2)
@@ -588,6 +588,38 @@ def without_extra(x: Tensor, ctx: Context) -> Tensor:
         return x
     own = ctx.num_prefix - ctx.num_extra
     return torch.cat((x[:, :own], x[:, ctx.num_prefix :]), dim=1)
+
+
+def project(projection: nn.Module, x: Tensor) -> Tensor:
+    """``projection(x)`` of a convolution.
+
+    Where all that trains of it is its bias, the gradient is a sum of what leaves; a
+    convolution would compute that of its weight as well.
+    """
+    weight, bias = projection.weight, projection.bias
+    alone = bias is not None and bias.requires_grad and not weight.requires_grad
+    if not alone or x.requires_grad or not records_gradients():
+        return projection(x)
+    with torch.no_grad():
+        y = projection(x)
+    return BiasInside.apply(y, bias)
+
+
+class BiasInside(torch.autograd.Function):
+    """y as it is, with the gradient of the bias that has been added, (B, C, ...)."""
+
+    @staticmethod
+    def forward(y: Tensor, bias: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        axes = [axis for axis in range(grad.ndim) if axis != 1]
+        return None, grad.sum(axes, dtype=ctx.dtype)
 
 
 def patches_of(projection: nn.Module, x: Tensor) -> Tensor:
