@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ def records_gradients() -> bool:
     Python function of autograd or of activation checkpointing.
     """
     return torch.is_grad_enabled() and not torch.jit.is_tracing()
+
+
+class Made(NamedTuple):
+    """How a feature can be computed again: :meth:`Context.tell`."""
+
+    x: Tensor
+    sources: tuple[Tensor, ...]
+    compute: Callable[..., Tensor]
 
 
 class Context:
@@ -35,6 +43,11 @@ class Context:
         rerun: ``rerun(x, ctx)`` runs the block or the patch merging at hand once more,
             on another sequence, of any dtype, and another context. Set while the sites
             ``tokens``, ``block`` and ``downsample`` run.
+        made: How the latest feature can be computed again, or None (:meth:`tell`).
+        output_kept: Whether what follows the site at hand keeps what leaves it for the
+            backward pass, as it is.
+        products: What deltas made of one input at queries, keys and values, for one
+            another (:func:`~mmpetl.core.lean.product`); None at other sites.
     """
 
     __slots__ = (
@@ -42,10 +55,13 @@ class Context:
         'handed',
         'images',
         'joined',
+        'made',
         'masks',
         'notes',
         'num_extra',
         'num_prefix',
+        'output_kept',
+        'products',
         'rerun',
     )
 
@@ -59,6 +75,21 @@ class Context:
         self.handed: Any = None
         self.images: Tensor | None = None
         self.rerun: Callable[[Tensor, Context], Tensor] | None = None
+        self.made: Made | None = None
+        self.output_kept = False
+        self.products: list[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def tell(
+        self, x: Tensor, sources: tuple[Tensor, ...], compute: Callable[..., Tensor]
+    ) -> None:
+        """Say how a feature can be computed again, by what is cheap and without chance.
+
+        Args:
+            x: The feature.
+            sources: What it is made of, and is kept for the backward pass by others.
+            compute: ``compute(*sources)`` is x. It must hold no tensor itself.
+        """
+        self.made = Made(x, sources, compute) if records_gradients() else None
 
     def fork(self) -> Context:
         """A copy whose counts stay as they are now; notes and masks are shared.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import Context, Delta, Method, PETLError, Site, check_range, on_maps
+from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
 STYLES = {'both': ('attn', 'ffn'), 'attn': ('attn',)}
@@ -96,15 +97,14 @@ class BypassDelta(Delta):
         return torch.cat((prefix.to(y.dtype), y[:, p:]), dim=1)
 
     def branch(self, z: Tensor, ctx: Context) -> Tensor:
-        """(B, num_prefix + prod(grid), C) -> the same shape, without the scale."""
-        h = quick_gelu(self.convolve(quick_gelu(self.down(z)), ctx))
-        return self.up(self.drop(h))
+        """What the up projection sees, (B, num_prefix + prod(grid), hidden_dims)."""
+        return self.drop(quick_gelu(self.convolve(quick_gelu(self.down(z)), ctx)))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        update = self.branch(self.own(self.notes(ctx).pop(self.name)), ctx)
+        h = self.branch(self.own(self.notes(ctx).pop(self.name)), ctx)
         if self.training and self.drop_path_rate:
-            update = drop_path(update, self.drop_path_rate)
-        return y + update * self.scale
+            return y + drop_path(self.up(h), self.drop_path_rate) * self.scale
+        return add_product(y, h, self.up.weight, self.scale, self.up.bias)
 
 
 @METHODS.register_module()

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -27,6 +26,7 @@ from mmpetl.core import (
     is_wider,
     kaiming_uniform_,
 )
+from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
 PROJECTIONS = (
@@ -55,7 +55,8 @@ class LoRADelta(Delta):
         kaiming_uniform_(self.A)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + F.linear(F.linear(self.drop(x), self.A), self.B) * self.scale
+        low = product(self.drop(x), self.A, ctx)
+        return add_product(y, low, self.B, self.scale)
 
 
 class LoRAConvDelta(LoRADelta):
@@ -70,7 +71,7 @@ class LoRAConvDelta(LoRADelta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         low = convolve(self.drop(x), self.A, self.site)
-        return y + F.linear(low, self.B) * self.scale
+        return add_product(y, low, self.B, self.scale)
 
 
 @METHODS.register_module()

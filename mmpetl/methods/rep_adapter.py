@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import Affine, Context, Delta, Method, PETLError, Site, check_range
+from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
 STYLES = {'block': ('attn.qkv', 'ffn.fc1'), 'attn': ('attn.qkv',)}
@@ -60,7 +61,8 @@ class RepAdapterDelta(Delta):
         nn.init.zeros_(self.down.bias)
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return x + self.up(self.drop(self.down(x))) * self.scale
+        h = self.drop(self.down(x))
+        return add_product(x, h, self.up.dense(), self.scale, self.up.bias)
 
 
 @METHODS.register_module()
