@@ -146,7 +146,7 @@ class FFN:
     def of(
         cls,
         fc1: Projection,
-        between: Sequence[Callable[[Tensor], Tensor]],
+        between: Sequence[nn.Module],
         fc2: Projection,
         behind: Callable[[Tensor], Tensor] = _identity,
     ) -> FFN:
@@ -161,7 +161,7 @@ class FFN:
 
 
 def only_activation(
-    act: Callable[[Tensor], Tensor], *others: Callable[[Tensor], Tensor]
+    act: Callable[[Tensor], Tensor], *others: nn.Module
 ) -> nn.Module | None:
     """``act``, if it keeps its input for the backward pass and the others do nothing.
 
@@ -172,6 +172,8 @@ def only_activation(
         others: Dropouts and the like behind it.
     """
     if type(act) not in (nn.GELU, nn.SiLU) or getattr(act, 'inplace', False):
+        return None
+    if any(part._forward_hooks or part._forward_pre_hooks for part in (act, *others)):
         return None
     passive = all(
         isinstance(other, nn.Identity)

@@ -197,7 +197,8 @@ def scale_shift(
         output_kept: Whether what follows keeps what leaves (see
             :attr:`Context.output_kept`), so that keeping it costs nothing.
     """
-    if not lean(y, gamma, beta):
+    learns = gamma.requires_grad or beta.requires_grad
+    if not (learns and lean(y, gamma, beta)):
         # Scales near one would round to one in half precision, so they multiply in
         # their own and only the result is cast.
         return (y * gamma + beta).to(y.dtype)
