@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ def records_gradients() -> bool:
     Python function of autograd or of activation checkpointing.
     """
     return torch.is_grad_enabled() and not torch.jit.is_tracing()
+
+
+class Made(NamedTuple):
+    """How a feature can be computed again: :meth:`Context.tell`."""
+
+    x: Tensor
+    sources: tuple[Tensor, ...]
+    compute: Callable[..., Tensor]
 
 
 class Context:
@@ -41,6 +49,11 @@ class Context:
             :meth:`Delta.own`. Set while a delta acts. A delta reads them in each pass,
             and says so (:attr:`Delta.reads_base`); it keeps no view of them, since
             conversions, copies and folding put others in their place.
+        made: How the latest feature can be computed again, or None (:meth:`tell`).
+        output_kept: Whether what follows the site at hand keeps what leaves it for the
+            backward pass, as it is.
+        products: What deltas made of one input at queries, keys and values, for one
+            another (:func:`~mmpetl.core.lean.product`); None at other sites.
     """
 
     __slots__ = (
@@ -49,10 +62,13 @@ class Context:
         'handed',
         'images',
         'joined',
+        'made',
         'masks',
         'notes',
         'num_extra',
         'num_prefix',
+        'output_kept',
+        'products',
         'rerun',
     )
 
@@ -67,6 +83,21 @@ class Context:
         self.images: Tensor | None = None
         self.rerun: Callable[[Tensor, Context], Tensor] | None = None
         self.affine: Callable[[str], Any] | None = None
+        self.made: Made | None = None
+        self.output_kept = False
+        self.products: list[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def tell(
+        self, x: Tensor, sources: tuple[Tensor, ...], compute: Callable[..., Tensor]
+    ) -> None:
+        """Say how a feature can be computed again, by what is cheap and without chance.
+
+        Args:
+            x: The feature.
+            sources: What it is made of, and is kept for the backward pass by others.
+            compute: ``compute(*sources)`` is x. It must hold no tensor itself.
+        """
+        self.made = Made(x, sources, compute) if records_gradients() else None
 
     def fork(self) -> Context:
         """A copy whose counts stay as they are now; notes and masks are shared.

@@ -6,7 +6,7 @@ these; parameters, buffers, keys and ``isinstance`` stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,11 +64,7 @@ class Host:
         index: int | None = None,
     ) -> Tensor:
         """Run the ``after`` ports of a site, given its input and output."""
-        for delta in self.plugged(kind, index):
-            if type(delta).after is not Delta.after:
-                ctx.affine = self.base_of
-                y = _like(delta.after(delta.own(x), delta.own(y), ctx), y)
-        return y
+        return self._behind(self.plugged(kind, index), x, y, ctx)
 
     def affine(self, name: str, kind: str) -> Affine | None:
         """The base weights behind a site of this module, None where it has none."""
@@ -103,7 +99,23 @@ class Host:
     ) -> Tensor:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
-        return self.after(kind, x, module(x), ctx, index)
+        deltas = self.plugged(kind, index)
+        if deltas and type(deltas[0]).within is not Delta.within:
+            ctx.affine = self.base_of
+            y = deltas[0].within(module, x, ctx)
+            if y is not None:
+                return self._behind(deltas[1:], x, y, ctx)
+        return self._behind(deltas, x, module(x), ctx)
+
+    def _behind(
+        self, deltas: list[Delta], x: Features, y: Tensor, ctx: Context
+    ) -> Tensor:
+        """Run the ``after`` ports of these deltas."""
+        for delta in deltas:
+            if type(delta).after is not Delta.after:
+                ctx.affine = self.base_of
+                y = _like(delta.after(delta.own(x), delta.own(y), ctx), y)
+        return y
 
 
 def _like(y: Features, x: Features) -> Features:
@@ -111,6 +123,11 @@ def _like(y: Features, x: Features) -> Features:
     if isinstance(y, tuple):
         return tuple(_like(a, b) for a, b in zip(y, x, strict=True))
     return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _onto(of_branch: Callable[..., Tensor], x: Tensor, *sources: Tensor) -> Tensor:
+    """What a branch, computed again, is added to, and the sum."""
+    return x + of_branch(*sources)
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -143,12 +160,55 @@ class FFN:
         between: ``between(x, ctx)``: activation, gate, convolution, dropout.
         fc2: Second projection.
         behind: ``behind(x)``: dropout.
+        act: The activation that ``between`` comes to, where it is no more than one of
+            :func:`only_activation`, else None.
     """
 
     fc1: Projection
     between: Callable[[Tensor, Context], Tensor]
     fc2: Projection
     behind: Callable[[Tensor], Tensor] = _identity
+    act: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        fc1: Projection,
+        between: Sequence[nn.Module],
+        fc2: Projection,
+        behind: Callable[[Tensor], Tensor] = _identity,
+    ) -> FFN:
+        """With an activation and what stands behind it, one after the other."""
+
+        def run(x: Tensor, ctx: Context) -> Tensor:
+            for part in between:
+                x = part(x)
+            return x
+
+        return cls(fc1, run, fc2, behind, only_activation(*between))
+
+
+def only_activation(
+    act: Callable[[Tensor], Tensor], *others: nn.Module
+) -> nn.Module | None:
+    """``act``, if it keeps its input for the backward pass and the others do nothing.
+
+    Such an activation is cheap to compute again, and does not write to its input.
+
+    Args:
+        act: An activation.
+        others: Dropouts and the like behind it.
+    """
+    if type(act) not in (nn.GELU, nn.SiLU) or getattr(act, 'inplace', False):
+        return None
+    if any(part._forward_hooks or part._forward_pre_hooks for part in (act, *others)):
+        return None
+    passive = all(
+        isinstance(other, nn.Identity)
+        or (isinstance(other, nn.Dropout) and not (other.training and other.p))
+        for other in others
+    )
+    return act if passive else None
 
 
 class BlockHost(Host):
@@ -178,8 +238,13 @@ class BlockHost(Host):
         """Keyword arguments of :meth:`attend`."""
         raise NotImplementedError
 
-    def ffn_parts(self) -> FFN | tuple[nn.Module, Callable, nn.Module, Callable]:
-        """The feed-forward network; a tuple is fc1, ``between(x)``, fc2, behind."""
+    def ffn_parts(
+        self,
+    ) -> FFN | tuple[nn.Module, Callable | Sequence[Callable], nn.Module, Callable]:
+        """The feed-forward network; a tuple is fc1, between, fc2, behind.
+
+        In a tuple ``between(x)`` is a function, or several, one after the other.
+        """
         raise NotImplementedError
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
@@ -258,6 +323,7 @@ class BlockHost(Host):
         rows = ('attn.q', 'attn.k', 'attn.v')
         source = None if kv_source is None else kv_source(x, ctx)
         apart = any(self.plugged(kind) for kind in rows)
+        ctx.output_kept = prepare is None
         if qkv.fused and source is None and not apart:
             y = self.after('attn.qkv', x, qkv(x), ctx)
             parts = _split(y, qkv.sizes)
@@ -265,13 +331,16 @@ class BlockHost(Host):
             parts = qkv.parts(x, source)
             if apart:
                 seen = (x, x, x) if source is None else (x, source, source)
+                ctx.products = []
                 parts = [
                     self.after(kind, inside, part, ctx)
                     for kind, inside, part in zip(rows, seen, parts, strict=True)
                 ]
+                ctx.products = None
             if self.plugged('attn.qkv'):
                 y = self.after('attn.qkv', x, torch.cat(tuple(parts), dim=-1), ctx)
                 parts = _split(y, qkv.sizes)
+        ctx.output_kept = False
         dims = qkv.sizes[0] // num_heads
         q, k, v = (p.unflatten(-1, (-1, dims)).transpose(1, 2) for p in parts)
         if prepare is not None:
@@ -345,13 +414,20 @@ class BlockHost(Host):
         if isinstance(parts, FFN):
             return parts
         fc1, between, fc2, behind = parts
+        if isinstance(between, Sequence):
+            return FFN.of(fc1, between, fc2, behind)
         return FFN(fc1, lambda x, _: between(x), fc2, behind)
 
     def ffn_network(self, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the sites ``ffn.before`` and ``ffn.after``."""
         ffn = self.feed_forward()
-        x = ffn.between(self.through('ffn.fc1', ffn.fc1, x, ctx), ctx)
-        return ffn.behind(self.through('ffn.fc2', ffn.fc2, x, ctx))
+        ctx.output_kept = ffn.act is not None
+        u = self.through('ffn.fc1', ffn.fc1, x, ctx)
+        ctx.output_kept = False
+        h = ffn.between(u, ctx)
+        if ffn.act is not None:
+            ctx.tell(h, (u,), ffn.act)
+        return ffn.behind(self.through('ffn.fc2', ffn.fc2, h, ctx))
 
     def sublayers(self, x: Tensor, ctx: Context) -> Tensor:
         """Attention and feed-forward network on the residual stream."""
@@ -376,7 +452,11 @@ class BlockHost(Host):
             b = self.through(f'norm{branch}', norm, b, ctx)
         r = self.through(f'{name}.branch', partial(self.residual, branch), b, ctx)
         skip = partial(self.shortcut, branch, normed)
-        y = self.through(f'{name}.skip', skip, x, ctx) + r
+        skipped = self.through(f'{name}.skip', skip, x, ctx)
+        y = skipped + r
+        if ctx.made is not None and ctx.made.x is r:
+            of_branch = ctx.made.compute
+            ctx.tell(y, (skipped, *ctx.made.sources), partial(_onto, of_branch))
         return self.after(f'{name}.sum', x, y, ctx)
 
     def afresh(self, x: Tensor, ctx: Context) -> Tensor:

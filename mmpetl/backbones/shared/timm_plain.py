@@ -41,8 +41,8 @@ def network(mlp: nn.Module) -> FFN:
             mlp.drop2,
         )
     if isinstance(mlp, Mlp):
-        fc1, inner = mlp.fc1, mlp.act
-    elif isinstance(mlp, GluMlp):
+        return FFN.of(mlp.fc1, (mlp.act, mlp.drop1, mlp.norm), mlp.fc2, mlp.drop2)
+    if isinstance(mlp, GluMlp):
         fc1, inner = mlp.fc1, partial(_product, mlp.act, first=not mlp.gate_last)
     else:
         fc1 = Stack(mlp.fc1_g, mlp.fc1_x)
