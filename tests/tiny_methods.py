@@ -124,6 +124,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         '': {'hidden_dims': 6},
         'both': {'style': 'both', 'hidden_dims': 4, 'kernel_size': (3, 3, 1)},
     },
+    # A depth of its own may leave out all clips of a small batch.
+    'AIM': {
+        '': {'drop_path': 0.0},
+        'two': {'reduction': 8, 'num_temporal': 2, 'scale': 1.0, 'drop_path': 0.0},
+    },
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
     'Rein': {
@@ -271,7 +276,10 @@ STILL: dict[str, dict[str, str]] = {
     },
     'STAdapter': {
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn_sum\.',
+        'mmpretrain_vit_frames': r'layers\.1\.petl\.attn_sum\.',
     },
+    # Two adapters in a row start at zero, so that this one moves in the third step.
+    'AIM': {'mmpretrain_vit_frames': r'\.front\.down\.'},
     # The same holds for the tokens that patches look at behind the last block.
     'Rein': dict.fromkeys(
         ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit', 'mmaction_timesformer'),
@@ -343,6 +351,11 @@ def _first_of_families() -> set[str]:
     for case in method_cases():
         first.setdefault(case.build().family, case.id)
     return set(first.values())
+
+
+def along_time(case: MethodCase) -> bool:
+    """Methods that look along time, and one of each family that does not."""
+    return case.name in ('AIM', 'STAdapter') or first_of_a_family(case)
 
 
 ENDS = {'out', 'out.norm', 'feature'}
