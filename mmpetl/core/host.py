@@ -107,10 +107,11 @@ class Host:
 
 
 def _heard(deltas: list[Delta], ctx: Context) -> list[Delta]:
-    """Those that act in a pass, where some slots are silent."""
+    """Those that act in a pass, where some slots are silent; watchers have no slot."""
     if not ctx.silent:
         return deltas
-    return [d for d in deltas if not d.taps and d.slot not in ctx.silent]
+    silent = {'', *ctx.silent}
+    return [d for d in deltas if not d.taps and d.slot not in silent]
 
 
 def _like(y: Features, x: Features) -> Features:

@@ -12,7 +12,15 @@ from torch.nn.functional import gelu
 
 import mmpetl
 from mmpetl.apis.counting import without_memory
-from mmpetl.core import Context, Method, PETLError, build_method, count_trainable
+from mmpetl.core import (
+    Context,
+    Method,
+    PETLError,
+    build_method,
+    count_trainable,
+    injection_of,
+    watching,
+)
 from mmpetl.methods.aim import AIM
 from mmpetl.models import FrameBackbone
 
@@ -113,6 +121,17 @@ def test_all_of_two_adapters_in_a_row_moves_in_the_third_step():
     still = [n for n in before if torch.equal(before[n], after[n])]
     assert still
     assert not any('.petl.' in name for name in still)
+
+
+@torch.no_grad()
+def test_watchers_see_attention_of_frames_and_not_along_time():
+    model, seen = tuned(AIM()), []
+    module, record = injection_of(model)
+    sites = [site for site in record.sites if site.kind == 'attn.core']
+    look = {site: lambda x, y, ctx: seen.append(y.shape) for site in sites}
+    with watching(module, look):
+        model(clips())
+    assert seen == [(2 * T, 4, 17, 8)] * 2
 
 
 def test_stochastic_depth_grows_and_drops_whole_clips():
