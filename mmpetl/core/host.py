@@ -49,7 +49,7 @@ class Host:
         self, kind: str, x: Features, ctx: Context, index: int | None = None
     ) -> Features:
         """Run the ``before`` ports of a site."""
-        for delta in self.plugged(kind, index):
+        for delta in _heard(self.plugged(kind, index), ctx):
             if type(delta).before is not Delta.before:
                 ctx.affine = self.base_of
                 x = _like(delta.before(delta.own(x), ctx), x)
@@ -99,7 +99,7 @@ class Host:
     ) -> Tensor:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
-        deltas = self.plugged(kind, index)
+        deltas = _heard(self.plugged(kind, index), ctx)
         if deltas and type(deltas[0]).within is not Delta.within:
             ctx.affine = self.base_of
             y = deltas[0].within(module, x, ctx)
@@ -111,11 +111,19 @@ class Host:
         self, deltas: list[Delta], x: Features, y: Tensor, ctx: Context
     ) -> Tensor:
         """Run the ``after`` ports of these deltas."""
-        for delta in deltas:
+        for delta in _heard(deltas, ctx):
             if type(delta).after is not Delta.after:
                 ctx.affine = self.base_of
                 y = _like(delta.after(delta.own(x), delta.own(y), ctx), y)
         return y
+
+
+def _heard(deltas: list[Delta], ctx: Context) -> list[Delta]:
+    """Those that act in a pass, where some slots are silent; watchers have no slot."""
+    if not ctx.silent:
+        return deltas
+    silent = {'', *ctx.silent}
+    return [d for d in deltas if not d.taps and d.slot not in silent]
 
 
 def _like(y: Features, x: Features) -> Features:
@@ -142,12 +150,13 @@ def _split(y: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 def run_in(
     dtype: torch.dtype,
-    run: Callable[[Tensor, Context], Tensor],
+    run: Callable[..., Tensor],
     x: Tensor,
     ctx: Context,
+    *more: Any,
 ) -> Tensor:
     """``run`` on a sequence of any dtype; the frozen trunk meets that of its stream."""
-    return run(x.to(dtype), ctx)
+    return run(x.to(dtype), ctx, *more)
 
 
 @dataclass(frozen=True)
@@ -459,6 +468,28 @@ class BlockHost(Host):
             ctx.tell(y, (skipped, *ctx.made.sources), partial(_onto, of_branch))
         return self.after(f'{name}.sum', x, y, ctx)
 
+    def attended(self, x: Tensor, ctx: Context) -> Tensor:
+        """:meth:`attention`, also where a part of the block has that name."""
+        return self.attention(x, ctx)
+
+    def attention_again(
+        self,
+        x: Tensor,
+        ctx: Context,
+        entering: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Norm and attention by themselves, without what stands at the site ``attn``.
+
+        Args:
+            x: (B, N, C).
+            ctx: Facts of this forward pass.
+            entering: What is made of the normed sequence in front of the projections.
+        """
+        norm, _ = self.norms()
+        h = x if self.post_norm else self.through('norm1', norm, x, ctx)
+        y = self.attended(h if entering is None else entering(h), ctx)
+        return self.through('norm1', norm, y, ctx) if self.post_norm else y
+
     def afresh(self, x: Tensor, ctx: Context) -> Tensor:
         """:meth:`sublayers` with facts that stay what they are, to be run again."""
         return self.sublayers(x, ctx.fork())
@@ -482,6 +513,7 @@ class BlockHost(Host):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         ctx.rerun = partial(run_in, x.dtype, self.sublayers)
+        ctx.attend = partial(run_in, x.dtype, self.attention_again)
         x = self.before('tokens', x, ctx)
         x = self.before('block', x, ctx)
         if self.with_cp and records_gradients():
@@ -530,7 +562,14 @@ class KeepsBase(KeptThroughInit):
 
 
 class BackboneHost(KeepsBase, Host):
-    """A backbone whose blocks run sites."""
+    """A backbone whose blocks run sites.
+
+    Attributes:
+        clip_frames: Frames of a clip that are images of its batch, one behind the
+            other; whatever hands it frames says so.
+    """
+
+    clip_frames: int = 1
 
     def convert_base(self, convert: Callable[[], object]) -> None:
         """Run what a user asks for that gives the frozen base other values."""
@@ -551,7 +590,7 @@ class BackboneHost(KeepsBase, Host):
         """
         images = x
         x = project(projection, x)
-        ctx = Context(tuple(x.shape[2:]))
+        ctx = Context(tuple(x.shape[2:]), frames=self.clip_frames)
         ctx.images = images
         x = x.flatten(2).transpose(1, 2)
         if self.plugged('embed.proj'):

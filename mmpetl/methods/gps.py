@@ -468,7 +468,10 @@ class GPS(Method):
                 "have none; choose criterion='task'"
             )
         with watching(place.module, {out: look}):
-            place.module(torch.cat([inputs for inputs, _ in pairs]))
+            inputs = torch.cat([inputs for inputs, _ in pairs])
+            if getattr(place.module, 'clip_frames', 1) > 1:
+                inputs = inputs.transpose(1, 2).flatten(0, 1)
+            place.module(inputs)
         labels = torch.cat([labels for _, labels in pairs])
         if len(found[0]) != len(labels):
             raise PETLError(
@@ -529,10 +532,13 @@ def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]
 def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:
     """What a classifier would read: the class token, or the mean of the grid.
 
+    Of the frames of a clip it is their mean.
+
     Args:
         out: The output.
         x: (B, own prefix + prod(grid), C), normed.
         ctx: Facts of this forward pass.
     """
     own = ctx.num_prefix - ctx.num_extra
-    return x[:, own:].mean(1) if out.pooled or not own else x[:, 0]
+    vectors = x[:, own:].mean(1) if out.pooled or not own else x[:, 0]
+    return vectors.unflatten(0, (-1, ctx.frames)).mean(1)

@@ -254,6 +254,7 @@ BASES['dyt'] = ORIGINAL
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
+    'kinetics400_clip': 'ViT-B-16.pt',
     'ssv2_swin': 'swin_base_patch244_window877_kinetics400_22k.pth',
     'hmdb51_swin': 'swin_base_patch244_window877_kinetics400_22k.pth',
     'coco': 'swin_base_patch4_window7_224_22k.pth',

@@ -301,7 +301,7 @@ class ClipBlock(nn.Module):
 
     def __init__(self, c: Facts) -> None:
         super().__init__()
-        dims, self.grid = c['dims'], (c['frames'], *c['grid'])
+        dims, self.frames, self.grid = c['dims'], c['frames'], c['grid']
         self.ln_1, self.ln_2 = nn.LayerNorm(dims), nn.LayerNorm(dims)
         self.attn = nn.MultiheadAttention(dims, c['heads'], batch_first=True)
         self.c_fc, self.c_proj = nn.Linear(dims, 4 * dims), nn.Linear(4 * dims, dims)
@@ -311,17 +311,11 @@ class ClipBlock(nn.Module):
             method.build(Site(kind, 'b', dims, dims)) for kind in method.targets
         )
 
-    def clips(self, delta: nn.Module, x: Tensor) -> Tensor:
-        """An adapter on clips; class tokens pass."""
-        front, frames = x[:, :1], x[:, 1:]
-        volume = frames.unflatten(0, (-1, self.grid[0])).flatten(1, 2)
-        volume = delta.added(volume, Context(self.grid))
-        return torch.cat((front, volume.reshape(frames.shape)), dim=1)
-
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.clips(self.before, x)
+        ctx = Context(tuple(self.grid), 1, self.frames)
+        x = self.before.added(x, ctx)
         h = self.ln_1(x)
-        x = self.clips(self.behind, x + self.attn(h, h, h)[0])
+        x = self.behind.added(x + self.attn(h, h, h)[0], ctx)
         h = self.c_fc(self.ln_2(x))
         return [x + self.c_proj(h * torch.sigmoid(1.702 * h))]
 

@@ -248,7 +248,7 @@ def offer(backbone: torch.nn.Module) -> tuple[torch.nn.Module, SiteMap, list[Sit
     """The module with the sites, what describes it, and its sites."""
     core = core_of(backbone)
     site_map = find_site_map(core)
-    return core, site_map, site_map.sites(core)
+    return core, site_map, site_map.sites_of(core)
 
 
 def on_any_model(method: Method) -> tuple[str, str]:

@@ -224,7 +224,7 @@ class TimmPlain(TimmTrunk):
             pads = [-n % p for n, p in zip(x.shape[2:], embed.patch_size, strict=True)]
             x = F.pad(x, (0, pads[1], 0, pads[0]))
         x = embed.proj(x)
-        ctx = Context(tuple(x.shape[2:]))
+        ctx = Context(tuple(x.shape[2:]), frames=self.clip_frames)
         if embed.flatten and ctx.grid != tuple(embed.grid_size):
             raise PETLError(
                 f'the model takes images of {tuple(embed.img_size)}, got '
