@@ -138,6 +138,16 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'VFPT': {'': {}, 'ortho': {'num_tokens': 3, 'fraction': 1.0, 'norm': 'ortho'}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+    'MTLoRA': {
+        '': {'rank': 3, 'task_rank': 2, 'drop_rate': 0.0},
+        'v2': {
+            'rank': 2,
+            'task_rank': 3,
+            'task_scale': 2.0,
+            'drop_rate': 0.0,
+            'mode': 'matrixv2',
+        },
+    },
     'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
     'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
     # A depth of its own may leave out all samples of a small batch.
@@ -284,8 +294,10 @@ STILL: dict[str, dict[str, str]] = {
 SELDOM: dict[str, str] = {
     # Each image runs one of them.
     'ConvLoRA': r'\.experts\.',
+    # Read by a pair alone that starts at zero: it moves from the third step on.
+    'MTLoRA': r'\.ffn_fc1\..*\.tasks\.task\.A$',
 }
-"""Pattern of the tensors that only some inputs move, by registered name."""
+"""Pattern of the tensors that only some inputs, or later steps, move, by name."""
 
 
 def moves_seldom(method: str, name: str) -> bool:

@@ -44,7 +44,7 @@ from mmpetl.core.counts import Counts, Owner, count_trainable, describe, owners
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.fingerprint import base_changes, fingerprint, tensor_digests
-from mmpetl.core.fold import fold
+from mmpetl.core.fold import fold, fold_sites
 from mmpetl.core.host import (
     FFN,
     BackboneHost,
@@ -202,6 +202,7 @@ __all__ = [
     'find_site_map',
     'fingerprint',
     'fold',
+    'fold_sites',
     'freeze',
     'from_maps',
     'from_windows',

@@ -33,8 +33,8 @@ class Delta(nn.Module):
     Attributes:
         slot: Name of the slot that it belongs to, once it is plugged in.
         dtype: Floating dtype of its own or shared parameters, None without any.
-        taps: Whether it passes everything on and only reads. It then runs behind all
-            others at its site, so that it reads what leaves in any order of injection.
+        taps: Whether it runs behind all others at its site, in any order of injection,
+            since it only reads what leaves, or makes several streams of it.
         reads_base: Whether it reads the base weights of its site in each pass
             (:meth:`Context.affine`). What it folds then counts from
             :attr:`Affine.base`, as other methods may be folded there before.

@@ -12,7 +12,7 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import tensor_digests
-from mmpetl.core.injection import Injection, injection_of
+from mmpetl.core.injection import Injection, injection_of, prune
 from mmpetl.core.method import Method
 from mmpetl.core.site import AFTER_ONLY, Site
 from mmpetl.core.slots import pick_slot, remove
@@ -71,6 +71,59 @@ def fold(backbone: nn.Module, slot: str | None = None) -> nn.Module:
     _renew_digests(record, written)
     for name in names:
         remove(module, record, name, restore=False)
+    return backbone
+
+
+Write = Callable[[Site, Delta, Affine], None]
+"""Writes an exact equivalent of a delta into the base weights of its site."""
+
+
+@torch.no_grad()
+def fold_sites(
+    backbone: nn.Module, slot: str, kind: type[Delta], write: Write
+) -> nn.Module:
+    """Fold one method at some of its sites, and take it out there; the rest stays.
+
+    For inference with a method that has no equivalent as a whole: what stays needs
+    what was taken out, so it can no longer be saved or ejected.
+
+    Args:
+        backbone: An injected backbone.
+        slot: The method.
+        kind: Class of the deltas that are folded.
+        write: What folds one of them.
+
+    Returns:
+        The same object.
+
+    Raises:
+        PETLError: Weights are quantised, or another slot acts on them. Nothing is
+            changed then.
+    """
+    module, record = injection_of(backbone)
+    entry = record.slots[slot]
+    parts = [
+        (site, delta, record.site_map.affine(module, site))
+        for site in entry.sites
+        if isinstance(delta := module.get_submodule(f'{site.path}.{slot}'), kind)
+    ]
+    for site, delta, affine in parts:
+        affine.check_writable()
+        write(site, delta, affine.copy())
+    written = _parameters_of(module, [affine for *_, affine in parts])
+    _check_apart(record, slot, written)
+    for part in parts:
+        write(*part)
+    # What the method itself trains is its own, and the base keeps another value.
+    kept = {n: p for n, p in written.items() if n not in entry.selected}
+    _renew_digests(record, kept)
+    folded = [site for site, *_ in parts]
+    for site in folded:
+        host = module.get_submodule(site.host)
+        host.petl._modules[site.key]._modules.pop(slot)
+        prune(host)
+    entry.sites = tuple(site for site in entry.sites if site not in folded)
+    record.site_map.settle(module)
     return backbone
 
 
@@ -133,9 +186,6 @@ def _renew_digests(record: Injection, written: Mapping[str, nn.Parameter]) -> No
     now = tensor_digests(written)
     record.digests |= now
     record.converted |= {n: d for n, d in now.items() if n in record.converted}
-
-
-Write = Callable[[Site, Delta, Affine], None]
 
 
 def _in_order(

@@ -58,6 +58,9 @@ class Method:
             own over at, dropping what arrives there.
         normed: Whether what it hands over at ``out`` passes the norm there, which then
             is not lost.
+        splits: A kind at which it acts in just those blocks where it makes several
+            streams of one, stacked along the batch axis from ``attn.proj`` to the end
+            of the block; empty where it makes none.
         tasks: Names of the tasks, where it tells tasks apart.
         phases: Training loops (:class:`mmpetl.engine.loops.Phase`), as configs name
             them, that run in this order before the training that counts. An instance
@@ -98,6 +101,7 @@ class Method:
     family: ClassVar[str] = ''
     replaces: ClassVar[tuple[str, ...]] = ()
     normed: ClassVar[bool] = False
+    splits: ClassVar[str] = ''
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()

@@ -20,6 +20,10 @@ from mmpetl.core.site import Site
 EXITS = ('out', 'feature')
 """Kinds of sites where features leave the backbone."""
 
+ONE_STREAM = ('mix', 'norm1', 'attn.qkv', 'attn.q', 'attn.k', 'attn.v', 'attn.core')
+ONE_STREAM += ('attn.proj', 'ffn.fc1', 'ffn.fc2')
+"""Kinds of sites in a block that meet one stream, or whose update all of them read."""
+
 
 def check_stack(
     name: str, method: Method, sites: Sequence[Site], others: Mapping[str, Slot]
@@ -76,6 +80,12 @@ def conflict(
                 f'{who} hands over {count} features per input, and {whom} acts at '
                 f'{met.key}, where it has one'
             )
+        met = _met_in_split(one, exits, sites)
+        if met is not None:
+            return (
+                f'{who} has several streams per input from attn.proj to the end of '
+                f'block {met.block}, and {whom} acts at {met.kind} there'
+            )
     if a.tasks and b.tasks:
         return 'both tell tasks apart, and a pass is for the tasks of one'
     if _sets_width(a) and _sets_width(b):
@@ -123,6 +133,15 @@ def _is_lost(site: Site, end: Site, normed: bool) -> bool:
         # A norm behind a mean over tokens reads what leaves at `out`.
         return site.has_grid or end.kind == 'feature'
     return site.kind in EXITS[: EXITS.index(end.kind) + 1]
+
+
+def _met_in_split(
+    method: Method, own: Sequence[Site], others: Sequence[Site]
+) -> Site | None:
+    """One of the others' sites that meets several streams of a method."""
+    blocks = {site.block for site in own if site.kind == method.splits}
+    inside = (s for s in others if s.block in blocks and s.kind not in ONE_STREAM)
+    return next(inside, None)
 
 
 def _sets_width(method: Method) -> bool:

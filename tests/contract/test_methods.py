@@ -107,7 +107,7 @@ def test_what_does_not_start_as_the_base_differs_somewhere(
 
 
 SELECTING = {'BitFit', 'DiffFit', 'Full', 'GPS', 'HST', 'LNTune', 'PartialK'}
-SELECTING |= {'Consolidator'}
+SELECTING |= {'Consolidator', 'MTLoRA'}
 """Methods that train some of the base; tests of their own say which of it."""
 
 

@@ -39,6 +39,7 @@ def test_every_method_has_one_line_that_folding_bears_out(said: dict[str, str]) 
     args |= {name: {'rank': 2} for name in ('E3VA', 'FacTTK', 'FacTTT', 'LoRand')}
     args |= {'FourierFT': {'num_coefficients': 9}, 'BiLoRA': {'rank': 2}}
     args |= {'LoRA': {'rank': 2}, 'PolyhistorLite': {'rank': 2}}
+    args |= {'MTLoRA': {'rank': 2, 'task_rank': 2}}
     args |= {'Consolidator': {'groups': (4,)}}
     for name, line in said.items():
         method = build_method({'type': name, **args.get(name, {})})
