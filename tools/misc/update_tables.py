@@ -387,8 +387,11 @@ def index(backbones: dict[str, torch.nn.Module]) -> str:
     costs = measured_costs()
     for name, cls in methods().items():
         method = build_method(name)
-        host = next(b for b in (vit, *backbones.values()) if supports(method, b))
-        kinds = dict.fromkeys(site.kind for site in wanted_sites(host, method))
+        hosts = (b for b in (vit, *backbones.values()) if supports(method, b))
+        host = next(hosts, None)
+        # None: frames of clips in the batch, which no backbone has by itself.
+        sites = [] if host is None else wanted_sites(host, method)
+        kinds = dict.fromkeys(site.kind for site in sites) or method.targets
         count = '-'
         if host is vit:
             tuned = inject(copy.deepcopy(vit), method)
