@@ -53,7 +53,7 @@ class PETLBlock(BlockHost, Block):
 
     def ffn_parts(self):
         (fc1, *between), fc2, behind = self.mlp.layers
-        return fc1, lambda x: between[1](between[0](x)), fc2, behind
+        return fc1, between, fc2, behind
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         gamma = getattr(self, f'gamma_{branch}', None)

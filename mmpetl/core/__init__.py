@@ -13,6 +13,7 @@ from mmpetl.core.bricks import (
     grow,
     join_tokens,
     on_maps,
+    on_volumes,
     pools_prompts,
     projections,
 )
@@ -96,7 +97,7 @@ from mmpetl.core.several import (
     with_arguments,
 )
 from mmpetl.core.site import AFTER_ONLY, KINDS, LEAF_KINDS, Site, in_stages
-from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
+from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map, site_map_of
 from mmpetl.core.slots import (
     SlotFacts,
     disable,
@@ -228,6 +229,7 @@ __all__ = [
     'norm_tokens',
     'numbers',
     'on_maps',
+    'on_volumes',
     'one_by_one',
     'one_epoch',
     'only_trains',
@@ -245,6 +247,7 @@ __all__ = [
     'save_delta',
     'score_terms',
     'shift_mask',
+    'site_map_of',
     'slots',
     'softmax_attention',
     'split_heads',

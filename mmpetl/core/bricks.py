@@ -30,6 +30,28 @@ def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
     return torch.cat((x[:, :p], y), dim=1) if p else y
 
 
+def on_volumes(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
+    """Run an operator over time and space on the grid; prefix tokens pass it by.
+
+    Time is an axis of the grid, or the frames of a clip are images of the batch.
+
+    Args:
+        op: (clips, C, T, H, W) -> the same shape.
+        x: (B, num_prefix + prod(grid), C), with B = clips * frames.
+        ctx: Facts of this forward pass.
+    """
+    p, grid = ctx.num_prefix, ctx.grid
+    if not all(grid):
+        return x  # tokens in front of no grid
+    cells = x[:, p:]
+    if len(grid) == 2:
+        cells, grid = cells.unflatten(0, (-1, ctx.frames)), (ctx.frames, *grid)
+        cells = cells.flatten(1, 2)
+    y = op(cells.unflatten(1, grid).movedim(-1, 1)).movedim(1, -1)
+    y = y.reshape(x.shape[0], -1, x.shape[-1])
+    return torch.cat((x[:, :p], y), dim=1) if p else y
+
+
 def drop_path(x: Tensor, rate: float) -> Tensor:
     """Zero whole samples with probability ``rate`` and scale up the others."""
     shape = x.shape[0], *[1] * (x.ndim - 1)

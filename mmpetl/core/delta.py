@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -55,6 +55,16 @@ class Delta(nn.Module):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         """What leaves the site instead of ``y``, its output for the input ``x``."""
         return y
+
+    def within(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor | None:
+        """``after(x, module(x))`` in one step, where there is a shorter way.
+
+        Asked where the site is one module and no other delta acts in front of this
+        one. None: there is none, and the module and :meth:`after` run.
+        """
+        return None
 
     def own(self, x: Features) -> Features:
         """Features in this delta's dtype, which may be finer than that of the base."""

@@ -48,6 +48,9 @@ class FewBits(FewValues):
     @property
     def codes(self) -> Tensor:
         """The code book, (2 ** bits,), ascending."""
+        if torch.jit.is_tracing():
+            # What is saved of a trace holds no view of this kind.
+            return torch.tensor(code_book(self.bits), device=self.book.device)
         return self.book.view(torch.float32)
 
     def quantised(self) -> Tensor:

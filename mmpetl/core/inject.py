@@ -180,7 +180,7 @@ def _inject_one(
     if record is None:
         by_layer = isinstance(site_map, LeafMap)
         site_map.head += head if by_layer else ()
-        sites = tuple(site_map.sites(module))
+        sites = tuple(site_map.sites_of(module))
     else:
         by_layer, sites = isinstance(record.site_map, LeafMap), record.sites
     where = as_where(layers, blocks, sites)
@@ -279,7 +279,7 @@ def wanted_sites(
     module = core_of(backbone)
     record = record_of(module)
     site_map = record.site_map if record else find_site_map(module)
-    sites = record.sites if record else tuple(site_map.sites(module))
+    sites = record.sites if record else tuple(site_map.sites_of(module))
     method = build_method(method)
     wanted = _wanted(method, module, sites)
     check_shapes(method, wanted, site_map, sites)

@@ -27,19 +27,33 @@ class InputChange(nn.Module):
         """``W C^T``, what a projection changes by.  W: (out, in), float64."""
         raise NotImplementedError
 
+    def terms(self) -> dict[str, Tensor]:
+        """What its delta notes for losses of the method in a training pass, by name."""
+        return {}
 
-class FrontDelta(Delta):
-    """``x + x C`` enters a projection instead of x.  x: (B, N, in_dims)."""
+
+class ChangingDelta(Delta):
+    """What the two kinds share."""
 
     def __init__(self, change: InputChange) -> None:
         super().__init__()
         self.change = change
 
+    def changed(self, x: Tensor) -> Tensor:
+        """``x C``, with what is noted for losses."""
+        for name, value in self.change.terms().items() if self.training else ():
+            self.add_term(name, value)
+        return self.change(x)
+
+
+class FrontDelta(ChangingDelta):
+    """``x + x C`` enters a projection instead of x.  x: (B, N, in_dims)."""
+
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return x + self.change(x)
+        return x + self.changed(x)
 
 
-class RowsDelta(Delta):
+class RowsDelta(ChangingDelta):
     """``y + (x C) W^T``: the same where others read the projection's input too.
 
     x: (..., in_dims), y: (..., out_dims). Others at the same rows see x as it was.
@@ -48,12 +62,11 @@ class RowsDelta(Delta):
     reads_base = True
 
     def __init__(self, change: InputChange, kind: str) -> None:
-        super().__init__()
-        self.change = change
+        super().__init__(change)
         self.kind = kind
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + F.linear(self.change(x), self.own(ctx.affine(self.kind).weight))
+        return y + F.linear(self.changed(x), self.own(ctx.affine(self.kind).weight))
 
 
 def only_after(site: Site) -> bool:

@@ -104,7 +104,7 @@ class Method:
     splits: ClassVar[str] = ''
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
-    losses: ClassVar[tuple[str, ...]] = ()
+    losses: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.

@@ -132,6 +132,8 @@ class Site:
             in a block that pools its stream.
         timed: Whether the first axis of the grid is time. Where frames are images of a
             batch, it is not.
+        frames: Frames of a clip where they are images of the batch, one behind the
+            other; 1 where the batch holds images or whole clips.
     """
 
     kind: str
@@ -159,6 +161,7 @@ class Site:
     in_stream: bool = False
     reshapes: bool = False
     timed: bool = False
+    frames: int = 1
 
     @property
     def key(self) -> str:

@@ -130,7 +130,7 @@ class WindowBackboneHost(BackboneHost):
     def renew_sites(self) -> None:
         """Let the record tell windows and shifts as the blocks now have them."""
         record = self._petl
-        now = {site.path: site for site in record.site_map.sites(self)}
+        now = {site.path: site for site in record.site_map.sites_of(self)}
 
         def renewed(sites: tuple[Site, ...]) -> tuple[Site, ...]:
             return tuple(now.get(site.path, site) for site in sites)

@@ -80,7 +80,7 @@ class ScaledConv(nn.Conv2d):
         return self._resize(large, h, w)
 
     def _resize(self, maps: Tensor, h: int, w: int) -> Tensor:
-        if self.scale == 1 or not len(maps):
+        if self.scale == 1 or maps.shape[0] == 0:
             return maps
         return F.interpolate(maps, (h, w), mode='bicubic').to(maps.dtype)
 
@@ -122,6 +122,11 @@ class ConvLoRADelta(Delta):
         chosen, uneven = self.gate(maps.mean((2, 3)))
         if uneven is not None:
             self.add_term('balance', uneven)
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            # A graph holds every expert, whichever the example's maps have chosen.
+            every = torch.stack([e(maps).to(maps.dtype) for e in self.experts])
+            which = chosen.view(1, -1, 1, 1, 1).expand(1, *maps.shape)
+            return every.gather(0, which)[0]
         out = torch.zeros_like(maps)
         for e, expert in enumerate(self.experts):
             # One that no map has chosen runs on none, so that its gradient is zero.

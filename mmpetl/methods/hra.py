@@ -2,10 +2,11 @@
 
 Paper: Yuan et al., "Bridging the Gap between Low-Rank and Orthogonal Adaptation via
 Householder Reflection Adaptation", NeurIPS 2024, https://arxiv.org/abs/2405.17484.
-Differs from the paper and from the ``hra`` tuner of PEFT: the penalty on directions
-that are not orthogonal is left out, as there; orthogonal directions start at random,
-since of two equal ones that are made orthogonal the second is rounding noise. The
-reflections are applied two by two, so that equal ones cancel bit for bit.
+Read beside the paper: the ``hra`` tuner of PEFT, which has no penalty on directions
+that are not orthogonal; it is off by default here. Differs from it: orthogonal
+directions start at random, since of two equal ones that are made orthogonal the second
+is rounding noise. The reflections are applied two by two, so that equal ones cancel bit
+for bit.
 """
 
 from __future__ import annotations
@@ -86,10 +87,18 @@ class Reflections(InputChange):
     The u are the columns of U, (in_dims, r), at length one.
     """
 
-    def __init__(self, dims: int, rank: int, start: str, orthogonal: bool) -> None:
+    def __init__(
+        self,
+        dims: int,
+        rank: int,
+        start: str,
+        orthogonal: bool = False,
+        penalised: bool = False,
+    ) -> None:
         super().__init__()
         self.U = nn.Parameter(torch.empty(dims, rank))
         self.orthogonal = orthogonal
+        self.penalised = penalised
         if start == 'pairs':
             half = torch.empty(dims, rank // 2)
             kaiming_uniform_(half)
@@ -106,13 +115,29 @@ class Reflections(InputChange):
             # What a Gram-Schmidt process spans, and the sum asks for no more.
             basis = torch.linalg.qr(self.U.to(dtype)).Q
             return -2 * basis, basis.mT
+        return paired(self.directions(dtype))
+
+    def directions(self, dtype: torch.dtype) -> Tensor:
+        """The u as rows, (r, in_dims)."""
         # As rows, for two that are equal to have the same length to the last bit.
-        return paired(F.normalize(self.U.to(dtype).mT.contiguous(), dim=-1))
+        return F.normalize(self.U.to(dtype).mT.contiguous(), dim=-1)
+
+    @property
+    def fine(self) -> torch.dtype:
+        """What it is computed in, since differences of directions may be small."""
+        return torch.promote_types(self.U.dtype, torch.float32)
+
+    def terms(self) -> dict[str, Tensor]:
+        if not self.penalised:
+            return {}
+        with torch.autocast(self.U.device.type, enabled=False):
+            u = self.directions(self.fine)
+            off = u @ u.mT - torch.eye(len(u), dtype=u.dtype, device=u.device)
+            return {'orthogonal': (off**2).sum()}
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.U.device.type, enabled=False):
-            # No half kernel decomposes, and small differences are what is learnt.
-            parts = self.factors(torch.promote_types(self.U.dtype, torch.float32))
+            parts = self.factors(self.fine)
         left, right = (part.to(x.dtype) for part in parts)
         return F.linear(F.linear(x, right), left)
 
@@ -132,6 +157,10 @@ class HRA(Method):
             starts as the frozen one. ``'random'``: all are drawn apart.
         orthogonal: Whether directions are made orthogonal before they reflect; then
             only a random start makes sense.
+        penalty: Factor of the sum of ``|u^T u - I|^2`` over all projections, a loss of
+            its own (``hra_orthogonal``) that draws directions apart; a Runner of
+            MMEngine adds and logs it, a loop of one's own adds
+            :func:`mmpetl.core.collect_losses`.
         targets: Projections whose input is reflected. ``attn.q``, ``attn.k`` and
             ``attn.v`` are reflected apart; they stand for ``attn.qkv`` where these have
             no projection of one input. Where a backbone has no attention, both
@@ -149,6 +178,7 @@ class HRA(Method):
         rank: int = 8,
         start: Literal['pairs', 'random'] = 'pairs',
         orthogonal: bool = False,
+        penalty: float = 0.0,
         targets: Sequence[str] = ('attn.qkv', 'attn.proj'),
     ) -> None:
         check_range(self, 'rank', rank, 1)
@@ -162,9 +192,14 @@ class HRA(Method):
                 f'HRA starts at the frozen model by pairs that cancel, and {what}; set '
                 "start='random'"
             )
+        check_range(self, 'penalty', penalty, 0)
+        if penalty and orthogonal:
+            raise PETLError('HRA has orthogonal directions, which need no penalty')
         self.rank = rank
         self.start = start
         self.orthogonal = orthogonal
+        self.penalty = penalty
+        self.losses = ('orthogonal',) if penalty else ()
         self.targets = check_kinds(self, targets, PROJECTIONS)
         self.substitutes = INSTEAD
         self.starts_as_identity = start == 'pairs'
@@ -181,8 +216,13 @@ class HRA(Method):
         return self.rank <= site.in_dims
 
     def build(self, site: Site) -> Delta:
-        U = Reflections(site.in_dims, self.rank, self.start, self.orthogonal)
+        U = Reflections(
+            site.in_dims, self.rank, self.start, self.orthogonal, self.penalty > 0
+        )
         return changed_input(site, U)
+
+    def loss(self, name: str, terms: Sequence[Tensor]) -> Tensor:
+        return self.penalty * torch.stack(tuple(terms)).sum()
 
     def fold(self, site: Site, delta: Delta, affine: Affine) -> None:
         fold_change(delta.change, affine, only_after(site))

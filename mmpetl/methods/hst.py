@@ -17,6 +17,7 @@ from itertools import accumulate, pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core import (
     Context,
@@ -28,6 +29,7 @@ from mmpetl.core import (
     check_range,
     extra_tokens,
     join_tokens,
+    records_gradients,
     softmax_attention,
     split_heads,
 )
@@ -128,12 +130,15 @@ class SideBlock(nn.Module):
         self.fc2 = nn.Linear(4 * dims, dims)
         initialise_(self)
 
-    def dropped(self, x: Tensor) -> Tensor:
-        """Stochastic depth, drawn per image (or frame)."""
+    def drawn(self, x: Tensor) -> Tensor | None:
+        """Which branches stochastic depth keeps, per image (or frame), (B, 1, 1)."""
         if not self.training or not self.drop_path:
-            return x
-        keep = 1 - self.drop_path
-        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep
+            return None
+        return x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - self.drop_path)
+
+    def dropped(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        """A branch behind stochastic depth."""
+        return x if kept is None else x * kept.to(x.dtype) / (1 - self.drop_path)
 
     def forward(self, x: Tensor, meta: Tensor, patches: Tensor) -> Tensor:
         """One block.
@@ -143,6 +148,23 @@ class SideBlock(nn.Module):
             meta: (B, num_tokens, c), the bridged meta tokens.
             patches: (B, n, c), the bridged and resized patches.
         """
+        args = x, meta, patches, self.drawn(x), self.drawn(x)
+        if not records_gradients():
+            return self.grown(*args)
+        # The maps of the first stages are large, and what makes them is cheap.
+        return checkpoint(
+            self.grown, *args, use_reentrant=False, preserve_rng_state=False
+        )
+
+    def grown(
+        self,
+        x: Tensor,
+        meta: Tensor,
+        patches: Tensor,
+        first: Tensor | None,
+        second: Tensor | None,
+    ) -> Tensor:
+        """:meth:`forward` with what has been drawn for its two branches."""
         mean = patches.mean(1, keepdim=True)
         r = torch.cat((self.meta_norm(meta), mean), dim=1)
         q, k, v = (
@@ -150,8 +172,8 @@ class SideBlock(nn.Module):
             for t in (self.q(self.norm1(x)), *self.kv(r).chunk(2, dim=-1))
         )
         o = softmax_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.dropped(self.out(o)) + patches
-        return x + self.dropped(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+        x = x + self.dropped(self.out(o), first) + patches
+        return x + self.dropped(self.fc2(F.gelu(self.fc1(self.norm2(x)))), second)
 
 
 class MetaTokenDelta(Delta):

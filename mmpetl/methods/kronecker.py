@@ -151,9 +151,11 @@ class LoKrDelta(Delta):
         if self.site.kernel is None:
             h = self.W2(x.unflatten(-1, (self.in_small, -1)))
         else:
-            maps = x.unflatten(1, (self.in_small, -1)).flatten(0, 1)
-            h = self.W2(maps, self.site)
-            h = h.unflatten(0, (-1, self.in_small)).movedim(1, -2)
+            channels = -1 - len(self.site.kernel)
+            maps = x.unflatten(channels, (self.in_small, -1))
+            lead = maps.shape[:channels]  # maybe images, and the parts of their maps
+            h = self.W2(maps.flatten(0, len(lead) - 1), self.site)
+            h = h.unflatten(0, lead).movedim(len(lead) - 1, -2)
         h = self.W1(h.transpose(-1, -2)).transpose(-1, -2)
         return y + h.flatten(-2) * self.scale
 

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -48,6 +47,7 @@ from mmpetl.core import (
     warn_uncalibrated,
     watching,
 )
+from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
 PROJECTIONS = (
@@ -101,7 +101,8 @@ class LoRADelta(Delta):
         if self.start == 'eva':
             warn_uncalibrated(self, "LoRA with start='eva' keeps its random A")
         down, up = self.factors()
-        return y + F.linear(self.low(self.drop(x), down), up) * self.scale
+        low = self.low(self.drop(x), down, ctx)
+        return add_product(y, low, up, self.scale)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Of the update: (k, in_dims) and (out_dims, k), k being rank or twice that.
@@ -114,11 +115,11 @@ class LoRADelta(Delta):
         down = torch.cat((self.A, self.A - self.A0))
         return down, torch.cat((self.B - self.B0, self.B0), dim=1)
 
-    def low(self, x: Tensor, down: Tensor) -> Tensor:
+    def low(self, x: Tensor, down: Tensor, ctx: Context) -> Tensor:
         """``x down^T``, for a convolution on its patches: channels come last."""
         if self.site.kernel is not None:
             return convolve(x, down, self.site)
-        return F.linear(x, down)
+        return product(x, down, ctx)
 
     def begin(self, A0: Tensor, B0: Tensor) -> None:
         """Start from these factors, and subtract them."""
@@ -323,7 +324,7 @@ class LoRA(Method):
                 )
             A = place.delta(site).A
             A.copy_(seen.directions(len(A)))
-        place.calibrated.done.fill_(True)
+        place.shared.done.fill_(True)
 
     def fold(self, site: Site, delta: LoRADelta, affine: Affine) -> None:
         down, up = (factor.double() for factor in delta.factors())

@@ -199,7 +199,7 @@ class BOFTRowsDelta(RowsDelta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         base = ctx.affine(self.kind)
-        turned = F.linear(self.change(x), self.own(base.weight))
+        turned = F.linear(self.changed(x), self.own(base.weight))
         return y + scaling(y, self.s, self.own(base.full_bias())) + self.s * turned
 
 

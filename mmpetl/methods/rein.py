@@ -70,7 +70,7 @@ class Link(nn.Module):
 
     def forward(self, tokens: Iterable[Tensor]) -> Tensor:
         """Tokens (m, C) of each block, in order, to queries (m, query_dims)."""
-        q = torch.stack([self.transform[str(t.shape[-1])](t) for t in tokens])
+        q = torch.stack([self.transform[str(int(t.shape[-1]))](t) for t in tokens])
         three = torch.stack((q.amax(0), q.mean(0), q[-1]), dim=-1)
         return self.merge(three.flatten(1))
 
@@ -96,7 +96,7 @@ class ReinDelta(Delta):
 
     def __init__(self, site: Site, num_tokens: int, rank: int | None) -> None:
         super().__init__()
-        dims = site.out_dims
+        self.dims = dims = site.out_dims
         if rank is None:
             bound = (6 / (site.patch_dims + dims)) ** 0.5
             self.T = nn.Parameter(torch.empty(num_tokens, dims).uniform_(-bound, bound))
@@ -111,7 +111,7 @@ class ReinDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         front, f = y[:, : ctx.num_prefix], y[:, ctx.num_prefix :]
-        f = f + self.shared.maps[str(f.shape[-1])](f, self.tokens())
+        f = f + self.shared.maps[str(self.dims)](f, self.tokens())
         return torch.cat((front, f), dim=1) if front.shape[1] else f
 
 

@@ -23,6 +23,7 @@ from mmpetl.core import (
     Site,
     check_range,
 )
+from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
 STYLES = {'block': ('attn.qkv', 'ffn.fc1'), 'attn': ('attn.qkv',)}
@@ -43,7 +44,8 @@ class RepAdapterDelta(Delta):
         nn.init.zeros_(self.down.bias)
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return x + self.up(self.drop(self.down(x))) * self.scale
+        h = self.drop(self.down(x))
+        return add_product(x, h, self.up.dense(), self.scale, self.up.bias)
 
 
 @METHODS.register_module()

@@ -14,7 +14,9 @@ Its pass over data is the loop of :mod:`mmpetl.engine.loops.spt`.
 
 from __future__ import annotations
 
+import base64
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
+from msgspec import to_builtins
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -158,7 +161,9 @@ class Found(msgspec.Struct):
         structure: Of the modules.
         rank: Of the modules.
         modules: Sites with one.
-        single: How many entries of its weight and bias train, by site.
+        single: Sites of whose weight and bias single entries train.
+        places: Which these are, as :func:`packed` writes them, one for each of these
+            sites.
         biases: Sites whose bias trains as a whole.
         vectors: Names of norms and layer scales in the base that train.
         params: How many parameters that makes, the class token included.
@@ -167,7 +172,8 @@ class Found(msgspec.Struct):
     structure: str
     rank: Annotated[int, msgspec.Meta(ge=1)]
     modules: list[str]
-    single: dict[str, Annotated[int, msgspec.Meta(ge=1)]]
+    single: list[str]
+    places: list[str]
     biases: list[str]
     vectors: list[str]
     params: int = 0
@@ -208,10 +214,8 @@ class SPT(Method):
         alpha: A projection gets a module where at least 1 / alpha as many of its
             weights as the module has parameters are among the most sensitive.
         beta: A vector trains as a whole where 1 / beta of it is among them.
-        found: File that the pass wrote (``spt.json``, the places of single entries in
-            ``spt.npz`` beside it). None: a module at every projection, as the pass
-            needs it. Once the method is injected it is what the file said, and the
-            places are in the state.
+        found: File that the pass wrote (``spt.json``), or what is in it. None: a
+            module at every projection, as the pass needs it.
     """
 
     leaf_kinds = ('layer.linear',)
@@ -247,11 +251,10 @@ class SPT(Method):
         self.beta = beta
         self.found = found
         self._found: Found | None = None
-        self._places: dict[str, np.ndarray] = {}
         if found is not None:
             self.phases = ()
         if isinstance(found, Mapping):
-            self._take(checked(dict(found), Found, 'found of SPT'))
+            self._take(checked(to_builtins(found), Found, 'found of SPT'))
 
     @property
     def folds(self) -> bool:
@@ -260,7 +263,8 @@ class SPT(Method):
 
     @classmethod
     def after_phases(cls, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        return {**args, 'found': str(folder / 'spt.json')}
+        # What was found itself, so that config and delta of the run can be moved.
+        return {**args, 'found': to_builtins(read_found(str(folder / 'spt.json')))}
 
     def _take(self, found: Found) -> None:
         if (found.structure, found.rank) != (self.structure, self.rank):
@@ -269,7 +273,14 @@ class SPT(Method):
                 f'{found.rank}, this is {self.structure!r} and {self.rank}; give it '
                 'the same, or find anew'
             )
-        self._found = found
+        if len(found.single) != len(found.places):
+            raise PETLError(
+                f'what SPT found is damaged: places at {len(found.places)} of '
+                f'{len(found.single)} sites'
+            )
+        # From here on it holds what was found, so that what is saved with it does not
+        # depend on a file.
+        self._found, self.found = found, to_builtins(found)
 
     def choose(self, sites: list[Site]) -> list[Site]:
         return self._chosen(super().choose(sites))
@@ -280,11 +291,7 @@ class SPT(Method):
     def _chosen(self, sites: list[Site]) -> list[Site]:
         """Those of the wanted sites where something trains."""
         if self.found is not None and self._found is None:
-            found, self._places = read_found(str(self.found))
-            self._take(found)
-            # From here on it holds what was found, so that what is saved with it does
-            # not depend on a file.
-            self.found = msgspec.to_builtins(found)
+            self._take(read_found(str(self.found)))
         if self._found is None:
             return sites
         lacking = self._found.sites - {str(site) for site in sites}
@@ -314,9 +321,27 @@ class SPT(Method):
         if found is not None:
             bias = site.out_dims if name in found.biases else 0
             if name in found.single:
-                index = self._places.get(name, np.arange(found.single[name]))
-                single = Single(site.in_dims, site.out_dims, torch.as_tensor(index))
+                index = self._index(name, site.out_dims * (site.in_dims + 1))
+                single = Single(site.in_dims, site.out_dims, index)
         return SPTDelta(module, single, bias, found is not None)
+
+    def _index(self, name: str, size: int) -> Tensor:
+        """The places of single entries at a site, below ``size``."""
+        found = self._found
+        text = dict(zip(found.single, found.places, strict=True))[name]
+        index = unpacked(text, name)
+        if not len(index) or index[0] < 0 or index.max() >= size:
+            raise PETLError(
+                f'what SPT found at {name} is damaged: places outside of {size} entries'
+            )
+        return torch.from_numpy(index)
+
+    def __repr__(self) -> str:
+        if self._found is None:
+            return super().__repr__()
+        args = {k: v for k, v in self.config().items() if k not in ('type', 'found')}
+        inside = ', '.join(f'{k}={v!r}' for k, v in args.items())
+        return f'SPT({inside}, found={self._found.params:,} parameters)'
 
     def _module(self, site: Site) -> nn.Module:
         if self.structure == 'adapter':
@@ -405,15 +430,10 @@ class SPT(Method):
         )
         return Sensitivities(*found, tokens)
 
-    def allocate(
-        self, given: Sensitivities, budget: int
-    ) -> tuple[Found, dict[str, np.ndarray]]:
+    def allocate(self, given: Sensitivities, budget: int) -> Found:
         """What trains, nearest to a budget of parameters.
 
         All entries above one threshold count; see ``alpha`` and ``beta``.
-
-        Returns:
-            What is found, and the places of single entries by site.
 
         Raises:
             PETLError: Nothing is sensitive.
@@ -436,24 +456,22 @@ class SPT(Method):
                 'or data whose loss has a gradient'
             )
         threshold = _number(high)
-        places = {}
         for site, weight in given.weights.items():
             name = str(site)
             if name in found.single:
-                bias = given.biases.get(site)
-                own = name not in found.modules
-                kept = (weight > threshold) & own
-                column = torch.zeros(len(weight), 1, dtype=torch.bool)
-                if bias is not None and name not in found.biases:
-                    column = (bias > threshold).cpu()[:, None]
-                both = torch.cat((kept.cpu(), column), dim=1)
-                places[name] = both.flatten().nonzero()[:, 0].numpy().astype(np.int32)
-        return found, places
+                both = torch.zeros(site.out_dims, site.in_dims + 1, dtype=torch.bool)
+                if name not in found.modules:
+                    both[:, :-1] = weight > threshold
+                if site in given.biases and name not in found.biases:
+                    both[:, -1] = given.biases[site] > threshold
+                index = both.flatten().nonzero()[:, 0].numpy()
+                found.places.append(packed(index.astype(np.int32)))
+        return found
 
     def _at(self, given: Sensitivities, bits: int) -> Found:
         """What trains where the entries above a threshold count."""
         threshold = _number(bits)
-        found = Found(self.structure, self.rank, [], {}, [], [], given.tokens)
+        found = Found(self.structure, self.rank, [], [], [], [], [], given.tokens)
         for site, weight in given.weights.items():
             name, count = str(site), int((weight > threshold).sum())
             size, single = self.size(site), 0
@@ -470,7 +488,7 @@ class SPT(Method):
             else:
                 single += count
             if single:
-                found.single[name] = single
+                found.single.append(name)
                 found.params += single
         for name, vector in given.vectors.items():
             count = int((vector > threshold).sum())
@@ -485,32 +503,36 @@ def _number(bits: int) -> float:
     return torch.tensor(bits, dtype=torch.int32).view(torch.float32).item()
 
 
-def read_found(path: str) -> tuple[Found, dict[str, np.ndarray]]:
+def packed(index: np.ndarray) -> str:
+    """Growing numbers in int32 as text: their differences, compressed."""
+    steps = np.diff(index, prepend=np.int32(0)).astype('<i4')
+    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
+
+
+def unpacked(text: str, name: str) -> np.ndarray:
+    """Undo :func:`packed`.
+
+    Raises:
+        PETLError: It is no such text.
+    """
+    try:
+        content = zlib.decompressobj().decompress(
+            base64.b64decode(text, validate=True), 1 << 28
+        )
+        return np.frombuffer(content, '<i4').cumsum(dtype=np.int32)
+    except (ValueError, zlib.error) as error:
+        raise PETLError(f'what SPT found at {name} is damaged: {error}') from None
+
+
+def read_found(path: str) -> Found:
     """What a pass has written.
 
     Raises:
-        PETLError: A file is missing, or it is none of SPT's.
+        PETLError: The file is missing, or it is none of SPT's.
     """
     file = Path(path)
     if not file.is_file():
         raise PETLError(
             f'there is no {path}; run mmpetl.SPTLoop first (docs/methods/spt.md)'
         )
-    found = read_json(file, Found, 'what SPT found')
-    places = file.with_suffix('.npz')
-    if not found.single:
-        return found, {}
-    try:
-        with np.load(places, allow_pickle=False) as arrays:
-            indices = {name: arrays[name] for name in found.single}
-    except (OSError, ValueError, KeyError) as error:
-        raise PETLError(
-            f'{places} does not hold the places that {path} counts: {error}'
-        ) from None
-    for name, index in indices.items():
-        if index.shape != (found.single[name],) or index.dtype != np.int32:
-            raise PETLError(
-                f'{places}: {name} needs {found.single[name]} places in int32, got '
-                f'{index.shape} in {index.dtype}'
-            )
-    return found, indices
+    return read_json(file, Found, 'what SPT found')

@@ -3,8 +3,8 @@
 Paper: Pan et al., "ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning",
 NeurIPS 2022, https://arxiv.org/abs/2206.13559, section 3.
 Differs from the authors' code: nothing in the algebra. Theirs is for an image trunk
-with frames in the batch; here time must be an axis of the grid, as in VideoMAE and
-Video Swin (ours). An image trunk on frames is refused.
+with frames in the batch, ``mmpetl.FrameBackbone`` here; trunks with time as an axis of
+the grid, as VideoMAE and Video Swin, are ours. Images by themselves are refused.
 """
 
 from __future__ import annotations
@@ -12,10 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from mmpetl.core import Context, Delta, Method, PETLError, Site, check_range
+from mmpetl.core import (
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_range,
+    on_volumes,
+)
 from mmpetl.registry import METHODS
 
 STYLES = {'ffn': ('attn.sum',), 'both': ('block', 'attn.sum')}
@@ -24,9 +31,10 @@ STYLES = {'ffn': ('attn.sum',), 'both': ('block', 'attn.sum')}
 class VolumeBottleneck(Delta):
     """``update(x) = fc2(conv(fc1 x))`` on the grid; no activation.
 
-    x: (B, num_prefix + T*H*W, C). The convolution is depth-wise over (T, H, W); what
-    stands in front of the grid passes. Both biases and the convolution start at zero,
-    so that the model is unchanged at step 0, and the convolution moves first.
+    x: (B, num_prefix + T*H*W, C), or (B * T, num_prefix + H*W, C) where frames are
+    images of the batch. The convolution is depth-wise over (T, H, W); what stands in
+    front of the grid passes. Both biases and the convolution start at zero, so that the
+    model is unchanged at step 0, and the convolution moves first.
     """
 
     def __init__(
@@ -51,14 +59,13 @@ class VolumeBottleneck(Delta):
             nn.init.zeros_(tensor)
 
     def added(self, x: Tensor, ctx: Context) -> Tensor:
-        """The stream with the update on its grid, (B, num_prefix + T*H*W, C)."""
-        front, grid = x[:, : ctx.num_prefix], x[:, ctx.num_prefix :]
-        if not grid.shape[1]:
-            return x  # tokens in front of no grid
-        volume = self.fc1(grid).transpose(1, 2).unflatten(2, ctx.grid)
-        update = self.fc2(self.conv(volume).flatten(2).transpose(1, 2))
-        grid = grid + update
-        return torch.cat((front, grid), dim=1) if front.shape[1] else grid
+        """The stream with the update on its grid, of the same shape."""
+        return on_volumes(self.moved, x, ctx)
+
+    def moved(self, volume: Tensor) -> Tensor:
+        """(clips, C, T, H, W) -> the same shape."""
+        hidden = self.fc1(volume.movedim(1, -1)).movedim(-1, 1)
+        return volume + self.fc2(self.conv(hidden).movedim(1, -1)).movedim(-1, 1)
 
 
 class EntryDelta(VolumeBottleneck):
@@ -118,11 +125,12 @@ class STAdapter(Method):
     def choose(self, sites: list[Site]) -> list[Site]:
         chosen = [site for site in sites if self.wants(site)]
         for site in chosen:
-            if not site.timed:
+            if not site.timed and site.frames == 1:
                 raise PETLError(
                     f'STAdapter looks at the frames around each, and at {site} time is '
                     'no axis of the grid; take a trunk that reads clips, as VideoMAE '
-                    'or Video Swin (docs/methods/st_adapter.md)'
+                    'or Video Swin, or put mmpetl.FrameBackbone around one of images '
+                    '(docs/methods/st_adapter.md)'
                 )
         return chosen
 

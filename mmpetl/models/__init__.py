@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from mmpetl.models.frame_backbone import FrameBackbone
 from mmpetl.models.hf_backbone import HFBackbone
 from mmpetl.models.multi_task import DepthHead, MultiTaskModel, SegmentationHead
 from mmpetl.models.petl_backbone import petl_backbone
@@ -15,6 +16,7 @@ from mmpetl.registry import MODELS
 
 __all__ = [
     'DepthHead',
+    'FrameBackbone',
     'HFBackbone',
     'MultiTaskModel',
     'SegmentationHead',

@@ -44,7 +44,7 @@ def test_methods_of_dense_tasks_are_those_with_published_settings(
     names_of: Any,
 ) -> None:
     found = names_of('methods.py')['dense_methods']()
-    # Mona's tables, and those of E3VA and LoRand, all on COCO.
+    # Mona's tables, those of E3VA and LoRand, all on COCO, and Rein.
     assert found == [
         'AdaptFormer',
         'Adapter',
@@ -57,6 +57,7 @@ def test_methods_of_dense_tasks_are_those_with_published_settings(
         'LoRand',
         'Mona',
         'PartialK',
+        'Rein',
     ]
 
 

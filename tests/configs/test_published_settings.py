@@ -248,9 +248,13 @@ BASES |= {'rlrr': ORIGINAL}
 BASES |= dict.fromkeys({'arc', 'adapter_plus'}, ORIGINAL)
 BASES |= dict.fromkeys({'arc', 'adapter_plus', 'consolidator'}, ORIGINAL)
 BASES['binary'] = ORIGINAL
+BASES['binary'] = ORIGINAL
+BASES |= {'rlrr': ORIGINAL}
+BASES['dyt'] = ORIGINAL
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
+    'kinetics400_clip': 'ViT-B-16.pt',
     'ssv2_swin': 'swin_base_patch244_window877_kinetics400_22k.pth',
     'hmdb51_swin': 'swin_base_patch244_window877_kinetics400_22k.pth',
     'coco': 'swin_base_patch4_window7_224_22k.pth',
@@ -301,7 +305,10 @@ INPUTS |= {
     'adapter_plus/vtab': ('half', 'bilinear'),
     'adapter_plus/fgvc': ('half', 'bicubic'),
 }
+INPUTS['dyt'] = 'half', 'bicubic'
 INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
+INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
+INPUTS |= {'rlrr': ('half', 'bicubic')}
 # Rate at the start and the end, epochs of the cosine and of the run, and whether the
 # rate lags an epoch behind (`scheduler.step(epoch)` after it).
 RATES = {
@@ -313,6 +320,8 @@ RATES = {
 }
 RATES |= {'rlrr': (1e-7, 1e-8, 100, 110, True)}
 RATES['binary'] = RATES['noah']
+RATES['binary'] = RATES['noah']
+RATES |= {'rlrr': (1e-7, 1e-8, 100, 110, True)}
 # Loaders with drop_last=True, and those with False; DTL's and the study's are not to be
 # seen.
 WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
@@ -323,6 +332,10 @@ WHOLE_BATCHES |= {'arc': False, 'consolidator': True}
 # Linear warm-up and half a cosine, and no rate of timm's: start, floor, epochs of both.
 PAIRS_OF_RATES = {'arc': (1e-8, 1e-8, 10, 90), 'adapter_plus': (1e-5, 1e-6, 10, 90)}
 WHOLE_BATCHES['binary'] = True
+WHOLE_BATCHES['binary'] = True
+WHOLE_BATCHES |= {'rlrr': False}
+WHOLE_BATCHES['dyt'] = False
+PAIRS_OF_RATES['dyt'] = 0.0, 1e-5, 10, 90
 
 
 @pytest.mark.parametrize(

@@ -48,16 +48,17 @@ ADDING = {'lora': {'type': 'LoRA', 'rank': 2}, 'ssf': {'type': 'SSF'}}
 
 @pytest.mark.parametrize('order', [(0, 1), (1, 0)], ids=['first', 'last'])
 @pytest.mark.parametrize('place', ['attn.qkv', 'attn.q', 'ffn.fc2'])
-@pytest.mark.parametrize('adding', ADDING)
+@pytest.mark.parametrize('adding', [*ADDING, 'dora'])
 @pytest.mark.parametrize('turning', TURNING)
 @torch.no_grad()
 def test_what_turns_the_input_folds_beside_what_adds(
     turning: str, adding: str, place: str, order: tuple[int, int]
 ) -> None:
     """At one projection, in any order of injection."""
-    configs = [TURNING[turning] | {'targets': [place]}, dict(ADDING[adding])]
-    if adding == 'lora':
-        configs[1]['targets'] = [place]
+    other = dict(ADDING.get(adding, {'type': 'DoRA', 'rank': 2}))
+    if adding != 'ssf':
+        other['targets'] = [place]
+    configs = [TURNING[turning] | {'targets': [place]}, other]
     model, x = tiny.base('timm_vit', F64), tiny.images('timm_vit', dtype=F64)
     for i in order:
         mmpetl.inject(model, configs[i], slot='ab'[i])

@@ -301,7 +301,7 @@ class ClipBlock(nn.Module):
 
     def __init__(self, c: Facts) -> None:
         super().__init__()
-        dims, self.grid = c['dims'], (c['frames'], *c['grid'])
+        dims, self.frames, self.grid = c['dims'], c['frames'], c['grid']
         self.ln_1, self.ln_2 = nn.LayerNorm(dims), nn.LayerNorm(dims)
         self.attn = nn.MultiheadAttention(dims, c['heads'], batch_first=True)
         self.c_fc, self.c_proj = nn.Linear(dims, 4 * dims), nn.Linear(4 * dims, dims)
@@ -311,17 +311,11 @@ class ClipBlock(nn.Module):
             method.build(Site(kind, 'b', dims, dims)) for kind in method.targets
         )
 
-    def clips(self, delta: nn.Module, x: Tensor) -> Tensor:
-        """An adapter on clips; class tokens pass."""
-        front, frames = x[:, :1], x[:, 1:]
-        volume = frames.unflatten(0, (-1, self.grid[0])).flatten(1, 2)
-        volume = delta.added(volume, Context(self.grid))
-        return torch.cat((front, volume.reshape(frames.shape)), dim=1)
-
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.clips(self.before, x)
+        ctx = Context(tuple(self.grid), 1, self.frames)
+        x = self.before.added(x, ctx)
         h = self.ln_1(x)
-        x = self.clips(self.behind, x + self.attn(h, h, h)[0])
+        x = self.behind.added(x + self.attn(h, h, h)[0], ctx)
         h = self.c_fc(self.ln_2(x))
         return [x + self.c_proj(h * torch.sigmoid(1.702 * h))]
 
@@ -534,6 +528,34 @@ CASES: dict[str, Case] = {
         Rule(r'base_model\.model\.(.+)', r'\1'),
     ),
     **vits(
+        'adalora',
+        {
+            'type': 'AdaLoRA',
+            'rank': 4,
+            'target_rank': 2,
+            'alpha': 8,
+            'targets': ['attn.qkv', 'ffn.fc1'],
+        },
+        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
+        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
+            r'blocks.\1.petl.attn_qkv.0.\3',
+        ),
+        Rule(
+            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
+            r'blocks.\1.petl.ffn_fc1.0.\3',
+        ),
+        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
+        Rule(r'base_model\.model\.(.+)', r'\1'),
+    ),
+    **vits(
+        'dyt',
+        {'type': 'DyT', 'hidden_dims': 6},
+        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
+        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
+    ),
+    **vits(
         'vpt_deep',
         {'type': 'VPTDeep', 'num_tokens': 3},
         Rule(r'transformer\.prompt_embeddings', r'blocks.0.petl.tokens.0.E'),
@@ -589,6 +611,36 @@ CASES: dict[str, Case] = {
         {'type': 'DTL', 'rank': 2, 'add_after': [2, 3], 'beta': 100.0},
         Rule(r'lora_dict\.(\d+)\.lora_([AB])', r'blocks.\1.petl.block.0.\2'),
     ),
+    **tuner(
+        'oft',
+        {'type': 'OFT', 'block_size': 8, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'oft_R\.default\.weight', 'change.upper'),
+    ),
+    **tuner(
+        'boft',
+        {'type': 'BOFT', 'block_size': 8, 'factors': 1, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'boft_R\.default', 'change.upper', above, above_twice),
+        (r'boft_s\.default', 's'),
+    ),
+    **tuner(
+        'hra',
+        {'type': 'HRA', 'rank': 4, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'hra_u\.default', 'change.U'),
+    ),
+    **tuner(
+        'fourierft',
+        {'type': 'FourierFT', 'num_coefficients': 50, 'scale': 15, 'targets': QKV_FC1},
+        'attn.qkv|mlp.fc1',
+        (r'fourierft_spectrum\.default', 'c'),
+        more=tuple(
+            Rule(rf'.+\.blocks\.\d+\.{layer}', f'petl.shared.0.{at}', change=by_rows)
+            for layer, at in ((r'attn\.qkv', 'at_96x32'), (r'mlp\.fc1', 'at_128x32'))
+        ),
+        kept='index',
+    ),
     **swins('swin_baseline_ms', {'type': 'Full'}),
     **swins('bitfit_swin', {'type': 'BitFit'}),
     **swins('partial1_swin', {'type': 'PartialK', 'include_final_norm': False}),
@@ -626,6 +678,9 @@ CASES: dict[str, Case] = {
             )
         ),
     ),
+    'video_swin_baseline-mmaction_swin3d': Case(
+        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
+    ),
     'rein': Case(
         'rein',
         ReinLayers,
@@ -654,37 +709,6 @@ CASES: dict[str, Case] = {
                 Rule(r'block\.(.+)', r'\1'),
             ),
         ),
-    ),
-    'video_swin_baseline-mmaction_swin3d': Case(
-        'video_swin_baseline', mmaction_swin3d, {'type': 'Full'}, (TO_MMACTION_SWIN3D,)
-    ),
-    **vits(
-        'adalora',
-        {
-            'type': 'AdaLoRA',
-            'rank': 4,
-            'target_rank': 2,
-            'alpha': 8,
-            'targets': ['attn.qkv', 'ffn.fc1'],
-        },
-        Rule(r'.+\.head\.original_module\..+|.+\.ranknum\.default', None),
-        Rule(r'.+\.head\.modules_to_save\.default\.(.+)', r'head.\1'),
-        Rule(
-            r'.+\.blocks\.(\d+)\.(attn|mlp)\.qkv\.lora_([ABE])\.default',
-            r'blocks.\1.petl.attn_qkv.0.\3',
-        ),
-        Rule(
-            r'.+\.blocks\.(\d+)\.(attn|mlp)\.fc1\.lora_([ABE])\.default',
-            r'blocks.\1.petl.ffn_fc1.0.\3',
-        ),
-        Rule(r'base_model\.model\.(.+)\.base_layer\.(.+)', r'\1.\2'),
-        Rule(r'base_model\.model\.(.+)', r'\1'),
-    ),
-    **vits(
-        'dyt',
-        {'type': 'DyT', 'hidden_dims': 6},
-        block_rule(r'adaptmlp\.(down|up)_proj\.(.+)', r'ffn_sum.0.\2.\3'),
-        block_rule(r'mlp_token_select\.mlp_head\.(.+)', r'ffn_sum.0.select.\2'),
     ),
     **vits(
         'vera',
@@ -840,36 +864,6 @@ CASES: dict[str, Case] = {
         Rule(rf'{ENCODER}\.attention_norm\.(.+)', r'blocks.\1.norm1.\2'),
         Rule(rf'{ENCODER}\.ffn_norm\.(.+)', r'blocks.\1.norm2.\2'),
         Rule(r'transformer\.encoder\.encoder_norm\.(.+)', r'norm.\1'),
-    ),
-    **tuner(
-        'oft',
-        {'type': 'OFT', 'block_size': 8, 'targets': QKV_FC1},
-        'attn.qkv|mlp.fc1',
-        (r'oft_R\.default\.weight', 'change.upper'),
-    ),
-    **tuner(
-        'boft',
-        {'type': 'BOFT', 'block_size': 8, 'factors': 1, 'targets': QKV_FC1},
-        'attn.qkv|mlp.fc1',
-        (r'boft_R\.default', 'change.upper', above, above_twice),
-        (r'boft_s\.default', 's'),
-    ),
-    **tuner(
-        'hra',
-        {'type': 'HRA', 'rank': 4, 'targets': QKV_FC1},
-        'attn.qkv|mlp.fc1',
-        (r'hra_u\.default', 'change.U'),
-    ),
-    **tuner(
-        'fourierft',
-        {'type': 'FourierFT', 'num_coefficients': 50, 'scale': 15, 'targets': QKV_FC1},
-        'attn.qkv|mlp.fc1',
-        (r'fourierft_spectrum\.default', 'c'),
-        more=tuple(
-            Rule(rf'.+\.blocks\.\d+\.{layer}', f'petl.shared.0.{at}', change=by_rows)
-            for layer, at in ((r'attn\.qkv', 'at_96x32'), (r'mlp\.fc1', 'at_128x32'))
-        ),
-        kept='index',
     ),
     'consolidator': Case(
         'consolidator',

@@ -11,8 +11,8 @@ import tiny
 import mmpetl
 from mmpetl.core import PETLError, build_method, registered_methods
 
-ON_CLIPS = {'STAdapter'}
-"""Methods that need time in the grid."""
+ON_CLIPS = {'STAdapter': 'mmaction_vit', 'AIM': 'mmpretrain_vit_frames'}
+"""Where methods act that need clips."""
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'fold_delta.py'
 
@@ -43,9 +43,7 @@ def test_every_method_has_one_line_that_folding_bears_out(said: dict[str, str]) 
     args |= {'Consolidator': {'groups': (4,)}}
     for name, line in said.items():
         method = build_method({'type': name, **args.get(name, {})})
-        host = 'mmpretrain_vit'
-        if name in ON_CLIPS:
-            host = 'mmaction_vit'
+        host = ON_CLIPS.get(name, 'mmpretrain_vit')
         model = mmpetl.inject(tiny.base(host), method)
         tiny.shake_(model)
         if line.startswith('does not fold'):

@@ -78,6 +78,24 @@ def test_starts_in_pairs_that_training_tells_apart() -> None:
     assert ((U.grad[:, 0::2] - U.grad[:, 1::2]).norm(dim=0) > 1e-2).all()
 
 
+def test_the_penalty_is_that_of_directions_of_length_one() -> None:
+    model = plain_vit.tuned(HRA(4, penalty=0.25, targets=['attn.qkv', 'attn.v']))
+    model.train()
+    model(tiny.images('timm_vit', dtype=F64))
+    losses = mmpetl.core.collect_losses(model)
+    want = 0
+    for block in range(2):
+        for key in ('attn_qkv', 'attn_v'):
+            U = plain_vit.delta(model, block, key).change.U
+            u = U / U.norm(dim=0)
+            want += 0.25 * ((u.T @ u - torch.eye(4)) ** 2).sum()
+    assert losses.keys() == {'hra_orthogonal'}
+    torch.testing.assert_close(losses['hra_orthogonal'], want)
+    losses['hra_orthogonal'].backward()
+    assert plain_vit.delta(model, 1, 'attn_v').change.U.grad.any()
+    assert not HRA(4).losses
+
+
 def test_lengths_of_inputs_and_angles_between_neurons_stay() -> None:
     model = plain_vit.tuned(HRA(4))
     x = torch.randn(3, 7, 32, dtype=F64)
@@ -96,6 +114,11 @@ def test_lengths_of_inputs_and_angles_between_neurons_stay() -> None:
         ({'rank': 3}, "rank 3 is odd; set start='random'"),
         ({'rank': {'*': 5}}, "rank 5 is odd; set start='random'"),
         ({'orthogonal': True}, "orthogonal directions differ; set start='random'"),
+        ({'penalty': -1}, 'HRA needs penalty of at least 0, got -1'),
+        (
+            {'start': 'random', 'orthogonal': True, 'penalty': 1},
+            'orthogonal directions, which need no penalty',
+        ),
         ({'start': 'zero'}, "HRA needs start pairs or random, got 'zero'"),
         ({'targets': []}, 'HRA needs at least one of'),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import mmpetl
 from mmpetl.core import Context, Owner, PETLError, delta_state, owners
 from mmpetl.core.inject import injection_of
-from mmpetl.methods.hst import HST, frames_of
+from mmpetl.methods.hst import HST, SideBlock, frames_of
 
 SMALL = {'dims': (8, 12), 'num_heads': (2, 4)}
 VITS = ('mmpretrain_vit', 'mmaction_vit')
@@ -198,11 +198,27 @@ def test_stochastic_depth_grows_from_zero():
     block, ones = parts(model, 'tokens')[-1].block, torch.ones(4000, 2, 3)
     block.train()
     torch.manual_seed(0)
-    dropped = block.dropped(ones)
+    dropped = block.dropped(ones, block.drawn(ones))
     torch.testing.assert_close(dropped.flatten(1).unique(), torch.tensor([0, 1 / 0.78]))
     assert 0.19 < (dropped[:, 0, 0] == 0).float().mean() < 0.25
     block.eval()
-    assert block.dropped(ones) is ones
+    assert block.drawn(ones) is None
+    assert block.dropped(ones, None) is ones
+
+
+def test_a_side_block_that_runs_again_for_backward_is_the_same():
+    block = SideBlock(6, 2, drop_path=0.5).double().train()
+    args = [torch.randn(3, n, 6).double().requires_grad_() for n in (5, 1, 5)]
+    found = []
+    for again in (True, False):
+        torch.manual_seed(1)
+        if again:
+            out = block(*args)
+        else:
+            out = block.grown(*args, block.drawn(args[0]), block.drawn(args[0]))
+        learns = [*args, *block.parameters()]
+        found.append([out, *torch.autograd.grad(out.square().sum(), learns)])
+    assert all(map(torch.equal, *found))
 
 
 def test_running_statistics_are_saved_with_the_delta():

@@ -115,6 +115,8 @@ def test_lokr_beside_a_convolution_is_one(rank: int) -> None:
     y = torch.zeros_like(want).movedim(1, -1)
     got = delta.after(x, y, Context(())).movedim(-1, 1)
     torch.testing.assert_close(got, want)
+    one = delta.after(x[0], y[0], Context(())).movedim(-1, 0)
+    torch.testing.assert_close(one, want[0])
 
 
 @pytest.mark.parametrize('site', [LINEAR, CONV], ids=['linear', 'conv'])

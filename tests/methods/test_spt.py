@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 import mmpetl
 from mmpetl.core import PETLError, count_trainable, delta_state, load_delta_state
 from mmpetl.engine.loops.spt import write_found
-from mmpetl.methods.spt import SPT
+from mmpetl.methods.spt import SPT, packed, unpacked
 
 F64 = torch.float64
 SMALL = {'rank': 2, 'drop_rate': 0.0, 'drop_path': 0.0}
@@ -115,9 +116,8 @@ def test_bisection_finds_the_best_of_all_cuts(structure: str, budget: int) -> No
         for key in group:  # few values, so that the sweep is short
             exact = group[key].clamp(min=1e-12).log2()
             group[key] = (exact * 4).round().div(4).exp2()
-    found, places = method.allocate(given, budget)
+    found = method.allocate(given, budget)
     assert found.params == swept(method, given, budget)
-    assert {k: len(v) for k, v in places.items()} == found.single
     model = model_with(structure=structure, found=_plain(found))
     got = count_trainable(model.backbone)
     assert got.delta + got.selected == found.params
@@ -131,26 +131,27 @@ def _plain(found) -> dict:
 
 def test_what_was_found_acts_folds_and_needs_its_file_once(tmp_path) -> None:
     method, given = sensitivities()
-    found, places = method.allocate(given, 1500)
+    found = method.allocate(given, 1500)
     assert found.modules
     assert found.single
     assert found.biases
     assert found.vectors
-    write_found(tmp_path / 'spt.json', found, places)
+    write_found(tmp_path / 'spt.json', found)
     model = model_with(found=str(tmp_path / 'spt.json'))
     (tmp_path / 'spt.json').unlink()
     tiny.shake_(model)
     model.eval()
     x = batches(1)[0][0]
     want = model(x)
-    for name, index in places.items():
+    for name, text in zip(found.single, found.places, strict=True):
+        index = unpacked(text, name)
         host, _, kind = name.partition(':')
         path = f'{host}.petl.{kind.replace(".", "_")}.0.single'
         single = model.backbone.get_submodule(path)
         assert single.index.tolist() == index.tolist()
         weight, bias = single.dense()
         assert int((torch.cat((weight, bias[:, None]), 1) != 0).sum()) == len(index)
-    # The config of the method is whole without the file; the state brings the places.
+    # The config of the method is whole without the file.
     again = Scores(mmpetl.inject(tiny.base('timm_vit', F64), method_of(model).config()))
     load_delta_state(again, delta_state(model))
     again.eval()
@@ -185,16 +186,21 @@ def test_what_does_not_fit_is_named(tmp_path) -> None:
     with pytest.raises(PETLError, match=r'there is no nowhere/spt\.json; run mmpetl'):
         model_with(found='nowhere/spt.json')
     method, given = sensitivities()
-    found, places = method.allocate(given, 900)
+    found = method.allocate(given, 900)
     with pytest.raises(PETLError, match="for structure 'lora' and rank 2, this is"):
         model_with(rank=3, found=_plain(found))
-    write_found(tmp_path / 'spt.json', found, places)
+    write_found(tmp_path / 'spt.json', found)
     args = {**SMALL, 'found': str(tmp_path / 'spt.json')}
     with pytest.raises(PETLError, match='was it found on another one'):
         mmpetl.inject(tiny.base('mmpretrain_vit'), SPT(**args))
-    (tmp_path / 'spt.npz').unlink()
-    with pytest.raises(PETLError, match='does not hold the places'):
-        model_with(found=args['found'])
+    broken = _plain(found)
+    for text in ('x', packed(np.array([3, 5000], np.int32))):
+        broken['places'][0] = text
+        with pytest.raises(PETLError, match=f'found at {found.single[0]} is damaged'):
+            model_with(found=broken)
+    broken['places'].pop()
+    with pytest.raises(PETLError, match='is damaged: places at'):
+        model_with(found=broken)
     with pytest.raises(PETLError, match='nothing to train within 1 parameters'):
         method.allocate(given, 1)
     model = model_with()

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from full_size import counts, widths
+from full_size import counts, vit_b, widths
 from torch import nn
 
 import mmpetl
-from mmpetl.core import Context, PETLError, Site
+from mmpetl.apis.counting import without_memory
+from mmpetl.core import Context, PETLError, Site, count_trainable
 from mmpetl.methods.st_adapter import STAdapter
+from mmpetl.models import FrameBackbone
 
-CLIPS = [stem for stem in ('mmaction_vit', 'mmaction_swin3d') if stem in tiny.TINY]
+CLIPS = [
+    stem
+    for stem in ('mmaction_vit', 'mmaction_swin3d', 'mmpretrain_swin_frames')
+    if stem in tiny.TINY
+]
 
 
 def one(**args) -> nn.Module:
@@ -44,6 +50,23 @@ def test_equals_a_convolution_written_out():
     torch.testing.assert_close(delta.after(y, y, ctx), want, rtol=1e-12, atol=1e-12)
     front = y[:, :1]
     assert torch.equal(delta.after(front, front, Context((0, 0, 0), 1)), front)
+
+
+@pytest.mark.parametrize('args', [{}, {'kernel_size': (3, 3, 1)}])
+def test_frames_of_the_batch_are_those_of_the_grid(args):
+    delta, y = one(**args), torch.randn(2, 12, 12, dtype=torch.double)
+    want = delta.after(y, y, Context((3, 2, 2)))
+    front = torch.randn(6, 1, 12, dtype=torch.double)
+    frames = torch.cat((front, y.reshape(6, 4, 12)), dim=1)
+    got = delta.after(frames, frames, Context((2, 2), 1, frames=3))
+    torch.testing.assert_close(got[:, 1:].reshape(2, 12, 12), want, rtol=0, atol=0)
+    assert torch.equal(got[:, :1], front)
+
+
+def test_published_count_on_an_image_trunk():
+    with without_memory():
+        model = mmpetl.inject(FrameBackbone(vit_b(), 8), STAdapter('both'))
+    assert count_trainable(model).delta == 14_220_288
 
 
 def test_the_order_of_frames_matters_and_reaches_one_frame_far():
@@ -79,7 +102,7 @@ def test_both_places_of_every_block_act(stem_):
     sites = tiny.record(model).slots['0'].sites
     assert len(sites) == 2 * sites[0].num_blocks
     for site in sites:
-        plug = model.get_submodule(site.path)
+        plug = tiny.core(model).get_submodule(site.path)
         plug.off.add('0')
         assert not torch.allclose(tiny.outputs(model, x)[0], outputs[0])
         plug.off.clear()
@@ -97,12 +120,16 @@ def test_a_trunk_says_whether_time_is_an_axis_of_its_grid(stem):
     model, seen = mmpetl.inject(tiny.base(stem), tiny.Nothing()), []
     sites = tiny.record(model).sites
     timed = {site.timed for site in sites if site.has_grid}
-    host = model.get_submodule(next(s.host for s in sites if s.block == 0))
-    host.register_forward_pre_hook(
-        lambda module, args: seen.append(module.context_of(args).grid)
-    )
+    host = tiny.core(model).get_submodule(next(s.host for s in sites if s.block == 0))
+
+    def look(module, args):
+        ctx = module.context_of(args)
+        seen.append((len(ctx.grid), ctx.frames))
+
+    host.register_forward_pre_hook(look)
     tiny.outputs(model, tiny.images(stem))
-    assert timed == {len(seen[0]) == 3}
+    assert timed == {seen[0][0] == 3}
+    assert {site.frames for site in sites} == {seen[0][1]}
 
 
 def test_even_kernels_are_refused():

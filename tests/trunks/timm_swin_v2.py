@@ -28,7 +28,7 @@ def build(**args: Any) -> nn.Module:
 
 
 UNFOLDED = (
-    *('ssf', 'rep_adapter', 'rlrr', 'rlrr:released'),
+    *('ssf', 'rep_adapter', 'rlrr'),
     *('glora', 'glora:rows'),
     *('arc', 'arc:attn'),
     *('consolidator', 'consolidator:shuffle'),

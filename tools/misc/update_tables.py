@@ -248,7 +248,7 @@ def offer(backbone: torch.nn.Module) -> tuple[torch.nn.Module, SiteMap, list[Sit
     """The module with the sites, what describes it, and its sites."""
     core = core_of(backbone)
     site_map = find_site_map(core)
-    return core, site_map, site_map.sites(core)
+    return core, site_map, site_map.sites_of(core)
 
 
 def on_any_model(method: Method) -> tuple[str, str]:
@@ -387,8 +387,11 @@ def index(backbones: dict[str, torch.nn.Module]) -> str:
     costs = measured_costs()
     for name, cls in methods().items():
         method = build_method(name)
-        host = next(b for b in (vit, *backbones.values()) if supports(method, b))
-        kinds = dict.fromkeys(site.kind for site in wanted_sites(host, method))
+        hosts = (b for b in (vit, *backbones.values()) if supports(method, b))
+        host = next(hosts, None)
+        # None: frames of clips in the batch, which no backbone has by itself.
+        sites = [] if host is None else wanted_sites(host, method)
+        kinds = dict.fromkeys(site.kind for site in sites) or method.targets
         count = '-'
         if host is vit:
             tuned = inject(copy.deepcopy(vit), method)

@@ -117,7 +117,7 @@ class MViTBlock(PoolingHost):
         return torch.cat((o[:, :p], o[:, p:] + q[:, p:]), dim=1) if p else o + q
 
     def ffn_parts(self):
-        return self.mlp.fc1, self.mlp.act, self.mlp.fc2, nn.Identity()
+        return self.mlp.fc1, (self.mlp.act,), self.mlp.fc2, nn.Identity()
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         return self.drop_path(x)

@@ -86,7 +86,7 @@ class Pass:
 
     def __init__(self, model: ModelHost) -> None:
         self.model = model
-        self.ctx = Context(())
+        self.ctx = Context((), frames=model.clip_frames)
         self.grids: list[tuple[int, ...]] = []
         self.stream: tuple[Tensor, Tensor] | None = None
 

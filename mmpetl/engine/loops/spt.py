@@ -5,14 +5,12 @@ What follows is an ordinary run of ``SPT(found='.../spt.json')``.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import BaseLoop, Runner
 
@@ -29,9 +27,8 @@ class SPTLoop(Phase, BaseLoop):
     """Finds out which parameters train, and updates none.
 
     It is the ``train_cfg`` of a run whose model holds ``SPT()``. In the work folder it
-    leaves ``spt.json`` and, where single entries train, ``spt.npz``, for
-    ``SPT(found='.../spt.json')``. The first process makes the pass, over all training
-    data in an order that follows from the seed.
+    leaves ``spt.json``, for ``SPT(found='.../spt.json')``. The first process makes the
+    pass, over all training data in an order that follows from the seed.
 
     Args:
         runner: The runner.
@@ -112,22 +109,17 @@ class SPTLoop(Phase, BaseLoop):
     def _find(self) -> None:
         model = plain_model(self.runner)
         given = self.method.sensitivities(model, self.dataloader, self.batches)
-        found, places = self.method.allocate(given, self.budget)
+        found = self.method.allocate(given, self.budget)
         path = Path(self.runner.work_dir) / 'spt.json'
-        write_found(path, found, places)
+        write_found(path, found)
         self.runner.logger.info(
             f'SPT found {found.params:,} parameters (budget {self.budget:,}): '
-            f'{len(found.modules)} modules, {sum(found.single.values()):,} single '
-            f'entries, {len(found.biases) + len(found.vectors)} vectors: {path}'
+            f'{len(found.modules)} modules, single entries at {len(found.single)} '
+            f'sites, {len(found.biases) + len(found.vectors)} vectors: {path}'
         )
 
 
-def write_found(path: Path, found: Found, places: Mapping[str, np.ndarray]) -> None:
-    """Write what was found, the file that names it last."""
-    files = AtomicLocalBackend()
-    if places:
-        content = io.BytesIO()
-        np.savez_compressed(content, **places)
-        files.put(content.getvalue(), path.with_suffix('.npz'))
+def write_found(path: Path, found: Found) -> None:
+    """Write what was found, whole or not at all."""
     text = json.dumps(msgspec.to_builtins(found), indent=2) + '\n'
-    files.put_text(text, path)
+    AtomicLocalBackend().put_text(text, path)
