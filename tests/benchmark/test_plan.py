@@ -34,7 +34,7 @@ SMALL = {
 }
 
 
-SEVERAL_TASKS = {'PolyhistorLite', 'VMTAdapter'}
+SEVERAL_TASKS = {'MTLoRA', 'PolyhistorLite', 'VMTAdapter'}
 ON_CLIPS = {'STAdapter'}
 
 
