@@ -182,10 +182,27 @@ TASKS = {
 POOLED = {('lst', 'vpt_deep'), ('lst', 'vpt_shallow')}
 POOLED |= {('e2vpt', 'lst'), ('lst', 'vfpt')}
 POOLED |= {('res_tuning', p) for p in ('e2vpt', 'vfpt', 'vpt_deep', 'vpt_shallow')}
+# A block in front of an output has a stream per task, and projections that all read.
+STREAMS = {
+    ('mt_lora', other)
+    for other in (
+        *('adapter', 'adapter_plus', 'adaptformer', 'bapat', 'bi_adapt_former'),
+        *('compacter', 'conv_adapter', 'convpass', 'dtl', 'dyt', 'e2vpt', 'e3va'),
+        *('last', 'lo_rand', 'lst', 'mona', 'mt_lora', 'noah', 'polyhistor_lite'),
+        *('rein', 'res_tuning', 'rlrr', 'sct', 'snf', 'ssf', 'u_tuning', 'vfpt'),
+        *('vmt_adapter', 'vpt_deep'),
+    )
+}
+STREAMS_VIT = {('mt_lora', other) for other in ('hst', 'vapt', 'vqt')}
+POOLED |= {('mt_lora', 'vpt_shallow')}
 EXPECTED = {
-    'timm_vit': REPLACED | REPLACED_VECTOR | TASKS,
-    'mmpretrain_swin_cls': REPLACED | TASKS | POOLED,
-    'mmaction_swin3d': REPLACED | TASKS | POOLED,
+    'timm_vit': REPLACED | REPLACED_VECTOR | TASKS | STREAMS | STREAMS_VIT,
+    'mmpretrain_swin_cls': REPLACED | TASKS | POOLED | STREAMS,
+    'mmaction_swin3d': REPLACED
+    | TASKS
+    | POOLED
+    | STREAMS
+    | {('mt_lora', 'st_adapter')},
 }
 
 
