@@ -30,7 +30,7 @@ from mmpetl.core.calibration import (
     warn_uncalibrated,
     watching,
 )
-from mmpetl.core.context import Context, records_gradients
+from mmpetl.core.context import Context, autocasts, records_gradients
 from mmpetl.core.conv_host import (
     ConvBackboneHost,
     ConvBlockHost,
@@ -173,6 +173,7 @@ __all__ = [
     'WindowBlockHost',
     'WindowSiteMap',
     'add_to_own',
+    'autocasts',
     'base_changes',
     'batch_size',
     'block_sites',

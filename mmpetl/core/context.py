@@ -18,6 +18,12 @@ def records_gradients() -> bool:
     return torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast decides on dtypes here; never where there are no numbers."""
+    kind = x.device.type
+    return kind != 'meta' and torch.is_autocast_enabled(kind)
+
+
 class Made(NamedTuple):
     """How a feature can be computed again: :meth:`Context.tell`."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core.context import Context
+from mmpetl.core.context import Context, autocasts
 
 Features = Tensor | tuple[Tensor, ...]
 
@@ -61,8 +61,9 @@ class Delta(nn.Module):
     ) -> Tensor | None:
         """``after(x, module(x))`` in one step, where there is a shorter way.
 
-        Asked where the site is one module and no other delta acts in front of this
-        one. None: there is none, and the module and :meth:`after` run.
+        Asked where gradients are recorded, the site is one module and no other delta
+        acts in front of this one. None: there is none, and the module and
+        :meth:`after` run.
         """
         return None
 
@@ -70,7 +71,7 @@ class Delta(nn.Module):
         """Features in this delta's dtype, which may be finer than that of the base."""
         if isinstance(x, tuple):
             return tuple(self.own(part) for part in x)
-        if self.dtype in (None, x.dtype) or torch.is_autocast_enabled(x.device.type):
+        if self.dtype in (None, x.dtype) or autocasts(x):
             return x
         return x.to(self.dtype)
 

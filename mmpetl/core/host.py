@@ -100,7 +100,8 @@ class Host:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
         deltas = _heard(self.plugged(kind, index), ctx)
-        if deltas and type(deltas[0]).within is not Delta.within:
+        shorter = deltas and type(deltas[0]).within is not Delta.within
+        if shorter and records_gradients():
             ctx.affine = self.base_of
             y = deltas[0].within(module, x, ctx)
             if y is not None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mmpetl.core.context import Context, records_gradients
+from mmpetl.core.context import Context, autocasts, records_gradients
 
 
 def lean(*tensors: Tensor | None) -> bool:
@@ -26,7 +26,7 @@ def lean(*tensors: Tensor | None) -> bool:
         records_gradients()
         and first.is_floating_point()
         and all(t.dtype == first.dtype for t in given)
-        and not torch.is_autocast_enabled(first.device.type)
+        and not autocasts(first)
     )
 
 
@@ -307,7 +307,7 @@ def scaled_norm(
     if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks:
         return None
     alike = {t.dtype for t in (x, gamma, beta, weight)}
-    if len(alike) > 1 or torch.is_autocast_enabled(x.device.type):
+    if len(alike) > 1 or autocasts(x):
         return None
     weight = weight * gamma
     bias = beta if bias is None else scaled(bias, gamma, beta)

@@ -24,6 +24,7 @@ from mmpetl.core import (
     PETLError,
     Site,
     add_to_own,
+    autocasts,
     check_range,
     in_stages,
     kaiming_uniform_,
@@ -110,7 +111,7 @@ class GroupDelta(Delta):
         past = past or [None] * len(self.units)
         now = []
         # Beside a norm in half precision the plain sums round as they always have.
-        thin = total.dtype == y.dtype and not torch.is_autocast_enabled(y.device.type)
+        thin = total.dtype == y.dtype and not autocasts(y)
         for units, e in zip(self.units, past, strict=True):
             args = units, total, e, y.dtype, ctx.fork()
             if thin:

@@ -20,6 +20,7 @@ from mmpetl.core import (
     Delta,
     Method,
     Site,
+    autocasts,
     check_range,
     on_maps,
     records_gradients,
@@ -38,7 +39,7 @@ def depthwise(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         bias: (C,).
     """
     # A GPU has kernels of its own for the backward pass, and autocast its dtypes.
-    slow = z.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
+    slow = z.device.type == 'cpu' and not autocasts(z)
     run = Depthwise.apply if slow and records_gradients() else convolved
     return run(z, weight, bias)
 
@@ -202,8 +203,8 @@ class MonaDelta(Delta):
         norm, down = self.norm, self.down
         args = y, self.gamma, self.gamma_x, norm.weight, norm.bias
         args = *args, down.weight, down.bias, norm.eps
-        cast = torch.is_autocast_enabled(y.device.type)
-        run = ScaledDown.apply if records_gradients() and not cast else scaled_down
+        lean = records_gradients() and not autocasts(y)
+        run = ScaledDown.apply if lean else scaled_down
         return run(*args)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
