@@ -35,7 +35,7 @@ SMALL = {
 
 
 SEVERAL_TASKS = {'MTLoRA', 'PolyhistorLite', 'VMTAdapter'}
-ON_CLIPS = {'STAdapter'}
+ON_CLIPS = {'AIM', 'STAdapter'}
 
 
 def test_mini_holds_every_method_of_single_images_twice_on_every_task() -> None:

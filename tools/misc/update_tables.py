@@ -48,6 +48,7 @@ from mmpetl.core import (
 from mmpetl.core.inject import core_of
 from mmpetl.core.sitemap import class_name
 from mmpetl.datasets.catalog import DatasetFacts, select
+from mmpetl.models.frame_backbone import FrameBackbone
 from mmpetl.models.weights import KNOWN_FILES
 from mmpetl.registry import BACKBONES
 
@@ -119,6 +120,14 @@ OPTIONS: dict[str, dict[str, Callable[[type], torch.nn.Module]]] = {
 }
 """What else a backbone may be, by stem, where it may change what is offered."""
 
+OVER_FRAMES = 'over the frames of clips (`mmpetl.FrameBackbone`)'
+
+
+def over_frames(backbone: torch.nn.Module) -> torch.nn.Module:
+    """A trunk of images, as it is where frames of clips are its batch."""
+    return core_of(FrameBackbone(backbone, 8)).to('meta')
+
+
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand)
 
 
@@ -177,7 +186,7 @@ def trunks() -> list[Trunk]:
         if info.name.startswith('transformers'):  # docs/huggingface.md; an extra
             continue
         importlib.import_module(name)
-        for site_map in BACKBONES.module_dict.values():
+        for site_map in list(BACKBONES.module_dict.values()):
             if site_map.__module__ == name:
                 cls = site_map.host
                 with Weightless():
@@ -186,6 +195,8 @@ def trunks() -> list[Trunk]:
                         text: build(cls).to('meta')
                         for text, build in OPTIONS.get(info.name, {}).items()
                     }
+                    if not info.name.startswith('mmaction'):
+                        options[OVER_FRAMES] = over_frames(site_map().example())
                 found.append(Trunk(info.name, class_name(cls), model, options))
     order = list(GROUPS)
     return sorted(found, key=lambda t: (order.index(t.group), t.name, t.stem))
