@@ -11,7 +11,7 @@ the place of the last blocks of stages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Literal
 
 import torch
@@ -61,6 +61,11 @@ class Pair(nn.Module):
         else:
             low = F.linear(x, self.A)
         return F.linear(low, self.B) * self.scale
+
+
+def streams_of(x: Tensor, tasks: Sized) -> Tensor:
+    """The generic stream and that of each task: (1 + T, B, N, C), a view."""
+    return x.unflatten(0, (1 + len(tasks), -1))
 
 
 class SharedDelta(Delta):
@@ -127,7 +132,7 @@ class StreamDelta(SplitDelta):
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         notes = self.notes(ctx)
-        x, *notes['rows'] = x.chunk(1 + len(notes['tasks']))
+        x, *notes['rows'] = streams_of(x, notes['tasks']).unbind()
         return x
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
@@ -161,9 +166,9 @@ class ExitDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         notes = self.notes(ctx)
-        size = len(y) // (1 + len(notes['tasks']))
-        notes[self.block] = y[size:]
-        return y[:size]
+        streams = streams_of(y, notes['tasks'])
+        notes[self.block] = streams[1:].flatten(0, 1)
+        return streams[0]
 
 
 class MergeDelta(Delta):
