@@ -96,7 +96,14 @@ from mmpetl.core.several import (
     methods_name,
     with_arguments,
 )
-from mmpetl.core.site import AFTER_ONLY, KINDS, LEAF_KINDS, Site, in_stages
+from mmpetl.core.site import (
+    AFTER_ONLY,
+    KINDS,
+    LEAF_KINDS,
+    PROJECTIONS,
+    Site,
+    in_stages,
+)
 from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map, site_map_of
 from mmpetl.core.slots import (
     SlotFacts,
@@ -133,6 +140,7 @@ __all__ = [
     'FFN',
     'KINDS',
     'LEAF_KINDS',
+    'PROJECTIONS',
     'Affine',
     'BackboneHost',
     'BiasPart',

@@ -71,6 +71,18 @@ KINDS: dict[str, str] = {
 }
 """Every kind of site and its meaning, in the order of a forward pass."""
 
+PROJECTIONS = (
+    'attn.qkv',
+    'attn.q',
+    'attn.k',
+    'attn.v',
+    'attn.proj',
+    'ffn.fc1',
+    'ffn.fc2',
+)
+"""Kinds of the projections of a block; ``attn.q`` and the like are rows of
+``attn.qkv``."""
+
 AFTER_ONLY = frozenset({'attn.q', 'attn.k', 'attn.v'})
 """Kinds that share one input, so that only ``after`` can differ among them."""
 

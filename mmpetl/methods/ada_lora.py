@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    PROJECTIONS,
     Affine,
     Context,
     Delta,
@@ -34,15 +35,6 @@ from mmpetl.core import (
 )
 from mmpetl.registry import METHODS
 
-PROJECTIONS = (
-    'attn.qkv',
-    'attn.q',
-    'attn.k',
-    'attn.v',
-    'attn.proj',
-    'ffn.fc1',
-    'ffn.fc2',
-)
 EVERY = PROJECTIONS[1:]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    PROJECTIONS,
     Affine,
     Context,
     Delta,
@@ -32,15 +33,6 @@ from mmpetl.core.few_bits import FewBits
 from mmpetl.core.packing import check_bits
 from mmpetl.registry import METHODS
 
-PROJECTIONS = (
-    'attn.qkv',
-    'attn.q',
-    'attn.k',
-    'attn.v',
-    'attn.proj',
-    'ffn.fc1',
-    'ffn.fc2',
-)
 ATTENTION = ('attn.q', 'attn.v')
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    PROJECTIONS,
     Affine,
     Context,
     Delta,
@@ -31,15 +32,6 @@ from mmpetl.core import (
 )
 from mmpetl.registry import METHODS
 
-PROJECTIONS = (
-    'attn.qkv',
-    'attn.q',
-    'attn.k',
-    'attn.v',
-    'attn.proj',
-    'ffn.fc1',
-    'ffn.fc2',
-)
 ATTENTION = ('attn.q', 'attn.v')
 TRANSFORMS = ('fourier', 'haar', 'none')
 STARTS = ('zero', 'random')

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    PROJECTIONS,
     Affine,
     Delta,
     Method,
@@ -36,15 +37,6 @@ from mmpetl.core.input_change import (
 )
 from mmpetl.registry import METHODS
 
-PROJECTIONS = (
-    'attn.qkv',
-    'attn.q',
-    'attn.k',
-    'attn.v',
-    'attn.proj',
-    'ffn.fc1',
-    'ffn.fc2',
-)
 INSTEAD = {
     'attn.qkv': ('attn.q', 'attn.k', 'attn.v'),
     'attn.proj': ('ffn.fc1', 'ffn.fc2'),

@@ -14,18 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core import Affine, Context, Delta, Method, Site, check_kinds
+from mmpetl.core import PROJECTIONS, Affine, Context, Delta, Method, Site, check_kinds
 from mmpetl.registry import METHODS
-
-PROJECTIONS = (
-    'attn.qkv',
-    'attn.q',
-    'attn.k',
-    'attn.v',
-    'attn.proj',
-    'ffn.fc1',
-    'ffn.fc2',
-)
 
 
 def scaled(x: Tensor, scale: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    PROJECTIONS,
     Affine,
     Context,
     Delta,
@@ -43,15 +44,6 @@ from mmpetl.core import (
 from mmpetl.core.bottleneck import ACTIVATIONS
 from mmpetl.registry import METHODS
 
-PROJECTIONS = (
-    'attn.qkv',
-    'attn.q',
-    'attn.k',
-    'attn.v',
-    'attn.proj',
-    'ffn.fc1',
-    'ffn.fc2',
-)
 ATTENTION = ('attn.q', 'attn.v')
 LOKR_INITS = ('peft', 'lycoris')
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    PROJECTIONS,
     Affine,
     Calibrated,
     Context,
@@ -50,15 +51,6 @@ from mmpetl.core import (
 from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
-PROJECTIONS = (
-    'attn.qkv',
-    'attn.q',
-    'attn.k',
-    'attn.v',
-    'attn.proj',
-    'ffn.fc1',
-    'ffn.fc2',
-)
 ATTENTION = ('attn.q', 'attn.v')
 STARTS = ('zero', 'pissa', 'minor', 'qr', 'eva')
 FROM_BASE = ('pissa', 'minor', 'qr')

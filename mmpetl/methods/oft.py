@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    PROJECTIONS,
     Affine,
     Context,
     Delta,
@@ -39,15 +40,6 @@ from mmpetl.core.input_change import (
 )
 from mmpetl.registry import METHODS
 
-PROJECTIONS = (
-    'attn.qkv',
-    'attn.q',
-    'attn.k',
-    'attn.v',
-    'attn.proj',
-    'ffn.fc1',
-    'ffn.fc2',
-)
 INSTEAD = {
     'attn.qkv': ('attn.q', 'attn.k', 'attn.v'),
     'attn.proj': ('ffn.fc1', 'ffn.fc2'),
