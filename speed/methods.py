@@ -349,10 +349,9 @@ def write(case: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
     """Write the table of a case, and its rows, into docs."""
     COSTS.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(COSTS.read_text(encoding='utf-8')) if COSTS.is_file() else {}
-    kept[case['backbone']] = {
-        'case': dict(case),
-        'rows': sorted(rows, key=lambda row: row['method'].lower()),
-    }
+    own = [{k: v for k, v in row.items() if k != 'case'} for row in rows]
+    own.sort(key=lambda row: row['method'].lower())
+    kept[case['backbone']] = {'case': dict(case), 'rows': own}
     COSTS.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
     page = PAGE.read_text(encoding='utf-8')
     begin = f'<!-- begin methods {case["backbone"]} -->'
