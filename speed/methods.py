@@ -1,27 +1,49 @@
-"""A training step of each method, relative to what its trunk costs.
+"""What each method costs, relative to what its trunk costs.
 
-Example: python speed/methods.py --methods LoRA LST --rounds 7
-         python speed/methods.py --backbone swin_b --depth 4 --batch 1
+Example: python speed/methods.py --depth 4 --batch 2 --rounds 5 --write
+         python speed/methods.py --backbone swin_b --depth 4 --methods LoRA Mona
 
-*Bound*: the same frozen ViT with one trainable tensor in block 0, so forward plus
-activation gradients down to that block: no in-backbone method can be cheaper. *Forward*
-is the frozen trunk alone, the bound of side networks that spare it. Peak memory is
-what the autograd graph keeps between forward and backward, counted by saved tensors,
-parameters left out.
+Every method is injected into the same trunk, and within one run a step of it is timed
+against
+
+- *bound*: the same frozen trunk with one trainable bias in the lowest block that the
+  method sends a gradient to, so forward plus activation gradients down to there: no
+  method that trains that far down can be cheaper. A method that sends no gradient into
+  the trunk (a side network, a probe) has the frozen forward pass for its bound;
+- *forward*: the frozen trunk alone;
+- *full*: fine-tuning of everything.
+
+*Kept* are the bytes that autograd keeps between forward and backward, parameters left
+out; *peak* those of the device at most, on a GPU. *Folded* is a forward pass of the
+folded trunk, of methods that fold. *Disk* is the saved delta, both files.
+
+Seconds are those of the processor (``--wall``: of the clock), so that other work on the
+machine counts little; a ratio is taken within its round. Every row is kept in ``--out``
+as it is done, and a call goes on where the last one stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from timing import header, markdown, ratio, time_rounds
+from timing import device_name, markdown, ratio, time_rounds
 from torch import nn
 
 import mmpetl
 from mmpetl.config.compose import published_pairs
 from mmpetl.core import count_trainable, registered_methods
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / 'docs' / 'speed.md'
+COSTS = ROOT / 'docs' / 'speed' / 'methods.json'
 
 
 def make_vit(depth: int) -> nn.Module:
@@ -34,8 +56,23 @@ def make_vit(depth: int) -> nn.Module:
         'num_heads': 12,
         'feedforward_channels': 3072,
     }
-    torch.manual_seed(0)
     return VisionTransformer(arch=arch, out_type='cls_token')
+
+
+def make_videomae(depth: int) -> nn.Module:
+    """VideoMAE ViT-B of mmaction2, 8 frames."""
+    from mmaction.models import VisionTransformer
+
+    return VisionTransformer(
+        img_size=224,
+        patch_size=16,
+        embed_dims=768,
+        depth=depth,
+        num_heads=12,
+        mlp_ratio=4,
+        qkv_bias=True,
+        num_frames=8,
+    )
 
 
 def make_swin(depth: int) -> nn.Module:
@@ -47,20 +84,45 @@ def make_swin(depth: int) -> nn.Module:
         'depths': [2, 2, depth, 2],
         'num_heads': [4, 8, 16, 32],
     }
-    torch.manual_seed(0)
     return SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3))
 
 
-def first_block(net: nn.Module) -> nn.Module:
-    """The block that the bound trains a bias of."""
-    return (
-        net.stages[0].blocks[0].attn.w_msa
-        if hasattr(net, 'stages')
-        else (net.layers[0].attn)
-    )
+def make_video_swin(depth: int) -> nn.Module:
+    """Video Swin-B of mmaction2, 8 frames."""
+    from mmaction.models import SwinTransformer3D
+
+    arch = {
+        'embed_dims': 128,
+        'depths': [2, 2, depth, 2],
+        'num_heads': [4, 8, 16, 32],
+    }
+    return SwinTransformer3D(arch, pretrained=None, pretrained2d=False)
 
 
-BACKBONES = {'vit_b': make_vit, 'swin_b': make_swin}
+BACKBONES = {
+    'vit_b': (make_vit, (3, 224, 224)),
+    'videomae_b': (make_videomae, (3, 8, 224, 224)),
+    'swin_b': (make_swin, (3, 224, 224)),
+    'video_swin_b': (make_video_swin, (3, 8, 224, 224)),
+}
+"""How each trunk is made, of how many blocks (Swins: in stage 3), and its input."""
+
+DEPTHS = {'vit_b': 12, 'videomae_b': 12, 'swin_b': 18, 'video_swin_b': 18}
+
+
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    """The blocks of a trunk, lowest first."""
+    if hasattr(net, 'stages'):
+        return [block for stage in net.stages for block in stage.blocks]
+    if hasattr(net, 'blocks'):
+        return list(net.blocks)
+    layers = list(net.layers)
+    return [b for layer in layers for b in getattr(layer, 'blocks', [layer])]
+
+
+def outputs_of(out: Any) -> list[torch.Tensor]:
+    """What leaves a trunk, as a list."""
+    return list(out) if isinstance(out, tuple | list) else [out]
 
 
 def dense_methods() -> list[str]:
@@ -77,7 +139,7 @@ class Step:
     def __init__(self, net: nn.Module, x: torch.Tensor) -> None:
         self.net, self.x = net, x
         with torch.no_grad():
-            outs = net(x)  # some methods hand over another width
+            outs = outputs_of(net(x))  # some methods hand over another width
         self.head = nn.ModuleList(nn.Linear(out.shape[1], 10) for out in outs)
         self.head.to(x.device)
         params = [p for p in net.parameters() if p.requires_grad]
@@ -85,10 +147,10 @@ class Step:
 
     def loss(self) -> torch.Tensor:
         """A scalar loss."""
-        pairs = zip(self.head, self.net(self.x), strict=True)
-        # Class tokens are (B, C), maps (B, C, H, W).
+        pairs = zip(self.head, outputs_of(self.net(self.x)), strict=True)
+        # Class tokens are (B, C), maps (B, C, H, W) or (B, C, T, H, W).
         return sum(
-            head(out.flatten(2).mT if out.ndim == 4 else out).square().mean()
+            head(out.flatten(2).mT if out.ndim > 2 else out).square().mean()
             for head, out in pairs
         )
 
@@ -115,9 +177,197 @@ class Step:
         del loss
         return total
 
+    def peak_bytes(self) -> int | None:
+        """Bytes of the GPU that a step takes at most; None on a CPU."""
+        if self.x.device.type != 'cuda':
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        self()
+        return torch.cuda.max_memory_allocated()
+
+
+def lowest_block(net: nn.Module, x: torch.Tensor) -> int | None:
+    """The lowest block whose output asks for a gradient, None where none does."""
+    found: list[int] = []
+
+    def watch(index: int) -> Callable:
+        def note(module: nn.Module, args: Any, out: Any) -> None:
+            if outputs_of(out)[0].requires_grad:
+                found.append(index)
+
+        return note
+
+    handles = [
+        block.register_forward_hook(watch(i)) for i, block in enumerate(blocks_of(net))
+    ]
+    try:
+        net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return min(found, default=None)
+
+
+class References:
+    """The frozen forward pass, full fine-tuning, and a bound for each lowest block."""
+
+    def __init__(self, make: Callable[[], nn.Module], x: torch.Tensor) -> None:
+        self.make, self.x = make, x
+        self.trunk = self._frozen()
+        full = mmpetl.inject(make().to(x.device), 'Full')
+        full.train()
+        self.full = Step(full, x)
+        self.full_kept = self.full.kept_bytes()
+        self._bounds: dict[int, Step] = {}
+
+    def _frozen(self) -> nn.Module:
+        net = mmpetl.inject(self.make().to(self.x.device), 'LinearProbe')
+        net.train()  # some of upstream's return nothing
+        return net
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """A pass of the frozen trunk."""
+        self.trunk(self.x)
+
+    def bound(self, index: int | None) -> Callable[[], None]:
+        """What no method can undercut that sends a gradient down to this block."""
+        if index is None:
+            return self.forward
+        if index not in self._bounds:
+            net = self._frozen()
+            # The bias of its first norm is the first thing that could train in a block.
+            modules = blocks_of(net)[index].modules()
+            norm = next(m for m in modules if isinstance(m, nn.LayerNorm))
+            norm.bias.requires_grad_(True)
+            self._bounds[index] = Step(net, self.x)
+        return self._bounds[index]
+
+
+def of_delta(net: nn.Module, make: Callable[[], nn.Module], method: str) -> dict:
+    """Bytes of the saved delta, seconds to save it and to load it."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        mmpetl.save_delta(net, Path(folder) / 'delta')
+        saved = time.perf_counter()
+        other = mmpetl.inject(make(), method)
+        begun = time.perf_counter()
+        mmpetl.load_delta(other, Path(folder) / 'delta')
+        loaded = time.perf_counter()
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return {'disk': size, 'save_s': saved - began, 'load_s': loaded - begun}
+
+
+def measure(
+    name: str,
+    references: References,
+    rounds: int,
+    clock: Callable[[], float],
+) -> dict[str, Any]:
+    """The row of a method."""
+    x = references.x
+    net = mmpetl.inject(references.make(), name).to(x.device)
+    net.train()
+    index = lowest_block(net, x)
+    step = Step(net, x)
+    cases: dict[str, Callable[[], None]] = {
+        'bound': references.bound(index),
+        'forward': references.forward,
+        'full': references.full,
+        'step': step,
+    }
+    method = mmpetl.core.build_method(name)
+    row: dict[str, Any] = {
+        'method': name,
+        'parameters': count_trainable(net).backbone,
+        'lowest_block': index,
+        'kept': step.kept_bytes() / references.full_kept,
+        'peak': step.peak_bytes(),
+        **of_delta(net, references.make, name),
+    }
+    if method.folds:
+        folded = mmpetl.fold(copy.deepcopy(net))
+        folded.eval()
+
+        @torch.no_grad()
+        def run_folded() -> None:
+            folded(x)
+
+        cases['folded'] = run_folded
+    times = time_rounds(cases, rounds, clock=clock)
+    for case in ('bound', 'forward', 'full'):
+        row[f'step_{case}'] = list(vars(ratio(times, 'step', case)).values())
+    if method.folds:
+        row['folded_forward'] = list(vars(ratio(times, 'folded', 'forward')).values())
+    return row
+
+
+def text_of(found: list[float] | None) -> str:
+    """A ratio with its quartiles."""
+    if found is None:
+        return '-'
+    median, low, high = found[:3]
+    return f'{median:.2f} ({low:.2f} to {high:.2f})'
+
+
+def table(rows: list[Mapping[str, Any]]) -> str:
+    """Rows as Markdown."""
+    head = 'method, parameters, step / bound, step / forward, step / full, kept / full'
+    head += ', folded / forward, disk KiB, save ms, load ms'
+    on_gpu = any(row.get('peak') for row in rows)
+    lines = [head.split(', ') + ['peak MiB'] * on_gpu]
+    for row in sorted(rows, key=lambda row: row['method'].lower()):
+        line = [
+            row['method'],
+            f'{row["parameters"]:,}',
+            *(text_of(row[f'step_{case}']) for case in ('bound', 'forward', 'full')),
+            f'{row["kept"]:.2f}',
+            text_of(row.get('folded_forward')),
+            f'{row["disk"] / 1024:,.0f}',
+            f'{1000 * row["save_s"]:.0f}',
+            f'{1000 * row["load_s"]:.0f}',
+        ]
+        if on_gpu:
+            line.append('-' if row['peak'] is None else f'{row["peak"] / 2**20:,.0f}')
+        lines.append(line)
+    return markdown(lines)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that are done; a line that was cut is left out."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding='utf-8').splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+def write(case: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
+    """Write the table of a case, and its rows, into docs."""
+    COSTS.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(COSTS.read_text(encoding='utf-8')) if COSTS.is_file() else {}
+    own = [{k: v for k, v in row.items() if k != 'case'} for row in rows]
+    own.sort(key=lambda row: row['method'].lower())
+    kept[case['backbone']] = {'case': dict(case), 'rows': own}
+    COSTS.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
+    page = PAGE.read_text(encoding='utf-8')
+    begin = f'<!-- begin methods {case["backbone"]} -->'
+    end = f'<!-- end methods {case["backbone"]} -->'
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f'{PAGE.name} has no {begin} ... {end} to write between')
+    said = ', '.join(f'{key} {value}' for key, value in case.items())
+    PAGE.write_text(
+        f'{before}{begin}\n({said})\n\n{table(rows)}\n{end}{after}', encoding='utf-8'
+    )
+
 
 def main() -> None:
-    """Print the table."""
+    """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -127,67 +377,58 @@ def main() -> None:
     )
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--batch', type=int, default=4)
-    parser.add_argument(
-        '--depth', type=int, default=12, help='blocks, of swin_b in stage 3'
-    )
+    parser.add_argument('--depth', type=int, help='blocks, of Swins in stage 3')
+    parser.add_argument('--wall', action='store_true', help='time by the clock')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/speed.jsonl'))
+    parser.add_argument('--again', action='store_true', help='also what is done')
+    parser.add_argument('--write', action='store_true', help='write docs/speed.md')
     args = parser.parse_args()
-    make = BACKBONES[args.backbone]
-    every = (
-        dense_methods() if args.backbone == 'swin_b' else sorted(registered_methods())
-    )
+    make, shape = BACKBONES[args.backbone]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    x = torch.randn(args.batch, 3, 224, 224, device=device)
-
-    def frozen_step() -> Step:
-        # The bound: nothing but block 0's query bias trains below the head.
-        net = make(args.depth)
-        mmpetl.inject(net, 'LinearProbe')
-        first_block(net).qkv.bias.requires_grad_(True)
-        return Step(net.to(device), x)
-
-    trunk = make(args.depth).to(device)
-    mmpetl.inject(trunk, 'LinearProbe')
-
-    def forward() -> None:
-        with torch.no_grad():
-            trunk(x)
-
-    rows = [
-        [
-            'method',
-            'parameters',
-            'step / bound',
-            'step / forward',
-            'step / full',
-            'kept / full',
-        ]
-    ]
-    references: dict[str, Callable[[], None]] = {
-        'bound': frozen_step(),
-        'forward': forward,
+    case = {
+        'backbone': args.backbone,
+        'blocks': args.depth or DEPTHS[args.backbone],
+        'batch': args.batch,
+        'rounds': args.rounds,
+        'time': 'wall' if args.wall or device == 'cuda' else 'processor',
+        'device': device_name(),
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
     }
-    full_net = make(args.depth).to(device)
-    mmpetl.inject(full_net, 'Full')
-    references['full'] = Step(full_net, x)
-    full_kept = references['full'].kept_bytes()
-    for name in args.methods or every:
-        net = make(args.depth)
-        mmpetl.inject(net, name)
-        net.train()
-        step = Step(net.to(device), x)
-        times = time_rounds({**references, 'step': step}, args.rounds)
-        rows.append(
-            [
-                name,
-                f'{count_trainable(net).backbone:,}',
-                *(str(ratio(times, 'step', r)) for r in references),
-                f'{step.kept_bytes() / full_kept:.2f}',
-            ]
+    every = sorted(registered_methods())
+    if args.backbone == 'swin_b':
+        every = dense_methods()
+    wanted = args.methods or every
+    rows = {r['method']: r for r in read_rows(args.out) if r.get('case') == case}
+    missing = [name for name in wanted if args.again or name not in rows]
+
+    def seeded() -> nn.Module:
+        torch.manual_seed(0)
+        return make(case['blocks'])
+
+    references = None
+    clock = time.perf_counter if case['time'] == 'wall' else time.process_time
+    for number, name in enumerate(missing, 1):
+        if references is None:
+            x = torch.randn(args.batch, *shape, device=device)
+            references = References(seeded, x)
+        try:
+            row = measure(name, references, args.rounds, clock)
+        except mmpetl.PETLError as error:
+            print(f'{name}: {error}', flush=True)
+            continue
+        rows[name] = {'case': case, **row}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(args.out, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(rows[name]) + '\n')
+        ratios = ', '.join(
+            f'{text_of(row[f"step_{c}"])} of {c}' for c in ('bound', 'forward', 'full')
         )
-        print(*rows[-1], sep='  ', flush=True)
-    case = f'batch {args.batch}, {args.backbone}, depth {args.depth}'
-    print(f'\n{header(args.rounds)}, {case}\n')
-    print(markdown(rows))
+        print(f'{number}/{len(missing)} {name}: {ratios}', flush=True)
+    shown = [rows[name] for name in wanted if name in rows]
+    print(f'\n{case}\n\n{table(shown)}')
+    if args.write:
+        write(case, shown)
 
 
 if __name__ == '__main__':

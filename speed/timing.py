@@ -79,10 +79,15 @@ def markdown(rows: list[list[str]]) -> str:
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
+def device_name() -> str:
+    """The GPU, or that there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+
+
 def header(rounds: int) -> str:
     """Where and how a table was measured."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     return (
-        f'torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, '
+        f'torch {torch.__version__}, {device_name()}, '
+        f'{torch.get_num_threads()} threads, '
         f'median of {rounds} interleaved rounds (quartiles in brackets)'
     )

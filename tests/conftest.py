@@ -90,6 +90,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = list(source() if callable(source) else source)
         if name == 'stem':
             cases = _served(metafunc, cases)
+        if 'not slow' in metafunc.config.getoption('markexpr'):
+            # Most are slow ones; to make each only to leave it out takes minutes.
+            cases = [case for case in cases if not getattr(case, 'slow', False)]
         found = [
             pytest.param(
                 case,

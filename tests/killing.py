@@ -39,4 +39,9 @@ def in_a_child(work: Callable[[], object]) -> int:
     process = multiprocessing.get_context('fork').Process(target=work)
     process.start()
     process.join(120)
+    if process.exitcode is None:
+        # Left alone it would hold up the end of this process.
+        process.kill()
+        process.join()
+        raise TimeoutError('the child did not end within 120 s')
     return process.exitcode

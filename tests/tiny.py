@@ -42,6 +42,7 @@ from mmpetl.core import (
     PETLError,
     Role,
     check_shapes,
+    collect_losses,
     count_trainable,
     find_injected,
     inject,
@@ -214,6 +215,7 @@ def train(model: nn.Module, x: Tensor, steps: int = 2, lr: float = 0.02) -> None
         loss = sum(
             nn.functional.cross_entropy(y, torch.arange(len(y)) % 3) for y in model(x)
         )
+        loss = loss + sum(collect_losses(model).values())
         loss.backward()
         optimizer.step()
     model.eval()

@@ -4,10 +4,11 @@ own in ``tests/trunks``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tiny_methods import at_the_ends, first_of_a_family
+from tiny_methods import along_time, at_the_ends, first_of_a_family
 from tiny_trunk import Tiny
 from torch import nn
 
@@ -22,6 +23,13 @@ def mmpretrain_vit(**args: Any) -> nn.Module:
         'feedforward_channels': 64,
     }
     return VisionTransformer(**{'arch': arch, 'img_size': 32, 'patch_size': 8, **args})
+
+
+def frames_of(build: Callable[[], nn.Module]) -> nn.Module:
+    """A backbone of images over clips of three frames."""
+    from mmpetl.models import FrameBackbone
+
+    return FrameBackbone(build(), 3)
 
 
 def mmpretrain_swin(**args: Any) -> nn.Module:
@@ -141,6 +149,23 @@ TINY: dict[str, Tiny] = {
         (3, 32, 32),
         exact=True,
         meets=first_of_a_family,
+    ),
+    # The batch holds the frames of clips.
+    'mmpretrain_vit_frames': Tiny(
+        'mmpretrain_vit',
+        partial(frames_of, mmpretrain_vit),
+        (3, 3, 32, 32),
+        (3, 3, 37, 50),
+        exact=True,
+        meets=along_time,
+    ),
+    'mmpretrain_swin_frames': Tiny(
+        'mmpretrain_swin',
+        partial(frames_of, mmpretrain_swin),
+        (3, 3, 32, 32),
+        (3, 3, 38, 53),
+        exact=False,
+        meets=along_time,
     ),
     # The norm that the head reads stands behind the pooling.
     'mmpretrain_vit_mean': Tiny(

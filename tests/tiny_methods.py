@@ -28,13 +28,30 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     'FacTTK': {'': {'rank': 4}},
     'FacTTT': {'': {'rank': 4}},
     # By eight, a norm of the narrowest would see two channels, and give signs alone.
-    'LST': {'': {'reduction': 2}, 'random': {'reduction': 4, 'init': 'random'}},
+    'LST': {
+        '': {'reduction': 2},
+        'random': {'reduction': 4, 'init': 'random'},
+        'released': {
+            'reduction': 2,
+            'init': 'random',
+            'side_blocks': [1],
+            'gated': False,
+            'form': 'post_norm',
+        },
+    },
     'LoRA': {
         '': {'rank': 2},
         'all': {
             'rank': 2,
             'alpha': 4,
             'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+        'pissa': {
+            'rank': 2,
+            'alpha': 3,
+            'scaling': 'sqrt',
+            'lr_ratio': 4.0,
+            'start': 'pissa',
         },
     },
     'BAPAT': {'': {'hidden_dims': 4, 'adapter_dims': 4}},
@@ -95,10 +112,152 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     'PATT': {'': {}, 'qkv': {'hidden_dims': 4, 'mode': 'qkv', 'zero_init': True}},
+    'STAdapter': {
+        '': {'hidden_dims': 6},
+        'both': {'style': 'both', 'hidden_dims': 4, 'kernel_size': (3, 3, 1)},
+    },
     'SNF': {'': {}, 'zero': {'length': 3, 'zero_init': True, 'blocks': 1}},
     'PolyhistorLite': {'': {'rank': 2}},
+    'Rein': {
+        '': {'num_tokens': 5, 'rank': 2},
+        'zero': {'num_tokens': 4, 'rank': None, 'zero_init': True},
+    },
+    'E2VPT': {
+        '': {},
+        'separate': {
+            'num_tokens': 3,
+            'num_kv_tokens': 2,
+            'share_kv': False,
+            'segment_mask': [[1, 0, 1], [1, 1, 1], [0, 1, 1]],
+        },
+    },
+    'VAPT': {
+        '': {'grid_size': (4, 4)},
+        'kernels': {'num_tokens': 3, 'one_kernel': False, 'grid_size': (6, 5)},
+    },
+    'VFPT': {'': {}, 'ortho': {'num_tokens': 3, 'fraction': 1.0, 'norm': 'ortho'}},
     'VPTDeep': {'': {}, 'projected': {'project_dims': 6}},
     'VMTAdapter': {'': {'reduction': 4}, 'lite': {'reduction': 4, 'lite': True}},
+    'MTLoRA': {
+        '': {'rank': 3, 'task_rank': 2, 'drop_rate': 0.0},
+        'v2': {
+            'rank': 2,
+            'task_rank': 3,
+            'task_scale': 2.0,
+            'drop_rate': 0.0,
+            'mode': 'matrixv2',
+        },
+    },
+    'AdaLoRA': {'': {'rank': 3, 'target_rank': 2}},
+    'DyT': {'': {'hidden_dims': 3, 'keep_rate': 0.2}},
+    # A depth of its own may leave out all samples of a small batch.
+    'SPT': {
+        '': {'rank': 2, 'drop_path': 0.0},
+        'adapter': {'rank': 3, 'structure': 'adapter'},
+    },
+    'ARC': {'': {'rank': 6}, 'attn': {'rank': 3, 'style': 'attn'}},
+    'AdapterPlus': {
+        '': {},
+        'parallel': {'position': 'parallel', 'norm': True, 'init': 'lora'},
+        'houlsby': {'position': 'houlsby', 'hidden_dims': 4, 'scale': 'learned'},
+    },
+    'Compacter': {'': {'hidden_dims': 8, 'rank': 2}},
+    'KAdaptation': {'': {'num_factors': 4, 'scale': 8.0}},
+    'LoHa': {'': {'rank': 2, 'alpha': 3}},
+    'LoKr': {
+        '': {'rank': 2},
+        'both': {
+            'rank': 1,
+            'alpha': 2,
+            'factor': 4,
+            'decompose_both': True,
+            'init': 'lycoris',
+        },
+    },
+    'VeRA': {'': {'rank': 6}, 'probabilistic': {'rank': 3, 'probabilistic': True}},
+    'DoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 2,
+            'alpha': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'GLoRA': {
+        '': {'rank': 2},
+        'rows': {
+            'paths': {
+                'A': 'vector',
+                'B': 'constant',
+                'C': 'vector',
+                'D': 'none',
+                'E': 'constant',
+            },
+        },
+    },
+    'RLRR': {'': {'exact_identity': True}},
+    'BOFT': {
+        '': {'block_size': 4},
+        'rows': {
+            'block_size': 4,
+            'factors': 3,
+            'targets': ['attn.q', 'attn.k', 'attn.v', 'attn.proj'],
+        },
+    },
+    'FourierFT': {
+        '': {'num_coefficients': 100},
+        'haar': {
+            'num_coefficients': 60,
+            'scale': 2,
+            'transform': 'haar',
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'HRA': {
+        '': {'rank': 4},
+        'penalty': {'rank': 2, 'penalty': 0.1, 'targets': ['attn.v', 'ffn.fc2']},
+        'orthogonal': {
+            'rank': 3,
+            'start': 'random',
+            'orthogonal': True,
+            'targets': ['attn.q', 'attn.v', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'OFT': {
+        '': {'block_size': 8},
+        'series': {
+            'block_size': 4,
+            'share_blocks': True,
+            'series': True,
+            'max_norm': 0.5,
+            'targets': ['ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'AdaptFormer': {'': {}, 'normed': {'activation': 'gelu', 'input_norm': True}},
+    'Consolidator': {
+        '': {'groups': [4]},
+        'shuffle': {'groups': [2, 4], 'shuffle': True, 'zero_init': True},
+    },
+    'ConvLoRA': {'': {'rank': 2, 'num_experts': 3}},
+    'BiAdaptFormer': {'': {'hidden_dims': 4}},
+    'BiLoRA': {
+        '': {'rank': 2},
+        'all': {
+            'rank': 3,
+            'bits': 4,
+            'targets': ['attn.qkv', 'attn.k', 'attn.proj', 'ffn.fc1', 'ffn.fc2'],
+        },
+    },
+    'ConvAdapter': {
+        '': {},
+        'zero': {'reduction': 4, 'kernel_size': 5, 'zero_init': True},
+    },
+    'ResTuningBypass': {'': {}, 'zero': {'hidden_dims': 3, 'zero_init_last': True}},
+    # A depth of its own may leave out all clips of a small batch.
+    'AIM': {
+        '': {'drop_path': 0.0},
+        'two': {'reduction': 8, 'num_temporal': 2, 'scale': 1.0, 'drop_path': 0.0},
+    },
 }
 """Arguments by registered name and variant. A method without an entry is run with its
 defaults; where those do not fit the tiny backbones, the contract fails and says so."""
@@ -112,8 +271,38 @@ STILL: dict[str, dict[str, str]] = {
         ),
         'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\..*\.conv\.',
     },
+    'ConvAdapter': {
+        **dict.fromkeys(
+            ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit'), r'\.1\.petl\.attn\.'
+        ),
+        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn\.',
+    },
+    'STAdapter': {
+        'mmaction_timesformer': r'layers\.1\.(attentions\.1\.)?petl\.attn_sum\.',
+        'mmpretrain_vit_frames': r'layers\.1\.petl\.attn_sum\.',
+    },
+    # Two adapters in a row start at zero, so that this one moves in the third step.
+    'AIM': {'mmpretrain_vit_frames': r'\.front\.down\.'},
+    # The same holds for the tokens that patches look at behind the last block.
+    'Rein': dict.fromkeys(
+        ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit', 'mmaction_timesformer'),
+        r'\.1\.petl\.block\.',
+    ),
 }
 """Pattern of the tensors that never move, by registered name and backbone."""
+
+SELDOM: dict[str, str] = {
+    # Each image runs one of them.
+    'ConvLoRA': r'\.experts\.',
+    # Read by a pair alone that starts at zero: it moves from the third step on.
+    'MTLoRA': r'\.ffn_fc1\..*\.tasks\.task\.A$',
+}
+"""Pattern of the tensors that only some inputs, or later steps, move, by name."""
+
+
+def moves_seldom(method: str, name: str) -> bool:
+    """Whether a tensor of a registered method may stand still."""
+    return method in SELDOM and bool(re.search(SELDOM[method], name))
 
 
 @dataclass(frozen=True)
@@ -167,6 +356,11 @@ def _first_of_families() -> set[str]:
     for case in method_cases():
         first.setdefault(case.build().family, case.id)
     return set(first.values())
+
+
+def along_time(case: MethodCase) -> bool:
+    """Methods that look along time, and one of each family that does not."""
+    return case.name in ('AIM', 'STAdapter') or first_of_a_family(case)
 
 
 ENDS = {'out', 'out.norm', 'feature'}

@@ -29,12 +29,14 @@ def parse_args() -> argparse.Namespace:
         'config',
         help='config file, configs/lora/vtab/svhn.py, or mmdet::mask_rcnn/...py',
     )
-    parser.add_argument('--petl', help='method to put into the model of any config')
+    parser.add_argument(
+        '--petl', help='method to put into the model of any config; LoRA+VPTDeep is two'
+    )
     parser.add_argument(
         '--petl-options',
         nargs='+',
         action=DictAction,
-        help='arguments of that method, as in rank=16',
+        help='arguments of that method, as in rank=16; of several 0.rank=16',
     )
     parser.add_argument(
         '--base', help='base weights, of a trunk or a whole model; needs --petl'

@@ -1,8 +1,14 @@
 _base_ = '../recipes/coco.py'
 
-# Width 64, scale 0.1, dropout 0.1: Leiyi-Hu/mona, swin_transformer_adaptformer.py.
+# 64, scale 0.1, dropout 0.1, GELU: Leiyi-Hu/mona, swin_transformer_adaptformer.py.
 model = dict(
     backbone=dict(
-        method=dict(type='AdaptFormer', hidden_dims=64, scale=0.1, drop_rate=0.1)
+        method=dict(
+            type='AdaptFormer',
+            hidden_dims=64,
+            scale=0.1,
+            drop_rate=0.1,
+            activation='gelu',
+        )
     )
 )

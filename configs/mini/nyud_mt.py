@@ -1,6 +1,7 @@
 """Drawn scenes with labels and depth in the layout of NYU Depth v2, mini Swin, 128 px.
 
-PolyhistorLite needs model.backbone.method.rank=6 here, the first stage being narrow.
+PolyhistorLite needs model.backbone.method.rank=6 here, MTLoRA less than 24, since the
+first stage is narrow.
 """
 
 _base_ = '../recipes/nyud_mt.py'

@@ -12,10 +12,12 @@ from mmpetl.config.nodes import method_of, petl_backbone_of
 from mmpetl.config.scope import build_backbone
 from mmpetl.core import (
     PETLError,
-    build_method,
+    build_entries,
     count_trainable,
     inject,
     injections,
+    is_several,
+    methods_name,
     suggest,
 )
 from mmpetl.core.delta_file import to_data
@@ -76,7 +78,7 @@ def count_config(config: Any) -> dict[str, Any]:
         if trunk is None
         else to_data(trunk['type'])
     )
-    return _row(type(build_method(method)).__name__, kind.rpartition('.')[2], model)
+    return _row(methods_name(method), kind.rpartition('.')[2], model)
 
 
 def _drop_files(model: Any) -> None:
@@ -99,7 +101,7 @@ def count_pairs(
         A row as of :func:`count_config`; ``refused`` says why where the backbone
         cannot serve the method.
     """
-    methods = [build_method(name) for name in methods]
+    configs = {methods_name(c): c for c in map(_fresh, methods)}
     for stem in backbones:
         if stem not in FULL_SIZE:
             raise PETLError(
@@ -108,15 +110,20 @@ def count_pairs(
             )
         with without_memory():
             plain = build_backbone(FULL_SIZE[stem])
-        for method in methods:
-            name = type(method).__name__
+        for name, config in configs.items():
             try:
                 with without_memory():
-                    model = inject(copy.deepcopy(plain), build_method(method.config()))
+                    model = inject(copy.deepcopy(plain), config)
             except PETLError as error:
                 yield {'method': name, 'backbone': stem, 'refused': str(error)}
                 continue
             yield _row(name, stem, model)
+
+
+def _fresh(method: Any) -> Any:
+    """What builds methods anew for each backbone; a wrong name is said at once."""
+    configs = [entry.config() for entry in build_entries(method)]
+    return configs if is_several(method) else configs[0]
 
 
 def _row(method: str, backbone: str, model: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ from mmpetl.config.text import read_text
 from mmpetl.core import (
     Owner,
     PETLError,
-    build_method,
+    build_entries,
     delta_state,
     find_injected,
     frozen_keys,
     injections,
     load_delta_state,
+    methods_name,
     owners,
     tensor_digests,
 )
@@ -59,6 +60,7 @@ from mmpetl.core.delta_file import (
     file_keys,
     lone_slot,
     method_name,
+    methods_of,
     plain_key,
     read_delta_file,
     state_for,
@@ -66,6 +68,7 @@ from mmpetl.core.delta_file import (
     write_delta_file,
 )
 from mmpetl.core.errors import shorten
+from mmpetl.core.packing import few_values
 from mmpetl.core.state import with_later_sites
 from mmpetl.engine.hooks.common import plain_value
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
@@ -104,6 +107,7 @@ def export_delta(
     config: Any,
     out: str | os.PathLike,
     metrics: Mapping[str, float] | None = None,
+    packed: bool = False,
 ) -> Path:
     """Publish a delta as ``<out>.safetensors`` and ``<out>.json``.
 
@@ -117,21 +121,29 @@ def export_delta(
         out: Path without a suffix, or with either suffix.
         metrics: Figures to put on record. By default those that a ``best_*``
             checkpoint was chosen by.
+        packed: Whether weights that take few values in use are held in as few bits
+            (:mod:`mmpetl.core.packing`). Such a delta computes the same, bit for bit,
+            and cannot be trained further. To pack a file takes its config.
 
     Returns:
         The ``.safetensors`` file. Both files are whole or as they were before.
 
     Raises:
-        PETLError: The source holds no delta, not this config's, or no finite one.
+        PETLError: The source holds no delta, not this config's, or no finite one, or
+            nothing that can be packed.
     """
-    if isinstance(source, nn.Module):
-        delta, slots = _of_model(source), slot_names(source)
-        own = getattr(source, 'cfg', None)
+    model = source if isinstance(source, nn.Module) else None
+    if packed and model is None:
+        delta, model = _filled(Path(source), config)
+        slots = slot_names(model)
+    elif model is not None:
+        delta, slots = _of_model(model), slot_names(model)
+        own = getattr(model, 'cfg', None)
         if config is None and _method_in(own) == method_name(delta.meta):
             config = own
     else:
         delta = _read(Path(source), config)
-        slots = lone_slot(delta.state)
+        slots = lone_slot(delta.state, len(methods_of(delta.meta)))
     facts = dict(delta.meta)
     if config is not None:
         config = as_config(config)
@@ -148,12 +160,37 @@ def export_delta(
     figures = delta.metrics if metrics is None else metrics
     facts['metrics'] = {name: plain_value(value) for name, value in figures.items()}
     keys = file_keys(delta.state, slots)
+    tensors = {keys[k]: v for k, v in delta.state.items() if k != BASE_KEY}
+    few = {} if model is None or not packed else _few_values(model, delta)
+    tensors |= {keys[key]: value for key, (value, _) in few.items()}
+    bits = {keys[key]: number for key, (_, number) in few.items()}
     try:
-        return write_delta_file(
-            out, {keys[k]: v for k, v in delta.state.items() if k != BASE_KEY}, facts
-        )
+        return write_delta_file(out, tensors, facts, bits)
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
+
+
+def _filled(path: Path, config: Any) -> tuple[DeltaFile, nn.Module]:
+    """A delta in the model of its config: what the model holds, and the model."""
+    if config is None:
+        raise PETLError(
+            f'{path} is packed by what its model computes; give the config of the run'
+        )
+    model = build_model(as_config(config))
+    read = fill_from(model, path)
+    held = _of_model(model)
+    return replace(read, state=held.state, meta=held.meta), model
+
+
+def _few_values(model: nn.Module, delta: DeltaFile) -> dict[str, tuple[Tensor, int]]:
+    """What can be packed of a model's delta: values in use and bits, by key."""
+    found = {k: v for k, v in few_values(model).items() if k in delta.state}
+    if not found:
+        raise PETLError(
+            f'{method_name(delta.meta)} has no weights of few values, so there is '
+            'nothing to pack; export without packed'
+        )
+    return found
 
 
 def read_delta(path: str | os.PathLike) -> DeltaFile:
@@ -434,8 +471,10 @@ def check_method_of_text(model: nn.Module, text: str | None, path: Path) -> None
         )
         return
     here = delta_meta(model)
+    configs = [entry.method.config() for entry in build_entries(method)]
+    there = configs if len(configs) > 1 else configs[0]
     try:
-        check_facts({**here, 'method': build_method(method).config()}, here)
+        check_facts({**here, 'method': there}, here)
     except PETLError as error:
         raise PETLError(f'{path}: {error}') from None
 
@@ -480,8 +519,7 @@ def _last(buffer: Any, place: str) -> float:
 def _method_in(config: Any) -> str | None:
     """Name of the method in a config; None where there is none."""
     method = method_of(config or {})
-    name = method if isinstance(method, str) else (method or {}).get('type')
-    return None if name is None else str(to_data(name)).rpartition('.')[2]
+    return None if method is None else methods_name(method)
 
 
 def _check_method(delta: DeltaFile, config: Any) -> None:

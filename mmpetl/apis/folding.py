@@ -36,7 +36,13 @@ from mmpetl.core import (
     inject,
     load_delta_state,
 )
-from mmpetl.core.delta_file import check_facts, plain_key, state_for, write_all
+from mmpetl.core.delta_file import (
+    check_facts,
+    methods_of,
+    plain_key,
+    state_for,
+    write_all,
+)
 from mmpetl.core.state import with_later_sites
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 from mmpetl.models.weights.containers import read_tensors
@@ -149,9 +155,8 @@ def fold_state_dict(
     # Copies, for folding writes in place.
     copies = {key: value.detach().clone() for key, value in state.items()}
     backbone.load_state_dict(copies, strict=False, assign=True)
-    methods = read.meta['method']
-    for method in methods if isinstance(methods, list) else [methods]:
-        inject(backbone, method, head=node.get('head') or ())
+    for method, where in methods_of(read.meta):
+        inject(backbone, method, head=node.get('head') or (), **where)
     root = _at(path, backbone)
     inside = {k: v for k, v in read.state.items() if _below(k, path)}
     try:

@@ -53,7 +53,7 @@ class PETLSwinTransformerBlock3D(WindowBlockHost, SwinTransformerBlock3D):
 
     def ffn_parts(self):
         mlp = self.mlp
-        return mlp.fc1, lambda x: mlp.drop(mlp.act(x)), mlp.fc2, mlp.drop
+        return mlp.fc1, (mlp.act, mlp.drop), mlp.fc2, mlp.drop
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         return self.drop_path(x)

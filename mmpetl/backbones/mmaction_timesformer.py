@@ -158,7 +158,7 @@ class PETLBaseTransformerLayer(BlockHost, bricks.BaseTransformerLayer):
 
     def ffn_parts(self):
         (fc1, *between), fc2, behind = self.ffns[0].layers
-        return fc1, lambda x: between[1](between[0](x)), fc2, behind
+        return fc1, between, fc2, behind
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         if branch == 1:
@@ -208,6 +208,7 @@ class PETLTimeSformer(BackboneHost, TimeSformer):
         maps = projection(frames)
         grid = numbers(maps.shape[2:])
         ctx = Context(grid if folded else (int(x.shape[2]), *grid))
+        ctx.frames = int(x.shape[2]) if folded else 1
         ctx.images = frames if folded else x
         tokens, cells = math.prod(ctx.grid), math.prod(grid)
         x = maps.flatten(2).transpose(1, 2)
@@ -313,6 +314,8 @@ class MMActionTimeSformer(SiteMap):
         patch = embed.projection.in_channels * math.prod(embed.projection.kernel_size)
         depth = len(backbone.transformer_layers.layers)
         facts = {'num_blocks': depth, 'embed_dims': d, 'patch_dims': patch, 'stage': 0}
+        facts['timed'] = not folded
+        facts['frames'] = backbone.num_frames if folded else 1
         grid = {**facts, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, d, **grid)]
         sites.append(Site('embed', '', d, d, **grid))

@@ -53,7 +53,7 @@ class PETLBlock(BlockHost, Block):
 
     def ffn_parts(self):
         (fc1, *between), fc2, behind = self.mlp.layers
-        return fc1, lambda x: between[1](between[0](x)), fc2, behind
+        return fc1, between, fc2, behind
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         gamma = getattr(self, f'gamma_{branch}', None)
@@ -123,6 +123,7 @@ class MMActionViT(SiteMap):
         patch = projection.in_channels * math.prod(projection.kernel_size)
         depth = len(backbone.blocks)
         facts = {'num_blocks': depth, 'embed_dims': d, 'patch_dims': patch, 'stage': 0}
+        facts['timed'] = True
         sites = [Site('embed.proj', '', patch, d, has_grid=True, **facts)]
         if backbone.patch_embed.norm is not None:
             sites.append(Site('embed.norm', '', d, d, has_grid=True, **facts))

@@ -23,6 +23,7 @@ from mmpetl.benchmark.statistics import holm, mean_ranks, wilcoxon_p
 from mmpetl.benchmark.table_parts import Table
 from mmpetl.benchmark.tables import build_tables, runs_of
 from mmpetl.core import Method, PETLError, check_range, registered_methods, suggest
+from mmpetl.core.several import written_out
 
 KINDS: Mapping[str, str] = {
     'accuracy/top1': 'images',
@@ -338,8 +339,11 @@ def _folds(records: Sequence[Record]) -> bool | None:
         return None
     if all(r.counts and not r.counts.get('delta', 0) for r in records):
         return True  # nothing was added
-    cls = registered_methods().get(records[0].job.method)
-    return None if cls is None else cls.fold is not Method.fold
+    known = registered_methods()
+    classes = [known.get(name) for name in written_out(records[0].job.method)]
+    if None in classes:
+        return None
+    return all(cls.fold is not Method.fold for cls in classes)
 
 
 def _against(facts: Facts, limits: Limits) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ import msgspec
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.config_digest import recipe_digest
 from mmpetl.benchmark.records import DataRead, Job, Record
-from mmpetl.core import registered_methods
+from mmpetl.core import methods_family
 from mmpetl.core.boundary import read_json
 
 LOG = 'log.jsonl'
@@ -72,7 +72,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
     record = Record(
         job=job,
         status='done',
-        family=registered_methods()[job.method].family,
+        family=methods_family(job.method),
         settings=run_facts.settings_of(config),
         task=task,
         group=group,

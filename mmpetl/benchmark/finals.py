@@ -41,7 +41,8 @@ REPLACED = 'replaced'
 
 def search_folder(out: Path, recipe: str, method: str) -> Path:
     """Where the study of a method on a recipe lies."""
-    return out / 'search' / f'{recipe.replace("/", "-")}--{method.lower()}'
+    name = method.lower().replace(' ', '')
+    return out / 'search' / f'{recipe.replace("/", "-")}--{name}'
 
 
 def replace_finals(

@@ -19,7 +19,7 @@ __getattr__, __dir__ = moved_names(
 )
 
 METHOD = 'model.backbone.method.'
-"""What a key of a method's argument begins with."""
+"""What a key of a method's argument begins with; of several its number follows."""
 
 PROCESSES = 'processes'
 """Option that says in how many processes a job trains."""
@@ -39,13 +39,14 @@ def compose_job(job: Job, folder: str | os.PathLike) -> Any:
     from mmpetl.config.batch import reach_batch
     from mmpetl.config.compose import compose
     from mmpetl.config.protocols import check_honest
+    from mmpetl.core import with_arguments
 
     args, rest = split_options(job.options)
     processes = rest.pop(PROCESSES, 1)
     rest['randomness.seed'] = job.seed
     config = compose(
         job.recipe,
-        {'type': job.method, **args},
+        with_arguments(job.method, args),
         rest,
         protocol=job.protocol,
         stage=job.stage,

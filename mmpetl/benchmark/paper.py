@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmpetl.analysis.costs import Operations, flops_of
 from mmpetl.apis.building import without_memory
 from mmpetl.benchmark import run_facts
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, methods_name
 from mmpetl.core.calibration import Calibrated
 
 TRAINED: Mapping[str, tuple[int, int]] = {
@@ -143,25 +143,23 @@ class Counter:
     found: dict[tuple[str, str], Flops] = field(default_factory=dict)
     plain: dict[str, Any] = field(default_factory=dict)
 
-    def count(self, config: Any, recipe: str, method: Mapping[str, Any]) -> Flops:
+    def count(self, config: Any, recipe: str, method: Any) -> Flops:
         """Operations of a recipe's model with a method.
 
         Args:
             config: The recipe, composed with any method.
             recipe: Its name.
-            method: Config of the method.
+            method: Config of the method, or a list of several.
 
         Raises:
             PETLError: The backbone cannot serve the method.
         """
-        group, name = group_of(config, recipe), str(method['type'])
+        group, name = group_of(config, recipe), methods_name(method)
         if (group, name) not in self.found:
             self.found[group, name] = self._count(config, recipe, group, method)
         return self.found[group, name]
 
-    def _count(
-        self, config: Any, recipe: str, group: str, method: Mapping[str, Any]
-    ) -> Flops:
+    def _count(self, config: Any, recipe: str, group: str, method: Any) -> Flops:
         node = config.model.backbone
         if group not in self.plain:
             self.plain[group] = _Plain(config, recipe)
@@ -176,7 +174,7 @@ class Counter:
             test = passes(model.eval(), plain.z)[0]
         return Flops(
             group,
-            str(method['type']),
+            methods_name(method),
             forward + plain.heads,
             # Heads train whole: gradients of weights and of inputs, as much again each.
             step + 3 * plain.heads,
@@ -185,14 +183,11 @@ class Counter:
         )
 
 
-def tuned(
-    trunk: nn.Module, method: Mapping[str, Any], head: Iterable[str]
-) -> nn.Module:
-    """A copy of a backbone with a method, in training mode."""
-    from mmpetl.core import build_method, inject
+def tuned(trunk: nn.Module, method: Any, head: Iterable[str]) -> nn.Module:
+    """A copy of a backbone with a method, or several, in training mode."""
+    from mmpetl.core import inject
 
-    model = inject(copy.deepcopy(trunk), build_method(dict(method)), head=tuple(head))
-    return model.train()
+    return inject(copy.deepcopy(trunk), method, head=tuple(head)).train()
 
 
 class _Plain:

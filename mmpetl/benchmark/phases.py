@@ -16,7 +16,7 @@ from typing import Any
 
 from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.records import Job, write_json
-from mmpetl.core import PETLError, build_method, suggest
+from mmpetl.core import PETLError, build_entries, build_method, suggest
 from mmpetl.core.boundary import read_json
 from mmpetl.registry import LOOPS
 
@@ -28,7 +28,14 @@ def phases_of(config: Any) -> dict[Any, Mapping[str, Any]]:
         PETLError: The config has settings for a phase that the method does not have.
     """
     settings = config.get('phases') or {}
-    names = build_method(config.model.backbone.method).phases
+    methods = [e.method for e in build_entries(config.model.backbone.method)]
+    names = [name for method in methods for name in method.phases]
+    if names and len(methods) > 1:
+        asks = next(type(m).__name__ for m in methods if m.phases)
+        raise PETLError(
+            f'{asks} has training phases of its own before the run, which nothing '
+            'shares; run it alone'
+        )
     loops = {loop: settings.get(loop.phase) or {} for loop in map(LOOPS.get, names)}
     known = [loop.phase for loop in loops]
     for name in settings if loops else ():

@@ -3,7 +3,7 @@
 A plan holds these keys; ``methods`` and ``recipes`` are needed::
 
     name: mini                          its file's stem by default
-    methods: [all]                      names, stems, families, or all
+    methods: [all]                      names, stems, families, all; LoRA + VPTDeep
     recipes: [mini/digits, vtab/*]      names as of configs/recipes, or patterns
     seeds: [42, 43]
     protocol: honest                    or published
@@ -27,6 +27,7 @@ computed and listed with the reason; they are no failures.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 import os
@@ -42,9 +43,18 @@ from mmpetl.benchmark.records import Job, check_job, write_json
 from mmpetl.benchmark.sizes import sizes
 from mmpetl.benchmark.trust import check_trusted
 from mmpetl.config.batch import check_processes, reach_batch, shares_of
+from mmpetl.config.names import method_class, methods_stem
 from mmpetl.config.options import MOST_SEED
-from mmpetl.core import PETLError, registered_methods, suggest
+from mmpetl.core import (
+    PETLError,
+    is_several,
+    methods_family,
+    registered_methods,
+    suggest,
+    with_arguments,
+)
 from mmpetl.core.boundary import checked, read_json
+from mmpetl.core.several import PLUS, written_out
 
 ALL = 'all'
 PROTOCOLS = ('honest', 'published')
@@ -229,12 +239,18 @@ KIND = {int: 'whole number', str: 'name'}
 def choose_methods(names: Iterable[str]) -> list[str]:
     """Registered methods for names, stems, families, or ``all``.
 
+    Several that share a trunk are one name, ``LoRA + VPTDeep``, of names or stems.
+
     Raises:
         PETLError: A name that stands for nothing.
     """
     known = registered_methods()
     chosen: dict[str, None] = {}
     for name in names:
+        if is_several(name):
+            parts = [method_class(part).__name__ for part in written_out(name)]
+            chosen[PLUS.join(parts)] = None
+            continue
         found = [
             method
             for method, cls in known.items()
@@ -283,10 +299,9 @@ def check_filters(
     filters: Sequence[str], methods: Sequence[str], recipes: Sequence[str]
 ) -> None:
     """Raise PETLError where a filter fits no pair: it is then misspelt."""
-    known = registered_methods()
     for pattern in filters:
         if not any(
-            matches(pattern, m, known[m].family, r) for m in methods for r in recipes
+            matches(pattern, m, methods_family(m), r) for m in methods for r in recipes
         ):
             raise PETLError(
                 f'the filter {pattern!r} fits no pair of the plan; write it as METHOD, '
@@ -304,7 +319,6 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
     Raises:
         PETLError: A name in it is unknown, or nothing is left to run.
     """
-    known = registered_methods()
     methods, recipes = choose_methods(plan.methods), choose_recipes(plan.recipes)
     check_filters((*plan.include, *plan.exclude), methods, recipes)
     for key in ('recipe_options', 'processes'):
@@ -319,7 +333,7 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
     boxes: set[str] = set()
     batches: dict[str, str] = {}
     for recipe in recipes:
-        wanted = [m for m in methods if _kept(plan, m, known[m].family, recipe)]
+        wanted = [m for m in methods if _kept(plan, m, methods_family(m), recipe)]
         if not wanted:
             continue
         if not trust:
@@ -338,7 +352,7 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
             if reason:
                 refused.append(Refusal(recipe, method, reason))
                 continue
-            leaf = (known[method].stem(), recipe) in leaves
+            leaf = (methods_stem(method), recipe) in leaves
             job = Job(
                 recipe, method, protocol=plan.protocol, options=options, leaf=leaf
             )
@@ -414,8 +428,7 @@ def _kept(plan: Plan, method: str, family: str, recipe: str) -> bool:
 
 def options_of(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
     """The dotted keys of a pair: the plan's, the recipe's, the method's."""
-    stem = registered_methods()[method].stem()
-    args = dict(sizes(plan.sizes).get(method, {})) if plan.sizes else {}
+    args = arguments_of(plan, method)
     options = dict(plan.options)
     for pattern, values in plan.recipe_options.items():
         if fnmatch.fnmatchcase(recipe, pattern):
@@ -423,10 +436,36 @@ def options_of(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
     for pattern, number in plan.processes.items():
         if fnmatch.fnmatchcase(recipe, pattern) and number > 1:
             options[PROCESSES] = number
-    for name in (stem, method):
-        args |= plan.settings.get(name, {})
-        options |= plan.method_options.get(name, {})
+    options |= _said_of(plan.method_options, method)
     return {**options, **{f'{METHOD}{name}': value for name, value in args.items()}}
+
+
+def arguments_of(plan: Plan, method: str) -> dict[str, Any]:
+    """Arguments that a plan gives a method.
+
+    Several have those of each, with its number in front, and on top of them what the
+    plan says of all together.
+    """
+    if is_several(method):
+        each = enumerate(written_out(method))
+        found = {
+            f'{number}.{name}': value
+            for number, part in each
+            for name, value in arguments_of(plan, part).items()
+        }
+        return found | _said_of(plan.settings, method)
+    found = dict(sizes(plan.sizes).get(method, {})) if plan.sizes else {}
+    return found | _said_of(plan.settings, method)
+
+
+def _said_of(table: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
+    """What a table by methods says of one, by its stem and then by its name."""
+    found: dict[str, Any] = {}
+    for name in (methods_stem(method), method):
+        for key, values in table.items():
+            if key == name or (is_several(key) and choose_methods([key]) == [name]):
+                found |= values
+    return found
 
 
 class Support:
@@ -446,21 +485,30 @@ class Support:
 
     def reason(self, method: str, options: Mapping[str, Any]) -> str | None:
         """Why a method cannot be used here; None where it can."""
-        from mmpetl.core import build_method, wanted_sites
+        from mmpetl.apis.counting import without_memory
+        from mmpetl.core import build_entries, build_method, inject, wanted_sites
 
         if self._spec is None:
             return 'the recipe has no mmpetl.PETLBackbone'
-        several = registered_methods()[method].family == 'multi_task'
-        if several and not self._several:
-            return f'{method} is for several tasks at once; the recipe has one'
+        parts = build_entries(method)
+        if not self._several:
+            for part in parts:
+                if part.method.family == 'multi_task':
+                    name = type(part.method).__name__
+                    return f'{name} is for several tasks at once; the recipe has one'
         args = {
             key.removeprefix(METHOD): value
             for key, value in options.items()
             if key.startswith(METHOD)
         }
-        built = build_method({'type': method, **args})
+        asked = with_arguments(method, args)
+        build_entries(asked)
         try:
-            wanted_sites(self._backbone(), built)
+            if is_several(method):
+                with without_memory():
+                    inject(copy.deepcopy(self._backbone()), asked)
+            else:
+                wanted_sites(self._backbone(), build_method(asked))
         except PETLError as error:
             return ' '.join(str(error).split())
         return None

@@ -49,7 +49,7 @@ class Job:
 
     Args:
         recipe: Name of a recipe below ``configs/``: ``vtab/cifar100``, ``mini/digits``.
-        method: Name in the registry: ``LoRA``.
+        method: Name in the registry: ``LoRA``; of several ``LoRA + VPTDeep``.
         seed: Seed of initialisation and data order.
         protocol: ``honest`` or ``published``.
         stage: ``final``, or ``tune``, which never reads the test set.
@@ -70,7 +70,8 @@ class Job:
     @functools.cached_property
     def id(self) -> str:
         """Readable, unique, and fit for a folder's name."""
-        parts = [self.recipe.replace('/', '-'), self.method.lower()]
+        method = self.method.lower().replace(' ', '')  # of several `lora+vptdeep`
+        parts = [self.recipe.replace('/', '-'), method]
         if self.options or self.variant:
             text = json.dumps(dict(self.options), sort_keys=True, default=str)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]

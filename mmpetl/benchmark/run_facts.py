@@ -218,21 +218,26 @@ def backbone_of(config: Any) -> str:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """Arguments of a config's method that differ from its defaults."""
+    """Arguments of a config's method that differ from its defaults.
+
+    Those of several have the number of their method in front, ``0.rank``.
+    """
     from mmpetl.apis.delta import to_data
     from mmpetl.config.nodes import petl_backbone_of
-    from mmpetl.core import build_method
+    from mmpetl.core import build_entries, is_several
 
-    method = build_method(petl_backbone_of(config)['method'])
-    defaults = {
-        name: p.default
-        for name, p in inspect.signature(type(method).__init__).parameters.items()
-    }
-    return {
-        name: to_data(value)
-        for name, value in method.config().items()
-        if name != 'type' and to_data(value) != to_data(defaults.get(name))
-    }
+    methods = petl_backbone_of(config)['method']
+    found = {}
+    for number, entry in enumerate(build_entries(methods)):
+        signature = inspect.signature(type(entry.method).__init__).parameters
+        defaults = {name: to_data(p.default) for name, p in signature.items()}
+        mark = f'{number}.' if is_several(methods) else ''
+        found |= {
+            f'{mark}{name}': to_data(value)
+            for name, value in entry.config().items()
+            if name != 'type' and to_data(value) != defaults.get(name)
+        }
+    return found
 
 
 def preprocessing_of(config: Any) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD
 from mmpetl.benchmark.records import setting_key
-from mmpetl.core import PETLError, build_method, registered_methods
+from mmpetl.core import PETLError, build_entries, is_several, registered_methods
 from mmpetl.core.boundary import parse_json
+from mmpetl.core.several import PLUS, written_out
 
 FALLBACK: Mapping[str, Any] = {
     'optim_wrapper.optimizer.lr': {'low': 1e-4, 'high': 3e-2, 'log': True},
@@ -27,8 +28,19 @@ def space_of(method: str, warn: Callable[[str], None]) -> tuple[dict[str, Any], 
     """The search space of a method, and where it is from.
 
     A method without a space is searched over learning rate and weight decay alone, and
-    ``warn`` is told so.
+    ``warn`` is told so. That of several is what each of them searches; where two speak
+    of one key, as the learning rate, the first is heard.
     """
+    if is_several(method):
+        spaces = [space_of(name, warn) for name in written_out(method)]
+        joined = {
+            f'{METHOD}{number}.{key.removeprefix(METHOD)}'
+            if key.startswith(METHOD)
+            else key: values
+            for number, (space, _) in reversed(list(enumerate(spaces)))
+            for key, values in space.items()
+        }
+        return joined, PLUS.join(source for _, source in spaces)
     from mmpetl.config.compose import search_space
     from mmpetl.config.names import config_root
 
@@ -154,8 +166,13 @@ def value_at(config: Any, key: str) -> Any:
         PETLError: The config has no such key.
     """
     if key.startswith(METHOD):
-        args = build_method(config.model.backbone.method).config()
-        name = key.removeprefix(METHOD)
+        methods, name = config.model.backbone.method, key.removeprefix(METHOD)
+        entries = build_entries(methods)
+        number, _, rest = name.partition('.')
+        if is_several(methods) and number.isdecimal() and int(number) < len(entries):
+            args, name = entries[int(number)].config(), rest
+        else:
+            args = entries[0].config()
         if name in args:
             return args[name]
     node: Any = config

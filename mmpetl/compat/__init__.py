@@ -11,6 +11,7 @@ the mmaction2 wheel lacks ``localizers.drn``           `hooks`
 mmpretrain's multimodal models break on transformers   `hooks`
 mmcv with Pillow turns 16-bit grey pictures white      `hooks`, `pictures`
 MMEngine lays out a config for every checkpoint        `hooks`, `texts`
+MMEngine does not say how many steps an optimizer has  `hooks`, `counting`
 torch refuses MMEngine's resume files                  `loading`
 MMEngine's launcher wants a GPU                        `distributed`
 =====================================================  ==============================

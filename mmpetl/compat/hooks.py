@@ -3,8 +3,8 @@
 Two finders join ``sys.meta_path``. The one at the end is asked only for modules that
 nothing else provides, so a compiled ``mmcv._ext`` or a complete mmaction2 is used
 untouched. The one at the front knows only the modules in which mmpretrain and mmaction2
-switch their multimodal models on, the one in which mmcv decodes pictures, and the one
-in which MMEngine lays out configs.
+switch their multimodal models on, the one in which mmcv decodes pictures, and those
+in which MMEngine lays out configs and counts the steps of an optimizer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SWITCHES = {
 }
 PICTURES = 'mmcv.image.io'
 CONFIGS = 'mmengine.config.config'
+WRAPPER = 'mmengine.optim.optimizer.optimizer_wrapper'
 ORIGIN = 'mmpetl.compat'  # tells a stand-in from the real module
 
 
@@ -140,10 +141,17 @@ def _format_once(module: ModuleType) -> None:
     texts.format_once(module)
 
 
+def _tell_begins(module: ModuleType) -> None:
+    from . import counting
+
+    counting.tell_begins(module)
+
+
 _CORRECT: dict[str, Callable[[ModuleType], None]] = {
     **dict.fromkeys(SWITCHES, _set_switch),
     PICTURES: _scale_pictures,
     CONFIGS: _format_once,
+    WRAPPER: _tell_begins,
 }
 
 
@@ -188,3 +196,5 @@ def install_hooks() -> None:
         _scale_pictures(sys.modules[PICTURES])
     if CONFIGS in sys.modules:
         _format_once(sys.modules[CONFIGS])
+    if WRAPPER in sys.modules:
+        _tell_begins(sys.modules[WRAPPER])

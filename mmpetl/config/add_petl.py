@@ -10,7 +10,8 @@ from typing import Any
 from mmengine.logging import print_log
 
 from mmpetl.config.nodes import MODEL_BUILDER, is_petl_model, petl_backbone_of
-from mmpetl.core import PETLError, build_method
+from mmpetl.core import PETLError, build_entries, with_arguments
+from mmpetl.core.several import Methods
 from mmpetl.core.sitemap import is_below
 from mmpetl.engine.runner import safe_config
 
@@ -19,7 +20,7 @@ RUNNER = 'mmpetl.TuningRunner'
 
 def add_petl(
     config: Any,
-    petl: str | Mapping[str, Any],
+    petl: Methods,
     options: Mapping[str, Any] | None = None,
     *,
     base: str | os.PathLike | None = None,
@@ -41,8 +42,10 @@ def add_petl(
     Args:
         config: A config of upstream: a path, a name such as ``mmdet::...``, or a
             ``Config``, which is not changed.
-        petl: The method: its name or its config.
-        options: Arguments of the method.
+        petl: The method, its name or its config; or several: a list of these, or
+            ``'LoRA + VPTDeep'``.
+        options: Arguments of the method; of several with the number of the method in
+            front, ``{'0.rank': 16}``.
         base: File of the base weights; see :func:`mmpetl.models.petl_model`.
         where: Path of the trunk in the model, likewise.
         freeze: Paths of modules outside of it that shall not train, likewise.
@@ -70,8 +73,8 @@ def add_petl(
             'the config tunes its model already (mmpetl.PETLModel or PETLBackbone in '
             'it); change the method there'
         )
-    method = _method(petl, options)
-    build_method(method)
+    method = with_arguments(petl, options or {})
+    build_entries(method)
     _check_checkpointing(config, where)
     ours = {'where': where, 'freeze': freeze, 'layers': layers, 'blocks': blocks}
     # As it is written, for an attribute would import a class that a lazy config names.
@@ -107,13 +110,6 @@ def _copy_of(config: Any) -> Any:
     if not isinstance(config, Config):
         config = read_config(config)
     return copy.deepcopy(config)
-
-
-def _method(
-    petl: str | Mapping[str, Any], options: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    method = {'type': petl} if isinstance(petl, str | type) else dict(petl)
-    return {**method, **(options or {})}
 
 
 def _listed(imports: Any) -> list[str]:

@@ -12,15 +12,17 @@ from mmpetl.config.names import (
     config_root,
     is_table,
     method_class,
+    methods_stem,
     names_below,
     recipe_path,
 )
-from mmpetl.core import PETLError, registered_methods
+from mmpetl.core import PETLError, is_several, methods_name, registered_methods
+from mmpetl.core.several import written_out
 
 
 def compose(
     recipe: str,
-    method: str | Mapping[str, Any],
+    method: Any,
     options: Mapping[str, Any] | None = None,
     *,
     protocol: str = 'honest',
@@ -33,7 +35,8 @@ def compose(
     Args:
         recipe: Name below ``configs/recipes``, or ``mini/<name>``.
         method: Name or stem (``LoRA``, ``lora``), or ``dict(type='LoRA', rank=4)``.
-            Arguments that are not given are the method's defaults.
+            Arguments that are not given are the method's defaults. Or several: a list
+            of these, or ``'LoRA + VPTDeep'``.
         options: Dotted keys that override the result.
         protocol: ``honest`` or ``published``.
         stage: ``final``, or ``tune`` to choose settings on validation data.
@@ -49,27 +52,38 @@ def compose(
     """
     from mmengine.config import Config
 
-    spec = {'type': method} if isinstance(method, str) else dict(method)
-    cls = method_class(str(spec.pop('type', None)))
+    specs = [_spec(entry) for entry in written_out(method)]
     path = recipe_path(recipe)
     named = path.relative_to(config_root()).with_suffix('').as_posix()
     named = named.removeprefix('recipes/')
+    if leaf and is_several(method):
+        raise PETLError(
+            f'no settings are published for {methods_name(specs)}; take the recipe '
+            '(leaf=False)'
+        )
     if leaf:
-        path = config_root() / cls.stem() / f'{named}.py'
+        path = config_root() / methods_stem(specs[0]) / f'{named}.py'
         config = read_config(path)
         # The leaf says more than the type: its arguments stay below those given.
-        config.model.backbone.method.update(spec)
+        args = {k: v for k, v in specs[0].items() if k != 'type'}
+        config.model.backbone.method.update(args)
     else:
         config = Config.fromfile(path)
-        config.model.backbone.method = {'type': cls.__name__, **spec}
+        config.model.backbone.method = specs if is_several(method) else specs[0]
     return finish_config(
         config,
         options,
         work_dir,
-        name=f'{cls.stem()}/{named}',
+        name=f'{methods_stem(specs if is_several(method) else specs[0])}/{named}',
         protocol=protocol,
         stage=stage,
     )
+
+
+def _spec(method: str | Mapping[str, Any]) -> dict[str, Any]:
+    """One method's config, its name in the registry, and not its stem."""
+    spec = {'type': method} if isinstance(method, str) else dict(method)
+    return {'type': method_class(str(spec.pop('type', None))).__name__, **spec}
 
 
 def published_pairs() -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 
 from mmpetl.config.nodes import is_petl_model, method_of, petl_backbone_of
 from mmpetl.config.scope import build_backbone
-from mmpetl.core import Method, build_method, wanted_sites
+from mmpetl.core import Method, build_entries, wanted_sites
 
 HEADS = ('head', 'cls_head')
 
@@ -57,14 +57,14 @@ def fit_head(config: Any) -> None:
     if node is None or node.get('method') is None:
         return
     scope = config.get('default_scope')
-    method = build_method(node['method'])
-    width = feature_width(method, node['backbone'], scope)
-    for key in HEADS:
-        head = config.model.get(key)
-        if width is not None and head and head.get('in_channels') not in (None, width):
-            print_log(
-                f'{key}.in_channels is {width}, not {head.in_channels}: the feature '
-                f'of {type(method).__name__} has that width',
-                logger='current',
-            )
-            head.in_channels = width
+    for method in (entry.method for entry in build_entries(node['method'])):
+        width = feature_width(method, node['backbone'], scope)
+        for key in HEADS if width is not None else ():
+            head = config.model.get(key)
+            if head and head.get('in_channels') not in (None, width):
+                print_log(
+                    f'{key}.in_channels is {width}, not {head.in_channels}: the '
+                    f'feature of {type(method).__name__} has that width',
+                    logger='current',
+                )
+                head.in_channels = width

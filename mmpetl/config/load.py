@@ -11,13 +11,13 @@ from typing import Any
 from mmpetl.config.heads import fit_head
 from mmpetl.config.leaves import read_table, row_config
 from mmpetl.config.lengths import length_of, stretch
-from mmpetl.config.names import recipe_names
+from mmpetl.config.names import methods_stem, recipe_names
 from mmpetl.config.nodes import PHASES, datasets_of, is_petl_model, method_of
 from mmpetl.config.options import check_values, merge
 from mmpetl.config.preprocessing import apply_preprocessing
 from mmpetl.config.protocols import apply_schedule, check_names, overlay, protocol_of
 from mmpetl.config.upstream import is_upstream_name, upstream_config
-from mmpetl.core import PETLError, build_method, registered_methods, suggest
+from mmpetl.core import PETLError, build_entries, registered_methods, suggest
 from mmpetl.datasets.catalog import facts_of
 
 FIRST = ('dataset', 'preprocessing', 'protocol', 'stage')
@@ -221,7 +221,7 @@ def run_name(config: Any, path: Path) -> str:
     """``<method>/<dataset>`` of a config, by its method and its place in configs/."""
     method = _method_of(config)
     known = registered_methods()
-    stem = known[method['type'].rpartition('.')[2]].stem() if method else 'none'
+    stem = 'none' if method is None else methods_stem(method)
     parts = path.with_suffix('').parts
     if 'configs' in parts:
         parts = parts[len(parts) - parts[::-1].index('configs') :]
@@ -233,17 +233,12 @@ def run_name(config: Any, path: Path) -> str:
     return '/'.join((stem, *parts))
 
 
-def _method_of(config: Any) -> Mapping[str, Any] | None:
+def _method_of(config: Any) -> Any | None:
     if is_petl_model(config.get('model')):
         method = method_of(config)
     else:
         backbone = config.get('model', {}).get('backbone', {})
         method = backbone.get('method') if isinstance(backbone, Mapping) else None
-    if method is None:
-        return None
-    if not isinstance(method, Mapping):
-        build_method(method)  # a name, or it says what is wrong
-        return {'type': method}
     return method
 
 
@@ -251,7 +246,7 @@ def _check_method(config: Any) -> None:
     """Name an unknown method or argument before anything heavy is imported."""
     method = _method_of(config)
     if method is not None:
-        build_method(method)
+        build_entries(method)
 
 
 def fill_dataset(config: Any) -> None:

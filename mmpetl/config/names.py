@@ -10,7 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmpetl.core import PETLError, build_method, registered_methods, suggest
+from mmpetl.core import (
+    PETLError,
+    build_method,
+    methods_classes,
+    registered_methods,
+    suggest,
+)
 
 
 def config_root() -> Path:
@@ -78,6 +84,15 @@ def method_class(name: str) -> Any:
     for cls in (*named, *of_stem):
         return cls
     return type(build_method(name.rpartition('.')[2]))
+
+
+def methods_stem(method: Any) -> str:
+    """Stem of a method, or of several: ``lora+vpt_deep``.
+
+    Raises:
+        PETLError: A name is unknown.
+    """
+    return '+'.join(cls.stem() for cls in methods_classes(method))
 
 
 def is_table(path: Path) -> bool:

@@ -3,28 +3,34 @@
 from mmpetl.core.affine import Affine, BiasPart
 from mmpetl.core.attention import score_terms, softmax_attention, split_heads
 from mmpetl.core.bricks import (
+    GroupedLinear,
     PoolPrompts,
     Prompts,
     add_to_own,
+    check_pooling,
+    drop_path,
     extra_tokens,
     grow,
     join_tokens,
     on_maps,
+    on_volumes,
+    pools_prompts,
     projections,
 )
 from mmpetl.core.calibration import (
     Calibrated,
-    Place,
     batch_size,
+    gradient_at,
     inputs_and_labels,
     one_by_one,
     one_epoch,
     only_trains,
+    parameters_behind,
     task_loss,
     warn_uncalibrated,
     watching,
 )
-from mmpetl.core.context import Context, records_gradients
+from mmpetl.core.context import Context, autocasts, records_gradients
 from mmpetl.core.conv_host import (
     ConvBackboneHost,
     ConvBlockHost,
@@ -38,7 +44,7 @@ from mmpetl.core.counts import Counts, Owner, count_trainable, describe, owners
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.fingerprint import base_changes, fingerprint, tensor_digests
-from mmpetl.core.fold import fold
+from mmpetl.core.fold import fold, fold_sites
 from mmpetl.core.host import (
     FFN,
     BackboneHost,
@@ -51,12 +57,14 @@ from mmpetl.core.host import (
 from mmpetl.core.inject import check_shapes, inject, wanted_sites
 from mmpetl.core.injection import (
     Injection,
+    Place,
     Slot,
     find_injected,
     injection_of,
     injections,
 )
 from mmpetl.core.leaf_map import LeafMap, layer_rows
+from mmpetl.core.losses import collect_losses
 from mmpetl.core.method import (
     FAMILIES,
     Method,
@@ -66,6 +74,7 @@ from mmpetl.core.method import (
     check_rank,
     is_wider,
     kaiming_uniform_,
+    method_class,
     registered_methods,
 )
 from mmpetl.core.narrow import GradientWatch, check_trained, unreached
@@ -78,8 +87,24 @@ from mmpetl.core.pyramid_host import (
 from mmpetl.core.rebase import load_base
 from mmpetl.core.role import Role
 from mmpetl.core.save import delta_facts, load_delta, save_delta
-from mmpetl.core.site import AFTER_ONLY, KINDS, LEAF_KINDS, Site, in_stages
-from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map
+from mmpetl.core.several import (
+    Entry,
+    build_entries,
+    is_several,
+    methods_classes,
+    methods_family,
+    methods_name,
+    with_arguments,
+)
+from mmpetl.core.site import (
+    AFTER_ONLY,
+    KINDS,
+    LEAF_KINDS,
+    PROJECTIONS,
+    Site,
+    in_stages,
+)
+from mmpetl.core.sitemap import SiteMap, block_sites, find_site_map, site_map_of
 from mmpetl.core.slots import (
     SlotFacts,
     disable,
@@ -93,6 +118,7 @@ from mmpetl.core.slots import (
 from mmpetl.core.stack import Rows, Stack
 from mmpetl.core.stacking import conflict
 from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
+from mmpetl.core.steps import Stepped, plan_steps
 from mmpetl.core.window_host import (
     WindowBackboneHost,
     WindowBlockHost,
@@ -114,6 +140,7 @@ __all__ = [
     'FFN',
     'KINDS',
     'LEAF_KINDS',
+    'PROJECTIONS',
     'Affine',
     'BackboneHost',
     'BiasPart',
@@ -125,7 +152,9 @@ __all__ = [
     'ConvSiteMap',
     'Counts',
     'Delta',
+    'Entry',
     'GradientWatch',
+    'GroupedLinear',
     'Host',
     'Injection',
     'LeafMap',
@@ -147,20 +176,25 @@ __all__ = [
     'SlotFacts',
     'Stack',
     'Stage',
+    'Stepped',
     'WindowBackboneHost',
     'WindowBlockHost',
     'WindowSiteMap',
     'add_to_own',
+    'autocasts',
     'base_changes',
     'batch_size',
     'block_sites',
+    'build_entries',
     'build_method',
     'check_hosts',
     'check_kinds',
+    'check_pooling',
     'check_range',
     'check_rank',
     'check_shapes',
     'check_trained',
+    'collect_losses',
     'conflict',
     'convolve',
     'count_trainable',
@@ -169,6 +203,7 @@ __all__ = [
     'describe',
     'disable',
     'disabled',
+    'drop_path',
     'eject',
     'enable',
     'extra_tokens',
@@ -176,16 +211,19 @@ __all__ = [
     'find_site_map',
     'fingerprint',
     'fold',
+    'fold_sites',
     'freeze',
     'from_maps',
     'from_windows',
     'frozen_keys',
+    'gradient_at',
     'grow',
     'in_stages',
     'inject',
     'injection_of',
     'injections',
     'inputs_and_labels',
+    'is_several',
     'is_wider',
     'join_tokens',
     'kaiming_uniform_',
@@ -193,16 +231,24 @@ __all__ = [
     'load_base',
     'load_delta',
     'load_delta_state',
+    'method_class',
+    'methods_classes',
+    'methods_family',
+    'methods_name',
     'norm_tokens',
     'numbers',
     'on_maps',
+    'on_volumes',
     'one_by_one',
     'one_epoch',
     'only_trains',
     'owners',
     'padded_grid',
+    'parameters_behind',
     'patches_of',
     'places_of',
+    'plan_steps',
+    'pools_prompts',
     'projections',
     'records_gradients',
     'registered_methods',
@@ -210,6 +256,7 @@ __all__ = [
     'save_delta',
     'score_terms',
     'shift_mask',
+    'site_map_of',
     'slots',
     'softmax_attention',
     'split_heads',
@@ -223,5 +270,6 @@ __all__ = [
     'wanted_sites',
     'warn_uncalibrated',
     'watching',
+    'with_arguments',
     'without_extra',
 ]

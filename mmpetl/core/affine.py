@@ -41,6 +41,7 @@ class Affine:
     """
 
     tied: str | None = None
+    _base: Affine | None = None
 
     def __init__(
         self,
@@ -64,6 +65,27 @@ class Affine:
         """Views of every base tensor behind the map, weights first."""
         return [*self.weights, *(p.bias for p in self.bias if p.bias is not None)]
 
+    @property
+    def base(self) -> Affine:
+        """The map as it was before any method was folded into it.
+
+        For deltas that read base weights (:attr:`Delta.reads_base`), beside others at
+        the same weights. It may be this very map: read it before you write.
+        """
+        return self if self._base is None else self._base
+
+    def keep_base(self) -> None:
+        """Remember the map as it is now, as :attr:`base`."""
+        self._base = self.copy()
+
+    def check_readable(self) -> None:
+        """Raise PETLError where nothing can be computed from the stored numbers."""
+        for kind in self._packed():
+            raise PETLError(
+                f'{self.name} holds a {kind}, whose numbers are no weights; take a '
+                'floating base, or a method that reads no base weights, such as LoRA'
+            )
+
     def check_writable(self) -> None:
         """Raise PETLError where an exact equivalent cannot be written.
 
@@ -74,15 +96,20 @@ class Affine:
                 f'what {self.name} has learnt cannot be folded: {self.tied}; keep the '
                 'delta unfolded'
             )
-        for tensor in self.tensors:
-            plain = type(tensor) in (Tensor, nn.Parameter)
-            if plain and tensor.is_floating_point():
-                continue
+        for kind in self._packed():
             raise PETLError(
-                f'{self.name} holds a {type(tensor).__name__} of '
-                f'{str(tensor.dtype).removeprefix("torch.")}, into which nothing can '
-                'be folded exactly; fold into a floating base, and quantise that'
+                f'{self.name} holds a {kind}, into which nothing can be folded '
+                'exactly; fold into a floating base, and quantise that'
             )
+
+    def _packed(self) -> list[str]:
+        """Class and dtype of each tensor that does not hold plain floating numbers."""
+        return [
+            f'{type(tensor).__name__} of {str(tensor.dtype).removeprefix("torch.")}'
+            for tensor in self.tensors
+            if type(tensor) not in (Tensor, nn.Parameter)
+            or not tensor.is_floating_point()
+        ]
 
     @classmethod
     def of(
@@ -172,7 +199,7 @@ class Affine:
             piece = shift[part.start : part.stop].double()
             if part.bias is not None:
                 part.bias.copy_(part.bias.double() + piece)
-            elif not part.free:
+            elif not part.free and piece.any():
                 raise PETLError(
                     f'{self.name} has no bias to fold a shift into; '
                     'build the base with one, or keep the delta unfolded'

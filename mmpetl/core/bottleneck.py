@@ -7,10 +7,20 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mmpetl.core.delta import Delta
-from mmpetl.core.method import kaiming_uniform_
+from mmpetl.core.errors import PETLError
+from mmpetl.core.method import Method, kaiming_uniform_
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {'gelu': nn.GELU, 'relu': nn.ReLU}
 """Activations that a bottleneck may have, by name."""
+
+
+def check_activation(method: Method, activation: str) -> None:
+    """Raise PETLError unless a bottleneck may have this activation."""
+    if activation not in ACTIVATIONS:
+        raise PETLError(
+            f'{type(method).__name__} needs activation {" or ".join(ACTIVATIONS)}, '
+            f'got {activation!r}'
+        )
 
 
 class Bottleneck(Delta):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mmpetl.core.attention import split_heads
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
+from mmpetl.core.errors import PETLError
+from mmpetl.core.site import Site
 
 
 def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
@@ -26,6 +28,60 @@ def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
     maps = x[:, p:].reshape(-1, h, w, x.shape[-1]).permute(0, 3, 1, 2)
     y = op(maps).permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[-1])
     return torch.cat((x[:, :p], y), dim=1) if p else y
+
+
+def on_volumes(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
+    """Run an operator over time and space on the grid; prefix tokens pass it by.
+
+    Time is an axis of the grid, or the frames of a clip are images of the batch.
+
+    Args:
+        op: (clips, C, T, H, W) -> the same shape.
+        x: (B, num_prefix + prod(grid), C), with B = clips * frames.
+        ctx: Facts of this forward pass.
+    """
+    p, grid = ctx.num_prefix, ctx.grid
+    if not all(grid):
+        return x  # tokens in front of no grid
+    cells = x[:, p:]
+    if len(grid) == 2:
+        cells, grid = cells.unflatten(0, (-1, ctx.frames)), (ctx.frames, *grid)
+        cells = cells.flatten(1, 2)
+    y = op(cells.unflatten(1, grid).movedim(-1, 1)).movedim(1, -1)
+    y = y.reshape(x.shape[0], -1, x.shape[-1])
+    return torch.cat((x[:, :p], y), dim=1) if p else y
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Zero whole samples with probability ``rate`` and scale up the others."""
+    shape = x.shape[0], *[1] * (x.ndim - 1)
+    kept = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
+    return x * kept / (1 - rate)
+
+
+class GroupedLinear(nn.Module):
+    """``diag(B_1, ..., B_g) h + c``: every group of inputs feeds a group of outputs.
+
+    ``weight``: (out_dims, in_dims / groups), the blocks ``B_j`` below each other, zero
+    at the start; ``bias``: (out_dims,), zero.
+    """
+
+    def __init__(self, in_dims: int, out_dims: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.zeros(out_dims, in_dims // groups))
+        self.bias = nn.Parameter(torch.zeros(out_dims))
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.groups == 1:
+            return nn.functional.linear(h, self.weight, self.bias)
+        blocks = self.weight.unflatten(0, (self.groups, -1))
+        h = h.unflatten(-1, (self.groups, -1))
+        return torch.einsum('...gi,goi->...go', h, blocks).flatten(-2) + self.bias
+
+    def dense(self) -> Tensor:
+        """(out_dims, in_dims), zero outside of the blocks."""
+        return torch.block_diag(*self.weight.unflatten(0, (self.groups, -1)))
 
 
 def add_to_own(x: Tensor, update: Tensor, ctx: Context) -> Tensor:
@@ -133,10 +189,35 @@ class Prompts(Delta):
         self.E = nn.Parameter(start.uniform_(-bound, bound))
         self.drop = nn.Dropout(drop_rate)
 
-    def before(self, x: Tensor, ctx: Context) -> Tensor:
+    def tokens(self, batch: int) -> Tensor:
+        """What joins the stream, (batch, P, C)."""
         e = self.E if self.projection is None else self.shared[self.projection](self.E)
-        tokens = self.drop(e.expand(x.shape[0], -1, -1))
-        return join_tokens(x, tokens, ctx, self.slot)
+        return self.drop(e.expand(batch, -1, -1))
+
+    def before(self, x: Tensor, ctx: Context) -> Tensor:
+        return join_tokens(x, self.tokens(x.shape[0]), ctx, self.slot)
+
+
+def pools_prompts(site: Site, wanted: bool | None) -> bool:
+    """Whether prompts take part where the tokens of an output are averaged.
+
+    Args:
+        site: Any site.
+        wanted: None lets them in windowed backbones with one output, as published for
+            Swin, and nowhere else.
+    """
+    if site.kind != 'out' or not site.pooled:
+        return False
+    return site.window is not None if wanted is None else wanted
+
+
+def check_pooling(who: str, wanted: bool | None, sites: Iterable[Site]) -> None:
+    """Raise PETLError where prompts are to be averaged and nothing is."""
+    if wanted and not any(site.kind == 'out' for site in sites):
+        raise PETLError(
+            f'{who} has pool_prompts=True, but this backbone does not average its '
+            'tokens into one output; leave pool_prompts out'
+        )
 
 
 class PoolPrompts(Delta):

@@ -15,9 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
-from mmpetl.core.errors import PETLError
-from mmpetl.core.injection import injections, plug_of, prune
-from mmpetl.core.method import Method
+from mmpetl.core.injection import plug_of, prune
 from mmpetl.core.site import Site
 
 Observer = Callable[[Any, Any, Context], None]
@@ -52,39 +50,6 @@ def warn_uncalibrated(delta: Delta, what: str) -> None:
             'run, or call calibrate(model, batches) of the method',
             stacklevel=3,
         )
-
-
-class Place:
-    """Where a method sits: the module with the sites, its slot, and its deltas.
-
-    Args:
-        model: An injected backbone, or a model that contains one.
-        method: The method itself, or an equal one.
-
-    Raises:
-        PETLError: The model does not hold the method.
-    """
-
-    def __init__(self, model: nn.Module, method: Method) -> None:
-        for _, module, record in injections(model):
-            for name, slot in record.slots.items():
-                if slot.method is method or slot.method.config() == method.config():
-                    self.module, self.record, self.slot = module, record, name
-                    self.sites = slot.sites
-                    return
-        raise PETLError(
-            f'{type(model).__name__} does not hold {method!r}; inject it before '
-            'calibrating'
-        )
-
-    def delta(self, site: Site) -> Delta:
-        """The method's delta at a site."""
-        return self.module.get_submodule(f'{site.path}.{self.slot}')
-
-    @property
-    def calibrated(self) -> Calibrated:
-        """The record of the data pass."""
-        return self.module.get_submodule(f'petl.shared.{self.slot}')
 
 
 class _Views(Dataset):
@@ -241,6 +206,27 @@ def one_by_one(batch: Any) -> Iterator[Any]:
             yield {key: value[i : i + 1] for key, value in batch.items()}
         else:
             yield tuple(None if v is None else v[i : i + 1] for v in batch)
+
+
+def parameters_behind(
+    module: nn.Module, views: Iterable[Tensor]
+) -> dict[Tensor, nn.Parameter]:
+    """The parameter in whose storage each view of base weights lies.
+
+    Args:
+        module: The backbone.
+        views: Of :attr:`mmpetl.core.Affine.tensors`.
+    """
+    owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
+    return {view: owner[view.untyped_storage().data_ptr()] for view in views}
+
+
+def gradient_at(view: Tensor, param: nn.Parameter) -> Tensor:
+    """What a backward pass has left for a view of a parameter, in its shape."""
+    if param.grad is None:
+        return torch.zeros_like(view)
+    start = view.storage_offset() - param.storage_offset()
+    return param.grad.as_strided(view.shape, view.stride(), start)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,29 @@ def records_gradients() -> bool:
     return torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast decides on dtypes here; never where there are no numbers."""
+    kind = x.device.type
+    return kind != 'meta' and torch.is_autocast_enabled(kind)
+
+
+class Made(NamedTuple):
+    """How a feature can be computed again: :meth:`Context.tell`."""
+
+    x: Tensor
+    sources: tuple[Tensor, ...]
+    compute: Callable[..., Tensor]
+
+
 class Context:
     """Facts of one forward pass, handed to every delta.
 
     Attributes:
         grid: Extents of the token grid at this place, (H, W) or (T, H, W).
         num_prefix: Tokens in front of the grid: class tokens, then extra tokens.
+        frames: Frames of a clip that are images of the batch, one behind the other, so
+            that the batch counts clips times frames; 1 for images, and where time is an
+            axis of the grid.
         num_extra: How many of the prefix tokens deltas have added. They sit right
             behind the class tokens.
         joined: Slot and number of each group of extra tokens, in their order.
@@ -35,23 +52,51 @@ class Context:
         rerun: ``rerun(x, ctx)`` runs the block or the patch merging at hand once more,
             on another sequence, of any dtype, and another context. Set while the sites
             ``tokens``, ``block`` and ``downsample`` run.
+        attend: ``attend(x, ctx, entering)`` runs norm and attention of the block at
+            hand once more, on another sequence, of any dtype, and another context, with
+            the deltas between the ports of the site ``attn`` and without these.
+            ``entering`` makes something of what leaves the norm; None leaves it as it
+            is. Set while the sites ``tokens`` and ``block`` run.
+        silent: Slots whose deltas do not act, for what is run once more; watchers do
+            not look on either.
+        affine: ``affine(kind)`` gives the base weights behind a site of the block or
+            layer at hand, as an :class:`~mmpetl.core.affine.Affine`: its ``weight`` and
+            ``full_bias()`` are frozen and in the dtype of the base, so they go through
+            :meth:`Delta.own`. Set while a delta acts. A delta reads them in each pass,
+            and says so (:attr:`Delta.reads_base`); it keeps no view of them, since
+            conversions, copies and folding put others in their place.
+        made: How the latest feature can be computed again, or None (:meth:`tell`).
+        output_kept: Whether what follows the site at hand keeps what leaves it for the
+            backward pass, as it is.
+        products: What deltas made of one input at queries, keys and values, for one
+            another (:func:`~mmpetl.core.lean.product`); None at other sites.
     """
 
     __slots__ = (
+        'affine',
+        'attend',
+        'frames',
         'grid',
         'handed',
         'images',
         'joined',
+        'made',
         'masks',
         'notes',
         'num_extra',
         'num_prefix',
+        'output_kept',
+        'products',
         'rerun',
+        'silent',
     )
 
-    def __init__(self, grid: tuple[int, ...], num_prefix: int = 0) -> None:
+    def __init__(
+        self, grid: tuple[int, ...], num_prefix: int = 0, frames: int = 1
+    ) -> None:
         self.grid = grid
         self.num_prefix = num_prefix
+        self.frames = frames
         self.num_extra = 0
         self.joined: list[tuple[str, int]] = []
         self.notes: dict[str, dict[Any, Any]] = {}
@@ -59,6 +104,24 @@ class Context:
         self.handed: Any = None
         self.images: Tensor | None = None
         self.rerun: Callable[[Tensor, Context], Tensor] | None = None
+        self.attend: Callable[..., Tensor] | None = None
+        self.silent: frozenset[str] = frozenset()
+        self.affine: Callable[[str], Any] | None = None
+        self.made: Made | None = None
+        self.output_kept = False
+        self.products: list[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def tell(
+        self, x: Tensor, sources: tuple[Tensor, ...], compute: Callable[..., Tensor]
+    ) -> None:
+        """Say how a feature can be computed again, by what is cheap and without chance.
+
+        Args:
+            x: The feature.
+            sources: What it is made of, and is kept for the backward pass by others.
+            compute: ``compute(*sources)`` is x. It must hold no tensor itself.
+        """
+        self.made = Made(x, sources, compute) if records_gradients() else None
 
     def fork(self) -> Context:
         """A copy whose counts stay as they are now; notes and masks are shared.
@@ -66,7 +129,7 @@ class Context:
         Activation checkpointing runs a block again during backward, when the counts
         of the pass have moved on.
         """
-        copy = Context(self.grid, self.num_prefix)
+        copy = Context(self.grid, self.num_prefix, self.frames)
         copy.num_extra = self.num_extra
         copy.joined = list(self.joined)
         copy.notes = self.notes
@@ -74,6 +137,9 @@ class Context:
         copy.handed = self.handed
         copy.images = self.images
         copy.rerun = self.rerun
+        copy.attend = self.attend
+        copy.silent = self.silent
+        copy.affine = self.affine
         return copy
 
     def own(self) -> Context:

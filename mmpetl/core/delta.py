@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core.context import Context
+from mmpetl.core.context import Context, autocasts
 
 Features = Tensor | tuple[Tensor, ...]
+
+_terms: weakref.WeakKeyDictionary[nn.Module, dict[str, Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What deltas have noted for losses since it was last collected. It is kept beside
+them, since what hangs on a graph can be neither copied nor pickled."""
 
 
 class Delta(nn.Module):
@@ -24,13 +33,20 @@ class Delta(nn.Module):
     Attributes:
         slot: Name of the slot that it belongs to, once it is plugged in.
         dtype: Floating dtype of its own or shared parameters, None without any.
-        taps: Whether it passes everything on and only reads. It then runs behind all
-            others at its site, so that it reads what leaves in any order of injection.
+        taps: Whether it runs behind all others at its site, in any order of injection,
+            since it only reads what leaves, or makes several streams of it.
+        reads_base: Whether it reads the base weights of its site in each pass
+            (:meth:`Context.affine`). What it folds then counts from
+            :attr:`Affine.base`, as other methods may be folded there before.
+        lr_mults: Factors of the learning rate for some of its parameters, by their own
+            names; :class:`~mmpetl.engine.OwnerOptimWrapperConstructor` reads them.
     """
 
     slot: str = ''
     dtype: torch.dtype | None = None
     taps: bool = False
+    reads_base: bool = False
+    lr_mults: Mapping[str, float] = MappingProxyType({})
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         """What enters the site instead of ``x``."""
@@ -40,13 +56,49 @@ class Delta(nn.Module):
         """What leaves the site instead of ``y``, its output for the input ``x``."""
         return y
 
+    def within(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor | None:
+        """``after(x, module(x))`` in one step, where there is a shorter way.
+
+        Asked where gradients are recorded, the site is one module and no other delta
+        acts in front of this one. None: there is none, and the module and
+        :meth:`after` run.
+        """
+        return None
+
     def own(self, x: Features) -> Features:
         """Features in this delta's dtype, which may be finer than that of the base."""
         if isinstance(x, tuple):
             return tuple(self.own(part) for part in x)
-        if self.dtype in (None, x.dtype) or torch.is_autocast_enabled(x.device.type):
+        if self.dtype in (None, x.dtype) or autocasts(x):
             return x
         return x.to(self.dtype)
+
+    def add_term(self, name: str, value: Tensor) -> None:
+        """Note a number of this pass for a loss, in place of what the last pass noted.
+
+        :meth:`mmpetl.core.Method.loss` makes the loss of what all deltas have noted. In
+        evaluation, without gradients, and where activation checkpointing runs a block
+        once more, nothing is noted.
+
+        Args:
+            name: One of :attr:`mmpetl.core.Method.losses`.
+            value: A scalar.
+        """
+        # As torch's own checkpointing asks; -1 is no backward pass.
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            if self.training:
+                _terms.setdefault(self, {})[name] = value
+
+    def take_terms(self) -> dict[str, Tensor]:
+        """What has been noted; it is noted no longer."""
+        return _terms.pop(self, {})
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether there is something to take."""
+        return self in _terms
 
     def notes(self, ctx: Context) -> dict[Any, Any]:
         """What the deltas of this slot have written down in this forward pass."""

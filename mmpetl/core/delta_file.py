@@ -15,6 +15,8 @@ Neither file can run code. The JSON holds at least
 ``base``         name of the file of the base weights, null where they were random
 ``fingerprint``  digest of the base weights, 16 hexadecimal digits
 ``tensors``      file, number of values, bytes and SHA-256 of the ``.safetensors``
+``packed``       bits and shape of each weight that the file holds packed
+                 (:mod:`mmpetl.core.packing`), by its key; absent where none is
 ===============  =====================================================================
 
 Keys are those of the model's state, free of what depends on how it was held: no segment
@@ -39,6 +41,7 @@ from torch import Tensor
 from mmpetl.core.boundary import checked, read_bytes, read_json
 from mmpetl.core.errors import PETLError
 from mmpetl.core.method import build_method
+from mmpetl.core.packing import PackedTensor, packed_tensors, unpacked_tensors
 from mmpetl.version import __version__
 
 FORMAT = 1
@@ -103,6 +106,7 @@ class PublishedRecord(RunRecord, kw_only=True):
     """The json of a published delta."""
 
     tensors: Sealed
+    packed: dict[str, PackedTensor] = {}
     classes: list[ClassName] | None = None
     palette: list[tuple[Channel, Channel, Channel]] | None = None
     scope: str | None = None
@@ -153,11 +157,17 @@ def file_keys(keys: Iterable[str], slots: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def lone_slot(keys: Iterable[str]) -> list[str]:
-    """The slot that keys name, whatever it is called; none where they name several.
+def lone_slot(keys: Iterable[str], methods: int = 1) -> list[str]:
+    """The slot that keys name, whatever it is called; none where there are several.
 
     Keys do not tell the order of several, so these keep the names that they have.
+
+    Args:
+        keys: Those of a file.
+        methods: How many methods it is of, some of which may have no keys of their own.
     """
+    if methods != 1:
+        return []
     parts = [plain_key(key).split('.') for key in keys]
     found = {p[p.index('petl') + 2] for p in parts if 'petl' in p[:-2]}
     return list(found) if len(found) == 1 else []
@@ -179,7 +189,7 @@ def state_for(
     """
     wanted = {short: key for key, short in file_keys(keys, slots).items()}
     # A run's checkpoint has the name that the slot had in the run.
-    own = lone_slot(tensors)
+    own = lone_slot(tensors, len(slots))
     return {wanted.get(file_key(k, own), k): value for k, value in tensors.items()}
 
 
@@ -195,21 +205,26 @@ def delta_paths(path: str | os.PathLike) -> tuple[Path, Path]:
 
 
 def write_delta_file(
-    path: str | os.PathLike, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    path: str | os.PathLike,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    bits: Mapping[str, int] | None = None,
 ) -> Path:
     """Write both files; they are whole, or as they were before.
 
     Args:
         path: Path without a suffix, or with either suffix.
         tensors: By keys of the file; :func:`file_keys` gives them.
-        facts: The record without ``tensors``; ``format`` and ``version`` are added
-            where it lacks them.
+        facts: The record without ``tensors`` and ``packed``; ``format`` and ``version``
+            are added where it lacks them.
+        bits: Bits of each entry, by the keys of tensors that are to be packed.
 
     Returns:
         The ``.safetensors`` file.
 
     Raises:
-        PETLError: A value is not finite, or a file cannot be written.
+        PETLError: A value is not finite, a tensor takes more values than its bits tell
+            apart, or a file cannot be written.
     """
     from safetensors.torch import save
 
@@ -220,22 +235,27 @@ def write_delta_file(
         raise PETLError(
             f'{error}, so no delta is written; take an earlier checkpoint'
         ) from None
+    held, packed = packed_tensors(tensors, bits or {})
     # Clones, for safetensors refuses tensors that share memory.
-    packed = save({k: v.detach().cpu().clone() for k, v in tensors.items()})
+    data = save({k: v.detach().cpu().clone() for k, v in held.items()})
+    known = to_data(facts)
+    known.pop('packed', None)
     whole = {
         'format': FORMAT,
         'version': __version__,
-        **to_data(facts),
+        **known,
         'tensors': {
             'file': weights.name,
-            'values': sum(v.numel() for v in tensors.values()),
-            'bytes': len(packed),
-            'sha256': hashlib.sha256(packed).hexdigest(),
+            'values': sum(v.numel() for v in held.values()),
+            'bytes': len(data),
+            'sha256': hashlib.sha256(data).hexdigest(),
         },
     }
+    if packed:
+        whole['packed'] = packed
     check_record(whole, PublishedRecord, str(record))  # what is written can be read
     text = json.dumps(whole, indent=2, ensure_ascii=False) + '\n'
-    write_all({weights: packed, record: text.encode()})
+    write_all({weights: data, record: text.encode()})
     return weights
 
 
@@ -243,6 +263,8 @@ def read_delta_file(
     path: str | os.PathLike,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a delta, from either file or their stem.
+
+    Packed weights are unpacked; each has the flag beside it that says so.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -272,9 +294,10 @@ def read_delta_file(
         raise PETLError(f'{weights} is damaged or no safetensors ({error})') from None
     try:
         check_values(tensors)
+        own = checked(facts, PublishedRecord, f'{record}').packed
+        return unpacked_tensors(tensors, own), facts
     except PETLError as error:
         raise PETLError(f'{weights}: {error}') from None
-    return tensors, facts
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -442,6 +465,30 @@ def method_name(facts: Mapping[str, Any]) -> str:
 def _methods(facts: Mapping[str, Any]) -> list[Any]:
     methods = facts['method']
     return list(methods) if isinstance(methods, list | tuple) else [methods]
+
+
+def methods_of(
+    facts: Mapping[str, Any],
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The config of each method, and the arguments of ``inject`` that say its part.
+
+    Raises:
+        PETLError: The record does not say it of each.
+    """
+    methods, where = _methods(facts), facts.get('where')
+    parts = where if isinstance(where, list) else [where or {}] * len(methods)
+    known = {'layers', 'blocks', 'places'}
+    if len(parts) != len(methods) or not all(
+        isinstance(part, Mapping) and set(part) <= known for part in parts
+    ):
+        raise PETLError(
+            f'the delta of {method_name(facts)} says where it acts as {where!r}; it '
+            'needs layers and blocks of each method'
+        )
+    return [
+        (dict(method), {k: v for k, v in part.items() if v is not None})
+        for method, part in zip(methods, parts, strict=True)
+    ]
 
 
 def _where(facts: Mapping[str, Any]) -> str:

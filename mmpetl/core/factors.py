@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
+from mmpetl.core.lean import add_product, product
 from mmpetl.core.method import Method, kaiming_uniform_
 from mmpetl.core.site import Site
 
@@ -99,15 +100,8 @@ class FactorDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         factors = self.factors()
-        if self.columns > 1:
-            x = x.unflatten(-1, (self.columns, self.dims))
-        h = F.linear(x, factors.u)
-        h = h.flatten(-2) if self.columns > 1 else h
-        h = self.drop(F.linear(h, self.cores()))
-        if self.rows > 1:
-            h = h.unflatten(-1, (self.rows, -1))
-        h = F.linear(h, factors.v)
-        return y + (h.flatten(-2) if self.rows > 1 else h) * self.scale
+        h = self.drop(F.linear(product(x, factors.u, ctx), self.cores()))
+        return add_product(y, h, factors.v, self.scale)
 
     def increment(self) -> Tensor:
         """``scale * v S_i u`` for every block: (rows * D, columns * D), float64."""

@@ -6,7 +6,7 @@ these; parameters, buffers, keys and ``isinstance`` stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from mmpetl.core.fingerprint import check_unmoved, converting
 from mmpetl.core.init_guard import KeptThroughInit
 from mmpetl.core.injection import Injection, deltas_of, find_submodule, wholly
 from mmpetl.core.stack import Rows, Stack, affine_of
+from mmpetl.core.steps import follow_steps
 
 Projection = nn.Module | Rows
 """What a block calls between two widths."""
@@ -48,8 +49,9 @@ class Host:
         self, kind: str, x: Features, ctx: Context, index: int | None = None
     ) -> Features:
         """Run the ``before`` ports of a site."""
-        for delta in self.plugged(kind, index):
+        for delta in _heard(self.plugged(kind, index), ctx):
             if type(delta).before is not Delta.before:
+                ctx.affine = self.base_of
                 x = _like(delta.before(delta.own(x), ctx), x)
         return x
 
@@ -62,10 +64,30 @@ class Host:
         index: int | None = None,
     ) -> Tensor:
         """Run the ``after`` ports of a site, given its input and output."""
-        for delta in self.plugged(kind, index):
-            if type(delta).after is not Delta.after:
-                y = _like(delta.after(delta.own(x), delta.own(y), ctx), y)
-        return y
+        return self._behind(self.plugged(kind, index), x, y, ctx)
+
+    def affine(self, name: str, kind: str) -> Affine | None:
+        """The base weights behind a site of this module, None where it has none."""
+        return None
+
+    def base_of(self, kind: str, name: str = '') -> Affine:
+        """The base weights behind a site of this module, for the delta that runs.
+
+        Args:
+            kind: The site.
+            name: What messages call it.
+
+        Raises:
+            PETLError: There are none.
+        """
+        # By the class: norms have an attribute of this name.
+        found = type(self).affine(self, name or kind, kind)
+        if found is None:
+            raise PETLError(
+                f'{name or kind} is no affine map of {type(self).__name__}, so a delta '
+                'can read no base weights there'
+            )
+        return found
 
     def through(
         self,
@@ -77,7 +99,32 @@ class Host:
     ) -> Tensor:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
-        return self.after(kind, x, module(x), ctx, index)
+        deltas = _heard(self.plugged(kind, index), ctx)
+        shorter = deltas and type(deltas[0]).within is not Delta.within
+        if shorter and records_gradients():
+            ctx.affine = self.base_of
+            y = deltas[0].within(module, x, ctx)
+            if y is not None:
+                return self._behind(deltas[1:], x, y, ctx)
+        return self._behind(deltas, x, module(x), ctx)
+
+    def _behind(
+        self, deltas: list[Delta], x: Features, y: Tensor, ctx: Context
+    ) -> Tensor:
+        """Run the ``after`` ports of these deltas."""
+        for delta in _heard(deltas, ctx):
+            if type(delta).after is not Delta.after:
+                ctx.affine = self.base_of
+                y = _like(delta.after(delta.own(x), delta.own(y), ctx), y)
+        return y
+
+
+def _heard(deltas: list[Delta], ctx: Context) -> list[Delta]:
+    """Those that act in a pass, where some slots are silent; watchers have no slot."""
+    if not ctx.silent:
+        return deltas
+    silent = {'', *ctx.silent}
+    return [d for d in deltas if not d.taps and d.slot not in silent]
 
 
 def _like(y: Features, x: Features) -> Features:
@@ -85,6 +132,11 @@ def _like(y: Features, x: Features) -> Features:
     if isinstance(y, tuple):
         return tuple(_like(a, b) for a, b in zip(y, x, strict=True))
     return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _onto(of_branch: Callable[..., Tensor], x: Tensor, *sources: Tensor) -> Tensor:
+    """What a branch, computed again, is added to, and the sum."""
+    return x + of_branch(*sources)
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -99,12 +151,13 @@ def _split(y: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 def run_in(
     dtype: torch.dtype,
-    run: Callable[[Tensor, Context], Tensor],
+    run: Callable[..., Tensor],
     x: Tensor,
     ctx: Context,
+    *more: Any,
 ) -> Tensor:
     """``run`` on a sequence of any dtype; the frozen trunk meets that of its stream."""
-    return run(x.to(dtype), ctx)
+    return run(x.to(dtype), ctx, *more)
 
 
 @dataclass(frozen=True)
@@ -117,12 +170,55 @@ class FFN:
         between: ``between(x, ctx)``: activation, gate, convolution, dropout.
         fc2: Second projection.
         behind: ``behind(x)``: dropout.
+        act: The activation that ``between`` comes to, where it is no more than one of
+            :func:`only_activation`, else None.
     """
 
     fc1: Projection
     between: Callable[[Tensor, Context], Tensor]
     fc2: Projection
     behind: Callable[[Tensor], Tensor] = _identity
+    act: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        fc1: Projection,
+        between: Sequence[nn.Module],
+        fc2: Projection,
+        behind: Callable[[Tensor], Tensor] = _identity,
+    ) -> FFN:
+        """With an activation and what stands behind it, one after the other."""
+
+        def run(x: Tensor, ctx: Context) -> Tensor:
+            for part in between:
+                x = part(x)
+            return x
+
+        return cls(fc1, run, fc2, behind, only_activation(*between))
+
+
+def only_activation(
+    act: Callable[[Tensor], Tensor], *others: nn.Module
+) -> nn.Module | None:
+    """``act``, if it keeps its input for the backward pass and the others do nothing.
+
+    Such an activation is cheap to compute again, and does not write to its input.
+
+    Args:
+        act: An activation.
+        others: Dropouts and the like behind it.
+    """
+    if type(act) not in (nn.GELU, nn.SiLU) or getattr(act, 'inplace', False):
+        return None
+    if any(part._forward_hooks or part._forward_pre_hooks for part in (act, *others)):
+        return None
+    passive = all(
+        isinstance(other, nn.Identity)
+        or (isinstance(other, nn.Dropout) and not (other.training and other.p))
+        for other in others
+    )
+    return act if passive else None
 
 
 class BlockHost(Host):
@@ -152,8 +248,13 @@ class BlockHost(Host):
         """Keyword arguments of :meth:`attend`."""
         raise NotImplementedError
 
-    def ffn_parts(self) -> FFN | tuple[nn.Module, Callable, nn.Module, Callable]:
-        """The feed-forward network; a tuple is fc1, ``between(x)``, fc2, behind."""
+    def ffn_parts(
+        self,
+    ) -> FFN | tuple[nn.Module, Callable | Sequence[Callable], nn.Module, Callable]:
+        """The feed-forward network; a tuple is fc1, between, fc2, behind.
+
+        In a tuple ``between(x)`` is a function, or several, one after the other.
+        """
         raise NotImplementedError
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
@@ -232,6 +333,7 @@ class BlockHost(Host):
         rows = ('attn.q', 'attn.k', 'attn.v')
         source = None if kv_source is None else kv_source(x, ctx)
         apart = any(self.plugged(kind) for kind in rows)
+        ctx.output_kept = prepare is None
         if qkv.fused and source is None and not apart:
             y = self.after('attn.qkv', x, qkv(x), ctx)
             parts = _split(y, qkv.sizes)
@@ -239,13 +341,16 @@ class BlockHost(Host):
             parts = qkv.parts(x, source)
             if apart:
                 seen = (x, x, x) if source is None else (x, source, source)
+                ctx.products = []
                 parts = [
                     self.after(kind, inside, part, ctx)
                     for kind, inside, part in zip(rows, seen, parts, strict=True)
                 ]
+                ctx.products = None
             if self.plugged('attn.qkv'):
                 y = self.after('attn.qkv', x, torch.cat(tuple(parts), dim=-1), ctx)
                 parts = _split(y, qkv.sizes)
+        ctx.output_kept = False
         dims = qkv.sizes[0] // num_heads
         q, k, v = (p.unflatten(-1, (-1, dims)).transpose(1, 2) for p in parts)
         if prepare is not None:
@@ -319,13 +424,20 @@ class BlockHost(Host):
         if isinstance(parts, FFN):
             return parts
         fc1, between, fc2, behind = parts
+        if isinstance(between, Sequence):
+            return FFN.of(fc1, between, fc2, behind)
         return FFN(fc1, lambda x, _: between(x), fc2, behind)
 
     def ffn_network(self, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the sites ``ffn.before`` and ``ffn.after``."""
         ffn = self.feed_forward()
-        x = ffn.between(self.through('ffn.fc1', ffn.fc1, x, ctx), ctx)
-        return ffn.behind(self.through('ffn.fc2', ffn.fc2, x, ctx))
+        ctx.output_kept = ffn.act is not None
+        u = self.through('ffn.fc1', ffn.fc1, x, ctx)
+        ctx.output_kept = False
+        h = ffn.between(u, ctx)
+        if ffn.act is not None:
+            ctx.tell(h, (u,), ffn.act)
+        return ffn.behind(self.through('ffn.fc2', ffn.fc2, h, ctx))
 
     def sublayers(self, x: Tensor, ctx: Context) -> Tensor:
         """Attention and feed-forward network on the residual stream."""
@@ -350,15 +462,40 @@ class BlockHost(Host):
             b = self.through(f'norm{branch}', norm, b, ctx)
         r = self.through(f'{name}.branch', partial(self.residual, branch), b, ctx)
         skip = partial(self.shortcut, branch, normed)
-        y = self.through(f'{name}.skip', skip, x, ctx) + r
+        skipped = self.through(f'{name}.skip', skip, x, ctx)
+        y = skipped + r
+        if ctx.made is not None and ctx.made.x is r:
+            of_branch = ctx.made.compute
+            ctx.tell(y, (skipped, *ctx.made.sources), partial(_onto, of_branch))
         return self.after(f'{name}.sum', x, y, ctx)
+
+    def attended(self, x: Tensor, ctx: Context) -> Tensor:
+        """:meth:`attention`, also where a part of the block has that name."""
+        return self.attention(x, ctx)
+
+    def attention_again(
+        self,
+        x: Tensor,
+        ctx: Context,
+        entering: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Norm and attention by themselves, without what stands at the site ``attn``.
+
+        Args:
+            x: (B, N, C).
+            ctx: Facts of this forward pass.
+            entering: What is made of the normed sequence in front of the projections.
+        """
+        norm, _ = self.norms()
+        h = x if self.post_norm else self.through('norm1', norm, x, ctx)
+        y = self.attended(h if entering is None else entering(h), ctx)
+        return self.through('norm1', norm, y, ctx) if self.post_norm else y
 
     def afresh(self, x: Tensor, ctx: Context) -> Tensor:
         """:meth:`sublayers` with facts that stay what they are, to be run again."""
         return self.sublayers(x, ctx.fork())
 
     def affine(self, name: str, kind: str) -> Affine | None:
-        """The base weights behind a site of this block, None where it has none."""
         if kind in ('norm1', 'norm2'):
             return affine_of(name, self.norms()[int(kind[-1]) - 1])
         if kind in ('ffn.fc1', 'ffn.fc2'):
@@ -377,6 +514,7 @@ class BlockHost(Host):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         ctx.rerun = partial(run_in, x.dtype, self.sublayers)
+        ctx.attend = partial(run_in, x.dtype, self.attention_again)
         x = self.before('tokens', x, ctx)
         x = self.before('block', x, ctx)
         if self.with_cp and records_gradients():
@@ -403,6 +541,7 @@ class KeepsBase(KeptThroughInit):
         check_hosts(self, self._petl)
         if mode:
             check_unmoved(self, self._petl)
+            follow_steps(self, self._petl)
         # A host with frozen stages clears the flags of all that lies in them.
         flags = [(param, param.requires_grad) for param in self.parameters()]
         for step in (super().train, partial(apply_modes, self, self._petl)):
@@ -424,7 +563,14 @@ class KeepsBase(KeptThroughInit):
 
 
 class BackboneHost(KeepsBase, Host):
-    """A backbone whose blocks run sites."""
+    """A backbone whose blocks run sites.
+
+    Attributes:
+        clip_frames: Frames of a clip that are images of its batch, one behind the
+            other; whatever hands it frames says so.
+    """
+
+    clip_frames: int = 1
 
     def convert_base(self, convert: Callable[[], object]) -> None:
         """Run what a user asks for that gives the frozen base other values."""
@@ -444,8 +590,8 @@ class BackboneHost(KeepsBase, Host):
             (B, prod(grid), C) and a context without prefix tokens.
         """
         images = x
-        x = projection(x)
-        ctx = Context(tuple(x.shape[2:]))
+        x = project(projection, x)
+        ctx = Context(tuple(x.shape[2:]), frames=self.clip_frames)
         ctx.images = images
         x = x.flatten(2).transpose(1, 2)
         if self.plugged('embed.proj'):
@@ -562,6 +708,38 @@ def without_extra(x: Tensor, ctx: Context) -> Tensor:
         return x
     own = ctx.num_prefix - ctx.num_extra
     return torch.cat((x[:, :own], x[:, ctx.num_prefix :]), dim=1)
+
+
+def project(projection: nn.Module, x: Tensor) -> Tensor:
+    """``projection(x)`` of a convolution.
+
+    Where all that trains of it is its bias, the gradient is a sum of what leaves; a
+    convolution would compute that of its weight as well.
+    """
+    weight, bias = projection.weight, projection.bias
+    alone = bias is not None and bias.requires_grad and not weight.requires_grad
+    if not alone or x.requires_grad or not records_gradients():
+        return projection(x)
+    with torch.no_grad():
+        y = projection(x)
+    return BiasInside.apply(y, bias)
+
+
+class BiasInside(torch.autograd.Function):
+    """y as it is, with the gradient of the bias that has been added, (B, C, ...)."""
+
+    @staticmethod
+    def forward(y: Tensor, bias: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        axes = [axis for axis in range(grad.ndim) if axis != 1]
+        return None, grad.sum(axes, dtype=ctx.dtype)
 
 
 def patches_of(projection: nn.Module, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from mmpetl.core.injection import (
     Injection,
     Slot,
     child_of,
+    injections,
     moving_statistics,
     parts_of,
     plug_of,
@@ -31,6 +32,7 @@ from mmpetl.core.injection import (
 from mmpetl.core.leaf_map import LeafMap
 from mmpetl.core.method import Method, build_method
 from mmpetl.core.narrow import (
+    Where,
     as_where,
     check_found,
     check_hosts_plain,
@@ -44,9 +46,10 @@ from mmpetl.core.narrow import (
 from mmpetl.core.patterns import as_patterns
 from mmpetl.core.places import check_grids, check_placed, measure
 from mmpetl.core.role import Role
+from mmpetl.core.several import WHERE, Methods, build_entries, is_several
 from mmpetl.core.site import AFTER_ONLY, LEAF_KINDS, Site
 from mmpetl.core.sitemap import SiteMap, find_site_map, is_below
-from mmpetl.core.slots import release, retraining
+from mmpetl.core.slots import release, remove, retraining
 from mmpetl.core.stacking import check_stack
 from mmpetl.lazy import moved_names
 
@@ -69,7 +72,7 @@ def core_of(backbone: nn.Module) -> nn.Module:
 
 def inject(
     backbone: nn.Module,
-    method: Method | type[Method] | str | Mapping[str, Any],
+    method: Methods,
     *,
     slot: str | None = None,
     head: Iterable[str] = (),
@@ -80,7 +83,7 @@ def inject(
     places: Mapping[str, str | Iterable[str]] | None = None,
     example: Any = None,
 ) -> nn.Module:
-    """Plug a method into a backbone, in place, and freeze the rest.
+    """Plug a method, or several, into a backbone, in place, and freeze the rest.
 
     Either all of it happens or, with an error, nothing.
 
@@ -88,7 +91,9 @@ def inject(
         backbone: A backbone that a file of ``mmpetl/backbones`` describes, or any
             other model for the methods that act on its layers, with its weights
             loaded.
-        method: A method, its name or its config.
+        method: A method, its name or its config; or a list of these, each of which
+            takes the next slot, and may hold ``layers`` and ``blocks`` of its own
+            (:mod:`mmpetl.core.several`).
         slot: Name of the place the method takes, by default the next number.
             Several methods may share one backbone.
         head: Path prefixes of base parameters that train like a head, because the
@@ -124,20 +129,63 @@ def inject(
         ['0']
         >>> model.blocks[0].attn.qkv.weight.requires_grad
         False
+        >>> model = timm.create_model('test_vit')
+        >>> both = [dict(type='LoRA', rank=4, blocks='3:'), 'VPTDeep']
+        >>> [fact.name for fact in mmpetl.slots(mmpetl.inject(model, both))]
+        ['0', '1']
     """
-    method, head = build_method(method), tuple(head)
+    given = {'slot': slot, 'layers': layers, 'blocks': blocks, 'places': places}
+    shared = {
+        'head': tuple(head),
+        'frozen_drop_path': frozen_drop_path,
+        'delta_dtype': delta_dtype,
+        'example': example,
+    }
+    if not is_several(method):
+        return _inject_one(backbone, build_method(method), **given, **shared)
+    for name, value in given.items():
+        if value is not None:
+            raise PETLError(
+                f'{name}= is of one method, and a list is given; '
+                + (
+                    f"write it into the entries, as in dict(type='LoRA', {name}=...)"
+                    if name in WHERE
+                    else 'inject the methods one after another'
+                )
+            )
+    entries = build_entries(method)
+    with _all_of_several(backbone):
+        for entry in entries:
+            _inject_one(backbone, entry.method, **entry.where, **shared)
+    return backbone
+
+
+def _inject_one(
+    backbone: nn.Module,
+    method: Method,
+    *,
+    slot: str | None = None,
+    head: tuple[str, ...],
+    frozen_drop_path: bool,
+    delta_dtype: torch.dtype | None,
+    example: Any,
+    layers: str | Iterable[str] | None = None,
+    blocks: Any = None,
+    places: Mapping[str, str | Iterable[str]] | None = None,
+) -> nn.Module:
+    """:func:`inject` of one method."""
     is_named = any(given is not None for given in (layers, blocks, places))
     module, site_map = locate(backbone, method, is_named, places is not None)
     record = record_of(module)
     if record is None:
         by_layer = isinstance(site_map, LeafMap)
         site_map.head += head if by_layer else ()
-        sites = tuple(site_map.sites(module))
+        sites = tuple(site_map.sites_of(module))
     else:
         by_layer, sites = isinstance(record.site_map, LeafMap), record.sites
-    slot = _free_slot(record, method, slot)
-    _warn_of_optimizers(module, method)
     where = as_where(layers, blocks, sites)
+    slot = _free_slot(record, method, slot, where)
+    _warn_of_optimizers(module, method)
     placed: tuple[Site, ...] = ()
     if places is not None:
         check_placed(method, places, site_map)
@@ -193,6 +241,8 @@ def inject(
         )
         _plug(module, site_map, slot, entry, deltas, shared, delta_dtype)
 
+        _check_readable(module, deltas)
+
         def weights(host: str, kind: str, index: int | None = None) -> Affine:
             return site_map.affine_at(module, sites, host, kind, index)
 
@@ -205,9 +255,17 @@ def inject(
             record.slots[slot] = entry
     module.train(record.training)
     for part in module.modules():
-        if hasattr(part, '_is_init'):
+        if _has_mark(part):
             part._is_init = True
     return backbone
+
+
+def _check_readable(module: nn.Module, deltas: Mapping[Site, Delta]) -> None:
+    """Refuse deltas that read base weights where there are no plain ones."""
+    for site, delta in deltas.items():
+        if delta.reads_base:
+            host = module.get_submodule(site.host)
+            host.base_of(site.kind, str(site)).check_readable()
 
 
 def wanted_sites(
@@ -221,7 +279,7 @@ def wanted_sites(
     module = core_of(backbone)
     record = record_of(module)
     site_map = record.site_map if record else find_site_map(module)
-    sites = record.sites if record else tuple(site_map.sites(module))
+    sites = record.sites if record else tuple(site_map.sites_of(module))
     method = build_method(method)
     wanted = _wanted(method, module, sites)
     check_shapes(method, wanted, site_map, sites)
@@ -266,7 +324,9 @@ def check_shapes(
             )
 
 
-def _free_slot(record: Injection | None, method: Method, slot: str | None) -> str:
+def _free_slot(
+    record: Injection | None, method: Method, slot: str | None, where: Where
+) -> str:
     taken = {} if record is None else record.slots
     if slot is not None and not _is_slot_name(slot):
         raise PETLError(
@@ -274,7 +334,11 @@ def _free_slot(record: Injection | None, method: Method, slot: str | None) -> st
             'digits and underscores, and no name of a method of torch.nn.ModuleDict'
         )
     for name, other in taken.items():
-        if other.method.config() == method.config() and slot in (None, name):
+        there = other.layers, other.blocks
+        alike = other.method.config() == method.config()
+        # At another part of the trunk it is another method.
+        alike &= there == (where.layers, where.blocks)
+        if alike and slot in (None, name):
             raise PETLError(
                 f'{type(method).__name__} is already injected in slot {name!r}; '
                 'eject it first, or name another slot'
@@ -294,7 +358,7 @@ def _warn_of_optimizers(module: nn.Module, method: Method) -> None:
             f'{type(method).__name__} adds parameters after a backward pass; an '
             'optimizer that was made before does not hold them: make it anew, or use '
             'its add_param_group',
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -311,7 +375,7 @@ def wide_enough(method: Method, sites: list[Site]) -> list[Site]:
     warnings.warn(
         f'{method!r} leaves out {len(thin)} layers that are too narrow for it '
         f'({shorten(thin, 2)}); layers= names those that it is to act at',
-        stacklevel=3,
+        stacklevel=4,
     )
     return wide
 
@@ -322,6 +386,27 @@ def _is_slot_name(slot: Any) -> bool:
         and slot.replace('_', 'a').isalnum()
         and not hasattr(nn.ModuleDict(), slot)
     )
+
+
+@contextmanager
+def _all_of_several(backbone: nn.Module) -> Iterator[None]:
+    """Whatever fails inside of it, the slots that came inside of it leave again."""
+    marks = {part: part._is_init for part in backbone.modules() if _has_mark(part)}
+    before = {(id(m), name) for _, m, r in injections(backbone) for name in r.slots}
+    try:
+        yield
+    except BaseException:
+        for _, module, record in injections(backbone):
+            for name in reversed(list(record.slots)):
+                if (id(module), name) not in before:
+                    remove(module, record, name, restore=False)  # nothing has learnt
+        for part, mark in marks.items():
+            part._is_init = mark
+        raise
+
+
+def _has_mark(part: nn.Module) -> bool:
+    return hasattr(part, '_is_init')
 
 
 @contextmanager
@@ -473,7 +558,7 @@ def _selected(method: Method, module: nn.Module, roles: list[Role]) -> frozenset
             f'{type(method).__name__}.selects(name, param, owner) is deprecated; '
             'write selects(role)',
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         owners = {role: role.name.rpartition('.')[0] for role in roles}
         return frozenset(

@@ -209,6 +209,54 @@ def injection_of(backbone: nn.Module) -> tuple[nn.Module, Injection]:
     return module, record
 
 
+class Place:
+    """Where a method sits: the module with the sites, its slot, and its deltas.
+
+    Args:
+        model: An injected backbone, or a model that contains one.
+        method: The method itself, or an equal one.
+
+    Raises:
+        PETLError: The model does not hold the method.
+    """
+
+    def __init__(self, model: nn.Module, method: Method) -> None:
+        for _, module, record in injections(model):
+            for name, slot in record.slots.items():
+                if slot.method is method or slot.method.config() == method.config():
+                    self._stand(module, record, name)
+                    return
+        raise PETLError(
+            f'{type(model).__name__} does not hold {method!r}; inject it before '
+            'calibrating'
+        )
+
+    @classmethod
+    def of(cls, module: nn.Module, record: Injection, slot: str) -> Place:
+        """The place of a slot of an injected backbone."""
+        place = cls.__new__(cls)
+        place._stand(module, record, slot)
+        return place
+
+    def _stand(self, module: nn.Module, record: Injection, slot: str) -> None:
+        self.module, self.record, self.slot = module, record, slot
+        self.method, self.sites = record.slots[slot].method, record.slots[slot].sites
+
+    def delta(self, site: Site) -> Delta:
+        """The method's delta at a site."""
+        return self.module.get_submodule(f'{site.path}.{self.slot}')
+
+    @property
+    def deltas(self) -> list[Delta]:
+        """The method's deltas, in the order of its sites."""
+        return [self.delta(site) for site in self.sites]
+
+    @property
+    def shared(self) -> nn.Module:
+        """What the deltas share."""
+        return self.module.get_submodule(f'petl.shared.{self.slot}')
+
+
 def plug_of(module: nn.Module, site: Site) -> Plug:
     """The plug of a site, made when it is first asked for."""
     return child_of(module.get_submodule(site.host), site.key, Plug)

@@ -18,7 +18,7 @@ from mmpetl.core.leaves import (
     LinearLeaf,
     PointwiseLeaf,
     foreign_class,
-    is_plain,
+    layer_affine,
     leaf_of,
     pads_itself,
     swap_leaves,
@@ -86,37 +86,14 @@ class LeafMap(SiteMap):
         return {}
 
     def affine(self, backbone: nn.Module, site: Site) -> Affine:
-        module = backbone.get_submodule(site.host)
         if site in self.places:
             raise PETLError(
                 f'{site} is a place by name and no affine map, so nothing can be read '
                 'from it or folded into it'
             )
-        if not is_plain(foreign_class(module)):
-            raise PETLError(
-                f'{site.host} is a {foreign_class(module).__name__} with a forward '
-                'pass of its own, so nothing can be read from its weight or folded '
-                'into it'
-            )
-        if isinstance(module, nn.MultiheadAttention):
-            found = self._attention(module, site)
-        else:
-            eps = getattr(module, 'eps', None)
-            found = Affine.of(
-                str(site), module.weight, getattr(module, 'bias', None), eps
-            )
+        found = layer_affine(str(site), backbone.get_submodule(site.host), site.kind)
         self._check_tied(backbone, site)
         return found
-
-    def _attention(self, module: nn.MultiheadAttention, site: Site) -> Affine:
-        name, out = str(site), module.out_proj
-        if site.kind == 'attn.proj':
-            return Affine.of(name, out.weight, out.bias)
-        qkv = Affine.of(name, module.in_proj_weight, module.in_proj_bias)
-        if site.kind == 'attn.qkv':
-            return qkv
-        i, width = 'qkv'.index(site.kind[-1]), module.embed_dim
-        return qkv.rows(name, i * width, (i + 1) * width)
 
     def _check_tied(self, backbone: nn.Module, site: Site) -> None:
         """Refuse a parameter that another module owns too: both would change."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
+from mmpetl.core.affine import Affine
 from mmpetl.core.attention import softmax_attention, split_heads
 from mmpetl.core.context import Context
 from mmpetl.core.errors import PETLError
@@ -41,6 +42,9 @@ STANDARDISING = ('mmcv.cnn.bricks.conv_ws', 'timm.layers.std_conv')
 
 class LeafHost(Host):
     """A layer that runs its own site."""
+
+    def affine(self, name: str, kind: str) -> Affine | None:
+        return layer_affine(name, self, kind)
 
 
 class LinearLeaf(LeafHost):
@@ -167,7 +171,7 @@ class AttentionLeaf(LeafHost):
             o = softmax_attention(q, k, v, dropout=dropout)
         else:
             o = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
-        o = o.transpose(1, 2).flatten(2)
+        o = self.before('attn.proj', o.transpose(1, 2).flatten(2), ctx)
         out = self.out_proj
         y = F.linear(o, out.weight, out.bias)
         y = self.after('attn.proj', o, y, ctx)
@@ -180,6 +184,14 @@ class AttentionLeaf(LeafHost):
     ) -> list[Tensor]:
         """Queries, keys and values, each (B, heads, N, head_dims)."""
         bias = self.in_proj_bias
+        fused = self.plugged('attn.qkv')
+        if fused and not same:
+            raise PETLError(
+                'this MultiheadAttention is called with keys or values of their own, '
+                'so nothing can act at attn.qkv; take attn.q, attn.k or attn.v'
+            )
+        if fused:
+            x = (self.before('attn.qkv', x[0], ctx),) * 3
         if same:
             parts = F.linear(x[0], self.in_proj_weight, bias).chunk(3, dim=-1)
         else:
@@ -191,14 +203,9 @@ class AttentionLeaf(LeafHost):
             self.after(kind, source, part, ctx)
             for kind, source, part in zip(kinds, x, parts, strict=True)
         ]
-        if self.plugged('attn.qkv'):
-            if not same:
-                raise PETLError(
-                    'this MultiheadAttention is called with keys or values of their '
-                    'own, so nothing can act at attn.qkv; take attn.q, attn.k or attn.v'
-                )
-            fused = torch.cat(tuple(parts), dim=-1)
-            parts = self.after('attn.qkv', x[0], fused, ctx).chunk(3, dim=-1)
+        if fused:
+            y = torch.cat(tuple(parts), dim=-1)
+            parts = self.after('attn.qkv', x[0], y, ctx).chunk(3, dim=-1)
         return [split_heads(part, self.num_heads) for part in parts]
 
     def _mask(
@@ -225,6 +232,9 @@ class PlaceLeaf(LeafHost):
     """A module that stands for a place inside of a block, channels last."""
 
     by_map = False
+
+    def affine(self, name: str, kind: str) -> Affine | None:
+        return None
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         petl = self._modules.get('petl')
@@ -372,6 +382,35 @@ def is_plain(cls: type[nn.Module]) -> bool:
     """Whether the forward pass of a layer is that of a known class."""
     owner = next(c for c in cls.__mro__ if 'forward' in c.__dict__)
     return owner.__module__.startswith(PLAIN)
+
+
+def layer_affine(name: str, module: nn.Module, kind: str) -> Affine:
+    """The map behind a site of a layer, swapped or not.
+
+    Args:
+        name: What messages call it.
+        module: The layer.
+        kind: Of a ``nn.MultiheadAttention``, which of its projections.
+
+    Raises:
+        PETLError: The layer computes something else than its weight and bias say.
+    """
+    cls = foreign_class(module)
+    if not is_plain(cls):
+        raise PETLError(
+            f'{name.rpartition(":")[0] or name} is a {cls.__name__} with a forward '
+            'pass of its own, so nothing can be read from its weight or folded into it'
+        )
+    if not isinstance(module, nn.MultiheadAttention):
+        eps = getattr(module, 'eps', None)
+        return Affine.of(name, module.weight, getattr(module, 'bias', None), eps)
+    if kind == 'attn.proj':
+        return Affine.of(name, module.out_proj.weight, module.out_proj.bias)
+    qkv = Affine.of(name, module.in_proj_weight, module.in_proj_bias)
+    if kind == 'attn.qkv':
+        return qkv
+    i, width = 'qkv'.index(kind[-1]), module.embed_dim
+    return qkv.rows(name, i * width, (i + 1) * width)
 
 
 def check_weights(path: str, module: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mmpetl.core.affine import Affine
@@ -50,14 +51,22 @@ class Method:
         calibration_pipeline: Whose transforms the training data go through in
             :meth:`calibrate`, those of ``'train'`` or of ``'test'``.
         starts_as_identity: Whether a freshly injected backbone computes what the
-            base computes.
+            base computes. Where that depends on the backbone, :meth:`choose` says it
+            of the one at hand.
         family: One of :data:`FAMILIES`.
         replaces: Which of the sites ``out`` and ``feature`` it hands a feature of its
             own over at, dropping what arrives there.
+        normed: Whether what it hands over at ``out`` passes the norm there, which then
+            is not lost.
+        splits: A kind at which it acts in just those blocks where it makes several
+            streams of one, stacked along the batch axis from ``attn.proj`` to the end
+            of the block; empty where it makes none.
         tasks: Names of the tasks, where it tells tasks apart.
         phases: Training loops (:class:`mmpetl.engine.loops.Phase`), as configs name
             them, that run in this order before the training that counts. An instance
             that needs none has none.
+        losses: Names of the losses that it adds to those of the task, of what its
+            deltas note by :meth:`~mmpetl.core.delta.Delta.add_term`.
         leaf_kinds: Which :data:`~mmpetl.core.site.LEAF_KINDS` it acts at in a model
             that no file describes; ``()`` where it acts there by what it selects
             alone, None where it needs a described backbone.
@@ -78,7 +87,7 @@ class Method:
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
     sized: ClassVar[tuple[str, ...]] = ()
     placed: ClassVar[str | None] = None
-    across: ClassVar[bool] = False
+    across: bool = False
     reads_grid: ClassVar[bool] = False
     apart: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = False
@@ -91,8 +100,11 @@ class Method:
     starts_as_identity: bool = True
     family: ClassVar[str] = ''
     replaces: ClassVar[tuple[str, ...]] = ()
+    normed: ClassVar[bool] = False
+    splits: ClassVar[str] = ''
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.
@@ -220,6 +232,14 @@ class Method:
         """Write an exact equivalent of ``delta`` into the base weights."""
         raise NotImplementedError
 
+    def fold_before(self, site: Site, delta: Delta, affine: Affine) -> None:
+        """Write what ``delta`` does in front of a projection, where it acts behind too.
+
+        :meth:`fold` then writes what it does behind, to which other methods may stand
+        nearer, or farther, than to what is in front.
+        """
+        raise NotImplementedError
+
     def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
         """A pass over data before training that fills buffers.
 
@@ -228,6 +248,39 @@ class Method:
             batches: The training data; see :attr:`calibration_pipeline`.
         """
         raise NotImplementedError
+
+    def loss(self, name: str, terms: Sequence[Tensor]) -> Tensor:
+        """A loss of what the deltas have noted in a pass, their sum unless overridden.
+
+        Args:
+            name: One of :attr:`losses`.
+            terms: What each delta has noted under it, in float32 or finer.
+        """
+        return torch.stack(tuple(terms)).sum()
+
+    def before_step(self, place: Any, step: int, total: int | None) -> None:
+        """Add to gradients before a step of the optimizer; nothing else changes.
+
+        They are averaged over processes, accumulated, unscaled and clipped.
+
+        Args:
+            place: Where the deltas are, a :class:`~mmpetl.core.calibration.Place`.
+            step: Number of the step, from 1; it goes on where a run is resumed.
+            total: Steps of the whole training, None where nobody has said.
+        """
+
+    def after_step(self, place: Any, step: int, total: int | None) -> None:
+        """Write to own parameters and buffers after a step; gradients are still there.
+
+        All processes compute the same. What it remembers lies in buffers, and
+        :meth:`share` gives a :class:`~mmpetl.core.steps.Stepped`, so that a resumed run
+        goes on as if it had not been killed.
+
+        Args:
+            place: As in :meth:`before_step`.
+            step: Likewise.
+            total: Likewise.
+        """
 
     @classmethod
     def after_phases(cls, args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -257,6 +310,12 @@ class Method:
     def folds(self) -> bool:
         """Whether a tuned backbone can become a plain one."""
         return type(self).fold is not Method.fold
+
+    @property
+    def steps(self) -> bool:
+        """Whether the method does something at every step of an optimizer."""
+        verbs = 'before_step', 'after_step'
+        return any(getattr(type(self), v) is not getattr(Method, v) for v in verbs)
 
     @property
     def calibrates(self) -> bool:
@@ -289,6 +348,24 @@ def registered_methods() -> dict[str, type[Method]]:
     return dict(METHODS.module_dict)
 
 
+def method_class(name: Any) -> type[Method]:
+    """A registered method by its name, a scope in front of it or not; or a class.
+
+    Raises:
+        PETLError: The name is unknown.
+    """
+    if isinstance(name, type) and issubclass(name, Method):
+        return name
+    known = registered_methods()
+    cls = known.get(str(name).rpartition('.')[2])
+    if cls is None:
+        raise PETLError(
+            f'unknown method {name!r}.{suggest(str(name), known)} '
+            f'Registered: {", ".join(sorted(known))}'
+        )
+    return cls
+
+
 def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Method:
     """A method from an instance, a class, a name, or ``dict(type=..., ...)``.
 
@@ -302,20 +379,11 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
     if not isinstance(config, str | Mapping):
         raise PETLError(
             f'a method is a name or dict(type=..., ...), got {config!r}; several that '
-            'share a backbone are injected one after another'
+            'share a backbone are a list of these for mmpetl.inject and in configs '
+            '(docs/stacking.md)'
         )
     args = {'type': config} if isinstance(config, str) else dict(config)
-    name = args.pop('type', None)
-    if isinstance(name, type) and issubclass(name, Method):
-        cls = name
-    else:
-        known = registered_methods()
-        cls = known.get(str(name).rpartition('.')[2])
-        if cls is None:
-            raise PETLError(
-                f'unknown method {name!r}.{suggest(str(name), known)} '
-                f'Registered: {", ".join(sorted(known))}'
-            )
+    cls = method_class(args.pop('type', None))
     accepted = [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
     for arg in args:
         if arg not in accepted:

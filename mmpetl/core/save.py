@@ -17,6 +17,7 @@ from mmpetl.core.delta_file import (
     check_facts,
     file_key,
     lone_slot,
+    methods_of,
     plain_key,
     read_delta_file,
     to_data,
@@ -112,7 +113,8 @@ def load_delta(
     try:
         check_facts(facts, delta_facts(model, names))
         expected = delta_tensors(model, names)
-        own = lone_slot(tensors)  # old files have the name that the slot had
+        # Old files have the name that the slot had.
+        own = lone_slot(tensors, len(names))
         found = {file_key(key, own): value for key, value in tensors.items()}
         found = with_later_sites(model, expected, found, facts)
         fill(type(model).__name__, expected, found)
@@ -203,12 +205,9 @@ def _where(slots: list[Slot]) -> dict[str, Any]:
 
 def _calls(facts: Mapping[str, Any]) -> str:
     """The injections that make a model fit for a delta, for messages."""
-    methods, where = facts['method'], facts.get('where')
-    methods = methods if isinstance(methods, list) else [methods]
-    where = where if isinstance(where, list) else [where or {}] * len(methods)
     calls = []
-    for method, part in zip(methods, where, strict=True):
-        given = ''.join(f', {k}={v!r}' for k, v in part.items() if v is not None)
+    for method, part in methods_of(facts):
+        given = ''.join(f', {k}={v!r}' for k, v in part.items())
         calls.append(f'mmpetl.inject(model, {method!r}{given})')
     return ' and '.join(calls)
 

@@ -71,6 +71,18 @@ KINDS: dict[str, str] = {
 }
 """Every kind of site and its meaning, in the order of a forward pass."""
 
+PROJECTIONS = (
+    'attn.qkv',
+    'attn.q',
+    'attn.k',
+    'attn.v',
+    'attn.proj',
+    'ffn.fc1',
+    'ffn.fc2',
+)
+"""Kinds of the projections of a block; ``attn.q`` and the like are rows of
+``attn.qkv``."""
+
 AFTER_ONLY = frozenset({'attn.q', 'attn.k', 'attn.v'})
 """Kinds that share one input, so that only ``after`` can differ among them."""
 
@@ -130,6 +142,10 @@ class Site:
             behind that norm too, so that what is done at ``out.norm`` reaches both.
         reshapes: What leaves has another width, or another grid, than what enters, as
             in a block that pools its stream.
+        timed: Whether the first axis of the grid is time. Where frames are images of a
+            batch, it is not.
+        frames: Frames of a clip where they are images of the batch, one behind the
+            other; 1 where the batch holds images or whole clips.
     """
 
     kind: str
@@ -156,6 +172,8 @@ class Site:
     dilation: tuple[int, ...] = ()
     in_stream: bool = False
     reshapes: bool = False
+    timed: bool = False
+    frames: int = 1
 
     @property
     def key(self) -> str:

@@ -116,6 +116,13 @@ class SiteMap:
         """Every site of this backbone, in the order of the forward pass."""
         raise NotImplementedError
 
+    def sites_of(self, backbone: nn.Module) -> list[Site]:
+        """:meth:`sites` of this very instance, which may be handed frames of clips."""
+        sites, frames = self.sites(backbone), getattr(backbone, 'clip_frames', 1)
+        if frames == 1:
+            return sites
+        return [replace(site, frames=frames) for site in sites]
+
     def why_absent(self, backbone: nn.Module, kind: str) -> str | None:
         """Why this backbone has no site of a kind, as one clause, if it is known."""
         return self.absent.get(kind)

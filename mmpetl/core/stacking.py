@@ -20,6 +20,10 @@ from mmpetl.core.site import Site
 EXITS = ('out', 'feature')
 """Kinds of sites where features leave the backbone."""
 
+ONE_STREAM = ('mix', 'norm1', 'attn.qkv', 'attn.q', 'attn.k', 'attn.v', 'attn.core')
+ONE_STREAM += ('attn.proj', 'ffn.fc1', 'ffn.fc2')
+"""Kinds of sites in a block that meet one stream, or whose update all of them read."""
+
 
 def check_stack(
     name: str, method: Method, sites: Sequence[Site], others: Mapping[str, Slot]
@@ -64,7 +68,7 @@ def conflict(
         who, whom = type(one).__name__, type(other).__name__
         for end in _replaced(one, exits):
             for site in sites:
-                if _is_lost(site, end):
+                if _is_lost(site, end, one.normed):
                     return (
                         f'{who} hands over a feature of its own at {end.key}, which '
                         f'drops what {whom} does at {site.key}'
@@ -75,6 +79,12 @@ def conflict(
             return (
                 f'{who} hands over {count} features per input, and {whom} acts at '
                 f'{met.key}, where it has one'
+            )
+        met = _met_in_split(one, exits, sites)
+        if met is not None:
+            return (
+                f'{who} has several streams per input from attn.proj to the end of '
+                f'block {met.block}, and {whom} acts at {met.kind} there'
             )
     if a.tasks and b.tasks:
         return 'both tell tasks apart, and a pass is for the tasks of one'
@@ -89,14 +99,14 @@ def unread(module: nn.Module, record: Injection) -> frozenset[str]:
     They get no gradient, so they do not train meanwhile, whoever selects them.
     """
     ends = [
-        end
+        (end, slot.method.normed)
         for slot in record.slots.values()
         if slot.enabled
         for end in _replaced(slot.method, slot.sites)
     ]
     if not ends:
         return frozenset()
-    lost = {s.key for s in record.sites if any(_is_lost(s, end) for end in ends)}
+    lost = {s.key for s in record.sites if any(_is_lost(s, *end) for end in ends)}
     outer = record.site_map.outer_modules(module)
     params = {p for key in lost & set(outer) for p in outer[key].parameters()}
     return frozenset(n for n, p in module.named_parameters() if p in params)
@@ -107,14 +117,31 @@ def _replaced(method: Method, sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site.kind in method.replaces]
 
 
-def _is_lost(site: Site, end: Site) -> bool:
-    """Whether what is done at a site goes no further than a replaced exit."""
+def _is_lost(site: Site, end: Site, normed: bool) -> bool:
+    """Whether what is done at a site goes no further than a replaced exit.
+
+    Args:
+        site: Any site.
+        end: The exit.
+        normed: Whether what takes its place passes the norm.
+    """
     if site.index != end.index:
         return False
     if site.kind == 'out.norm':
+        if normed and end.kind == 'out':
+            return False
         # A norm behind a mean over tokens reads what leaves at `out`.
         return site.has_grid or end.kind == 'feature'
     return site.kind in EXITS[: EXITS.index(end.kind) + 1]
+
+
+def _met_in_split(
+    method: Method, own: Sequence[Site], others: Sequence[Site]
+) -> Site | None:
+    """One of the others' sites that meets several streams of a method."""
+    blocks = {site.block for site in own if site.kind == method.splits}
+    inside = (s for s in others if s.block in blocks and s.kind not in ONE_STREAM)
+    return next(inside, None)
 
 
 def _sets_width(method: Method) -> bool:

@@ -130,7 +130,7 @@ class WindowBackboneHost(BackboneHost):
     def renew_sites(self) -> None:
         """Let the record tell windows and shifts as the blocks now have them."""
         record = self._petl
-        now = {site.path: site for site in record.site_map.sites(self)}
+        now = {site.path: site for site in record.site_map.sites_of(self)}
 
         def renewed(sites: tuple[Site, ...]) -> tuple[Site, ...]:
             return tuple(now.get(site.path, site) for site in sites)
@@ -264,6 +264,7 @@ class WindowSiteMap(SiteMap):
         stages = self.stages(backbone)
         depth = sum(len(stage.blocks) for stage in stages)
         facts = {'num_blocks': depth, 'embed_dims': embed, 'patch_dims': patch}
+        facts['timed'] = len(projection.kernel_size) == 3
         first = {**facts, 'stage': 0, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, embed, **first)]
         if not isinstance(backbone.patch_embed.norm, nn.Identity | None):

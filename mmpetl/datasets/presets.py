@@ -192,6 +192,12 @@ def _plain(preset: Preprocessing) -> _Parts:
     return resize, [], resize
 
 
+def _flipped(preset: Preprocessing) -> _Parts:
+    """Straight to the square, and a flip: the light augmentation of RLRR."""
+    fixed, _, test = _plain(preset)
+    return fixed, [_flip()], test
+
+
 def _sct(preset: Preprocessing) -> _Parts:
     """Square, flip, RandAugment: SCT, and V-PETL Bench after it. Training is bicubic.
 
@@ -257,6 +263,7 @@ def _centre(preset: Preprocessing) -> dict[str, Any]:
 
 AUGMENTATIONS: Mapping[str, Callable[[Preprocessing], _Parts]] = {
     'plain': _plain,
+    'flip': _flipped,
     'sct': _sct,
     'fgvc': _fgvc,
     'crops': _crops,

@@ -11,7 +11,7 @@ from mmpetl.engine.hooks import (
     NonFiniteGuardHook,
     TrainableEMAHook,
 )
-from mmpetl.engine.loops import NOAHSearchLoop, NOAHSupernetLoop
+from mmpetl.engine.loops import NOAHSearchLoop, NOAHSupernetLoop, SPTLoop
 from mmpetl.engine.optim import OwnerOptimWrapperConstructor
 from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
@@ -28,6 +28,7 @@ __all__ = [
     'NonFiniteGuardHook',
     'OwnerOptimWrapperConstructor',
     'PETLDistributedDataParallel',
+    'SPTLoop',
     'SharesSampler',
     'TimmCosineLR',
     'TrainableEMAHook',

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from mmpetl.core import Owner, PETLError, owners, suggest
+from mmpetl.core import Delta, Owner, PETLError, owners, suggest
 from mmpetl.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 TABLES = (
@@ -67,6 +67,44 @@ class Rule:
     more: Mapping[str, Any] = field(default_factory=dict)
     """Other arguments of the optimizer, of a custom key."""
 
+    def times(self, factor: float) -> Rule:
+        """The same with another rate, which the name tells."""
+        if factor == 1:
+            return self
+        name = f'{self.name}_x{factor:g}'
+        return replace(self, name=name, lr_mult=self.lr_mult * factor)
+
+
+def wished_factors(model: nn.Module) -> dict[int, float]:
+    """What deltas wish the rate of their parameters to be multiplied by, by identity.
+
+    Raises:
+        PETLError: A delta has no parameter of a name that it gives.
+    """
+    factors = {}
+    for path, module in model.named_modules():
+        for name, factor in (
+            module.lr_mults.items() if isinstance(module, Delta) else ()
+        ):
+            try:
+                factors[id(module.get_parameter(name))] = factor
+            except AttributeError:
+                raise PETLError(
+                    f'{type(module).__name__} at {path} names a rate for {name!r}, but '
+                    'has no such parameter'
+                ) from None
+    return factors
+
+
+def described(groups: list[dict[str, Any]]) -> str:
+    """One line on groups: ``delta_x16: 24 tensors at lr=0.016, weight_decay=0.05``."""
+    parts = []
+    for group in groups:
+        own = [f'{k}={v:g}' for k, v in group.items() if k in ('lr', 'weight_decay')]
+        count = f'{group["name"]}: {len(group["params"])} tensors'
+        parts.append(' at '.join([count, ', '.join(own)]) if own else count)
+    return f'optimizer groups: {"; ".join(parts)}'
+
 
 @contextmanager
 def _quiet() -> Iterator[None]:
@@ -105,6 +143,10 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
       rate and one decay for all;
     - ``bypass_duplicate``: a shared parameter is in one group, whatever it says.
 
+    A method may ask for another rate for some of its parameters (``Delta.lr_mults``, as
+    LoRA+ does for B). That factor comes on top of all of these, in a group of its own
+    whose name ends in it: ``delta_x16``.
+
     Args:
         optim_wrapper_cfg: Config of the wrapper and its optimizer.
         paramwise_cfg: See above.
@@ -133,7 +175,9 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'It takes: {", ".join(KNOWN)}'
             )
         if key in FACTORS:
-            self._check_base(f'{key}={value}', 'lr' if '_lr_' in key else 'decay')
+            self._check_base(
+                f'paramwise_cfg: {key}={value}', 'lr' if '_lr_' in key else 'decay'
+            )
         elif key == 'custom_keys':
             if not all(isinstance(v, Mapping) for v in dict(value).values()):
                 raise PETLError(
@@ -143,7 +187,8 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for part, option in value.items():
                 for mult in ('lr', 'decay'):
                     if f'{mult}_mult' in option:
-                        self._check_base(f'custom_keys[{part!r}].{mult}_mult', mult)
+                        what = f'custom_keys[{part!r}].{mult}_mult'
+                        self._check_base(f'paramwise_cfg: {what}', mult)
         elif key == 'outside':
             if not isinstance(value, Mapping):
                 raise PETLError(
@@ -163,7 +208,7 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         name = {'lr': 'lr', 'decay': 'weight_decay'}[kind]
         if self.optimizer_cfg.get(name) is None:
             raise PETLError(
-                f'paramwise_cfg: {what} multiplies {name}, which optim_wrapper.'
+                f'{what} multiplies {name}, which optim_wrapper.'
                 'optimizer does not name; name it there'
             )
 
@@ -173,6 +218,9 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         decay = self.optimizer_cfg.get('weight_decay')
         by_owner = owners(model)
         outside = self._outside(model) if 'outside' in self.options else None
+        wished = wished_factors(model)
+        if wished:
+            self._check_base('a factor of a method', 'lr')
         groups: dict[tuple[int, str], dict[str, Any]] = {}
         for name, param in model.named_parameters():
             if not param.requires_grad:
@@ -183,6 +231,7 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 rule = outside.get(id(param), Rule(''))
             else:
                 rule = self._custom(name) or self._rule(owner, name, module, param)
+            rule = rule.times(wished.get(id(param), 1.0))
             # Owners in their order, and within one what has a rule of its own last.
             key = (2 * OWNERS.index(owner) + bool(rule.name), owner.value + rule.name)
             if key not in groups:
@@ -280,6 +329,7 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 'nothing trains: the model has no head and the method no parameters; '
                 'choose another method, or give the model a head'
             )
+        print_log(described(groups), logger='current')
         wrapper_cfg = self.optim_wrapper_cfg.copy()
         wrapper_cfg.setdefault('type', 'OptimWrapper')
         optimizer_cfg = self.optimizer_cfg.copy()

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.runner import Runner
 
+from mmpetl.core.several import PLUS, written_out
 from mmpetl.registry import RUNNERS
 
 CHECKPOINTS = 'mmpetl.DeltaCheckpointHook'
@@ -89,13 +90,15 @@ def _set_constructor(config: Any, optim: dict[str, Any]) -> list[str]:
 
 
 def whole_method(config: Any) -> str | None:
-    """The method that ``mmpetl.PETLModel`` of a config injects; None without one."""
+    """What ``mmpetl.PETLModel`` of a config injects, by name; None without one."""
     model = config.get('model')
     if not isinstance(model, dict) or not _is_petl_model(model):
         return None
     petl = model.get('petl')
-    kind = petl.get('type') if isinstance(petl, dict) else petl
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+    return PLUS.join(
+        _named(entry if isinstance(entry, dict) else {'type': entry})
+        for entry in written_out(petl)
+    )
 
 
 def _is_petl_model(model: Any) -> bool:

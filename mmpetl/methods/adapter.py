@@ -17,7 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from mmpetl.core import Context, Method, PETLError, Site, check_range
-from mmpetl.core.bottleneck import ACTIVATIONS, Bottleneck
+from mmpetl.core.bottleneck import Bottleneck, check_activation
 from mmpetl.registry import METHODS
 
 STYLES = {'pfeiffer': ('ffn',), 'houlsby': ('attn', 'ffn')}
@@ -61,11 +61,7 @@ class Adapter(Method):
     ) -> None:
         if style not in STYLES:
             raise PETLError(f'Adapter needs style {" or ".join(STYLES)}, got {style!r}')
-        if activation not in ACTIVATIONS:
-            raise PETLError(
-                f'Adapter needs activation {" or ".join(ACTIVATIONS)}, '
-                f'got {activation!r}'
-            )
+        check_activation(self, activation)
         check_range(self, 'hidden_dims', hidden_dims, 1)
         check_range(self, 'scale', scale, 0)
         check_range(self, 'drop_rate', drop_rate, 0, 1)

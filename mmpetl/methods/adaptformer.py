@@ -11,27 +11,32 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpetl.core import Context, Method, PETLError, Site, check_range
-from mmpetl.core.bottleneck import Bottleneck
+from mmpetl.core.bottleneck import Bottleneck, check_activation
 from mmpetl.registry import METHODS
 
 INPUTS = {'pre_norm_stream': 'ffn.sum', 'post_norm': 'ffn'}
 
 
 class AdaptFormerDelta(Bottleneck):
-    """``y + scale * update(x)``.  x, y: (B, N, C), before and after what it bridges."""
+    """``y + scale * update(norm(x))``, the norm being optional.
+
+    x, y: (B, N, C), before and after what it bridges.
+    """
 
     scale: float
+    norm: nn.LayerNorm | None
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + self.update(x) * self.scale
+        z = x if self.norm is None else self.norm(x)
+        return y + self.update(z) * self.scale
 
 
 @METHODS.register_module()
 class AdaptFormer(Method):
-    """One parallel branch per block, with ReLU.
+    """One parallel branch per block.
 
     Args:
         hidden_dims: Width of the bottleneck. The paper uses 64, the benchmark 8 on
@@ -42,6 +47,9 @@ class AdaptFormer(Method):
         input: ``'pre_norm_stream'``: it reads the stream and joins it behind
             stochastic depth. ``'post_norm'``: it reads the norm's output and joins the
             network's output in front of stochastic depth (public Video Swin code).
+        activation: ``'relu'`` (paper), or ``'gelu'``, as Mona's dense code has it.
+        input_norm: Whether a layer norm of its own stands in front of the bottleneck,
+            as in V-PETL Bench's image code.
     """
 
     family = 'adapter'
@@ -54,11 +62,14 @@ class AdaptFormer(Method):
         scale: float = 0.1,
         drop_rate: float = 0.1,
         input: Literal['pre_norm_stream', 'post_norm'] = 'pre_norm_stream',
+        activation: Literal['relu', 'gelu'] = 'relu',
+        input_norm: bool = False,
     ) -> None:
         if input not in INPUTS:
             raise PETLError(
                 f'AdaptFormer needs input {" or ".join(INPUTS)}, got {input!r}'
             )
+        check_activation(self, activation)
         check_range(self, 'hidden_dims', hidden_dims, 1)
         check_range(self, 'scale', scale, 0)
         check_range(self, 'drop_rate', drop_rate, 0, 1)
@@ -66,11 +77,14 @@ class AdaptFormer(Method):
         self.scale = scale
         self.drop_rate = drop_rate
         self.input = input
+        self.activation = activation
+        self.input_norm = input_norm
         self.targets = (INPUTS[input],)
 
     def build(self, site: Site) -> AdaptFormerDelta:
         delta = AdaptFormerDelta(
-            site.out_dims, self.hidden_dims, 'relu', self.drop_rate
+            site.out_dims, self.hidden_dims, self.activation, self.drop_rate
         )
         delta.scale = self.scale
+        delta.norm = nn.LayerNorm(site.in_dims) if self.input_norm else None
         return delta

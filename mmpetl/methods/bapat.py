@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from mmpetl.core import Context, Delta, Method, PETLError, Site, check_range
 from mmpetl.core.bottleneck import Bottleneck
+from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
-MODES = ('kv', 'qv', 'qk', 'qkv')
+ADJACENT = {'kv': ('kv',), 'qv': ('q', 'v'), 'qk': ('qk',), 'qkv': ('qkv',)}
+"""What is corrected, in groups of rows that stand next to each other, by mode."""
+MODES = tuple(ADJACENT)
 
 
 class PATTDelta(Delta):
@@ -35,19 +38,20 @@ class PATTDelta(Delta):
         self.a = nn.Linear(dims, hidden_dims)
         self.b = nn.Linear(hidden_dims, len(mode) * dims)
         self.scale = scale
-        self.rows = ['qkv'.index(name) for name in mode]
+        self.mode = mode
         if zero_init:
             nn.init.zeros_(self.b.weight)
             nn.init.zeros_(self.b.bias)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        parts = list(y.chunk(3, dim=-1))
-        added = self.b(torch.tanh(self.a(x))) * self.scale
-        for row, part in zip(
-            self.rows, added.chunk(len(self.rows), dim=-1), strict=True
-        ):
-            parts[row] = parts[row] + part
-        return torch.cat(parts, dim=-1)
+        h, dims = torch.tanh(self.a(x)), x.shape[-1]
+        row = 0  # of b
+        for names in ADJACENT[self.mode]:
+            rows = slice(row, row := row + dims * len(names))
+            first = 'qkv'.index(names) * dims
+            weight, bias = self.b.weight[rows], self.b.bias[rows]
+            y = add_product(y, h, weight, self.scale, bias, first)
+        return y
 
 
 class ParallelDelta(Bottleneck):
@@ -56,7 +60,8 @@ class ParallelDelta(Bottleneck):
     scale: float
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + self.update(x) * self.scale
+        h = self.drop(self.act(self.down(x)))
+        return add_product(y, h, self.up.weight, self.scale, self.up.bias)
 
 
 def check_mode(method: Method, mode: str) -> None:

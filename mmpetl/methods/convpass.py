@@ -16,7 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import Context, Delta, Method, PETLError, Site, check_range, on_maps
+from mmpetl.core import (
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_range,
+    drop_path,
+    on_maps,
+)
+from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
 STYLES = {'both': ('attn', 'ffn'), 'attn': ('attn',)}
@@ -26,13 +36,6 @@ INITS = ('identity', 'xavier')
 def quick_gelu(x: Tensor) -> Tensor:
     """``x * sigmoid(1.702 x)``."""
     return x * torch.sigmoid(1.702 * x)
-
-
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Zero whole samples with probability ``rate`` and scale up the others."""
-    shape = x.shape[0], *[1] * (x.ndim - 1)
-    kept = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
-    return x * kept / (1 - rate)
 
 
 class InputDelta(Delta):
@@ -95,16 +98,20 @@ class BypassDelta(Delta):
         prefix = F.linear(h[:, :p], self.conv.weight[:, :, 1, 1], self.conv.bias)
         return torch.cat((prefix.to(y.dtype), y[:, p:]), dim=1)
 
+    def hidden(self, z: Tensor, ctx: Context) -> Tensor:
+        """What the up projection sees, (B, num_prefix + prod(grid), hidden_dims)."""
+        return self.drop(quick_gelu(self.convolve(quick_gelu(self.down(z)), ctx)))
+
     def branch(self, z: Tensor, ctx: Context) -> Tensor:
         """(B, num_prefix + prod(grid), C) -> the same shape, without the scale."""
-        h = quick_gelu(self.convolve(quick_gelu(self.down(z)), ctx))
-        return self.up(self.drop(h))
+        return self.up(self.hidden(z, ctx))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        update = self.branch(self.own(self.notes(ctx).pop(self.name)), ctx)
+        z = self.own(self.notes(ctx).pop(self.name))
         if self.training and self.drop_path_rate:
-            update = drop_path(update, self.drop_path_rate)
-        return y + update * self.scale
+            return y + drop_path(self.branch(z, ctx), self.drop_path_rate) * self.scale
+        h = self.hidden(z, ctx)
+        return add_product(y, h, self.up.weight, self.scale, self.up.bias)
 
 
 @METHODS.register_module()

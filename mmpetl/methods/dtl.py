@@ -162,6 +162,8 @@ class DTL(Method):
                 for site in sites
                 if site.kind == 'out' and site.window is None and not site.pooled
             ]
+        # Their feature is another one only where a mean takes the class token's place.
+        self.starts_as_identity = all(site.kind != 'out' for site in chosen)
         return chosen
 
     def check(self, sites: list[Site]) -> None:

@@ -34,9 +34,11 @@ from mmpetl.core import (
     Site,
     batch_size,
     check_range,
+    gradient_at,
     inputs_and_labels,
     one_epoch,
     only_trains,
+    parameters_behind,
     places_of,
     records_gradients,
     task_loss,
@@ -52,24 +54,69 @@ TEMPERATURE = 0.07
 MOST_FOR_TASK = 1000
 FEW = 8
 """Adding so many entries per row one by one is faster than a product of matrices."""
+TOKENS = 128
+"""So many at a time stay in the cache of a processor."""
 
 
-def add_rows(y: Tensor, x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+def columns(x: Tensor, index: Tensor) -> Tensor:
+    """``x[..., index]``, (..., in_dims) -> (..., out_dims).
+
+    Token by token, as features lie in memory: ``index_select``, which goes column by
+    column, takes ten times as long.
+    """
+    return x.gather(-1, index.long().expand(*x.shape[:-1], -1))
+
+
+def add_columns_(total: Tensor, x: Tensor, index: Tensor) -> Tensor:
+    """``total[..., index] += x``, what :func:`columns` sends back.
+
+    total: (..., in_dims), x: (..., out_dims).
+    """
+    return total.scatter_add_(-1, index.long().expand(*x.shape[:-1], -1), x)
+
+
+class Columns(torch.autograd.Function):
+    """:func:`columns` that keeps nothing of x for the backward pass."""
+
+    forward = staticmethod(columns)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, index = inputs
+        ctx.save_for_backward(index)
+        ctx.dims = x.shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return add_columns_(
+            grad.new_zeros(*grad.shape[:-1], ctx.dims), grad, index
+        ), None
+
+
+def add_rows(
+    y: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    columns: Callable[[Tensor, Tensor], Tensor] = columns,
+) -> Tensor:
     """``y_o + sum_k values_ok x[index_ok]``, without a dense weight.
 
     y: (..., out_dims), x: (..., in_dims), values and index: (out_dims, K). What leaves
     has the strides of y, and with them the order of later sums.
     """
-    out = torch.addcmul(y, x.index_select(-1, index[:, 0]), values[:, 0])
-    for k in range(1, index.shape[1]):
-        out.addcmul_(x.index_select(-1, index[:, k]), values[:, k])
-    return out
+    for k in range(index.shape[1]):
+        y = torch.addcmul(y, columns(x, index[:, k]), values[:, k])
+    return y
 
 
 class SparseRows(torch.autograd.Function):
     """:func:`add_rows` that keeps nothing but its inputs for the backward pass."""
 
-    forward = staticmethod(add_rows)
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+        return add_rows(y, x, values, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -81,16 +128,11 @@ class SparseRows(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, values, index = ctx.saved_tensors
         to_x = to_values = None
-        rows = grad.reshape(-1, grad.shape[-1])
+        rows, inside = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[1]:
             to_x = _to_inputs(rows, values, index, x.shape[-1]).view(x.shape)
         if ctx.needs_input_grad[2]:
-            x = x.reshape(-1, x.shape[-1])
-            columns = [
-                x.index_select(-1, index[:, k]).mul_(rows).sum(0)
-                for k in range(index.shape[1])
-            ]
-            to_values = torch.stack(columns, dim=-1)
+            to_values = _to_values(rows, inside, index)
         return grad, to_x, to_values, None
 
 
@@ -99,10 +141,25 @@ def _to_inputs(grad: Tensor, values: Tensor, index: Tensor, dims: int) -> Tensor
     if index.shape[1] > FEW:
         return grad @ dense_rows(values, index, dims)
     total = grad.new_zeros(grad.shape[0], dims)
-    for k in range(index.shape[1]):
-        columns = index[:, k].long().expand(grad.shape[0], -1)
-        total.scatter_add_(-1, columns, grad * values[:, k])
+    for into, part in _few_tokens(total, grad):
+        for value, place in zip(values.T, index.long().T, strict=True):
+            add_columns_(into, part * value, place)
     return total
+
+
+def _to_values(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
+    """``sum_m grad_mo x[m, index_ok]``, (out_dims, K)."""
+    total = grad.new_zeros(index.shape)
+    for part, inside in _few_tokens(grad, x):
+        for into, place in zip(total.T, index.long().T, strict=True):
+            into += columns(inside, place).mul_(part).sum(0)
+    return total
+
+
+def _few_tokens(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of a few tokens of each tensor, (M, ...); on a GPU of all of them."""
+    size = len(tensors[0]) if tensors[0].is_cuda else TOKENS
+    return zip(*(tensor.split(max(size, 1)) for tensor in tensors), strict=True)
 
 
 def dense_rows(values: Tensor, index: Tensor, dims: int) -> Tensor:
@@ -128,7 +185,12 @@ class GPSDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
         args = y, x.to(y.dtype), self.values.to(y.dtype), self.index
-        return (SparseRows.apply if records_gradients() else add_rows)(*args)
+        if not records_gradients():
+            return add_rows(*args)
+        # Backward reads x or its columns, so the narrower of both is kept.
+        if self.index.numel() < self.in_dims:
+            return add_rows(*args, Columns.apply)
+        return SparseRows.apply(*args)
 
 
 class GPSConvDelta(GPSDelta):
@@ -346,17 +408,13 @@ class GPS(Method):
         """
         place = Place(backbone, self)
         module = place.module
-        # A view of the weights of a site lies in the storage of a parameter.
-        owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
         weights = {
             site: place.record.site_map.affine(module, site).weights
             for site in place.sites
         }
-        params = {
-            view: owner[view.untyped_storage().data_ptr()]
-            for views in weights.values()
-            for view in views
-        }
+        params = parameters_behind(
+            module, [view for views in weights.values() for view in views]
+        )
         limit = self.max_images
         if limit is None and self.criterion == 'task':
             limit = MOST_FOR_TASK
@@ -381,7 +439,7 @@ class GPS(Method):
                 if loss is not None:
                     loss.backward()
             grads = {
-                site: torch.cat([_gradient(view, params[view]) for view in views])
+                site: torch.cat([gradient_at(view, params[view]) for view in views])
                 for site, views in weights.items()
             }
         if not seen:
@@ -410,7 +468,10 @@ class GPS(Method):
                 "have none; choose criterion='task'"
             )
         with watching(place.module, {out: look}):
-            place.module(torch.cat([inputs for inputs, _ in pairs]))
+            inputs = torch.cat([inputs for inputs, _ in pairs])
+            if getattr(place.module, 'clip_frames', 1) > 1:
+                inputs = inputs.transpose(1, 2).flatten(0, 1)
+            place.module(inputs)
         labels = torch.cat([labels for _, labels in pairs])
         if len(found[0]) != len(labels):
             raise PETLError(
@@ -431,7 +492,7 @@ class GPS(Method):
             index = place.delta(site).index
             chosen = grad.abs().topk(index.shape[1], dim=-1).indices
             index.copy_(chosen.sort(dim=-1).values)
-        place.calibrated.done.fill_(True)
+        place.shared.done.fill_(True)
 
     def fold(self, site: Site, delta: GPSDelta | GPSMask, affine: Affine) -> None:
         if self.mode == 'values':  # a masked weight is in place
@@ -441,11 +502,11 @@ class GPS(Method):
 @contextmanager
 def _whole_gradients(place: Place) -> Iterator[None]:
     """Leave gradients unmasked, so that a second choice sees all of them."""
-    place.calibrated.sees_all = True
+    place.shared.sees_all = True
     try:
         yield
     finally:
-        del place.calibrated.sees_all
+        del place.shared.sees_all
 
 
 def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]:
@@ -468,16 +529,10 @@ def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]
     return parts
 
 
-def _gradient(view: Tensor, param: nn.Parameter) -> Tensor:
-    """What a backward pass has left for a view of a parameter, in its shape."""
-    if param.grad is None:
-        return torch.zeros_like(view)
-    start = view.storage_offset() - param.storage_offset()
-    return param.grad.as_strided(view.shape, view.stride(), start)
-
-
 def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:
     """What a classifier would read: the class token, or the mean of the grid.
+
+    Of the frames of a clip it is their mean.
 
     Args:
         out: The output.
@@ -485,4 +540,5 @@ def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:
         ctx: Facts of this forward pass.
     """
     own = ctx.num_prefix - ctx.num_extra
-    return x[:, own:].mean(1) if out.pooled or not own else x[:, 0]
+    vectors = x[:, own:].mean(1) if out.pooled or not own else x[:, 0]
+    return vectors.unflatten(0, (-1, ctx.frames)).mean(1)

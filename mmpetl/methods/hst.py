@@ -10,12 +10,14 @@ pyramid's four maps, which the paper feeds to dense heads, are not handed out.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core import (
     Context,
@@ -27,10 +29,14 @@ from mmpetl.core import (
     check_range,
     extra_tokens,
     join_tokens,
+    records_gradients,
     softmax_attention,
     split_heads,
 )
 from mmpetl.registry import METHODS
+
+EPS = 1e-6
+"""Of the norms of side blocks, stages and exit; the others have PyTorch's 1e-5."""
 
 
 def initialise_(module: nn.Module) -> None:
@@ -91,8 +97,8 @@ class SideNetwork(nn.Module):
         self.stem = Stem(widths[0])
         self.downs = nn.ModuleList(Down(a, b) for a, b in pairwise(widths))
         self.bridges = nn.ModuleList(nn.Linear(dims, c) for c in widths)
-        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in widths)
-        self.exit = nn.BatchNorm1d(widths[-1], affine=False, eps=1e-6)
+        self.norms = nn.ModuleList(nn.LayerNorm(c, eps=EPS) for c in widths)
+        self.exit = nn.BatchNorm1d(widths[-1], affine=False, eps=EPS)
         initialise_(self)
 
     def bridged(self, patches: Tensor, stage: int, ctx: Context, size) -> Tensor:
@@ -115,30 +121,50 @@ class SideBlock(nn.Module):
         self.num_heads = num_heads
         self.drop_path = drop_path
         self.meta_norm = nn.LayerNorm(dims)
-        self.norm1 = nn.LayerNorm(dims)
+        self.norm1 = nn.LayerNorm(dims, eps=EPS)
         self.q = nn.Linear(dims, dims)
         self.kv = nn.Linear(dims, 2 * dims)
         self.out = nn.Linear(dims, dims)
-        self.norm2 = nn.LayerNorm(dims)
+        self.norm2 = nn.LayerNorm(dims, eps=EPS)
         self.fc1 = nn.Linear(dims, 4 * dims)
         self.fc2 = nn.Linear(4 * dims, dims)
         initialise_(self)
 
-    def dropped(self, x: Tensor) -> Tensor:
-        """Stochastic depth, drawn per image (or frame)."""
+    def drawn(self, x: Tensor) -> Tensor | None:
+        """Which branches stochastic depth keeps, per image (or frame), (B, 1, 1)."""
         if not self.training or not self.drop_path:
-            return x
-        keep = 1 - self.drop_path
-        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep
+            return None
+        return x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - self.drop_path)
+
+    def dropped(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        """A branch behind stochastic depth."""
+        return x if kept is None else x * kept.to(x.dtype) / (1 - self.drop_path)
 
     def forward(self, x: Tensor, meta: Tensor, patches: Tensor) -> Tensor:
         """One block.
 
         Args:
             x: (B, n, c), the side stream.
-            meta: (B, 1, c), the bridged meta token.
+            meta: (B, num_tokens, c), the bridged meta tokens.
             patches: (B, n, c), the bridged and resized patches.
         """
+        args = x, meta, patches, self.drawn(x), self.drawn(x)
+        if not records_gradients():
+            return self.grown(*args)
+        # The maps of the first stages are large, and what makes them is cheap.
+        return checkpoint(
+            self.grown, *args, use_reentrant=False, preserve_rng_state=False
+        )
+
+    def grown(
+        self,
+        x: Tensor,
+        meta: Tensor,
+        patches: Tensor,
+        first: Tensor | None,
+        second: Tensor | None,
+    ) -> Tensor:
+        """:meth:`forward` with what has been drawn for its two branches."""
         mean = patches.mean(1, keepdim=True)
         r = torch.cat((self.meta_norm(meta), mean), dim=1)
         q, k, v = (
@@ -146,16 +172,17 @@ class SideBlock(nn.Module):
             for t in (self.q(self.norm1(x)), *self.kv(r).chunk(2, dim=-1))
         )
         o = softmax_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.dropped(self.out(o)) + patches
-        return x + self.dropped(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+        x = x + self.dropped(self.out(o), first) + patches
+        return x + self.dropped(self.fc2(F.gelu(self.fc1(self.norm2(x)))), second)
 
 
 class MetaTokenDelta(Delta):
-    """A meta token joins the block; what comes of it and of the patches goes aside."""
+    """Meta tokens join the block; what comes of them and of the patches goes aside."""
 
     def __init__(
         self,
         site: Site,
+        num_tokens: int,
         width: int,
         num_heads: int,
         drop_path: float,
@@ -164,7 +191,7 @@ class MetaTokenDelta(Delta):
         last: bool,
     ) -> None:
         super().__init__()
-        self.meta = nn.Parameter(torch.empty(1, 1, site.in_dims))
+        self.meta = nn.Parameter(torch.empty(1, num_tokens, site.in_dims))
         nn.init.xavier_uniform_(self.meta)
         self.block = SideBlock(width, num_heads, drop_path)
         self.stage, self.first, self.last = stage, first, last
@@ -192,7 +219,7 @@ class MetaTokenDelta(Delta):
         return y
 
     def output(self, y: Tensor, ctx: Context) -> Tensor:
-        """What the block made of the meta token, (B, 1, C)."""
+        """What the block made of the meta tokens, (B, num_tokens, C)."""
         at, end = extra_tokens(ctx, self.slot)
         return y[:, at:end]
 
@@ -233,6 +260,8 @@ class HST(Method):
         num_heads: Heads of its cross-attention, per stage.
         drop_path_rate: Stochastic depth of the last side block, from 0 in the first on;
             0 to 0.2 per task in the authors' scripts.
+        depths: How many blocks feed each stage; None divides them equally.
+        num_tokens: Meta tokens per block, 1 in the paper.
     """
 
     targets = ('tokens', 'feature')
@@ -247,6 +276,8 @@ class HST(Method):
         dims: Sequence[int] = (32, 48, 64, 72),
         num_heads: Sequence[int] = (2, 4, 8, 12),
         drop_path_rate: float = 0.1,
+        depths: Sequence[int] | None = None,
+        num_tokens: int = 1,
     ) -> None:
         dims, num_heads = tuple(dims), tuple(num_heads)
         if not dims or len(dims) != len(num_heads):
@@ -262,9 +293,21 @@ class HST(Method):
                     f'HST needs heads that divide the width: {d} by {heads}'
                 )
         check_range(self, 'drop_path_rate', drop_path_rate, 0, 0.99)
+        check_range(self, 'num_tokens', num_tokens, 1)
+        if depths is not None:
+            depths = tuple(depths)
+            if len(depths) != len(dims):
+                raise PETLError(
+                    f'HST needs as many depths as dims, got {len(depths)} and '
+                    f'{len(dims)}'
+                )
+            for depth in depths:
+                check_range(self, 'depths', depth, 1)
         self.dims = dims
         self.num_heads = num_heads
         self.drop_path_rate = drop_path_rate
+        self.depths = depths
+        self.num_tokens = num_tokens
 
     def check(self, sites: list[Site]) -> None:
         depth, stages = sites[0].num_blocks, len(self.dims)
@@ -274,10 +317,16 @@ class HST(Method):
                 'HST hands over one feature, behind the last block; this backbone has '
                 f'them behind blocks {", ".join(str(s.index) for s in features)}'
             )
-        if depth % stages:
+        if self.depths is not None and sum(self.depths) != depth:
+            raise PETLError(
+                f'HST needs depths that sum to the {depth} blocks of this backbone, '
+                f'got {" + ".join(map(str, self.depths))}'
+            )
+        if self.depths is None and depth % stages:
             raise PETLError(
                 f'HST needs stages of equal depth; {stages} do not divide {depth} '
-                'blocks (dims and num_heads set their number)'
+                'blocks (dims and num_heads set their number, depths says how many '
+                'blocks each has)'
             )
 
     def share(self, sites: list[Site]) -> SideNetwork:
@@ -286,16 +335,18 @@ class HST(Method):
     def build(self, site: Site) -> Delta:
         if site.kind == 'feature':
             return PyramidDelta()
-        per = site.num_blocks // len(self.dims)
-        stage, place = divmod(site.block, per)
+        equal = (site.num_blocks // len(self.dims),) * len(self.dims)
+        ends = list(accumulate(self.depths or equal))
+        stage = bisect_right(ends, site.block)
         return MetaTokenDelta(
             site,
+            self.num_tokens,
             self.dims[stage],
             self.num_heads[stage],
             self.drop_path_rate * site.block / max(site.num_blocks - 1, 1),
             stage,
-            first=place == 0,
-            last=place == per - 1,
+            first=site.block in (0, *ends),
+            last=site.block + 1 in ends,
         )
 
     def selects(self, role: Role) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -25,6 +26,7 @@ from mmpetl.core import (
     convolve,
     is_wider,
 )
+from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
 PROJECTIONS = ('attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
@@ -44,8 +46,9 @@ class LowRank(nn.Module):
         for tensor in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(tensor)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.up(self.drop(self.down(z)))
+    def low(self, z: Tensor, ctx: Context) -> Tensor:
+        """``drop(z D^T + d)``."""
+        return self.drop(product(z, self.down.weight, ctx) + self.down.bias)
 
     def product(self) -> Tensor:
         """``U D`` in float64, (out_dims, in_dims)."""
@@ -69,7 +72,14 @@ class HydraDelta(Delta):
         self.scale = scale
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + (self.parallel(x) + self.sequential(y)) * self.scale
+        return self.joined(self.parallel.low(x, ctx), y, ctx)
+
+    def joined(self, beside: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        """Both up projections in one, of what the branches have in between."""
+        h = torch.cat((beside, self.sequential.low(y, ctx)), dim=-1)
+        ups = self.parallel.up, self.sequential.up
+        weight = torch.cat([up.weight for up in ups], dim=1)
+        return add_product(y, h, weight, self.scale, ups[0].bias + ups[1].bias)
 
 
 class HydraConvDelta(HydraDelta):
@@ -83,10 +93,9 @@ class HydraConvDelta(HydraDelta):
         self.site = site
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        down, up = self.parallel.down, self.parallel.up
+        down = self.parallel.down
         low = convolve(x, down.weight, self.site, down.bias)
-        beside = up(self.parallel.drop(low))
-        return y + (beside + self.sequential(y)) * self.scale
+        return self.joined(self.parallel.drop(low), y, ctx)
 
 
 @METHODS.register_module()

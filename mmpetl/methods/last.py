@@ -12,6 +12,7 @@ start, the indices of the correction, and everything on windowed and video backb
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,6 +24,7 @@ from mmpetl.core import (
     PETLError,
     Site,
     add_to_own,
+    autocasts,
     check_range,
     in_stages,
     kaiming_uniform_,
@@ -47,14 +49,18 @@ class LowRankAttention(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """What the unit adds: (B, N, C) -> (B, N, C)."""
-        h = self.qkv(self.norm(x))
+        return self.out(self.mix(self.qkv(self.norm(x)), ctx))
+
+    def mix(self, h: Tensor, ctx: Context) -> Tensor:
+        """Attention over q, k and v side by side: (B, N, 3 r) -> (B, N, r)."""
         if self.window is None:
-            return self.out(self.attend(h))
+            return self.attend(h)
         partition = Partition.shrunk(ctx.grid, self.window, self.shift)
         n = partition.tokens
         mask = partition.mask_in(ctx, h.device)
-        o = self.attend(partition.split(h), h.new_zeros(1, n, n), mask)
-        return self.out(partition.join(o))
+        return partition.join(
+            self.attend(partition.split(h), h.new_zeros(1, n, n), mask)
+        )
 
     @staticmethod
     def attend(
@@ -104,9 +110,13 @@ class GroupDelta(Delta):
         total = total + without_extra(y, ctx)
         past = past or [None] * len(self.units)
         now = []
+        # Beside a norm in half precision the plain sums round as they always have.
+        thin = total.dtype == y.dtype and not autocasts(y)
         for units, e in zip(self.units, past, strict=True):
             args = units, total, e, y.dtype, ctx.fork()
-            if records_gradients():
+            if thin:
+                e = self.grown_thin(units, total, e, ctx)
+            elif records_gradients():
                 # A unit is a few products, but would keep two maps of full width.
                 e = checkpoint(
                     self.grown, *args, use_reentrant=False, preserve_rng_state=False
@@ -131,6 +141,50 @@ class GroupDelta(Delta):
             step = unit(u.to(dtype), ctx)
             e = step.to(total.dtype) if e is None else e + step
         return e
+
+    @staticmethod
+    def grown_thin(
+        units: nn.ModuleList, total: Tensor, e: Tensor | None, ctx: Context
+    ) -> Tensor:
+        """:meth:`grown` in a few numbers per token, after one look at the features.
+
+        Let u be what enters the group and c = u - mean(u). Unit t reads
+        ``u + sum_{j < t} O_j a_j``, with the a_j of r numbers per token that the units
+        in front of it gave. With the columns of O_j centred as well, and
+        ``R_t = W_t diag(w_t)`` of the projection and the weight of the norm,
+
+            h_t = (R_t c + sum_j R_t O_j a_j) / sqrt(var + eps) + W_t b_t,
+            var = (|c|^2 + 2 sum_j a_j . O_j^T c + |sum_j O_j a_j|^2) / C,
+
+        in which c meets weights alone, once for all units.
+        """
+        u = total if e is None else total + e
+        c = u - u.mean(-1, keepdim=True)
+        size = c.square().sum(-1, keepdim=True)
+        dims, width = c.shape[-1], units[0].qkv.out_features
+        reads = [unit.qkv.weight * unit.norm.weight for unit in units]
+        outs = [unit.out.weight.T for unit in units]
+        added = torch.cat(outs[:-1]) if len(outs) > 1 else outs[0][:0]
+        added = added - added.mean(-1, keepdim=True)
+        weights = torch.cat([*reads, added])
+        seen = F.linear(c, weights)
+        rows = seen[..., : len(units) * width].split(width, dim=-1)
+        met = seen[..., len(units) * width :]
+        sizes = [*[width] * len(units), len(added)]
+        *gram_rows, gram = (weights @ added.T).split(sizes)
+        a = None
+        for unit, h, by in zip(units, rows, gram_rows, strict=True):
+            square = size
+            if a is not None:
+                n = a.shape[-1]
+                h = h + a @ by[:, :n].T
+                cross = 2 * met[..., :n] + a @ gram[:n, :n]
+                square = (size + (cross * a).sum(-1, keepdim=True)).clamp_min(0)
+            h = h * torch.rsqrt(square / dims + unit.norm.eps)
+            h = unit.mix(h + unit.qkv.weight @ unit.norm.bias, ctx)
+            a = h if a is None else torch.cat((a, h), dim=-1)
+        step = a @ torch.cat(outs)
+        return step if e is None else e + step
 
 
 class CorrectionDelta(Delta):

@@ -4,7 +4,8 @@ Paper: Sung et al., "LST: Ladder Side-Tuning for Parameter and Memory Efficient 
 Learning", NeurIPS 2022, https://arxiv.org/abs/2206.06522, sections 3.2 and 3.3.
 Differs from the authors' code: theirs is for language models and for CLIP's ResNet. For
 vision transformers the side block is one of the host's kind with the host's heads, and
-what leaves the side network is the feature. By default side blocks start from the
+what leaves the side network is the feature; ``form='post_norm'`` is the network of
+their vision-and-language code. By default side blocks start from the
 channels of the host that are largest in magnitude, which needs no data; the paper's
 choice by Fisher information is ``init='fisher'``. Windowed backbones (a side width per
 stage, a patch merging of its own) and dense outputs are our extension. Side norms are
@@ -14,7 +15,7 @@ layer norms also where the host's are RMS norms, whose weights they start from.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
@@ -48,19 +49,24 @@ from mmpetl.core import (
 from mmpetl.registry import METHODS
 
 INITS = ('magnitude', 'fisher', 'random')
+FORMS = ('pre_norm', 'post_norm')
 FISHER_IMAGES = 1024
 """So many training images the paper estimates the Fisher information from."""
 TEMPERATURE = 0.1
 
 
 class SideBlock(nn.Module):
-    """A pre-norm transformer block, windowed where the host's is.
+    """A transformer block, windowed where the host's is.
+
+    Pre-norm, ``h + Attn(LN h)`` and ``h + MLP(LN h)``, or post-norm, ``LN(h + Attn h)``
+    and ``LN(h + MLP h)``.
 
     h: (B, own prefix + prod(grid), dims), ``dims`` the host's width over the reduction.
     """
 
-    def __init__(self, site: Site, reduction: int) -> None:
+    def __init__(self, site: Site, reduction: int, post_norm: bool) -> None:
         super().__init__()
+        self.post_norm = post_norm
         dims, hidden = site.in_dims // reduction, site.mlp_dims // reduction
         self.num_heads = site.num_heads
         self.window, self.shift = site.window, site.shift
@@ -94,9 +100,16 @@ class SideBlock(nn.Module):
         y = self.attend(partition.split(x), bias, partition.mask_in(ctx, x.device))
         return partition.join(y)
 
+    def network(self, x: Tensor) -> Tensor:
+        """The feed-forward network, (B, N, dims) -> (B, N, dims)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
     def forward(self, h: Tensor, ctx: Context) -> Tensor:
+        if self.post_norm:
+            h = self.norm1(h + self.attention(h, ctx))
+            return self.norm2(h + self.network(h))
         h = h + self.attention(self.norm1(h), ctx)
-        return h + self.fc2(F.gelu(self.fc1(self.norm2(h))))
+        return h + self.network(self.norm2(h))
 
 
 class EntryDelta(Delta):
@@ -104,9 +117,9 @@ class EntryDelta(Delta):
 
     taps = True
 
-    def __init__(self, site: Site, reduction: int) -> None:
+    def __init__(self, site: Site, method: LST) -> None:
         super().__init__()
-        self.down = nn.Linear(site.out_dims, site.out_dims // reduction)
+        self.down = method.down(site)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         if isinstance(self.__dict__.get('shared'), Calibrated):
@@ -118,22 +131,29 @@ class EntryDelta(Delta):
 class LadderDelta(Delta):
     """``h_i = SideBlock(mu h_{i-1} + (1 - mu) D_i z_i)``, ``mu = sigmoid(alpha / T)``.
 
+    Without a gate ``h_i = SideBlock(h_{i-1} + D_i z_i)``.
+
     z_i: (B, num_prefix + prod(grid), C), what leaves block i, and leaves it unchanged.
     """
 
     taps = True
 
-    def __init__(self, site: Site, reduction: int) -> None:
+    def __init__(self, site: Site, method: LST) -> None:
         super().__init__()
-        self.down = nn.Linear(site.out_dims, site.out_dims // reduction)
-        self.alpha = nn.Parameter(torch.zeros(()))
-        self.block = SideBlock(site, reduction)
+        self.down = method.down(site)
+        self.alpha = nn.Parameter(torch.zeros(())) if method.gated else None
+        post_norm = method.form == 'post_norm'
+        self.block = SideBlock(site, method.reduction, post_norm)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        mu = torch.sigmoid(self.alpha / TEMPERATURE)
         fed = self.down(without_extra(y, ctx))
         notes = self.notes(ctx)
-        h = torch.lerp(fed, notes['h'].to(fed.dtype), mu.to(fed.dtype))
+        h = notes['h'].to(fed.dtype)
+        if self.alpha is None:
+            h = h + fed
+        else:
+            mu = torch.sigmoid(self.alpha / TEMPERATURE)
+            h = torch.lerp(fed, h, mu.to(fed.dtype))
         notes['h'] = self.block(h, ctx)
         return y
 
@@ -143,11 +163,11 @@ class MergeDelta(Delta):
 
     taps = True
 
-    def __init__(self, site: Site, reduction: int) -> None:
+    def __init__(self, site: Site, method: LST) -> None:
         super().__init__()
-        wide = 4 * (site.in_dims // reduction)
+        wide = 4 * (site.in_dims // method.reduction)
         self.norm = nn.LayerNorm(wide)
-        self.down = nn.Linear(wide, site.out_dims // reduction, bias=False)
+        self.down = nn.Linear(wide, site.out_dims // method.reduction, bias=False)
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         # The grid is still the one in front of the merging.
@@ -178,15 +198,20 @@ def _halves(size: int) -> tuple[int, int]:
 
 
 class ExitDelta(Delta):
-    """``U norm(h)`` leaves the backbone in place of y."""
+    """``U norm(h)`` leaves the backbone in place of y.
 
-    def __init__(self, site: Site, reduction: int) -> None:
+    What comes of post-norm blocks has been normed, and leaves as ``U h``.
+    """
+
+    def __init__(self, site: Site, method: LST) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(site.out_dims // reduction)
-        self.up = nn.Linear(site.out_dims // reduction, site.out_dims)
+        dims, pre_norm = site.out_dims // method.reduction, method.form == 'pre_norm'
+        self.norm = nn.LayerNorm(dims) if pre_norm else None
+        self.up = nn.Linear(dims, site.out_dims, bias=pre_norm)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return self.up(self.norm(self.notes(ctx)['h']))
+        h = self.notes(ctx)['h']
+        return self.up(h if self.norm is None else self.norm(h))
 
 
 PARTS = {
@@ -209,6 +234,14 @@ class LST(Method):
             choice, those with the largest Fisher information in a pass over labelled
             training data (:meth:`calibrate`, which ``mmpetl.CalibrationHook`` runs);
             ``'random'`` draws them.
+        side_blocks: Indices of the blocks that have a side block, counted over the
+            whole backbone; None is all. The side network passes the others by, so that
+            they have neither a map D nor a gate (layer dropping of the authors).
+        gated: Whether a learned gate weighs what comes from the trunk against the side
+            stream, as published; else both are added (``use_gate='none'`` there).
+        form: ``'pre_norm'``: side blocks as in vision transformers, a norm in front of
+            U, and biases. ``'post_norm'``: the authors' vision-and-language code, with
+            norms behind the sums, none in front of U, and D and U without a bias.
     """
 
     targets = ('embed', 'block', 'out')
@@ -226,16 +259,44 @@ class LST(Method):
         self,
         reduction: int = 8,
         init: Literal['magnitude', 'fisher', 'random'] = 'magnitude',
+        side_blocks: Sequence[int] | None = None,
+        gated: bool = True,
+        form: Literal['pre_norm', 'post_norm'] = 'pre_norm',
     ) -> None:
         check_range(self, 'reduction', reduction, 1)
         if init not in INITS:
             raise PETLError(f'LST has init {" or ".join(INITS)}, got {init!r}')
+        if form not in FORMS:
+            raise PETLError(f'LST has form {" or ".join(FORMS)}, got {form!r}')
+        if side_blocks is not None and not len(side_blocks):
+            raise PETLError('LST needs at least one of side_blocks; None takes all')
         self.reduction = reduction
         self.init = init
+        self.side_blocks = None if side_blocks is None else tuple(side_blocks)
+        self.gated = gated
+        self.form = form
 
     @property
     def calibrates(self) -> bool:
         return self.init == 'fisher'
+
+    def choose(self, sites: list[Site]) -> list[Site]:
+        chosen = super().choose(sites)
+        if self.side_blocks is None:
+            return chosen
+        there = {site.block for site in chosen if site.kind == 'block'}
+        for block in self.side_blocks:
+            if block not in there:
+                raise PETLError(
+                    f'LST is to have a side block beside block {block}; this backbone '
+                    f'has blocks 0 to {max(there)}'
+                )
+        return [s for s in chosen if s.kind != 'block' or s.block in self.side_blocks]
+
+    def down(self, site: Site) -> nn.Linear:
+        """``D``, from the width of the trunk to that of the side network."""
+        dims = site.out_dims
+        return nn.Linear(dims, dims // self.reduction, bias=self.form == 'pre_norm')
 
     def check(self, sites: list[Site]) -> None:
         for site in sites:
@@ -257,7 +318,7 @@ class LST(Method):
         return Calibrated() if self.init == 'fisher' else None
 
     def build(self, site: Site) -> Delta:
-        return PARTS[site.kind](site, self.reduction)
+        return PARTS[site.kind](site, self)
 
     def initialise(
         self, deltas: Mapping[Site, Delta], weights: Callable[[str, str], Affine]
@@ -380,7 +441,7 @@ class LST(Method):
             lambda host, kind: _affine(place, host, kind),
             sizes,
         )
-        place.calibrated.done.fill_(True)
+        place.shared.done.fill_(True)
 
 
 def _affine(place: Place, host: str, kind: str) -> Affine:

@@ -9,14 +9,76 @@ convolutions by) and video (frame by frame) are our extension.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import Context, Delta, Method, Site, check_range, on_maps
+from mmpetl.core import (
+    Context,
+    Delta,
+    Method,
+    Site,
+    autocasts,
+    check_range,
+    on_maps,
+    records_gradients,
+)
 from mmpetl.registry import METHODS
 
 KERNELS = (3, 5, 7)
+
+
+def depthwise(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A depthwise convolution that keeps the size of the map.
+
+    Args:
+        z: (B, C, H, W).
+        weight: (C, 1, k, k) with an odd k.
+        bias: (C,).
+    """
+    # A GPU has kernels of its own for the backward pass, and autocast its dtypes.
+    slow = z.device.type == 'cpu' and not autocasts(z)
+    run = Depthwise.apply if slow and records_gradients() else convolved
+    return run(z, weight, bias)
+
+
+def convolved(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`depthwise` in plain operations."""
+    pad = weight.shape[-1] // 2
+    return F.conv2d(z, weight, bias, padding=pad, groups=len(weight))
+
+
+class Depthwise(torch.autograd.Function):
+    """:func:`depthwise` with a backward pass of forward convolutions.
+
+    Those of a processor are several times as fast as its own backward pass: the
+    gradient of z is g with the kernel turned round, and that of the kernel is z with
+    g in the place of a kernel, both map by map.
+    """
+
+    forward = staticmethod(convolved)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight = ctx.saved_tensors
+        to_z = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_z = convolved(grad, weight.flip(2, 3), None)
+        if ctx.needs_input_grad[1]:
+            pad = weight.shape[-1] // 2
+            maps = F.pad(z, (pad,) * 4).flatten(0, 1)[None]
+            kernels = grad.flatten(0, 1)[:, None]
+            found = F.conv2d(maps, kernels, groups=len(kernels))
+            to_weight = found.view(len(z), *weight.shape).sum(0)
+        if ctx.needs_input_grad[2]:
+            to_bias = grad.sum((0, 2, 3))
+        return to_z, to_weight, to_bias
 
 
 class MultiScaleConv(nn.Module):
@@ -47,10 +109,70 @@ class MultiScaleConv(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         weight, bias = self.fused()
-        dims = len(weight)
-        t = F.conv2d(z, weight, bias, padding=KERNELS[-1] // 2, groups=dims)
-        one = torch.eye(dims, device=weight.device, dtype=weight.dtype)
-        return F.conv2d(t, self.mix.weight + one[..., None, None], self.mix.bias)
+        t = depthwise(z, weight, bias)
+        one = torch.eye(len(weight), device=weight.device, dtype=weight.dtype)
+        # Channels lie last in tokens, and the 1x1 is a product there.
+        mix = self.mix.weight.flatten(1) + one
+        return F.linear(t.movedim(1, -1), mix, self.mix.bias).movedim(-1, 1)
+
+
+def scaled_down(
+    y: Tensor,
+    gamma: Tensor,
+    gamma_x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """``(gamma * norm(y) + gamma_x * y) down^T + down_bias``.
+
+    Args:
+        y: (B, N, C).
+        gamma: (C,), as gamma_x and the weight and bias of the norm.
+        gamma_x: See there.
+        weight: See there.
+        bias: See there.
+        down: (hidden_dims, C).
+        down_bias: (hidden_dims,).
+        eps: Of the norm.
+    """
+    n = F.layer_norm(y, y.shape[-1:], gamma * weight, gamma * bias, eps)
+    return F.linear(torch.addcmul(n, y, gamma_x), down, down_bias)
+
+
+class ScaledDown(torch.autograd.Function):
+    """:func:`scaled_down` that keeps y alone, and norms it again for backward."""
+
+    forward = staticmethod(scaled_down)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *tensors, ctx.eps = inputs
+        ctx.save_for_backward(*tensors[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, gamma, gamma_x, weight, bias, down = ctx.saved_tensors
+        scale, shift, shape = gamma * weight, gamma * bias, y.shape[-1:]
+        n, mean, rstd = torch.native_layer_norm(y, shape, scale, shift, ctx.eps)
+        z, rows = n.addcmul_(y, gamma_x), grad.reshape(-1, grad.shape[-1])
+        to_down = rows.T @ z.reshape(len(rows), -1)
+        to_z = grad @ down
+        to_y, to_scale, to_shift = torch.ops.aten.native_layer_norm_backward(
+            to_z, y, shape, mean, rstd, scale, shift, [True] * 3
+        )
+        return (
+            to_y.addcmul_(to_z, gamma_x),
+            to_scale * weight + to_shift * bias,
+            (to_z * y).flatten(0, -2).sum(0),
+            to_scale * gamma,
+            to_shift * gamma,
+            to_down,
+            rows.sum(0),
+            None,
+        )
 
 
 class MonaDelta(Delta):
@@ -76,8 +198,17 @@ class MonaDelta(Delta):
         if zero_init:
             nn.init.zeros_(self.up.weight)
 
+    def entered(self, y: Tensor) -> Tensor:
+        """``down(gamma * norm(y) + gamma_x * y)``."""
+        norm, down = self.norm, self.down
+        args = y, self.gamma, self.gamma_x, norm.weight, norm.bias
+        args = *args, down.weight, down.bias, norm.eps
+        lean = records_gradients() and not autocasts(y)
+        run = ScaledDown.apply if lean else scaled_down
+        return run(*args)
+
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        h = self.down(self.gamma * self.norm(y) + self.gamma_x * y)
+        h = self.entered(y)
         h = on_maps(self.conv, h, ctx)
         return y + self.up(self.drop(F.gelu(h)))
 

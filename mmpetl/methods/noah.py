@@ -39,6 +39,7 @@ from mmpetl.core import (
     kaiming_uniform_,
 )
 from mmpetl.core.boundary import read_json
+from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
 WIDTHS: dict[str, str] = {
@@ -170,7 +171,7 @@ class NOAHLoRA(Delta):
         if not self.width:
             return y
         low = F.linear(self.drop(x), self.A[: self.width])
-        return y + F.linear(low, self.B[:, : self.width])
+        return add_product(y, low, self.B[:, : self.width])
 
     def size(self, width: int) -> int:
         """Parameters that act at a width."""
@@ -207,7 +208,7 @@ class NOAHAdapter(Delta):
             return y
         h = F.linear(y, self.down.weight[:w], self.down.bias[:w])
         h = self.drop(h * torch.sigmoid(1.702 * h))
-        return y + F.linear(h, self.up.weight[:, :w], self.up.bias)
+        return add_product(y, h, self.up.weight[:, :w], bias=self.up.bias)
 
     def size(self, width: int) -> int:
         """Parameters that act at a width; without hidden units there is no bias."""

@@ -11,38 +11,22 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from mmpetl.core import Affine, Context, Delta, Method, PETLError, Site, check_range
+from mmpetl.core import (
+    Affine,
+    Context,
+    Delta,
+    GroupedLinear,
+    Method,
+    PETLError,
+    Site,
+    check_range,
+)
+from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
 STYLES = {'block': ('attn.qkv', 'ffn.fc1'), 'attn': ('attn.qkv',)}
-
-
-class GroupedLinear(nn.Module):
-    """``diag(B_1, ..., B_g) h + c``: every group of inputs feeds a group of outputs.
-
-    ``weight``: (out_dims, in_dims / groups), the blocks ``B_j`` below each other, zero
-    at the start; ``bias``: (out_dims,), zero.
-    """
-
-    def __init__(self, in_dims: int, out_dims: int, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-        self.weight = nn.Parameter(torch.zeros(out_dims, in_dims // groups))
-        self.bias = nn.Parameter(torch.zeros(out_dims))
-
-    def forward(self, h: Tensor) -> Tensor:
-        if self.groups == 1:
-            return nn.functional.linear(h, self.weight, self.bias)
-        blocks = self.weight.unflatten(0, (self.groups, -1))
-        h = h.unflatten(-1, (self.groups, -1))
-        return torch.einsum('...gi,goi->...go', h, blocks).flatten(-2) + self.bias
-
-    def dense(self) -> Tensor:
-        """(out_dims, in_dims), zero outside of the blocks."""
-        return torch.block_diag(*self.weight.unflatten(0, (self.groups, -1)))
 
 
 class RepAdapterDelta(Delta):
@@ -60,7 +44,8 @@ class RepAdapterDelta(Delta):
         nn.init.zeros_(self.down.bias)
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return x + self.up(self.drop(self.down(x))) * self.scale
+        h = self.drop(self.down(x))
+        return add_product(x, h, self.up.dense(), self.scale, self.up.bias)
 
 
 @METHODS.register_module()

@@ -269,7 +269,7 @@ class SCT(Method):
         for site, score in self.scores(backbone, batches).items():
             index = place.delta(site).index
             index.copy_(score.topk(len(index)).indices.sort().values)
-        place.calibrated.done.fill_(True)
+        place.shared.done.fill_(True)
 
     def fold(self, site: Site, delta: SCTDelta, affine: Affine) -> None:
         bias = delta.linear.bias.double() * (1 if delta.scale_on_x else delta.scale)

@@ -35,6 +35,14 @@ PLACES = ('mha', 'ffn', 'block')
 MODES = ('parallel', 'serial')
 
 
+def start_tokens_(tokens: Tensor) -> None:
+    """Xavier-uniform over (1, P, C), the shape that the authors' tokens have.
+
+    tokens: (P, C). The bound is sqrt(6 / ((P + 1) C)), and not that of a P x C matrix.
+    """
+    nn.init.xavier_uniform_(tokens.detach().unsqueeze(0))
+
+
 class AdapterTuner(nn.Module):
     """``U(z) = gelu(z D^T + d) U^T + u``.  z: (B, N, C)."""
 
@@ -89,8 +97,8 @@ class PrefixTuner(Delta):
         super().__init__()
         self.Pk = nn.Parameter(torch.empty(num_tokens, dims))
         self.Pv = nn.Parameter(torch.empty(num_tokens, dims))
-        nn.init.xavier_uniform_(self.Pk)
-        nn.init.xavier_uniform_(self.Pv)
+        start_tokens_(self.Pk)
+        start_tokens_(self.Pv)
 
     def before(self, x: tuple[Tensor, ...], ctx: Context) -> tuple[Tensor, ...]:
         return grow(x, self.Pk, self.Pv)
@@ -105,7 +113,7 @@ class PromptEntry(Delta):
     def __init__(self, dims: int, num_tokens: int) -> None:
         super().__init__()
         self.E = nn.Parameter(torch.empty(num_tokens, dims))
-        nn.init.xavier_uniform_(self.E)
+        start_tokens_(self.E)
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
         prompts = self.E.to(x.dtype).expand(x.shape[0], -1, -1)

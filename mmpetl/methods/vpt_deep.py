@@ -15,11 +15,12 @@ from torch import nn
 from mmpetl.core import (
     Delta,
     Method,
-    PETLError,
     PoolPrompts,
     Prompts,
     Site,
+    check_pooling,
     check_range,
+    pools_prompts,
     projections,
 )
 from mmpetl.registry import METHODS
@@ -65,19 +66,10 @@ class VPTDeep(Method):
         self.project_dims = project_dims
 
     def wants(self, site: Site) -> bool:
-        if site.kind == 'out':
-            wanted = self.pool_prompts
-            return site.pooled and (
-                site.window is not None if wanted is None else wanted
-            )
-        return site.kind == 'tokens'
+        return site.kind == 'tokens' or pools_prompts(site, self.pool_prompts)
 
     def check(self, sites: list[Site]) -> None:
-        if self.pool_prompts and not any(site.kind == 'out' for site in sites):
-            raise PETLError(
-                'VPTDeep has pool_prompts=True, but this backbone does not average its '
-                'tokens into one output; leave pool_prompts out'
-            )
+        check_pooling('VPTDeep', self.pool_prompts, sites)
 
     def share(self, sites: list[Site]) -> nn.ModuleDict | None:
         if self.project_dims is None:

@@ -15,7 +15,8 @@ from mmengine.model import BaseModel, BaseModule
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
-from mmpetl.core import PETLError, registered_methods, suggest
+from mmpetl.core import PETLError, is_several, registered_methods, suggest
+from mmpetl.core.several import written_out
 from mmpetl.core.tasks import check_tasks, task_features, task_switch
 from mmpetl.registry import MODELS
 
@@ -264,10 +265,17 @@ def with_tasks(backbone: Mapping[str, Any], tasks: tuple[str, ...]) -> dict[str,
     """The backbone's config, with tasks for a multi-task method that names none."""
     config = dict(backbone)
     method = config.get('method')
+    if isinstance(method, str | Mapping | list | tuple):
+        told = [_told(entry, tasks) for entry in written_out(method)]
+        config['method'] = told if is_several(method) else told[0]
+    return config
+
+
+def _told(method: Any, tasks: tuple[str, ...]) -> Any:
     method = {'type': method} if isinstance(method, str) else method
     if isinstance(method, Mapping):
         name = str(method.get('type')).rpartition('.')[2]
         cls = registered_methods().get(name)
         if cls is not None and cls.family == 'multi_task' and 'tasks' not in method:
-            config['method'] = {**method, 'tasks': tasks}
-    return config
+            return {**method, 'tasks': tasks}
+    return method

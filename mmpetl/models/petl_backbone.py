@@ -22,14 +22,14 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmpetl.core import (
-    Method,
     PETLError,
-    build_method,
+    build_entries,
     describe,
     fingerprint,
     inject,
     injections,
 )
+from mmpetl.core.several import Methods
 from mmpetl.models.weights import load_base_weights
 from mmpetl.models.weights.address import base_name
 from mmpetl.models.weights.convert import may_lack
@@ -39,7 +39,7 @@ from mmpetl.registry import MODELS
 @MODELS.register_module(name='PETLBackbone')
 def petl_backbone(
     backbone: Mapping[str, Any] | nn.Module,
-    method: Method | Mapping[str, Any] | str | None = None,
+    method: Methods | None = None,
     checkpoint: str | os.PathLike | None = None,
     head: Iterable[str] = (),
     frozen_drop_path: bool = False,
@@ -54,8 +54,9 @@ def petl_backbone(
             ``dict(type='mmpretrain.SwinTransformer', arch='base')``; or a backbone,
             whose values are kept where no checkpoint replaces them. A Video Swin with
             ``pretrained2d=True`` is started from the checkpoint of an image Swin.
-        method: A method's config or name. None leaves the backbone as upstream
-            built it, wholly trainable.
+        method: A method's config or name, or a list of several
+            (:mod:`mmpetl.core.several`). None leaves the backbone as upstream built it,
+            wholly trainable.
         checkpoint: File, folder or address of the base weights, in any format that
             :func:`mmpetl.models.load_base_weights` reads. None leaves the base to the
             backbone's own ``init_cfg``, or random, which is said loudly.
@@ -76,7 +77,7 @@ def petl_backbone(
             or the backbone cannot serve the method.
     """
     if method is not None:
-        method = build_method(method)
+        build_entries(method)  # what is wrong with it is said before anything is built
     source = dict(backbone) if isinstance(backbone, Mapping) else None
     module = build_foreign(backbone) if isinstance(backbone, Mapping) else backbone
     filling = _filling(module, source, checkpoint, checkpoint_part)

@@ -25,12 +25,13 @@ from torch import nn
 from mmpetl.core import (
     Method,
     PETLError,
-    build_method,
+    build_entries,
     describe,
     fingerprint,
     inject,
     injections,
 )
+from mmpetl.core.several import Methods
 from mmpetl.models.petl_backbone import check_package
 from mmpetl.models.whole import (
     fill_base,
@@ -49,7 +50,7 @@ HEADS = ('head', 'cls_head')
 @MODELS.register_module(name='PETLModel')
 def petl_model(
     of: str | type | None = None,
-    petl: Method | Mapping[str, Any] | str | None = None,
+    petl: Methods | None = None,
     base: str | os.PathLike | None = None,
     where: str | Iterable[str] | None = None,
     freeze: str | Iterable[str] = (),
@@ -61,7 +62,8 @@ def petl_model(
 
     Args:
         of: Type of the model: ``'MaskRCNN'``, ``'mmseg.EncoderDecoder'``, or a class.
-        petl: The method: its name or its config.
+        petl: The method, its name or its config; or a list of several
+            (:mod:`mmpetl.core.several`).
         base: File of the base weights: a whole detector or segmentor, or a trunk. It
             takes the place of ``init_cfg`` and ``pretrained`` of the trunk. Every
             tensor of the trunk must be in it; other modules are filled where names
@@ -96,14 +98,15 @@ def petl_model(
         >>> model.backbone.layers[0].ln1.weight.requires_grad
         False
     """
-    method = _checked(of, petl)
+    methods = _checked(of, petl)
     built = _build(of, model)
     if not is_distributed():
         # The Runner would do it after the injection, and lose what it exchanges.
         built = revert_sync_batchnorm(built)
     paths = find_trunks(built, where)
     _check_names(built, paths)
-    _check_head(method, built, paths, model)
+    for method in methods:
+        _check_head(method, built, paths, model)
     if base is None:
         filled = initialise(built, paths, model)
     else:
@@ -122,7 +125,7 @@ def petl_model(
     narrowed = {'layers': layers, 'blocks': blocks}
     narrowed = {name: value for name, value in narrowed.items() if value is not None}
     for path in paths:
-        inject(built.get_submodule(path), method, head=filled[path].fresh, **narrowed)
+        inject(built.get_submodule(path), petl, head=filled[path].fresh, **narrowed)
     for path, _, record in injections(built):
         trunk = next(p for p in paths if f'{path}.'.startswith(f'{p}.'))
         record.source = {
@@ -138,7 +141,7 @@ def petl_model(
     return built
 
 
-def _checked(of: Any, petl: Any) -> Method:
+def _checked(of: Any, petl: Any) -> list[Method]:
     name = getattr(of, '__name__', str(of)).rpartition('.')[2]
     if of is None or name in (*OURS, 'petl_model'):
         what = 'no type' if of is None else f'of={of!r}'
@@ -151,7 +154,7 @@ def _checked(of: Any, petl: Any) -> Method:
             "mmpetl.PETLModel got no method; name one, as in petl='LoRA' or "
             "petl=dict(type='LoRA', rank=16)"
         )
-    return build_method(petl)
+    return [entry.method for entry in build_entries(petl)]
 
 
 def _build(of: str | type, model: Mapping[str, Any]) -> nn.Module:

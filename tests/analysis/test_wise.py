@@ -9,9 +9,10 @@ from tiny import Nothing, Tuned, base, core, fits, images, method_cases, shake_
 from mmpetl.analysis.wise import best_alpha, check_base, interpolated, obstacle
 from mmpetl.core import PETLError, disable, enable, inject
 
-NO_NEUTRAL = {'VPTDeep', 'VPTShallow', 'Prefix', 'VQT', 'HST', 'LST'}
-"""By the papers: prompts, prefixes and queries add what a base does not have; LST's
-feature leaves in place of the base's."""
+NO_NEUTRAL = {'VPTDeep', 'VPTShallow', 'Prefix', 'VQT', 'HST', 'LST', 'MTLoRA'}
+NO_NEUTRAL |= {'E2VPT', 'ResTuningBypass', 'VAPT', 'VFPT'}
+"""By the papers: prompts, prefixes and queries add what a base does not have; the
+features of LST, MTLoRA and Res-Tuning's bypass leave in place of the base's."""
 
 STEMS = ('mmpretrain_vit', 'mmpretrain_swin')
 

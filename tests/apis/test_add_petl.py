@@ -208,10 +208,15 @@ def test_a_tenth_of_the_rate_stops_a_plain_runner_and_not_ours(tmp_path):
     TuningRunner.from_cfg(config).train()
 
 
-def test_the_dump_repeats_the_run(tmp_path):
+@pytest.mark.parametrize(
+    ('petl', 'options'),
+    [('LoRA', {'rank': 2}), ('LoRA+SSF', {'0.rank': 2, '0.blocks': '1:'})],
+    ids=['one', 'several'],
+)
+def test_the_dump_repeats_the_run(petl, options, tmp_path):
     file = str(whole_file('mmpretrain', tmp_path))
     config = upstream.config_of('mmpretrain', tmp_path, None, iters=2)
-    config = apis.add_petl(without_file(config), 'LoRA', {'rank': 2}, base=file)
+    config = apis.add_petl(without_file(config), petl, options, base=file)
     states = []
     for i in range(2):
         config.experiment_name = f'{tmp_path.name}-dump-{i}'

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mmpetl import apis
-from mmpetl.core import PETLError, delta_state
+from mmpetl.core import PETLError, delta_state, methods_name
+from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 
 LORA = {'type': 'LoRA', 'rank': 2}
 
@@ -42,8 +43,10 @@ def published(bench):
         {'type': 'BitFit'},
         {'type': 'SCT', 'num_channels': 8},
         {'type': 'GPS', 'num_weights': 2},
+        [LORA | {'blocks': [0]}, {'type': 'VPTDeep', 'num_tokens': 2}],
+        ['BitFit', LORA],
     ],
-    ids=lambda method: method['type'],
+    ids=methods_name,
 )
 def test_a_published_delta_gives_the_same_model(bench, method):
     config = bench.config(method)
@@ -104,6 +107,38 @@ def test_a_run_checkpoint_is_accepted(bench):
     assert torch.equal(scores(apis.load_delta(config, run)), scores(model))
     published = apis.export_delta(run, config, bench.folder / 'from_run')
     assert apis.read_delta(published).dataset['classes'] == ['w', 'x', 'y', 'z']
+
+
+def test_several_are_published_predict_and_are_told_from_others(bench, picture):
+    config = bench.config([{'type': 'BitFit'}, LORA | {'blocks': '1:'}])
+    model = bench.tuned(config)
+    path = apis.export_delta(model, config, bench.folder / 'delta')
+    record = json.loads(path.with_suffix('.json').read_text())
+    assert [m['type'] for m in record['method']] == ['BitFit', 'LoRA']
+    assert record['where'] == [
+        {'layers': None, 'blocks': None},
+        {'layers': None, 'blocks': [1]},
+    ]
+    again = apis.init_model(config, path, 'cpu')
+    assert torch.equal(scores(model), scores(again))
+    shown = apis.predict_image(again, picture, topk=4)
+    assert sum(one.score for one in shown) == pytest.approx(1)
+    row = apis.count_config(config)
+    assert row['method'] == 'BitFit + LoRA'
+    assert row['delta'] == 2 * 2 * 2 * 32
+    other = bench.config('BitFit + LoRA', name='other')
+    with pytest.raises(PETLError, match='delta'):
+        apis.load_delta(other, path)
+    single = bench.config(LORA, name='single')
+    with pytest.raises(
+        PETLError, match=re.escape('is of BitFit + LoRA, the model has')
+    ):
+        apis.load_delta(single, path)
+    # A run's checkpoint with the second method alone in its keys says the same.
+    saved = {'state_dict': delta_state(model), 'meta': {'mmpetl': delta_meta(model)}}
+    torch.save(saved, bench.folder / 'epoch_1.pth')
+    out = apis.export_delta(bench.folder / 'epoch_1.pth', config, bench.folder / 'twin')
+    assert torch.equal(scores(apis.load_delta(config, out)), scores(model))
 
 
 def test_metrics_come_from_best_checkpoints_only(bench):

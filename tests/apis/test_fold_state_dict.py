@@ -36,8 +36,9 @@ def whole(bench, config, path):
         ({'type': 'BitFit'}, {}),
         ({'type': 'LoRA', 'rank': 2}, {'type': 'VisionTransformer'}),
         ({'type': 'FacTTT', 'rank': 2}, {}),
+        ([{'type': 'LoRA', 'rank': 2, 'blocks': [1]}, {'type': 'SSF'}], {}),
     ],
-    ids=['LoRA', 'SSF', 'BitFit', 'unscoped', 'shared'],
+    ids=['LoRA', 'SSF', 'BitFit', 'unscoped', 'shared', 'recipe'],
 )
 def test_it_equals_folding_the_built_model(bench, method, backbone):
     base = bench.base('own')

@@ -66,6 +66,10 @@ def run(tmp_path):
         ({'optim_wrapper__optimizer__lr': 0.01}, 'optimizer.lr is 0.01, was 0.001'),
         ({'train_dataloader__batch_size': 8}, 'batch_size is 8, was 64'),
         ({'model__backbone__method__rank': 4}, 'method.rank is 4, was 8'),
+        (
+            {'model__backbone__method': [{'type': 'LoRA', 'rank': 8}]},
+            r"method is \[\{'rank': 8, 'type': 'LoRA'\}\], was \{'rank'",
+        ),
         ({'param_scheduler__0__end': 5}, 'param_scheduler.0.end is 5, was 10'),
         ({'randomness__seed': 1}, 'randomness.seed is 1, was 42'),
         ({'train_cfg__max_epochs': 5}, 'max_epochs is 5, was 10'),

@@ -195,3 +195,46 @@ def test_extra_tokens_act_and_never_leave(any_stem: str, stay: bool) -> None:
         ys = outputs(inject(base(any_stem), Tokens(stay)), x)
         assert [y.shape for y in ys] == [y.shape for y in plain]
         assert all((a - b).abs().max() > 1e-4 for a, b in zip(ys, plain, strict=True))
+
+
+class Recomputed(Delta):
+    """What leaves a projection, computed again from the weights of the base."""
+
+    reads_base = True
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        SEEN.append((self.kind, 'after'))
+        affine = ctx.fork().affine(self.kind)
+        again = nn.functional.linear(x, affine.weight, affine.full_bias())
+        torch.testing.assert_close(again, y, rtol=1e-9, atol=1e-9)
+        return again
+
+
+class Recompute(Method):
+    """Such a delta at every projection of a block."""
+
+    family = 'baseline'
+    targets = (
+        *('attn.qkv', 'attn.q', 'attn.k', 'attn.v'),
+        *('attn.proj', 'ffn.fc1', 'ffn.fc2'),
+    )
+    targets_any = True
+
+    def build(self, site: Site) -> Recomputed:
+        return Recomputed(site.kind)
+
+
+@torch.no_grad()
+def test_a_delta_can_read_the_base_weights_of_its_site(any_stem: str) -> None:
+    x = images(any_stem, odd=True, dtype=torch.float64)
+    model = inject(base(any_stem, torch.float64), Recompute())
+    SEEN.clear()
+    ours = outputs(model, x)
+    wanted = {site.kind for site in record(model).slots['0'].sites}
+    assert {kind for kind, _ in SEEN} == wanted
+    for y, z in zip(ours, outputs(bare(any_stem, torch.float64), x), strict=True):
+        torch.testing.assert_close(y, z, rtol=1e-9, atol=1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def failing(task: Task, folder: Path) -> Record:
     return _record(task)
 
 
+def wordy(task: Task, folder: Path) -> Record:
+    """Fails with more words than a pipe holds."""
+    raise RuntimeError('many words ' * 20_000)
+
+
 def certain(task: Task, folder: Path) -> Record:
     """Fails in the same way every time."""
     _begin(task)
@@ -83,3 +89,41 @@ def bowl(task: Task, folder: Path) -> Record:
     _begin(task)
     rate = task.job.options.get('optim_wrapper.optimizer.lr', 1e-4)
     return _record(task, 80 - 10 * abs(math.log10(rate) + 2))
+
+
+def forking(task: Task, folder: Path) -> Record:
+    """Forks a child that is told to end at once; its score is how it ended."""
+    return _record(task, told_to_end_at_once())
+
+
+_told = False
+
+
+def _tell() -> None:
+    if _told:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+os.register_at_fork(after_in_child=_tell)
+
+
+def told_to_end_at_once() -> float:
+    """How a child ends that gets SIGTERM in the hooks behind its fork; -1: it lives."""
+    global _told
+    _told = True
+    try:
+        pid = os.fork()
+    finally:
+        _told = False
+    if pid == 0:
+        time.sleep(30)
+        os._exit(0)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return float(os.waitstatus_to_exitcode(status))
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -1.0

@@ -82,6 +82,22 @@ def test_every_job_runs_once_and_leaves_a_record(
     assert (again.done, again.ran) == (len(jobs), 0)
 
 
+def test_a_worker_with_much_to_say_ends(tmp_path: Path) -> None:
+    executor = make_executor('local', workers=1)
+    summary = sweep(tmp_path, executor, 'wordy', jobs=JOBS[:1], retries=0).run()
+    assert len(summary.failed[JOBS[0].id]) > 2**17
+
+
+def test_what_is_forked_under_ray_ends_when_it_is_told(
+    ray_executor: Executor, tmp_path: Path
+) -> None:
+    """Ray leaves a handler behind that a child, told to end early, would survive."""
+    sweep(tmp_path, ray_executor, 'forking', jobs=JOBS[:1]).run()
+    record = RecordStore(tmp_path).read(JOBS[0])
+    assert record.metrics['accuracy/top1'] == 128 + signal.SIGTERM
+    assert fake_runs.told_to_end_at_once() == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize('name', ['inline', 'local', 'ray'])
 def test_a_failure_is_tried_again_up_to_the_limit(
     name: str, request: pytest.FixtureRequest, tmp_path: Path

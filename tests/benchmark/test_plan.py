@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.plan import (
     Plan,
     choose_methods,
@@ -20,7 +21,9 @@ from mmpetl.benchmark.plan import (
     resolve,
     write_plan,
 )
+from mmpetl.benchmark.run_facts import settings_of
 from mmpetl.benchmark.sizes import sizes
+from mmpetl.config.compose import compose
 from mmpetl.core import PETLError, registered_methods
 
 SMALL = {
@@ -31,17 +34,22 @@ SMALL = {
 }
 
 
+SEVERAL_TASKS = {'MTLoRA', 'PolyhistorLite', 'VMTAdapter'}
+ON_CLIPS = {'AIM', 'STAdapter'}
+
+
 def test_mini_holds_every_method_of_single_images_twice_on_every_task() -> None:
     resolved = resolve(read_plan('mini'))
-    single = {
-        name for name, cls in registered_methods().items() if cls.family != 'multi_task'
-    }
+    assert {
+        name for name, cls in registered_methods().items() if cls.family == 'multi_task'
+    } == SEVERAL_TASKS
+    single = registered_methods().keys() - SEVERAL_TASKS - ON_CLIPS
     tasks = {'mini/digits', 'mini/textures', 'mini/counting'}
     cells = {(j.method, j.recipe, j.seed) for j in resolved.jobs}
     assert cells == {(m, r, s) for m in single for r in tasks for s in (42, 43)}
     assert len({j.id for j in resolved.jobs}) == len(resolved.jobs)
     assert {(r.method, r.recipe) for r in resolved.refused} == {
-        (m, r) for m in ('PolyhistorLite', 'VMTAdapter') for r in tasks
+        (m, r) for m in SEVERAL_TASKS | ON_CLIPS for r in tasks
     }
     assert resolved.toolboxes == ('mmpretrain',)
 
@@ -94,6 +102,50 @@ def test_options_come_from_plan_recipe_sizes_and_method_in_this_order() -> None:
         'model.backbone.method.scale': 2.0,
     }
     assert options_of(plan, 'VPTShallow', 'vtab/svhn') == {'a.b': 1, 'c': 1, 'd': 1}
+
+
+def test_several_methods_are_one_by_their_names() -> None:
+    plan = parse_plan(
+        SMALL
+        | {
+            'methods': [
+                'lora+vpt_deep',
+                'LoRA + VPTDeep',
+                'LST + LoRA',
+                'BitFit + VQT',
+            ],
+            'settings': {
+                'LoRA': {'rank': 3},
+                'lora + vpt_deep': {'1.num_tokens': 2, '0.blocks': ':1'},
+            },
+            'include': ['combined'],
+        }
+    )
+    resolved = resolve(plan)
+    one, other = resolved.jobs[:2]
+    assert one.method == 'LoRA + VPTDeep'
+    assert one.id.startswith('mini-digits--lora+vptdeep--')
+    start = 'model.backbone.method'
+    assert one.options == {
+        f'{start}.0.rank': 3,
+        f'{start}.1.num_tokens': 2,
+        f'{start}.0.blocks': ':1',
+    }
+    config = compose_job(one, 'work')
+    assert list(config.model.backbone.method) == [
+        {'type': 'LoRA', 'rank': 3, 'blocks': ':1'},
+        {'type': 'VPTDeep', 'num_tokens': 2},
+    ]
+    assert other.method == 'LST + LoRA'
+    assert settings_of(config) == {
+        '0.rank': 3,
+        '0.blocks': ':1',
+        '1.num_tokens': 2,
+    }
+    assert compose('mini/digits', 'lora+ssf').work_dir.endswith('lora+ssf/mini/digits')
+    clash = parse_plan(SMALL | {'methods': ['LoRA', 'DTL + LST']})
+    (refusal,) = resolve(clash).refused
+    assert 'cannot act beside' in refusal.reason
 
 
 def test_jobs_go_seed_by_seed_and_are_kept_as_they_are(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_methods_of_dense_tasks_are_those_with_published_settings(
     names_of: Any,
 ) -> None:
     found = names_of('methods.py')['dense_methods']()
-    # Mona's tables, and those of E3VA and LoRand, all on COCO.
+    # Mona's tables, those of E3VA and LoRand, all on COCO, and Rein.
     assert found == [
         'AdaptFormer',
         'Adapter',
@@ -57,7 +57,62 @@ def test_methods_of_dense_tasks_are_those_with_published_settings(
         'LoRand',
         'Mona',
         'PartialK',
+        'Rein',
     ]
+
+
+@pytest.fixture
+def small(names_of: Any) -> Any:
+    """``speed/methods.py`` on a trunk of two narrow blocks, and an input of it."""
+    from mmpretrain.models import VisionTransformer
+
+    arch = {'embed_dims': 32, 'num_layers': 2, 'num_heads': 2}
+    arch['feedforward_channels'] = 64
+
+    def make() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return VisionTransformer(arch=arch, img_size=16, patch_size=8)
+
+    script = names_of('methods.py')
+    return script, script['References'](make, torch.randn(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ('method', 'lowest'),
+    [('BitFit', 0), ('PartialK', 1), ('LinearProbe', None), ('LST', None)],
+)
+def test_the_bound_of_a_method_is_where_its_gradient_ends(
+    method: Any, lowest: int | None, small: Any
+) -> None:
+    script, references = small
+    net = mmpetl.inject(references.make(), method)
+    net.train()
+    assert script['lowest_block'](net, references.x) == lowest
+    bound = references.bound(lowest)
+    if lowest is None:
+        assert bound == references.forward
+    else:
+        trained = {n for n, p in bound.net.named_parameters() if p.requires_grad}
+        assert trained == {f'layers.{lowest}.ln1.bias'}
+
+
+def test_a_row_says_what_a_method_costs(small: Any) -> None:
+    script, references = small
+    ticks = iter(range(10_000))
+    row = script['measure']('LoRA', references, 2, lambda: float(next(ticks)))
+    assert row['parameters'] == 2 * 2 * 8 * (32 + 32)
+    assert 0 < row['kept'] < 1
+    assert row['disk'] > 4 * row['parameters']
+    # A clock that goes a second at each look measures one second of everything.
+    for ratio in ('step_bound', 'step_forward', 'step_full', 'folded_forward'):
+        assert row[ratio][:3] == [1, 1, 1]
+    assert '| LoRA | 2,048 | 1.00 (1.00 to 1.00) |' in script['table']([row])
+
+
+def test_rows_that_were_cut_are_measured_again(names_of: Any, tmp_path: Path) -> None:
+    path = tmp_path / 'rows.jsonl'
+    path.write_text('{"method": "LoRA"}\n{"method": "SS', encoding='utf-8')
+    assert names_of('methods.py')['read_rows'](path) == [{'method': 'LoRA'}]
 
 
 def test_every_old_speed_script_leads_to_a_new_one() -> None:
@@ -79,4 +134,4 @@ def test_an_old_speed_command_says_where_it_is_and_runs(
     out, err = capsys.readouterr()
     assert end.value.code == 0
     assert err == 'benchmarks/methods.py has moved to speed/methods.py\n'
-    assert '--backbone {vit_b,swin_b}' in out
+    assert '--backbone {vit_b,videomae_b,swin_b,video_swin_b}' in out

@@ -51,6 +51,8 @@ def small(path: Path, options: dict | None = None, **kwargs: Any) -> Any:
     config = load_config(path, options, **kwargs)
     name, factor = FAMILIES[family_of(config)]
     model = copy.deepcopy(read_config(CONFIGS / f'mini/{name}.py').model)
+    if config.model.backbone.backbone.type == 'mmpetl.FrameBackbone':
+        over_frames(model.backbone)
     model.backbone.method = config.model.backbone.method
     if 'head' in model:
         model.head.loss = config.model.head.loss
@@ -68,6 +70,15 @@ def small(path: Path, options: dict | None = None, **kwargs: Any) -> Any:
         for dataset in datasets_of(config, phase):
             dataset.pipeline = divided(dataset.pipeline, factor)
     return config
+
+
+def over_frames(trunk: Any) -> None:
+    """Put the mini model of images in the place of that of clips."""
+    image = copy.deepcopy(read_config(CONFIGS / 'mini/digits.py').model.backbone)
+    trunk.checkpoint = image.checkpoint
+    trunk.backbone = dict(
+        type='mmpetl.FrameBackbone', num_frames=8, backbone=image.backbone
+    )
 
 
 def set_classes(node: Any, count: int) -> None:

@@ -197,8 +197,8 @@ def test_pairs_that_cannot_be_read_are_one_line(given, capsys):
     assert ': error: --cfg-options' in last
 
 
-def test_a_list_of_methods_and_of_imports_are_refused():
-    for method in ([{'type': 'LoRA'}], 7):
+def test_a_list_in_a_list_of_methods_and_one_of_imports_are_refused():
+    for method in ([[{'type': 'LoRA'}]], 7):
         with pytest.raises(PETLError, match='a method is a name or'):
             finish_config(
                 read_config('configs/mini/digits.py'),

@@ -244,9 +244,17 @@ BASES = {
     **dict.fromkeys(VPETL | NOAH_FAMILY | STUDY | {'dtl', 'vqt'}, ORIGINAL),
     **dict.fromkeys(TIMM, AUGREG),
 }
+BASES |= {'rlrr': ORIGINAL}
+BASES |= dict.fromkeys({'arc', 'adapter_plus'}, ORIGINAL)
+BASES |= dict.fromkeys({'arc', 'adapter_plus', 'consolidator'}, ORIGINAL)
+BASES['binary'] = ORIGINAL
+BASES['binary'] = ORIGINAL
+BASES |= {'rlrr': ORIGINAL}
+BASES['dyt'] = ORIGINAL
 BASES_ELSEWHERE = {
     'ssv2': 'videomae_pretrain_vit_b_1600.pth',
     'hmdb51': 'videomae_pretrain_vit_b_1600.pth',
+    'kinetics400_clip': 'ViT-B-16.pt',
     'ssv2_swin': 'swin_base_patch244_window877_kinetics400_22k.pth',
     'hmdb51_swin': 'swin_base_patch244_window877_kinetics400_22k.pth',
     'coco': 'swin_base_patch4_window7_224_22k.pth',
@@ -290,6 +298,17 @@ INPUTS = {
     **dict.fromkeys(TIMM | {'dtl'}, ('half', 'bicubic')),
     **dict.fromkeys(STUDY, ('none', 'bicubic')),
 }
+INPUTS |= {'rlrr': ('half', 'bicubic')}
+INPUTS |= {'arc': ('imagenet', 'bicubic')}
+INPUTS |= dict.fromkeys({'arc', 'consolidator'}, ('imagenet', 'bicubic'))
+INPUTS |= {
+    'adapter_plus/vtab': ('half', 'bilinear'),
+    'adapter_plus/fgvc': ('half', 'bicubic'),
+}
+INPUTS['dyt'] = 'half', 'bicubic'
+INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
+INPUTS['binary'] = 'none', 'bicubic'  # get_data(..., normalize=False)
+INPUTS |= {'rlrr': ('half', 'bicubic')}
 # Rate at the start and the end, epochs of the cosine and of the run, and whether the
 # rate lags an epoch behind (`scheduler.step(epoch)` after it).
 RATES = {
@@ -297,11 +316,26 @@ RATES = {
     **dict.fromkeys(TIMM | {'dtl'}, (1e-7, 1e-8, 100, 110, False)),
     'full': (1e-4, 1e-6, 100, 100, True),
     'hydra': (1e-6, 1e-5, 500, 100, True),
+    'consolidator': (1e-6, 1e-5, 100, 100, True),
 }
+RATES |= {'rlrr': (1e-7, 1e-8, 100, 110, True)}
+RATES['binary'] = RATES['noah']
+RATES['binary'] = RATES['noah']
+RATES |= {'rlrr': (1e-7, 1e-8, 100, 110, True)}
 # Loaders with drop_last=True, and those with False; DTL's and the study's are not to be
 # seen.
 WHOLE_BATCHES = dict.fromkeys(NOAH_FAMILY | TIMM, True)
 WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
+WHOLE_BATCHES |= {'rlrr': False}
+WHOLE_BATCHES |= {'arc': False}
+WHOLE_BATCHES |= {'arc': False, 'consolidator': True}
+# Linear warm-up and half a cosine, and no rate of timm's: start, floor, epochs of both.
+PAIRS_OF_RATES = {'arc': (1e-8, 1e-8, 10, 90), 'adapter_plus': (1e-5, 1e-6, 10, 90)}
+WHOLE_BATCHES['binary'] = True
+WHOLE_BATCHES['binary'] = True
+WHOLE_BATCHES |= {'rlrr': False}
+WHOLE_BATCHES['dyt'] = False
+PAIRS_OF_RATES['dyt'] = 0.0, 1e-5, 10, 90
 
 
 @pytest.mark.parametrize(
@@ -311,7 +345,12 @@ WHOLE_BATCHES |= dict.fromkeys(VPETL, False)
 def test_inputs_rates_and_loaders_are_those_of_the_source(folder, name):
     config = leaf(folder, name)
     inputs = config.preprocessing.normalisation, config.preprocessing.interpolation
-    assert inputs == INPUTS[folder]
+    assert inputs == (INPUTS.get(folder) or INPUTS[f'{folder}/{name.split("/")[0]}'])
+    if folder in PAIRS_OF_RATES:
+        warm, cosine = config.param_scheduler
+        start = warm.start_factor * config.optim_wrapper.optimizer.lr
+        found = start, cosine.eta_min, warm.end, cosine.T_max
+        assert found == pytest.approx(PAIRS_OF_RATES[folder], rel=1e-12)
     if folder in RATES:
         (rate,) = config.param_scheduler
         found = rate.start, rate.eta_min, rate.T_max
@@ -340,6 +379,7 @@ TRAINED_ON = {
     'ssf': OFFICIAL,
     'hst': OFFICIAL,
     'gps': dict.fromkeys(FGVC, 'trainval'),
+    'adapter_plus': dict.fromkeys(FGVC, 'trainval'),
     **dict.fromkeys(VPETL - {'full', 'sct'}, dict.fromkeys(FGVC, 'train')),
 }
 

@@ -158,6 +158,8 @@ def train_rows(folder, table, monkeypatch, every):
         drop_path = model.backbone.backbone.drop_path_rate
         model.backbone.backbone = {**DEEP, 'drop_path_rate': drop_path}
         model.head.in_channels = DEEP['arch']['embed_dims']
+        if model.backbone.method.type == 'Consolidator':
+            model.backbone.method.groups = (32,)  # 384 do not divide these widths
         unpatched_fit_head(config)
         data = data or images_of(config)
         fit_labels(data, model.head.num_classes)

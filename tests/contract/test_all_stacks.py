@@ -19,6 +19,7 @@ from stacked import (
     without_gradient,
 )
 from tiny import MethodCase, Nothing, outputs, shake_
+from tiny_methods import moves_seldom
 from torch import Tensor, nn
 
 import mmpetl
@@ -76,7 +77,8 @@ def learning_faults(model, x, pair, still) -> list[str]:
         for key, param in params_of(model, slot).items():
             if not param.requires_grad and key not in asleep:
                 found.append(f'{slot}: {key} does not train')
-            if key in missing and plain_name(key, slot) not in still[case.id]:
+            known = plain_name(key, slot) in still[case.id]
+            if key in missing and not known and not moves_seldom(case.name, key):
                 found.append(f'{slot}: {key} has no gradient')
     return found
 
@@ -155,12 +157,18 @@ def check_refused(name: str, pair: tuple[MethodCase, MethodCase]) -> None:
     assert same(outputs(model, x), outputs(before, x))
 
 
-# In any order. What leaves is replaced: by LST at `out`, by HST at `feature`.
+# In any order. What leaves is replaced: by LST at `out`, by Res-Tuning's bypass in
+# front of the norm there, by HST at `feature`.
 REPLACED = {
     *(('lst', other) for other in ('e3va', 'last', 'lst', 'ssf', 'vmt_adapter')),
+    ('lst', 'rlrr'),
+    *(('res_tuning', other) for other in ('e3va', 'last', 'lst', 'vmt_adapter')),
+    ('res_tuning', 'res_tuning'),
 }
 REPLACED_VECTOR = {
     *(('hst', other) for other in ('e3va', 'hst', 'last', 'lst', 'ssf')),
+    ('hst', 'rlrr'),
+    ('hst', 'res_tuning'),
     ('hst', 'vmt_adapter'),
     ('hst', 'vqt'),
     ('vqt', 'vqt'),
@@ -172,10 +180,29 @@ TASKS = {
 }
 # Pooled prompts act at the only output of windowed backbones.
 POOLED = {('lst', 'vpt_deep'), ('lst', 'vpt_shallow')}
+POOLED |= {('e2vpt', 'lst'), ('lst', 'vfpt')}
+POOLED |= {('res_tuning', p) for p in ('e2vpt', 'vfpt', 'vpt_deep', 'vpt_shallow')}
+# A block in front of an output has a stream per task, and projections that all read.
+STREAMS = {
+    ('mt_lora', other)
+    for other in (
+        *('adapter', 'adapter_plus', 'adaptformer', 'bapat', 'bi_adapt_former'),
+        *('compacter', 'conv_adapter', 'convpass', 'dtl', 'dyt', 'e2vpt', 'e3va'),
+        *('last', 'lo_rand', 'lst', 'mona', 'mt_lora', 'noah', 'polyhistor_lite'),
+        *('rein', 'res_tuning', 'rlrr', 'sct', 'snf', 'ssf', 'u_tuning', 'vfpt'),
+        *('vmt_adapter', 'vpt_deep'),
+    )
+}
+STREAMS_VIT = {('mt_lora', other) for other in ('hst', 'vapt', 'vqt')}
+POOLED |= {('mt_lora', 'vpt_shallow')}
 EXPECTED = {
-    'timm_vit': REPLACED | REPLACED_VECTOR | TASKS,
-    'mmpretrain_swin_cls': REPLACED | TASKS | POOLED,
-    'mmaction_swin3d': REPLACED | TASKS | POOLED,
+    'timm_vit': REPLACED | REPLACED_VECTOR | TASKS | STREAMS | STREAMS_VIT,
+    'mmpretrain_swin_cls': REPLACED | TASKS | POOLED | STREAMS,
+    'mmaction_swin3d': REPLACED
+    | TASKS
+    | POOLED
+    | STREAMS
+    | {('mt_lora', 'st_adapter')},
 }
 
 

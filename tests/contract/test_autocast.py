@@ -9,6 +9,8 @@ from promises import trainable
 from tiny import Pair, Tuned, bare, images, loss_of, outputs, shake_
 from torch import Tensor, nn
 
+from mmpetl.core import collect_losses
+
 ROUNDED = {
     # Its adapters are themselves products of four rounded matrices.
     'polyhistor_lite-mmpretrain_vit': 8,
@@ -70,7 +72,8 @@ def test_works_under_autocast(brief_pair: Pair) -> None:
     model.train()
     with torch.autocast('cpu', torch.bfloat16):
         ys = model(x)
-    loss_of([y.float() for y in ys]).backward()
+    loss = loss_of([y.float() for y in ys])
+    (loss + sum(collect_losses(model).values())).backward()
     for name, param in trainable(model).items():
         assert param.grad is not None, name
         assert torch.isfinite(param.grad).all(), name

@@ -54,8 +54,10 @@ def test_every_setting_is_of_a_registered_method() -> None:
 
 
 def test_a_method_fits_some_host(method_case: MethodCase) -> None:
-    # A vector that leaves is offered where no classifier stands in a ViT.
-    assert any(fits(method_case, stem) for stem in (*tiny.hosts(), 'timm_vit_bare'))
+    # A vector that leaves is offered where no classifier stands in a ViT, and frames of
+    # clips where a wrapper hands them to one.
+    more = 'timm_vit_bare', 'mmpretrain_vit_frames'
+    assert any(fits(method_case, stem) for stem in (*tiny.hosts(), *more))
 
 
 def test_each_site_is_met_by_a_method_that_runs_by_default(stem: str) -> None:
@@ -105,6 +107,7 @@ def test_what_does_not_start_as_the_base_differs_somewhere(
 
 
 SELECTING = {'BitFit', 'DiffFit', 'Full', 'GPS', 'HST', 'LNTune', 'PartialK'}
+SELECTING |= {'Consolidator', 'MTLoRA'}
 """Methods that train some of the base; tests of their own say which of it."""
 
 

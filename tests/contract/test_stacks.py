@@ -141,7 +141,8 @@ def test_at_one_site_the_method_injected_first_acts_first(order) -> None:
     h, s = (block.petl.attn_proj[slot] for slot in ('ab', 'ba')[order != 'ab'])
 
     def branch(y: Tensor) -> Tensor:
-        return y + h.scale * (h.parallel(seen['x']) + h.sequential(y))
+        parts = ((h.parallel, seen['x']), (h.sequential, y))
+        return y + h.scale * sum(part.up(part.down(z)) for part, z in parts)
 
     def affine(y: Tensor) -> Tensor:
         return s.gamma * y + s.beta

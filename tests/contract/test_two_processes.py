@@ -11,7 +11,14 @@ import torch
 from tiny import Tuned, base, images
 from torch import nn
 
-from mmpetl.core import FAMILIES, base_changes, build_method, delta_state, inject
+from mmpetl.core import (
+    FAMILIES,
+    base_changes,
+    build_method,
+    delta_state,
+    inject,
+    plan_steps,
+)
 
 METHODS = {
     'baseline': {'type': 'PartialK', 'num_blocks': 1},
@@ -26,11 +33,18 @@ METHODS = {
 }
 """One of each family."""
 
+STEPPED = {'type': 'AdaLoRA', 'rank': 3, 'target_rank': 1, 'every': 1}
+"""One that does something at each step."""
+
+CONFIGS = {**METHODS, 'stepped': STEPPED}
+
 
 def _model(config: dict, x: torch.Tensor) -> Tuned:
     backbone = base('timm_vit')
     torch.manual_seed(4)
-    return Tuned(inject(backbone, config), x).train()
+    model = Tuned(inject(backbone, config), x).train()
+    plan_steps(model, 2)
+    return model
 
 
 def _train(model: nn.Module, x: torch.Tensor) -> list[str]:
@@ -55,7 +69,7 @@ def _work(rank: int, port: int, folder: str) -> None:
     dist.init_process_group('gloo', rank=rank, world_size=2)
     x = images('timm_vit', batch=4)
     try:
-        for family, config in METHODS.items():
+        for family, config in CONFIGS.items():
             model = _model(config, x)
             # A parameter that takes no part makes the second pass raise.
             wrapped = nn.parallel.DistributedDataParallel(
@@ -89,7 +103,7 @@ def test_each_family_is_met() -> None:
     assert all(build_method(c).family == family for family, c in METHODS.items())
 
 
-@pytest.mark.parametrize('family', METHODS)
+@pytest.mark.parametrize('family', CONFIGS)
 def test_two_processes_end_with_the_tensors_of_one(family: str, ends: Path) -> None:
     first, second = (
         torch.load(ends / f'{family}-{rank}.pth', weights_only=True)
@@ -103,7 +117,7 @@ def test_two_processes_end_with_the_tensors_of_one(family: str, ends: Path) -> N
         assert torch.equal(value, second['state'][key]), key
     # One process that sees both halves of the data.
     x = images('timm_vit', batch=4)
-    alone = _model(METHODS[family], x)
+    alone = _model(CONFIGS[family], x)
     assert _train(alone, x) == []
     for key, value in delta_state(alone).items():
         torch.testing.assert_close(first['delta'][key], value, rtol=1e-4, atol=1e-6)

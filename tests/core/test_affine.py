@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmpetl.core import Affine, BiasPart, PETLError
+from mmpetl.core import (
+    Affine,
+    BiasPart,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    fold,
+    inject,
+)
 
 
 def _linear(bias: bool = True) -> nn.Linear:
@@ -96,3 +107,97 @@ def test_sums_round_once() -> None:
     weight = torch.ones(1, 1)
     Affine.of('w', weight, None).add_(torch.full((1, 1), 2.0**-23, dtype=torch.float64))
     assert weight.item() == 1 + 2.0**-23
+
+
+class Doubles(Delta):
+    """``y + scale * (W x + b)``: reads the base in each pass."""
+
+    reads_base = True
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        affine = ctx.affine(self.kind)
+        weight, bias = self.own(affine.weight), self.own(affine.full_bias())
+        return y + self.scale * nn.functional.linear(x, weight, bias)
+
+
+class Double(Method):
+    """Such a delta at projections, or at every Linear of any model."""
+
+    family = 'reparameterisation'
+    leaf_kinds = ('layer.linear',)
+
+    def __init__(self, targets: tuple[str, ...] = ('attn.v', 'ffn.fc1')) -> None:
+        self.targets = targets
+
+    def build(self, site: Site) -> Doubles:
+        return Doubles(site.kind)
+
+    def fold(self, site: Site, delta: Doubles, affine: Affine) -> None:
+        base = affine.base
+        weight, bias = base.weight.double(), base.full_bias().double()
+        affine.add_(delta.scale * weight)
+        affine.shift_(delta.scale * bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('targets', [('attn.v', 'ffn.fc1'), ('attn.qkv',)])
+@pytest.mark.parametrize('first', ['double', 'ssf'])
+def test_what_reads_the_base_folds_beside_what_was_folded_there(targets, first) -> None:
+    """The fold counts from the base weights, as the delta does, in either order."""
+    x = tiny.images('timm_vit', dtype=torch.float64)
+    model = tiny.base('timm_vit', torch.float64)
+    methods = [Double(targets), {'type': 'SSF'}, {'type': 'LoRA', 'rank': 2}]
+    for method in methods if first == 'double' else methods[::-1]:
+        inject(model, method)
+    tiny.shake_(model.eval())
+    want = model(x)
+    torch.testing.assert_close(fold(model)(x), want, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_layer_of_any_model_reads_its_base_weight() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3, bias=False))
+    x, want = torch.randn(2, 4), []
+    for linear in (model[0], model[2]):
+        linear.register_forward_hook(lambda m, i, y: want.append((m, i[0], y)))
+    plain = model(x)
+    inject(model, Double())
+    assert model(x).shape == plain.shape
+    want.clear()
+    tuned = model(x)
+    for linear, inside, y in want:
+        again = nn.functional.linear(inside, linear.weight, linear.bias)
+        torch.testing.assert_close(y, 1.5 * again)
+    torch.testing.assert_close(tuned, want[-1][2])
+
+
+def test_weights_that_cannot_be_read_are_refused_when_the_delta_comes() -> None:
+    from mmcv.cnn.bricks.conv_ws import ConvWS2d
+
+    class Packed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight / 2)
+
+    for layer, message in (
+        (ConvWS2d(4, 6, 1), '^0 is a ConvWS2d with a forward pass of its own'),
+        (Packed(4, 6), '^0 is a Packed with a forward pass of its own'),
+    ):
+        model = nn.Sequential(layer)
+        with pytest.raises(PETLError, match=message):
+            inject(model, Double())
+        assert not any('petl' in name for name, _ in model.named_modules())
+    whole = torch.ones(6, 4, dtype=torch.int8)
+    with pytest.raises(PETLError, match='w holds a Tensor of int8, whose numbers are'):
+        Affine.of('w', whole, None).check_readable()
+
+
+def test_what_is_no_projection_has_no_base_weights() -> None:
+    model = inject(tiny.base('timm_vit'), Double())
+    for kind in ('attn.core', 'ffn.sum'):
+        with pytest.raises(PETLError, match=rf'{kind} is no affine map of PETLBlock'):
+            model.blocks[0].base_of(kind)

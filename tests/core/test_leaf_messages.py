@@ -29,16 +29,32 @@ from mmpetl.methods.ssf import SSF
 def test_the_methods_that_act_on_any_model_are_computed() -> None:
     able = {n for n, m in registered_methods().items() if m.on_any_model()}
     assert able == {
+        'AdaLoRA',
+        'BOFT',
+        'BiLoRA',
         'BitFit',
+        'Consolidator',
         'DiffFit',
+        'DoRA',
+        'FourierFT',
         'Full',
+        'GLoRA',
         'GPS',
+        'HRA',
         'Hydra',
+        'IA3',
+        'KAdaptation',
         'LNTune',
         'LinearProbe',
+        'LoHa',
+        'LoKr',
         'LoRA',
+        'OFT',
         'PartialK',
+        'RLRR',
+        'SPT',
         'SSF',
+        'VeRA',
     }
 
 

@@ -31,6 +31,8 @@ from mmpetl.core import (
     load_delta,
     save_delta,
 )
+from mmpetl.methods.do_ra import DoRA
+from mmpetl.methods.glora import GLoRA
 from mmpetl.methods.gps import GPS
 from mmpetl.methods.hydra import Hydra
 from mmpetl.methods.lora import LoRA
@@ -38,6 +40,8 @@ from mmpetl.methods.ssf import SSF
 
 ACTING = {
     'lora': lambda: LoRA(rank=2),
+    'dora': lambda: DoRA(rank=2),
+    'glora': lambda: GLoRA(rank=2),
     'hydra': lambda: Hydra(rank=2, drop_rate=0.0),
     'ssf': lambda: SSF(exact_identity=True),
     'gps': lambda: GPS(num_weights=2, criterion='task', train_bias=False),
@@ -96,7 +100,7 @@ def test_a_model_is_tuned_by_its_layers_and_comes_back(name, method) -> None:
 @pytest.mark.parametrize('name', ['plain', 'encoder', 'last', 'resnet', 'convnext'])
 def test_a_fold_is_exact(name, method) -> None:
     model, x = make(name)
-    if method in ('ssf', 'hydra') and name in ('plain', 'resnet'):
+    if method in ('ssf', 'hydra', 'glora') and name in ('plain', 'resnet'):
         for part in model.modules():  # shifts need a bias to go to
             if isinstance(part, nn.Conv2d) and part.bias is None:
                 part.bias = nn.Parameter(torch.zeros(part.out_channels))

@@ -10,6 +10,7 @@ from tiny import base, core, images, loss_of, method_cases, outputs, shake_
 
 from mmpetl.core import (
     PETLError,
+    collect_losses,
     count_trainable,
     delta_facts,
     eject,
@@ -89,7 +90,8 @@ def test_every_method_is_narrowed_to_a_block_or_says_why_not() -> None:
             continue
         assert {s.split(':')[0] for s in sites_of(model)} <= {'blocks.1'}
         model.train()
-        loss_of(outputs(model, x)).backward()
+        loss = loss_of(outputs(model, x)) + sum(collect_losses(model).values())
+        loss.backward()
         dead = [
             n for n, p in model.named_parameters() if p.requires_grad and p.grad is None
         ]

@@ -12,6 +12,7 @@ from mmpetl.core.tasks import TaskSwitch, task_features, task_switch
 METHODS = {
     'PolyhistorLite': {'type': 'PolyhistorLite', 'rank': 2},
     'VMTAdapter': {'type': 'VMTAdapter', 'reduction': 4},
+    'MTLoRA': {'type': 'MTLoRA', 'rank': 3, 'task_rank': 2, 'drop_rate': 0.0},
 }
 TASKS = ['seg', 'depth', 'edges']
 

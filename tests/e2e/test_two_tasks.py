@@ -23,6 +23,7 @@ METRICS = ('segmentation/mIoU', 'depth/rmse')
 METHODS = {
     'polyhistor_lite': {'type': 'PolyhistorLite', 'rank': 6},
     'vmt_adapter': {'type': 'VMTAdapter', 'reduction': 4},
+    'mt_lora': {'type': 'MTLoRA', 'rank': 6, 'task_rank': 2, 'train_rest': False},
 }
 SHORT = {
     'model.backbone.checkpoint': None,
@@ -44,7 +45,12 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    'name', ['polyhistor_lite', pytest.param('vmt_adapter', marks=pytest.mark.slow)]
+    'name',
+    [
+        'polyhistor_lite',
+        pytest.param('vmt_adapter', marks=pytest.mark.slow),
+        pytest.param('mt_lora', marks=pytest.mark.slow),
+    ],
 )
 def test_trains_resumes_and_reports_both_metrics(name, data, tmp_path, monkeypatch):
     from mmengine.registry import DefaultScope

@@ -36,6 +36,25 @@ def test_a_killed_run_resumes_to_the_same_weights(make_runner, by_epoch, kill_at
     assert_equal_weights(whole, resumed)
 
 
+SEVERAL = [
+    {'type': 'BitFit'},
+    {'type': 'LoRA', 'rank': 2, 'drop_rate': 0.1, 'blocks': [1]},
+    {'type': 'VPTDeep', 'num_tokens': 2},
+]
+
+
+def test_a_killed_run_of_several_methods_resumes_to_the_same_weights(make_runner):
+    whole = make_runner('whole', method=SEVERAL)
+    whole.train()
+    with pytest.raises(Killed):
+        make_runner('killed', method=SEVERAL, hooks=[KillAt(13)]).train()
+    with pytest.raises(PETLError, match='give the settings of the run again'):
+        make_runner('killed', method=SEVERAL[:2], resume=True).train()
+    resumed = make_runner('killed', method=SEVERAL, resume=True)
+    resumed.train()
+    assert_equal_weights(whole, resumed)
+
+
 @pytest.mark.parametrize('by_epoch', [True, False], ids=['epochs', 'iterations'])
 def test_resuming_with_data_workers_gives_the_same_weights(make_runner, by_epoch):
     whole = make_runner('whole', by_epoch=by_epoch, num_workers=1)

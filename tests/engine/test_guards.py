@@ -10,7 +10,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import nn
 
-from mmpetl.core import PETLError, delta_state, freeze, inject
+from mmpetl.core import Delta, PETLError, delta_state, freeze, inject
 from mmpetl.engine import OwnerOptimWrapperConstructor
 from mmpetl.engine.hooks.base_guard import BaseGuardHook
 
@@ -340,3 +340,36 @@ def test_a_conversion_of_norms_is_noticed_before_training():
     whole.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     with pytest.raises(PETLError, match='1 is now a SyncBatchNorm without sites'):
         guarded(whole)
+
+
+def test_a_delta_may_ask_for_another_rate(make_runner, tmp_path):
+    """``Delta.lr_mults``: a group of its own, named by the factor, said in the log."""
+    runner = make_runner(method={'type': 'LoRA', 'rank': 2}, log_level='INFO')
+    model = runner.model
+    lora = next(m for m in model.modules() if isinstance(m, Delta))
+    lora.lr_mults = {'B': 16.0}
+    groups = {g['name']: g for g in constructor(delta={'lr_mult': 2}).groups(model)}
+    assert list(groups) == ['delta', 'delta_x16', 'head', 'head_no_decay']
+    assert [id(p) for p in groups['delta_x16']['params']] == [id(lora.B)]
+    assert groups['delta']['lr'] == pytest.approx(2e-3)
+    assert groups['delta_x16']['lr'] == pytest.approx(3.2e-2)
+    assert groups['delta_x16']['weight_decay'] == groups['delta']['weight_decay']
+    key = {'petl': {'lr_mult': 3, 'decay_mult': 0}}
+    groups = {g['name']: g for g in constructor(custom_keys=key).groups(model)}
+    assert groups['delta[petl]_x16']['lr'] == pytest.approx(4.8e-2)
+    runner.train()
+    logs = ''.join(p.read_text() for p in (tmp_path / 'run').rglob('*.log'))
+    said = 'optimizer groups: delta: 7 tensors at lr='
+    assert said in logs
+    assert '; delta_x16: 1 tensors at lr=' in logs
+
+
+def test_a_rate_for_no_parameter_or_of_no_rate_is_refused(make_runner):
+    model = make_runner(method={'type': 'LoRA', 'rank': 2}).model
+    lora = next(m for m in model.modules() if isinstance(m, Delta))
+    lora.lr_mults = {'b': 16.0}
+    with pytest.raises(PETLError, match=r"LoRADelta at .+ names a rate for 'b'"):
+        constructor().groups(model)
+    lora.lr_mults = {'B': 16.0}
+    with pytest.raises(PETLError, match='a factor of a method multiplies lr, which'):
+        OwnerOptimWrapperConstructor({'optimizer': {'type': 'SGD'}}).groups(model)

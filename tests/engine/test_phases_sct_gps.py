@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks import calibration
 from mmpetl.methods.gps import GPS
+from mmpetl.methods.lora import LoRA
 from mmpetl.methods.lst import LST
 from mmpetl.methods.sct import SCT
 
@@ -28,7 +29,7 @@ METHODS = {
     'sct': {'type': 'SCT', 'num_channels': 8},
     'gps': {'type': 'GPS', 'num_weights': 2},
 }
-TARGETS = {'sct': SCT, 'gps': GPS, 'lst': LST}
+TARGETS = {'sct': SCT, 'gps': GPS, 'lst': LST, 'lora': LoRA}
 
 
 @pytest.fixture
@@ -107,6 +108,25 @@ def test_lst_prunes_once_by_fisher_information_and_resumes(make_runner, passes):
     assert same(weights(resumed), weights(whole))
     key = next(k for k in drawn if k.endswith('block.norm1.weight'))
     assert not torch.equal(drawn[key], weights(whole)[key])
+
+
+@pytest.mark.parametrize(
+    ('start', 'made'), [('eva', ['lora']), ('pissa', [])], ids=['eva', 'pissa']
+)
+def test_lora_starts_once_by_data_or_base_and_resumes(make_runner, passes, start, made):
+    method = {'type': 'LoRA', 'rank': 2, 'start': start, 'lr_ratio': 16.0}
+    whole = make_runner('whole', method=method)
+    whole.train()
+    assert passes == made
+    with pytest.raises(Killed):
+        make_runner('killed', method=method, hooks=[KillAt(13)]).train()
+    passes.clear()
+    resumed = make_runner('killed', method=method, resume=True)
+    resumed.train()
+    assert passes == []
+    assert same(weights(resumed), weights(whole))
+    rates = {g.get('name'): g['lr'] for g in resumed.optim_wrapper.param_groups}
+    assert rates['delta_x16'] == pytest.approx(16 * rates['delta'])
 
 
 @pytest.mark.parametrize('name', METHODS)

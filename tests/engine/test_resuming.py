@@ -177,6 +177,15 @@ def test_persistent_workers_draw_alike_after_a_kill_between_epochs(
     assert_equal_ends(whole, resumed)
 
 
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_what_a_method_does_at_every_step_goes_on(make_runner, accumulate):
+    """Saved while directions are pruned, in the middle of a step where two passes make
+    one."""
+    method = {'type': 'AdaLoRA', 'rank': 3, 'target_rank': 1, 'every': 2}
+    changes = settings(accumulate, custom_hooks=[{'type': 'mmpetl.TrainableEMAHook'}])
+    kill_and_resume(make_runner, 11, method=method, **changes)
+
+
 def test_a_run_killed_twice_in_an_epoch_ends_the_same(make_runner):
     changes = settings(2, every=1, custom_hooks=[{'type': 'mmpetl.TrainableEMAHook'}])
     whole = make_runner('whole', **changes)

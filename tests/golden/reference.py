@@ -32,13 +32,15 @@ class Rule:
         target: The new name, with ``\\1`` for groups; None for a tensor that ours
             lacks because the reference does not use it.
         part: Which of how many equal chunks of rows it fills, (0, 3) for queries.
-        change: A permutation of elements between the reference's layout and ours.
+        change: From the reference's numbers to ours: a permutation, or what is linear.
+        change_grad: What becomes of gradients, where that is something else.
     """
 
     pattern: str
     target: str | None
     part: tuple[int, int] | None = None
     change: Callable[[Tensor], Tensor] | None = None
+    change_grad: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,35 @@ class Case:
         file: Stem of the two files.
         build: From the facts of the json, a model with the parts ``backbone`` and
             maybe ``head``.
-        method: Config of the method.
+        method: Config of the method; None where what is built has the method's own
+            parts and no backbone.
         rules: The name map in passes. In each pass the first rule that matches
             decides, and a name that none matches stays.
         split: Tensors that ours holds apart: ``name`` becomes ``name.0``, ``name.1``.
         halves: Pattern of tensors that ours holds as two, half of the rows each, which
             are named likewise.
+        buffers: From the reference's buffers by name, ours by name, where ours are
+            parts of theirs.
+        kept: Group of tensors that ours keeps as buffers, those of several layers
+            in one where they are equal.
+        plug: How the method comes into the backbone; by hand where no file describes
+            the trunk.
     """
 
     file: str
     build: Callable[[dict[str, Any]], nn.Module]
-    method: dict[str, Any]
+    method: dict[str, Any] | None
     rules: tuple[tuple[Rule, ...], ...]
     split: tuple[str, ...] = ()
     halves: str = ''
+    buffers: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    kept: str = ''
+    plug: Callable[[nn.Module, dict[str, Any]], Any] = inject
+
+
+def facts(case: Case) -> dict[str, Any]:
+    """What the json of a case says."""
+    return json.loads((DATA / f'{case.file}.json').read_text())
 
 
 class Reference:
@@ -70,7 +87,7 @@ class Reference:
 
     def __init__(self, case: Case) -> None:
         self.split, self.halves = case.split, case.halves
-        self.facts = json.loads((DATA / f'{case.file}.json').read_text())
+        self.facts = facts(case)
         with np.load(DATA / f'{case.file}.npz') as arrays:
             self.tensors = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
         assert self.tensors.keys() == self.facts['tensors'].keys()
@@ -112,12 +129,14 @@ class Renamed:
         self.name: str | None = name
         self.part: tuple[int, int] | None = None
         self.change: Callable[[Tensor], Tensor] | None = None
+        self.change_grad: Callable[[Tensor], Tensor] | None = None
         for rules in passes:
             rule = next((r for r in rules if re.fullmatch(r.pattern, self.name)), None)
             if rule is None:
                 continue
             self.part = rule.part or self.part
             self.change = rule.change or self.change
+            self.change_grad = rule.change_grad or self.change_grad
             if rule.target is None:
                 self.name = None
                 return
@@ -130,10 +149,11 @@ class Renamed:
         i, n = self.part
         return ours.chunk(n)[i]
 
-    def convert(self, theirs: Tensor, ours: Tensor) -> Tensor:
-        """Their values in our layout and shape."""
-        if self.change is not None:
-            theirs = self.change(theirs)
+    def convert(self, theirs: Tensor, ours: Tensor, grad: bool = False) -> Tensor:
+        """Their values, or gradients, in our layout and shape."""
+        change = (self.change_grad if grad else None) or self.change
+        if change is not None:
+            theirs = change(theirs)
         assert theirs.numel() == ours.numel(), (self.name, theirs.shape, ours.shape)
         return theirs.reshape(ours.shape)
 
@@ -141,10 +161,12 @@ class Renamed:
 def model_of(case: Case, reference: Reference) -> nn.Module:
     """Our model of a case in float64, with the reference's weights in it.
 
-    Every parameter of ours is filled, by every parameter of theirs that has a rule.
+    Every parameter of ours is filled, by every parameter of theirs that has a rule, and
+    running statistics are theirs.
     """
     model = case.build(reference.facts['config'])
-    inject(model.backbone, case.method)
+    if case.method is not None:
+        case.plug(model.backbone, case.method)
     model = model.double()
     model.eval()
     params = dict(model.named_parameters())
@@ -158,9 +180,31 @@ def model_of(case: Case, reference: Reference) -> nn.Module:
             place = renamed.place(params[renamed.name])
             place.copy_(renamed.convert(theirs, place))
             filled[renamed.name] += place.numel()
+        if case.buffers is not None:
+            ours = dict(model.named_buffers())
+            for name, value in case.buffers(reference.group('buffer')).items():
+                ours[name].copy_(value)
+        else:
+            buffers = dict(model.named_buffers())
+            for name, theirs in reference.group('buffer').items():
+                if theirs.is_floating_point():
+                    buffers[Renamed(name, case.rules).name].copy_(theirs)
     wrong = [n for n, count in filled.items() if count != params[n].numel()]
     assert not wrong, f'not filled, or filled twice: {wrong}'
+    if case.kept:
+        fill_buffers(model, case, reference)
     return model
+
+
+def fill_buffers(model: nn.Module, case: Case, reference: Reference) -> None:
+    """Put the buffers of a case into our model, which has them for certain layers."""
+    buffers, filled = dict(model.named_buffers()), {}
+    for name, theirs in reference.group(case.kept).items():
+        renamed = Renamed(name, case.rules)
+        value = renamed.convert(theirs, buffers[renamed.name])
+        assert torch.equal(filled.setdefault(renamed.name, value), value), name
+        buffers[renamed.name].copy_(value)
+    assert filled
 
 
 def far(ours: Tensor, theirs: Tensor) -> float:

@@ -104,6 +104,29 @@ def test_only_the_stream_branch_lies_outside_of_stochastic_depth(
         assert (not torch.equal(model(x)[0], before)) is survives
 
 
+def test_norm_and_activation_equal_the_formula() -> None:
+    """V-PETL Bench's image code with Mona's activation."""
+    model = plain_vit.tuned(
+        AdaptFormer(hidden_dims=4, scale=1.0, activation='gelu', input_norm=True)
+    )
+
+    def edit(place, i, z, seen):
+        if place != 'x2':
+            return z
+        own, x = plain_vit.delta(model, i, 'ffn_sum'), seen['x1']
+        x = torch.nn.functional.layer_norm(x, (32,), own.norm.weight, own.norm.bias)
+        return z + plain_vit.bottleneck(own, x, torch.nn.functional.gelu)
+
+    plain_vit.check(model, edit)
+
+
+def test_count_with_the_norm_of_the_benchmark() -> None:
+    got = counts('vit_b', AdaptFormer(hidden_dims=8, input_norm=True)).delta
+    assert got == 175_200 == 156_768 + 12 * 2 * 768
+
+
 def test_bad_input_is_named() -> None:
+    with pytest.raises(PETLError, match="activation gelu or relu, got 'tanh'"):
+        AdaptFormer(activation='tanh')
     with pytest.raises(PETLError, match="input pre_norm_stream or post_norm, got 'x'"):
         AdaptFormer(input='x')

@@ -202,3 +202,19 @@ def test_of_twelve_blocks_the_first_seven_build_no_graph():
         for got, want in ((delta.A.grad, a.grad), (delta.B.grad, b.grad)):
             torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
             assert got.any()
+
+
+@pytest.mark.parametrize(
+    ('host', 'exact'),
+    [('mmpretrain_swin', True), ('mmaction_vit', True), ('mmpretrain_vit', False)],
+)
+@torch.no_grad()
+def test_it_says_whether_this_backbone_starts_as_it_was(host, exact):
+    x = tiny.images(host, dtype=torch.double)
+    plain = tiny.outputs(
+        mmpetl.inject(tiny.base(host, torch.double), tiny.Nothing()), x
+    )
+    model = mmpetl.inject(tiny.base(host, torch.double), DTL())
+    same = map(torch.equal, tiny.outputs(model, x), plain)
+    assert all(same) is exact
+    assert mmpetl.slots(model)[0].method.starts_as_identity is exact

@@ -13,9 +13,27 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import mmpetl
-from mmpetl.core import Owner, PETLError, delta_state, load_delta_state, owners
+from mmpetl.core import (
+    Calibrated,
+    Context,
+    Owner,
+    PETLError,
+    Site,
+    delta_state,
+    load_delta_state,
+    owners,
+)
 from mmpetl.core.sitemap import is_norm
-from mmpetl.methods.gps import GPS, SparseRows, dense_rows, supervised_contrast
+from mmpetl.methods.gps import (
+    GPS,
+    Columns,
+    SparseRows,
+    _to_inputs,
+    _to_values,
+    add_rows,
+    dense_rows,
+    supervised_contrast,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +121,37 @@ def test_sparse_product_and_its_gradients(k: int) -> None:
     torch.testing.assert_close(
         SparseRows.apply(y, x, values, index), y + x @ dense_rows(values, index, 9).T
     )
-    assert torch.autograd.gradcheck(
-        lambda *args: SparseRows.apply(*args, index), (y, x, values)
-    )
+    for run in (
+        lambda *args: SparseRows.apply(*args, index),
+        lambda *args: add_rows(*args, index, Columns.apply),
+    ):
+        assert torch.autograd.gradcheck(run, (y, x, values))
+
+
+@pytest.mark.parametrize('dims', [4, 64])
+def test_autograd_keeps_the_narrower_of_features_and_their_columns(dims: int) -> None:
+    delta = GPS(2).build(Site('ffn.fc2', 'b', dims, 8))
+    delta.attach('0', Calibrated())
+    x, kept = torch.randn(3, dims, requires_grad=True), []
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        delta.after(x, torch.randn(3, 8), Context((1, 3)))
+    assert any(t is x for t in kept) == (dims == 4)
+
+
+@pytest.mark.parametrize('k', [1, 3])
+def test_many_tokens_are_summed_in_parts(k: int) -> None:
+    x, grad = torch.randn(300, 9).double(), torch.randn(300, 5).double()
+    values = torch.randn(5, k).double()
+    index = torch.stack([torch.randperm(9)[:k] for _ in range(5)])
+    dense = dense_rows(values, index, 9)
+    torch.testing.assert_close(_to_inputs(grad, values, index, 9), grad @ dense)
+    want = (grad.T @ x).gather(1, index)
+    torch.testing.assert_close(_to_values(grad, x, index), want)
 
 
 @pytest.mark.parametrize('k', [1, 2])

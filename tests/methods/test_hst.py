@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import mmpetl
 from mmpetl.core import Context, Owner, PETLError, delta_state, owners
 from mmpetl.core.inject import injection_of
-from mmpetl.methods.hst import HST, frames_of
+from mmpetl.methods.hst import HST, SideBlock, frames_of
 
 SMALL = {'dims': (8, 12), 'num_heads': (2, 4)}
 VITS = ('mmpretrain_vit', 'mmaction_vit')
@@ -198,16 +198,54 @@ def test_stochastic_depth_grows_from_zero():
     block, ones = parts(model, 'tokens')[-1].block, torch.ones(4000, 2, 3)
     block.train()
     torch.manual_seed(0)
-    dropped = block.dropped(ones)
+    dropped = block.dropped(ones, block.drawn(ones))
     torch.testing.assert_close(dropped.flatten(1).unique(), torch.tensor([0, 1 / 0.78]))
     assert 0.19 < (dropped[:, 0, 0] == 0).float().mean() < 0.25
     block.eval()
-    assert block.dropped(ones) is ones
+    assert block.drawn(ones) is None
+    assert block.dropped(ones, None) is ones
+
+
+def test_a_side_block_that_runs_again_for_backward_is_the_same():
+    block = SideBlock(6, 2, drop_path=0.5).double().train()
+    args = [torch.randn(3, n, 6).double().requires_grad_() for n in (5, 1, 5)]
+    found = []
+    for again in (True, False):
+        torch.manual_seed(1)
+        if again:
+            out = block(*args)
+        else:
+            out = block.grown(*args, block.drawn(args[0]), block.drawn(args[0]))
+        learns = [*args, *block.parameters()]
+        found.append([out, *torch.autograd.grad(out.square().sum(), learns)])
+    assert all(map(torch.equal, *found))
 
 
 def test_running_statistics_are_saved_with_the_delta():
     keys = [k for k in delta_state(tuned('mmpretrain_vit')) if 'running' in k]
     assert len(keys) == 4
+
+
+def test_norms_have_the_epsilons_of_the_authors():
+    model = tuned('mmpretrain_vit')
+    side, blocks = model.petl.shared['0'], [d.block for d in parts(model, 'tokens')]
+    fine = [side.exit, *side.norms, *(n for b in blocks for n in (b.norm1, b.norm2))]
+    coarse = [side.stem.norm, *(d.norm for d in side.downs)]
+    assert {norm.eps for norm in fine} == {1e-6}
+    assert {norm.eps for norm in [*coarse, *(b.meta_norm for b in blocks)]} == {1e-5}
+
+
+def test_stages_may_be_uneven_and_take_several_meta_tokens():
+    # What they compute is held against the authors' code in tests/golden.
+    method = HST(dims=(8, 12), num_heads=(2, 4), depths=(4, 8), num_tokens=3)
+    model = mmpetl.inject(vit_12(), method)
+    deltas = parts(model, 'tokens')
+    assert [d.stage for d in deltas] == [0] * 4 + [1] * 8
+    assert [i for i, d in enumerate(deltas) if d.first] == [0, 4]
+    assert [i for i, d in enumerate(deltas) if d.last] == [3, 11]
+    assert all(d.meta.shape == (1, 3, 24) for d in deltas)
+    one, three = (counts('vit_b', HST(num_tokens=n)).delta for n in (1, 3))
+    assert three - one == 2 * 12 * 768
 
 
 def test_two_pyramids_take_turns():
@@ -238,6 +276,10 @@ def test_bad_arguments_are_refused():
         HST(dims=[10], num_heads=[4])
     with pytest.raises(PETLError, match='4 do not divide 2 blocks'):
         mmpetl.inject(tiny.base('mmpretrain_vit'), HST())
+    with pytest.raises(PETLError, match='as many depths as dims, got 1 and 2'):
+        HST(**SMALL, depths=[2])
+    with pytest.raises(PETLError, match=r'sum to the 2 blocks .* got 1 \+ 2'):
+        mmpetl.inject(tiny.base('mmpretrain_vit'), HST(**SMALL, depths=[1, 2]))
     two = tiny.mmpretrain_vit(out_indices=(0, 1))
     with pytest.raises(PETLError, match='one feature, behind the last block'):
         mmpetl.inject(two, HST(**SMALL))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import tiny
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import mmpetl
 from mmpetl.core import Context, PETLError, Site, from_windows, shift_mask, to_windows
 from mmpetl.core.inject import injection_of
-from mmpetl.methods.last import LAST, LowRankAttention
+from mmpetl.methods.last import LAST, GroupDelta, LowRankAttention
 
 ADAPTED = ['mmpretrain_vit', 'mmpretrain_swin', 'mmaction_vit', 'mmaction_swin3d']
 
@@ -133,8 +134,8 @@ def test_the_trunk_has_no_graph_and_no_gradient(stem):
 
 
 @pytest.mark.parametrize('units', [1, 2, 5])
-def test_autograd_keeps_of_the_trunk_only_the_sums_that_groups_read(units):
-    """Two (B, N, C) per group however deep it is; nothing of a block's inside."""
+def test_autograd_keeps_of_the_trunk_only_what_groups_read(units):
+    """One (B, N, C) per group however deep it is; nothing of a block's inside."""
     model = tuned('mmpretrain_vit', units=units)
     model.train()
     params = {p.data_ptr() for p in model.parameters()}
@@ -148,11 +149,30 @@ def test_autograd_keeps_of_the_trunk_only_the_sums_that_groups_read(units):
     x = tiny.images('mmpretrain_vit', dtype=torch.double)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         model(x)
-    whole = 2 * 17 * 32
-    wide = [n for n in kept.values() if n >= whole]
-    # Two sums of z, the correction between the groups, and what the final norm reads.
-    assert wide == [whole] * 4
-    assert sum(kept.values()) - sum(wide) < whole // 4
+    tokens, wide = 2 * 17, 2 * 17 * 32
+    sizes = list(kept.values())
+    # What each of two groups reads, and what the final norm reads.
+    assert sizes.count(wide) == 3
+    assert sum(sizes) - 3 * wide < 100 * tokens * 2 * units
+
+
+@pytest.mark.parametrize('window', [None, (4, 4)])
+@pytest.mark.parametrize('later', [False, True])
+def test_thin_sums_equal_the_formula(window, later):
+    """What units give from one look at the features is what each gives by itself."""
+    site = Site('block', 'b', 24, 24, window=window, shift=window and (2, 2))
+    units = nn.ModuleList(LowRankAttention(site, 3) for _ in range(3)).double()
+    for param in units.parameters():
+        nn.init.normal_(param, 0.1, 0.5)
+    total = 3 + 2 * torch.randn(2, 54, 24).double()
+    e = torch.randn(2, 54, 24).double().requires_grad_() if later else None
+    ctx, found = Context((6, 9)), []
+    for run in (GroupDelta.grown_thin, partial(GroupDelta.grown, dtype=total.dtype)):
+        out = run(units, total, e, ctx=ctx)
+        learns = [*units.parameters(), *([e] if later else [])]
+        found.append([out, *torch.autograd.grad(out.square().sum(), learns)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()

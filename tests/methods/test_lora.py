@@ -140,3 +140,178 @@ def test_a_folded_model_cannot_be_folded_twice() -> None:
     with pytest.raises(PETLError, match='holds 0 injected backbones'):
         mmpetl.fold(tuned)
     assert torch.equal(tuned.layers[0].attn.qkv.weight, weight)
+
+
+# Options: the scale of rsLoRA, the rates of LoRA+, and other starts
+
+
+def test_rslora_divides_by_the_root_of_the_rank() -> None:
+    assert LoRA(rank=4, alpha=8).scale == 2
+    assert LoRA(rank=4, alpha=8, scaling='sqrt').scale == 4
+    assert LoRA(rank=16, scaling='sqrt').scale == 4
+
+
+def test_lora_plus_moves_b_by_the_ratio_times_its_gradient() -> None:
+    from mmpetl.engine import OwnerOptimWrapperConstructor
+
+    model = mmpetl.inject(tiny.base('timm_vit'), LoRA(rank=2, lr_ratio=16.0))
+    tiny.shake_(model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = {'type': 'SGD', 'lr': 0.01}
+    wrapper = OwnerOptimWrapperConstructor({'optimizer': optimizer})(model)
+    model(tiny.images('timm_vit')).square().sum().backward()
+    wrapper.step()
+    for name, param in model.named_parameters():
+        if 'petl' in name:
+            factor = 16 if name.endswith('.B') else 1
+            moved = before[name] - 0.01 * factor * param.grad
+            torch.testing.assert_close(param.detach(), moved)
+    names = [group.get('name', '') for group in wrapper.param_groups]
+    assert [n for n in names if 'delta' in n] == ['delta', 'delta_x16']
+
+
+def started(start: str, **args) -> tuple[torch.nn.Module, list]:
+    """A model, and (W, delta) of its queries and values."""
+    model = mmpetl.inject(
+        tiny.base('timm_vit', torch.float64), LoRA(start=start, **args)
+    )
+    plain = tiny.base('timm_vit', torch.float64)
+    pairs = []
+    for mine, theirs in zip(model.blocks, plain.blocks, strict=True):
+        q, _, v = theirs.attn.qkv.weight.detach().chunk(3)
+        pairs += [(q, mine.petl.attn_q['0']), (v, mine.petl.attn_v['0'])]
+    return model, pairs
+
+
+@pytest.mark.parametrize('start', ['pissa', 'minor'])
+@torch.no_grad()
+def test_singular_starts_are_the_balanced_best_or_least_part(start: str) -> None:
+    """By the eigenvalues of ``W W^T``, and not by another decomposition of W."""
+    rank, scale = 3, 2.0
+    _, pairs = started(start, rank=rank, alpha=6.0)
+    for weight, delta in pairs:
+        values, vectors = torch.linalg.eigh(weight @ weight.T)  # ascending
+        part = slice(-rank, None) if start == 'pissa' else slice(rank)
+        U, S = vectors[:, part], values[part].sqrt()
+        torch.testing.assert_close(scale * delta.B @ delta.A, U @ U.T @ weight)
+        order = S.flip(0) / scale  # descending, as the singular values are
+        torch.testing.assert_close(delta.A @ delta.A.T, torch.diag(order))
+        torch.testing.assert_close(delta.B.T @ delta.B, torch.diag(order))
+
+
+@torch.no_grad()
+def test_the_qr_start_projects_on_the_first_columns() -> None:
+    _, pairs = started('qr', rank=3, alpha=6.0)
+    for weight, delta in pairs:
+        one = torch.eye(3, dtype=torch.float64)
+        torch.testing.assert_close(delta.B.T @ delta.B, one)
+        first = weight[:, :3]  # Q_r spans them; the scale has no part in it
+        onto = first @ torch.linalg.inv(first.T @ first) @ first.T
+        torch.testing.assert_close(delta.B @ delta.A, onto @ weight)
+        assert not delta.A.tril(-1).any()
+
+
+@pytest.mark.parametrize('start', ['pissa', 'minor', 'qr'])
+def test_starts_off_the_base_act_by_what_has_changed_since(start: str) -> None:
+    """``W + s (B A - B0 A0)``: outputs, gradients, fold and state; W stays."""
+    model, pairs = started(start, rank=3, alpha=6.0)
+    model.eval()
+    x = tiny.images('timm_vit', dtype=torch.float64)
+    plain = tiny.base('timm_vit', torch.float64)
+    assert torch.equal(model(x), plain(x))
+    for _, delta in pairs:
+        largest = delta.A.abs().argmax(dim=1, keepdim=True)
+        assert (delta.A.gather(1, largest) > 0).all()
+    assert mmpetl.count_trainable(model).delta == 2 * 2 * 2 * 3 * 32
+    was = [(d.A.detach().clone(), d.B.detach().clone()) for _, d in pairs]
+    tiny.shake_(model)
+    # As public code has it: the start is taken out of the weight, and B A is added.
+    others = [[part.detach().requires_grad_() for part in (d.A, d.B)] for _, d in pairs]
+    for i, block in enumerate(plain.blocks):
+        weight = block.attn.qkv.weight.detach().clone()
+        rows = list(weight.chunk(3))
+        for j, k in ((0, 2 * i), (2, 2 * i + 1)):
+            (A, B), (A0, B0) = others[k], was[k]
+            rows[j] = (rows[j] - 2 * B0 @ A0) + 2 * B @ A
+        del block.attn.qkv.weight
+        block.attn.qkv.weight = torch.cat(rows)
+    ours, theirs = model(x), plain(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    got = torch.autograd.grad(
+        ours.square().sum(), [p for _, d in pairs for p in (d.A, d.B)]
+    )
+    want = torch.autograd.grad(
+        theirs.square().sum(), [p for pair in others for p in pair]
+    )
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    state = mmpetl.core.delta_state(model)
+    assert sum(key.endswith(('.A0', '.B0')) for key in state) == 8
+    torch.testing.assert_close(mmpetl.fold(model)(x), ours, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_start_off_a_convolution_is_that_of_its_matrix() -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 6, 3, padding=1).double()
+    model, x = torch.nn.Sequential(conv), torch.randn(2, 4, 5, 5).double()
+    plain = model(x)
+    mmpetl.inject(model, LoRA(rank=2, start='pissa'), delta_dtype=torch.float64)
+    assert torch.equal(model(x), plain)
+    own = next(part for part in conv.modules() if hasattr(part, 'A0'))
+    left = torch.linalg.svdvals(conv.weight.flatten(1) - own.B @ own.A)
+    want = torch.linalg.svdvals(conv.weight.flatten(1))
+    torch.testing.assert_close(left[:4], want[2:])
+
+
+def eva(batches: list, rank: int = 3) -> torch.nn.Module:
+    method = LoRA(rank=rank, start='eva')
+    model = mmpetl.inject(tiny.base('timm_vit', torch.float64), method)
+    method.calibrate(model, batches)
+    return model
+
+
+@torch.no_grad()
+def test_eva_starts_from_the_centred_principal_directions_of_the_inputs() -> None:
+    torch.manual_seed(3)
+    x = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    plain, seen = tiny.base('timm_vit', torch.float64), []
+    plain.blocks[1].attn.qkv.register_forward_hook(lambda m, i, y: seen.append(i[0]))
+    want = plain(x)
+    rows = seen[0].flatten(0, 1)
+    centred = rows - rows.mean(0)
+    directions = torch.linalg.svd(centred, full_matrices=False)[2][:3]
+    one, split = eva([(x, None)]), eva([(x[:4], None), (x[4:], None)])
+    for model in (one, split):
+        for key in ('attn_q', 'attn_v'):
+            A = model.blocks[1].petl.get_submodule(key)['0'].A
+            cosines = (A * directions).sum(1).abs()
+            torch.testing.assert_close(cosines, torch.ones_like(cosines))
+            torch.testing.assert_close(A.norm(dim=1), torch.ones_like(cosines))
+            assert (A.gather(1, A.abs().argmax(1, keepdim=True)) > 0).all()
+        assert torch.equal(model.eval()(x), want)
+        assert model.petl.shared['0'].done
+
+
+def test_eva_without_data_is_refused_and_without_its_pass_warned_about() -> None:
+    with pytest.raises(PETLError, match="start='eva' reads directions off data"):
+        eva([])
+    model = mmpetl.inject(tiny.base('timm_vit'), LoRA(rank=2, start='eva')).train()
+    with pytest.warns(UserWarning, match="start='eva' keeps its random A"):
+        model(tiny.images('timm_vit'))
+    assert not LoRA().calibrates
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ({'scaling': 'root'}, "LoRA needs scaling rank or sqrt, got 'root'"),
+        ({'start': 'pisa'}, "got 'pisa'. Did you mean 'pissa'?"),
+        ({'lr_ratio': -1}, 'LoRA needs lr_ratio of at least 0, got -1'),
+        ({'start': 'minor', 'alpha': 0}, "start='minor' divides by its scale"),
+    ],
+)
+def test_bad_options(args: dict, message: str) -> None:
+    with pytest.raises(PETLError) as info:
+        LoRA(**args)
+    assert message in str(info.value)

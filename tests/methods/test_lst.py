@@ -284,6 +284,44 @@ def test_a_width_that_heads_do_not_divide_is_refused():
         tuned('mmpretrain_vit', 3)
 
 
+@pytest.mark.parametrize(
+    ('args', 'fewer'),
+    [
+        # Per block 12 d^2 + 13 d of the side block, C d + d of D, and a gate.
+        ({'side_blocks': [0, 2, 5, 11]}, 8 * (12 * 96**2 + 13 * 96 + 769 * 96 + 1)),
+        ({'gated': False}, 12),
+        ({'form': 'post_norm'}, 15 * 96 + 768),
+    ],
+)
+def test_counts_of_the_forms_of_the_authors(args, fewer):
+    assert counts('vit_b', LST(**args)).delta == 2_376_492 - fewer
+
+
+def test_without_gates_and_some_side_blocks_equals_the_ladder_written_out():
+    plain = tiny.base('timm_vit', torch.double)
+    model = tuned('timm_vit', 2, side_blocks=[1], gated=False)
+    tiny.shake_(model, 0.1)
+    x = tiny.images('timm_vit', dtype=torch.double)
+    z = plain._pos_embed(plain.patch_embed(x))
+    h = parts(model, 'embed')[0].down(z)
+    z = plain.blocks[1](plain.blocks[0](z))
+    (side,), (leave,) = parts(model, 'block'), parts(model, 'out')
+    h = side.block(h + side.down(z), mmpetl.core.Context((4, 4), 1))
+    want = plain.head(leave.up(leave.norm(h))[:, 0])
+    torch.testing.assert_close(model(x), want, rtol=1e-9, atol=1e-9)
+
+
+def test_forms_that_do_not_fit_are_refused():
+    with pytest.raises(PETLError, match="pre_norm or post_norm, got 'rms'"):
+        LST(form='rms')
+    with pytest.raises(PETLError, match='at least one of side_blocks; None takes all'):
+        LST(side_blocks=[])
+    with pytest.raises(
+        PETLError, match='beside block 2; this backbone has blocks 0 to'
+    ):
+        tuned('timm_vit', side_blocks=[0, 2])
+
+
 def test_an_unknown_start_is_refused():
     with pytest.raises(PETLError, match="fisher or random, got 'hessian'"):
         LST(init='hessian')

@@ -10,7 +10,7 @@ from full_size import counts, widths
 
 import mmpetl
 from mmpetl.core import Context, Site
-from mmpetl.methods.mona import Mona
+from mmpetl.methods.mona import Depthwise, Mona, ScaledDown, convolved
 
 
 def delta(dims: int = 12, **args) -> torch.nn.Module:
@@ -84,6 +84,32 @@ def test_fused_kernel_equals_the_three_branches():
     ]
     for got, expected in zip(*grads, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_backward_of_a_depthwise_convolution_by_forward_ones(channels_last):
+    z = torch.randn(2, 3, 5, 6).double()
+    if channels_last:
+        z = z.contiguous(memory_format=torch.channels_last)
+    args = z, torch.randn(3, 1, 7, 7).double(), torch.randn(3).double()
+    for arg in args:
+        arg.requires_grad_()
+    torch.testing.assert_close(Depthwise.apply(*args), convolved(*args))
+    grad = torch.randn(2, 3, 5, 6).double()
+    got = torch.autograd.grad(Depthwise.apply(*args), args, grad)
+    want = torch.autograd.grad(convolved(*args), args, grad)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_norm_and_scales_have_the_gradients_of_their_formula():
+    dims = [(2, 5, 6), (6,), (6,), (6,), (6,), (3, 6), (3,)]
+    args = [torch.randn(d).double().requires_grad_() for d in dims]
+    y, gamma, gamma_x, weight, bias, down, down_bias = args
+    z = gamma * F.layer_norm(y, (6,), weight, bias) + gamma_x * y
+    want = F.linear(z, down, down_bias)
+    torch.testing.assert_close(ScaledDown.apply(*args, 1e-5), want)
+    assert torch.autograd.gradcheck(lambda *a: ScaledDown.apply(*a, 1e-5), args)
 
 
 def test_formula_on_a_map():

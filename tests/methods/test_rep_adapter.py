@@ -7,8 +7,8 @@ import torch
 from full_size import counts, widths
 
 import mmpetl
-from mmpetl.core import PETLError
-from mmpetl.methods.rep_adapter import GroupedLinear, RepAdapter
+from mmpetl.core import GroupedLinear, PETLError
+from mmpetl.methods.rep_adapter import RepAdapter
 
 
 @pytest.mark.parametrize(

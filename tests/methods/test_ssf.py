@@ -7,7 +7,7 @@ import torch
 from full_size import FGVC_HEAD, counts, widths
 
 import mmpetl
-from mmpetl.core import PETLError
+from mmpetl.core import Context, PETLError
 from mmpetl.methods.ssf import SSF
 
 EXACT = SSF(exact_identity=True)
@@ -117,6 +117,6 @@ def test_half_precision_keeps_scales_near_one() -> None:
     y = torch.linspace(64, 128, 32 * 128).view(1, 128, 32).bfloat16()
     with torch.no_grad():
         pair.gamma.fill_(1.0035)  # rounds to 1 in bfloat16
-        out = pair.after(y, y, None)
+        out = pair.after(y, y, Context(()))
     assert out.dtype is y.dtype
     assert out.double().mean() > 1.002 * y.double().mean()

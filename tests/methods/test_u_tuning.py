@@ -243,3 +243,15 @@ def test_bad_argument_is_named(args: dict, message: str) -> None:
 def test_rank_of_a_whole_width_is_refused() -> None:
     with pytest.raises(PETLError, match=r'narrowest width \(32\), got 32'):
         mmpetl.inject(tiny.timm_vit(), UTuning(mha='lora', rank=32))
+
+
+@pytest.mark.parametrize('mha', ['prefix', 'prompt'])
+def test_tokens_start_within_the_bound_of_three_axes(mha):
+    """Xavier-uniform over (1, P, C), as the authors hold them."""
+    model = mmpetl.inject(tiny.base('timm_vit'), UTuning(mha=mha, num_tokens=10))
+    names = ('Pk', 'Pv', 'E')
+    tokens = [p for n, p in model.named_parameters() if n.split('.')[-1] in names]
+    bound = (6 / ((10 + 1) * 32)) ** 0.5
+    assert len(tokens) == (4 if mha == 'prefix' else 2)
+    for token in tokens:
+        assert 0.9 * bound < token.abs().max() <= bound

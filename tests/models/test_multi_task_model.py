@@ -19,6 +19,7 @@ METHODS = {
     'linear_probe': {'type': 'LinearProbe'},
     'polyhistor_lite': {'type': 'PolyhistorLite', 'rank': 2},
     'vmt_adapter': {'type': 'VMTAdapter', 'reduction': 4},
+    'mt_lora': {'type': 'MTLoRA', 'rank': 3, 'task_rank': 2, 'drop_rate': 0.0},
 }
 
 
@@ -171,8 +172,12 @@ def test_bad_input_is_one_line():
 
 @pytest.mark.parametrize(
     ('name', 'count'),
-    # Formulas of the two specifications for Swin-T and two tasks.
-    [('polyhistor_lite', 411_824 - 2 * 64), ('vmt_adapter', 274_260 + 2 * 2_880)],
+    # Formulas of their specifications for Swin-T and two tasks.
+    [
+        ('polyhistor_lite', 411_824 - 2 * 64),
+        ('vmt_adapter', 274_260 + 2 * 2_880),
+        ('mt_lora', 4_552_704 - 2 * 69_120),
+    ],
 )
 def test_the_leaf_builds_at_full_size_with_the_tasks_of_its_heads(name, count):
     from mmengine.config import Config

@@ -476,8 +476,9 @@ def test_the_base_may_move_no_more_in_training(tmp_path):
         model.train()
 
 
-def test_a_method_that_widens_the_feature_wants_a_wider_head(tmp_path):
-    config = without_file(upstream.config_of('mmpretrain', tmp_path, {'type': 'VQT'}))
+@pytest.mark.parametrize('petl', [{'type': 'VQT'}, ['BitFit', 'VQT']], ids=len)
+def test_a_method_that_widens_the_feature_wants_a_wider_head(petl, tmp_path):
+    config = without_file(upstream.config_of('mmpretrain', tmp_path, petl))
     with pytest.raises(PETLError, match=r'set model\.head\.in_channels=\d+'):
         upstream.build(config)
 

@@ -30,7 +30,12 @@ def build(**args: Any) -> nn.Module:
     return SwinTransformerV2(**plain | args)
 
 
-UNFOLDED = ('ssf', 'rep_adapter')
+UNFOLDED = (
+    *('ssf', 'rep_adapter', 'rlrr'),
+    *('glora', 'glora:rows'),
+    *('arc', 'arc:attn'),
+    *('consolidator', 'consolidator:shuffle'),
+)
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
 TINY = {

@@ -27,7 +27,12 @@ def build(**args: Any) -> nn.Module:
     return timm.create_model('swinv2_tiny_window8_256', **plain | args)
 
 
-UNFOLDED = ('ssf', 'rep_adapter')
+UNFOLDED = (
+    *('ssf', 'rep_adapter', 'rlrr'),
+    *('glora', 'glora:rows'),
+    *('arc', 'arc:attn'),
+    *('consolidator', 'consolidator:shuffle'),
+)
 """Keys have no bias, and need one, as unit vectors are made of them."""
 
 TINY = {

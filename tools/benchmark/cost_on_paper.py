@@ -154,6 +154,7 @@ def composed(plan: Any) -> Iterator[tuple[str, Any, Any, dict[str, Any]]]:
         options_of,
     )
     from mmpetl.config.compose import compose
+    from mmpetl.core import with_arguments
 
     served: dict[str, dict[str, Any]] = {}
     for recipe in choose_recipes(plan.recipes):
@@ -164,7 +165,8 @@ def composed(plan: Any) -> Iterator[tuple[str, Any, Any, dict[str, Any]]]:
             for method in choose_methods(plan.methods):
                 options = options_of(plan, method, recipe)
                 if support.reason(method, options) is None:
-                    served[kind][method] = {'type': method, **split_options(options)[0]}
+                    args = split_options(options)[0]
+                    served[kind][method] = with_arguments(method, args)
         yield recipe, work_of(config, recipe), config, served[kind]
 
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import json
 import pkgutil
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -46,6 +48,7 @@ from mmpetl.core import (
 from mmpetl.core.inject import core_of
 from mmpetl.core.sitemap import class_name
 from mmpetl.datasets.catalog import DatasetFacts, select
+from mmpetl.models.frame_backbone import FrameBackbone
 from mmpetl.models.weights import KNOWN_FILES
 from mmpetl.registry import BACKBONES
 
@@ -117,6 +120,14 @@ OPTIONS: dict[str, dict[str, Callable[[type], torch.nn.Module]]] = {
 }
 """What else a backbone may be, by stem, where it may change what is offered."""
 
+OVER_FRAMES = 'over the frames of clips (`mmpetl.FrameBackbone`)'
+
+
+def over_frames(backbone: torch.nn.Module) -> torch.nn.Module:
+    """A trunk of images, as it is where frames of clips are its batch."""
+    return core_of(FrameBackbone(backbone, 8)).to('meta')
+
+
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand)
 
 
@@ -175,7 +186,7 @@ def trunks() -> list[Trunk]:
         if info.name.startswith('transformers'):  # docs/huggingface.md; an extra
             continue
         importlib.import_module(name)
-        for site_map in BACKBONES.module_dict.values():
+        for site_map in list(BACKBONES.module_dict.values()):
             if site_map.__module__ == name:
                 cls = site_map.host
                 with Weightless():
@@ -184,6 +195,8 @@ def trunks() -> list[Trunk]:
                         text: build(cls).to('meta')
                         for text, build in OPTIONS.get(info.name, {}).items()
                     }
+                    if not info.name.startswith('mmaction'):
+                        options[OVER_FRAMES] = over_frames(site_map().example())
                 found.append(Trunk(info.name, class_name(cls), model, options))
     order = list(GROUPS)
     return sorted(found, key=lambda t: (order.index(t.group), t.name, t.stem))
@@ -246,7 +259,7 @@ def offer(backbone: torch.nn.Module) -> tuple[torch.nn.Module, SiteMap, list[Sit
     """The module with the sites, what describes it, and its sites."""
     core = core_of(backbone)
     site_map = find_site_map(core)
-    return core, site_map, site_map.sites(core)
+    return core, site_map, site_map.sites_of(core)
 
 
 def on_any_model(method: Method) -> tuple[str, str]:
@@ -374,26 +387,71 @@ class Grid:
 
 
 def index(backbones: dict[str, torch.nn.Module]) -> str:
-    """One line per method: family, sites, folds, starts, count on ViT-B/16."""
+    """What each method is and costs, and where it is good, each in a line.
+
+    Sites are those of the first backbone that serves it.
+    """
     vit = backbones['mmpretrain_vit']
-    head = ['method', 'family', 'sites', 'folds', 'starts as the base', 'ViT-B/16']
-    lines = [head, [':---', ':---', ':---', ':---:', ':---:', '---:']]
+    head = 'method, family, sites, folds, starts as the base, ViT-B/16, step, kept'
+    lines = [head.split(', '), [':---'] * 3 + [':---:'] * 2 + ['---:'] * 3]
+    good = [['method', 'good where', 'not where'], [':---'] * 3]
+    costs = measured_costs()
     for name, cls in methods().items():
         method = build_method(name)
-        kinds = dict.fromkeys(site.kind for site in wanted_sites(vit, method))
-        counts = count_trainable(inject(copy.deepcopy(vit), method))
-        folds = method.folds or not kinds
+        hosts = (b for b in (vit, *backbones.values()) if supports(method, b))
+        host = next(hosts, None)
+        # None: frames of clips in the batch, which no backbone has by itself.
+        sites = [] if host is None else wanted_sites(host, method)
+        kinds = dict.fromkeys(site.kind for site in sites) or method.targets
+        count = '-'
+        if host is vit:
+            tuned = inject(copy.deepcopy(vit), method)
+            count = f'{count_trainable(tuned).backbone:,}'
+        link = f'[{name}]({cls.stem()}.md)'
         lines.append(
             [
-                f'[{name}]({cls.stem()}.md)',
+                link,
                 method.family,
                 ', '.join(f'`{kind}`' for kind in kinds) or 'none',
-                'yes' if folds else '-',
+                'yes' if method.folds or not kinds else '-',
                 'yes' if method.starts_as_identity else '-',
-                f'{counts.backbone:,}',
+                count,
+                *costs.get(name, ('-', '-')),
             ]
         )
-    return table(lines)
+        page = ROOT / 'docs' / 'methods' / f'{cls.stem()}.md'
+        good.append([link, *good_where(page, name)])
+    return f'{table(lines)}\n\n{table(good)}'
+
+
+def measured_costs() -> dict[str, tuple[str, str]]:
+    """Time of a step and bytes kept, as ``speed/methods.py --write`` measured them."""
+    path = ROOT / 'docs' / 'speed' / 'methods.json'
+    rows = json.loads(path.read_text(encoding='utf-8'))['vit_b']['rows']
+    return {
+        row['method']: (f'{row["step_bound"][0]:.2f}', f'{row["kept"]:.2f}')
+        for row in rows
+    }
+
+
+def good_where(page: Path, name: str) -> tuple[str, str]:
+    """What the page of a method says of where it is good, and where it is not.
+
+    Raises:
+        PETLError: It does not say so.
+    """
+    text = page.read_text(encoding='utf-8')
+    found = []
+    for what in ('Good where', 'Not where'):
+        row = re.search(rf'^\| {what} \({name}\) \| (.*) \|$', text, re.M)
+        row = row or re.search(rf'^\| {what} \| (.*) \|$', text, re.M)
+        if row is None:
+            raise PETLError(
+                f'{page.name} has no row `| {what} | ... |`, or '
+                f'`| {what} ({name}) | ... |`, in its table'
+            )
+        found.append(row[1])
+    return found[0], found[1]
 
 
 def stacks(backbone: torch.nn.Module) -> str:

@@ -43,10 +43,10 @@ import mmpetl.backbones  # noqa: E402
 from mmpetl.core import (  # noqa: E402
     LeafMap,
     PETLError,
-    build_method,
     inject,
     injection_of,
     registered_methods,
+    slots,
 )
 from mmpetl.core.sitemap import class_name  # noqa: E402
 
@@ -66,7 +66,7 @@ def try_model(package: str, name: str, method: str | None, facts: Row) -> Row:
         by_layers = isinstance(injection_of(model)[1].site_map, LeafMap)
         facts['backbone'] += ' (by layers)' if by_layers else ''
         model.eval()
-        if build_method(method).starts_as_identity:
+        if slots(model)[-1].method.starts_as_identity:
             _check_equal(model, x, wanted)
     facts |= _one_step(model, x, method is not None)
     return facts | {'state': 'worked', 'line': ''}

@@ -26,6 +26,12 @@ def parse_args() -> argparse.Namespace:
         '--metrics', nargs='+', default=[], metavar='NAME=VALUE', help='for the record'
     )
     parser.add_argument(
+        '--packed',
+        action='store_true',
+        help='hold weights that take few values in few bits; such a delta computes '
+        'the same and cannot be trained further',
+    )
+    parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
     )
     return parser.parse_args()
@@ -48,7 +54,9 @@ def main() -> None:
     with apis.cli_errors():
         metrics = as_metrics(args.metrics)
         config = apis.load_config(args.config, args.cfg_options)
-        path = apis.export_delta(args.checkpoint, config, args.out, metrics)
+        path = apis.export_delta(
+            args.checkpoint, config, args.out, metrics, packed=args.packed
+        )
         delta = apis.read_delta(path)
     size = delta.meta['tensors']
     print(f'{path}: {size["values"]:,} values, {size["bytes"]:,} bytes')

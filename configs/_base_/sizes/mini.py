@@ -7,4 +7,11 @@ sizes = dict(
     BAPAT=dict(hidden_dims=16, adapter_dims=16),
     PATT=dict(hidden_dims=16),
     HST=dict(dims=[32, 48, 64], num_heads=[2, 4, 8]),
+    VeRA=dict(rank=64),
+    ARC=dict(rank=12),
+    Compacter=dict(hidden_dims=16),
+    Consolidator=dict(groups=[48]),
+    Rein=dict(num_tokens=20, rank=4),
+    STAdapter=dict(hidden_dims=48),
+    VAPT=dict(grid_size=[8, 8]),
 )

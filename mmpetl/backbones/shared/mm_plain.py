@@ -29,8 +29,8 @@ def parts_of_ffn(ffn: nn.Module) -> FFN:
     """
     if hasattr(ffn, 'w12'):
         return FFN(ffn.w12, lambda x, ctx: ffn.norm(silu_gate(x)), ffn.w3)
-    (fc1, act, drop), fc2, behind = ffn.layers
-    return FFN(fc1, lambda x, ctx: drop(act(x)), fc2, behind)
+    (fc1, *between), fc2, behind = ffn.layers
+    return FFN.of(fc1, between, fc2, behind)
 
 
 def silu_gate(x: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class MMSwinBlock(WindowBlockHost):
 
     def ffn_parts(self):
         (fc1, *between), fc2, behind = self.ffn.layers
-        return fc1, lambda x: between[1](between[0](x)), fc2, behind
+        return fc1, between, fc2, behind
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         if branch == 1:

@@ -117,7 +117,7 @@ class MViTBlock(PoolingHost):
         return torch.cat((o[:, :p], o[:, p:] + q[:, p:]), dim=1) if p else o + q
 
     def ffn_parts(self):
-        return self.mlp.fc1, self.mlp.act, self.mlp.fc2, nn.Identity()
+        return self.mlp.fc1, (self.mlp.act,), self.mlp.fc2, nn.Identity()
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         return self.drop_path(x)
@@ -200,6 +200,7 @@ class MViTMap(SiteMap):
         first, patch = embed.embed_dims, embed.projection.weight[0].numel()
         depth = len(backbone.blocks)
         facts = {'num_blocks': depth, 'embed_dims': first, 'patch_dims': patch}
+        facts['timed'] = len(embed.projection.kernel_size) == 3
         at = {**facts, 'stage': 0, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, first, **at)]
         if embed.norm is not None:

@@ -41,8 +41,8 @@ def network(mlp: nn.Module) -> FFN:
             mlp.drop2,
         )
     if isinstance(mlp, Mlp):
-        fc1, inner = mlp.fc1, mlp.act
-    elif isinstance(mlp, GluMlp):
+        return FFN.of(mlp.fc1, (mlp.act, mlp.drop1, mlp.norm), mlp.fc2, mlp.drop2)
+    if isinstance(mlp, GluMlp):
         fc1, inner = mlp.fc1, partial(_product, mlp.act, first=not mlp.gate_last)
     else:
         fc1 = Stack(mlp.fc1_g, mlp.fc1_x)
@@ -224,7 +224,7 @@ class TimmPlain(TimmTrunk):
             pads = [-n % p for n, p in zip(x.shape[2:], embed.patch_size, strict=True)]
             x = F.pad(x, (0, pads[1], 0, pads[0]))
         x = embed.proj(x)
-        ctx = Context(tuple(x.shape[2:]))
+        ctx = Context(tuple(x.shape[2:]), frames=self.clip_frames)
         if embed.flatten and ctx.grid != tuple(embed.grid_size):
             raise PETLError(
                 f'the model takes images of {tuple(embed.img_size)}, got '

@@ -44,10 +44,7 @@ class TimmSwinBlock(WindowBlockHost):
 
     def ffn_parts(self) -> FFN:
         mlp = self.mlp
-        inner = mlp.act
-        return FFN(
-            mlp.fc1, lambda x, _: mlp.norm(mlp.drop1(inner(x))), mlp.fc2, mlp.drop2
-        )
+        return FFN.of(mlp.fc1, (mlp.act, mlp.drop1, mlp.norm), mlp.fc2, mlp.drop2)
 
     def residual(self, branch: int, x: Tensor) -> Tensor:
         return self.drop_path1(x) if branch == 1 else self.drop_path2(x)

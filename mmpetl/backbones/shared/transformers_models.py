@@ -86,7 +86,7 @@ class Pass:
 
     def __init__(self, model: ModelHost) -> None:
         self.model = model
-        self.ctx = Context(())
+        self.ctx = Context((), frames=model.clip_frames)
         self.grids: list[tuple[int, ...]] = []
         self.stream: tuple[Tensor, Tensor] | None = None
 
@@ -531,6 +531,7 @@ class TransformersMap(SiteMap):
         blocks = list(self.blocks(backbone))
         depth = len(blocks)
         facts = {'num_blocks': depth, 'embed_dims': d, 'patch_dims': patch, 'stage': 0}
+        facts['timed'] = len(projection.kernel_size) == 3
         grid = {**facts, 'has_grid': True}
         sites = [Site('embed.proj', '', patch, d, **grid)]
         sites.append(Site('embed', '', d, d, **grid))

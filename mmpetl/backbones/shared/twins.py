@@ -26,8 +26,8 @@ class TwinsFFN(BlockHost):
     """A block with mmcv's FFN at ``ffn``."""
 
     def ffn_parts(self):
-        (fc1, act, drop), fc2, behind = self.ffn.layers
-        return FFN(fc1, lambda x, _: drop(act(x)), fc2, behind)
+        (fc1, *between), fc2, behind = self.ffn.layers
+        return FFN.of(fc1, between, fc2, behind)
 
 
 class LocalBlock(TwinsFFN, WindowBlockHost):

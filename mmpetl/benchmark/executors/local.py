@@ -167,8 +167,8 @@ class LocalExecutor(Executor):
         signs: dict[Any, _Worker] = {}
         for worker in self._running.values():
             signs[worker.process.sentinel] = worker
-            if worker.done + 1 < self._reuse and len(worker.devices) == 1:
-                signs[worker.pipe] = worker
+            # A worker cannot end before a long answer is taken from it.
+            signs[worker.pipe] = worker
         ended = multiprocessing.connection.wait(list(signs), timeout)
         workers = {id(signs[sign]): signs[sign] for sign in ended}
         return [self._end(worker) for worker in workers.values()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmpetl.benchmark.executors.base import Executor
@@ -110,6 +112,7 @@ class RayExecutor(Executor):
                 f'cannot reach or start a Ray cluster at {where}: {reason}'
             ) from error
         self._own = True
+        end_forks_by_sigterm()
 
     @property
     def slots(self) -> int:
@@ -168,8 +171,35 @@ class RayExecutor(Executor):
             self._own = False
 
 
+class _EndsForks:
+    """A handler of SIGTERM that is another's in this process, and ends its forks."""
+
+    def __init__(self, handler: Callable[[int, Any], object]) -> None:
+        self.pid = os.getpid()
+        self.handler = handler
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.pid:
+            os._exit(128 + number)
+        self.handler(number, frame)
+
+
+def end_forks_by_sigterm() -> None:
+    """Let SIGTERM end the processes that are forked from one of Ray's.
+
+    Ray's handler raises SystemExit. Behind a fork Python runs hooks that drop what is
+    raised within them, so that a child which is told to end right then goes on, and
+    the pool or loader that it belongs to waits for it without end.
+    """
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGTERM)
+        if callable(handler) and not isinstance(handler, _EndsForks):
+            signal.signal(signal.SIGTERM, _EndsForks(handler))
+
+
 def remote_work(task: Task) -> Outcome:
     """What a worker of the cluster does."""
+    end_forks_by_sigterm()
     outcome = work(task)
     if outcome.retry:
         raise JobFailed(outcome.note)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import mmpetl
 from mmpetl.compat.extras import pip_line
-from mmpetl.core import PETLError, registered_methods
+from mmpetl.core import PETLError, is_several, methods_family, registered_methods
+from mmpetl.core.several import written_out
 
 DOCS = Path(mmpetl.__file__).resolve().parents[1] / 'docs' / 'methods'
 """Where the pages lie in a checkout; an installed package comes without them."""
@@ -63,6 +64,10 @@ def make_cards(methods: Iterable[str], docs: Path | None = None) -> list[Card]:
 
 
 def _card(name: str, cls: type | None, docs: Path, pages: dict[str, str]) -> Card:
+    if is_several(name) and set(written_out(name)) <= registered_methods().keys():
+        family = methods_family(name)
+        body = f'<p>{html.escape(name)}, on one trunk: docs/stacking.md.</p>'
+        return Card(name, family, anchor_of(name), body, 'docs/stacking.md')
     if cls is None:
         body = '<p>No method of this name is registered here.</p>'
         return Card(name, '', anchor_of(name), body, 'not registered')

@@ -20,9 +20,9 @@ from mmpetl.benchmark.finals import replaced_reads, search_folder
 from mmpetl.benchmark.records import Found, Record, earlier_reads
 from mmpetl.benchmark.verdicts import Check
 from mmpetl.benchmark.verify.run import Run, Unknown, equal, hash_of, holds, same
-from mmpetl.core import Owner, injections, owners, registered_methods
+from mmpetl.core import Owner, injections, methods_family, owners
 from mmpetl.core.boundary import read_json
-from mmpetl.core.delta_file import file_keys, method_name, to_data
+from mmpetl.core.delta_file import file_keys, method_name, methods_of, to_data
 
 NEAR = 1e-6
 """Relative difference of numbers that were computed twice in one way."""
@@ -154,7 +154,7 @@ def described(run: Run) -> Iterator[Check]:
     record, config = run.record, run.config
     task, group = run_facts.task_of(record.job.recipe, run.asked)
     found: Mapping[str, Any] = {
-        'family': registered_methods()[record.job.method].family,
+        'family': methods_family(record.job.method),
         'settings': run_facts.settings_of(config),
         'task': task,
         'group': group,
@@ -251,12 +251,13 @@ def delta(run: Run) -> Iterator[Check]:
     """The delta is of this run's method, base and metrics."""
     record, (_, facts) = run.record, run.delta
     method = run.config.model.backbone.method
-    from mmpetl.core import build_method
+    from mmpetl.core import build_entries, build_method, methods_name
 
-    wanted = to_data(build_method(dict(method)).config())
-    yield same('delta.method', method['type'], method_name(facts), 'in delta.json')
-    if method_name(facts) == method['type']:
-        kept = to_data(build_method(dict(facts['method'])).config())
+    name = methods_name(method)
+    yield same('delta.method', name, method_name(facts), 'in delta.json')
+    if method_name(facts) == name:
+        wanted = [to_data(e.method.config()) for e in build_entries(method)]
+        kept = [to_data(build_method(m).config()) for m, _ in methods_of(facts)]
         yield same('delta.method', wanted, kept, 'in delta.json')
     base = record.base
     yield same('base.fingerprint', base.get('fingerprint'), facts.get('fingerprint'))

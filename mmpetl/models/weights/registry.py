@@ -85,6 +85,7 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
             'many_shot/*',
             'dtl/vtab_plus/*',
             'rep_adapter/vtab_attn/*',
+            'binary/vtab_adaptformer/*',
         ),
     ),
     KnownFile(
@@ -218,7 +219,7 @@ KNOWN_FILES: tuple[KnownFile, ...] = (
         'vit',
         768,
         12,
-        recipes=('imagenet_clip',),
+        recipes=('imagenet_clip', 'kinetics400_clip'),
         # OpenAI's own reader takes the digest from this folder of the address.
         sha256='5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f',
     ),

@@ -421,5 +421,5 @@ def _is_wanted(group: Mapping[str, Any], trunks: Iterable[str]) -> bool:
     name = str(group.get('name', ''))
     if not name.startswith((Owner.DELTA.value, Owner.SELECTED.value)):
         return False
-    key = name.partition('[')[2].rstrip(']')
+    key = name.partition('[')[2].rpartition(']')[0]
     return not key or not any(key in f'{trunk}.' for trunk in trunks)

@@ -1,0 +1,358 @@
+"""Sums of deltas with a backward pass of their own: the same numbers, for less.
+
+Each function states its formula in plain operations, and these run wherever
+:func:`lean` says no: in a trace, under autocast, where dtypes differ. Elsewhere a
+backward pass that is written down keeps less and computes less than autograd's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from mmpetl.core.context import Context, autocasts, records_gradients
+
+
+def lean(*tensors: Tensor | None) -> bool:
+    """Whether a function with its own backward pass may run on these."""
+    given = [t for t in tensors if t is not None]
+    first = given[0]
+    return (
+        records_gradients()
+        and first.is_floating_point()
+        and all(t.dtype == first.dtype for t in given)
+        and not autocasts(first)
+    )
+
+
+# ----------------------------------------------------------------- low-rank sums
+
+
+def product(x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
+    """``x W^T``, for each part of x that is as wide as W.
+
+    Deltas at queries, keys and values that share x and W share the product. What the
+    trunk can compute again (:attr:`Context.made`) is not kept for the backward pass.
+
+    Args:
+        x: (..., parts * in_dims).
+        weight: (rank, in_dims).
+        ctx: Facts of this forward pass.
+
+    Returns:
+        (..., parts * rank).
+    """
+    for known, by, found in ctx.products or ():
+        if known is x and by is weight:
+            return found
+    made = ctx.made
+    if made is not None and made.x is x and lean(x, weight, *made.sources):
+        h = ProductAgain.apply(x, weight, made.compute, *made.sources)
+    else:
+        h = _product(x, weight)
+    if ctx.products is not None:
+        ctx.products.append((x, weight, h))
+    return h
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    if x.shape[-1] == weight.shape[1]:
+        return F.linear(x, weight)
+    return F.linear(x.unflatten(-1, (-1, weight.shape[1])), weight).flatten(-2)
+
+
+class ProductAgain(Function):
+    """:func:`product` that keeps what x is made of in its place."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, compute: Callable[..., Tensor], *sources: Tensor
+    ) -> Tensor:
+        return _product(x, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, weight, ctx.compute, *sources = inputs
+        ctx.save_for_backward(weight, *sources)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *sources = ctx.saved_tensors
+        rank, dims = weight.shape
+        rows = grad.reshape(-1, rank)
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_x = (rows @ weight).view(*grad.shape[:-1], -1)
+        if ctx.needs_input_grad[1]:
+            to_weight = rows.t() @ ctx.compute(*sources).reshape(-1, dims)
+        return to_x, to_weight, None, *(None for _ in sources)
+
+
+def add_product(
+    y: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    scale: float = 1.0,
+    bias: Tensor | None = None,
+    first: int | None = None,
+) -> Tensor:
+    """``y + scale * (h W^T + b)``: the second half of a low-rank sum, and its addition.
+
+    Args:
+        y: (..., parts * out_dims).
+        h: (..., parts * rank).
+        weight: (out_dims, rank); both halves of h and y are taken part by part.
+        scale: Factor of what is added.
+        bias: (out_dims,).
+        first: Where y is wider than W: only channels ``first`` to ``first + out_dims``
+            of y are added to.
+    """
+    if not lean(y, h, weight, bias) or y.stride(-1) != 1:
+        parts = h.shape[-1] // weight.shape[1]
+        low = h if parts == 1 else h.unflatten(-1, (parts, -1))
+        added = F.linear(low, weight, bias) * scale
+        added = added if parts == 1 else added.flatten(-2)
+        if first is not None:
+            rest = y.shape[-1] - first - len(weight)
+            added = F.pad(added, (first, rest))
+        return y + added
+    return AddProduct.apply(y, h, weight, bias, scale, first)
+
+
+class AddProduct(Function):
+    """:func:`add_product` by one matrix product that adds, each way.
+
+    Thin factors stand where the libraries are fast: along the rows of the result.
+    """
+
+    @staticmethod
+    def forward(
+        y: Tensor,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        first: int | None,
+    ) -> Tensor:
+        low, thin = h.reshape(-1, weight.shape[1]), weight.t()
+        if first is None:
+            rows = y.reshape(-1, len(weight))
+            out = torch.addmm(rows, low, thin, alpha=scale)
+            into = out
+        else:
+            out = y.reshape(-1, y.shape[-1]).clone()
+            into = out.narrow(1, first, len(weight))
+            into.addmm_(low, thin, alpha=scale)
+        if bias is not None:
+            into.add_(bias, alpha=scale)
+        return out.view(y.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, h, weight, _, ctx.scale, ctx.first = inputs
+        ctx.save_for_backward(h, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight = ctx.saved_tensors
+        size, rank = weight.shape
+        rows = grad
+        if ctx.first is not None:
+            rows = grad.narrow(-1, ctx.first, size)
+        rows = rows.reshape(-1, size)
+        to_h = to_weight = to_bias = None
+        if ctx.needs_input_grad[1]:
+            thin = (weight.t() * ctx.scale).contiguous()
+            to_h = F.linear(rows, thin).view(h.shape)
+        if ctx.needs_input_grad[2]:
+            to_weight = (h.reshape(-1, rank).t() @ rows).mul(ctx.scale).t()
+        if ctx.needs_input_grad[3]:
+            to_bias = rows.sum(0) * ctx.scale
+        to_y = grad if ctx.needs_input_grad[0] else None
+        return to_y, to_h, to_weight, to_bias, None, None
+
+
+# --------------------------------------------------------------- scale and shift
+
+
+def scaled(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """``gamma * y + beta`` in one pass.  y: (..., C); gamma, beta: (C,)."""
+    return torch.addcmul(beta, y, gamma)
+
+
+def scale_shift(
+    y: Tensor, gamma: Tensor, beta: Tensor, output_kept: bool = False
+) -> Tensor:
+    """``gamma * y + beta`` that keeps y, or where it can what leaves it.
+
+    Args:
+        y: (..., C).
+        gamma: (C,).
+        beta: (C,).
+        output_kept: Whether what follows keeps what leaves (see
+            :attr:`Context.output_kept`), so that keeping it costs nothing.
+    """
+    learns = gamma.requires_grad or beta.requires_grad
+    if not (learns and lean(y, gamma, beta)):
+        # Scales near one would round to one in half precision, so they multiply in
+        # their own and only the result is cast.
+        return (y * gamma + beta).to(y.dtype)
+    lost = own = None
+    if output_kept and gamma.dtype in FULL and _is_plain(y):
+        lost = lost_channels(gamma, beta)
+        own = y.index_select(-1, lost) if len(lost) else None
+    return ScaleShift.apply(y, gamma, beta, lost, own)
+
+
+FULL = (torch.float32, torch.float64)
+
+
+def _is_plain(y: Tensor) -> bool:
+    """Whether values can be looked at: not while compiling, fake or on ``meta``."""
+    return (
+        type(y) is Tensor
+        and not y.is_meta
+        and not torch.compiler.is_compiling()
+        and not (y.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def lost_channels(gamma: Tensor, beta: Tensor) -> Tensor:
+    """Channels of which ``y`` cannot be told from ``z = gamma * y + beta``.
+
+    ``(z - beta) / gamma`` is y with an error of about ``eps * (|y| + 2 |beta /
+    gamma|)``, since z is rounded. So where gamma is small, or far below beta, y is kept
+    itself: a gamma of zero would have no gradient otherwise.
+    """
+    size = gamma.detach().abs()
+    return ((size < 0.25) | (beta.detach().abs() > 4 * size)).nonzero().flatten()
+
+
+class ScaleShift(Function):
+    """The gradient of gamma is ``sum(g y)``, that of beta ``sum(g)``.
+
+    With ``y = (z - beta) / gamma`` the former is ``(sum(g z) - beta sum(g)) / gamma``,
+    which needs what leaves in place of what enters; y of the lost channels is kept.
+    """
+
+    @staticmethod
+    def forward(
+        y: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        lost: Tensor | None,
+        own: Tensor | None,
+    ) -> Tensor:
+        return scaled(y, gamma, beta)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        y, gamma, beta, lost, own = inputs
+        if lost is None:
+            ctx.save_for_backward(y, gamma)
+        else:
+            ctx.save_for_backward(output, gamma, beta, lost, own)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, gamma, *rest = ctx.saved_tensors
+        to_y = grad * gamma if ctx.needs_input_grad[0] else None
+        to_gamma, to_beta = sums(grad, kept)
+        if rest:
+            beta, lost, own = rest
+            size = gamma if own is None else gamma.index_fill(0, lost, 1)
+            to_gamma = (to_gamma - beta * to_beta) / size
+            if own is not None:
+                known, _ = sums(grad.index_select(-1, lost), own)
+                to_gamma = to_gamma.index_copy(0, lost, known)
+        return to_y, to_gamma, to_beta, None, None
+
+
+def sums(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum(grad * y)`` and ``sum(grad)`` over all axes but the last, (C,) each."""
+    c = y.shape[-1]
+    grad, y = grad.reshape(-1, c), y.reshape(-1, c)
+    return (grad * y).sum(0), grad.sum(0)
+
+
+def scaled_norm(
+    norm: Callable[[Tensor], Tensor],
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    ctx: Context | None = None,
+) -> Tensor | None:
+    """``gamma * norm(x) + beta`` as one layer norm; None where the norm is another.
+
+    With scale w and shift b of the norm, that norm has ``gamma * w`` and
+    ``gamma * b + beta``.
+
+    Args:
+        norm: What is called between x and the scale.
+        x: (..., C).
+        gamma: (C,).
+        beta: (C,).
+        ctx: Given, x is not kept where :attr:`Context.made` says what it is made of.
+    """
+    if type(norm) is not nn.LayerNorm and not _is_timm_norm(norm):
+        return None
+    weight, bias = norm.weight, norm.bias
+    if weight is None or gamma.dtype not in FULL or weight.shape != gamma.shape:
+        return None
+    if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks:
+        return None
+    alike = {t.dtype for t in (x, gamma, beta, weight)}
+    if len(alike) > 1 or autocasts(x):
+        return None
+    weight = weight * gamma
+    bias = beta if bias is None else scaled(bias, gamma, beta)
+    made = None if ctx is None else ctx.made
+    if made is not None and made.x is x and lean(x, *made.sources):
+        return NormAgain.apply(x, weight, bias, norm.eps, made.compute, *made.sources)
+    return F.layer_norm(x, weight.shape, weight, bias, norm.eps)
+
+
+def _is_timm_norm(norm: Any) -> bool:
+    """Whether it is timm's LayerNorm, which computes what PyTorch's does."""
+    cls = type(norm)
+    named = (cls.__module__, cls.__name__) == ('timm.layers.norm', 'LayerNorm')
+    return named and not getattr(norm, '_fast_norm', False)
+
+
+class NormAgain(Function):
+    """A layer norm that keeps what x is made of in its place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        compute: Callable[..., Tensor],
+        *sources: Tensor,
+    ) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        ctx.compute = compute
+        ctx.save_for_backward(weight, bias, mean, rstd, *sources)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias, mean, rstd, *sources = ctx.saved_tensors
+        grads = torch.ops.aten.native_layer_norm_backward(
+            grad.contiguous(),
+            ctx.compute(*sources),
+            weight.shape,
+            mean,
+            rstd,
+            weight,
+            bias,
+            ctx.needs_input_grad[:3],
+        )
+        return *grads, None, None, *(None for _ in sources)

@@ -1,0 +1,145 @@
+"""DoRA: the direction of a weight by a low-rank sum, its row norms by a vector.
+
+Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024,
+https://arxiv.org/abs/2402.09353, section 4.3.
+Differs from the authors' code: none in the algebra without dropout. With it, public
+code computes the magnitude part again from the dropped input; here dropout is on the
+low-rank path alone, as in LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    PROJECTIONS,
+    Affine,
+    Context,
+    Delta,
+    Method,
+    Site,
+    check_kinds,
+    check_range,
+    check_rank,
+    convolve,
+    is_wider,
+    kaiming_uniform_,
+)
+from mmpetl.registry import METHODS
+
+ATTENTION = ('attn.q', 'attn.v')
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """Length of each row of (out, in), over its inputs; never quite zero: (out,)."""
+    norms = torch.linalg.vector_norm(weight, dim=1)
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+class DoRADelta(Delta):
+    """``(m / n) * (y - b + scale * drop(x) A^T B^T) + b``.
+
+    ``n`` holds the row norms of ``W + scale B A``; W and b are those of the frozen
+    projection.  x: (B, N, in_dims), y: (B, N, out_dims); m, n: (out_dims,).
+    """
+
+    reads_base = True
+
+    def __init__(self, site: Site, rank: int, scale: float, drop_rate: float) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, site.in_dims))
+        self.B = nn.Parameter(torch.zeros(site.out_dims, rank))
+        self.m = nn.Parameter(torch.ones(site.out_dims))
+        self.site = site
+        self.scale = scale
+        self.drop = nn.Dropout(drop_rate)
+        kaiming_uniform_(self.A)
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        affine = ctx.affine(self.site.kind)
+        ratio = self.m / self.norms(self.own(affine.weight))
+        low = F.linear(self.low(self.drop(x)), self.B) * self.scale
+        # As a sum to y, which it leaves bit for bit where the ratio is one.
+        bare = y - self.own(affine.full_bias())
+        return y + (ratio - 1) * bare + ratio * low
+
+    def low(self, x: Tensor) -> Tensor:
+        """``x A^T``, for a convolution on its patches."""
+        if self.site.kernel is not None:
+            return convolve(x, self.A, self.site)
+        return F.linear(x, self.A)
+
+    @torch.no_grad()
+    def norms(self, weight: Tensor) -> Tensor:
+        """Row norms of the adapted weight, a constant in the backward pass."""
+        return row_norms(weight + self.B @ self.A * self.scale)
+
+
+@METHODS.register_module()
+class DoRA(Method):
+    """Low-rank adaptation of directions, with a length for each row.
+
+    Args:
+        rank: Rank of the update, 1 <= rank < width. By layer:
+            ``{'*.attn.qkv': 16, '*': 4}``, where the first pattern that fits counts.
+        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``.
+        drop_rate: Dropout on the input of the low-rank path.
+        targets: Projections that are adapted, as those of LoRA. In a model that no file
+            describes they are every Linear and convolution.
+    """
+
+    leaf_kinds = ('layer.linear', 'layer.conv')
+    sized = ('rank',)
+    family = 'reparameterisation'
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float | None = None,
+        drop_rate: float = 0.0,
+        targets: Sequence[str] = ATTENTION,
+    ) -> None:
+        check_range(self, 'rank', rank, 1)
+        check_range(self, 'drop_rate', drop_rate, 0, 1)
+        if alpha is not None:
+            check_range(self, 'alpha', alpha, 0)
+        self.rank = rank
+        self.alpha = alpha
+        self.drop_rate = drop_rate
+        self.targets = check_kinds(self, targets, PROJECTIONS)
+        if self.targets == ATTENTION:
+            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
+
+    def check(self, sites: list[Site]) -> None:
+        check_rank(self, self.rank, sites)
+
+    def has_room(self, site: Site) -> bool:
+        return is_wider(site, self.rank)
+
+    @property
+    def scale(self) -> float:
+        """``alpha / rank``."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def build(self, site: Site) -> DoRADelta:
+        return DoRADelta(site, self.rank, self.scale, self.drop_rate)
+
+    def initialise(
+        self, deltas: Mapping[Site, Delta], weights: Callable[..., Affine]
+    ) -> None:
+        for site, delta in deltas.items():
+            weight = weights(site.host, site.kind, site.index).weight
+            delta.m.copy_(row_norms(weight.to(delta.m)))
+
+    def fold(self, site: Site, delta: DoRADelta, affine: Affine) -> None:
+        weight, bias = affine.weight.double(), affine.full_bias().double()
+        base, base_bias = affine.base.weight.double(), affine.base.full_bias().double()
+        update = delta.B.double() @ delta.A.double() * delta.scale
+        ratio = delta.m.double() / row_norms(base + update)
+        affine.add_(ratio[:, None] * (weight + update) - weight)
+        if not torch.equal(bias, base_bias):  # another method shifts it, in front
+            affine.shift_((ratio - 1) * (bias - base_bias))

@@ -1,0 +1,351 @@
+"""OFT and BOFT: the input of a frozen projection is rotated.
+
+Papers: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
+NeurIPS 2023, https://arxiv.org/abs/2306.07280; Liu et al., "Parameter-Efficient
+Orthogonal Finetuning via Butterfly Factorization", ICLR 2024,
+https://arxiv.org/abs/2311.06243.
+Read beside the papers: the tuners ``oft`` and ``boft`` of PEFT, which rotate inputs
+too. Differs from them: the Cayley transform is exact by default, and not a series that
+is only nearly orthogonal; the bound of constrained OFT acts on the rotation in use, and
+leaves the parameters alone; BOFT stores the free numbers of its blocks alone, and has
+all its factors on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    PROJECTIONS,
+    Affine,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_kinds,
+    check_range,
+)
+from mmpetl.core.input_change import (
+    FrontDelta,
+    InputChange,
+    RowsDelta,
+    changed_input,
+    fold_change,
+    only_after,
+)
+from mmpetl.registry import METHODS
+
+INSTEAD = {
+    'attn.qkv': ('attn.q', 'attn.k', 'attn.v'),
+    'attn.proj': ('ffn.fc1', 'ffn.fc2'),
+}
+"""What stands for a fused projection, and for attention, where a trunk has none."""
+
+
+def skew(upper: Tensor, size: int) -> Tensor:
+    """``Q = U - U^T``, (..., size, size), from the upper triangle row by row."""
+    row, column = torch.triu_indices(size, size, 1, device=upper.device)
+    full = upper.new_zeros(*upper.shape[:-1], size, size)
+    full[..., row, column] = upper
+    return full - full.mT
+
+
+def cayley(Q: Tensor) -> Tensor:
+    """``R - I`` of ``R = (I - Q) (I + Q)^-1``, orthogonal for a skew-symmetric Q."""
+    one = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    return torch.linalg.solve(one + Q, -2 * Q)
+
+
+def neumann(Q: Tensor) -> Tensor:
+    """``R - I`` of ``R = I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4``, near the transform of -Q."""
+    square = Q @ Q
+    return 2 * (Q + square + square @ Q) + square @ square
+
+
+class Rotations(InputChange):
+    """Orthogonal blocks ``R_j`` that start at I: ``C = blockdiag(R_1, ..., R_k) - I``.
+
+    ``upper``: (blocks, size (size - 1) / 2), the free numbers of each ``Q_j``.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        size: int,
+        series: bool = False,
+        max_norm: float | None = None,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.upper = nn.Parameter(torch.zeros(blocks, size * (size - 1) // 2))
+        self.size = size
+        self.series = series
+        self.max_norm = max_norm
+        self.drop_rate = drop_rate
+
+    def turns(self, dtype: torch.dtype) -> Tensor:
+        """``R_j - I``, (blocks, size, size), computed and given in a dtype."""
+        Q = skew(self.upper.to(dtype), self.size)
+        if self.max_norm is not None:
+            norm = torch.linalg.vector_norm(Q, dim=(-2, -1), keepdim=True)
+            Q = Q * (self.max_norm / norm.clamp(min=self.max_norm))
+        return neumann(Q) if self.series else cayley(Q)
+
+    def drawn(self, dtype: torch.dtype) -> Tensor:
+        """The same for a forward pass in a dtype: some blocks stay in training."""
+        with torch.autocast(self.upper.device.type, enabled=False):
+            # No half kernel solves.
+            turns = self.turns(torch.promote_types(self.upper.dtype, torch.float32))
+        if self.training and self.drop_rate:
+            chance = torch.rand(len(turns), 1, 1, device=turns.device)
+            turns = turns * (chance >= self.drop_rate)
+        return turns.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return by_blocks(x, self.drawn(x.dtype))
+
+    def of_weight(self, weight: Tensor) -> Tensor:
+        return by_blocks(weight, self.turns(weight.dtype).mT)
+
+
+class Butterfly(Rotations):
+    """``C = B_m ... B_1 - I`` with ``B_i = P_i blockdiag(R_i1, ..., R_ik) P_i^T``.
+
+    ``P_i`` sorts, inside of each group of ``2^(i - 1)`` blocks, the halves of blocks:
+    even ones first. So the i-th factor mixes halves that are that far apart, as in a
+    fast Fourier transform.
+    """
+
+    def __init__(
+        self, blocks: int, size: int, factors: int, drop_rate: float = 0.0
+    ) -> None:
+        super().__init__(factors * blocks, size, drop_rate=drop_rate)
+        self.factors = factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        turns, added = self.drawn(x.dtype).chunk(self.factors), torch.zeros_like(x)
+        for i in reversed(range(self.factors)):
+            added = added + self.factor(x + added, turns[i], i)
+        return added
+
+    def of_weight(self, weight: Tensor) -> Tensor:
+        turns, added = self.turns(weight.dtype).chunk(self.factors), 0
+        for i in range(self.factors):
+            added = added + self.factor(weight + added, turns[i].mT, i)
+        return added
+
+    def factor(self, x: Tensor, blocks: Tensor, i: int) -> Tensor:
+        """``x P blockdiag(M_1, ..., M_k) P^T`` for the permutation of factor i + 1."""
+        half = self.size // 2
+        if i == 0:
+            return by_blocks(x, blocks)
+        # Halves 0 1 2 3 ... of a group are even and odd in turn where they lie, and
+        # apart where blocks see them.
+        apart = x.unflatten(-1, (-1, 2, 2**i, half)).transpose(-3, -2).flatten(-4)
+        y = by_blocks(apart, blocks)
+        return y.unflatten(-1, (-1, 2**i, 2, half)).transpose(-3, -2).flatten(-4)
+
+
+def by_blocks(x: Tensor, blocks: Tensor) -> Tensor:
+    """``x blockdiag(M_1, ..., M_k)``; a single block meets all groups of channels.
+
+    x: (..., C), blocks: (k, size, size) or (1, size, size).
+    """
+    groups = x.unflatten(-1, (-1, blocks.shape[-1]))
+    if len(blocks) == 1:
+        return (groups @ blocks[0]).flatten(-2)
+    return torch.einsum('...ki,kij->...kj', groups, blocks).flatten(-2)
+
+
+class BOFTDelta(FrontDelta):
+    """``s * (W R^T x) + b``, the rotation in front and s, (out_dims,), behind.
+
+    x: (B, N, in_dims), y: (B, N, out_dims).
+    """
+
+    reads_base = True
+
+    def __init__(self, change: InputChange, site: Site) -> None:
+        super().__init__(change)
+        self.kind = site.kind
+        self.s = nn.Parameter(torch.ones(site.out_dims))
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        return y + scaling(y, self.s, self.own(ctx.affine(self.kind).full_bias()))
+
+
+class BOFTRowsDelta(RowsDelta):
+    """The same where others read the projection's input too.
+
+    x: (..., in_dims), y: (..., out_dims).
+    """
+
+    def __init__(self, change: InputChange, site: Site) -> None:
+        super().__init__(change, site.kind)
+        self.s = nn.Parameter(torch.ones(site.out_dims))
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        base = ctx.affine(self.kind)
+        turned = F.linear(self.changed(x), self.own(base.weight))
+        return y + scaling(y, self.s, self.own(base.full_bias())) + self.s * turned
+
+
+def scaling(y: Tensor, s: Tensor, bias: Tensor) -> Tensor:
+    """What ``s * (y - b) + b`` adds to y."""
+    return (s - 1) * (y - bias)
+
+
+@METHODS.register_module()
+class OFT(Method):
+    """Orthogonal fine-tuning: blocks of channels are rotated before a projection.
+
+    Args:
+        block_size: Channels of each block, of which ``block_size (block_size - 1) / 2``
+            numbers are learnt; it divides the width. By layer:
+            ``{'*.attn.qkv': 16, '*': 32}``.
+        share_blocks: Whether one block turns all groups of channels of a projection.
+        series: Whether the Cayley transform is taken by the first terms of its Neumann
+            series, which is what PEFT does by default; cheaper, and not orthogonal.
+        max_norm: What the Frobenius norm of each skew-symmetric matrix is bounded by
+            (constrained OFT); None for no bound.
+        drop_rate: Probability with which a block stays unturned in a training step.
+        targets: Projections whose input is rotated. ``attn.q``, ``attn.k`` and
+            ``attn.v`` are rotated apart; they stand for ``attn.qkv`` where these have
+            no projection of one input. Where a backbone has no attention, both
+            projections of its feed-forward networks stand for ``attn.proj``. In a model
+            that no file describes every Linear is rotated.
+    """
+
+    leaf_kinds = ('layer.linear',)
+    sized = ('block_size',)
+    family = 'reparameterisation'
+    targets_any = True
+
+    def __init__(
+        self,
+        block_size: int = 32,
+        share_blocks: bool = False,
+        series: bool = False,
+        max_norm: float | None = None,
+        drop_rate: float = 0.0,
+        targets: Sequence[str] = ('attn.qkv', 'attn.proj'),
+    ) -> None:
+        check_range(self, 'block_size', block_size, 2)
+        check_range(self, 'drop_rate', drop_rate, 0, 1)
+        if max_norm is not None and max_norm <= 0:
+            raise PETLError(f'OFT needs max_norm above 0, got {max_norm!r}')
+        self.block_size = block_size
+        self.share_blocks = share_blocks
+        self.series = series
+        self.max_norm = max_norm
+        self.drop_rate = drop_rate
+        self.targets = check_kinds(self, targets, PROJECTIONS)
+        self.substitutes = INSTEAD
+
+    def check(self, sites: list[Site]) -> None:
+        for site in sites:
+            check_blocks(self, site, self.block_size)
+
+    def has_room(self, site: Site) -> bool:
+        return site.in_dims % self.block_size == 0
+
+    def build(self, site: Site) -> Delta:
+        blocks = 1 if self.share_blocks else site.in_dims // self.block_size
+        R = Rotations(
+            blocks, self.block_size, self.series, self.max_norm, self.drop_rate
+        )
+        return changed_input(site, R)
+
+    def fold(self, site: Site, delta: Delta, affine: Affine) -> None:
+        fold_change(delta.change, affine, only_after(site))
+
+
+@METHODS.register_module()
+class BOFT(Method):
+    """Orthogonal butterflies: rotations that reach all channels, and a scale behind.
+
+    Args:
+        block_size: Channels of each block; it divides the width, and is even where
+            there are several factors. By layer: ``{'*.attn.qkv': 16, '*': 8}``.
+        factors: Butterfly factors, m; the blocks of a width fall into groups of
+            ``2^(m - 1)``. One is OFT with a scale.
+        drop_rate: Probability with which a block stays unturned in a training step.
+        targets: As in :class:`OFT`.
+    """
+
+    leaf_kinds = ('layer.linear',)
+    sized = ('block_size',)
+    family = 'reparameterisation'
+    targets_any = True
+
+    def __init__(
+        self,
+        block_size: int = 8,
+        factors: int = 2,
+        drop_rate: float = 0.0,
+        targets: Sequence[str] = ('attn.qkv', 'attn.proj'),
+    ) -> None:
+        check_range(self, 'block_size', block_size, 2)
+        check_range(self, 'factors', factors, 1)
+        check_range(self, 'drop_rate', drop_rate, 0, 1)
+        self.block_size = block_size
+        self.factors = factors
+        self.drop_rate = drop_rate
+        self.targets = check_kinds(self, targets, PROJECTIONS)
+        self.substitutes = INSTEAD
+
+    def check(self, sites: list[Site]) -> None:
+        for site in sites:
+            if self.factors > 1 and self.block_size % 2:
+                raise PETLError(
+                    f'BOFT needs an even block_size for {self.factors} factors, got '
+                    f'{self.block_size}'
+                )
+            check_blocks(self, site, self.block_size)
+            blocks = site.in_dims // self.block_size
+            if blocks % self._group:
+                raise PETLError(
+                    f'BOFT needs blocks in groups of {self._group} for {self.factors} '
+                    f'factors; {site} has {blocks}: set fewer factors or a smaller '
+                    'block_size'
+                )
+
+    @property
+    def _group(self) -> int:
+        """Blocks that the last factor mixes."""
+        return 2 ** (self.factors - 1)
+
+    def has_room(self, site: Site) -> bool:
+        even = self.factors == 1 or self.block_size % 2 == 0
+        return even and site.in_dims % (self.block_size * self._group) == 0
+
+    def build(self, site: Site) -> Delta:
+        blocks = site.in_dims // self.block_size
+        R = Butterfly(blocks, self.block_size, self.factors, self.drop_rate)
+        return (BOFTRowsDelta if only_after(site) else BOFTDelta)(R, site)
+
+    def fold(self, site: Site, delta: Delta, affine: Affine) -> None:
+        s, bias = delta.s.double(), affine.base.full_bias().double()
+        if only_after(site):
+            fold_change(delta.change, affine, rows=True)
+        affine.scale_(s)
+        affine.shift_((1 - s) * bias)
+
+    def fold_before(self, site: Site, delta: BOFTDelta, affine: Affine) -> None:
+        fold_change(delta.change, affine, rows=False)
+
+
+def check_blocks(method: Method, site: Site, size: int) -> None:
+    """Raise PETLError unless blocks of ``size`` channels fill what enters a site."""
+    width = site.in_dims
+    if width % size:
+        fitting = [n for n in range(2, width + 1) if width % n == 0]
+        raise PETLError(
+            f'{type(method).__name__} needs block_size that divides the width; {site} '
+            f'has {width}, got {size}. It can be: {", ".join(map(str, fitting))}'
+        )

@@ -1,0 +1,179 @@
+"""VeRA: two vectors per projection around one frozen random pair of matrices.
+
+Papers: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", ICLR 2024,
+https://arxiv.org/abs/2310.11454, eq. (2); Fillioux et al., "PVeRA: Probabilistic
+Vector-Based Random Matrix Adaptation", 2025 (``probabilistic=True``).
+Differs from the code in PEFT: each shape of projection has a pair of its own. There one
+pair has the size of the widest projection and the others use its upper left corner, so
+that what a narrow one gets depends on which others are adapted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpetl.core import (
+    PROJECTIONS,
+    Affine,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_kinds,
+    check_range,
+    convolve,
+)
+from mmpetl.registry import METHODS
+
+ATTENTION = ('attn.q', 'attn.v')
+
+
+class RandomPair(nn.Module):
+    """``A`` (rows, in_dims) and ``B`` (out_dims, rank), drawn once and never trained.
+
+    Buffers, so that a delta holds the numbers themselves: a seed would not give them
+    back under another release of PyTorch.
+    """
+
+    def __init__(self, in_dims: int, out_dims: int, rank: int, rows: int) -> None:
+        super().__init__()
+        self.register_buffer('A', torch.empty(rows, in_dims))
+        self.register_buffer('B', torch.empty(out_dims, rank))
+        for matrix in (self.A, self.B):
+            nn.init.kaiming_uniform_(matrix)
+
+
+def shape_key(site: Site) -> str:
+    """Name of the pair that all sites of one shape share."""
+    return f'{site.in_dims}_to_{site.out_dims}'
+
+
+class VeRADelta(Delta):
+    """``y + lambda_b * B (lambda_d * A drop(x))``.
+
+    x: (B, N, in_dims), or a map in front of a convolution; y: (B, N, out_dims).
+    lambda_d: (rank,), lambda_b: (out_dims,). A layer with a smaller rank than others
+    of its shape uses the first rows of A and columns of B.
+    """
+
+    parts = 1
+
+    def __init__(
+        self, site: Site, rank: int, d_initial: float, drop_rate: float
+    ) -> None:
+        super().__init__()
+        self.site = site
+        self.rank = rank
+        self.lambda_d = nn.Parameter(torch.full((self.parts * rank,), d_initial))
+        self.lambda_b = nn.Parameter(torch.zeros(site.out_dims))
+        self.drop = nn.Dropout(drop_rate)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """``A`` (parts * rank, in_dims) and ``B`` (out_dims, rank) of this layer."""
+        pair = self.shared[shape_key(self.site)]
+        a = pair.A.unflatten(0, (self.parts, -1))[:, : self.rank]
+        return a.flatten(0, 1), pair.B[:, : self.rank]
+
+    def code(self, z: Tensor) -> Tensor:
+        """What B sees of ``lambda_d * A x``: (..., parts * rank) -> (..., rank)."""
+        return z
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        a, b = self.matrices()
+        x = self.drop(x)
+        low = F.linear(x, a) if self.site.kernel is None else convolve(x, a, self.site)
+        return y + F.linear(self.code(low * self.lambda_d), b) * self.lambda_b
+
+    def increment(self) -> Tensor:
+        """What it adds to the weight in evaluation, (out_dims, in_dims), float64."""
+        a, b = (matrix.double() for matrix in self.matrices())
+        scaled = b * self.lambda_d[: self.rank].double()
+        return self.lambda_b.double()[:, None] * (scaled @ a[: self.rank])
+
+
+class PVeRADelta(VeRADelta):
+    """``y + lambda_b * B h`` with h normal around m, and m itself in evaluation.
+
+    ``[m; l] = lambda_d * A drop(x)`` with 2 rank rows, ``h = m + e exp(l / 2)`` with a
+    draw e for every token. lambda_d: (2 rank,).
+    """
+
+    parts = 2
+
+    def code(self, z: Tensor) -> Tensor:
+        mean, log_variance = z.chunk(2, dim=-1)
+        if not self.training:
+            return mean
+        return mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
+
+
+@METHODS.register_module()
+class VeRA(Method):
+    """Vectors around frozen random matrices.
+
+    Args:
+        rank: Rows of A, at least 1; it may exceed the width. The paper uses 256 on
+            ViT-B/16. By layer: ``{'*.attn.qkv': 256, '*': 64}``, where the first
+            pattern that fits counts.
+        d_initial: Start of lambda_d, above 0; 0.1 in the paper.
+        drop_rate: Dropout on the input of the path.
+        probabilistic: PVeRA: the code between A and B is drawn in training.
+        targets: Projections with vectors of their own. A trunk without attention has
+            no queries and values; there the default stands for both projections of
+            its feed-forward networks. In a model that no file describes every Linear
+            and convolution has them.
+    """
+
+    leaf_kinds = ('layer.linear', 'layer.conv')
+    sized = ('rank',)
+    family = 'reparameterisation'
+
+    def __init__(
+        self,
+        rank: int = 256,
+        d_initial: float = 0.1,
+        drop_rate: float = 0.0,
+        probabilistic: bool = False,
+        targets: Sequence[str] = ATTENTION,
+    ) -> None:
+        check_range(self, 'rank', rank, 1)
+        check_range(self, 'd_initial', d_initial, 0)
+        if d_initial == 0:
+            raise PETLError(
+                'VeRA needs d_initial above 0: lambda_b starts at zero, and with both '
+                'at zero neither would ever get a gradient'
+            )
+        check_range(self, 'drop_rate', drop_rate, 0, 1)
+        self.rank = rank
+        self.d_initial = d_initial
+        self.drop_rate = drop_rate
+        self.probabilistic = probabilistic
+        self.targets = check_kinds(self, targets, PROJECTIONS)
+        if self.targets == ATTENTION:
+            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
+
+    @property
+    def delta_class(self) -> type[VeRADelta]:
+        """The class of its deltas."""
+        return PVeRADelta if self.probabilistic else VeRADelta
+
+    def share(self, sites: list[Site]) -> nn.ModuleDict:
+        rank = self.rank
+        if isinstance(rank, Mapping):
+            rank = max(rank.values())
+        rows = self.delta_class.parts * rank
+        shapes = {shape_key(s): (s.in_dims, s.out_dims) for s in sites}
+        return nn.ModuleDict(
+            {key: RandomPair(*shape, rank, rows) for key, shape in shapes.items()}
+        )
+
+    def build(self, site: Site) -> VeRADelta:
+        return self.delta_class(site, self.rank, self.d_initial, self.drop_rate)
+
+    def fold(self, site: Site, delta: VeRADelta, affine: Affine) -> None:
+        affine.add_(delta.increment())

@@ -1,0 +1,226 @@
+"""Sums with a backward pass of their own give what their formulas give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mmpetl
+from mmpetl.core import Context, lean
+from mmpetl.core.lean import add_product, product, scale_shift, scaled, scaled_norm
+from mmpetl.methods.ssf import SSFDelta
+
+DOUBLE = torch.float64
+
+
+def random(*shape: int, dtype: torch.dtype = DOUBLE) -> Tensor:
+    return torch.randn(shape, dtype=dtype, requires_grad=True)
+
+
+def gradients(y: Tensor, *inputs: Tensor) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).sin()
+    return list(torch.autograd.grad((y * weights).sum(), inputs))
+
+
+def close(a: list[Tensor], b: list[Tensor]) -> None:
+    for got, want in zip(a, b, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@contextmanager
+def kept_by(tensors: list[Tensor]) -> Iterator[set[int]]:
+    """Storages that autograd keeps meanwhile, of these left out."""
+    own = {t.untyped_storage().data_ptr() for t in tensors}
+    found: set[int] = set()
+
+    def pack(t: Tensor) -> Tensor:
+        found.add(t.untyped_storage().data_ptr())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield found
+    found -= own | {0}  # of tensors without elements
+
+
+@pytest.mark.parametrize(
+    ('parts', 'first', 'biased'),
+    [(1, None, False), (1, None, True), (3, None, True), (1, 2, True)],
+)
+def test_a_product_that_is_added(
+    monkeypatch: pytest.MonkeyPatch, parts: int, first: int | None, biased: bool
+) -> None:
+    torch.manual_seed(0)
+    wide = 9 if first is not None else 5 * parts
+    y, h, w = random(2, 4, wide), random(2, 4, 3 * parts), random(5, 3)
+    bias = random(5) if biased else None
+    inputs = [t for t in (y, h, w, bias) if t is not None]
+
+    def run(*_: Tensor) -> Tensor:
+        return add_product(y, h, w, 0.7, bias, first)
+
+    out = run()
+    got = [out, *gradients(out, *inputs)]
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+    monkeypatch.setattr(lean, 'lean', lambda *_: False)
+    want = run()
+    close(got, [want, *gradients(want, *inputs)])
+
+
+def test_a_product_of_what_can_be_made_again_keeps_its_source() -> None:
+    torch.manual_seed(0)
+    u, w, act = random(2, 4, 6), random(3, 2), nn.GELU()
+    x, ctx = act(u), Context(())
+    want = gradients(F.linear(x.unflatten(-1, (3, 2)), w).flatten(-2), u, w)
+    with kept_by([u, w]) as kept:
+        x = act(u)
+        ctx.tell(x, (u,), act)
+        y = product(x, w, ctx)
+    assert not kept
+    close(gradients(y, u, w), want)
+    again = product(x * 1, w, ctx)  # of another tensor nothing is known
+    close([again], [y])
+
+
+def test_deltas_of_one_input_share_a_product() -> None:
+    x, w, ctx = random(2, 4, 6), random(3, 6), Context(())
+    assert product(x, w, ctx) is not product(x, w, ctx)
+    ctx.products = []
+    assert product(x, w, ctx) is product(x, w, ctx)
+    assert product(x * 1, w, ctx) is not product(x, w, ctx)
+    assert product(x, w * 1, ctx) is not product(x, w, ctx)
+
+
+GAMMAS = (1.0, -0.9, 0.0, 1e-30, -1e-4, 0.2, 0.3, 1.0)
+BETAS = (0.0, 0.1, 0.5, 1.0, -3.0, 0.0, 50.0, 100.0)
+"""Of which no channel but the first two can be told from what leaves."""
+
+
+@pytest.mark.parametrize('output_kept', [False, True])
+def test_scale_and_shift_learn_at_any_scale(output_kept: bool) -> None:
+    """As exactly in float32 as the formula, however small gamma is."""
+    torch.manual_seed(0)
+    y = random(3, 50, 8, dtype=torch.float32)
+    gamma, beta = (torch.tensor(t, requires_grad=True) for t in (GAMMAS, BETAS))
+    z = scale_shift(y, gamma, beta, output_kept)
+    got = gradients(z, y, gamma, beta)
+    wide = [t.detach().double().requires_grad_() for t in (y, gamma, beta)]
+    want = gradients(wide[0] * wide[1] + wide[2], *wide)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5)
+    inputs = [t.detach().double().requires_grad_() for t in (y[:1, :3], gamma, beta)]
+
+    def run(*args: Tensor) -> Tensor:
+        return scale_shift(*args, output_kept)
+
+    inputs[1] = (inputs[1].detach() + 0.01).requires_grad_()  # of the same branches
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_scale_and_shift_keep_what_leaves_where_that_tells_enough() -> None:
+    y, gamma = random(2, 4, 8), torch.ones(8, dtype=DOUBLE, requires_grad=True)
+    beta = random(8)
+    with kept_by([gamma, beta]) as kept:
+        z = scale_shift(y * 1, gamma, beta / 9, output_kept=True)
+    assert z.untyped_storage().data_ptr() in kept
+    assert len(kept) == 2  # and beta / 9
+    with torch.no_grad():
+        gamma[3] = 0.1
+    with kept_by([gamma, beta, z]) as kept:
+        scale_shift(y * 1, gamma, beta / 9, output_kept=True)
+    assert len(kept) == 4  # the channel itself and its number
+
+
+@pytest.mark.parametrize('told', [False, True])
+def test_a_scaled_norm_is_one_norm(told: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(6, dtype=DOUBLE)
+    skip, y, gamma, beta = random(2, 4, 6), random(2, 4, 6), random(6), random(6)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    inputs = [skip, y, gamma, beta]
+
+    def run(fast: bool) -> list[Tensor]:
+        z = scaled(y, gamma, beta)
+        x, ctx = skip + z, Context(())
+        if told:
+            ctx.tell(x, (skip, y, gamma, beta), lambda s, *rest: s + scaled(*rest))
+        n = scaled_norm(norm, x, gamma, beta, ctx) if fast else norm(x) * gamma + beta
+        return [n, *gradients(n, *inputs)]
+
+    close(run(fast=True), run(fast=False))
+    if told:
+        args = skip, norm.weight, norm.bias, 1e-5, lambda x: x, skip
+        assert torch.autograd.gradgradcheck(lean.NormAgain.apply, args)
+
+
+@pytest.mark.parametrize(
+    'norm',
+    [nn.LayerNorm(6), nn.BatchNorm1d(6), nn.LayerNorm(6, elementwise_affine=False)],
+)
+def test_what_is_no_plain_norm_or_is_watched_runs(norm: nn.Module) -> None:
+    seen = []
+    norm.register_forward_hook(lambda *_: seen.append(1))
+    assert scaled_norm(norm, torch.ones(2, 6), torch.ones(6), torch.zeros(6)) is None
+
+
+def trained(model: nn.Module, fast: bool) -> list[Tensor]:
+    x = tiny.images('timm_vit', dtype=DOUBLE)
+    model.zero_grad()
+    torch.manual_seed(1)  # of dropout
+    y = model(x)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=DOUBLE).view(y.shape)).sum().backward()
+    grads = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    return [y.detach(), *grads]
+
+
+METHODS = 'SSF FacTTT FacTTK LoRA NOAH BAPAT PATT RepAdapter Hydra Convpass'.split()
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_methods_learn_what_their_formulas_say(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = mmpetl.inject(tiny.base('timm_vit', DOUBLE), name).train()
+    tiny.shake_(model, 0.1)
+    got = trained(model, fast=True)
+    monkeypatch.setattr(lean, 'lean', lambda *_: False)
+    monkeypatch.setattr(SSFDelta, 'within', lambda *_: None)
+    close(got, trained(model, fast=False))
+
+
+def kept_bytes(run: Callable[[], object], model: nn.Module) -> int:
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = run()  # holds what is kept, so that no storage is counted twice
+    total = sum(sizes.values())
+    del out
+    return total
+
+
+@pytest.mark.parametrize(('name', 'most'), [('SSF', 0.75), ('FacTTT', 0.92)])
+def test_methods_keep_less_than_their_formulas(
+    monkeypatch: pytest.MonkeyPatch, name: str, most: float
+) -> None:
+    x = tiny.images('timm_vit')
+    model = mmpetl.inject(tiny.base('timm_vit'), name).train()
+    kept = kept_bytes(lambda: model(x), model)
+    monkeypatch.setattr(lean, 'lean', lambda *_: False)
+    monkeypatch.setattr(SSFDelta, 'within', lambda *_: None)
+    assert kept < most * kept_bytes(lambda: model(x), model)

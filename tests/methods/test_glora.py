@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from full_size import counts, widths
+from torch import nn
+
+import mmpetl
+from mmpetl.core import PETLError
+from mmpetl.methods.glora import PATHS, GLoRA
+
+
+def stored(fan_in: int, fan_out: int, r: int) -> int:
+    return 2 * r * (fan_in + fan_out) + r * (fan_in + 1) + 2 * fan_out
+
+
+@pytest.mark.parametrize('size', ['vit_b', 'timm_vit_b', 'swin_b'])
+def test_count(size: str) -> None:
+    shapes = [
+        (fan_in, fan_out)
+        for d in widths(size)
+        for fan_in, fan_out in ((d, 3 * d), (d, d), (d, 4 * d), (4 * d, d))
+    ]
+    got = counts(size, GLoRA(rank=4)).delta
+    assert got == sum(stored(*shape, 4) for shape in shapes)
+    assert got == {'swin_b': 2_093_952}.get(size, 1_603_776)
+
+
+def tuned(paths: dict[str, str], bias: bool = True) -> tuple[nn.Module, nn.Module]:
+    """A Linear of 5 x 7 in float64, and its delta with every number drawn."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7, bias=bias)).double()
+    mmpetl.inject(model, GLoRA(rank=2, paths=paths), delta_dtype=torch.float64)
+    (delta,) = (m for m in model.modules() if type(m).__name__ == 'GLoRADelta')
+    with torch.no_grad():
+        for param in delta.parameters():
+            nn.init.normal_(param)
+    return model, delta
+
+
+def dense(delta: nn.Module, name: str, path: str, rows: int, columns: int):
+    """A, B, c, D or E written out in full from what is stored."""
+    if path == 'none':
+        return torch.zeros(rows, columns).double()
+    down = getattr(delta, f'{name}d') if name in 'ABC' else getattr(delta, name)
+    if path == 'lora':
+        return down @ getattr(delta, f'{name}u')
+    return down.reshape(-1, 1).expand(rows, columns)
+
+
+MIXED = [dict(zip(PATHS, c, strict=True)) for c in itertools.product(*PATHS.values())]
+MIXED = MIXED[::5]  # every pair of choices is among them
+
+
+@torch.no_grad()
+def test_every_choice_of_paths_equals_the_formula_and_folds() -> None:
+    """Every pair of choices for two parts, against matrices written out."""
+    met = {pair for p in MIXED for pair in itertools.combinations(p.items(), 2)}
+    both = itertools.combinations(PATHS, 2)
+    assert len(met) == sum(len(PATHS[a]) * len(PATHS[b]) for a, b in both)
+    x = torch.randn(3, 4, 5).double()
+    for paths in MIXED:
+        if set(paths.values()) == {'none'}:
+            continue
+        model, delta = tuned(paths)
+        W, b = model[0].weight, model[0].bias
+        A, B = (dense(delta, name, paths[name], 7, 5) for name in 'AB')
+        D, E = (dense(delta, name, paths[name], 7, 1)[:, 0] for name in 'DE')
+        c = dense(delta, 'C', paths['C'], 5, 1)[:, 0]
+        want = F.linear(x, W + W * A + B, b + b * D + E + W @ c)
+        torch.testing.assert_close(model(x), want, rtol=1e-12, atol=1e-12)
+        names = {name[0] for name, _ in delta.named_parameters()}
+        assert names == {name for name, path in paths.items() if path != 'none'}
+        torch.testing.assert_close(mmpetl.fold(model)(x), want, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_base_without_bias_has_none_to_scale() -> None:
+    model, delta = tuned({'C': 'none', 'E': 'none'}, bias=False)
+    assert delta.D is None
+    x = torch.randn(4, 5).double()
+    want = model(x)
+    torch.testing.assert_close(mmpetl.fold(model)(x), want, rtol=1e-12, atol=1e-12)
+    model, delta = tuned({}, bias=False)
+    with pytest.raises(PETLError, match='has no bias to fold a shift into'):
+        mmpetl.fold(model)
+
+
+@torch.no_grad()
+def test_a_convolution_is_adjusted_as_its_matrix() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1).double()
+    weight, bias = conv.weight.clone(), conv.bias.clone()
+    model = mmpetl.inject(nn.Sequential(conv), GLoRA(rank=2), delta_dtype=torch.float64)
+    tiny.shake_(model)
+    (d,) = (m for m in model.modules() if type(m).__name__ == 'GLoRADelta')
+    flat = weight.flatten(1)
+    rows = flat + flat * (d.Ad @ d.Au) + d.Bd @ d.Bu
+    shift = bias + bias * d.D + d.E + flat @ (d.Cd @ d.Cu)[:, 0]
+    x = torch.randn(2, 4, 9, 8).double()
+    want = F.conv2d(x, rows.view_as(weight), shift, 2, 1)
+    torch.testing.assert_close(model(x), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ({'rank': 0}, 'GLoRA needs rank of at least 1, got 0'),
+        ({'paths': {'F': 'lora'}}, "GLoRA has paths A, B, C, D, E, got 'F'"),
+        (
+            {'paths': {'D': 'lora'}},
+            "GLoRA needs path D vector or constant or none, got 'lora'",
+        ),
+        ({'paths': {'A': 'vectr'}}, "Did you mean 'vector'"),
+        ({'paths': dict.fromkeys('ABCDE', 'none')}, 'needs a path that is not none'),
+    ],
+)
+def test_bad_arguments(args: dict, message: str) -> None:
+    with pytest.raises(PETLError) as info:
+        GLoRA(**args)
+    assert message in str(info.value)
+
+
+def test_rows_alone_need_no_room_for_a_rank() -> None:
+    rows = {'A': 'vector', 'B': 'vector', 'C': 'vector'}
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert mmpetl.count_trainable(mmpetl.inject(model, GLoRA(4, rows))).delta == 10
