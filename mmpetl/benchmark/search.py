@@ -557,9 +557,11 @@ def table_of(title: str, search: Search) -> Any:
         over = [t for t in one.trials.values() if t.status != 'running']
         values = [t.value for t in over if t.value is not None]
         first = one.trials.get(0)
-        finals = search.finals.jobs if search.finals else []
-        mine = [j.id for j in finals if j.method == one.method]
-        done = sum(n in search.finals.records for n in mine) if mine else 0
+        finals, ends = (), {}
+        if search.finals is not None:
+            finals, ends = search.finals.jobs, search.finals.ends
+        mine = [ends.get(job.id) for job in finals if job.method == one.method]
+        done = sum(end is not None and end.status == 'done' for end in mine)
         table.add_row(
             one.method,
             f'{len(over)}/{one.aim}',

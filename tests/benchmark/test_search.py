@@ -20,7 +20,7 @@ from mmpetl.benchmark import search as search_module
 from mmpetl.benchmark.executors import make_executor
 from mmpetl.benchmark.records import Job, Record, RecordStore, setting_key
 from mmpetl.benchmark.scores import search_budget
-from mmpetl.benchmark.search import Search, load_study
+from mmpetl.benchmark.search import Search, load_study, table_of
 from mmpetl.benchmark.spaces import num_settings, settings_in
 from mmpetl.benchmark.tables import build_tables
 from mmpetl.core import PETLError
@@ -93,6 +93,22 @@ def test_every_method_spends_its_budget_and_is_tested_once_per_seed(
         tried = trials_of(tmp_path, method)
         assert all(j.options['train_cfg.val_interval'] == 4 for j in tried)
         assert {j.stage for j in tried} == {'tune'}
+
+
+def test_the_live_table_counts_trials_and_final_runs(tmp_path: Path) -> None:
+    """It is drawn while a search runs, and in the end as it is left in a file."""
+    rows = []
+
+    def watch(search: Any) -> None:
+        columns = table_of('digits', search).columns
+        rows.append([list(column.cells) for column in columns])
+
+    fake(tmp_path, ('LoRA', 'Hydra'), watch=watch).run()
+    names, trials, *_, finals = rows[-1]
+    assert names == ['LoRA', 'Hydra']
+    assert set(trials) == {'8/8'}
+    assert set(finals) == {'2/2'}
+    assert rows[0][-1] == ['0/2', '0/2']
 
 
 def test_the_first_trial_is_the_default_and_a_tie_keeps_it(tmp_path: Path) -> None:
