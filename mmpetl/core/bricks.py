@@ -58,7 +58,7 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     """Zero whole samples with probability ``rate`` and scale up the others."""
     shape = x.shape[0], *[1] * (x.ndim - 1)
     kept = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
-    return x * kept / (1 - rate)
+    return x * kept / (1 - rate or 1)
 
 
 class GroupedLinear(nn.Module):
