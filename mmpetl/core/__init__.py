@@ -6,6 +6,7 @@ from mmpetl.core.bricks import (
     GroupedLinear,
     PoolPrompts,
     Prompts,
+    ScaleShift,
     add_to_own,
     check_pooling,
     drop_path,
@@ -66,12 +67,14 @@ from mmpetl.core.injection import (
 from mmpetl.core.leaf_map import LeafMap, layer_rows
 from mmpetl.core.losses import collect_losses
 from mmpetl.core.method import (
+    ATTENTION,
     FAMILIES,
     Method,
     build_method,
     check_kinds,
     check_range,
     check_rank,
+    in_networks,
     is_wider,
     kaiming_uniform_,
     method_class,
@@ -136,6 +139,7 @@ from mmpetl.core.windows import (
 
 __all__ = [
     'AFTER_ONLY',
+    'ATTENTION',
     'FAMILIES',
     'FFN',
     'KINDS',
@@ -170,6 +174,7 @@ __all__ = [
     'ReducedKeysHost',
     'Role',
     'Rows',
+    'ScaleShift',
     'Site',
     'SiteMap',
     'Slot',
@@ -218,6 +223,7 @@ __all__ = [
     'frozen_keys',
     'gradient_at',
     'grow',
+    'in_networks',
     'in_stages',
     'inject',
     'injection_of',

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from mmpetl.core.affine import Affine
 from mmpetl.core.attention import split_heads
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
+from mmpetl.core.lean import scale_shift, scaled, scaled_norm
 from mmpetl.core.site import Site
 
 
@@ -56,7 +58,7 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     """Zero whole samples with probability ``rate`` and scale up the others."""
     shape = x.shape[0], *[1] * (x.ndim - 1)
     kept = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
-    return x * kept / (1 - rate)
+    return x * kept / (1 - rate or 1)
 
 
 class GroupedLinear(nn.Module):
@@ -82,6 +84,45 @@ class GroupedLinear(nn.Module):
     def dense(self) -> Tensor:
         """(out_dims, in_dims), zero outside of the blocks."""
         return torch.block_diag(*self.weight.unflatten(0, (self.groups, -1)))
+
+
+class ScaleShift(Delta):
+    """``gamma * y + beta``.  y: (..., C); gamma, beta: (C,).
+
+    Args:
+        dims: C.
+        exact_identity: Whether scales start at one and shifts at zero, or are drawn
+            around these, with a deviation of 0.02.
+        kind: The site, where what is in front of it is known by it.
+    """
+
+    def __init__(self, dims: int, exact_identity: bool, kind: str = '') -> None:
+        super().__init__()
+        self.kind = kind
+        self.gamma = nn.Parameter(torch.ones(dims))
+        self.beta = nn.Parameter(torch.zeros(dims))
+        if not exact_identity:
+            nn.init.normal_(self.gamma, mean=1.0, std=0.02)
+            nn.init.normal_(self.beta, std=0.02)
+
+    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        z = scale_shift(y, self.gamma, self.beta, ctx.output_kept)
+        if not ctx.output_kept:
+            ctx.tell(z, (y, self.gamma, self.beta), scaled)
+        return z
+
+    def within(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor | None:
+        # In front of the second norm stands a sum of what the first norm keeps and
+        # what the scale behind the projection of attention has kept.
+        seen = ctx if self.kind == 'norm2' else None
+        return scaled_norm(module, x, self.gamma, self.beta, seen)
+
+    def fold_into(self, affine: Affine) -> None:
+        """Write the same into a map."""
+        affine.scale_(self.gamma)
+        affine.shift_(self.beta)
 
 
 def add_to_own(x: Tensor, update: Tensor, ctx: Context) -> Tensor:

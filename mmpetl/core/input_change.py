@@ -11,6 +11,12 @@ from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
 from mmpetl.core.site import AFTER_ONLY, LEAF_KINDS, Site
 
+INSTEAD = {
+    'attn.qkv': ('attn.q', 'attn.k', 'attn.v'),
+    'attn.proj': ('ffn.fc1', 'ffn.fc2'),
+}
+"""What stands for a fused projection, and for attention, where a trunk has none."""
+
 
 class InputChange(nn.Module):
     """``x -> x C``, which is added to x, for a matrix C of (in, in) that is learnt.

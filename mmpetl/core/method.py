@@ -448,6 +448,20 @@ def check_kinds(
     return kinds
 
 
+ATTENTION = ('attn.q', 'attn.v')
+"""Queries and values, the targets of LoRA's paper and of most that came after it."""
+
+
+def in_networks(targets: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """What stands for queries and values where a trunk has none.
+
+    Both projections of its feed-forward networks; nothing where other targets were
+    asked for.
+    """
+    chosen = targets == ATTENTION
+    return dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2')) if chosen else {}
+
+
 def is_wider(site: Site, rank: int) -> bool:
     """Whether a projection has room for ``rank`` below its widths."""
     return rank < min(site.in_dims, site.out_dims)

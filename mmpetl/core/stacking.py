@@ -15,13 +15,12 @@ from torch import nn
 from mmpetl.core.errors import PETLError
 from mmpetl.core.injection import Injection, Slot
 from mmpetl.core.method import Method
-from mmpetl.core.site import Site
+from mmpetl.core.site import PROJECTIONS, Site
 
 EXITS = ('out', 'feature')
 """Kinds of sites where features leave the backbone."""
 
-ONE_STREAM = ('mix', 'norm1', 'attn.qkv', 'attn.q', 'attn.k', 'attn.v', 'attn.core')
-ONE_STREAM += ('attn.proj', 'ffn.fc1', 'ffn.fc2')
+ONE_STREAM = ('mix', 'norm1', 'attn.core', *PROJECTIONS)
 """Kinds of sites in a block that meet one stream, or whose update all of them read."""
 
 

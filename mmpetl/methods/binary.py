@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    ATTENTION,
     PROJECTIONS,
     Affine,
     Context,
@@ -26,14 +27,13 @@ from mmpetl.core import (
     check_range,
     check_rank,
     convolve,
+    in_networks,
     is_wider,
     kaiming_uniform_,
 )
 from mmpetl.core.few_bits import FewBits
 from mmpetl.core.packing import check_bits
 from mmpetl.registry import METHODS
-
-ATTENTION = ('attn.q', 'attn.v')
 
 
 def pair(
@@ -134,8 +134,7 @@ class BiLoRA(Method):
         self.scale = scale
         self.drop_rate = drop_rate
         self.targets = check_kinds(self, targets, PROJECTIONS)
-        if self.targets == ATTENTION:
-            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
+        self.substitutes = in_networks(self.targets)
 
     def check(self, sites: list[Site]) -> None:
         check_rank(self, self.rank, sites)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    ATTENTION,
     PROJECTIONS,
     Affine,
     Context,
@@ -26,12 +27,11 @@ from mmpetl.core import (
     check_range,
     check_rank,
     convolve,
+    in_networks,
     is_wider,
     kaiming_uniform_,
 )
 from mmpetl.registry import METHODS
-
-ATTENTION = ('attn.q', 'attn.v')
 
 
 def row_norms(weight: Tensor) -> Tensor:
@@ -111,8 +111,7 @@ class DoRA(Method):
         self.alpha = alpha
         self.drop_rate = drop_rate
         self.targets = check_kinds(self, targets, PROJECTIONS)
-        if self.targets == ATTENTION:
-            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
+        self.substitutes = in_networks(self.targets)
 
     def check(self, sites: list[Site]) -> None:
         check_rank(self, self.rank, sites)

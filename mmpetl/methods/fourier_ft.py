@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    ATTENTION,
     PROJECTIONS,
     Affine,
     Context,
@@ -29,10 +30,10 @@ from mmpetl.core import (
     check_kinds,
     check_range,
     convolve,
+    in_networks,
 )
 from mmpetl.registry import METHODS
 
-ATTENTION = ('attn.q', 'attn.v')
 TRANSFORMS = ('fourier', 'haar', 'none')
 STARTS = ('zero', 'random')
 
@@ -193,8 +194,7 @@ class FourierFT(Method):
         self.seed = seed
         self.targets = check_kinds(self, targets, PROJECTIONS)
         self.starts_as_identity = start == 'zero'
-        if self.targets == ATTENTION:
-            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
+        self.substitutes = in_networks(self.targets)
 
     def has_room(self, site: Site) -> bool:
         return not self._trouble(site)

@@ -30,6 +30,7 @@ from mmpetl.core import (
     kaiming_uniform_,
 )
 from mmpetl.core.input_change import (
+    INSTEAD,
     InputChange,
     changed_input,
     fold_change,
@@ -37,11 +38,6 @@ from mmpetl.core.input_change import (
 )
 from mmpetl.registry import METHODS
 
-INSTEAD = {
-    'attn.qkv': ('attn.q', 'attn.k', 'attn.v'),
-    'attn.proj': ('ffn.fc1', 'ffn.fc2'),
-}
-"""What stands for a fused projection, and for attention, where a trunk has none."""
 STARTS = ('pairs', 'random')
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    ATTENTION,
     PROJECTIONS,
     Affine,
     Context,
@@ -38,20 +39,14 @@ from mmpetl.core import (
     check_range,
     check_rank,
     convolve,
+    in_networks,
     is_wider,
     kaiming_uniform_,
 )
 from mmpetl.core.bottleneck import ACTIVATIONS
 from mmpetl.registry import METHODS
 
-ATTENTION = ('attn.q', 'attn.v')
 LOKR_INITS = ('peft', 'lycoris')
-
-
-def in_networks(targets: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """What stands for queries and values where a trunk has none."""
-    chosen = targets == ATTENTION
-    return dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2')) if chosen else {}
 
 
 def split_dims(dims: int, factor: int) -> tuple[int, int]:

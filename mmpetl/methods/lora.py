@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    ATTENTION,
     PROJECTIONS,
     Affine,
     Calibrated,
@@ -39,6 +40,7 @@ from mmpetl.core import (
     convolve,
     disable,
     enable,
+    in_networks,
     inputs_and_labels,
     is_wider,
     kaiming_uniform_,
@@ -51,7 +53,6 @@ from mmpetl.core import (
 from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
-ATTENTION = ('attn.q', 'attn.v')
 STARTS = ('zero', 'pissa', 'minor', 'qr', 'eva')
 FROM_BASE = ('pissa', 'minor', 'qr')
 """Starts that are read off the base weight, and subtracted again."""
@@ -236,8 +237,7 @@ class LoRA(Method):
         self.alpha = alpha
         self.drop_rate = drop_rate
         self.targets = check_kinds(self, targets, PROJECTIONS)
-        if self.targets == ATTENTION:
-            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
+        self.substitutes = in_networks(self.targets)
         self.scaling = scaling
         self.lr_ratio = lr_ratio
         self.start = start

@@ -31,6 +31,7 @@ from mmpetl.core import (
     check_range,
 )
 from mmpetl.core.input_change import (
+    INSTEAD,
     FrontDelta,
     InputChange,
     RowsDelta,
@@ -39,12 +40,6 @@ from mmpetl.core.input_change import (
     only_after,
 )
 from mmpetl.registry import METHODS
-
-INSTEAD = {
-    'attn.qkv': ('attn.q', 'attn.k', 'attn.v'),
-    'attn.proj': ('ffn.fc1', 'ffn.fc2'),
-}
-"""What stands for a fused projection, and for attention, where a trunk has none."""
 
 
 def skew(upper: Tensor, size: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import Affine, Context, Delta, Method, Site, check_range
+from mmpetl.core import Affine, Context, Delta, Method, ScaleShift, Site, check_range
 from mmpetl.registry import METHODS
 
 LINEAR = (
@@ -55,22 +55,6 @@ class RescaledDelta(Delta):
         return self.drop(y + more)
 
 
-class PairDelta(Delta):
-    """``gamma * y + beta``.  y: (..., C); gamma, beta: (C,)."""
-
-    def __init__(self, dims: int, exact_identity: bool) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dims))
-        self.beta = nn.Parameter(torch.zeros(dims))
-        if not exact_identity:
-            nn.init.normal_(self.gamma, mean=1.0, std=0.02)
-            nn.init.normal_(self.beta, std=0.02)
-
-    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        # Scales near one would round to one in half precision.
-        return (y * self.gamma + self.beta).to(y.dtype)
-
-
 @METHODS.register_module()
 class RLRR(Method):
     """Residual rescaling of the rows and columns of every projection.
@@ -108,17 +92,16 @@ class RLRR(Method):
         self.exact_identity = exact_identity
         self.starts_as_identity = exact_identity
 
-    def build(self, site: Site) -> RescaledDelta | PairDelta:
+    def build(self, site: Site) -> RescaledDelta | ScaleShift:
         if site.kind in LINEAR:
             return RescaledDelta(site, self.drop_rate, self.exact_identity)
-        return PairDelta(site.out_dims, self.exact_identity)
+        return ScaleShift(site.out_dims, self.exact_identity)
 
     def fold(
-        self, site: Site, delta: RescaledDelta | PairDelta, affine: Affine
+        self, site: Site, delta: RescaledDelta | ScaleShift, affine: Affine
     ) -> None:
-        if isinstance(delta, PairDelta):
-            affine.scale_(delta.gamma)
-            affine.shift_(delta.beta)
+        if isinstance(delta, ScaleShift):
+            delta.fold_into(affine)
             return
         weight = affine.base.weight.double()
         affine.add_(delta.s_out.double()[:, None] * weight * delta.s_in.double())

@@ -40,6 +40,7 @@ from mmpetl.core import (
     Site,
     check_range,
     check_rank,
+    drop_path,
     gradient_at,
     is_wider,
     kaiming_uniform_,
@@ -101,11 +102,8 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         update = F.linear(F.linear(self.drop(x), self.A), self.B)
-        if not self.training or not self.drop_path:
-            return update
-        keep = 1 - self.drop_path
-        mask = update.new_empty(len(update), *[1] * (update.ndim - 1)).bernoulli_(keep)
-        return update * mask / (keep or 1)
+        dropped = self.training and self.drop_path
+        return drop_path(update, self.drop_path) if dropped else update
 
 
 class Behind(nn.Module):
@@ -367,8 +365,7 @@ class SPT(Method):
         if delta.single is not None:
             weight, bias = delta.single.dense()
             affine.add_(weight)
-            if bias.any():
-                affine.shift_(bias)
+            affine.shift_(bias)
         if delta.bias is not None:
             affine.shift_(delta.bias)
 

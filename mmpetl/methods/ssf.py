@@ -8,41 +8,8 @@ declared there and never reached; here they are an argument, off by default.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor, nn
-
-from mmpetl.core import Affine, Context, Delta, Method, Site
-from mmpetl.core.lean import scale_shift, scaled, scaled_norm
+from mmpetl.core import Affine, Method, ScaleShift, Site
 from mmpetl.registry import METHODS
-
-
-class SSFDelta(Delta):
-    """``gamma * y + beta``.  y: (B, N, C); gamma, beta: (C,)."""
-
-    def __init__(self, dims: int, exact_identity: bool, kind: str = '') -> None:
-        super().__init__()
-        self.kind = kind
-        self.gamma = nn.Parameter(torch.ones(dims))
-        self.beta = nn.Parameter(torch.zeros(dims))
-        if not exact_identity:
-            nn.init.normal_(self.gamma, mean=1.0, std=0.02)
-            nn.init.normal_(self.beta, std=0.02)
-
-    def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        z = scale_shift(y, self.gamma, self.beta, ctx.output_kept)
-        if not ctx.output_kept:
-            ctx.tell(z, (y, self.gamma, self.beta), scaled)
-        return z
-
-    def within(
-        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
-    ) -> Tensor | None:
-        # In front of the second norm stands a sum of what the first norm keeps and
-        # what the scale behind the projection of attention has kept.
-        seen = ctx if self.kind == 'norm2' else None
-        return scaled_norm(module, x, self.gamma, self.beta, seen)
 
 
 @METHODS.register_module()
@@ -83,9 +50,8 @@ class SSF(Method):
         if on_merge_norm:
             self.optional += ('downsample.norm',)
 
-    def build(self, site: Site) -> SSFDelta:
-        return SSFDelta(site.out_dims, self.exact_identity, site.kind)
+    def build(self, site: Site) -> ScaleShift:
+        return ScaleShift(site.out_dims, self.exact_identity, site.kind)
 
-    def fold(self, site: Site, delta: SSFDelta, affine: Affine) -> None:
-        affine.scale_(delta.gamma)
-        affine.shift_(delta.beta)
+    def fold(self, site: Site, delta: ScaleShift, affine: Affine) -> None:
+        delta.fold_into(affine)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
+    ATTENTION,
     PROJECTIONS,
     Affine,
     Context,
@@ -27,10 +28,9 @@ from mmpetl.core import (
     check_kinds,
     check_range,
     convolve,
+    in_networks,
 )
 from mmpetl.registry import METHODS
-
-ATTENTION = ('attn.q', 'attn.v')
 
 
 class RandomPair(nn.Module):
@@ -154,8 +154,7 @@ class VeRA(Method):
         self.drop_rate = drop_rate
         self.probabilistic = probabilistic
         self.targets = check_kinds(self, targets, PROJECTIONS)
-        if self.targets == ATTENTION:
-            self.substitutes = dict.fromkeys(ATTENTION, ('ffn.fc1', 'ffn.fc2'))
+        self.substitutes = in_networks(self.targets)
 
     @property
     def delta_class(self) -> type[VeRADelta]:

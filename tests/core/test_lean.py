@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mmpetl
-from mmpetl.core import Context, lean
+from mmpetl.core import Context, ScaleShift, lean
 from mmpetl.core.lean import add_product, product, scale_shift, scaled, scaled_norm
-from mmpetl.methods.ssf import SSFDelta
 
 DOUBLE = torch.float64
 
@@ -193,7 +192,7 @@ def test_methods_learn_what_their_formulas_say(
     tiny.shake_(model, 0.1)
     got = trained(model, fast=True)
     monkeypatch.setattr(lean, 'lean', lambda *_: False)
-    monkeypatch.setattr(SSFDelta, 'within', lambda *_: None)
+    monkeypatch.setattr(ScaleShift, 'within', lambda *_: None)
     close(got, trained(model, fast=False))
 
 
@@ -222,5 +221,5 @@ def test_methods_keep_less_than_their_formulas(
     model = mmpetl.inject(tiny.base('timm_vit'), name).train()
     kept = kept_bytes(lambda: model(x), model)
     monkeypatch.setattr(lean, 'lean', lambda *_: False)
-    monkeypatch.setattr(SSFDelta, 'within', lambda *_: None)
+    monkeypatch.setattr(ScaleShift, 'within', lambda *_: None)
     assert kept < most * kept_bytes(lambda: model(x), model)
