@@ -146,17 +146,18 @@ def call(model: nn.Module, x: Tensor) -> Any:
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """What the backbone gives, as a list."""
-    return list(_tensors(call(model, x)))
+    return list(tensors(call(model, x)))
 
 
-def _tensors(y: Any) -> Iterator[Tensor]:
+def tensors(y: Any) -> Iterator[Tensor]:
+    """The tensors in what a backbone gives, in their order."""
     if isinstance(y, Tensor):
         yield y
     elif isinstance(y, Mapping):  # ModelOutput of transformers is one
-        yield from _tensors(list(y.values()))
+        yield from tensors(list(y.values()))
     elif isinstance(y, list | tuple):
         for part in y:
-            yield from _tensors(part)
+            yield from tensors(part)
     elif y is not None:
         raise TypeError(f'{type(y).__name__} holds no tensors that tests can find')
 
@@ -567,6 +568,7 @@ __all__ = [
     'record',
     'shake_',
     'snake',
+    'tensors',
     'timm_vit',
     'train',
     'trains_most',
