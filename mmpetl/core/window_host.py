@@ -306,6 +306,7 @@ class WindowSiteMap(SiteMap):
         """The sites of a patch merging of features of width ``dims``."""
         wide, out = 4 * dims, merge.reduction.out_features
         at = {**facts, 'has_grid': True, 'channels_first': self.channels_first}
+        at['merged'] = (1, 2, 2) if facts.get('timed') else (2, 2)
         sites = [Site('downsample.reduction', '', wide, out, **at)]
         if merge.norm is not None:
             late = self.swapped.norm_behind(merge)
