@@ -82,6 +82,8 @@ class Method:
             ``blocks`` may leave some out.
         reads_windows: Whether its deltas have windows of their own, made of those of
             their sites, so that a host keeps its windows while they are in it.
+        along_time: Whether it looks along time, so that time must be an axis of the
+            grid, or frames of clips the images of a batch.
     """
 
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
@@ -91,6 +93,7 @@ class Method:
     reads_grid: ClassVar[bool] = False
     apart: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = False
+    along_time: ClassVar[bool] = False
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     requires: ClassVar[tuple[str, ...]] = ()
