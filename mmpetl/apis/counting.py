@@ -67,10 +67,7 @@ def count_config(config: Any) -> dict[str, Any]:
     method = method_of(config)
     if method is None:
         raise PETLError('the config has no method, so all of its model trains')
-    if node is None:
-        _drop_files(config.model)
-    else:
-        node['checkpoint'] = None
+    without_files(config)
     model = build_model(config, quiet=True)
     trunk = config.model.get('backbone') if node is None else node['backbone']
     kind = (
@@ -81,8 +78,13 @@ def count_config(config: Any) -> dict[str, Any]:
     return _row(methods_name(method), kind.rpartition('.')[2], model)
 
 
-def _drop_files(model: Any) -> None:
-    """Let the model of a config start from no file."""
+def without_files(config: Any) -> None:
+    """Let the model of a config start from no file, in place."""
+    node = petl_backbone_of(config)
+    if node is not None:
+        node['checkpoint'] = None
+        return
+    model = config.model
     model.pop('base', None)
     for node in (model, *(v for v in model.values() if isinstance(v, Mapping))):
         node.pop('pretrained', None)
