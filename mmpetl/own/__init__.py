@@ -1,0 +1,30 @@
+"""Training on a person's own pictures: from a folder to a delta and a page about it.
+
+The recipe is ``configs/own/pictures.py``, and what runs is a job of the benchmark, so
+that splits, resuming, records and predictions are those of every other run. What is
+here: which trunk and which preprocessing (:mod:`.trunks`), how long to train
+(:mod:`.defaults`), the whole way (:mod:`.train`), which method (:mod:`.auto`), and the
+page (:mod:`.results`, :mod:`.page`).
+"""
+
+from __future__ import annotations
+
+from mmpetl.lazy import lazy_names
+
+_HOMES = {
+    'Choice': 'auto',
+    'OwnRun': 'train',
+    'Settings': 'defaults',
+    'Task': 'train',
+    'Trunk': 'trunks',
+    'choose_method': 'auto',
+    'prepare': 'train',
+    'settings_for': 'defaults',
+    'train_own': 'train',
+    'trunk_of': 'trunks',
+    'write_page': 'page',
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
