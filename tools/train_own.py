@@ -55,7 +55,8 @@ def parse_args() -> argparse.Namespace:
     how.add_argument('--augmentation', choices=('none', 'crop', 'strong'))
     parser.add_argument('--seed', type=int, default=42, help='of the training')
     parser.add_argument('--split-seed', type=int, help='of splits that are drawn')
-    parser.add_argument('--workers', type=int, default=0, help='that load pictures')
+    parser.add_argument('--workers', type=int, help='processes that load pictures')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument(
         '--cfg-options',
@@ -64,6 +65,19 @@ def parse_args() -> argparse.Namespace:
         help='key=value of the recipe: optim_wrapper.optimizer.weight_decay=0.05',
     )
     return parser.parse_args()
+
+
+def mixed(asked: bool) -> dict[str, str]:
+    """Options of mixed precision."""
+    import torch
+
+    from mmpetl.core import PETLError
+
+    if asked and not torch.cuda.is_available():
+        raise PETLError('--amp needs a GPU; leave it out on a CPU')
+    wrapper = 'optim_wrapper'
+    on = {f'{wrapper}.type': 'AmpOptimWrapper', f'{wrapper}.loss_scale': 'dynamic'}
+    return on if asked else {}
 
 
 def main() -> None:
@@ -91,7 +105,7 @@ def main() -> None:
             seed=args.seed,
             split_seed=args.split_seed,
             workers=args.workers,
-            options=args.cfg_options,
+            options=mixed(args.amp) | (args.cfg_options or {}),
         )
         for line in task.in_words():
             print(line)

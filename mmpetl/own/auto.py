@@ -145,12 +145,12 @@ def choose_method(
     chosen, why = _choose(tried)
     spent = pace.seconds + sum(one.seconds for one in tried)
     counts = {part: len(entries) for part, entries in task.splits.parts.items()}
+    later = ' first, then settings that Optuna proposed from its search space'
     how = (
         f'Every method had {_counted(tried)} of {epochs} epochs on {counts["train"]:,} '
         f'training pictures, scored on {counts["val"]:,} validation pictures: its '
-        'defaults first, then settings proposed by Optuna from its search space in '
-        f'configs/. {budget_s / 60:.3g} min were given, {spent / 60:.2g} min taken. '
-        'The test pictures were not read.'
+        f'defaults{later * any(one.trials > 1 for one in tried)}. {budget_s / 60:.3g} '
+        f'min were given, {spent / 60:.2g} min taken. The test pictures were not read.'
     )
     return Choice(chosen.method, chosen.options, tried, left_out, why, how)
 
@@ -290,6 +290,7 @@ def _rounds(
             base=dict.fromkeys(names, base),
             seed=task.seed,
             warn=said.add,
+            watch=lambda search: _tell(search, said, say),
         )
         with search.alone():
             search.tune()
@@ -301,6 +302,18 @@ def _rounds(
             one.aim < number for one in search.searches
         ):
             return search.searches
+
+
+def _tell(search: Search, said: set[str], say: Callable[[str], None]) -> None:
+    """A line for every trial that has come to its end since."""
+    for one in search.searches:
+        for number, trial in one.trials.items():
+            name = f'{one.method}, trial {number + 1}'
+            if trial.status == 'running' or name in said:
+                continue
+            said.add(name)
+            score = trial.status if trial.value is None else f'{trial.value:.1f} %'
+            say(f'{name}: {score} in {trial.seconds:.0f} s')
 
 
 def _seconds_of(task: Task, one: MethodSearch, number: int) -> float:

@@ -24,6 +24,10 @@ MOST_MISTAKES = 24
 """Pictures of mistakes on the page."""
 MOST_CLASSES = 40
 """Up to so many classes the confusions are a matrix, and a list above."""
+MOST_PAIRS = 20
+"""Confusions of such a list."""
+MOST_ROWS = 24
+"""Longer tables scroll in a frame of their own."""
 SIDE = 192
 """Longer side of a picture on the page, px."""
 
@@ -156,6 +160,7 @@ def _table(
     head: Sequence[str], rows: Iterable[Sequence[str]], label: str, left: int = 1
 ) -> str:
     """A table that scrolls by itself; cells are HTML, and stay where they are named."""
+    rows = list(rows)
     names = ''.join(
         f'<th scope="col"{" class=l" if i < left else ""}>{name}</th>'
         for i, name in enumerate(head)
@@ -166,8 +171,9 @@ def _table(
         + '</tr>'
         for row in rows
     )
+    kind = 'scroll long' if len(rows) > MOST_ROWS else 'scroll'
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+        f'<div class="{kind}" tabindex="0" role="region" aria-label="{label}"><table>'
         f'<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
@@ -249,7 +255,7 @@ def _confused_pairs(found: Results, names: list[str]) -> str:
     pairs.sort(key=lambda pair: (-pair[0], *pair[1:]))
     rows = [
         (html.escape(name), html.escape(said), f'{n}')
-        for n, name, said in pairs[:MOST_CLASSES]
+        for n, name, said in pairs[:MOST_PAIRS]
     ]
     if not rows:
         return _EMPTY.format('No picture was mistaken.')

@@ -15,6 +15,7 @@ The same call goes on with a run that was stopped, and does nothing where all is
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shutil
 import warnings
@@ -40,6 +41,8 @@ from mmpetl.own.trunks import PRETRAINED, Trunk, trunk_of
 
 RECIPE = 'own/pictures'
 BACKBONE = 'timm/vit_base_patch14_dinov2'
+FEW = 500
+"""Below so many pictures, processes that load them cost more than they save."""
 WEIGHT_FILES = ('safetensors', 'json')
 
 
@@ -178,7 +181,7 @@ def prepare(
     augmentation: str | None = None,
     seed: int = 42,
     split_seed: int | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Task:
     """Read and divide the pictures, and settle everything but the method.
@@ -195,7 +198,8 @@ def prepare(
         augmentation: ``none``, ``crop`` or ``strong``.
         seed: Of initialisation and data order.
         split_seed: Of the draw of splits, see :func:`mmpetl.datasets.own.keep_splits`.
-        workers: Processes that load pictures.
+        workers: Processes that load pictures; None takes none for few pictures, and
+            for more what cores there are, 4 at most.
         options: Dotted keys of the recipe that all methods share.
 
     Raises:
@@ -213,6 +217,9 @@ def prepare(
     settings = settings_for(
         trained, epochs=epochs, batch_size=batch_size, lr=lr, augmentation=augmentation
     )
+    if workers is None:
+        cores = os.cpu_count() or 1
+        workers = 0 if trained < FEW else min(4, max(0, cores - 1))
     return Task(
         data,
         found.root,

@@ -162,3 +162,35 @@ def test_the_tool_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
         tool.main()
     assert left.value.code == 1
     assert 'no folder and no CSV' in capsys.readouterr().err
+
+
+def test_a_batch_may_be_made_of_several_passes(task):
+    from dataclasses import replace
+
+    from mmpetl.benchmark.job_config import compose_job
+
+    options = {'batch': 6, 'train_dataloader.batch_size': 2}
+    config = compose_job(replace(task, options=options).job('LoRA'), 'unused')
+    assert config.optim_wrapper.accumulative_counts == 3
+    assert config.train_dataloader.batch_size == 2
+
+
+def test_the_guide_is_what_runs(tmp_path, monkeypatch, capsys):
+    """Its digits, its first command on them at one epoch, and its prediction."""
+    import runpy
+    import shlex
+
+    root = Path(__file__).parents[2]
+    text = (root / 'docs' / 'own_pictures.md').read_text(encoding='utf-8')
+    block = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
+    commands = re.findall(r'(?m)^python (\S+) (.*data/own/digits.*)$', text)
+    (train, words), (demo, shown), (_, auto_words) = commands
+    assert auto_words.startswith('auto ')
+    (tmp_path / 'configs').symlink_to(root / 'configs')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, 'own_pictures.md', 'exec'), {})
+    for script, given in ((train, f'{words} --epochs 1'), (demo, shown)):
+        monkeypatch.setattr(sys, 'argv', [script, *shlex.split(given)])
+        runpy.run_path(str(root / script), run_name='__main__')
+    assert (tmp_path / 'work_dirs/own/digits/lora.html').is_file()
+    assert 'digit_' in capsys.readouterr().out
