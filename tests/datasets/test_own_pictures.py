@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmpetl.core import PETLError
 from mmpetl.datasets.own import OwnPictures, find_pictures, keep_splits, read_splits
+from mmpetl.datasets.own.splits import divide
 
 CLASSES = ('ant', 'bee', 'cat')
 
@@ -196,6 +197,17 @@ def test_classes_with_too_few_pictures_are_named(tmp_path):
     with pytest.raises(PETLError, match=r'fewer than 5 pictures.*: dog \(4\); 3 are'):
         keep_splits(find_pictures(data), tmp_path / 'splits.json')
     assert not (tmp_path / 'splits.json').exists()
+
+
+def test_names_that_look_alike_or_are_no_text_are_said(tmp_path):
+    data = draw(tmp_path / 'data', 6, classes=['ant', 'Bee'])
+    draw(data, 6, classes=['cat'])
+    (data / 'cat').rename(data / 'bee')
+    notes = divide(find_pictures(data), 0).notes
+    assert notes == ['the classes Bee and bee differ in capitals alone, and are two']
+    odd = data / 'ant' / 'x\udcff.png'
+    (data / 'ant' / '00.png').rename(odd)
+    refused(data, r"'ant/x.udcff.png' has a name that is no UTF-8")
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -326,6 +326,9 @@ def _opened(found: Found) -> Iterator[Picture]:
     faults = []
     for picture in found.pictures:
         path = found.root / picture.path
+        if not _is_text(picture):
+            faults.append(f'{ascii(picture.path)} has a name that is no UTF-8')
+            continue
         try:
             with open(path, 'rb') as file:
                 data = file.read(MAX_BYTES + 1)
@@ -343,6 +346,15 @@ def _opened(found: Found) -> Iterator[Picture]:
             f"'{found.root}' cannot be read: {_some(faults, '; ')}. Mend or remove "
             'them.'
         )
+
+
+def _is_text(picture: Picture) -> bool:
+    """Whether its names can be written down: a file system holds any bytes."""
+    try:
+        f'{picture.path}{picture.label}'.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fault(data: bytes) -> str | None:

@@ -166,9 +166,20 @@ def _given(found: Found) -> dict[str, list[Picture]]:
 
 
 def _remarks(found: Found) -> list[str]:
+    said = []
     if 'val' in found.parts and 'test' not in found.parts:
-        return ['there is no test split, so the given val is what is scored in the end']
-    return []
+        said.append(
+            'there is no test split, so the given val is what is scored in the end'
+        )
+    spelt = defaultdict(list)
+    for name in found.classes:
+        spelt[name.strip().casefold()].append(name)
+    said += [
+        f'the classes {" and ".join(names)} differ in capitals alone, and are two'
+        for names in spelt.values()
+        if len(names) > 1
+    ]
+    return said
 
 
 def _check_enough(found: Found, train: list[Picture], drawn: list[str]) -> None:
