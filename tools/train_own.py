@@ -67,6 +67,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def say(line: str) -> None:
+    """Print at once: a search of minutes is followed from a file too."""
+    print(line, flush=True)
+
+
 def mixed(asked: bool) -> dict[str, str]:
     """Options of mixed precision."""
     import torch
@@ -108,7 +113,7 @@ def main() -> None:
             options=mixed(args.amp) | (args.cfg_options or {}),
         )
         for line in task.in_words():
-            print(line)
+            say(line)
         given = args.petl_options or {}
         options = {f'{METHOD}{key}': value for key, value in given.items()}
         choice, method = None, args.method
@@ -118,7 +123,7 @@ def main() -> None:
                     'auto chooses the arguments of methods itself; leave '
                     'out --petl-options, or name a method'
                 )
-            choice = choose_method(task, budget, args.methods)
+            choice = choose_method(task, budget, args.methods, say)
             method, options = choice.method, choice.options
             print(f'taken is {method}: {choice.why}')
         run = train_own(task, method, options)
