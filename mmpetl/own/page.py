@@ -15,9 +15,8 @@ from PIL import Image, ImageOps
 from mmpetl.compat.pictures import eight_bits
 from mmpetl.datasets.own.find import PARTS
 from mmpetl.engine.files import AtomicLocalBackend
-from mmpetl.engine.hooks.predictions import read_predictions
 from mmpetl.own.auto import Choice
-from mmpetl.own.results import Results, Share, results_of
+from mmpetl.own.results import Results, Share
 from mmpetl.own.train import OwnRun
 
 MOST_MISTAKES = 24
@@ -42,16 +41,15 @@ def write_page(run: OwnRun, choice: Choice | None = None) -> Path:
         choice: How its method was chosen, where it was.
 
     Raises:
-        PETLError: The predictions are missing or of other pictures.
+        OSError: It cannot be written, or a picture is gone.
     """
-    logits, labels = read_predictions(run.folder / 'predictions.npz')
-    found = results_of(run.task.splits, logits, labels)
-    AtomicLocalBackend().put_text(build_page(run, found, choice), run.page)
+    AtomicLocalBackend().put_text(build_page(run, choice), run.page)
     return run.page
 
 
-def build_page(run: OwnRun, found: Results, choice: Choice | None = None) -> str:
+def build_page(run: OwnRun, choice: Choice | None = None) -> str:
     """The page as text."""
+    found = run.results
     sections = [
         ('classes', 'Classes', _classes(found)),
         ('confusion', 'Confusion', _confusion(found)),
@@ -272,12 +270,12 @@ def _mistakes(run: OwnRun, found: Results) -> str:
     shown = found.mistakes[:MOST_MISTAKES]
     figures = []
     for one in shown:
-        words = f'{one.name}, called {one.said}'
+        words = f'{one.name}, called {one.called}'
         figures.append(
             '<figure class="picture">'
             f'<img src="{_thumbnail(run.task.root / one.path)}" alt="A picture of '
             f'{html.escape(words)}" decoding="async">'
-            f'<figcaption><strong>{html.escape(one.said)} '
+            f'<figcaption><strong>{html.escape(one.called)} '
             f'{100 * one.score:.0f}&nbsp;%</strong> is {html.escape(one.name)}<br>'
             f'<code>{html.escape(one.path)}</code></figcaption></figure>'
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,19 +59,19 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """A test picture that was mistaken.
+class Said:
+    """What was said of one test picture.
 
     Attributes:
         path: Below the folder of the pictures.
         name: Its class.
-        said: What it was taken for.
+        called: What it was called.
         score: Probability of that, in [0, 1].
     """
 
     path: str
     name: str
-    said: str
+    called: str
     score: float
 
 
@@ -83,14 +85,31 @@ class Results:
             would have.
         classes: By label.
         confusion: (C, C) counts: rows are classes, columns what they were called.
-        mistakes: The surest first.
+        pictures: What was said of each, in the order of the test pictures.
     """
 
     accuracy: Share
     commonest: float
     classes: list[ClassResult]
     confusion: np.ndarray
-    mistakes: list[Mistake]
+    pictures: list[Said]
+
+    @property
+    def mistakes(self) -> list[Said]:
+        """The pictures that were called something else, the surest first."""
+        wrong = [one for one in self.pictures if one.called != one.name]
+        return sorted(wrong, key=lambda one: -one.score)
+
+    def as_csv(self) -> str:
+        """A line for each picture: path, label, called, score."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator='\n')
+        writer.writerow(('path', 'label', 'called', 'score'))
+        writer.writerows(
+            (one.path, one.name, one.called, f'{one.score:.4f}')
+            for one in self.pictures
+        )
+        return text.getvalue()
 
 
 def results_of(splits: Splits, logits: np.ndarray, labels: np.ndarray) -> Results:
@@ -120,8 +139,6 @@ def results_of(splits: Splits, logits: np.ndarray, labels: np.ndarray) -> Result
     np.add.at(confusion, (labels, said), 1)
     counts = splits.counts()
     trained = np.add(counts['train'], counts['val'])
-    wrong = np.flatnonzero(said != labels)
-    wrong = wrong[np.argsort(-scores[wrong, said[wrong]], kind='stable')]
     return Results(
         accuracy=share(int(np.trace(confusion)), len(labels)),
         commonest=float((labels == trained.argmax()).mean()),
@@ -130,14 +147,9 @@ def results_of(splits: Splits, logits: np.ndarray, labels: np.ndarray) -> Result
             for label in range(len(names))
         ],
         confusion=confusion,
-        mistakes=[
-            Mistake(
-                entries[i].path,
-                names[labels[i]],
-                names[said[i]],
-                float(scores[i, said[i]]),
-            )
-            for i in wrong
+        pictures=[
+            Said(entry.path, names[entry.label], names[label], float(row[label]))
+            for entry, label, row in zip(entries, said, scores, strict=True)
         ],
     )
 

@@ -7,6 +7,7 @@ A work folder holds::
     search/                   what --method auto has tried
     <method>.safetensors      the delta, with <method>.json: it names the classes
     <method>.py               the config of the run
+    <method>.csv              what was said of each test picture
     <method>.html             the page
 
 The same call goes on with a run that was stopped, and does nothing where all is done.
@@ -35,8 +36,11 @@ from mmpetl.config.names import method_class, methods_stem
 from mmpetl.core import PETLError, build_entries, inject, with_arguments
 from mmpetl.core.several import PLUS, written_out
 from mmpetl.datasets.own import Splits, find_pictures, keep_splits
+from mmpetl.engine.files import AtomicLocalBackend
+from mmpetl.engine.hooks.predictions import read_predictions
 from mmpetl.models.petl_backbone import build_foreign
 from mmpetl.own.defaults import Settings, pipelines, settings_for
+from mmpetl.own.results import Results, results_of
 from mmpetl.own.trunks import PRETRAINED, Trunk, trunk_of
 
 RECIPE = 'own/pictures'
@@ -144,6 +148,7 @@ class OwnRun:
         folder: Where the run lives.
         delta: The ``.safetensors`` file in the work folder.
         config: The config beside it.
+        results: What the test pictures say.
     """
 
     task: Task
@@ -151,6 +156,7 @@ class OwnRun:
     folder: Path
     delta: Path
     config: Path
+    results: Results
 
     @property
     def method(self) -> str:
@@ -249,7 +255,8 @@ def train_own(
 
     Raises:
         PETLError: The method is unknown or cannot act in the trunk, the run cannot
-            begin, or another process is at work on it.
+            begin, another process is at work on it, or its predictions are of other
+            pictures.
     """
     name = method_name(method)
     options = dict(options or {})
@@ -267,7 +274,11 @@ def train_own(
             tidy(folder)
         else:
             say(f'{folder} is trained and scored already; nothing is run again')
-    return OwnRun(task, record, folder, *_published(task, name, folder))
+    logits, labels = read_predictions(folder / 'predictions.npz')
+    results = results_of(task.splits, logits, labels)
+    delta, config = _published(task, name, folder)
+    AtomicLocalBackend().put_text(results.as_csv(), delta.with_suffix('.csv'))
+    return OwnRun(task, record, folder, delta, config, results)
 
 
 def method_name(method: str) -> str:

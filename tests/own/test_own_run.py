@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import sys
@@ -44,6 +45,19 @@ def test_a_run_learns_and_reads_the_test_pictures_once(run):
     assert record.data['train'].count == 3 * 6  # train and val
     assert record.data['test'].count == 3 * 2
     assert record.score > 60  # a third by chance
+
+
+def test_what_was_said_of_each_picture_is_a_csv(run, task):
+    with open(run.delta.with_suffix('.csv'), encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    entries = task.splits.parts['test']
+    assert [row['path'] for row in rows] == [entry.path for entry in entries]
+    assert [row['label'] for row in rows] == [
+        task.splits.classes[entry.label] for entry in entries
+    ]
+    right = sum(row['label'] == row['called'] for row in rows)
+    assert 100 * right / len(rows) == pytest.approx(run.record.score)
+    assert all(1 / 3 <= float(row['score']) <= 1 for row in rows)
 
 
 def test_the_same_call_runs_nothing_again(run, task):
@@ -135,14 +149,13 @@ def test_auto_gives_every_method_as_many_trials(task, monkeypatch):
     }
     assert 'STAdapter' in choice.left_out
     assert choice.method in choice.why
-    assert (
-        'trials have 3 epochs, not 8' in said[0]
-    )  # of three steps, 2 s each: 3 x 6 s of 19 s
+    # Of three steps, 2 s each: 20 / 1.5 - 1 s hold two.
+    assert 'trials have 2 epochs, not 8' in said[0]
     records = task.store.all(curves=False)
     trials = [r for r in records if r.job.stage == 'tune']
     assert not any(r.test_reads or 'test' in r.data for r in trials)
     assert {r.data['val'].count for r in trials} == {3}
-    assert {r.epochs for r in trials if r.job.variant == 'trial'} == {3}
+    assert {r.epochs for r in trials if r.job.variant == 'trial'} == {2}
     # Going on runs nothing that is on record.
     again = choose_method(task, 45, names, said.append)
     assert again == choice
@@ -176,7 +189,7 @@ def test_a_batch_may_be_made_of_several_passes(task):
 
 
 def test_the_guide_is_what_runs(tmp_path, monkeypatch, capsys):
-    """Its digits, its first command on them at one epoch, and its prediction."""
+    """Its digits, its first command on them for some steps, and its prediction."""
     import runpy
     import shlex
 
@@ -189,7 +202,10 @@ def test_the_guide_is_what_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / 'configs').symlink_to(root / 'configs')
     monkeypatch.chdir(tmp_path)
     exec(compile(block, 'own_pictures.md', 'exec'), {})
-    for script, given in ((train, f'{words} --epochs 1'), (demo, shown)):
+    for script, given in (
+        (train, f'{words} --epochs 1 --batch-size 60'),
+        (demo, shown),
+    ):
         monkeypatch.setattr(sys, 'argv', [script, *shlex.split(given)])
         runpy.run_path(str(root / script), run_name='__main__')
     assert (tmp_path / 'work_dirs/own/digits/lora.html').is_file()

@@ -14,7 +14,7 @@ from timm.data import create_transform, resolve_data_config
 from mmpetl.core import PETLError
 from mmpetl.datasets.own import find_pictures
 from mmpetl.datasets.own.splits import divide
-from mmpetl.models import TimmBackbone
+from mmpetl.models import TimmBackbone, petl_backbone
 from mmpetl.own import settings_for, trunk_of
 from mmpetl.own.auto import Tried, _choose, read_budget
 from mmpetl.own.defaults import pipelines
@@ -35,6 +35,21 @@ def test_a_trunk_of_timm_gives_what_timm_gives(name):
         assert torch.equal(feature, model(x))
     assert feature.shape == (2, backbone.feature_dims)
     assert trunk_of(f'timm/{name}', 'random').feature_dims == backbone.feature_dims
+
+
+def test_a_file_of_timm_is_a_base(tmp_path):
+    from safetensors.torch import save_file
+
+    model = timm.create_model('test_vit').eval()
+    save_file(model.state_dict(), tmp_path / 'base.safetensors')
+    trunk = trunk_of('timm/test_vit', str(tmp_path / 'base.safetensors'))
+    tuned = petl_backbone(trunk.backbone, 'LoRA', trunk.checkpoint).eval()
+    x = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(
+            tuned(x)[0], model.forward_head(model.forward_features(x), pre_logits=True)
+        )
+    assert trunk.weights == 'base.safetensors'
 
 
 @pytest.mark.parametrize('name', ['test_vit', 'test_resnet'])
@@ -134,7 +149,7 @@ def test_results_count_what_was_said(tmp_path):
     blue = found.classes[0]
     assert (blue.name, blue.trained, blue.taken_for) == ('blue', 8, ('red', 1))
     assert (blue.found.value, blue.sure.value) == (0.5, 0.5)
-    assert [(m.name, m.said) for m in found.mistakes] == [
+    assert [(m.name, m.called) for m in found.mistakes] == [
         ('red', 'blue'),
         ('blue', 'red'),
     ]
