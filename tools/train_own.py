@@ -72,31 +72,21 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def mixed(asked: bool) -> dict[str, str]:
-    """Options of mixed precision."""
-    import torch
-
-    from mmpetl.core import PETLError
-
-    if asked and not torch.cuda.is_available():
-        raise PETLError('--amp needs a GPU; leave it out on a CPU')
-    wrapper = 'optim_wrapper'
-    on = {f'{wrapper}.type': 'AmpOptimWrapper', f'{wrapper}.loss_scale': 'dynamic'}
-    return on if asked else {}
-
-
 def main() -> None:
     args = parse_args()
     from mmpetl.apis.run import choose_device, cli_errors
 
     with cli_errors(of_run=True):
         choose_device(args.device)
-        from mmpetl.benchmark.job_config import METHOD
-        from mmpetl.core import PETLError
-        from mmpetl.own import choose_method, prepare, train_own, write_page
-        from mmpetl.own.auto import read_budget
+        from mmpetl.own import check_line, prepare, run_line
 
-        budget = read_budget(args.budget)
+        line = {
+            'method': args.method,
+            'petl_options': args.petl_options,
+            'budget': args.budget,
+            'methods': args.methods,
+        }
+        check_line(**line)
         task = prepare(
             args.data,
             backbone=args.backbone,
@@ -107,31 +97,13 @@ def main() -> None:
             batch_size=args.batch_size,
             lr=args.lr,
             augmentation=args.augmentation,
+            amp=args.amp,
             seed=args.seed,
             split_seed=args.split_seed,
             workers=args.workers,
-            options=mixed(args.amp) | (args.cfg_options or {}),
+            options=args.cfg_options,
         )
-        for line in task.in_words():
-            say(line)
-        given = args.petl_options or {}
-        options = {f'{METHOD}{key}': value for key, value in given.items()}
-        choice, method = None, args.method
-        if method == 'auto':
-            if given:
-                raise PETLError(
-                    'auto chooses the arguments of methods itself; leave '
-                    'out --petl-options, or name a method'
-                )
-            choice = choose_method(task, budget, args.methods, say)
-            method, options = choice.method, choice.options
-            print(f'taken is {method}: {choice.why}')
-        run = train_own(task, method, options)
-        print(f'accuracy on the test pictures: {run.record.score:.1f} %')
-        print(f'delta: {run.delta}')
-        print(f'config: {run.config}')
-        if args.report:
-            print(f'page: {write_page(run, choice)}')
+        run_line(task, **line, report=args.report, say=say)
 
 
 if __name__ == '__main__':

@@ -3,8 +3,8 @@
 The recipe is ``configs/own/pictures.py``, and what runs is a job of the benchmark, so
 that splits, resuming, records and predictions are those of every other run. What is
 here: which trunk and which preprocessing (:mod:`.trunks`), how long to train
-(:mod:`.defaults`), the whole way (:mod:`.train`), which method (:mod:`.auto`), and the
-page (:mod:`.results`, :mod:`.page`).
+(:mod:`.defaults`), a run (:mod:`.train`), which method (:mod:`.auto`), the page
+(:mod:`.results`, :mod:`.page`), and what one line asks for (:mod:`.line`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ _HOMES = {
     'Settings': 'defaults',
     'Task': 'train',
     'Trunk': 'trunks',
+    'check_line': 'line',
     'choose_method': 'auto',
     'prepare': 'train',
+    'run_line': 'line',
     'settings_for': 'defaults',
     'train_own': 'train',
     'trunk_of': 'trunks',

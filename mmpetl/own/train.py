@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmpetl.apis.building import without_memory
@@ -45,6 +46,11 @@ from mmpetl.own.trunks import PRETRAINED, Trunk, trunk_of
 
 RECIPE = 'own/pictures'
 BACKBONE = 'timm/vit_base_patch14_dinov2'
+MIXED = {
+    'optim_wrapper.type': 'AmpOptimWrapper',
+    'optim_wrapper.loss_scale': 'dynamic',
+}
+"""Options of mixed precision."""
 FEW = 500
 """Below so many pictures, processes that load them cost more than they save."""
 WEIGHT_FILES = ('safetensors', 'json')
@@ -185,6 +191,7 @@ def prepare(
     batch_size: int | None = None,
     lr: float | None = None,
     augmentation: str | None = None,
+    amp: bool = False,
     seed: int = 42,
     split_seed: int | None = None,
     workers: int | None = None,
@@ -202,6 +209,7 @@ def prepare(
         batch_size: Pictures of a step.
         lr: Peak rate.
         augmentation: ``none``, ``crop`` or ``strong``.
+        amp: Whether to train in mixed precision.
         seed: Of initialisation and data order.
         split_seed: Of the draw of splits, see :func:`mmpetl.datasets.own.keep_splits`.
         workers: Processes that load pictures; None takes none for few pictures, and
@@ -209,8 +217,11 @@ def prepare(
         options: Dotted keys of the recipe that all methods share.
 
     Raises:
-        PETLError: Something is wrong with pictures, names or numbers.
+        PETLError: Something is wrong with pictures, names or numbers, or mixed
+            precision is asked for without a GPU.
     """
+    if amp and not torch.cuda.is_available():
+        raise PETLError('mixed precision (amp) needs a GPU; leave it out on a CPU')
     trunk = trunk_of(backbone, weights, size)
     found = find_pictures(data)
     data = Path(data).expanduser()
@@ -234,7 +245,7 @@ def prepare(
         trunk,
         settings,
         seed,
-        dict(options or {}),
+        {**(MIXED if amp else {}), **(options or {})},
         workers,
     )
 

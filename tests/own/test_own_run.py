@@ -12,7 +12,7 @@ import pytest
 from painted import COLOURS, paint
 
 from mmpetl.core import PETLError
-from mmpetl.own import auto, choose_method, prepare, train_own, write_page
+from mmpetl.own import auto, choose_method, prepare, run_line, train_own, write_page
 
 MINI = str(Path(__file__).parents[2] / 'configs' / 'mini' / 'digits.py')
 
@@ -186,6 +186,18 @@ def test_a_batch_may_be_made_of_several_passes(task):
     config = compose_job(replace(task, options=options).job('LoRA'), 'unused')
     assert config.optim_wrapper.accumulative_counts == 3
     assert config.train_dataloader.batch_size == 2
+
+
+def test_what_does_not_go_together_is_refused(task):
+    for args, match in (
+        ({'method': 'auto', 'petl_options': {'rank': 2}}, 'leave out rank'),
+        ({'method': 'lora', 'methods': ['ssf']}, 'named for auto to try'),
+        ({'method': 'auto', 'budget': '20'}, 'is written 90s'),
+        ({'method': 'lora', 'petl_options': {'rnak': 2}}, "Did you mean 'rank'"),
+        ({'method': 'auto', 'methods': ['loraa']}, "Did you mean 'LoRA'"),
+    ):
+        with pytest.raises(PETLError, match=match):
+            run_line(task, **args, say=lambda line: None)
 
 
 def test_the_guide_is_what_runs(tmp_path, monkeypatch, capsys):
