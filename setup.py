@@ -36,6 +36,7 @@ setup(
     package_data={
         'mmpetl.benchmark.published': ['*.csv', 'README.md'],
         'mmpetl.benchmark.report': ['page.html', 'page.css', '*.js'],
+        'mmpetl.own': ['page.html', 'page.css'],
     },
     install_requires=requirements('runtime') + requirements('openmmlab'),
     extras_require={name: requirements(name) for name in EXTRAS},

@@ -32,6 +32,7 @@ MAY: dict[str, set[str]] = {
     **{part: MIDDLE | TASKS for part in TASKS},
     'config': MIDDLE | TASKS,
     **{part: MIDDLE | TASKS | {'config'} | TOP for part in TOP},
+    'own': MIDDLE | TASKS | {'config'} | TOP,
     'layers': MIDDLE | TASKS | {'config', 'apis'},
     # The doctor must run where the rest does not.
     'doctor': BASE,

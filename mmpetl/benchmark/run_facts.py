@@ -184,6 +184,8 @@ def backbone_of(config: Any) -> str:
 
     node = petl_backbone_of(config)
     inner = node['backbone']
+    if isinstance(inner.get('model_name'), str):
+        return inner['model_name']  # of timm, which names size and patch itself
     kind = str(inner.get('type', '')).rpartition('.')[2]
     stem = Path(str(node.get('checkpoint') or '')).stem
     family = {

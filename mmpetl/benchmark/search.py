@@ -418,12 +418,12 @@ class Search:
 
         An interrupt ends the workers and is passed on; the next call continues.
         """
-        with self._alone():
+        with self.alone():
             self.tune()
             return self.finish()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Refuse a second search in the folder: budgets are counted by one."""
         path = self.out / 'search' / 'lock'
         with open(path, 'a', encoding='ascii') as file:

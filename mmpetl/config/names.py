@@ -34,8 +34,12 @@ def config_root() -> Path:
     )
 
 
+BESIDE = ('mini', 'own')
+"""Folders of recipes that lie beside ``configs/recipes``."""
+
+
 def recipe_names() -> list[str]:
-    """Every recipe by the name that :func:`compose` takes."""
+    """Every recipe of a known set by the name that :func:`compose` takes."""
     root = config_root()
     full = names_below(root / 'recipes')
     return full + [f'mini/{name}' for name in names_below(root / 'mini')]
@@ -51,14 +55,14 @@ def names_below(folder: Path) -> list[str]:
 
 
 def recipe_path(recipe: str) -> Path:
-    """The file of a recipe: ``vtab/cifar100``, ``coco``, ``mini/digits``.
+    """The file of a recipe: ``vtab/cifar100``, ``coco``, ``mini/digits``, ``own/...``.
 
     Raises:
         PETLError: There is none of that name.
     """
     root = config_root()
     name = recipe.removesuffix('.py')
-    folder = root if name.startswith('mini/') else root / 'recipes'
+    folder = root if name.partition('/')[0] in BESIDE else root / 'recipes'
     path = folder / f'{name}.py'
     if path.is_file():
         return path

@@ -223,7 +223,7 @@ def test_another_space_in_the_same_folder_is_refused(
 
 def test_two_searches_in_one_folder_are_refused(tmp_path: Path) -> None:
     one, other = fake(tmp_path), fake(tmp_path)
-    with one._alone(), pytest.raises(PETLError, match='another process searches'):
+    with one.alone(), pytest.raises(PETLError, match='another process searches'):
         other.run()
 
 

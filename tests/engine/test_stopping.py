@@ -9,7 +9,12 @@ import pytest
 from mmengine.hooks import Hook
 from test_resuming import assert_equal_ends, settings
 
-from mmpetl.engine.stopping import Stopped, stop_on_signals, train_until_stopped
+from mmpetl.engine.stopping import (
+    Stopped,
+    resume_line,
+    stop_on_signals,
+    train_until_stopped,
+)
 
 
 class Signal(Hook):
@@ -98,3 +103,11 @@ def test_what_is_ignored_stays_ignored():
             assert stop.number is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_line_names_the_flag_that_the_command_needs(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['tools/x.py', 'a b'])
+    assert resume_line() == "go on with: python tools/x.py 'a b' --resume"
+    with pytest.raises(Stopped, match="python tools/x.py 'a b'$"):
+        with stop_on_signals(flag=''):
+            os.kill(os.getpid(), signal.SIGINT)

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ('docs/getting_started.md', 'docs/upstream_configs.md', 'docs/weights.md')
+GUIDES = (
+    'docs/getting_started.md',
+    'docs/own_pictures.md',
+    'docs/upstream_configs.md',
+    'docs/weights.md',
+)
 SHARED = ROOT / 'mmpetl' / 'datasets' / 'convert' / 'cli.py'
 
 
