@@ -99,6 +99,17 @@ class Host:
     ) -> Tensor:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
+        return self.run_module(kind, module, x, ctx, index)
+
+    def run_module(
+        self,
+        kind: str,
+        module: Callable[[Tensor], Tensor],
+        x: Tensor,
+        ctx: Context,
+        index: int | None = None,
+    ) -> Tensor:
+        """``module``, and the ``after`` ports; those in front have run."""
         deltas = _heard(self.plugged(kind, index), ctx)
         shorter = deltas and type(deltas[0]).within is not Delta.within
         if shorter and records_gradients():
@@ -335,7 +346,7 @@ class BlockHost(Host):
         apart = any(self.plugged(kind) for kind in rows)
         ctx.output_kept = prepare is None
         if qkv.fused and source is None and not apart:
-            y = self.after('attn.qkv', x, qkv(x), ctx)
+            y = self.run_module('attn.qkv', qkv, x, ctx)
             parts = _split(y, qkv.sizes)
         else:
             parts = qkv.parts(x, source)

@@ -10,10 +10,12 @@ what no path uses is not stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from mmpetl.core import (
     PROJECTIONS,
@@ -30,6 +32,8 @@ from mmpetl.core import (
     is_wider,
     suggest,
 )
+from mmpetl.core.lean import add_product, lean, scale_shift
+from mmpetl.core.stack import is_plain_linear
 from mmpetl.registry import METHODS
 
 LINEAR = ('attn.qkv', 'attn.proj', 'ffn.fc1', 'ffn.fc2')
@@ -83,32 +87,66 @@ class GLoRADelta(Delta):
             return down[:, None]
         return down @ getattr(self, f'{name}u').to(down.dtype)
 
-    def increments(
+    def shift(
         self, weight: Tensor, bias: Tensor, as_double: bool = False
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What is added to a weight (out, in) and a bias (out,); None for nothing."""
-        A, B, c = (self.part(name, as_double) for name in 'ABC')
-        more = None if A is None else weight * A
-        if B is not None:
-            more = B.expand_as(weight) if more is None else more + B
+    ) -> Tensor | None:
+        """``b * D + E + W c``, (out,), of a weight (out, in); None for nothing."""
+        c = self.part('C', as_double)
         shift = None if c is None else (weight @ c).squeeze(1)
         for name, times in (('D', bias), ('E', 1.0)):
             value = getattr(self, name, None)
             if value is not None:
                 term = value * times
                 shift = term if shift is None else shift + term
-        return more, None if shift is None else shift.expand(len(weight))
+        return None if shift is None else shift.expand(len(weight))
+
+    def within(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor | None:
+        # Scales of single weights make another weight: one product with that one costs
+        # what the frozen one would, and no second beside it.
+        if self.paths['A'] != 'lora' or self.site.kernel or not is_plain_linear(module):
+            return None
+        affine = ctx.affine(self.site.kind)
+        weight, bias = affine.weight, affine.full_bias()
+        if weight.requires_grad or not lean(x, weight, self.Ad):
+            return None
+        shift = self.shift(weight, bias)
+        factors = (self.Bd, self.Bu) if self.paths['B'] == 'lora' else (None, None)
+        whole = bias if shift is None else bias + shift
+        y = Rescaled.apply(x, weight, whole, self.Ad, self.Au, *factors)
+        return y if self.paths['B'] == 'lora' else self.add_low(x, y)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         affine = ctx.affine(self.site.kind)
-        more, shift = self.increments(
-            self.own(affine.weight), self.own(affine.full_bias())
-        )
-        if more is None:
-            return y if shift is None else y + shift
+        weight, bias = self.own(affine.weight), self.own(affine.full_bias())
+        shift = self.shift(weight, bias)
+        if self.paths['A'] == 'lora':
+            y = y + self.projected(x, weight * (self.Ad @ self.Au))
+        elif self.paths['A'] != 'none':
+            # A scale of rows is one of what leaves, without the bias.
+            less = bias * self.Ad
+            shift = -less if shift is None else shift - less
+            y = scale_shift(y, (1 + self.Ad).expand_as(bias), shift)
+            shift = None
+        return self.add_low(x, y, shift)
+
+    def projected(self, x: Tensor, weight: Tensor) -> Tensor:
+        """``x W^T``, of a convolution on its patches."""
         if self.site.kernel is not None:
-            return y + convolve(x, more, self.site, shift)
-        return y + F.linear(x, more, shift)
+            return convolve(x, weight, self.site)
+        return F.linear(x, weight)
+
+    def add_low(self, x: Tensor, y: Tensor, shift: Tensor | None = None) -> Tensor:
+        """``y + x B^T + shift`` by the factors of B, of which a row has one number."""
+        if self.paths['B'] == 'none':
+            return y if shift is None else y + shift
+        if self.paths['B'] == 'lora':
+            return add_product(y, self.projected(x, self.Bu), self.Bd, bias=shift)
+        ones = x.new_ones(1, self.site.in_dims)
+        sums = self.projected(x, ones) if self.site.kernel else x.sum(-1, keepdim=True)
+        rows = self.Bd.expand(self.site.out_dims)[:, None]
+        return add_product(y, sums, rows, bias=shift)
 
 
 @METHODS.register_module()
@@ -175,11 +213,62 @@ class GLoRA(Method):
                 delta.D = None  # it scales a bias, and there is none
 
     def fold(self, site: Site, delta: GLoRADelta, affine: Affine) -> None:
-        base = affine.base
-        more, shift = delta.increments(
-            base.weight.double(), base.full_bias().double(), as_double=True
-        )
-        if more is not None:
-            affine.add_(more)
+        weight, bias = affine.base.weight.double(), affine.base.full_bias().double()
+        shift = delta.shift(weight, bias, as_double=True)
+        A, B = (delta.part(name, as_double=True) for name in 'AB')
+        if A is not None:
+            affine.add_(weight * A)
+        if B is not None:
+            affine.add_(B.expand_as(weight))
         if shift is not None:
             affine.shift_(shift)
+
+
+class Rescaled(Function):
+    """``x (W * (1 + Ad Au) + Bd Bu)^T + b`` of a frozen W, which keeps x alone.
+
+    x: (..., in), W: (out, in), b: (out,); Bd and Bu may be None. The weight is made
+    anew in the backward pass, which costs a pass over it and not over the tokens.
+    """
+
+    @staticmethod
+    def weight(
+        frozen: Tensor, Ad: Tensor, Au: Tensor, Bd: Tensor | None, Bu: Tensor | None
+    ) -> Tensor:
+        """(out, in)."""
+        one = frozen.new_ones(())
+        whole = torch.addmm(one, Ad, Au).mul_(frozen)
+        return whole if Bd is None else whole.addmm_(Bd, Bu)
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        frozen: Tensor,
+        bias: Tensor,
+        Ad: Tensor,
+        Au: Tensor,
+        Bd: Tensor | None,
+        Bu: Tensor | None,
+    ) -> Tensor:
+        return F.linear(x, Rescaled.weight(frozen, Ad, Au, Bd, Bu), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, frozen, _, *factors = inputs
+        ctx.save_for_backward(x, frozen, *factors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, frozen, Ad, Au, Bd, Bu = ctx.saved_tensors
+        to_x = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_x = grad @ Rescaled.weight(frozen, Ad, Au, Bd, Bu)
+        rows = grad.reshape(-1, grad.shape[-1])
+        if ctx.needs_input_grad[2]:
+            to_bias = rows.sum(0)
+        to_B = (None, None)
+        to_weight = rows.t() @ x.reshape(-1, x.shape[-1])
+        if Bd is not None:
+            to_B = to_weight @ Bu.t(), Bd.t() @ to_weight
+        to_A = to_weight.mul_(frozen)
+        return to_x, None, to_bias, to_A @ Au.t(), Ad.t() @ to_A, *to_B

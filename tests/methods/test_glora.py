@@ -11,6 +11,7 @@ from torch import nn
 
 import mmpetl
 from mmpetl.core import PETLError
+from mmpetl.methods import glora
 from mmpetl.methods.glora import PATHS, GLoRA
 
 
@@ -129,3 +130,38 @@ def test_rows_alone_need_no_room_for_a_rank() -> None:
     rows = {'A': 'vector', 'B': 'vector', 'C': 'vector'}
     model = nn.Sequential(nn.Linear(2, 2))
     assert mmpetl.count_trainable(mmpetl.inject(model, GLoRA(4, rows))).delta == 10
+
+
+@pytest.mark.parametrize('B', PATHS['B'])
+def test_one_product_has_the_gradients_of_two(
+    B: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rescaled weight in one step, against the product beside the frozen one."""
+    x, found = tiny.images('mmpretrain_vit', dtype=torch.double), []
+    for alone in (True, False):
+        torch.manual_seed(0)
+        model = mmpetl.inject(
+            tiny.base('mmpretrain_vit', torch.double), GLoRA(2, {'B': B})
+        )
+        tiny.shake_(model, 0.3)
+        model.train()
+        made: list[int] = []
+        linear = F.linear
+
+        def counted(x, weight, bias=None, linear=linear, made=made):
+            made.append(len(weight))
+            return linear(x, weight, bias)
+
+        with monkeypatch.context() as patch:
+            if not alone:
+                patch.setattr(glora, 'is_plain_linear', lambda module: False)
+            patch.setattr(F, 'linear', counted)
+            loss = tiny.loss_of(tiny.outputs(model, x))
+        loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        found.append((loss.detach(), grads, sum(size > 8 for size in made)))
+    (loss, grads, few), (other, others, many) = found
+    assert 8 <= few < many  # four projections in each of two blocks
+    torch.testing.assert_close(loss, other)
+    assert all(grad is not None for grad in grads.values())
+    torch.testing.assert_close(grads, others)
