@@ -292,6 +292,17 @@ class Method:
         """
         raise NotImplementedError
 
+    def supernet(self, place: Any) -> Any:
+        """What a search chooses from, where deltas hold more than acts; else None.
+
+        Args:
+            place: Where they are, a :class:`~mmpetl.core.injection.Place`.
+
+        Returns:
+            A :class:`~mmpetl.core.supernet.Supernet`.
+        """
+        return None
+
     def feature_dims(self, site: Site) -> int:
         """Width of the vector that leaves at a ``feature`` site, for the head."""
         return site.out_dims

@@ -11,7 +11,13 @@ from mmpetl.engine.hooks import (
     NonFiniteGuardHook,
     TrainableEMAHook,
 )
-from mmpetl.engine.loops import NOAHSearchLoop, NOAHSupernetLoop, SPTLoop
+from mmpetl.engine.loops import (
+    GLoRASearchLoop,
+    GLoRASupernetLoop,
+    NOAHSearchLoop,
+    NOAHSupernetLoop,
+    SPTLoop,
+)
 from mmpetl.engine.optim import OwnerOptimWrapperConstructor
 from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
@@ -23,6 +29,8 @@ __all__ = [
     'DataReadHook',
     'DeltaCheckpointHook',
     'EfficiencyHook',
+    'GLoRASearchLoop',
+    'GLoRASupernetLoop',
     'NOAHSearchLoop',
     'NOAHSupernetLoop',
     'NonFiniteGuardHook',

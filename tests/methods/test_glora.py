@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import random
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,6 +14,7 @@ from torch import nn
 
 import mmpetl
 from mmpetl.core import PETLError
+from mmpetl.core.supernet import supernet_of
 from mmpetl.methods import glora
 from mmpetl.methods.glora import PATHS, GLoRA
 
@@ -165,3 +169,67 @@ def test_one_product_has_the_gradients_of_two(
     torch.testing.assert_close(loss, other)
     assert all(grad is not None for grad in grads.values())
     torch.testing.assert_close(grads, others)
+
+
+def test_paths_of_a_supernet_are_those_of_a_model_of_their_own() -> None:
+    """Smaller paths are the first column, or number, of what the largest hold."""
+    x, rng = tiny.images('timm_vit', dtype=torch.double), random.Random(0)
+    model = mmpetl.inject(tiny.base('timm_vit', torch.double), GLoRA(2, space={}))
+    tiny.shake_(model, 0.3)
+    model.train()
+    net = supernet_of(model)
+    for _ in range(4):
+        subnet = net.space.draw(rng)
+        net.activate(subnet)
+        method = GLoRA(2, found=subnet.as_dict()['paths'])
+        alone = mmpetl.inject(tiny.base('timm_vit', torch.double), method)
+        held = dict(model.named_parameters())
+        own = {n: p for n, p in alone.named_parameters() if '.petl.' in n}
+        with torch.no_grad():
+            for name, param in own.items():
+                big = held[name]
+                if big.ndim > param.ndim:
+                    big = big[:, 0]
+                param.copy_(big[tuple(slice(n) for n in param.shape)])
+        assert sum(p.numel() for p in own.values()) == net.size(subnet)
+        model.zero_grad()
+        alone.train()
+        got, want = model(x), alone(x)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        got.square().sum().backward()
+        moved = {n for n, p in held.items() if '.petl.' in n and p.grad is not None}
+        assert moved == own.keys(), 'a path that was not chosen has a gradient'
+
+
+def test_what_was_found_names_its_projections(tmp_path: Path) -> None:
+    base = tiny.base('timm_vit')
+    one = dict(zip(PATHS, ('none', 'vector', 'none', 'none', 'none'), strict=True))
+    none = dict.fromkeys(PATHS, 'none')
+    found = {'blocks.0:attn.qkv': none, 'blocks.1:ffn.fc1': one}
+    file = tmp_path / 'found.json'
+    file.write_text(json.dumps({'paths': found, 'score': 1.0}))
+    model = mmpetl.inject(base, GLoRA(found=str(file)))
+    file.unlink()
+    slot = tiny.record(model).slots['0']
+    assert [str(site) for site in slot.sites] == ['blocks.1:ffn.fc1']
+    config = slot.method.config()
+    assert config['found'] == found
+    mmpetl.inject(tiny.base('timm_vit'), config)
+    with pytest.raises(PETLError, match='this backbone lacks blocks.7:attn.proj; was'):
+        mmpetl.inject(tiny.base('timm_vit'), GLoRA(found={'blocks.7:attn.proj': one}))
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        ({'found': 'no/found.json'}, r'no found paths .*; run the search first'),
+        ({'found': {'a': {'A': 'lora'}}}, 'a needs paths A, B, C, D, E'),
+        ({'found': {'a': dict.fromkeys(PATHS, 'none')}}, 'no path that is not none'),
+        ({'space': {'A': []}}, 'a choice for A in its space'),
+        ({'space': {'D': ['lora']}}, 'needs path D'),
+        ({'space': {}, 'paths': {'A': 'none'}}, 'without paths and without found'),
+    ],
+)
+def test_a_space_and_what_was_found_are_held_to_what_there_is(args, said) -> None:
+    with pytest.raises(PETLError, match=said):
+        mmpetl.inject(tiny.base('timm_vit'), GLoRA(**args))
