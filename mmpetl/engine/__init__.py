@@ -12,6 +12,8 @@ from mmpetl.engine.hooks import (
     TrainableEMAHook,
 )
 from mmpetl.engine.loops import (
+    E2VPTPromptLoop,
+    E2VPTPruneLoop,
     GLoRASearchLoop,
     GLoRASupernetLoop,
     NOAHSearchLoop,
@@ -28,6 +30,8 @@ __all__ = [
     'CalibrationHook',
     'DataReadHook',
     'DeltaCheckpointHook',
+    'E2VPTPromptLoop',
+    'E2VPTPruneLoop',
     'EfficiencyHook',
     'GLoRASearchLoop',
     'GLoRASupernetLoop',
