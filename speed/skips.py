@@ -1,4 +1,4 @@
-"""What leaving tokens out saves a forward pass, relative to computing and dropping them.
+"""What leaving tokens out saves a forward pass, beside computing and dropping them.
 
 Example: python speed/skips.py --depth 12 --batch 2 --rounds 7
 

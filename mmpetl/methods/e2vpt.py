@@ -2,12 +2,11 @@
 
 Paper: Han et al., "E2VPT: An Effective and Efficient Approach for Visual Prompt
 Tuning", ICCV 2023, https://arxiv.org/abs/2307.13770, sections 3.2 and 3.3.
-Differs from the authors' code: one pair of shares is pruned, and masks stay (there 72
-pairs are retrained, and the best by validation is kept: a search over ``prune`` here);
-segments are scored by their own gradients (there by that of their token, so that the
-first ones leave); the pass that scores updates nothing. As there, a segment is the
-channels of one remainder by the number of segments, and no run of neighbours. Pooling
-is that of our VPT-deep.
+Differs from the authors' code: one pair of shares is pruned (there 72 pairs are
+retrained, and the best by validation is kept); segments are scored by their own
+gradients (there by that of their token, so that the first ones leave); the pass that
+scores updates nothing. As there, a segment is the channels of one remainder by the
+number of segments, and no run of neighbours. Pooling is that of our VPT-deep.
 
 Its pruning is the loops of :mod:`mmpetl.engine.loops.e2vpt`.
 """

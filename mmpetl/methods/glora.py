@@ -465,8 +465,8 @@ class Rescaled(Function):
         frozen: Tensor, Ad: Tensor, Au: Tensor, Bd: Tensor | None, Bu: Tensor | None
     ) -> Tensor:
         """(out, in)."""
-        one = frozen.new_ones(())
-        whole = torch.addmm(one, Ad, Au).mul_(frozen)
+        scales = Ad @ Au
+        whole = torch.addcmul(frozen, frozen, scales, out=scales)
         return whole if Bd is None else whole.addmm_(Bd, Bu)
 
     @staticmethod
