@@ -466,7 +466,10 @@ class Rescaled(Function):
     ) -> Tensor:
         """(out, in)."""
         scales = Ad @ Au
-        whole = torch.addcmul(frozen, frozen, scales, out=scales)
+        # Memory of whole weights is what costs here, so it is used again, unless this
+        # is to be differentiated once more.
+        out = None if torch.is_grad_enabled() else scales
+        whole = torch.addcmul(frozen, frozen, scales, out=out)
         return whole if Bd is None else whole.addmm_(Bd, Bu)
 
     @staticmethod
@@ -499,7 +502,8 @@ class Rescaled(Function):
         to_weight = rows.t() @ x.reshape(-1, x.shape[-1])
         if Bd is not None:
             to_B = to_weight @ Bu.t(), Bd.t() @ to_weight
-        to_A = to_weight.mul_(frozen)
+        again = torch.is_grad_enabled()
+        to_A = to_weight * frozen if again else to_weight.mul_(frozen)
         return to_x, None, to_bias, to_A @ Au.t(), Ad.t() @ to_A, *to_B
 
 

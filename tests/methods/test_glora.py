@@ -171,6 +171,15 @@ def test_one_product_has_the_gradients_of_two(
     torch.testing.assert_close(grads, others)
 
 
+def test_the_rescaled_weight_has_gradients_of_gradients() -> None:
+    torch.manual_seed(0)
+    shapes = (2, 3, 5), (4, 5), (4,), (4, 2), (2, 5), (4, 2), (2, 5)
+    given = [torch.randn(s, dtype=torch.double, requires_grad=True) for s in shapes]
+    given[1].requires_grad_(False)
+    assert torch.autograd.gradcheck(glora.Rescaled.apply, given)
+    assert torch.autograd.gradgradcheck(glora.Rescaled.apply, given)
+
+
 def test_paths_of_a_supernet_are_those_of_a_model_of_their_own() -> None:
     """Smaller paths are the first column, or number, of what the largest hold."""
     x, rng = tiny.images('timm_vit', dtype=torch.double), random.Random(0)
