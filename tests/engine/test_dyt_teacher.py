@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,3 +85,27 @@ def test_a_model_without_class_scores_is_told(make_runner):
     batch = next(iter(runner.train_dataloader))
     with pytest.raises(PETLError, match='the scores of one head.*LinearClsHead'):
         model.train_step(batch, wrapper)
+
+
+def test_a_distributed_wrapper_changes_nothing(make_runner, monkeypatch):
+    import torch.distributed as dist
+
+    from mmpetl.engine import PETLDistributedDataParallel
+
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+    monkeypatch.setenv('MASTER_PORT', str(port))
+    plain = make_runner('plain', method=METHOD)
+    plain.train()
+    dist.init_process_group('gloo', rank=0, world_size=1)
+    try:
+        runner = make_runner('wrapped', method=METHOD)
+        runner.model = PETLDistributedDataParallel(runner.model)
+        runner.train()
+    finally:
+        dist.destroy_process_group()
+    theirs = runner.model.module.state_dict()
+    for key, value in plain.model.state_dict().items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-5, atol=1e-6)
