@@ -122,6 +122,7 @@ from mmpetl.core.stack import Rows, Stack
 from mmpetl.core.stacking import conflict
 from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
 from mmpetl.core.steps import Stepped, plan_steps
+from mmpetl.core.teaching import teacher_losses, teaching
 from mmpetl.core.window_host import (
     WindowBackboneHost,
     WindowBlockHost,
@@ -268,6 +269,8 @@ __all__ = [
     'split_heads',
     'suggest',
     'task_loss',
+    'teacher_losses',
+    'teaching',
     'tensor_digests',
     'to_maps',
     'to_windows',

@@ -67,6 +67,22 @@ class Delta(nn.Module):
         """
         return None
 
+    def passing(self, x: Tensor, ctx: Context) -> Tensor | None:
+        """Which tokens the network around whose sum this stands must compute.
+
+        Asked at ``ffn.sum`` where no gradients are recorded, in front of everything;
+        a host may compute all the same. The other tokens reach :meth:`after` as they
+        entered.
+
+        Args:
+            x: (B, N, C), the stream.
+            ctx: Facts of this forward pass.
+
+        Returns:
+            (B, N) of bool, or None for all.
+        """
+        return None
+
     def own(self, x: Features) -> Features:
         """Features in this delta's dtype, which may be finer than that of the base."""
         if isinstance(x, tuple):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.attention import softmax_attention, spread_bias
-from mmpetl.core.context import Context, records_gradients
+from mmpetl.core.context import Context, has_values, records_gradients
 from mmpetl.core.delta import Delta, Features
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import check_unmoved, converting
@@ -99,6 +99,17 @@ class Host:
     ) -> Tensor:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
+        return self.run_module(kind, module, x, ctx, index)
+
+    def run_module(
+        self,
+        kind: str,
+        module: Callable[[Tensor], Tensor],
+        x: Tensor,
+        ctx: Context,
+        index: int | None = None,
+    ) -> Tensor:
+        """``module``, and the ``after`` ports; those in front have run."""
         deltas = _heard(self.plugged(kind, index), ctx)
         shorter = deltas and type(deltas[0]).within is not Delta.within
         if shorter and records_gradients():
@@ -172,6 +183,8 @@ class FFN:
         behind: ``behind(x)``: dropout.
         act: The activation that ``between`` comes to, where it is no more than one of
             :func:`only_activation`, else None.
+        by_token: Whether each token is computed by itself, so that some may be left
+            out; not where a convolution stands between.
     """
 
     fc1: Projection
@@ -179,6 +192,7 @@ class FFN:
     fc2: Projection
     behind: Callable[[Tensor], Tensor] = _identity
     act: Callable[[Tensor], Tensor] | None = None
+    by_token: bool = False
 
     @classmethod
     def of(
@@ -195,7 +209,8 @@ class FFN:
                 x = part(x)
             return x
 
-        return cls(fc1, run, fc2, behind, only_activation(*between))
+        act = only_activation(*between)
+        return cls(fc1, run, fc2, behind, act, by_token=True)
 
 
 def only_activation(
@@ -335,7 +350,7 @@ class BlockHost(Host):
         apart = any(self.plugged(kind) for kind in rows)
         ctx.output_kept = prepare is None
         if qkv.fused and source is None and not apart:
-            y = self.after('attn.qkv', x, qkv(x), ctx)
+            y = self.run_module('attn.qkv', qkv, x, ctx)
             parts = _split(y, qkv.sizes)
         else:
             parts = qkv.parts(x, source)
@@ -426,7 +441,7 @@ class BlockHost(Host):
         fc1, between, fc2, behind = parts
         if isinstance(between, Sequence):
             return FFN.of(fc1, between, fc2, behind)
-        return FFN(fc1, lambda x, _: between(x), fc2, behind)
+        return FFN(fc1, lambda x, _: between(x), fc2, behind, by_token=True)
 
     def ffn_network(self, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the sites ``ffn.before`` and ``ffn.after``."""
@@ -454,7 +469,49 @@ class BlockHost(Host):
         x: Tensor,
         ctx: Context,
     ) -> Tensor:
-        """One sub-layer on the residual stream, with its norm and shortcut."""
+        """One sub-layer on the residual stream, with its norm and shortcut.
+
+        Where a delta at the sum says which tokens pass, the others are left as they
+        are and not computed.
+        """
+        passing = self.passing(name, x, ctx)
+        if passing is None:
+            y = self.onto_stream(branch, name, norm, inside, x, ctx)
+        else:
+            some = x[passing].unsqueeze(0)
+            some = self.onto_stream(branch, name, norm, inside, some, ctx)
+            y = x.clone()
+            y[passing] = some.squeeze(0)
+        return self.after(f'{name}.sum', x, y, ctx)
+
+    def passing(self, name: str, x: Tensor, ctx: Context) -> Tensor | None:
+        """Tokens that a sub-layer is computed for, (B, N) of bool; None for all.
+
+        Only of a feed-forward network that nothing else is plugged into, and where
+        values may be looked at: in evaluation, not in a trace.
+        """
+        if name != 'ffn' or records_gradients() or not has_values(x):
+            return None
+        deltas = _heard(self.plugged('ffn.sum'), ctx)
+        if not deltas or type(deltas[0]).passing is Delta.passing:
+            return None
+        inside = ('norm2', 'ffn', 'ffn.fc1', 'ffn.fc2', 'ffn.branch', 'ffn.skip')
+        if any(self.plugged(kind) for kind in inside):
+            return None
+        if not self.feed_forward().by_token:
+            return None
+        return deltas[0].passing(deltas[0].own(x), ctx)
+
+    def onto_stream(
+        self,
+        branch: int,
+        name: str,
+        norm: Callable[[Tensor], Tensor],
+        inside: Callable[[Tensor, Context], Tensor],
+        x: Tensor,
+        ctx: Context,
+    ) -> Tensor:
+        """What a sub-layer makes of the stream, and the stream."""
         normed = x if self.post_norm else self.through(f'norm{branch}', norm, x, ctx)
         h = self.before(name, normed, ctx)
         b = self.after(name, h, inside(h, ctx), ctx)
@@ -467,7 +524,7 @@ class BlockHost(Host):
         if ctx.made is not None and ctx.made.x is r:
             of_branch = ctx.made.compute
             ctx.tell(y, (skipped, *ctx.made.sources), partial(_onto, of_branch))
-        return self.after(f'{name}.sum', x, y, ctx)
+        return y
 
     def attended(self, x: Tensor, ctx: Context) -> Tensor:
         """:meth:`attention`, also where a part of the block has that name."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mmpetl.core.context import Context, autocasts, records_gradients
+from mmpetl.core.context import Context, autocasts, has_values, records_gradients
 
 
 def lean(*tensors: Tensor | None) -> bool:
@@ -203,23 +203,13 @@ def scale_shift(
         # their own and only the result is cast.
         return (y * gamma + beta).to(y.dtype)
     lost = own = None
-    if output_kept and gamma.dtype in FULL and _is_plain(y):
+    if output_kept and gamma.dtype in FULL and has_values(y):
         lost = lost_channels(gamma, beta)
         own = y.index_select(-1, lost) if len(lost) else None
     return ScaleShift.apply(y, gamma, beta, lost, own)
 
 
 FULL = (torch.float32, torch.float64)
-
-
-def _is_plain(y: Tensor) -> bool:
-    """Whether values can be looked at: not while compiling, fake or on ``meta``."""
-    return (
-        type(y) is Tensor
-        and not y.is_meta
-        and not torch.compiler.is_compiling()
-        and not (y.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
 
 
 def lost_channels(gamma: Tensor, beta: Tensor) -> Tensor:

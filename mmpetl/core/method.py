@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,6 +68,8 @@ class Method:
             that needs none has none.
         losses: Names of the losses that it adds to those of the task, of what its
             deltas note by :meth:`~mmpetl.core.delta.Delta.add_term`.
+        teaches: Whether a second pass over each batch, with it :meth:`as_teacher`,
+            teaches the first one (:mod:`mmpetl.core.teaching`).
         leaf_kinds: Which :data:`~mmpetl.core.site.LEAF_KINDS` it acts at in a model
             that no file describes; ``()`` where it acts there by what it selects
             alone, None where it needs a described backbone.
@@ -108,6 +111,7 @@ class Method:
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
+    teaches: bool = False
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.
@@ -261,6 +265,14 @@ class Method:
         """
         return torch.stack(tuple(terms)).sum()
 
+    def as_teacher(self, place: Any) -> AbstractContextManager[None]:
+        """Inside of it passes are of the form that teaches, with gradients.
+
+        Args:
+            place: Where the deltas are, a :class:`~mmpetl.core.injection.Place`.
+        """
+        raise NotImplementedError
+
     def before_step(self, place: Any, step: int, total: int | None) -> None:
         """Add to gradients before a step of the optimizer; nothing else changes.
 
@@ -294,6 +306,17 @@ class Method:
             folder: Work folder of the last phase.
         """
         raise NotImplementedError
+
+    def supernet(self, place: Any) -> Any:
+        """What a search chooses from, where deltas hold more than acts; else None.
+
+        Args:
+            place: Where they are, a :class:`~mmpetl.core.injection.Place`.
+
+        Returns:
+            A :class:`~mmpetl.core.supernet.Supernet`.
+        """
+        return None
 
     def feature_dims(self, site: Site) -> int:
         """Width of the vector that leaves at a ``feature`` site, for the head."""

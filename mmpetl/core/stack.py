@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -186,3 +187,28 @@ def affine_of(name: str, projection: nn.Module | Rows | Stack) -> Affine | None:
     eps = getattr(projection, 'eps', None)
     bias = getattr(projection, 'bias', None)
     return Affine.of(name, projection.weight, bias, eps)
+
+
+def is_plain_linear(module: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a projection is ``x W^T + b`` of its own weight, and nothing beside it.
+
+    Not one that is quantised, another class of Linear, or one with hooks.
+    """
+    rows = module.rows if isinstance(module, Stack) else (module,)
+    calls = [part.call if isinstance(part, Rows) else part for part in rows]
+    return all(call is None or _is_linear(call) for call in calls)
+
+
+def _is_linear(call: Any) -> bool:
+    """A Linear of PyTorch without hooks, or mmcv's, which differs on old PyTorch."""
+    cls = type(call)
+    if cls is not nn.Linear:
+        named = cls.__module__, cls.__name__
+        if named != ('mmcv.cnn.bricks.wrappers', 'Linear'):
+            return False
+    return not (
+        call._forward_hooks
+        or call._forward_pre_hooks
+        or call._backward_hooks
+        or call._backward_pre_hooks
+    )

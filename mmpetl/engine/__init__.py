@@ -11,7 +11,15 @@ from mmpetl.engine.hooks import (
     NonFiniteGuardHook,
     TrainableEMAHook,
 )
-from mmpetl.engine.loops import NOAHSearchLoop, NOAHSupernetLoop, SPTLoop
+from mmpetl.engine.loops import (
+    E2VPTPromptLoop,
+    E2VPTPruneLoop,
+    GLoRASearchLoop,
+    GLoRASupernetLoop,
+    NOAHSearchLoop,
+    NOAHSupernetLoop,
+    SPTLoop,
+)
 from mmpetl.engine.optim import OwnerOptimWrapperConstructor
 from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
@@ -22,7 +30,11 @@ __all__ = [
     'CalibrationHook',
     'DataReadHook',
     'DeltaCheckpointHook',
+    'E2VPTPromptLoop',
+    'E2VPTPruneLoop',
     'EfficiencyHook',
+    'GLoRASearchLoop',
+    'GLoRASupernetLoop',
     'NOAHSearchLoop',
     'NOAHSupernetLoop',
     'NonFiniteGuardHook',

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from full_size import counts
+from msgspec import to_builtins
 from torch.nn import functional as F
 
 import mmpetl
 from mmpetl.core import PETLError, count_trainable, delta_state, load_delta_state
-from mmpetl.engine.loops.spt import write_found
 from mmpetl.methods.spt import SPT, packed, unpacked
 
 F64 = torch.float64
@@ -136,7 +137,7 @@ def test_what_was_found_acts_folds_and_needs_its_file_once(tmp_path) -> None:
     assert found.single
     assert found.biases
     assert found.vectors
-    write_found(tmp_path / 'spt.json', found)
+    (tmp_path / 'spt.json').write_text(json.dumps(to_builtins(found)))
     model = model_with(found=str(tmp_path / 'spt.json'))
     (tmp_path / 'spt.json').unlink()
     tiny.shake_(model)
@@ -189,7 +190,7 @@ def test_what_does_not_fit_is_named(tmp_path) -> None:
     found = method.allocate(given, 900)
     with pytest.raises(PETLError, match="for structure 'lora' and rank 2, this is"):
         model_with(rank=3, found=_plain(found))
-    write_found(tmp_path / 'spt.json', found)
+    (tmp_path / 'spt.json').write_text(json.dumps(to_builtins(found)))
     args = {**SMALL, 'found': str(tmp_path / 'spt.json')}
     with pytest.raises(PETLError, match='was it found on another one'):
         mmpetl.inject(tiny.base('mmpretrain_vit'), SPT(**args))
