@@ -88,6 +88,12 @@ def test_a_worker_with_much_to_say_ends(tmp_path: Path) -> None:
     assert len(summary.failed[JOBS[0].id]) > 2**17
 
 
+def test_a_worker_collects_no_garbage_among_what_was_loaded(tmp_path: Path) -> None:
+    executor = make_executor('local', workers=1)
+    sweep(tmp_path, executor, 'loaded', jobs=JOBS[:1]).run()
+    assert RecordStore(tmp_path).read(JOBS[0]).metrics['accuracy/top1'] > 100_000
+
+
 def test_what_is_forked_under_ray_ends_when_it_is_told(
     ray_executor: Executor, tmp_path: Path
 ) -> None:
