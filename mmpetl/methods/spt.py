@@ -553,4 +553,4 @@ def read_found(path: str) -> Found:
         raise PETLError(
             f'there is no {path}; run mmpetl.SPTLoop first (docs/methods/spt.md)'
         )
-    return read_json(file, Found, 'what SPT found')
+    return read_json(file, Found, 'record of what SPT found')
