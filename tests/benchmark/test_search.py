@@ -423,6 +423,19 @@ def test_more_trials_without_a_better_one_keep_the_run_and_renew_its_search(
     assert same.search['budget'] == same.search['tried'] == 5
 
 
+def test_a_list_of_final_runs_moves_no_run_of_something_else(tmp_path: Path) -> None:
+    """The runs that it names are moved aside, so it must not name any."""
+    fake(tmp_path, trials=2).run()
+    (path,) = tmp_path.glob('search/*/finals.json')
+    own = json.loads(path.read_text())
+    for change in ({'method': 'SSF'}, {'variant': ''}, {'stage': 'tune'}, {'x': 1}):
+        path.write_text(json.dumps([*own, {**own[0], **change}]))
+        with pytest.raises(PETLError, match=r'finals\.json'):
+            fake(tmp_path, trials=12)
+    path.write_text(json.dumps(own))
+    assert fake(tmp_path, trials=12).run()['LoRA']
+
+
 def test_a_kill_between_two_moves_is_completed_by_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,7 +145,7 @@ def test_what_was_found_acts_folds_and_needs_its_file_once(tmp_path) -> None:
     x = batches(1)[0][0]
     want = model(x)
     for name, text in zip(found.single, found.places, strict=True):
-        index = unpacked(text, name)
+        index = unpacked(text, name, 10**6)
         host, _, kind = name.partition(':')
         path = f'{host}.petl.{kind.replace(".", "_")}.0.single'
         single = model.backbone.get_submodule(path)
@@ -195,10 +195,15 @@ def test_what_does_not_fit_is_named(tmp_path) -> None:
     with pytest.raises(PETLError, match='was it found on another one'):
         mmpetl.inject(tiny.base('mmpretrain_vit'), SPT(**args))
     broken = _plain(found)
-    for text in ('x', packed(np.array([3, 5000], np.int32))):
+    astray = ([3, 5000], [5, 3], [3, 3], [-2, 3], [], [2**31 - 1])
+    for text in ('x', 'AAAA', *(packed(np.array(a, np.int32)) for a in astray)):
         broken['places'][0] = text
         with pytest.raises(PETLError, match=f'found at {found.single[0]} is damaged'):
             model_with(found=broken)
+    broken['places'][0] = found.places[0]
+    broken['vectors'].append('gone.weight')
+    with pytest.warns(UserWarning, match=r'do not train, gone\.weight for one'):
+        model_with(found=broken)
     broken['places'].pop()
     with pytest.raises(PETLError, match='is damaged: places at'):
         model_with(found=broken)

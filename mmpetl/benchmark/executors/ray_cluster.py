@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmpetl.benchmark.executors.base import Executor
@@ -66,7 +67,7 @@ class RayExecutor(Executor):
         self._address = address or os.environ.get('RAY_ADDRESS') or None
         self._remote: Any = None
         self._refs: dict[Any, Task] = {}
-        self._own = False
+        self._own = self._alone = False
         self._slots = self._largest = workers or cores()
         self._gpus = 0
 
@@ -111,7 +112,7 @@ class RayExecutor(Executor):
             raise PETLError(
                 f'cannot reach or start a Ray cluster at {where}: {reason}'
             ) from error
-        self._own = True
+        self._own, self._alone = True, not self._address
         end_forks_by_sigterm()
 
     @property
@@ -130,7 +131,19 @@ class RayExecutor(Executor):
     def room(self, task: Task) -> bool:
         return self.free > 0
 
+    def _shared(self, task: Task) -> int | None:
+        """Jobs that may be on the device of a task with it, as Ray places them.
+
+        On a cluster that others may use, too, only a whole GPU is known to be alone.
+        """
+        if self._gpus and (self._per_gpu == 1 or task.processes > 1):
+            return 1
+        if not self._alone:
+            return None
+        return self._per_gpu if self._gpus else self._slots
+
     def submit(self, task: Task) -> None:
+        task = replace(task, shared=task.shared or self._shared(task))
         remote, number = self._remote, task.processes
         if number > 1:
             share = {'num_gpus': number} if self._gpus else {'num_gpus': 0}
