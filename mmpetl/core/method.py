@@ -14,6 +14,7 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.patterns import first_match
+from mmpetl.core.peft_format import PeftFormat
 from mmpetl.core.role import Role
 from mmpetl.core.site import KINDS, LEAF_KINDS, Site
 from mmpetl.registry import METHODS
@@ -82,7 +83,13 @@ class Method:
             ``blocks`` may leave some out.
         reads_windows: Whether its deltas have windows of their own, made of those of
             their sites, so that a host keeps its windows while they are in it.
+        peft: How an adapter of Hugging Face's peft says it, None where none does.
+        peft_bias: Arguments with which it trains the biases that peft's ``bias`` does,
+            None where it is not about that.
     """
+
+    peft: ClassVar[PeftFormat | None] = None
+    peft_bias: ClassVar[Mapping[str, Any] | None] = None
 
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
     sized: ClassVar[tuple[str, ...]] = ()

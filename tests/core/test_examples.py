@@ -27,7 +27,7 @@ def test_the_example_of(name: str) -> None:
     assert not result.failed, ''.join(shown)
 
 
-@pytest.mark.parametrize('name', ['slots.md', 'any_model.md'])
+@pytest.mark.parametrize('name', ['slots.md', 'any_model.md', 'peft.md'])
 def test_the_page_runs(name: str) -> None:
     page = Path(mmpetl.__file__).parents[1] / 'docs' / name
     result = doctest.testfile(str(page), module_relative=False)
