@@ -83,11 +83,15 @@ class Method:
             ``blocks`` may leave some out.
         reads_windows: Whether its deltas have windows of their own, made of those of
             their sites, so that a host keeps its windows while they are in it.
+        neutral: Values of the parameters of its deltas at which they change nothing,
+            by name, where what they do is linear in the distance from these: then
+            slots can be mixed. None where it is not.
         peft: How an adapter of Hugging Face's peft says it, None where none does.
         peft_bias: Arguments with which it trains the biases that peft's ``bias`` does,
             None where it is not about that.
     """
 
+    neutral: ClassVar[Mapping[str, float] | None] = None
     peft: ClassVar[PeftFormat | None] = None
     peft_bias: ClassVar[Mapping[str, Any] | None] = None
 
@@ -246,6 +250,32 @@ class Method:
         nearer, or farther, than to what is in front.
         """
         raise NotImplementedError
+
+    def mixed(self, others: Sequence[Method]) -> Method:
+        """The method that holds a weighted sum of its own and of others of its class.
+
+        Raises:
+            PETLError: They differ in what a sum cannot bring together.
+        """
+        for other in others:
+            if other.config() != self.config():
+                raise PETLError(f'{self!r} and {other!r} differ, and do not mix')
+        return self
+
+    def mix(self, into: Delta, parts: Sequence[tuple[float, Delta]]) -> None:
+        """Write the sum of deltas at one site, each times its weight, into another."""
+        for name, neutral in (self.neutral or {}).items():
+            change = sum(
+                weight * (delta.get_parameter(name).double() - neutral)
+                for weight, delta in parts
+            )
+            into.get_parameter(name).copy_(neutral + change)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a weighted sum of what it has learnt does the sum of what it does."""
+        own = type(self).mix is not Method.mix
+        return own or self.neutral is not None or not self.plugs()
 
     def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
         """A pass over data before training that fills buffers.

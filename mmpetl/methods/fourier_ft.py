@@ -12,7 +12,7 @@ which pad the increment, are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -233,6 +233,7 @@ class FourierFT(Method):
     sized = ('num_coefficients',)
     peft = FourierFTInPeft()
     family = 'reparameterisation'
+    neutral: ClassVar[Mapping[str, float]] = {'c': 0.0}
 
     def __init__(
         self,

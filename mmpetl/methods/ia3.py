@@ -10,7 +10,7 @@ the paper, unless ``targets`` names them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,7 @@ class IA3(Method):
 
     leaf_kinds = ('layer.linear', 'layer.conv')
     family = 'reparameterisation'
+    neutral: ClassVar[Mapping[str, float]] = {'scale': 1.0}
     peft = IA3InPeft()
     targets_any = True
 

@@ -354,6 +354,33 @@ class LoRA(Method):
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank if self.scaling == 'rank' else self.rank**0.5)
 
+    def mixed(self, others: Sequence[LoRA]) -> LoRA:
+        """One of the sum of the ranks, without dropout."""
+        ranks = [one._ranks() for one in (self, *others)]
+        if any(list(r) != list(ranks[0]) for r in ranks):
+            raise PETLError(
+                'LoRA has ranks by layer under different patterns in these slots; a '
+                'sum has one rank for each layer'
+            )
+        rank = {pattern: sum(r[pattern] for r in ranks) for pattern in ranks[0]}
+        by_layer = isinstance(self.rank, Mapping)
+        return LoRA(rank=rank if by_layer else rank['*'], targets=self.targets)
+
+    def _ranks(self) -> dict[str, int]:
+        """Rank of the whole update, with what is subtracted, by pattern."""
+        times = 2 if self.start in FROM_BASE else 1
+        ranks = self.rank if isinstance(self.rank, Mapping) else {'*': self.rank}
+        return {pattern: times * rank for pattern, rank in ranks.items()}
+
+    def mix(self, into: LoRADelta, parts: Sequence[tuple[float, LoRADelta]]) -> None:
+        down, up = zip(*(delta.factors() for _, delta in parts), strict=True)
+        into.A.copy_(torch.cat(down))
+        scaled = [
+            factor.double() * (weight * delta.scale / into.scale)
+            for factor, (weight, delta) in zip(up, parts, strict=True)
+        ]
+        into.B.copy_(torch.cat(scaled, dim=1))
+
     @property
     def calibrates(self) -> bool:
         """Only the directions of the inputs need data."""
