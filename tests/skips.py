@@ -13,6 +13,7 @@ from collections.abc import Generator
 import pytest
 
 OPTIONAL = (
+    'onnxruntime',
     'openTSNE',
     'optuna',
     'peft',

@@ -87,7 +87,7 @@ def _check_alike(entries: Mapping[str, Slot]) -> Method:
     kinds = {type(slot.method).__name__ for slot in entries.values()}
     if len(kinds) > 1:
         raise PETLError(
-            f'slots of one method can be mixed, and these are {" and ".join(sorted(kinds))}; '
+            f'slots of one method can be mixed, not of {" and ".join(sorted(kinds))}; '
             'switched on together they act one behind the other'
         )
     who = kinds.pop()

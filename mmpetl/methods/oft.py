@@ -63,7 +63,23 @@ def skew(upper: Tensor, size: int) -> Tensor:
 def cayley(Q: Tensor) -> Tensor:
     """``R - I`` of ``R = (I - Q) (I + Q)^-1``, orthogonal for a skew-symmetric Q."""
     one = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-    return torch.linalg.solve(one + Q, -2 * Q)
+    solve = eliminated if torch.onnx.is_in_onnx_export() else torch.linalg.solve
+    return solve(one + Q, -2 * Q)
+
+
+def eliminated(A: Tensor, B: Tensor) -> Tensor:
+    """``A^-1 B`` by elimination, in sums and products, which ONNX has.
+
+    A: (..., n, n) with a symmetric part that is the identity, as ``I + Q`` has. So has
+    what is left of it behind each step, or more, and no pivot is small.
+    """
+    n = A.shape[-1]
+    M, one = torch.cat((A, B), dim=-1), torch.eye(n, dtype=A.dtype, device=A.device)
+    for k in range(n):
+        row = M[..., k : k + 1, :] / M[..., k : k + 1, k : k + 1]
+        # The row itself becomes `row`, and all others lose their part of it.
+        M = M - (M[..., k : k + 1] - one[:, k : k + 1]) * row
+    return M[..., n:]
 
 
 def neumann(Q: Tensor) -> Tensor:
@@ -202,7 +218,8 @@ class BOFTRowsDelta(RowsDelta):
 
 def scaling(y: Tensor, s: Tensor, bias: Tensor) -> Tensor:
     """What ``s * (y - b) + b`` adds to y."""
-    return (s - 1) * (y - bias)
+    # No `s - 1`: ONNX's exporter trips over a parameter and a number.
+    return (s - torch.ones_like(s)) * (y - bias)
 
 
 class OFTInPeft(PeftFormat):

@@ -94,7 +94,7 @@ def test_scales_and_shifts_add_up_at_their_place() -> None:
     ('methods', 'weights', 'message'),
     [
         (('OFT', 'OFT'), WEIGHTS, 'no weighted sum of what it does'),
-        (('LoRA', 'IA3'), WEIGHTS, 'these are IA3 and LoRA'),
+        (('LoRA', 'IA3'), WEIGHTS, 'not of IA3 and LoRA'),
         (
             ({'type': 'LoRA', 'targets': ('attn.q',)}, 'LoRA'),
             WEIGHTS,
