@@ -13,6 +13,8 @@ from collections.abc import Generator
 import pytest
 
 OPTIONAL = (
+    'accelerate',
+    'lightning',
     'onnxruntime',
     'openTSNE',
     'optuna',

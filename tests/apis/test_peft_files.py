@@ -448,3 +448,20 @@ def test_layers_of_a_model_that_no_file_describes(tmp_path: Path) -> None:
         plain.get_submodule(path).weight.add_(6 / 4 * B @ A)
         x = torch.randn(1, 3, 64, 64)
         assert torch.allclose(model(x), plain(x), atol=1e-5)
+
+
+def test_several_adapters_take_a_slot_each_and_mix(tmp_path: Path) -> None:
+    lora = {'peft_type': 'LORA', 'r': 4, 'lora_alpha': 4}
+    weights = {'a': 2.0, 'b': -0.5}
+    model, plain = vit(), vit()
+    for number, (slot, weight) in enumerate(weights.items()):
+        tensors = written(tmp_path / slot, lora, {QKV: PAIR[QKV]}, head=False)
+        A, B = (f'base_model.model.{QKV}.lora_{s}.weight' for s in 'AB')
+        tensors[A] = tensors[A] * (1 + number)
+        save_file(tensors, tmp_path / slot / 'adapter_model.safetensors')
+        load_peft(model, tmp_path / slot, slot=slot)
+        with torch.no_grad():
+            plain.get_submodule(QKV).weight.add_(weight * tensors[B] @ tensors[A])
+    mmpetl.mix(model, weights, slot='c')
+    assert (out(plain) - out(vit())).abs().max() > 1e-2
+    assert (out(model) - out(plain)).abs().max() < 1e-5
