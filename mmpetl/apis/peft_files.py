@@ -437,8 +437,8 @@ def _tuned(
     if outside:
         raise PETLError(
             f'{type(record.slots[name].method).__name__} acts at {outside[0]}, which '
-            'is no single Linear, so that no adapter of peft says it; choose other '
-            'targets'
+            'is no single Linear that the model calls, so that no adapter of peft says '
+            'it; choose other targets'
         )
     found = []
     for path, parts in rows.items():

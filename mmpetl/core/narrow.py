@@ -183,10 +183,12 @@ def _names(
 def linear_rows(
     module: nn.Module, site_map: SiteMap, sites: Sequence[Site]
 ) -> dict[str, dict[Site, tuple[int, int]]]:
-    """Sites whose weights lie in one Linear, by its path, with their rows there.
+    """Sites whose weights lie in one called Linear, by its path, with their rows there.
 
-    The queries of a fused projection are its first rows, and ``attn.qkv`` all of them;
-    where queries, keys and values are three Linears, ``attn.qkv`` is in none.
+    A Linear whose weight alone is read, as in ``nn.MultiheadAttention`` and where a
+    module adds a bias of its own, is not called. The queries of a fused projection are
+    its first rows, and ``attn.qkv`` all of them; where queries, keys and values are
+    three Linears, ``attn.qkv`` is in none.
 
     Args:
         module: The model or trunk, with or without deltas.
@@ -206,10 +208,13 @@ def linear_rows(
 def _linear_rows(
     module: nn.Module, site_map: SiteMap, sites: Sequence[Site]
 ) -> dict[str, dict[Site, tuple[int, int]]]:
+    parts = dict(module.named_modules())
     linears = {
         path: part
-        for path, part in module.named_modules()
-        if isinstance(part, nn.Linear) and 'petl' not in path.split('.')
+        for path, part in parts.items()
+        if isinstance(part, nn.Linear)
+        and 'petl' not in path.split('.')
+        and not isinstance(parts[path.rpartition('.')[0]], nn.MultiheadAttention)
     }
     found: dict[str, dict[Site, tuple[int, int]]] = {}
     for site in sites:
@@ -219,13 +224,24 @@ def _linear_rows(
             continue
         if site.kind not in PROJECTIONS or isinstance(site_map, LeafMap):
             continue  # what nn.MultiheadAttention reads is called by nobody
-        weights = site_map.affine(module, site).weights
+        affine = site_map.affine(module, site)
+        weights = affine.weights
+        biases = [part.bias for part in affine.bias if part.bias is not None]
         for path, part in linears.items() if len(weights) == 1 else ():
+            if any(not _shares(bias, part.bias) for bias in biases):
+                continue
             step = part.weight.stride(0) * part.weight.element_size()
             start, off = divmod(weights[0].data_ptr() - part.weight.data_ptr(), step)
             if not off and 0 <= start < part.out_features:
                 found.setdefault(path, {})[site] = start, start + len(weights[0])
     return found
+
+
+def _shares(view: Tensor, owner: Tensor | None) -> bool:
+    """Whether a tensor lies in the memory of another."""
+    if owner is None:
+        return False
+    return view.untyped_storage().data_ptr() == owner.untyped_storage().data_ptr()
 
 
 def narrowed(

@@ -465,3 +465,15 @@ def test_several_adapters_take_a_slot_each_and_mix(tmp_path: Path) -> None:
     mmpetl.mix(model, weights, slot='c')
     assert (out(plain) - out(vit())).abs().max() > 1e-2
     assert (out(model) - out(plain)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('trunk', ['timm_beit', 'mmseg_vit'])
+def test_a_linear_that_nobody_calls_has_no_adapter(trunk: str, tmp_path: Path) -> None:
+    """Its module reads the weight, so that peft's wrapper would never run."""
+    from tiny import TINY
+
+    kind = 'attn.qkv' if trunk == 'timm_beit' else 'attn.proj'
+    method = {'type': 'LoRA', 'rank': 2, 'targets': (kind,)}
+    model = mmpetl.inject(TINY[trunk].build(), method)
+    with pytest.raises(PETLError, match='no single Linear that the model calls'):
+        save_peft(model, tmp_path)
