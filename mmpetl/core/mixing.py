@@ -127,6 +127,10 @@ def _add_up(
 ) -> None:
     places = {name: Place.of(module, record, name) for name in (*weights, slot)}
     into = places[slot]
+    first = places[next(iter(weights))]
+    if tuple(into.sites) != tuple(first.sites):  # layers too narrow were left out
+        lost = next(site for site in first.sites if site not in into.sites)
+        raise PETLError(f'{method!r}, which the sum is, has no room at {lost}')
     _check_shared(module, weights, slot)
     for site in into.sites:
         parts = [(weight, places[n].delta(site)) for n, weight in weights.items()]

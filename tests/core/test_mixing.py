@@ -127,6 +127,19 @@ def test_what_does_not_add_up_is_refused(methods, weights, message) -> None:
     assert [s.enabled for s in mmpetl.slots(model)] == [True, True]
 
 
+@pytest.mark.filterwarnings('ignore:.*too narrow')
+def test_no_layer_is_left_out_of_a_sum() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 32), nn.Linear(32, 32))
+    for name in 'ab':
+        mmpetl.inject(model, {'type': 'LoRA', 'rank': 4}, slot=name)
+    with pytest.raises(PETLError, match='which the sum is, has no room at 0'):
+        mmpetl.mix(model, WEIGHTS, slot='c')
+    assert [(s.name, s.enabled) for s in mmpetl.slots(model)] == [
+        ('a', True),
+        ('b', True),
+    ]
+
+
 def test_set_active_switches_all_or_none() -> None:
     model = vit()
     mmpetl.inject(model, 'LST', slot='side')
