@@ -76,7 +76,7 @@ def push_to_hub(
         data: What it was trained on, likewise.
         protocol: How the figures were measured, likewise.
         base: Name of the base model on the hub, ``timm/NAME``.
-        licence: Of the base. By default what its known file or timm's own record says.
+        licence: Of the base. By default what its known file says, or timm of ``base``.
         picture: A PNG or JPEG for the card.
         hub: A folder that stands for the hub; by default that of the environment
             variable ``MMPETL_HUB``, else the hub itself.
@@ -256,19 +256,20 @@ def _line(error: Exception) -> str:
 def _base_of(
     model: nn.Module, facts: Mapping[str, Any], base: str | None, licence: str | None
 ) -> dict[str, str | None]:
-    """Name and licence of the base, as told, as its file is known, or as timm says."""
+    """Name and licence of the base, as told, or as its known file or timm says.
+
+    timm records a licence with every model, with or without its weights; it counts
+    where the base was said to be that very one.
+    """
     known = find_known(facts['base']) if facts.get('base') else None
-    config: Mapping[str, Any] = {}
-    for part in model.modules():
-        found = getattr(part, 'pretrained_cfg', None)
-        if isinstance(found, Mapping):
-            config = found
-            break
-    name = base or facts.get('base')
-    if name is None and config.get('tag') and config.get('hf_hub_id'):
-        name = f'{config["hf_hub_id"]}'
     licence = licence or (known.licence if known else None)
-    return {'base': name, 'licence': licence or config.get('license')}
+    for part in model.modules() if base and not licence else ():
+        config = getattr(part, 'pretrained_cfg', None)
+        if isinstance(config, Mapping) and base == (
+            f'timm/{config.get("architecture")}.{config.get("tag")}'
+        ):
+            licence = config.get('license')
+    return {'base': base or facts.get('base'), 'licence': licence}
 
 
 def model_card(

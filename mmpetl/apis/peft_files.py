@@ -15,10 +15,12 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ from mmpetl.core import (
     owners,
     registered_methods,
 )
-from mmpetl.core.boundary import read_bytes, read_json
+from mmpetl.core.boundary import checked, read_bytes, read_json
 from mmpetl.core.delta_file import check_values, plain_key, to_data, write_all
 from mmpetl.core.errors import shorten
 from mmpetl.core.fingerprint import check_unmoved
@@ -70,6 +72,16 @@ EVERY_TYPE = frozenset(
     }
 )
 """Entries of configs of all types. Which layers are meant is read off the tensors."""
+
+
+class Entries(msgspec.Struct):
+    """What is read of every config; more stands beside."""
+
+    peft_type: str
+    modules_to_save: list[str] | None = None
+    bias: str | None = None
+    rank_pattern: dict[str, Any] | None = None
+    alpha_pattern: dict[str, float] | None = None
 
 
 class Sorted(NamedTuple):
@@ -127,8 +139,10 @@ def _load(
     tensors: Mapping[str, Tensor],
     slot: str | None,
 ) -> nn.Module:
+    checked(dict(config), Entries, CONFIG)
     cls, form = _method_for(config)
-    _check_entries(config, form)
+    with _in_one_line(CONFIG):
+        _check_entries(config, form)
     parts = _sorted(tensors, form)
     if not parts.layers:
         raise PETLError(f'no tensor is called like one of {form.kind}')
@@ -139,7 +153,8 @@ def _load(
         PeftLayer(name, name.removeprefix(prefix), found)
         for name, found in parts.layers.items()
     ]
-    args = form.arguments(config, layers)
+    with _in_one_line(f'{CONFIG} and its tensors'):
+        args = form.arguments(config, layers)
     if not isinstance(site_map, LeafMap):
         args['targets'] = kinds
     method = build_method({'type': cls.__name__, **args})
@@ -157,7 +172,8 @@ def _load(
         for layer in layers:
             site = chosen[layer.name]
             delta = module.get_submodule(f'{site.path}.{name}')
-            form.load(delta, layer, parts.shared)
+            with _in_one_line(layer.name):
+                form.load(delta, layer, parts.shared)
         _fill_plain(model, parts.plain)
     except BaseException:
         for _, inner, record in injections(model):
@@ -166,6 +182,25 @@ def _load(
                 eject(inner, name)
         raise
     return model
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Say in a line that what a file holds is not what its type holds."""
+    try:
+        yield
+    except PETLError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        said = ' '.join(str(error).split())[:160]
+        raise PETLError(f'{what} cannot be read: {said}') from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -105,6 +105,12 @@ def test_what_nobody_has_said_is_called_so(tuned, tmp_path) -> None:
     folder = push_to_hub(tuned, 'me/birds', hub=tmp_path)
     card = (Path(folder) / 'README.md').read_text()
     assert '| data | not stated |' in card
+    assert '| licence | not stated |' in card
+    assert '| weights | not stated |' in card
+    push_to_hub(tuned, 'me/birds', hub=tmp_path, base='timm/test_vit.r160_in1k')
+    card = (Path(folder) / 'README.md').read_text()
+    assert '| licence | apache-2.0 |' in card
+    assert 'base_model: "timm/test_vit.r160_in1k"' in card
     assert 'No figures are on record.' in card
 
 

@@ -349,6 +349,10 @@ REFUSED = {
     'bias of B': ({'lora_bias': True}, 'lora_bias=True of LORA has no equal here'),
     'prompts': ({'peft_type': 'PROMPT_TUNING'}, 'it can be ADALORA, BOFT'),
     'regex': ({'alpha_pattern': {'.*(qkv)+': 2}}, 'a regular expression'),
+    'no table': ({'alpha_pattern': 'x'}, 'alpha_pattern: expected object'),
+    'no text': ({'bias': 5}, 'bias: expected str'),
+    'no number': ({'lora_alpha': 'eight'}, "needs alpha of at least 0, got 'eight'"),
+    'no rate': ({'lora_dropout': 'much'}, 'needs drop_rate of at least 0'),
     'no magnitude': ({'use_dora': True}, f'lacks {QKV}.lora_magnitude_vector'),
 }
 
@@ -388,6 +392,7 @@ def test_wrong_layers_shapes_and_pickles_are_refused(tmp_path: Path) -> None:
     for path, shapes, message in (
         ('blocks.9.attn.qkv', PAIR[QKV], 'there is no blocks.9.attn.qkv'),
         ('patch_embed.proj', PAIR[QKV], r'no place at patch_embed.proj \(Conv2d\)'),
+        (QKV, {'lora_A.weight': (), 'lora_B.weight': ()}, 'cannot be read'),
         (QKV, PAIR[FC2], r'shape \(2, 192\) in the adapter and needs \(2, 64\)'),
     ):
         written(tmp_path, lora, {path: shapes})
