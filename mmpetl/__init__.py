@@ -32,7 +32,11 @@ from mmpetl.core import (  # noqa: E402
     inject,
     load_delta,
     load_delta_state,
+    mix,
+    print_trainable_parameters,
+    run_by_slot,
     save_delta,
+    set_active,
     slots,
     unfreeze,
 )
@@ -54,7 +58,11 @@ __all__ = [
     'layers',
     'load_delta',
     'load_delta_state',
+    'mix',
+    'print_trainable_parameters',
+    'run_by_slot',
     'save_delta',
+    'set_active',
     'slots',
     'unfreeze',
 ]

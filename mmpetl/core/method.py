@@ -15,6 +15,7 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.patterns import first_match
+from mmpetl.core.peft_format import PeftFormat
 from mmpetl.core.role import Role
 from mmpetl.core.site import KINDS, LEAF_KINDS, Site
 from mmpetl.registry import METHODS
@@ -87,7 +88,17 @@ class Method:
             their sites, so that a host keeps its windows while they are in it.
         along_time: Whether it looks along time, so that time must be an axis of the
             grid, or frames of clips the images of a batch.
+        neutral: Values of the parameters of its deltas at which they change nothing,
+            by name, where what they do is linear in the distance from these: then
+            slots can be mixed. None where it is not.
+        peft: How an adapter of Hugging Face's peft says it, None where none does.
+        peft_bias: Arguments with which it trains the biases that peft's ``bias`` does,
+            None where it is not about that.
     """
+
+    neutral: ClassVar[Mapping[str, float] | None] = None
+    peft: ClassVar[PeftFormat | None] = None
+    peft_bias: ClassVar[Mapping[str, Any] | None] = None
 
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
     sized: ClassVar[tuple[str, ...]] = ()
@@ -246,6 +257,32 @@ class Method:
         nearer, or farther, than to what is in front.
         """
         raise NotImplementedError
+
+    def mixed(self, others: Sequence[Method]) -> Method:
+        """The method that holds a weighted sum of its own and of others of its class.
+
+        Raises:
+            PETLError: They differ in what a sum cannot bring together.
+        """
+        for other in others:
+            if other.config() != self.config():
+                raise PETLError(f'{self!r} and {other!r} differ, and do not mix')
+        return self
+
+    def mix(self, into: Delta, parts: Sequence[tuple[float, Delta]]) -> None:
+        """Write the sum of deltas at one site, each times its weight, into another."""
+        for name, neutral in (self.neutral or {}).items():
+            change = sum(
+                weight * (delta.get_parameter(name).double() - neutral)
+                for weight, delta in parts
+            )
+            into.get_parameter(name).copy_(neutral + change)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a weighted sum of what it has learnt does the sum of what it does."""
+        own = type(self).mix is not Method.mix
+        return own or self.neutral is not None or not self.plugs()
 
     def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
         """A pass over data before training that fills buffers.

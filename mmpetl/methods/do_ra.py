@@ -10,6 +10,7 @@ low-rank path alone, as in LoRA.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,16 @@ from mmpetl.core import (
     in_networks,
     is_wider,
     kaiming_uniform_,
+)
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    by_layer,
+    in_pattern,
+    number,
+    patterned,
 )
 from mmpetl.registry import METHODS
 
@@ -79,6 +90,75 @@ class DoRADelta(Delta):
         return row_norms(weight + self.B @ self.A * self.scale)
 
 
+class DoRAInPeft(PeftFormat):
+    """LoRA's tensors and ``lora_magnitude_vector``, which is m."""
+
+    kind = 'LORA'
+    names = ('lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector')
+    reads = (
+        'r',
+        'use_dora',
+        'lora_alpha',
+        'lora_dropout',
+        'use_rslora',
+        'rank_pattern',
+        'alpha_pattern',
+        'init_lora_weights',
+    )
+    idle = ('runtime_config', 'megatron_core', 'qalora_group_size')
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        return bool(config.get('use_dora'))
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        start = config.get('init_lora_weights', True)
+        if isinstance(start, bool) or start == 'gaussian':
+            return ''
+        return f'init_lora_weights={start!r} of DoRA may change the base weights'
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        ranks = {x.path: len(x.need(self.names[0])) for x in layers}
+        given = config.get('lora_alpha', 8)
+        alphas = {}
+        for x in layers:
+            alpha = patterned(config, 'alpha_pattern', x.name, given)
+            root = ranks[x.path] ** 0.5 if config.get('use_rslora') else 1
+            alphas[x.path] = alpha * root
+        return {
+            'rank': by_layer(ranks),
+            'alpha': by_layer(alphas),
+            'drop_rate': config.get('lora_dropout') or 0.0,
+        }
+
+    def load(
+        self, delta: DoRADelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        for name, param in zip(self.names, (delta.A, delta.B, delta.m), strict=True):
+            layer.take(name, param)
+
+    def write(self, method: DoRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        layers, ranks, alphas = {}, {}, {}
+        for linear in linears:
+            delta = linear.whole('DoRA')
+            parts = delta.A, delta.B, delta.m
+            layers[linear.path] = dict(zip(self.names, parts, strict=True))
+            ranks[linear.path] = len(delta.A)
+            alphas[linear.path] = number(delta.scale * len(delta.A))
+        r, rank_pattern = in_pattern(ranks)
+        alpha, alpha_pattern = in_pattern(alphas)
+        entries = {
+            'use_dora': True,
+            'r': r,
+            'lora_alpha': alpha,
+            'lora_dropout': method.drop_rate,
+            'rank_pattern': rank_pattern,
+            'alpha_pattern': alpha_pattern,
+        }
+        return PeftAdapter(entries, layers)
+
+
 @METHODS.register_module()
 class DoRA(Method):
     """Low-rank adaptation of directions, with a length for each row.
@@ -86,14 +166,16 @@ class DoRA(Method):
     Args:
         rank: Rank of the update, 1 <= rank < width. By layer:
             ``{'*.attn.qkv': 16, '*': 4}``, where the first pattern that fits counts.
-        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``.
+        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``. By
+            layer as rank.
         drop_rate: Dropout on the input of the low-rank path.
         targets: Projections that are adapted, as those of LoRA. In a model that no file
             describes they are every Linear and convolution.
     """
 
     leaf_kinds = ('layer.linear', 'layer.conv')
-    sized = ('rank',)
+    sized = ('rank', 'alpha')
+    peft = DoRAInPeft()
     family = 'reparameterisation'
 
     def __init__(

@@ -12,7 +12,7 @@ which pad the increment, are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,14 @@ from mmpetl.core import (
     check_range,
     convolve,
     in_networks,
+)
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    by_layer,
+    in_pattern,
 )
 from mmpetl.registry import METHODS
 
@@ -51,11 +59,16 @@ class Places(nn.Module):
             size = site.out_dims * site.in_dims
             if name_of(site) in self._buffers:
                 continue
-            generator = torch.Generator('cpu').manual_seed(seed)
-            drawn = torch.randperm(size, generator=generator, device='cpu')[:number]
+            drawn = drawn_places(size, number, seed)
             # Where nothing has memory, this has none either.
             places = torch.empty(len(drawn), dtype=torch.int32).copy_(drawn)
             self.register_buffer(name_of(site), places)
+
+
+def drawn_places(size: int, number: int, seed: int) -> Tensor:
+    """So many of the numbers below ``size``, drawn by a seed: (number,)."""
+    generator = torch.Generator('cpu').manual_seed(seed)
+    return torch.randperm(size, generator=generator, device='cpu')[:number]
 
 
 def name_of(site: Site) -> str:
@@ -142,6 +155,59 @@ class FourierFTConvDelta(FourierFTDelta):
         return y + convolve(x, self.weight(x), self.site)
 
 
+class FourierFTInPeft(PeftFormat):
+    """``fourierft_spectrum`` is c; both draw the places by the seed."""
+
+    kind = 'FOURIERFT'
+    names = ('fourierft_spectrum',)
+    reads = ('n_frequency', 'n_frequency_pattern', 'scaling', 'random_loc_seed')
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        return {
+            'num_coefficients': by_layer({x.path: len(self.c(x)) for x in layers}),
+            'scale': config.get('scaling', 150.0),
+            'seed': config.get('random_loc_seed', 777),
+        }
+
+    def c(self, layer: PeftLayer) -> Tensor:
+        """The coefficients of a layer."""
+        return layer.need('fourierft_spectrum')
+
+    def load(
+        self, delta: FourierFTDelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        layer.take('fourierft_spectrum', delta.c)
+
+    def write(self, method: FourierFT, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        if method.transform != 'fourier':
+            raise PETLError(
+                f'FourierFT with transform={method.transform!r} has no equal in peft'
+            )
+        layers, numbers = {}, {}
+        for linear in linears:
+            delta = linear.whole('FourierFT')
+            places = delta.shared.get_buffer(delta.name)
+            size = linear.out_dims * linear.in_dims
+            drawn = drawn_places(size, len(places), method.seed)
+            if not torch.equal(places.cpu().long(), drawn):
+                raise PETLError(
+                    'FourierFT has places that its seed does not draw here, and peft '
+                    'keeps the seed alone; write it under the PyTorch of its training'
+                )
+            layers[linear.path] = {'fourierft_spectrum': delta.c}
+            numbers[linear.path] = len(delta.c)
+        most, pattern = in_pattern(numbers)
+        entries = {
+            'n_frequency': most,
+            'n_frequency_pattern': pattern,
+            'scaling': method.scale,
+            'random_loc_seed': method.seed,
+        }
+        return PeftAdapter(entries, layers)
+
+
 @METHODS.register_module()
 class FourierFT(Method):
     """Sparse coefficients of the increment of a projection.
@@ -165,7 +231,9 @@ class FourierFT(Method):
 
     leaf_kinds = ('layer.linear', 'layer.conv')
     sized = ('num_coefficients',)
+    peft = FourierFTInPeft()
     family = 'reparameterisation'
+    neutral: ClassVar[Mapping[str, float]] = {'c': 0.0}
 
     def __init__(
         self,

@@ -9,12 +9,28 @@ the paper, unless ``targets`` names them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core import PROJECTIONS, Affine, Context, Delta, Method, Site, check_kinds
+from mmpetl.core import (
+    PROJECTIONS,
+    Affine,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_kinds,
+)
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+)
 from mmpetl.registry import METHODS
 
 
@@ -45,6 +61,46 @@ class InputScale(Delta):
         return scaled(x, self.scale)
 
 
+class IA3InPeft(PeftFormat):
+    """``ia3_l``: (out, 1) behind a Linear, (1, in) in front of a feed-forward one."""
+
+    kind = 'IA3'
+    names = ('ia3_l',)
+    reads = ('feedforward_modules',)
+    idle = ('init_ia3_weights',)
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        return {}
+
+    def load(
+        self, delta: Delta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        in_front, rows = isinstance(delta, InputScale), len(layer.need('ia3_l'))
+        if in_front != (rows == 1):
+            has, acts = ('in front of', 'behind')[:: 1 if rows == 1 else -1]
+            raise PETLError(
+                f'the adapter scales {has} {layer.name}, and IA3 {acts} it: it scales '
+                'what enters the second projection of a feed-forward network alone'
+            )
+        layer.take('ia3_l', delta.scale[None] if in_front else delta.scale[:, None])
+
+    def write(self, method: IA3, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        layers, in_front = {}, []
+        for linear in linears:
+            (*_, delta), *_ = linear.parts
+            if isinstance(delta, InputScale):
+                in_front.append(linear.path)
+                scale = delta.scale[None]
+            else:
+                scale = delta.scale.new_ones(linear.out_dims, 1)
+                for start, stop, part in linear.parts:
+                    scale[start:stop, 0] = part.scale
+            layers[linear.path] = {'ia3_l': scale}
+        return PeftAdapter({'feedforward_modules': in_front}, layers)
+
+
 @METHODS.register_module()
 class IA3(Method):
     """Learnt scales.
@@ -57,6 +113,8 @@ class IA3(Method):
 
     leaf_kinds = ('layer.linear', 'layer.conv')
     family = 'reparameterisation'
+    neutral: ClassVar[Mapping[str, float]] = {'scale': 1.0}
+    peft = IA3InPeft()
     targets_any = True
 
     def __init__(

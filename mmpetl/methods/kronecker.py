@@ -19,8 +19,8 @@ ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,16 @@ from mmpetl.core import (
     kaiming_uniform_,
 )
 from mmpetl.core.bottleneck import ACTIVATIONS
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    by_layer,
+    in_pattern,
+    number,
+    patterned,
+)
 from mmpetl.registry import METHODS
 
 LOKR_INITS = ('peft', 'lycoris')
@@ -118,6 +128,7 @@ class LoKrDelta(Delta):
     def __init__(self, site: Site, method: LoKr) -> None:
         super().__init__()
         self.site = site
+        self.rank = method.rank
         self.scale = method.scale
         places = math.prod(site.kernel or ())
         out_small, out_large = split_dims(site.out_dims, method.factor)
@@ -314,6 +325,128 @@ class CompacterDelta(Delta):
         return y + self.up(self.drop(self.act(self.down(y, rules))), rules)
 
 
+class LycorisInPeft(PeftFormat):
+    """What LoHa and LoKr share."""
+
+    reads = ('r', 'alpha', 'rank_pattern', 'alpha_pattern')
+    idle = ('init_weights', 'use_effective_conv2d', 'rank_dropout_scale')
+    training = ('rank_dropout', 'module_dropout')
+
+    def alphas(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, float]:
+        """Alpha of each layer, where peft has 8 by default."""
+        alpha = config.get('alpha', 8)
+        return {
+            x.path: patterned(config, 'alpha_pattern', x.name, alpha) for x in layers
+        }
+
+
+class LoHaInPeft(LycorisInPeft):
+    """``hada_w1_a`` is B1, ``hada_w1_b`` A1, and likewise of the second product."""
+
+    kind = 'LOHA'
+    names = ('hada_w1_a', 'hada_w1_b', 'hada_w2_a', 'hada_w2_b')
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        ranks = {x.path: len(x.need('hada_w1_b')) for x in layers}
+        return {
+            'rank': by_layer(ranks),
+            'alpha': by_layer(self.alphas(config, layers)),
+        }
+
+    def load(
+        self, delta: LoHaDelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        for name, tensor in zip(self.names, self.of(delta), strict=True):
+            layer.take(name, tensor)
+
+    def write(self, method: LoHa, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        deltas = {x.path: x.whole('LoHa') for x in linears}
+        ranks = {path: len(d.A1) for path, d in deltas.items()}
+        alphas = {k: number(d.scale * ranks[k]) for k, d in deltas.items()}
+        r, rank_pattern = in_pattern(ranks)
+        alpha, alpha_pattern = in_pattern(alphas)
+        layers = {
+            path: dict(zip(self.names, self.of(d), strict=True))
+            for path, d in deltas.items()
+        }
+        entries = {
+            'r': r,
+            'alpha': alpha,
+            'rank_pattern': rank_pattern,
+            'alpha_pattern': alpha_pattern,
+        }
+        return PeftAdapter(entries, layers)
+
+    @staticmethod
+    def of(delta: LoHaDelta) -> tuple[Tensor, ...]:
+        """Its tensors in the order of the names."""
+        return delta.B1, delta.A1, delta.B2, delta.A2
+
+
+class LoKrInPeft(LycorisInPeft):
+    """``lokr_w1`` and ``lokr_w2``, or ``_a`` and ``_b`` where a side has low rank."""
+
+    kind = 'LOKR'
+    names = (
+        'lokr_w1',
+        'lokr_w1_a',
+        'lokr_w1_b',
+        'lokr_w2',
+        'lokr_w2_a',
+        'lokr_w2_b',
+    )
+    reads = (*LycorisInPeft.reads, 'decompose_both', 'decompose_factor')
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        r = config.get('r', 8)
+        ranks = {x.path: patterned(config, 'rank_pattern', x.name, r) for x in layers}
+        return {
+            'rank': by_layer(ranks),
+            'alpha': by_layer(self.alphas(config, layers)),
+            'factor': config.get('decompose_factor', -1),
+            'decompose_both': bool(config.get('decompose_both')),
+        }
+
+    def load(
+        self, delta: LoKrDelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        for name, tensor in self.of(delta).items():
+            layer.take(name, tensor)
+
+    def write(self, method: LoKr, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        deltas = {x.path: x.whole('LoKr') for x in linears}
+        ranks = {path: d.rank for path, d in deltas.items()}
+        alphas = {k: number(d.scale * ranks[k]) for k, d in deltas.items()}
+        r, rank_pattern = in_pattern(ranks)
+        alpha, alpha_pattern = in_pattern(alphas)
+        entries = {
+            'r': r,
+            'alpha': alpha,
+            'rank_pattern': rank_pattern,
+            'alpha_pattern': alpha_pattern,
+            'decompose_both': method.decompose_both,
+            'decompose_factor': method.factor,
+        }
+        return PeftAdapter(entries, {path: self.of(d) for path, d in deltas.items()})
+
+    @staticmethod
+    def of(delta: LoKrDelta) -> dict[str, Tensor]:
+        """Its tensors by peft's names."""
+        found = {}
+        for side, factor in (('lokr_w1', delta.W1), ('lokr_w2', delta.W2)):
+            if factor.rank is None:
+                found[side] = factor.whole
+            else:
+                found |= {f'{side}_a': factor.A, f'{side}_b': factor.B}
+        return found
+
+
 @METHODS.register_module()
 class LoKr(Method):
     """Increments that are Kronecker products.
@@ -322,7 +455,8 @@ class LoKr(Method):
         rank: Rank of the larger side, at least 1. A side whose longer edge is at most
             twice the rank is whole; the scale stays. By layer: ``{'*.attn.q': 16,
             '*': 4}``, where the first pattern that fits counts.
-        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``.
+        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``. By
+            layer as rank.
         factor: How widths are split: one of the two parts where it divides the width,
             else the most that the smaller part may be; -1 as near to a square as the
             width allows.
@@ -335,7 +469,8 @@ class LoKr(Method):
     """
 
     leaf_kinds = ('layer.linear', 'layer.conv')
-    sized = ('rank',)
+    sized = ('rank', 'alpha')
+    peft = LoKrInPeft()
     family = 'reparameterisation'
 
     def __init__(
@@ -387,7 +522,8 @@ class LoHa(Method):
     """
 
     leaf_kinds = ('layer.linear', 'layer.conv')
-    sized = ('rank',)
+    sized = ('rank', 'alpha')
+    peft = LoHaInPeft()
     family = 'reparameterisation'
 
     def __init__(

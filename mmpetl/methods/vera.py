@@ -11,6 +11,7 @@ that what a narrow one gets depends on which others are adapted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,14 @@ from mmpetl.core import (
     check_range,
     convolve,
     in_networks,
+)
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    alone,
+    by_layer,
 )
 from mmpetl.registry import METHODS
 
@@ -112,6 +121,78 @@ class PVeRADelta(VeRADelta):
         return mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
 
 
+class VeRAInPeft(PeftFormat):
+    """One pair of matrices, whose upper left corners the layers use.
+
+    A shape of projections has a corner for its own pair, so pairs of several shapes can
+    be written where each is a corner of one pair, as they are when they came from peft.
+    """
+
+    kind = 'VERA'
+    names = ('vera_lambda_b', 'vera_lambda_d')
+    shared = ('base_model.vera_A', 'base_model.vera_B')
+    reads = ('r', 'd_initial', 'vera_dropout', 'save_projection')
+    idle = ('init_weights', 'projection_prng_key')
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        if config.get('save_projection', True):
+            return ''
+        return (
+            'save_projection=False leaves its matrices out, which a seed does not give '
+            'back under another release of PyTorch'
+        )
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        return {
+            'rank': by_layer({x.path: len(x.need('vera_lambda_d')) for x in layers}),
+            'd_initial': config.get('d_initial', 0.1),
+            'drop_rate': config.get('vera_dropout') or 0.0,
+        }
+
+    def load(
+        self, delta: VeRADelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        layer.take('vera_lambda_b', delta.lambda_b)
+        layer.take('vera_lambda_d', delta.lambda_d)
+        pair = delta.shared[shape_key(delta.site)]
+        corners = {
+            'vera_A': shared[self.shared[0]][:, : pair.A.shape[1]],
+            'vera_B': shared[self.shared[1]][: len(pair.B)],
+        }
+        part = PeftLayer(layer.name, layer.path, corners)
+        part.take('vera_A', pair.A)
+        part.take('vera_B', pair.B)
+
+    def write(self, method: VeRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        if method.probabilistic:
+            raise PETLError('PVeRA has a format of its own in peft, which is not read')
+        deltas = {x.path: x.whole('VeRA') for x in linears}
+        rank = alone('VeRA', 'rank', {k: d.rank for k, d in deltas.items()})
+        pairs = [d.matrices() for d in deltas.values()]
+        A = max((a for a, _ in pairs), key=lambda a: a.shape[1])
+        B = max((b for _, b in pairs), key=len)
+        for a, b in pairs:
+            same = torch.equal(a, A[:, : a.shape[1]]) and torch.equal(b, B[: len(b)])
+            if not same:
+                raise PETLError(
+                    'VeRA has a pair of matrices for each shape of projection, and '
+                    'peft one for all; tune projections of one shape (targets=...)'
+                )
+        layers = {
+            path: {'vera_lambda_b': d.lambda_b, 'vera_lambda_d': d.lambda_d}
+            for path, d in deltas.items()
+        }
+        entries = {
+            'r': rank,
+            'd_initial': method.d_initial,
+            'vera_dropout': method.drop_rate,
+            'save_projection': True,
+        }
+        return PeftAdapter(entries, layers, dict(zip(self.shared, (A, B), strict=True)))
+
+
 @METHODS.register_module()
 class VeRA(Method):
     """Vectors around frozen random matrices.
@@ -131,6 +212,7 @@ class VeRA(Method):
 
     leaf_kinds = ('layer.linear', 'layer.conv')
     sized = ('rank',)
+    peft = VeRAInPeft()
     family = 'reparameterisation'
 
     def __init__(

@@ -27,7 +27,10 @@ def test_the_example_of(name: str) -> None:
     assert not result.failed, ''.join(shown)
 
 
-@pytest.mark.parametrize('name', ['slots.md', 'any_model.md'])
+PAGES = ('slots.md', 'any_model.md', 'peft.md', 'hub.md', 'export.md')
+
+
+@pytest.mark.parametrize('name', PAGES)
 def test_the_page_runs(name: str) -> None:
     page = Path(mmpetl.__file__).parents[1] / 'docs' / name
     # Lists that grow with the methods are shortened on the pages.
