@@ -25,7 +25,7 @@ MAY: dict[str, set[str]] = {
     'version': set(),
     'lazy': set(),
     'registry': set(),
-    'compat': {'version', 'registry'},
+    'compat': {'version', 'lazy', 'registry'},
     'core': CORE,
     'methods': CORE,
     'backbones': CORE,
@@ -144,6 +144,15 @@ def _loaded(statement: str) -> set[str]:
     assert done.returncode == 0, done.stderr
     line = next(x for x in done.stdout.splitlines() if x.startswith('LOADED'))
     return set(line.split()[1:])
+
+
+def test_importing_mmpetl_alone_leaves_torch_where_it_is() -> None:
+    assert not {'torch', 'numpy', 'mmengine'} & _loaded('import mmpetl')
+
+
+def test_classes_are_registered_whichever_is_imported_first() -> None:
+    for order in ('mmpetl, mmengine.registry', 'mmengine.registry, mmpetl'):
+        assert 'mmpetl.registry' in _loaded(f'import {order}')
 
 
 def test_importing_mmpetl_is_light() -> None:
