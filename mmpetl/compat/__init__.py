@@ -12,6 +12,7 @@ the mmaction2 wheel lacks ``localizers.drn``           `hooks`
 mmpretrain's multimodal models break on transformers   `hooks`
 mmcv with Pillow turns 16-bit grey pictures white      `hooks`, `pictures`
 MMEngine lays out a config for every checkpoint        `hooks`, `texts`
+MMEngine finds configs of its own packages alone       `hooks`, `bases`
 MMEngine does not say how many steps an optimizer has  `hooks`, `counting`
 torch refuses MMEngine's resume files                  `hooks`, `loading`
 MMEngine looks for our classes in registries unseen    `hooks`

@@ -138,10 +138,11 @@ def _scale_pictures(module: ModuleType) -> None:
     pictures.correct_mmcv(module)
 
 
-def _format_once(module: ModuleType) -> None:
-    from . import texts
+def _correct_configs(module: ModuleType) -> None:
+    from . import bases, texts
 
     texts.format_once(module)
+    bases.find_own(module.Config)
 
 
 def _tell_begins(module: ModuleType) -> None:
@@ -157,14 +158,14 @@ def _allow_types(module: ModuleType) -> None:
 
 
 def _add_registries(module: ModuleType) -> None:
-    # A config's `custom_imports` finds `mmpetl` imported, and then asks for its classes.
+    # `custom_imports` of a config may find mmpetl imported; then its classes are due.
     importlib.import_module('mmpetl.registry')
 
 
 _CORRECT: dict[str, Callable[[ModuleType], None]] = {
     **dict.fromkeys(SWITCHES, _set_switch),
     PICTURES: _scale_pictures,
-    CONFIGS: _format_once,
+    CONFIGS: _correct_configs,
     WRAPPER: _tell_begins,
     FIGURES: _allow_types,
     REGISTRIES: _add_registries,
