@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
-import subprocess
-import sys
-import tarfile
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from mmengine.config import Config
@@ -24,20 +23,17 @@ ROOT = Path(__file__).resolve().parents[2]
 BESIDE = ('configs', 'demo', 'docs', 'mmpetl', 'requirements', 'tools')
 
 
-def setup(folder: Path, *argv: str) -> None:
-    """What ``python -m build --no-isolation`` has the build backend do."""
-    done = subprocess.run(
-        [sys.executable, 'setup.py', '-q', *argv],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+@pytest.fixture(scope='module')
+def release() -> ModuleType:
+    path = ROOT / 'tools' / 'misc' / 'build_release.py'
+    spec = importlib.util.spec_from_file_location('build_release', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
+def wheel(release, tmp_path_factory) -> zipfile.ZipFile:
     """Built of an sdist, which is built of a copy of the checkout."""
     tmp = tmp_path_factory.mktemp('wheel')
     copy = tmp / 'checkout'
@@ -47,12 +43,8 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     for path in ROOT.iterdir():
         if path.is_file() and path.name != '.git':
             shutil.copy(path, copy)
-    setup(copy, 'sdist', '--formats=tar', '-d', str(tmp))
-    with tarfile.open(tmp / f'mmpetl-{__version__}.tar') as packed:
-        packed.extractall(tmp, filter='data')
-    unpacked = tmp / f'mmpetl-{__version__}'
-    setup(unpacked, 'bdist_wheel', '--compression=stored', '-d', str(tmp))
-    (path,) = tmp.glob('*.whl')
+    sdist, path = release.build(copy, tmp / 'dist')
+    assert sdist.name == f'mmpetl-{__version__}.tar.gz'
     return zipfile.ZipFile(path)
 
 
@@ -86,6 +78,16 @@ def test_it_asks_for_one_opencv_and_for_bounded_torch(wheel):
     assert '>=2.6' in names['torch']
     entries = wheel.read(f'{info}/entry_points.txt').decode()
     assert 'mmpetl = mmpetl.cli.main:main' in entries
+
+
+def test_a_version_is_released_where_all_files_say_it(release, tmp_path):
+    (tmp_path / 'CITATION.cff').write_text('version: 1.2.3\n')
+    log = tmp_path / 'CHANGELOG.md'
+    log.write_text('# Changelog\n\n## 1.2.3 (2030-01-31)\n\n## 1.2.2 (2029-01-31)\n')
+    assert release.faults(tmp_path, '1.2.3') == []
+    assert len(release.faults(tmp_path, '1.2.4')) == 2
+    log.write_text('# Changelog\n\n## 1.2.3 (unreleased)\n')
+    assert 'unreleased' in release.faults(tmp_path, '1.2.3')[0]
 
 
 def test_the_index_for_mim_is_what_the_weights_say():
