@@ -6,12 +6,21 @@ or beside a delta is data: it may name registered classes alone, and imports not
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from mmpetl.apis.building import build_model
+from mmpetl.apis.counting import without_files
 from mmpetl.apis.delta import load_tensors, read_delta
 from mmpetl.benchmark.trust import TRUSTED, check_trusted
 from mmpetl.config.known import SCOPES
@@ -84,7 +93,9 @@ def open_run(
     known = _of_delta(weights) if weights.suffix in SUFFIXES else _of_meta(weights)
     found = as_data_config(known, weights)
     place = work_dir or Path('work_dirs') / weights.stem
-    return Run(finish_config(found, options, place, protocol=protocol), weights)
+    found = finish_config(found, options, place, protocol=protocol)
+    check_proportion(found, weights)
+    return Run(found, weights)
 
 
 def find_run(
@@ -157,6 +168,80 @@ def as_data_config(known: Mapping[str, Any], path: Path) -> Any:
         said = str(error).removesuffix(TRUSTED)
         raise PETLError(f'{said}, so its own config is not taken; {add}') from None
     return Config({**kept, 'default_scope': scope, 'load_from': None, 'resume': False})
+
+
+MODULES = 20_000
+"""How many modules a model may have that a file describes."""
+
+SLACK = 256 << 20
+"""Bytes of parameters that it may have beside what its files hold."""
+
+
+def check_proportion(config: Any, path: Path) -> None:
+    """Build what a file describes once, from no other file, and within bounds.
+
+    Four times what the file and its base take is enough for any precision that they may
+    be stored in.
+
+    Raises:
+        PETLError: It cannot be built, or is out of proportion.
+    """
+    base = [Path(name) for name in _base_files(config.model)]
+    held = sum(file.stat().st_size for file in (path, *base) if file.is_file())
+    try:
+        with _bounded(4 * held + SLACK, path):
+            build_model(without_files(config), quiet=True)
+    except PETLError as error:
+        said = str(error)
+        raise PETLError(said if str(path) in said else f'{path}: {said}') from None
+    except Exception as error:  # of whatever the file lets a class calculate
+        said = ' '.join(str(error).split())[:200]
+        raise PETLError(
+            f'{path}: the model that it describes cannot be built: '
+            f'{type(error).__name__}: {said}'
+        ) from None
+
+
+@contextmanager
+def _bounded(budget: int, path: Path) -> Iterator[None]:
+    """Refuse modules and parameters beyond a bound, before they are filled."""
+    modules, taken = itertools.count(1), 0
+
+    def count(*_: Any) -> None:
+        if next(modules) > MODULES:
+            raise PETLError(f'{path} describes more than {MODULES:,} modules')
+
+    def weigh(module: Any, name: str, value: Any) -> None:
+        nonlocal taken
+        taken += 0 if value is None else value.numel() * value.element_size()
+        if taken > budget:
+            raise PETLError(
+                f'{path} describes a model of more than {budget >> 20:,} MiB, which is '
+                'out of proportion to what it and its base hold; give its config'
+            )
+
+    hooks = (
+        register_module_module_registration_hook(count),
+        register_module_parameter_registration_hook(weigh),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _base_files(node: Any) -> Iterator[str]:
+    """Files of base weights that a model's config names."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key in ('checkpoint', 'base') and isinstance(value, str):
+                yield value
+            else:
+                yield from _base_files(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _base_files(value)
 
 
 def _of_meta(path: Path) -> dict[str, Any]:

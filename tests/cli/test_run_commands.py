@@ -112,6 +112,27 @@ def test_a_checkpoints_config_is_data_and_no_more(text, words, tmp_path):
     assert str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'embed_dims': 16_000}, 'out of proportion'),
+        ({'num_layers': 10_000}, 'out of proportion|more than 20,000 modules'),
+        ({'num_heads': 'x'}, 'cannot be built'),
+    ],
+)
+def test_a_model_that_a_delta_describes_is_in_proportion(change, words, tmp_path):
+    bench = Workbench(tmp_path)
+    config = bench.config({'type': 'BitFit'})
+    delta = apis.export_delta(bench.tuned(config), config, tmp_path / 'ants')
+    assert apis.open_run(delta).weights == delta
+    facts = json.loads(delta.with_suffix('.json').read_text())
+    facts['model']['backbone']['backbone']['arch'].update(change)
+    delta.with_suffix('.json').write_text(json.dumps(facts))
+    with pytest.raises(PETLError, match=words) as raised:
+        apis.open_run(delta)
+    assert str(delta) in str(raised.value)
+
+
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='name the folder of a run'):
         apis.open_run(tmp_path / 'nowhere')

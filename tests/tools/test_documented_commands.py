@@ -7,7 +7,10 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
+
+from mmpetl.cli.groups import FolderGroup, root
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ('docs/getting_started.md', 'docs/upstream_configs.md', 'docs/weights.md')
@@ -20,6 +23,28 @@ def commands() -> list[str]:
         found += re.findall(r'(?m)^(python (?:tools|demo)/\S+.*)$', text)
         found += re.findall(r'`(python (?:tools|demo)/[^`]+)`', text)
     return sorted(set(found))
+
+
+def calls_of_mmpetl() -> list[str]:
+    found = []
+    for guide in ('README.md', 'docs/architecture.md', *GUIDES):
+        text = (ROOT / guide).read_text(encoding='utf-8')
+        for block in re.findall(r'(?s)```\n(.*?)```', text):
+            found += re.findall(r'(?m)^(mmpetl \S.*)$', block)
+        found += re.findall(r'`(mmpetl [a-z][^`>]+)`', text)
+    return sorted({' '.join(call.split()) for call in found})
+
+
+@pytest.mark.parametrize('call', calls_of_mmpetl())
+def test_a_documented_call_of_the_command_is_one_that_it_takes(call):
+    group, words = root(), shlex.split(call)[1:]
+    while isinstance(group, FolderGroup) and words:
+        group = group.get_command(click.Context(group), words.pop(0))
+    assert group is not None, f'{call}: no such command'
+    if words:  # without any, a part of the command is named in a sentence
+        parser = importlib.import_module(group.module).make_parser()
+        wants_help = words == ['--help']
+        assert wants_help or parser.parse_args(words)
 
 
 def flags_of(path: Path) -> set[str]:
