@@ -29,7 +29,7 @@ from mmpetl.config.text import is_data, read_text
 from mmpetl.core import PETLError
 from mmpetl.core.delta_file import SUFFIXES
 from mmpetl.engine.best import best_checkpoint
-from mmpetl.models.weights.address import weights_folder
+from mmpetl.models.weights.address import SCHEME, weights_folder
 from mmpetl.shipped import shipped
 
 PLACES = (
@@ -178,15 +178,22 @@ SLACK = 256 << 20
 
 
 def check_proportion(config: Any, path: Path) -> None:
-    """Build what a file describes once, from no other file, and within bounds.
+    """Look for the base, and build what a file describes once, without, within bounds.
 
     Four times what the file and its base take is enough for any precision that they may
     be stored in.
 
     Raises:
-        PETLError: It cannot be built, or is out of proportion.
+        PETLError: The base is not there, or it cannot be built or is out of proportion.
     """
-    base = [Path(name) for name in _base_files(config.model)]
+    base = [Path(name) for name in _base_files(config.model) if not SCHEME.match(name)]
+    for file in base:
+        if not file.exists():
+            raise PETLError(
+                f'{path} is on the base {file.name}, and there is no {file}; put it '
+                'there, or say where it is: --cfg-options '
+                f'model.backbone.checkpoint=FILE (model.base of a whole model)'
+            )
     held = sum(file.stat().st_size for file in (path, *base) if file.is_file())
     try:
         with _bounded(4 * held + SLACK, path):

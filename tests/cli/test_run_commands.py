@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,15 @@ def test_a_method_that_cannot_be_where_a_task_lies_says_so(call, picture):
     assert 'models of mmpretrain take no opacity; they take topk' in line
 
 
+def test_a_toolbox_that_is_not_installed_is_named(call, monkeypatch):
+    from mmpetl.apis.run import build_runner
+
+    monkeypatch.setitem(sys.modules, 'mmaction.registry', None)
+    config = Config({'default_scope': 'mmaction', 'work_dir': 'x'})
+    with pytest.raises(PETLError, match="needs the package 'mmaction'.*mmpetl doctor"):
+        build_runner(config, check_data=())
+
+
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
@@ -120,10 +130,15 @@ def test_a_checkpoints_config_is_data_and_no_more(text, words, tmp_path):
         ({'num_heads': 'x'}, 'cannot be built'),
     ],
 )
-def test_a_model_that_a_delta_describes_is_in_proportion(change, words, tmp_path):
+def test_a_model_that_a_delta_describes_is_in_proportion(
+    change, words, tmp_path, monkeypatch
+):
     bench = Workbench(tmp_path)
     config = bench.config({'type': 'BitFit'})
     delta = apis.export_delta(bench.tuned(config), config, tmp_path / 'ants')
+    with pytest.raises(PETLError, match=r'on the base base\.pth, and there is no'):
+        apis.open_run(delta)
+    monkeypatch.setenv('MMPETL_WEIGHTS', str(tmp_path))
     assert apis.open_run(delta).weights == delta
     facts = json.loads(delta.with_suffix('.json').read_text())
     facts['model']['backbone']['backbone']['arch'].update(change)
