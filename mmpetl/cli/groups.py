@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -49,7 +50,19 @@ class ModuleCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command; what ``main`` returns is the exit code."""
-        ctx.exit(importlib.import_module(self.module).main(ctx.args) or 0)
+        try:
+            code = importlib.import_module(self.module).main(ctx.args)
+        except ModuleNotFoundError as error:
+            if os.environ.get('MMPETL_TRACEBACK', '0') not in ('', '0'):
+                raise
+            click.echo(
+                f'error: the package {error.name!r} is not installed, and '
+                f'{ctx.command_path} needs it; mmpetl doctor says what is missing and '
+                'how to mend it (MMPETL_TRACEBACK=1 shows where)',
+                err=True,
+            )
+            code = 1
+        ctx.exit(code or 0)
 
     def shell_complete(
         self, ctx: click.Context, incomplete: str

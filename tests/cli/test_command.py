@@ -80,6 +80,15 @@ def test_wrong_words_get_one_line(argv, words):
     assert words in line
 
 
+def test_a_package_that_is_not_installed_is_named_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmpetl.config.asked', None)
+    code, text = call('train', 'lora', 'mini/digits')
+    assert code == 1
+    (line,) = text.splitlines()
+    assert line.startswith("error: the package 'mmpetl.config.asked' is not installed")
+    assert 'mmpetl doctor' in line
+
+
 def completed(line: str) -> set[str]:
     *words, last = line.split(' ')
     return {
