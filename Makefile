@@ -42,7 +42,7 @@ $(VENV)/bin/python:
 # The OpenCV packages share one folder: removing one breaks the others, so all go.
 $(VENV)/.mmpetl-installed: setup.py mmpetl/version.py requirements/constraints.txt \
     requirements/runtime.txt requirements/openmmlab.txt requirements/headless.txt \
-    requirements/benchmark.txt \
+    requirements/video.txt requirements/benchmark.txt \
     | $(VENV)/bin/python
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
 	@if $(PIP) list 2>/dev/null | grep -qE '^opencv-(python|contrib-python|python-headless) '; then \
@@ -50,7 +50,7 @@ $(VENV)/.mmpetl-installed: setup.py mmpetl/version.py requirements/constraints.t
 	@echo 'installing what mmpetl needs (the first time this takes a few minutes)'
 	$(PIP) install -q -r requirements/runtime.txt -r requirements/headless.txt \
 	  -r requirements/benchmark.txt
-	$(PIP) install -q --no-deps -r requirements/openmmlab.txt
+	$(PIP) install -q --no-deps -r requirements/openmmlab.txt -r requirements/video.txt
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -10,6 +10,7 @@ _HOMES = {
     'choose_device': 'run',
     'cli_errors': 'run',
     'load_config': 'mmpetl.config.load',
+    'open_run': 'runs',
     'test': 'run',
     'train': 'run',
     'published_pairs': 'mmpetl.config.compose',
@@ -45,6 +46,11 @@ _HOMES = {
     'draw_image': 'draw',
     'draw_segmentation': 'draw',
     'draw_video': 'draw',
+    'show_file': 'show',
+    'show_detection': 'show',
+    'show_image': 'show',
+    'show_segmentation': 'show',
+    'show_video': 'show',
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from mmpetl.analysis.memory import MemoryEstimate, estimate
 from mmpetl.apis.building import build_model, pick_device
 from mmpetl.apis.counting import without_files
-from mmpetl.config.load import as_config
 from mmpetl.config.nodes import sides_made, train_pipeline
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError, check_range
@@ -46,12 +45,11 @@ def estimate_memory(
         PETLError: The config does not say how large batches or pictures are, or its
             model is of no known task.
     """
-    config = copy.deepcopy(as_config(config))
+    config = without_files(config)
     batch = batch_of(config) if batch is None else batch
     check_range('estimate', 'batch', batch, 1)
     sides = tuple(size or pictures_of(config))
     frames = frames_of(config)
-    without_files(config)
     where = pick_device(device)
     model = build_model(config, quiet=True).to(where).train()
     sample = sample_maker(model, sides)

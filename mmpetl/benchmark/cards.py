@@ -17,7 +17,7 @@ from mmpetl.core.boundary import read_json
 
 
 class Card(msgspec.Struct):
-    """What is read of a card of ``tools/benchmark/scorecard.py``.
+    """What is read of a card of ``mmpetl benchmark scorecard``.
 
     Attributes:
         key: What it was measured with: ``record`` is the digest of the record's file.

@@ -327,7 +327,7 @@ def print_total(cost: Total, left: int, slots: int, console: Any) -> None:
 
 
 def print_standing(found: Standing) -> None:
-    """The table of ``tools/benchmark/status.py``."""
+    """The table of ``mmpetl benchmark status``."""
     from rich.table import Table
 
     console = console_for_tables()

@@ -17,21 +17,22 @@ from mmpetl.core import (
     registered_methods,
     suggest,
 )
+from mmpetl.shipped import shipped
 
 
 def config_root() -> Path:
-    """The folder ``configs``: of the source tree, or of the working folder.
+    """The folder ``configs``: of the checkout, or of the installed package.
 
     Raises:
         PETLError: There is none.
     """
-    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (root / 'configs' / 'recipes').is_dir():
-            return root / 'configs'
-    raise PETLError(
-        'there is no folder configs/recipes, neither beside the package nor in the '
-        'working folder; run from a checkout of mmpetl'
-    )
+    root = shipped('configs')
+    if not (root / 'recipes').is_dir():
+        raise PETLError(
+            f'there is no folder {root / "recipes"}: this mmpetl is installed without '
+            'its configs; install it anew (pip install --force-reinstall mmpetl)'
+        )
+    return root
 
 
 BESIDE = ('mini', 'own')

@@ -45,7 +45,7 @@ def save_delta(
 ) -> Path:
     """Write what tuning has made of a model: two files, kilobytes, no code.
 
-    They are the files of ``tools/model_converters/publish_delta.py``: tensors in
+    They are the files of ``mmpetl publish``: tensors in
     ``<path>.safetensors``, method, base and fingerprint in ``<path>.json``.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from mmpetl.benchmark.scores import search_budget
 from mmpetl.benchmark.search import Search, load_study, table_of
 from mmpetl.benchmark.spaces import num_settings, settings_in
 from mmpetl.benchmark.tables import build_tables
+from mmpetl.cli.commands.benchmark import search as search_command
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.run_log import read_run_log
 
@@ -369,12 +369,9 @@ def test_a_killed_search_of_a_small_space_is_exact(
     assert found[0] == found[1]
 
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark' / 'search.py'
-
-
 def read_times(records: list[Record]) -> str:
     """What the tool says of them."""
-    return runpy.run_path(str(TOOL))['read_times'](records)
+    return search_command.read_times(records)
 
 
 def finals(out: Path) -> list[Record]:
