@@ -1,53 +1,11 @@
-"""Tell what memory a config's training takes, by part, before it is run.
-
-Example: python tools/estimate.py configs/mona/ade20k.py --batch 4 --memory-gb 80
-
-Nothing is downloaded and no data is needed: the base is random, two small batches run,
-and the line through both is the estimate (docs/speed.md says how near it comes).
-"""
+"""``mmpetl estimate`` as a script, with the same flags."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
+from mmpetl.cli.commands import estimate
+from mmpetl.cli.parsing import script
 
-from mmpetl.config.cli import DictAction
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='of a training')
-    parser.add_argument('--batch', type=int, help="samples of a step (the config's)")
-    parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help='of the pictures'
-    )
-    parser.add_argument(
-        '--memory-gb', type=float, help='of the device, to learn what batch fits'
-    )
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
-    parser.add_argument('--json', action='store_true', help='bytes, for a program')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
-    )
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    from mmpetl import apis
-    from mmpetl.apis.estimate import estimate_memory, lines_of
-
-    with apis.cli_errors(of_run=True):
-        config = apis.load_config(args.config, args.cfg_options)
-        found = estimate_memory(config, args.batch, args.size, args.device)
-        if args.json:
-            print(json.dumps({**dataclasses.asdict(found), 'peak': found.peak}))
-        else:
-            print('\n'.join(lines_of(found, args.memory_gb)))
-
+main = script(estimate, 'tools/estimate.py')
 
 if __name__ == '__main__':
     main()

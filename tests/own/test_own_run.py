@@ -177,6 +177,25 @@ def test_the_tool_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
     assert 'no folder and no CSV' in capsys.readouterr().err
 
 
+def test_train_with_pictures_in_place_of_a_recipe_is_this(tmp_path, monkeypatch):
+    from mmpetl.cli.commands import train
+
+    (tmp_path / 'mini' / 'digits').mkdir(parents=True)
+    table = tmp_path / 'list.csv'
+    table.write_text('path,label\n')
+    monkeypatch.chdir(tmp_path)
+    assert train.names_pictures(['lora', str(tmp_path), '--report'])
+    assert train.names_pictures(['auto', 'list.csv'])
+    # A recipe comes first, and a config is no picture.
+    assert not train.names_pictures(['lora', 'mini/digits'])
+    assert not train.names_pictures(['config.py', '--method', 'LoRA'])
+    assert not train.names_pictures(['--help'])
+    asked = []
+    monkeypatch.setattr(train.train_own, 'main', asked.append)
+    train.main(['lora', 'list.csv', '--backbone', MINI])
+    assert asked == [['lora', 'list.csv', '--backbone', MINI]]
+
+
 def test_a_batch_may_be_made_of_several_passes(task):
     from dataclasses import replace
 

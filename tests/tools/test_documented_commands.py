@@ -15,6 +15,7 @@ from mmpetl.cli.groups import FolderGroup, root
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (
     'docs/getting_started.md',
+    'docs/memory.md',
     'docs/own_pictures.md',
     'docs/upstream_configs.md',
     'docs/weights.md',

@@ -8,7 +8,8 @@ Examples:
 
 A recipe is the same for all methods, with the method's own defaults; mmpetl recipes
 lists them. Where settings of the pair are published, --published-settings starts from
-those. The run goes to work_dirs/<method>/<recipe>.
+those. The run goes to work_dirs/<method>/<recipe>. With a folder of pictures, or a
+CSV, in place of a recipe it is mmpetl train-own, and takes the flags of that.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmpetl.cli.arguments import (
     MethodAction,
@@ -25,6 +27,7 @@ from mmpetl.cli.arguments import (
     recipes,
     set_local_rank,
 )
+from mmpetl.cli.commands import train_own
 from mmpetl.cli.launch import in_processes
 from mmpetl.cli.parsing import CommandParser, suggests
 from mmpetl.config.cli import DictAction
@@ -102,9 +105,24 @@ def make_parser() -> CommandParser:
     return parser
 
 
+def names_pictures(argv: Sequence[str]) -> bool:
+    """Whether METHOD and a folder of pictures or a CSV are what is asked for.
+
+    A recipe of that name comes first.
+    """
+    if len(argv) < 2 or argv[0].startswith('-'):
+        return False
+    path = Path(argv[1])
+    if argv[1] in recipes():
+        return False
+    return path.is_dir() or (path.suffix.lower() == '.csv' and path.is_file())
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Merge the flags into the config and train."""
     argv = sys.argv[1:] if argv is None else argv
+    if names_pictures(argv):
+        return train_own.main(argv)
     args = make_parser().parse_args(argv)
     set_local_rank(args)
     if args.gpus and args.launcher == 'none':
