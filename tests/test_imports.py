@@ -35,7 +35,7 @@ MAY: dict[str, set[str]] = {
     **{part: MIDDLE | TASKS | {'config'} | TOP for part in TOP},
     'own': MIDDLE | TASKS | {'config'} | TOP,
     'layers': MIDDLE | TASKS | {'config', 'apis'},
-    'cli': MIDDLE | TASKS | {'config', 'layers', 'doctor'} | TOP,
+    'cli': MIDDLE | TASKS | {'config', 'layers', 'doctor', 'own'} | TOP,
     '__main__': {'cli'},
     # The doctor must run where the rest does not.
     'doctor': BASE,

@@ -100,7 +100,7 @@ def completed(line: str) -> set[str]:
 
 
 def test_a_shell_completes_commands_flags_values_and_names():
-    assert completed('tr') == {'train'}
+    assert completed('tr') == {'train', 'train-own'}
     assert completed('benchmark st') == {'status'}
     assert '--published-settings' in completed('train lora --pub')
     assert completed('train lora x --protocol h') == {'honest'}

@@ -227,14 +227,15 @@ def test_the_guide_is_what_runs(tmp_path, monkeypatch, capsys):
     root = Path(__file__).parents[2]
     text = (root / 'docs' / 'own_pictures.md').read_text(encoding='utf-8')
     block = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
-    commands = re.findall(r'(?m)^python (\S+) (.*data/own/digits.*)$', text)
-    (train, words), (demo, shown), (_, auto_words) = commands
+    commands = re.findall(r'(?m)^(?:python|mmpetl) (\S+) (.*/own/digits.*)$', text)
+    (train, words), (demo, shown), (again, auto_words) = commands
     assert auto_words.startswith('auto ')
+    assert train == again == 'train-own'
     (tmp_path / 'configs').symlink_to(root / 'configs')
     monkeypatch.chdir(tmp_path)
     exec(compile(block, 'own_pictures.md', 'exec'), {})
     for script, given in (
-        (train, f'{words} --epochs 1 --batch-size 60'),
+        ('tools/train_own.py', f'{words} --epochs 1 --batch-size 60'),
         (demo, shown),
     ):
         monkeypatch.setattr(sys, 'argv', [script, *shlex.split(given)])

@@ -15,7 +15,6 @@ from mmpetl.cli.groups import FolderGroup, root
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (
     'docs/getting_started.md',
-    'docs/memory.md',
     'docs/own_pictures.md',
     'docs/upstream_configs.md',
     'docs/weights.md',
@@ -33,7 +32,7 @@ def commands() -> list[str]:
 
 def calls_of_mmpetl() -> list[str]:
     found = []
-    for guide in ('README.md', 'docs/architecture.md', *GUIDES):
+    for guide in ('README.md', 'docs/architecture.md', 'docs/memory.md', *GUIDES):
         text = (ROOT / guide).read_text(encoding='utf-8')
         for block in re.findall(r'(?s)```\n(.*?)```', text):
             found += re.findall(r'(?m)^(mmpetl \S.*)$', block)
