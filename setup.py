@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-EXTRAS = ('benchmark', 'cluster', 'tests', 'optional', 'transformers')
+EXTRAS = ('benchmark', 'cluster', 'docs', 'tests', 'optional', 'transformers')
 
 
 def requirements(name: str) -> list[str]:

@@ -12,7 +12,15 @@ from collections.abc import Generator
 
 import pytest
 
-OPTIONAL = ('openTSNE', 'optuna', 'playwright', 'ray', 'submitit', 'transformers')
+OPTIONAL = (
+    'mkdocs',
+    'openTSNE',
+    'optuna',
+    'playwright',
+    'ray',
+    'submitit',
+    'transformers',
+)
 """Packages that ``pip install mmpetl`` does not bring."""
 
 ACCEPTED = (
