@@ -1,4 +1,7 @@
-"""Commands in the guides exist: the tools, their flags, and the configs they name."""
+"""Commands in the documents exist: the tools, their flags, and the configs they name.
+
+Those of the tutorials are run (``test_tutorials.py``); here all of them are looked at.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,55 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ('docs/getting_started.md', 'docs/upstream_configs.md', 'docs/weights.md')
-SHARED = ROOT / 'mmpetl' / 'datasets' / 'convert' / 'cli.py'
+PAGES = ('README.md', 'CONTRIBUTING.md', 'docs/**/*.md')
 
 
-def commands() -> list[str]:
+def commands(*patterns: str) -> list[str]:
     found = []
-    for guide in GUIDES:
-        text = (ROOT / guide).read_text(encoding='utf-8')
-        found += re.findall(r'(?m)^(python (?:tools|demo)/\S+.*)$', text)
-        found += re.findall(r'`(python (?:tools|demo)/[^`]+)`', text)
+    for page in (page for pattern in patterns for page in ROOT.glob(pattern)):
+        text = re.sub(r'\\\n\s*', ' ', page.read_text(encoding='utf-8'))
+        found += re.findall(r'(?m)^ *(python (?:tools|demo)/\S+.*)$', text)
+        found += re.findall(r'`(python (?:tools|demo)/[^`<]+)`', text)
     return sorted(set(found))
 
 
-@pytest.mark.parametrize('command', commands())
+@pytest.mark.parametrize('command', commands(*PAGES))
 def test_a_documented_command_exists(command):
-    _, script, *words = shlex.split(command)
+    _, script, *words = shlex.split(command, comments=True)
     path = ROOT / script
     assert path.is_file()
     source = path.read_text(encoding='utf-8')
-    if 'parser_for(' in source:
-        source += SHARED.read_text(encoding='utf-8')
+    source += ''.join(part.read_text(encoding='utf-8') for part in _imported(path))
     for word in words:
-        if word.startswith('--'):
-            assert f"'{word}'" in source or _is_built(word, source), word
+        if word.startswith('--') and word != '--help':
+            flag = word.partition('=')[0]
+            assert f"'{flag}'" in source or _is_built(flag, source), word
+
+
+def test_every_documented_target_of_make_is_there():
+    makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
+    targets = set(re.findall(r'(?m)^([a-z-]+):', makefile))
+    named = set()
+    for page in (page for pattern in PAGES for page in ROOT.glob(pattern)):
+        text = page.read_text(encoding='utf-8')
+        named |= set(re.findall(r'(?m)^ *make ([a-z-]+)$', text))
+        named |= set(re.findall(r'`make ([a-z-]+)', text))
+    assert {'digits', 'test', 'docs', 'install'} <= named
+    assert named <= targets
+
+
+def _imported(script: Path) -> list[Path]:
+    """Files that a tool takes its flags from: what it imports, and its siblings."""
+    text = script.read_text(encoding='utf-8')
+    found = []
+    for module, names in re.findall(
+        r'(?m)^ *(?:from|import) ([\w.]+)(?: import ([\w, ]+))?', text
+    ):
+        path = Path(*module.split('.'))
+        for part in (path, *(path / name for name in names.split(', '))):
+            file = part.with_suffix('.py')
+            found += [p for p in (ROOT / file, script.parent / file) if p.is_file()]
+    return found
 
 
 def _is_built(flag: str, source: str) -> bool:
@@ -46,7 +75,7 @@ def _is_built(flag: str, source: str) -> bool:
 def test_documented_configs_and_their_checkpoints_are_what_runs_make():
     from mmpetl.apis import load_config
 
-    text = '\n'.join(commands())
+    text = '\n'.join(commands(*GUIDES))
     configs = set(re.findall(r'configs/[\w/]+\.py', text))
     assert len(configs) > 8
     last = set()

@@ -115,14 +115,3 @@ def test_links_out_of_the_documents_become_names():
         '[rules](CONTRIBUTING.md) `tools/train.py` '
         'the tool (`tools/train.py`) [home](index.md) [x](speed.md#a)'
     )
-
-
-def test_a_notebook_is_shown_as_its_cells():
-    cells = [
-        {'cell_type': 'markdown', 'source': ['# T\n', 'text']},
-        {'cell_type': 'code', 'source': ['a = 1\n']},
-    ]
-    assert (
-        site_hooks.notebook_page({'cells': cells})
-        == '# T\ntext\n\n```python\na = 1\n```\n'
-    )

@@ -8,7 +8,6 @@ their reference, and commands that no test runs are marked. Needs MkDocs alone.
 
 from __future__ import annotations
 
-import json
 import logging
 import posixpath
 import re
@@ -48,15 +47,10 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages from the top of the repository, and notebooks as pages."""
+    """Add the pages from the top of the repository."""
     for name in FRONT:
         text = (ROOT / name).read_text(encoding='utf-8')
         files.append(File.generated(config, name, content=text))
-    for file in list(files):
-        if file.src_uri.endswith('.ipynb'):
-            text = notebook_page(json.loads(file.content_string))
-            uri = file.src_uri.removesuffix('.ipynb') + '.md'
-            files.append(File.generated(config, uri, content=text))
     return files
 
 
@@ -67,7 +61,7 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
         part if fenced else _links(part, uri, files) for fenced, part in parts(text)
     ]
     text = nested_lists(''.join(prose))
-    if not uri.startswith((RUN, 'notebooks/')):
+    if not uri.startswith(RUN):
         text = ''.join(
             f'{part}\n{_indent(part)}{NOTE}\n\n'
             if fenced and is_command(part)
@@ -137,17 +131,6 @@ def nested_lists(text: str) -> str:
                 line = ' ' * (4 - width) + line
             lines.append(line)
     return '\n'.join(lines) + '\n'
-
-
-def notebook_page(notebook: dict[str, Any]) -> str:
-    """The cells of a notebook as Markdown."""
-    found = []
-    for cell in notebook['cells']:
-        source = ''.join(cell['source']).strip()
-        if cell['cell_type'] == 'code':
-            source = f'```python\n{source}\n```'
-        found.append(source)
-    return '\n\n'.join(found) + '\n'
 
 
 def _links(text: str, uri: str, files: Files) -> str:
