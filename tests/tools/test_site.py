@@ -80,6 +80,12 @@ def test_styles_load_nothing_from_elsewhere(site):
         assert urls == [], path
 
 
+def test_no_list_or_table_is_left_in_a_paragraph(site):
+    for path in site.rglob('*.html'):
+        for text in re.findall(r'<p>(.*?)</p>', path.read_text(encoding='utf-8'), re.S):
+            assert not re.search(r'\n\s*(- |\d+\. |\| )', text), (path, text)
+
+
 def test_pages_hold_methods_references_and_marks(site):
     lora = (site / 'methods' / 'lora.html').read_text(encoding='utf-8')
     assert 'id="mmpetl.methods.lora.LoRA"' in lora
@@ -96,7 +102,7 @@ def test_pages_hold_methods_references_and_marks(site):
         ('a\n- b\n  c\n', 'a\n\n- b\n    c\n'),
         (
             '1. a\n\n   ```\n   x\n   ```\n2. b\n',
-            '1. a\n\n    ```\n    x\n    ```\n2. b\n',
+            '1. a\n\n    ```\n    x\n    ```\n\n2. b\n',
         ),
         ('- a\n\ntext\n  more\n', '- a\n\ntext\n  more\n'),
         ('```\na\n- b\n```\n', '```\na\n- b\n```\n'),
@@ -111,7 +117,7 @@ def test_links_out_of_the_documents_become_names():
         '[rules](../CONTRIBUTING.md) [`train.py`](../tools/train.py) '
         '[the tool](../tools/train.py) [home](../README.md) [x](speed.md#a)'
     )
-    assert site_hooks._links(text, 'speed.md', None) == (
+    assert site_hooks._links(text, 'speed.md') == (
         '[rules](CONTRIBUTING.md) `tools/train.py` '
         'the tool (`tools/train.py`) [home](index.md) [x](speed.md#a)'
     )

@@ -8,7 +8,6 @@ their reference, and commands that no test runs are marked. Needs MkDocs alone.
 
 from __future__ import annotations
 
-import logging
 import posixpath
 import re
 from pathlib import Path
@@ -34,8 +33,6 @@ NOTE = (
     'and do not run it.</p>'
 )
 
-log = logging.getLogger('mkdocs.hooks.mmpetl')
-
 
 def on_config(config: Any) -> Any:
     """List a page for each method, behind the pages that the section names."""
@@ -57,9 +54,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
     """Turn a page of the repository into one of the site."""
     uri = page.file.src_uri
-    prose = [
-        part if fenced else _links(part, uri, files) for fenced, part in parts(text)
-    ]
+    prose = [part if fenced else _links(part, uri) for fenced, part in parts(text)]
     text = nested_lists(''.join(prose))
     if not uri.startswith(RUN):
         text = ''.join(
@@ -115,25 +110,27 @@ def nested_lists(text: str) -> str:
     A list begins behind an empty line, and what belongs to an item is indented by four.
     """
     lines: list[str] = []
-    width = 0
+    width, loose = 0, False
     for fenced, part in parts(text):
         for line in part.splitlines():
             item = None if fenced else ITEM.match(line)
             indent = len(line) - len(line.lstrip())
             if item:
-                if not width and lines and lines[-1].strip():
+                # Behind several paragraphs an item would be read as more of the last.
+                if (loose or not width) and lines and lines[-1].strip():
                     lines.append('')
-                width = len(item[0])
-            elif width and line.strip() and indent < width:
-                if fenced or not lines[-1].strip():
-                    width = 0  # no lazy continuation of an item
-            elif width and line.strip() and indent >= width:
+                width, loose = len(item[0]), False
+            elif width and not line.strip():
+                loose = True
+            elif width and indent >= width:
                 line = ' ' * (4 - width) + line
+            elif width and (fenced or not lines[-1].strip()):
+                width, loose = 0, False  # no lazy continuation of an item
             lines.append(line)
     return '\n'.join(lines) + '\n'
 
 
-def _links(text: str, uri: str, files: Files) -> str:
+def _links(text: str, uri: str) -> str:
     """Links that the site can follow; a file outside of it is named."""
     here = posixpath.dirname(uri if uri in FRONT else f'docs/{uri}')
 
