@@ -35,11 +35,15 @@ NOTE = (
 
 
 def on_config(config: Any) -> Any:
-    """List a page for each method, behind the pages that the section names."""
-    listed = next(part['Methods'] for part in config.nav if 'Methods' in part)
-    known = {Path(page).stem for page in listed if isinstance(page, str)}
-    pages = sorted((ROOT / 'docs' / 'methods').glob('*.md'))
-    listed += [f'methods/{p.name}' for p in pages if p.stem not in known]
+    """List what the navigation does not name: methods, and guides that are new."""
+    sections = {name: pages for part in config.nav for name, pages in _items(part)}
+    known = {page for pages in sections.values() for page in pages} | set(
+        config.nav[:1]
+    )
+    docs = ROOT / 'docs'
+    for section, folder in (('Methods', docs / 'methods'), ('Guides', docs)):
+        pages = [p.relative_to(docs).as_posix() for p in sorted(folder.glob('*.md'))]
+        sections[section] += [page for page in pages if page not in known]
     return config
 
 
@@ -128,6 +132,10 @@ def nested_lists(text: str) -> str:
                 width, loose = 0, False  # no lazy continuation of an item
             lines.append(line)
     return '\n'.join(lines) + '\n'
+
+
+def _items(part: Any) -> list[tuple[str, list[str]]]:
+    return list(part.items()) if isinstance(part, dict) else []
 
 
 def _links(text: str, uri: str) -> str:
