@@ -7,7 +7,16 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-EXTRAS = ('benchmark', 'cluster', 'tests', 'optional', 'transformers', 'peft', 'onnx')
+EXTRAS = (
+    'benchmark',
+    'cluster',
+    'docs',
+    'tests',
+    'optional',
+    'transformers',
+    'peft',
+    'onnx',
+)
 SHIPPED = (
     'configs/**/*.py',
     'configs/**/*.yaml',

@@ -15,6 +15,7 @@ import pytest
 OPTIONAL = (
     'accelerate',
     'lightning',
+    'mkdocs',
     'onnxruntime',
     'openTSNE',
     'optuna',

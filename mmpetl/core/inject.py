@@ -121,7 +121,7 @@ def inject(
             already, or holds one that it cannot act beside; a pattern matches nothing,
             or a layer is not reached.
 
-    Example:
+    Examples:
         >>> import timm, torch, mmpetl
         >>> model = timm.create_model('test_vit')
         >>> _ = mmpetl.inject(model, dict(type='LoRA', rank=4))

@@ -61,7 +61,7 @@ def save_delta(
         PETLError: There is no method or no such slot, the base has moved, values are
             not finite, or a file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile, timm, mmpetl
         >>> model = mmpetl.inject(timm.create_model('test_vit'), 'SSF')
         >>> twin = timm.create_model('test_vit')

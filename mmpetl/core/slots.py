@@ -280,7 +280,7 @@ def eject(
         PETLError: There is no such slot, or ``restore`` is asked for, but the method
             trained most of the base.
 
-    Example:
+    Examples:
         >>> import timm, mmpetl
         >>> model = timm.create_model('test_vit')
         >>> keys = list(model.state_dict())

@@ -82,7 +82,7 @@ def petl_model(
         PETLError: A package, a name or a file is missing, the base did not load, the
             trunk is not found, or it cannot serve the method.
 
-    Example:
+    Examples:
         >>> import mmpetl, mmpretrain.models
         >>> from mmpetl.registry import MODELS
         >>> arch = dict(embed_dims=32, num_layers=2, num_heads=4,

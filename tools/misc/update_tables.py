@@ -6,7 +6,7 @@ Grid and index are computed from the registries: a method is supported where eve
 kind it needs is offered, and a dash says what is lacking. Which methods act together is
 asked of the check that `inject` makes. Data sets are those of the catalogue, weight
 files those of the registry. The digits are those that tools/digits.py left in
-docs/digits.
+docs/digits. The gallery of methods is that of tools/misc/gallery.py.
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
@@ -53,6 +53,9 @@ from mmpetl.models.weights import KNOWN_FILES
 from mmpetl.registry import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(Path(__file__).resolve().parent))  # runpy does not
+
+import gallery  # noqa: E402
 
 GROUPS = {
     'plain': 'one stage, global attention',
@@ -632,7 +635,11 @@ def main() -> int:
         ROOT / 'docs' / 'datasets.md': {'catalogue': data_sets()},
         ROOT / 'docs' / 'weights.md': {'files': weight_files()},
     }
-    stale = []
+    drawn = gallery.pages()
+    other, gone = gallery.compared(drawn)
+    if not args.check:
+        gallery.write(drawn, other, gone)
+    stale = [str(path.relative_to(ROOT)) for path in (*other, *gone)]
     for path, parts in pages.items():
         old = new = path.read_text(encoding='utf-8')
         for name, content in parts.items():
