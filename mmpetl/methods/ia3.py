@@ -15,12 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import PROJECTIONS, Affine, Context, Delta, Method, Site, check_kinds
+from mmpetl.core.lean import scale_shift
 from mmpetl.registry import METHODS
-
-
-def scaled(x: Tensor, scale: Tensor) -> Tensor:
-    """``scale * x``, which keeps scales near one apart in half precision."""
-    return (x * scale).to(x.dtype)
 
 
 class OutputScale(Delta):
@@ -31,7 +27,7 @@ class OutputScale(Delta):
         self.scale = nn.Parameter(torch.ones(site.out_dims))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return scaled(y, self.scale)
+        return scale_shift(y, self.scale, output_kept=ctx.output_kept)
 
 
 class InputScale(Delta):
@@ -42,7 +38,7 @@ class InputScale(Delta):
         self.scale = nn.Parameter(torch.ones(site.in_dims))
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return scaled(x, self.scale)
+        return scale_shift(x, self.scale, made=ctx.made)
 
 
 @METHODS.register_module()
