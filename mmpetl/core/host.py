@@ -399,10 +399,19 @@ class BlockHost(Host):
                 qkv.part(i)(seen[i]) if part is None else part
                 for i, part in enumerate(found)
             ]
-        return [
+        parts = [
             self.after(kind, seen[i], bare[i], ctx) if found[i] is None else found[i]
             for i, kind in enumerate(kinds)
         ]
+        alone = [part is own for part, own in zip(parts, bare, strict=True)]
+        if ctx.output_kept and records_gradients() and not all(alone):
+            # What is left as it is would keep the whole fused product for the backward
+            # pass, beside what has taken the place of its other parts.
+            parts = [
+                part.contiguous() if left else part
+                for part, left in zip(parts, alone, strict=True)
+            ]
+        return parts
 
     def position_terms(
         self,

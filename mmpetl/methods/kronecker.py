@@ -90,9 +90,11 @@ class Factor(nn.Module):
                 kaiming_uniform_(tensor)
             self.register_parameter(name, tensor)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The matrix times the last axis."""
-        return self.widen(self.narrow(x))
+    def across(self, x: Tensor) -> Tensor:
+        """The matrix times the axis in front of the last: (..., columns, k)."""
+        if self.rank is None:
+            return self.whole @ x
+        return self.A @ (self.B @ x)
 
     def narrow(self, x: Tensor, site: Site | None = None) -> Tensor:
         """The first product, or the only one; a convolution where a site is given."""
@@ -152,7 +154,7 @@ class LoKrDelta(Delta):
             h = self.W2.narrow(maps.flatten(0, len(lead) - 1), self.site)
             h = h.unflatten(0, lead).movedim(len(lead) - 1, -2)
         # W1 acts along another axis, so it may act where W2 is at its narrowest.
-        h = self.W1(h.transpose(-1, -2)).transpose(-1, -2)
+        h = self.W1.across(h)
         return torch.add(y, self.W2.widen(h).flatten(-2), alpha=self.scale)
 
     def increment(self) -> Tensor:

@@ -314,7 +314,7 @@ def kept_bytes(run: Callable[[], object], model: nn.Module) -> int:
     return total
 
 
-@pytest.mark.parametrize(('name', 'most'), [('SSF', 0.75), ('FacTTT', 0.92)])
+@pytest.mark.parametrize(('name', 'most'), [('SSF', 0.75), ('FacTTT', 0.92), ('RLRR', 0.75)])
 def test_methods_keep_less_than_their_formulas(
     monkeypatch: pytest.MonkeyPatch, name: str, most: float
 ) -> None:
@@ -324,3 +324,13 @@ def test_methods_keep_less_than_their_formulas(
     monkeypatch.setattr(lean, 'lean', lambda *_: False)
     monkeypatch.setattr(ScaleShift, 'within', lambda *_: None)
     assert kept < most * kept_bytes(lambda: model(x), model)
+
+
+def test_a_part_that_is_left_keeps_none_of_the_others() -> None:
+    """Of queries, keys and values, that are one product of the trunk."""
+    x, sizes = tiny.images('mmpretrain_vit'), []
+    for targets in (('attn.q', 'attn.v'), ('attn.q', 'attn.k', 'attn.v')):
+        method = {'type': 'LoRA', 'rank': 2, 'targets': targets}
+        model = mmpetl.inject(tiny.base('mmpretrain_vit'), method).train()
+        sizes.append(kept_bytes(lambda model=model: model(x), model))
+    assert sizes[0] < sizes[1]
