@@ -267,10 +267,13 @@ def merged(
             the gradient of V, which is ``g^T x``.
 
     Returns:
-        (..., out_dims); None where the projection is another, its weight learns, or
-        numbers are so coarse that a small change would be lost in a weight.
+        (..., out_dims); None where the projection is another, its weight learns,
+        numbers are so coarse that a small change would be lost in a weight, or a
+        compiler makes the backward pass.
     """
     if not getattr(module, 'is_plain', False) or module.weight.requires_grad:
+        return None
+    if torch.compiler.is_compiling():  # which decides itself what is kept
         return None
     weight, bias = module.weight.flatten(1), module.full_bias()
     if x.dtype not in FULL or not lean(x, weight, bias, shift, *factors):

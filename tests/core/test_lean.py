@@ -314,7 +314,9 @@ def kept_bytes(run: Callable[[], object], model: nn.Module) -> int:
     return total
 
 
-@pytest.mark.parametrize(('name', 'most'), [('SSF', 0.75), ('FacTTT', 0.92), ('RLRR', 0.75)])
+@pytest.mark.parametrize(
+    ('name', 'most'), [('SSF', 0.75), ('FacTTT', 0.92), ('RLRR', 0.75)]
+)
 def test_methods_keep_less_than_their_formulas(
     monkeypatch: pytest.MonkeyPatch, name: str, most: float
 ) -> None:
