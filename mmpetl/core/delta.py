@@ -62,7 +62,8 @@ class Delta(nn.Module):
         """``after(x, module(x))`` in one step, where there is a shorter way.
 
         Asked where gradients are recorded, the site is one module and no other delta
-        acts in front of this one. None: there is none, and the module and
+        acts in front of this one. A projection comes as
+        :class:`~mmpetl.core.stack.Rows`. None: there is none, and the module and
         :meth:`after` run.
         """
         return None

@@ -99,25 +99,30 @@ class Host:
     ) -> Tensor:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
-        return self.run_module(kind, module, x, ctx, index)
+        y = self.within(kind, module, x, ctx, index)
+        return self.after(kind, x, module(x), ctx, index) if y is None else y
 
-    def run_module(
+    def within(
         self,
         kind: str,
-        module: Callable[[Tensor], Tensor],
+        module: Callable[[Tensor], Tensor] | None,
         x: Tensor,
         ctx: Context,
         index: int | None = None,
-    ) -> Tensor:
-        """``module``, and the ``after`` ports; those in front have run."""
+    ) -> Tensor | None:
+        """``module`` and the ``after`` ports of a site, where there is a shorter way.
+
+        See :meth:`Delta.within`. None: there is none, as where there is no module.
+        """
         deltas = _heard(self.plugged(kind, index), ctx)
         shorter = deltas and type(deltas[0]).within is not Delta.within
-        if shorter and records_gradients():
-            ctx.affine = self.base_of
-            y = deltas[0].within(module, x, ctx)
-            if y is not None:
-                return self._behind(deltas[1:], x, y, ctx)
-        return self._behind(deltas, x, module(x), ctx)
+        if module is None or not shorter or not records_gradients():
+            return None
+        if isinstance(module, nn.Linear):
+            module = Rows.of(module)
+        ctx.affine = self.base_of
+        y = deltas[0].within(module, x, ctx)
+        return None if y is None else self._behind(deltas[1:], x, y, ctx)
 
     def _behind(
         self, deltas: list[Delta], x: Features, y: Tensor, ctx: Context
@@ -350,18 +355,17 @@ class BlockHost(Host):
         apart = any(self.plugged(kind) for kind in rows)
         ctx.output_kept = prepare is None
         if qkv.fused and source is None and not apart:
-            y = self.run_module('attn.qkv', qkv, x, ctx)
+            y = self.within('attn.qkv', qkv.rows[0], x, ctx)
+            if y is None:
+                y = self.after('attn.qkv', x, qkv(x), ctx)
             parts = _split(y, qkv.sizes)
         else:
-            parts = qkv.parts(x, source)
             if apart:
-                seen = (x, x, x) if source is None else (x, source, source)
                 ctx.products = []
-                parts = [
-                    self.after(kind, inside, part, ctx)
-                    for kind, inside, part in zip(rows, seen, parts, strict=True)
-                ]
+                parts = self._parts_apart(qkv, rows, x, source, ctx)
                 ctx.products = None
+            else:
+                parts = qkv.parts(x, source)
             if self.plugged('attn.qkv'):
                 y = self.after('attn.qkv', x, torch.cat(tuple(parts), dim=-1), ctx)
                 parts = _split(y, qkv.sizes)
@@ -377,6 +381,41 @@ class BlockHost(Host):
         if behind is not None:
             o = behind(o, q, x, ctx)
         return o if proj is None else self.through('attn.proj', proj, o, ctx)
+
+    def _parts_apart(
+        self,
+        qkv: Stack,
+        kinds: tuple[str, ...],
+        x: Tensor,
+        source: Tensor | None,
+        ctx: Context,
+    ) -> list[Tensor]:
+        """The parts of a projection with a site each, their deltas run."""
+        seen = [x, *[x if source is None else source] * (len(kinds) - 1)]
+        found = [
+            self.within(kind, qkv.part(i), seen[i], ctx) for i, kind in enumerate(kinds)
+        ]
+        if all(part is None for part in found):
+            bare = qkv.parts(x, source)
+        else:
+            # None of the others is worth the product of all.
+            bare = [
+                qkv.part(i)(seen[i]) if part is None else part
+                for i, part in enumerate(found)
+            ]
+        parts = [
+            self.after(kind, seen[i], bare[i], ctx) if found[i] is None else found[i]
+            for i, kind in enumerate(kinds)
+        ]
+        alone = [part is own for part, own in zip(parts, bare, strict=True)]
+        if ctx.output_kept and records_gradients() and not all(alone):
+            # What is left as it is would keep the whole fused product for the backward
+            # pass, beside what has taken the place of its other parts.
+            parts = [
+                part.contiguous() if left else part
+                for part, left in zip(parts, alone, strict=True)
+            ]
+        return parts
 
     def position_terms(
         self,

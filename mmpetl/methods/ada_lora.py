@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -34,6 +33,7 @@ from mmpetl.core import (
     convolve,
     is_wider,
 )
+from mmpetl.core.lean import add_product, product
 from mmpetl.core.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -79,13 +79,13 @@ class AdaLoRADelta(Delta):
         """E; in evaluation without what is pruned, which an average of E still has."""
         return self.E if self.training else self.E * self.kept
 
-    def low(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``x weight^T``."""
-        return F.linear(x, weight)
+    def low(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
+        """``drop(x) weight^T``."""
+        return product(x, weight, ctx, self.drop)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        low = self.low(self.drop(x), self.A * self.strength)
-        return y + F.linear(low, self.B) * self.scale
+        low = self.low(x, self.A * self.strength, ctx)
+        return add_product(y, low, self.B, self.scale)
 
     def directions(self) -> Tensor:
         """E, A and B side by side, (rank, 1 + in_dims + out_dims)."""
@@ -127,8 +127,8 @@ class AdaLoRAConvDelta(AdaLoRADelta):
         super().__init__(site.in_dims, site.out_dims, rank, scale, drop_rate)
         self.site = site
 
-    def low(self, x: Tensor, weight: Tensor) -> Tensor:
-        return convolve(x, weight, self.site)
+    def low(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
+        return convolve(self.drop(x), weight, self.site)
 
 
 class AdaLoRAInPeft(PeftFormat):

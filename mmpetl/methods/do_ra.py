@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -32,6 +31,7 @@ from mmpetl.core import (
     is_wider,
     kaiming_uniform_,
 )
+from mmpetl.core.lean import add_product, product, scale_shift
 from mmpetl.core.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -73,16 +73,16 @@ class DoRADelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         affine = ctx.affine(self.site.kind)
         ratio = self.m / self.norms(self.own(affine.weight))
-        low = F.linear(self.low(self.drop(x)), self.B) * self.scale
-        # As a sum to y, which it leaves bit for bit where the ratio is one.
-        bare = y - self.own(affine.full_bias())
-        return y + (ratio - 1) * bare + ratio * low
+        z = add_product(y, self.low(x, ctx), self.B, self.scale)
+        # Which leaves z bit for bit where the ratio is one.
+        back = (1 - ratio) * self.own(affine.full_bias())
+        return scale_shift(z, ratio, back, ctx.output_kept)
 
-    def low(self, x: Tensor) -> Tensor:
-        """``x A^T``, for a convolution on its patches."""
+    def low(self, x: Tensor, ctx: Context) -> Tensor:
+        """``drop(x) A^T``, for a convolution on its patches."""
         if self.site.kernel is not None:
-            return convolve(x, self.A, self.site)
-        return F.linear(x, self.A)
+            return convolve(self.drop(x), self.A, self.site)
+        return product(x, self.A, ctx, self.drop)
 
     @torch.no_grad()
     def norms(self, weight: Tensor) -> Tensor:

@@ -41,7 +41,6 @@ from mmpetl.core import (
 from mmpetl.core.boundary import checked, read_json
 from mmpetl.core.injection import Place
 from mmpetl.core.lean import add_product, lean, scale_shift
-from mmpetl.core.stack import is_plain_linear
 from mmpetl.core.supernet import Evolution
 from mmpetl.registry import METHODS
 
@@ -139,7 +138,9 @@ class GLoRADelta(Delta):
     ) -> Tensor | None:
         # Scales of single weights make another weight: one product with that one costs
         # what the frozen one would, and no second beside it.
-        if self.paths['A'] != 'lora' or self.site.kernel or not is_plain_linear(module):
+        if self.paths['A'] != 'lora' or self.site.kernel:
+            return None
+        if not getattr(module, 'is_plain', False):  # of Rows
             return None
         affine = ctx.affine(self.site.kind)
         weight, bias = affine.weight, affine.full_bias()

@@ -25,6 +25,7 @@ from mmpetl.core import (
     Site,
     check_kinds,
 )
+from mmpetl.core.lean import scale_shift
 from mmpetl.core.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -32,11 +33,6 @@ from mmpetl.core.peft_format import (
     TunedLinear,
 )
 from mmpetl.registry import METHODS
-
-
-def scaled(x: Tensor, scale: Tensor) -> Tensor:
-    """``scale * x``, which keeps scales near one apart in half precision."""
-    return (x * scale).to(x.dtype)
 
 
 class OutputScale(Delta):
@@ -47,7 +43,7 @@ class OutputScale(Delta):
         self.scale = nn.Parameter(torch.ones(site.out_dims))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return scaled(y, self.scale)
+        return scale_shift(y, self.scale, output_kept=ctx.output_kept)
 
 
 class InputScale(Delta):
@@ -58,7 +54,7 @@ class InputScale(Delta):
         self.scale = nn.Parameter(torch.ones(site.in_dims))
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return scaled(x, self.scale)
+        return scale_shift(x, self.scale, made=ctx.made)
 
 
 class IA3InPeft(PeftFormat):

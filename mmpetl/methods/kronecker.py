@@ -44,6 +44,7 @@ from mmpetl.core import (
     kaiming_uniform_,
 )
 from mmpetl.core.bottleneck import ACTIVATIONS
+from mmpetl.core.lean import add_product, product
 from mmpetl.core.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -99,10 +100,19 @@ class Factor(nn.Module):
                 kaiming_uniform_(tensor)
             self.register_parameter(name, tensor)
 
-    def forward(self, x: Tensor, site: Site | None = None) -> Tensor:
-        """The matrix times the last axis, or as a convolution where a site is given."""
+    def across(self, x: Tensor) -> Tensor:
+        """The matrix times the axis in front of the last: (..., columns, k)."""
+        if self.rank is None:
+            return self.whole @ x
+        return self.A @ (self.B @ x)
+
+    def narrow(self, x: Tensor, site: Site | None = None) -> Tensor:
+        """The first product, or the only one; a convolution where a site is given."""
         matrix = self.whole if self.rank is None else self.B
-        y = F.linear(x, matrix) if site is None else convolve(x, matrix, site)
+        return F.linear(x, matrix) if site is None else convolve(x, matrix, site)
+
+    def widen(self, y: Tensor) -> Tensor:
+        """What is left to do behind :meth:`narrow`."""
         return y if self.rank is None else F.linear(y, self.A)
 
     def matrix(self) -> Tensor:
@@ -147,15 +157,16 @@ class LoKrDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         if self.site.kernel is None:
-            h = self.W2(x.unflatten(-1, (self.in_small, -1)))
+            h = self.W2.narrow(x.unflatten(-1, (self.in_small, -1)))
         else:
             channels = -1 - len(self.site.kernel)
             maps = x.unflatten(channels, (self.in_small, -1))
             lead = maps.shape[:channels]  # maybe images, and the parts of their maps
-            h = self.W2(maps.flatten(0, len(lead) - 1), self.site)
+            h = self.W2.narrow(maps.flatten(0, len(lead) - 1), self.site)
             h = h.unflatten(0, lead).movedim(len(lead) - 1, -2)
-        h = self.W1(h.transpose(-1, -2)).transpose(-1, -2)
-        return y + h.flatten(-2) * self.scale
+        # W1 acts along another axis, so it may act where W2 is at its narrowest.
+        h = self.W1.across(h)
+        return torch.add(y, self.W2.widen(h).flatten(-2), alpha=self.scale)
 
     def increment(self) -> Tensor:
         """What it adds to the weight, (out_dims, in_dims), float64."""
@@ -182,8 +193,11 @@ class ProductDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         a, b = self.factors()
-        low = F.linear(x, a) if self.site.kernel is None else convolve(x, a, self.site)
-        return y + F.linear(low, b) * self.scale
+        if self.site.kernel is None:
+            low = product(x, a, ctx)
+        else:
+            low = convolve(x, a, self.site)
+        return add_product(y, low, b, self.scale)
 
     def increment(self) -> Tensor:
         """What it adds to the weight, (out_dims, in_dims), float64."""

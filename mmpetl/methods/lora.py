@@ -104,7 +104,7 @@ class LoRADelta(Delta):
         if self.start == 'eva':
             warn_uncalibrated(self, "LoRA with start='eva' keeps its random A")
         down, up = self.factors()
-        low = self.low(self.drop(x), down, ctx)
+        low = self.low(x, down, ctx)
         return add_product(y, low, up, self.scale)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -119,10 +119,10 @@ class LoRADelta(Delta):
         return down, torch.cat((self.B - self.B0, self.B0), dim=1)
 
     def low(self, x: Tensor, down: Tensor, ctx: Context) -> Tensor:
-        """``x down^T``, for a convolution on its patches: channels come last."""
+        """``drop(x) down^T``, for a convolution on its patches: channels come last."""
         if self.site.kernel is not None:
-            return convolve(x, down, self.site)
-        return product(x, down, ctx)
+            return convolve(self.drop(x), down, self.site)
+        return product(x, down, ctx, self.drop)
 
     def begin(self, A0: Tensor, B0: Tensor) -> None:
         """Start from these factors, and subtract them."""

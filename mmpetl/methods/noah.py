@@ -39,7 +39,7 @@ from mmpetl.core import (
 )
 from mmpetl.core.boundary import checked, read_json
 from mmpetl.core.injection import Place
-from mmpetl.core.lean import add_product
+from mmpetl.core.lean import add_product, product
 from mmpetl.core.supernet import Evolution
 from mmpetl.registry import METHODS
 
@@ -231,7 +231,7 @@ class NOAHLoRA(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         if not self.width:
             return y
-        low = F.linear(self.drop(x), self.A[: self.width])
+        low = product(x, self.A[: self.width], ctx, self.drop)
         return add_product(y, low, self.B[:, : self.width])
 
     def size(self, width: int) -> int:

@@ -40,6 +40,7 @@ from mmpetl.core.input_change import (
     fold_change,
     only_after,
 )
+from mmpetl.core.lean import scale_shift
 from mmpetl.core.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -50,6 +51,9 @@ from mmpetl.core.peft_format import (
     triangle,
 )
 from mmpetl.registry import METHODS
+
+WIDE = 64
+"""So many channels a product of butterfly factors may mix to be written as one."""
 
 
 def skew(upper: Tensor, size: int) -> Tensor:
@@ -149,9 +153,21 @@ class Butterfly(Rotations):
         self.factors = factors
 
     def forward(self, x: Tensor) -> Tensor:
-        turns, added = self.drawn(x.dtype).chunk(self.factors), torch.zeros_like(x)
+        turns = self.drawn(x.dtype)
+        width = self.size * 2 ** (self.factors - 1)
+        if width > WIDE:
+            return self.one_by_one(x, turns)
+        # All factors stay within groups of this many channels, so that their product
+        # is of blocks as well, and one pass over the features does.
+        one = torch.eye(width, dtype=x.dtype, device=x.device)
+        rows = self.one_by_one(one.repeat(1, x.shape[-1] // width), turns)
+        return by_blocks(x, rows.unflatten(-1, (-1, width)).transpose(0, 1))
+
+    def one_by_one(self, x: Tensor, turns: Tensor) -> Tensor:
+        """``x C``, factor by factor."""
+        own, added = turns.chunk(self.factors), torch.zeros_like(x)
         for i in reversed(range(self.factors)):
-            added = added + self.factor(x + added, turns[i], i)
+            added = added + self.factor(x + added, own[i], i)
         return added
 
     def of_weight(self, weight: Tensor) -> Tensor:
@@ -197,7 +213,8 @@ class BOFTDelta(FrontDelta):
         self.s = nn.Parameter(torch.ones(site.out_dims))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + scaling(y, self.s, self.own(ctx.affine(self.kind).full_bias()))
+        bias = self.own(ctx.affine(self.kind).full_bias())
+        return scaling(y, self.s, bias, ctx)
 
 
 class BOFTRowsDelta(RowsDelta):
@@ -213,13 +230,13 @@ class BOFTRowsDelta(RowsDelta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         base = ctx.affine(self.kind)
         turned = F.linear(self.changed(x), self.own(base.weight))
-        return y + scaling(y, self.s, self.own(base.full_bias())) + self.s * turned
+        return scaling(y + turned, self.s, self.own(base.full_bias()), ctx)
 
 
-def scaling(y: Tensor, s: Tensor, bias: Tensor) -> Tensor:
-    """What ``s * (y - b) + b`` adds to y."""
-    # No `s - 1`: ONNX's exporter trips over a parameter and a number.
-    return (s - torch.ones_like(s)) * (y - bias)
+def scaling(y: Tensor, s: Tensor, bias: Tensor, ctx: Context) -> Tensor:
+    """``s * (y - b) + b``, which is y bit for bit where s is one."""
+    # No `1 - s`: ONNX's exporter trips over a parameter and a number.
+    return scale_shift(y, s, (torch.ones_like(s) - s) * bias, ctx.output_kept)
 
 
 class OFTInPeft(PeftFormat):

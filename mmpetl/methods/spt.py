@@ -50,6 +50,7 @@ from mmpetl.core import (
     task_loss,
 )
 from mmpetl.core.boundary import checked, read_json
+from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
 STRUCTURES = ('lora', 'adapter')
@@ -83,7 +84,7 @@ class Single(nn.Module):
 
 
 class LowRank(nn.Module):
-    """``keep(drop(x) A^T B^T)``; keep is stochastic depth."""
+    """``z + keep(drop(x) A^T B^T)``; keep is stochastic depth."""
 
     def __init__(
         self,
@@ -100,14 +101,15 @@ class LowRank(nn.Module):
         self.drop_path = drop_path
         kaiming_uniform_(self.A)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        update = F.linear(F.linear(self.drop(x), self.A), self.B)
-        dropped = self.training and self.drop_path
-        return drop_path(update, self.drop_path) if dropped else update
+    def forward(self, z: Tensor, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        h = product(x, self.A, ctx, self.drop)
+        if self.training and self.drop_path:
+            h = drop_path(h, self.drop_path)  # the narrow side of what is dropped
+        return add_product(z, h, self.B)
 
 
 class Behind(nn.Module):
-    """``up(gelu(down(drop(y))))``."""
+    """``z + up(gelu(down(drop(y))))``."""
 
     def __init__(self, dims: int, rank: int, drop_rate: float) -> None:
         super().__init__()
@@ -118,8 +120,8 @@ class Behind(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.up(F.gelu(self.down(self.drop(y))))
+    def forward(self, z: Tensor, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        return z + self.up(F.gelu(self.down(self.drop(y))))
 
 
 class SPTDelta(Delta):
@@ -149,7 +151,7 @@ class SPTDelta(Delta):
             out = out + self.single(x)
         if self.bias is not None:
             out = out + self.bias
-        return out if self.module is None else out + self.module(x, y)
+        return out if self.module is None else self.module(out, x, y, ctx)
 
 
 class Found(msgspec.Struct):

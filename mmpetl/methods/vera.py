@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -31,6 +30,7 @@ from mmpetl.core import (
     convolve,
     in_networks,
 )
+from mmpetl.core.lean import add_product, product
 from mmpetl.core.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -85,18 +85,25 @@ class VeRADelta(Delta):
     def matrices(self) -> tuple[Tensor, Tensor]:
         """``A`` (parts * rank, in_dims) and ``B`` (out_dims, rank) of this layer."""
         pair = self.shared[shape_key(self.site)]
+        if self.parts * self.rank == len(pair.A):
+            return pair.A, pair.B  # themselves, of which others share products
         a = pair.A.unflatten(0, (self.parts, -1))[:, : self.rank]
         return a.flatten(0, 1), pair.B[:, : self.rank]
 
-    def code(self, z: Tensor) -> Tensor:
-        """What B sees of ``lambda_d * A x``: (..., parts * rank) -> (..., rank)."""
-        return z
+    def code(self, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``A x``, (..., parts * rank), what B sees, (..., rank), and B then."""
+        return low, b * self.lambda_d
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         a, b = self.matrices()
-        x = self.drop(x)
-        low = F.linear(x, a) if self.site.kernel is None else convolve(x, a, self.site)
-        return y + F.linear(self.code(low * self.lambda_d), b) * self.lambda_b
+        if self.site.kernel is None:
+            low = product(x, a, ctx, self.drop)
+        else:
+            low = convolve(self.drop(x), a, self.site)
+        # The vectors scale B, which is smaller than the features of all tokens, and
+        # what is kept of these is as narrow as the rank.
+        low, b = self.code(low, b)
+        return add_product(y, low, b * self.lambda_b[:, None])
 
     def increment(self) -> Tensor:
         """What it adds to the weight in evaluation, (out_dims, in_dims), float64."""
@@ -114,11 +121,11 @@ class PVeRADelta(VeRADelta):
 
     parts = 2
 
-    def code(self, z: Tensor) -> Tensor:
-        mean, log_variance = z.chunk(2, dim=-1)
+    def code(self, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = (low * self.lambda_d).chunk(2, dim=-1)
         if not self.training:
-            return mean
-        return mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
+            return mean, b
+        return mean + torch.randn_like(mean) * torch.exp(log_variance / 2), b
 
 
 class VeRAInPeft(PeftFormat):

@@ -13,7 +13,7 @@ from full_size import counts, widths
 from torch import nn
 
 import mmpetl
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, Rows
 from mmpetl.core.supernet import supernet_of
 from mmpetl.methods import glora
 from mmpetl.methods.glora import PATHS, GLoRA
@@ -158,7 +158,7 @@ def test_one_product_has_the_gradients_of_two(
 
         with monkeypatch.context() as patch:
             if not alone:
-                patch.setattr(glora, 'is_plain_linear', lambda module: False)
+                patch.setattr(Rows, 'is_plain', False)
             patch.setattr(F, 'linear', counted)
             loss = tiny.loss_of(tiny.outputs(model, x))
         loss.backward()

@@ -173,10 +173,10 @@ def permutation(width: int, size: int, i: int) -> Tensor:
     return torch.eye(width, dtype=F64)[order]
 
 
-@pytest.mark.parametrize('factors', [1, 2, 3])
-def test_butterfly_is_the_product_of_its_factors(factors: int) -> None:
-    width, size = 32, 4
-    change = Butterfly(8, size, factors).double()
+@pytest.mark.parametrize(('factors', 'width'), [(1, 32), (2, 32), (3, 32), (6, 128)])
+def test_butterfly_is_the_product_of_its_factors(factors: int, width: int) -> None:
+    size = 4
+    change = Butterfly(width // size, size, factors).double()
     torch.nn.init.normal_(change.upper)
     blocks = torch.eye(size, dtype=F64) + cayley(skew(change.upper, size))
     R = torch.eye(width, dtype=F64)

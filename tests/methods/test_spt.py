@@ -163,13 +163,15 @@ def test_what_was_found_acts_folds_and_needs_its_file_once(tmp_path) -> None:
 
 
 def test_stochastic_depth_drops_or_scales_the_sum_of_a_sample() -> None:
+    from mmpetl.core import Context
     from mmpetl.methods.spt import LowRank
 
     low = LowRank(4, 4, 2, 0.0, 0.5).train()
     torch.nn.init.normal_(low.B)
-    x = torch.randn(64, 3, 4)
-    whole = low.eval()(x, x)
-    got = low.train()(x, x)
+    x, ctx = torch.randn(64, 3, 4), Context(())
+    nothing = torch.zeros_like(x)
+    whole = low.eval()(nothing, x, x, ctx)
+    got = low.train()(nothing, x, x, ctx)
     ratio = (got / whole).mean((1, 2))
     assert {round(r, 3) for r in ratio.tolist()} == {0.0, 2.0}
 
