@@ -13,8 +13,10 @@ import os
 from typing import Any
 
 from mmpetl.apis.run import choose_device, cli_errors, test
+from mmpetl.apis.testing import set_test_options
 from mmpetl.config.cli import DictAction
 from mmpetl.config.load import load_config
+from mmpetl.core import PETLError
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +33,28 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dir', help='folder of the log')
     parser.add_argument('--out', help='write the metrics to this JSON file')
+    parser.add_argument(
+        '--out-item',
+        choices=('metrics', 'pred'),
+        default='metrics',
+        help='what --out is: metrics (JSON), or predictions (.pkl, as of --dump)',
+    )
+    parser.add_argument('--dump', help='write the predictions to this .pkl file')
+    parser.add_argument(
+        '--tta',
+        nargs='?',
+        const='config',
+        choices=('config', 'flip'),
+        help="test with the config's tta_model and tta_pipeline, or with mirror images",
+    )
+    parser.add_argument('--show-dir', help='folder of pictures with predictions')
+    parser.add_argument('--show', action='store_true', help='show them in windows')
+    parser.add_argument(
+        '--interval', type=int, default=1, help='draw every so many samples'
+    )
+    parser.add_argument(
+        '--wait-time', type=float, default=2.0, help='seconds that a window stays'
+    )
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
@@ -59,6 +83,19 @@ def main() -> None:
         choose_device(args.device)
         config = load_config(
             args.config, args.cfg_options, args.work_dir, protocol=args.protocol
+        )
+        if args.out_item == 'pred':
+            if not args.out or args.dump:
+                raise PETLError('--out-item pred needs --out FILE.pkl, and no --dump')
+            args.dump, args.out = args.out, None
+        set_test_options(
+            config,
+            tta=args.tta,
+            dump=args.dump,
+            show_dir=args.show_dir,
+            show=args.show,
+            interval=args.interval,
+            wait_time=args.wait_time,
         )
         metrics = test(config, args.checkpoint, launcher=args.launcher)
         if args.out and int(os.environ.get('RANK', 0)) == 0:
