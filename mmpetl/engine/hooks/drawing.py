@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,7 @@ class DrawingHook(Hook):
             self.seen += 1
 
     def _draw(self, visualizer: Any, sample: Any) -> None:
-        package = type(visualizer).__module__.partition('.')[0]
-        if package not in _DRAW:
-            raise PETLError(
-                f'{type(visualizer).__name__} draws no predictions; name a visualizer '
-                f'of {", ".join(_DRAW)} in the config'
-            )
+        read = _of_package(visualizer)[0]
         source = sample.get('img_path') or sample.get('filename')
         if not source or not Path(source).is_file():
             raise PETLError(
@@ -73,8 +68,44 @@ class DrawingHook(Hook):
         name = f'{self.seen:05d}_{Path(source).stem}'
         out = None if self.out_dir is None else str(Path(self.out_dir, f'{name}.png'))
         show = {'show': self.show, 'wait_time': self.wait_time}
-        read, draw = _DRAW[package]
-        draw(visualizer, name, read(str(source)), sample, out, show)
+        draw_sample(visualizer, name, read(str(source)), sample, out, **show)
+
+
+def draw_sample(
+    visualizer: Any,
+    name: str,
+    picture: Any,
+    sample: Any,
+    out: str | None,
+    show: bool = False,
+    wait_time: float = 0.0,
+) -> None:
+    """Draw what a sample says of a picture, as its toolbox does.
+
+    Args:
+        visualizer: That of the toolbox, with the ``dataset_meta`` of the data.
+        name: Of the picture.
+        picture: (H, W, 3), uint8, RGB.
+        sample: Labels, predictions or both.
+        out: File; None writes none.
+        show: Whether to open a window.
+        wait_time: Seconds for which it stays.
+
+    Raises:
+        PETLError: The visualizer is of no toolbox.
+    """
+    draw = _of_package(visualizer)[1]
+    draw(visualizer, name, picture, sample, out, {'show': show, 'wait_time': wait_time})
+
+
+def _of_package(visualizer: Any) -> tuple[Callable[..., Any], Callable[..., None]]:
+    package = type(visualizer).__module__.partition('.')[0]
+    if package not in _DRAW:
+        raise PETLError(
+            f'{type(visualizer).__name__} draws no samples; name a visualizer of '
+            f'{", ".join(_DRAW)} in the config'
+        )
+    return _DRAW[package]
 
 
 def _picture(source: str) -> Any:
