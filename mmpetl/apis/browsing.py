@@ -12,7 +12,7 @@ from mmpetl.config.load import as_config
 from mmpetl.config.nodes import PHASES
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError, check_range
-from mmpetl.engine.hooks.drawing import draw_sample
+from mmpetl.engine.hooks.drawing import check_visualizer, draw_sample
 
 
 def browse_dataset(
@@ -42,11 +42,7 @@ def browse_dataset(
         raise PETLError(
             f'the config has no {phase}_dataloader; it has {", ".join(there) or "none"}'
         )
-    if not (config.get('visualizer') or {}).get('type'):
-        raise PETLError(
-            'the config names no visualizer, so nothing can be drawn; add one, such as '
-            "visualizer = dict(type='UniversalVisualizer')"
-        )
+    check_visualizer(config)
     out.mkdir(parents=True, exist_ok=True)
     files = []
     with scope_of(config):

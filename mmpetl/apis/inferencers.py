@@ -74,6 +74,17 @@ def _given(base: type, model: Any) -> type:
     return Given
 
 
+def _count(head: Any, model: Any) -> int:
+    """Classes that a head or a model tells apart."""
+    count = getattr(head, 'num_classes', None)
+    if count is None:
+        raise PETLError(
+            f'{type(model).__name__} has no num_classes, and the Inferencers are of '
+            'models that tell classes apart'
+        )
+    return count
+
+
 def _palette(model: Any) -> list[tuple[int, ...]] | None:
     """Colours by label, as tuples, which the visualizers tell from lists of colours."""
     known = model.dataset_meta.get('palette')
@@ -84,7 +95,7 @@ def _classes(model: Any, config: Any, device: str, kwargs: dict[str, Any]) -> An
     from mmpretrain.apis import ImageClassificationInferencer
 
     model._config = config
-    names = class_names(model, model.head.num_classes)
+    names = class_names(model, _count(getattr(model, 'head', None), model))
     return ImageClassificationInferencer(
         model, device=device, **{'classes': names, **kwargs}
     )
@@ -113,7 +124,7 @@ def _segments(model: Any, config: Any, device: str, kwargs: dict[str, Any]) -> A
     from mmseg.apis import MMSegInferencer
 
     # Without these its visualizer takes the classes and colours of Cityscapes.
-    count = model.decode_head.num_classes
+    count = _count(model, model)
     model.dataset_meta = {
         'classes': class_names(model, count),
         'palette': _palette(model) or colours(count),

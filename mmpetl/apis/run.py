@@ -71,6 +71,7 @@ _OF_VALUES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    ImportError,
     LookupError,
     RuntimeError,
     TypeError,

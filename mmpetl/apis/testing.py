@@ -10,6 +10,7 @@ from typing import Any
 
 from mmpetl.config.nodes import datasets_of, test_pipeline
 from mmpetl.core import PETLError, check_range
+from mmpetl.engine.hooks.drawing import check_visualizer
 
 FLIPPED: Mapping[str, dict[str, Any]] = {
     'mmpretrain': {'type': 'mmpretrain.AverageClsScoreTTA'},
@@ -66,6 +67,11 @@ def _add_views(config: Any, tta: str) -> None:
             raise PETLError(
                 f'--tta flip is for {", ".join(FLIPPED)}, and the config is of '
                 f'{scope}; write tta_model and tta_pipeline into it'
+            )
+        if scope == 'mmseg' and not config.model.get('decode_head'):
+            raise PETLError(
+                '--tta flip averages maps of classes, and the model of the config has '
+                'no decode_head that makes one'
             )
         if (config.model.get('roi_head') or {}).get('mask_head'):
             raise PETLError(
@@ -135,11 +141,7 @@ def _check_display() -> None:
 def _add_pictures(
     config: Any, folder: Any, show: bool, interval: int, wait_time: float
 ) -> None:
-    if not (config.get('visualizer') or {}).get('type'):
-        raise PETLError(
-            'the config names no visualizer, so nothing can be drawn; add one, such as '
-            "visualizer = dict(type='UniversalVisualizer')"
-        )
+    check_visualizer(config)
     if config.get('default_scope') == 'mmaction':
         for node in datasets_of(config, 'test'):
             _tell_file(node['pipeline'])

@@ -104,3 +104,6 @@ def test_what_no_inferencer_takes(tuned):
     config.default_scope = 'mmpose'
     with pytest.raises(PETLError, match='Inferencers of mmpretrain, mmaction'):
         apis.inferencer(config, device='cpu')
+    config, _ = tuned('nyud_mt')
+    with pytest.raises(PETLError, match='MultiTaskModel has no num_classes'):
+        apis.inferencer(config, device='cpu')

@@ -122,10 +122,12 @@ def test_what_cannot_be_is_said(tested, tmp_path, monkeypatch):
     assert 'written as .pkl' in tested('digits', '--dump', str(tmp_path / 'a.json'))
     assert '--out FILE.pkl' in tested('digits', '--out-item', 'pred')
     assert 'is for mmpretrain, mmseg, mmdet' in tested('hmdb51', '--tta', 'flip')
+    argv = ('--show-dir', str(tmp_path))
+    line = tested('digits', *argv, visualizer='None')
+    assert '--cfg-options visualizer.type=UniversalVisualizer' in line
     monkeypatch.setenv('MPLBACKEND', 'agg')
     assert '--show needs a display' in tested('digits', '--show')
-    argv = ('--show-dir', str(tmp_path), '--interval', '0')
-    assert '--interval' in tested('digits', *argv)
+    assert '--interval' in tested('digits', *argv, '--interval', '0')
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pickle
 import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,6 +19,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / 'configs' / 'mini'
 LORA = 'model.backbone.method.type=LoRA'
+SHORT = (
+    LORA,
+    'train_cfg.max_epochs=1',
+    'train_dataloader.batch_size=2',
+    'default_hooks.logger.interval=1',
+)
 
 
 @pytest.fixture(scope='module')
@@ -173,3 +180,42 @@ def test_data_are_drawn_in_their_own_colours(tool, data, tmp_path):
         path, MINI / 'digits.py', *argv, options=(LORA, 'train_dataloader=None')
     )
     assert 'has no train_dataloader; it has' in line
+
+
+def test_a_log_goes_to_tensorboard(tool, tmp_path, monkeypatch):
+    log = {}
+
+    class Writer:
+        """In place of TensorBoard's, which need not be installed."""
+
+        def __init__(self, folder: str) -> None:
+            self.folder = folder
+
+        def __getattr__(self, name: str):
+            return lambda *args: None
+
+        def add_scalar(self, key: str, value: float, step: int) -> None:
+            log.setdefault(key, []).append((step, float(value)))
+
+    module = ModuleType('torch.utils.tensorboard')
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    argv = ('train.py', MINI / 'digits.py', '--work-dir', tmp_path, '--device', 'cpu')
+    local, other = 'LocalVisBackend', 'TensorboardVisBackend'
+    backends = f"visualizer.vis_backends=[{{'type': '{local}'}}, {{'type': '{other}'}}]"
+    tool(*argv, options=(*SHORT, backends))
+    from mmpetl.analysis.curves import read_log
+
+    steps, losses = read_log(tmp_path)['loss']
+    assert len(losses) > 1
+    assert [step for step, _ in log['loss']] == steps
+    np.testing.assert_allclose([value for _, value in log['loss']], losses, rtol=1e-6)
+
+
+def test_a_backend_that_is_not_installed_is_one_line(tool, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    argv = ('train.py', MINI / 'digits.py', '--work-dir', tmp_path, '--device', 'cpu')
+    backends = "visualizer.vis_backends=[{'type': 'WandbVisBackend'}]"
+    line = tool(*argv, options=(*SHORT, backends))
+    assert line.startswith('error: the run cannot begin as its config says')
+    assert 'pip install wandb' in line

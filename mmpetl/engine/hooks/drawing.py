@@ -16,6 +16,15 @@ SHOWN_SIDE = 360
 """Shorter side, in pixels, that a classified picture is drawn with: text is read."""
 
 
+VISUALIZERS = {
+    'mmpretrain': 'UniversalVisualizer',
+    'mmaction': 'ActionVisualizer',
+    'mmseg': 'SegLocalVisualizer',
+    'mmdet': 'DetLocalVisualizer',
+}
+"""That of each toolbox, by scope."""
+
+
 @HOOKS.register_module()
 class DrawingHook(Hook):
     """Draws samples of the test set with their labels and predictions.
@@ -69,6 +78,16 @@ class DrawingHook(Hook):
         out = None if self.out_dir is None else str(Path(self.out_dir, f'{name}.png'))
         show = {'show': self.show, 'wait_time': self.wait_time}
         draw_sample(visualizer, name, read(str(source)), sample, out, **show)
+
+
+def check_visualizer(config: Any) -> None:
+    """Raise PETLError where a config names no visualizer."""
+    if not (config.get('visualizer') or {}).get('type'):
+        known = VISUALIZERS.get(config.get('default_scope'), 'UniversalVisualizer')
+        raise PETLError(
+            'the config names no visualizer, so nothing can be drawn; add one: '
+            f'--cfg-options visualizer.type={known}'
+        )
 
 
 def draw_sample(
@@ -159,6 +178,12 @@ def _pixels(
     out: str | None,
     show: dict[str, Any],
 ) -> None:
+    meta = visualizer.dataset_meta or {}
+    if 'gt_sem_seg' in sample and not (meta.get('classes') and meta.get('palette')):
+        raise PETLError(
+            'the data say no classes and palette, so maps cannot be drawn; say both in '
+            'metainfo of their dataset'
+        )
     visualizer.add_datasample(name, picture, sample, out_file=out, **show)
 
 
