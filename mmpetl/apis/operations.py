@@ -20,7 +20,7 @@ from mmpetl.core import PETLError
 
 
 @dataclass(frozen=True)
-class Operations:
+class OperationCount:
     """What one pass computes.
 
     Attributes:
@@ -37,7 +37,7 @@ class Operations:
     trainable: int
 
 
-def count_operations(config: Any, size: Sequence[int] | None = None) -> Operations:
+def count_operations(config: Any, size: Sequence[int] | None = None) -> OperationCount:
     """Operations of one pass of a config's model, head included, on the CPU.
 
     Args:
@@ -81,7 +81,7 @@ def count_operations(config: Any, size: Sequence[int] | None = None) -> Operatio
                 f'{type(model).__name__} takes no input of {shape}: {reason}'
             ) from None
     params = list(model.parameters())
-    return Operations(
+    return OperationCount(
         flops,
         shape,
         sum(p.numel() for p in params),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,16 @@ def _classes(
     )
 
 
-def _clip(visualizer: Any, *args: Any) -> None:
-    # mmaction2's own asks samples for the labels of its last version, and writes none.
+@cache
+def _classifier_drawer() -> Any:
     from mmpretrain.visualization import UniversalVisualizer
 
-    drawer = UniversalVisualizer()
+    return UniversalVisualizer()
+
+
+def _clip(visualizer: Any, *args: Any) -> None:
+    # mmaction2's own asks samples for the labels of its last version, and writes none.
+    drawer = _classifier_drawer()
     drawer.dataset_meta = visualizer.dataset_meta
     _classes(drawer, *args)
 
