@@ -33,6 +33,7 @@ _HOMES = {
     'stock_config': 'folding',
     'class_names': 'building',
     'init_model': 'model',
+    'inferencer': 'inferencers',
     'pick_device': 'building',
     'test_pipeline': 'mmpetl.config.nodes',
     'Box': 'predict',

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (
     'docs/getting_started.md',
     'docs/own_pictures.md',
+    'docs/tools.md',
     'docs/upstream_configs.md',
     'docs/weights.md',
 )
