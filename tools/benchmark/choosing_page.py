@@ -107,7 +107,7 @@ def page(out: Path | None) -> str:
     if out is None:
         source = (
             'Drawn from [digits_all/records.json](digits_all/records.json): '
-            '`python tools/digits.py --methods all`, a mini ViT and 200 labelled '
+            '[its page](digits_all/README.md) says how; a mini ViT and 200 labelled '
             'digits, **one task, one seed, settings that nobody tuned**. No interval '
             'can be drawn from that, and no test can tell two methods apart: it shows '
             'what a budget costs on a toy, and no more. Run your own, below, before '
