@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -124,3 +125,7 @@ def test_what_a_run_forks_ends_by_the_system():
             os._exit(0 if is_plain and signal.SIGTERM not in blocked else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert getattr(signal.getsignal(signal.SIGTERM), 'ends_forks', False)
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        for _ in range(20):  # without it, about one in a hundred waits for ever
+            with multiprocessing.get_context('fork').Pool(2):
+                pass
