@@ -22,6 +22,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+import mmpetl.engine.forks  # noqa: F401  # its hook
 from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')
@@ -66,7 +67,10 @@ class Stop:
         self.child: Any = None
 
     def handle(self, number: int, frame: Any) -> None:
-        """The handler. Data workers inherit it, and go on until they are ended."""
+        """The handler. Data workers inherit it, and go on until they are ended.
+
+        That of SIGTERM they give back (:mod:`mmpetl.engine.forks`).
+        """
         if os.getpid() != self.pid:
             if number == signal.SIGTERM:
                 os._exit(0)
@@ -85,6 +89,8 @@ class Stop:
             self.leave('not saved: it was not behind a step')
         signal.signal(signal.SIGALRM, self._late)
         signal.setitimer(signal.ITIMER_REAL, GRACE)
+
+    handle.ends_forks = True
 
     def _late(self, number: int, frame: Any) -> None:
         self.leave(f'not saved: the step did not end in {GRACE:.0f} s')

@@ -100,8 +100,12 @@ def test_what_is_forked_under_ray_ends_when_it_is_told(
     """Ray leaves a handler behind that a child, told to end early, would survive."""
     sweep(tmp_path, ray_executor, 'forking', jobs=JOBS[:1]).run()
     record = RecordStore(tmp_path).read(JOBS[0])
-    assert record.metrics['accuracy/top1'] == 128 + signal.SIGTERM
-    assert fake_runs.told_to_end_at_once() == 128 + signal.SIGTERM
+    # By the handler, or by the system where it is the child's own again.
+    ended = (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert record.metrics['accuracy/top1'] in ended
+    assert getattr(signal.getsignal(signal.SIGTERM), 'ends_forks', False)
+    assert fake_runs.told_to_end_at_once() in ended
+    assert fake_runs.handler_in_a_fork() == signal.SIG_DFL
 
 
 @pytest.mark.parametrize('name', ['inline', 'local', 'ray'])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import mmpetl.engine.forks  # noqa: F401  # its hook
 from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.executors.local import cores
 from mmpetl.benchmark.task import Outcome, Task
@@ -185,7 +186,12 @@ class RayExecutor(Executor):
 
 
 class _EndsForks:
-    """A handler of SIGTERM that is another's in this process, and ends its forks."""
+    """A handler of SIGTERM that is another's in this process, and ends its forks.
+
+    Those that it reaches: :mod:`mmpetl.engine.forks` takes it from the others.
+    """
+
+    ends_forks = True
 
     def __init__(self, handler: Callable[[int, Any], object]) -> None:
         self.pid = os.getpid()
@@ -200,9 +206,9 @@ class _EndsForks:
 def end_forks_by_sigterm() -> None:
     """Let SIGTERM end the processes that are forked from one of Ray's.
 
-    Ray's handler raises SystemExit. Behind a fork Python runs hooks that drop what is
-    raised within them, so that a child which is told to end right then goes on, and
-    the pool or loader that it belongs to waits for it without end.
+    Ray's handler raises SystemExit, which a child that is told to end right behind its
+    fork survives; the pool or loader that it belongs to then waits for it without end
+    (:mod:`mmpetl.engine.forks`).
     """
     if threading.current_thread() is threading.main_thread():
         handler = signal.getsignal(signal.SIGTERM)
