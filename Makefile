@@ -1,5 +1,6 @@
 # make digits   install into .venv, then adapt the shipped mini ViT to digits
 # make test     install into .venv, then run the test suite
+# make docs     install what builds the site, then build it into build/site
 #
 # Variables: VENV (.venv), PYTHON (an interpreter, 3.10 to 3.12, to make it with),
 # TESTS (arguments for pytest, e.g. TESTS='tests/compat -k nms'), JOBS (processes that
@@ -16,7 +17,7 @@ JOBS ?= 2
 
 GUI_OPENCV := opencv-python opencv-contrib-python opencv-python-headless
 
-.PHONY: digits test install install-tests doctor clean
+.PHONY: digits test docs install install-tests install-docs doctor clean
 
 digits: install
 	$(PY) tools/digits.py
@@ -24,11 +25,16 @@ digits: install
 test: install-tests
 	$(PY) -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
 
+docs: install-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo 'read it: $(PY) -m http.server --directory build/site'
+
 doctor: install
 	$(PY) -m mmpetl.doctor
 
 install: $(VENV)/.mmpetl-installed
 install-tests: $(VENV)/.mmpetl-tests-installed
+install-docs: $(VENV)/.mmpetl-docs-installed
 
 # A file, so that an environment made by other means is kept and filled.
 $(VENV)/bin/python:
@@ -42,7 +48,7 @@ $(VENV)/bin/python:
 # The OpenCV packages share one folder: removing one breaks the others, so all go.
 $(VENV)/.mmpetl-installed: setup.py mmpetl/version.py requirements/constraints.txt \
     requirements/runtime.txt requirements/openmmlab.txt requirements/headless.txt \
-    requirements/benchmark.txt \
+    requirements/video.txt requirements/benchmark.txt \
     | $(VENV)/bin/python
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
 	@if $(PIP) list 2>/dev/null | grep -qE '^opencv-(python|contrib-python|python-headless) '; then \
@@ -50,13 +56,22 @@ $(VENV)/.mmpetl-installed: setup.py mmpetl/version.py requirements/constraints.t
 	@echo 'installing what mmpetl needs (the first time this takes a few minutes)'
 	$(PIP) install -q -r requirements/runtime.txt -r requirements/headless.txt \
 	  -r requirements/benchmark.txt
-	$(PIP) install -q --no-deps -r requirements/openmmlab.txt
+	$(PIP) install -q --no-deps -r requirements/openmmlab.txt -r requirements/video.txt
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.mmpetl-tests-installed: requirements/tests.txt requirements/cluster.txt \
-    $(VENV)/.mmpetl-installed
-	$(PIP) install -q -r requirements/tests.txt -r requirements/cluster.txt
+    requirements/docs.txt $(VENV)/.mmpetl-installed
+	$(PIP) install -q -r requirements/tests.txt -r requirements/cluster.txt \
+	  -r requirements/docs.txt
+	@touch $@
+
+# Neither torch nor mmpetl: the builder reads the source.
+$(VENV)/.mmpetl-docs-installed: requirements/docs.txt requirements/constraints.txt \
+    | $(VENV)/bin/python
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'the site is built with Python 3.11 or 3.12' >&2; exit 1; }
+	$(PIP) install -q -r requirements/docs.txt
 	@touch $@
 
 clean:

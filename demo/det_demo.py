@@ -37,14 +37,8 @@ def main() -> None:
     with apis.cli_errors():
         config = apis.load_config(args.config, args.cfg_options)
         model = apis.init_model(config, args.delta, args.device)
-        boxes = apis.predict_detection(model, args.input, args.threshold)
-        palette = model.dataset_meta.get('palette')
-        apis.draw_detection(args.input, boxes, out, palette)
-    for box in boxes:
-        corners = ', '.join(f'{c:.0f}' for c in box.corners)
-        print(f'{100 * box.score:5.1f}%  {box.name}  ({corners})')
-    print(f'{len(boxes)} boxes with a score of at least {args.threshold}')
-    print(f'written to {out}')
+        lines = apis.show_detection(model, args.input, out, args.threshold)
+    print(*lines, f'written to {out}', sep='\n')
 
 
 if __name__ == '__main__':

@@ -37,11 +37,8 @@ def main() -> None:
     with apis.cli_errors():
         config = apis.load_config(args.config, args.cfg_options)
         model = apis.init_model(config, args.delta, args.device)
-        result = apis.predict_segmentation(model, args.input)
-        apis.draw_segmentation(args.input, result, out, args.opacity)
-    for label, share in result.shares().items():
-        print(f'{100 * share:5.1f}%  {result.classes[label]}')
-    print(f'written to {out}')
+        lines = apis.show_segmentation(model, args.input, out, args.opacity)
+    print(*lines, f'written to {out}', sep='\n')
 
 
 if __name__ == '__main__':

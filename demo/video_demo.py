@@ -37,11 +37,8 @@ def main() -> None:
     with apis.cli_errors():
         config = apis.load_config(args.config, args.cfg_options)
         model = apis.init_model(config, args.delta, args.device)
-        found = apis.predict_video(model, args.input, args.topk)
-        apis.draw_video(args.input, found, out)
-    for item in found:
-        print(f'{100 * item.score:5.1f}%  {item.name}')
-    print(f'written to {out}')
+        lines = apis.show_video(model, args.input, out, args.topk)
+    print(*lines, f'written to {out}', sep='\n')
 
 
 if __name__ == '__main__':

@@ -1,41 +1,42 @@
-"""mmpetl: tune frozen, pre-trained vision backbones by training few parameters."""
+"""mmpetl: tune frozen, pre-trained vision backbones by training few parameters.
+
+Importing it is cheap: torch is imported with the first of the names below that is used.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from mmpetl import compat
 from mmpetl.version import __version__
 
-try:
-    from mmpetl import compat
+if TYPE_CHECKING:
+    from mmpetl.core import (
+        Delta,
+        Method,
+        PETLError,
+        count_trainable,
+        delta_state,
+        disable,
+        disabled,
+        eject,
+        enable,
+        fold,
+        freeze,
+        inject,
+        load_delta,
+        load_delta_state,
+        mix,
+        print_trainable_parameters,
+        run_by_slot,
+        save_delta,
+        set_active,
+        slots,
+        unfreeze,
+    )
+    from mmpetl.layers import table as layers
 
-    compat.install()
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f'mmpetl needs a package that is not installed: {error.name}. '
-        '`python mmpetl/doctor.py` says what is missing and how to mend it'
-    ) from error
-
-import importlib  # noqa: E402
-from typing import Any  # noqa: E402
-
-from mmpetl.core import (  # noqa: E402
-    Delta,
-    Method,
-    PETLError,
-    count_trainable,
-    delta_state,
-    disable,
-    disabled,
-    eject,
-    enable,
-    fold,
-    freeze,
-    inject,
-    load_delta,
-    load_delta_state,
-    save_delta,
-    slots,
-    unfreeze,
-)
+compat.install()
 
 __all__ = [
     'Delta',
@@ -54,14 +55,34 @@ __all__ = [
     'layers',
     'load_delta',
     'load_delta_state',
+    'mix',
+    'print_trainable_parameters',
+    'run_by_slot',
     'save_delta',
+    'set_active',
     'slots',
     'unfreeze',
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported above: `python -m mmpetl.layers` runs it as a program.
-    if name == 'layers':
-        return importlib.import_module('mmpetl.layers')
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    import importlib
+
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    try:
+        if name == 'layers':  # a module that can be called, and run as a program
+            return importlib.import_module('mmpetl.layers')
+        found = getattr(importlib.import_module('mmpetl.core'), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'mmpetl needs a package that is not installed: {error.name}. '
+            '`python -m mmpetl.doctor` says what is missing and how to mend it',
+            name=error.name,
+        ) from error
+    globals()[name] = found  # asked for once
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

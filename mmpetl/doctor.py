@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = PACKAGE / '.mim' if (PACKAGE / '.mim').is_dir() else PACKAGE.parent
+"""As ``mmpetl/shipped.py`` has it, which is not imported here."""
 OPENCV = (
     'opencv-python',
     'opencv-contrib-python',
@@ -71,7 +73,7 @@ def _requirement_class() -> type:
 
 
 def _lines(name: str) -> list[str]:
-    file = ROOT / 'requirements' / f'{name}.txt'
+    file = SHIPPED / 'requirements' / f'{name}.txt'
     if not file.is_file():
         return []
     lines = map(str.strip, file.read_text(encoding='utf-8').splitlines())
@@ -166,6 +168,24 @@ def check_mmcv(versions: Mapping[str, str]) -> list[Finding]:
         )
         return [Finding('mmcv and mmcv-lite', found, 'one of them', 'clash', mend)]
     return []
+
+
+def check_video(
+    versions: Mapping[str, str], pinned: Iterable[str] = ()
+) -> list[Finding]:
+    """MMAction2, which video alone needs.
+
+    Args:
+        versions: Installed versions by canonical name.
+        pinned: Lines of the constraints file.
+    """
+    found = versions.get('mmaction2')
+    if found is not None:
+        return [Finding('mmaction2', found, 'for video', 'ok')]
+    pin = next((line for line in pinned if line.startswith('mmaction2==')), 'mmaction2')
+    # With what it declares comes a second OpenCV.
+    mend = f'for video: pip install --no-deps "{pin}"'
+    return [Finding('mmaction2', '-', 'for video', 'note', mend)]
 
 
 def check_transformers(
@@ -296,6 +316,7 @@ def examine() -> list[Finding]:
         *check_required(versions, declared_requirements(), _lines('constraints')),
         *check_opencv(versions),
         *check_mmcv(versions),
+        *check_video(versions, _lines('constraints')),
         *check_transformers(versions, _lines('transformers')),
         *check_torch_pair(versions, vision or ()),
         *check_pkg_resources(importlib.util.find_spec('pkg_resources') is not None),

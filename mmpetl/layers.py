@@ -13,6 +13,7 @@ from types import ModuleType
 
 from torch import nn
 
+from mmpetl.compat.bases import OWN
 from mmpetl.core import LeafMap, PETLError, injections, layer_rows
 
 
@@ -62,7 +63,8 @@ def build(name: str) -> nn.Module:
 
     try:
         # A config of an installed package has no path that `load_config` could read.
-        config = get_config(name) if '::' in name else name
+        foreign = '::' in name and not name.startswith(OWN)
+        config = get_config(name) if foreign else name
         return build_model(config, quiet=True)
     except PETLError:
         raise

@@ -12,7 +12,19 @@ from collections.abc import Generator
 
 import pytest
 
-OPTIONAL = ('openTSNE', 'optuna', 'playwright', 'ray', 'submitit', 'transformers')
+OPTIONAL = (
+    'accelerate',
+    'lightning',
+    'mkdocs',
+    'onnxruntime',
+    'openTSNE',
+    'optuna',
+    'peft',
+    'playwright',
+    'ray',
+    'submitit',
+    'transformers',
+)
 """Packages that ``pip install mmpetl`` does not bring."""
 
 ACCEPTED = (

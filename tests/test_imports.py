@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 
 # What each part may import of mmpetl beside itself. `methods` and `backbones` are blind
 # to each other. `version` and `lazy` stand below everything, the package itself above.
-BASE = {'version', 'lazy', 'registry', 'compat'}
+BASE = {'version', 'lazy', 'shipped', 'registry', 'compat'}
 CORE = BASE | {'core'}
 MIDDLE = CORE | {'methods', 'backbones'}
 TASKS = {'models', 'datasets', 'engine', 'evaluation'}
@@ -25,14 +25,18 @@ MAY: dict[str, set[str]] = {
     'version': set(),
     'lazy': set(),
     'registry': set(),
-    'compat': {'version', 'registry'},
+    'shipped': set(),
+    'compat': {'version', 'lazy', 'shipped', 'registry'},
     'core': CORE,
     'methods': CORE,
     'backbones': CORE,
     **{part: MIDDLE | TASKS for part in TASKS},
     'config': MIDDLE | TASKS,
     **{part: MIDDLE | TASKS | {'config'} | TOP for part in TOP},
+    'own': MIDDLE | TASKS | {'config'} | TOP,
     'layers': MIDDLE | TASKS | {'config', 'apis'},
+    'cli': MIDDLE | TASKS | {'config', 'layers', 'doctor', 'own'} | TOP,
+    '__main__': {'cli'},
     # The doctor must run where the rest does not.
     'doctor': BASE,
 }
@@ -144,6 +148,14 @@ def _loaded(statement: str) -> set[str]:
     assert done.returncode == 0, done.stderr
     line = next(x for x in done.stdout.splitlines() if x.startswith('LOADED'))
     return set(line.split()[1:])
+
+
+def test_importing_mmpetl_alone_leaves_torch_where_it_is() -> None:
+    assert not {'torch', 'numpy', 'mmengine'} & _loaded('import mmpetl')
+
+
+def test_mmengine_brings_our_registries_behind_it() -> None:
+    assert 'mmpetl.registry' in _loaded('import mmpetl, mmengine.registry')
 
 
 def test_importing_mmpetl_is_light() -> None:

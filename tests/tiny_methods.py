@@ -282,7 +282,9 @@ STILL: dict[str, dict[str, str]] = {
         'mmpretrain_vit_frames': r'layers\.1\.petl\.attn_sum\.',
     },
     # Two adapters in a row start at zero, so that this one moves in the third step.
-    'AIM': {'mmpretrain_vit_frames': r'\.front\.down\.'},
+    'AIM': dict.fromkeys(
+        ('mmpretrain_vit_frames', 'mmpretrain_swin_frames'), r'\.front\.down\.'
+    ),
     # The same holds for the tokens that patches look at behind the last block.
     'Rein': dict.fromkeys(
         ('mmpretrain_vit', 'mmpretrain_deit3', 'timm_vit', 'mmaction_timesformer'),
@@ -360,7 +362,7 @@ def _first_of_families() -> set[str]:
 
 def along_time(case: MethodCase) -> bool:
     """Methods that look along time, and one of each family that does not."""
-    return case.name in ('AIM', 'STAdapter') or first_of_a_family(case)
+    return case.build().along_time or first_of_a_family(case)
 
 
 ENDS = {'out', 'out.norm', 'feature'}

@@ -29,8 +29,8 @@ class Tiny:
             taken apart by ``tiny.outputs``.
         tied: Kinds of sites whose weights the base uses twice, so that nothing folds
             into them.
-        unfolded: Ids of methods that fold into other bases, and have learnt a shift
-            here that no bias of this one takes.
+        bare_keys: Keys have no bias, and need one, as unit vectors are made of them:
+            methods that shift them fold into other bases, and not into this one.
         refuses: Ids of methods whose settings it cannot serve, or that refuse its
             shapes in one line, though it has the kinds of sites that they need.
     """
@@ -44,5 +44,5 @@ class Tiny:
     meets: Callable[[MethodCase], bool] = covering
     forward: Callable[[nn.Module, Tensor], Any] | None = None
     tied: tuple[str, ...] = ()
-    unfolded: tuple[str, ...] = ()
+    bare_keys: bool = False
     refuses: tuple[str, ...] = ()

@@ -5,8 +5,12 @@ Example: python tools/digits.py --methods LoRA SSF BitFit --shots 200
 scikit-learn's digits (8 x 8 scans, drawn at 32 px) are written as a VTAB-1k task. Each
 method trains on the first SHOTS labelled images with the same recipe
 (configs/mini/digits.py) and is tested once, after the last epoch, on 797 held-out
-digits. With --split val it trains on the first SHOTS of train800 and is scored on
-val200 instead: choose settings there, never on the test set.
+digits, for each number of images and each seed. Every run takes about as many steps.
+
+Rate, decay and sizes of a method are those that the project's own search found on
+validation data, the same budget for each: configs/mini/digits_settings.json holds them
+with the command. `--take FOLDER` writes that file from such a search; `--lr` gives all
+methods one rate and their default sizes instead.
 What is finished is kept: run again to continue an interrupted comparison.
 """
 
@@ -20,14 +24,24 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'mini' / 'digits.py'
+SETTINGS = ROOT / 'configs' / 'mini' / 'digits_settings.json'
+PLAN = 'digits'
+"""The plan of the search: what its runs share with those here."""
 
-# One rate for all methods; how it does on val200 is seen with `--split val --lr`.
 LEARNING_RATE = 3e-3
+"""Of methods that were not searched."""
+
+BATCH = 16
+STEPS = 130
+"""About, of every run: epochs follow from the number of images."""
 
 METHODS = (
     'LinearProbe',
@@ -49,50 +63,160 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--methods', nargs='+', default=list(METHODS), help='names, or all'
     )
-    parser.add_argument('--shots', type=int, default=200, help='labelled images')
-    parser.add_argument('--epochs', type=int, default=25)
-    parser.add_argument('--seed', type=int, default=42)
-    parser.add_argument('--lr', type=float, default=LEARNING_RATE)
-    parser.add_argument('--split', choices=('test', 'val'), default='test')
+    parser.add_argument(
+        '--shots', type=int, nargs='+', default=[100, 200, 800], help='labelled images'
+    )
+    parser.add_argument('--epochs', type=int, help=f'default: {STEPS} steps')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[42, 43, 44])
+    parser.add_argument('--lr', type=float, help='one rate for all, default sizes')
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/digits'), help='table and picture'
     )
     parser.add_argument('--jobs', type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument('--fresh', action='store_true', help='forget what is finished')
+    parser.add_argument(
+        '--take',
+        type=Path,
+        metavar='FOLDER',
+        help='write what a search (tools/benchmark/search.py) found, and leave',
+    )
     return parser.parse_args()
 
 
-def make_config(name: str, args: argparse.Namespace) -> Any:
-    """The config of one run."""
-    from mmengine.logging import MMLogger
+@dataclass(frozen=True)
+class Run:
+    """One of the runs of a comparison.
 
-    from mmpetl.benchmark.sizes import sizes
-    from mmpetl.config.load import load_config
+    Attributes:
+        method: Its name.
+        shots: Labelled images.
+        seed: Of the training.
+        epochs: How often it sees them.
+        lr: Rate of all methods; None for what was found.
+    """
 
-    MMLogger.get_current_instance().setLevel('WARNING')
+    method: str
+    shots: int
+    seed: int
+    epochs: int
+    lr: float | None
 
-    epochs, warm_up = args.epochs, max(1, args.epochs // 10)
-    options = {
-        'model.backbone.method': {'type': name, **sizes('mini').get(name, {})},
-        'randomness.seed': args.seed,
-        'optim_wrapper.optimizer.lr': args.lr,
-        'train_cfg.max_epochs': epochs,
-        'param_scheduler.0.end': warm_up,
-        'param_scheduler.1.begin': warm_up,
-        'param_scheduler.1.end': epochs,
-        'param_scheduler.1.T_max': epochs - warm_up,
-        'train_dataloader.dataset.indices': args.shots,
-        'train_dataloader.batch_size': 32,
-        'default_hooks.checkpoint.interval': epochs,
-    }
-    if args.split == 'val':
-        options |= {
-            'train_dataloader.dataset.split': 'train800',
-            'test_dataloader.dataset.split': 'val200',
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the search found for the method, or nothing."""
+        return {} if self.lr else read_settings().get(self.method, {})
+
+    def config(self) -> Any:
+        """The config of the run."""
+        from mmengine.logging import MMLogger
+
+        from mmpetl.benchmark.sizes import sizes
+        from mmpetl.config.load import load_config
+
+        MMLogger.get_current_instance().setLevel('WARNING')
+        name, rate = self.method, self.lr or LEARNING_RATE
+        options = {
+            'model.backbone.method': {'type': name, **sizes('mini').get(name, {})},
+            'randomness.seed': self.seed,
+            'optim_wrapper.optimizer.lr': rate,
+            'train_cfg.max_epochs': self.epochs,
+            'train_dataloader.dataset.indices': self.shots,
+            'train_dataloader.batch_size': BATCH,
+            'default_hooks.checkpoint.interval': self.epochs,
         }
-    group = f'{args.split}-{args.shots}-seed{args.seed}'
-    folder = Path('work_dirs/digits') / group / name.lower()
-    return load_config(CONFIG, options, folder)
+        for key, value in self.found.get('options', {}).items():
+            parent, _, key_in = key.rpartition('.')
+            if parent == 'model.backbone.method':
+                options[parent][key_in] = value
+            else:
+                options[key] = value
+        kind = f'lr{self.lr:g}' if self.lr else 'searched'
+        folder = Path('work_dirs/digits') / f'{kind}-{self.shots}-seed{self.seed}'
+        return load_config(CONFIG, options, folder / name.lower())
+
+
+def runs_of(args: argparse.Namespace) -> list[Run]:
+    """All runs, one seed after the other, so that the table fills evenly."""
+    return [
+        Run(
+            name,
+            shots,
+            seed,
+            args.epochs or max(2, round(STEPS * BATCH / shots)),
+            args.lr,
+        )
+        for seed in args.seeds
+        for shots in args.shots
+        for name in args.methods
+    ]
+
+
+def serving(names: list[str], args: argparse.Namespace) -> list[str]:
+    """Methods that the mini ViT can serve; of all methods the others are told.
+
+    Raises:
+        PETLError: One that was named cannot be served.
+    """
+    from mmpetl.apis.counting import count_config
+    from mmpetl.core import PETLError
+
+    found = []
+    for name in names:
+        try:
+            count_config(Run(name, args.shots[0], args.seeds[0], 2, args.lr).config())
+        except PETLError as error:
+            if args.methods != ['all']:
+                raise
+            print(f'left out: {name}: {error}', file=sys.stderr)
+        else:
+            found.append(name)
+    return found
+
+
+def read_settings() -> dict[str, Any]:
+    """What the search found, by method."""
+    if not SETTINGS.is_file():
+        return {}
+    return json.loads(SETTINGS.read_text(encoding='utf-8'))['methods']
+
+
+def take(folder: Path) -> None:
+    """Write the settings that a search of plan ``digits`` found, with what it was."""
+    from mmpetl.benchmark.records import RecordStore
+    from mmpetl.core import PETLError
+
+    found: dict[str, Any] = {}
+    facts: set[tuple[Any, ...]] = set()
+    for record in RecordStore(folder).all(curves=False):
+        search = record.search
+        if not search or record.job.recipe != 'mini/digits':
+            continue
+        best = next(t for t in search['trials'] if t['number'] == search['best'])
+        found[record.job.method] = {
+            'options': best['options'],
+            'validation_accuracy': search['best_value'],
+            'default_accuracy': search['default_value'],
+            'trials': search['tried'],
+            'space': search['space_from'],
+        }
+        facts.add((search['budget'], search['seed'], search['split']))
+    if len(facts) != 1:
+        raise PETLError(
+            f'{folder} holds {len(facts)} kinds of finished searches on mini/digits, '
+            'one is needed: tools/benchmark/search.py --recipe mini/digits '
+            f'--plan {PLAN} --seeds 42 --methods ... --out {folder}'
+        )
+    ((budget, seed, validation),) = facts
+    names = sorted(found, key=str.lower)
+    content = {
+        'command': f'python tools/benchmark/search.py --plan {PLAN} --recipe '
+        f'mini/digits --trials {budget} --seeds 42 --methods {" ".join(names)}',
+        'scored_on': validation,
+        'seed': seed,
+        'methods': {name: found[name] for name in names},
+    }
+    SETTINGS.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    print(f'{len(found)} methods: {SETTINGS.relative_to(ROOT)}')
 
 
 def fingerprint_of(config: Any) -> str:
@@ -108,7 +232,7 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
-def run_one(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def run_one(run: Run, jobs: int) -> dict[str, Any]:
     """Train and test one method in this (forked) process; returns its record."""
     import torch
     from mmengine.logging import MMLogger
@@ -116,11 +240,11 @@ def run_one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from mmpetl.apis.run import build_runner
     from mmpetl.engine.hooks.efficiency import peak_memory_bytes
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     before = 0 if torch.cuda.is_available() else resident_bytes()
-    config = make_config(name, args)
+    config = run.config()
     config.log_level = 'INFO'
-    config.experiment_name = f'digits-{name}-{os.getpid()}'
+    config.experiment_name = f'digits-{run.method}-{os.getpid()}'
     folder = Path(config.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     # The console belongs to the table; each run keeps its own log.
@@ -134,14 +258,17 @@ def run_one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     MMLogger._instance_dict.clear()
     record = json.loads((folder / 'efficiency.json').read_text())
     counts = record['counts']
+    found = run.found
     return {
-        'method': name,
-        'config': fingerprint_of(make_config(name, args)),
+        'method': run.method,
+        'config': fingerprint_of(run.config()),
         'settings': config.model.backbone.method.to_dict(),
         'lr': config.optim_wrapper.optimizer.lr,
-        'shots': args.shots,
-        'split': args.split,
-        'seed': args.seed,
+        'trials': found.get('trials', 0),
+        'validation_accuracy': found.get('validation_accuracy'),
+        'shots': run.shots,
+        'seed': run.seed,
+        'epochs': run.epochs,
         'backbone_params': counts['delta'] + counts['selected'],
         'head_params': counts['head'],
         'accuracy': metrics['accuracy/top1'],
@@ -152,10 +279,8 @@ def run_one(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_guarded(
-    task: tuple[str, argparse.Namespace],
-) -> tuple[str, dict[str, Any] | str]:
-    """The record of a method, or what went wrong; the other methods go on."""
+def run_guarded(task: tuple[Run, int]) -> tuple[Run, dict[str, Any] | str]:
+    """The record of a run, or what went wrong; the others go on."""
     import traceback
 
     try:
@@ -165,19 +290,19 @@ def run_guarded(
         return task[0], f'{type(error).__name__}: {error}'
 
 
-def finished(name: str, args: argparse.Namespace) -> dict[str, Any] | None:
+def finished(run: Run) -> dict[str, Any] | None:
     """The record of an earlier, equal run."""
-    config = make_config(name, args)
+    config = run.config()
     path = Path(config.work_dir) / 'record.json'
-    if args.fresh or not path.is_file():
+    if not path.is_file():
         return None
     record = json.loads(path.read_text())
     return record if record['config'] == fingerprint_of(config) else None
 
 
-def keep(record: dict[str, Any], args: argparse.Namespace) -> None:
+def keep(run: Run, record: dict[str, Any]) -> None:
     """Write a record, whole or not at all."""
-    path = Path(make_config(record['method'], args).work_dir) / 'record.json'
+    path = Path(run.config().work_dir) / 'record.json'
     part = path.with_suffix('.part')
     part.write_text(json.dumps(record, indent=2) + '\n')
     part.replace(path)
@@ -188,73 +313,105 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     from rich.console import Console
     from rich.live import Live
 
-    records: dict[str, dict[str, Any]] = {}
-    for name in args.methods:
-        record = finished(name, args)
+    runs = runs_of(args)
+    records: dict[Run, dict[str, Any]] = {}
+    for run in runs:
+        record = None if args.fresh else finished(run)
         if record:
-            records[name] = record
-    waiting = [name for name in args.methods if name not in records]
+            records[run] = record
+    waiting = [run for run in runs if run not in records]
     # Forked before torch has started threads: children share the loaded libraries, and
-    # peak memory is counted from what they begin with; hence a process per method.
+    # peak memory is counted from what they begin with; hence a process per run.
     context = multiprocessing.get_context('fork')
     console = Console()
     failures = {}
+
+    def shown() -> Any:
+        return make_table(list(records.values()), args, len(runs))
+
     with (
         context.Pool(args.jobs, maxtasksperchild=1) as pool,
-        Live(make_table(args, records), console=console, refresh_per_second=2) as live,
+        Live(shown(), console=console, refresh_per_second=2) as live,
     ):
-        tasks = [(name, args) for name in waiting]
-        for name, result in pool.imap_unordered(run_guarded, tasks, chunksize=1):
+        tasks = [(run, args.jobs) for run in waiting]
+        for run, result in pool.imap_unordered(run_guarded, tasks, chunksize=1):
             if isinstance(result, str):
-                failures[name] = result
-                console.print(f'{name} failed: {result}')
+                failures[run] = result
+                console.print(f'{run} failed: {result}')
             else:
-                records[name] = result
-                keep(result, args)
-            live.update(make_table(args, records))
+                records[run] = result
+                keep(run, result)
+            live.update(shown())
     if failures:
         from mmpetl.core import PETLError
 
+        methods = dict.fromkeys(run.method for run in failures)
         raise PETLError(
-            f'{len(failures)} of {len(args.methods)} methods failed '
-            f'({", ".join(failures)}); console.log below work_dirs/digits says why'
+            f'{len(failures)} of {len(runs)} runs failed ({", ".join(methods)}); '
+            'console.log below work_dirs/digits says why'
         )
-    return [records[name] for name in args.methods]
+    return [records[run] for run in runs]
 
 
-HEADERS = (
-    'method',
-    'trainable parameters',
-    'accuracy %',
-    'PPT',
-    'seconds',
-    'peak memory MB',
-)
+def headers(args: argparse.Namespace) -> list[str]:
+    """Names of the columns."""
+    shots = [f'accuracy %, {n} labels' for n in args.shots]
+    return [
+        'method',
+        'trainable parameters',
+        *shots,
+        'trials of the search',
+        'seconds',
+        'peak memory MB',
+    ]
 
 
-def row_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """A record as table cells. Trainable parameters are those of the backbone."""
-    return (
-        record['method'],
-        f'{record["backbone_params"]:,}',
-        f'{record["accuracy"]:.1f}',
-        f'{record["ppt"]:.3f}',
-        f'{record["seconds"]:.0f}',
-        f'{record["peak_memory_bytes"] / 2**20:.0f}',
-    )
+def rows_of(
+    records: list[dict[str, Any]], args: argparse.Namespace
+) -> Iterator[list[str]]:
+    """Methods as cells; trainable parameters are those of the backbone."""
+    for name in args.methods:
+        mine = [record for record in records if record['method'] == name]
+        if not mine:
+            yield [name, *['...'] * (len(args.shots) + 4)]
+            continue
+        scores = (accuracies(mine, shots) for shots in args.shots)
+        trials, found = mine[0]['trials'], mine[0]['validation_accuracy']
+        yield [
+            name,
+            f'{mine[0]["backbone_params"]:,}',
+            *(text_of(values) for values in scores),
+            f'{trials}, best {found:.1f}' if trials else 'none',
+            f'{mean(record["seconds"] for record in mine):.0f}',
+            f'{max(record["peak_memory_bytes"] for record in mine) / 2**20:.0f}',
+        ]
 
 
-def make_table(args: argparse.Namespace, records: dict[str, dict[str, Any]]) -> Any:
+def accuracies(records: list[dict[str, Any]], shots: int) -> list[float]:
+    """Of the seeds with so many images, in percent."""
+    return [record['accuracy'] for record in records if record['shots'] == shots]
+
+
+def text_of(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return '...'
+    spread = f' ± {stdev(values):.1f}' if len(values) > 1 else ''
+    return f'{mean(values):.1f}{spread}'
+
+
+def make_table(
+    records: list[dict[str, Any]], args: argparse.Namespace, runs: int
+) -> Any:
     """The table as it stands."""
     from rich.table import Table
 
-    done = f'{len(records)} of {len(args.methods)} done'
-    table = Table(title=f'Digits from {args.shots} labelled images ({done})')
-    for i, header in enumerate(HEADERS):
+    seeds = f'mean and deviation of {len(args.seeds)} seeds'
+    table = Table(title=f'Digits, {seeds} ({len(records)} of {runs} runs done)')
+    for i, header in enumerate(headers(args)):
         table.add_column(header, justify='left' if i == 0 else 'right')
-    for name in args.methods:
-        record = records.get(name)
-        table.add_row(*(row_of(record) if record else (name, *('...',) * 5)))
+    for row in rows_of(records, args):
+        table.add_row(*row)
     return table
 
 
@@ -262,36 +419,48 @@ def write_results(records: list[dict[str, Any]], args: argparse.Namespace) -> No
     """Table as Markdown and CSV, records as JSON, and the picture."""
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / 'records.json').write_text(json.dumps(records, indent=2) + '\n')
-    rows = [row_of(record) for record in records]
-    lines = [HEADERS, ('---', *('---:',) * 5), *rows]
+    head, rows = headers(args), list(rows_of(records, args))
+    lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
     text = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
     (args.out / 'table.md').write_text(text + '\n')
     with open(args.out / 'table.csv', 'w', newline='', encoding='utf-8') as file:
-        csv.writer(file).writerows([HEADERS, *rows])
+        csv.writer(file).writerows([head, *rows])
     draw(records, args)
 
 
 def draw(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Accuracy against trainable parameters of the backbone."""
-    from mmpetl.analysis.charts import family_legend, new_figure
-    from mmpetl.analysis.scatter import log_with_zero, named_points
+    """Accuracy by method, one row for each number of labels, a bar for the spread."""
+    from mmpetl.analysis.charts import colour_of, family_legend, new_figure
     from mmpetl.core import registered_methods
 
-    height = max(5.0, 0.24 * len(records))
-    figure, grid = new_figure(8, height)
-    axes = grid[0, 0]
     known = registered_methods()
-    families = [known[record['method']].family for record in records]
-    counts = log_with_zero(axes, [record['backbone_params'] for record in records])
-    accuracy = [record['accuracy'] for record in records]
-    names = [record['method'] for record in records]
-    named_points(axes, counts, accuracy, names, families, fontsize=9)
-    axes.set_xlabel('trainable parameters of the backbone')
-    axes.set_ylabel(f'accuracy on held-out digits ({args.split}), %')
-    figure.suptitle(f'mini ViT, {args.shots} labelled digits, seed {args.seed}, n = 1')
-    family_legend(axes, families, loc='lower left', bbox_to_anchor=(0, 1.01), ncols=4)
-    axes.grid(alpha=0.3, which='both')
-    figure.savefig(args.out / 'accuracy_vs_parameters.png', dpi=130)
+    families = {name: known[name].family for name in args.methods}
+    height = 1.6 + 0.3 * len(args.methods)
+    figure, grid = new_figure(3 + 3 * len(args.shots), height, 1, len(args.shots))
+    order = list(reversed(args.methods))
+    for axes, shots in zip(grid[0], args.shots, strict=True):
+        for place, name in enumerate(order):
+            mine = [record for record in records if record['method'] == name]
+            values = accuracies(mine, shots)
+            axes.errorbar(
+                mean(values),
+                place,
+                xerr=stdev(values) if len(values) > 1 else None,
+                fmt='o',
+                color=colour_of(families[name]),
+                capsize=3,
+            )
+        axes.set_title(f'{shots} labels')
+        axes.set_xlabel('accuracy, %')
+        axes.set_yticks(range(len(order)), order if axes is grid[0, 0] else [])
+        axes.grid(alpha=0.3)
+    figure.suptitle(
+        f'Held-out digits, mini ViT: mean and deviation, n = {len(args.seeds)} seeds'
+    )
+    family_legend(
+        figure, families.values(), loc='outside lower center', ncols=len(args.methods)
+    )
+    figure.savefig(args.out / 'accuracy.png', dpi=130)
 
 
 def main() -> None:
@@ -300,24 +469,28 @@ def main() -> None:
     from mmpetl.apis.run import cli_errors
 
     with cli_errors():
+        if args.take:
+            take(args.take)
+            return
         started = time.perf_counter()
         os.environ.setdefault('MMPETL_DATA', str(ROOT / 'data' / 'mini'))
         from mmpetl.core import check_range, registered_methods
 
-        if args.methods == ['all']:
-            args.methods = sorted(registered_methods(), key=str.lower)
-        for name in args.methods:
-            make_config(name, args)
-
-        check_range('digits', '--shots', args.shots, 10, 1000)
-        check_range('digits', '--epochs', args.epochs, 2)
-        prepare(args)
+        names = args.methods
+        if names == ['all']:
+            names = sorted(registered_methods(), key=str.lower)
+        for shots in args.shots:
+            check_range('digits', '--shots', shots, 10, 1000)
+        if args.epochs is not None:
+            check_range('digits', '--epochs', args.epochs, 2)
+        args.methods = serving(names, args)
+        prepare()
         records = run_all(args)
         write_results(records, args)
         print(f'table and picture: {args.out}/ ({time.perf_counter() - started:.0f} s)')
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare() -> None:
     """Write the task, and load what every child needs before they are forked."""
     from mmpetl.datasets.mini import make
 

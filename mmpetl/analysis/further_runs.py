@@ -16,6 +16,7 @@ from mmpetl.analysis.selection import choose, plain
 from mmpetl.benchmark.job_config import METHOD, split_options
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.core import PETLError, build_method, registered_methods, suggest
+from mmpetl.shipped import mini_data
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,7 @@ def config_of(job: Job, stage: str = 'final') -> Any:
 def use_mini_data(recipe: str) -> None:
     """Let mini recipes find the mini sets where nothing else is said."""
     if recipe.startswith('mini/') and 'MMPETL_DATA' not in os.environ:
-        from mmpetl.config.names import config_root
-
-        os.environ['MMPETL_DATA'] = str(config_root().parent / 'data' / 'mini')
+        os.environ['MMPETL_DATA'] = str(mini_data())
 
 
 def run_jobs(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmpetl.apis.runs import find_run
 from mmpetl.core import (
     PETLError,
     check_range,
@@ -68,49 +69,6 @@ class Points:
         """Prepared samples, ``size`` at a time."""
         for start in range(0, len(self), size):
             yield [self.dataset[i] for i in self.indices[start : start + size]]
-
-
-def find_run(
-    config: str | os.PathLike, delta: str | os.PathLike | None = None
-) -> tuple[Path, Path]:
-    """Config and delta of a run, from both files or from the folder they lie in.
-
-    A folder holds ``config.py`` (or one config of another name) and
-    ``delta.safetensors`` or checkpoints, of which the best, else the newest is taken.
-
-    Raises:
-        PETLError: Something is missing or stands there twice.
-    """
-    config = Path(config)
-    if not config.is_dir():
-        if delta is None:
-            raise PETLError(
-                f'{config} needs a delta beside it: name a .safetensors or a .pth, or '
-                'give the folder of a run instead of a config'
-            )
-        return config, Path(delta)
-    configs = [config / 'config.py']
-    if not configs[0].is_file():
-        configs = sorted(config.glob('*.py'))
-    if len(configs) != 1:
-        raise PETLError(
-            f'{config} holds {len(configs)} configs; one is needed (name it instead of '
-            'the folder)'
-        )
-    if delta is not None:
-        return configs[0], Path(delta)
-    best = None
-    if not (config / 'delta.safetensors').is_file():
-        from mmpetl.engine.best import best_checkpoint
-
-        best = best_checkpoint(config)
-    if best is not None:
-        return configs[0], best
-    for pattern in ('delta.safetensors', '*.pth'):
-        found = sorted(config.glob(pattern), key=lambda p: p.stat().st_mtime)
-        if found:
-            return configs[0], found[-1]
-    raise PETLError(f'{config} holds no delta (.safetensors) and no checkpoint (.pth)')
 
 
 def load_pair(config: Any, delta: str | os.PathLike, device: str = 'auto') -> Pair:

@@ -62,15 +62,11 @@ def count_config(config: Any) -> dict[str, Any]:
     Returns:
         ``method``, ``backbone`` (class), the four counts, ``percent`` of the backbone.
     """
-    config = copy.deepcopy(as_config(config))
+    config = without_files(config)
     node = petl_backbone_of(config)
     method = method_of(config)
     if method is None:
         raise PETLError('the config has no method, so all of its model trains')
-    if node is None:
-        _drop_files(config.model)
-    else:
-        node['checkpoint'] = None
     model = build_model(config, quiet=True)
     trunk = config.model.get('backbone') if node is None else node['backbone']
     kind = (
@@ -79,6 +75,21 @@ def count_config(config: Any) -> dict[str, Any]:
         else to_data(trunk['type'])
     )
     return _row(methods_name(method), kind.rpartition('.')[2], model)
+
+
+def without_files(config: Any) -> Any:
+    """A copy of a config whose model starts from no file.
+
+    Args:
+        config: Path or ``Config``.
+    """
+    config = copy.deepcopy(as_config(config))
+    node = petl_backbone_of(config)
+    if node is None:
+        _drop_files(config.model)
+    else:
+        node['checkpoint'] = None
+    return config
 
 
 def _drop_files(model: Any) -> None:

@@ -191,6 +191,11 @@ def _colour(
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, 0.9))
 
 
+def colours(count: int) -> list[list[int]]:
+    """RGB triples of ``count`` classes, of evenly spread hues."""
+    return [list(_colour(i)) for i in range(count)]
+
+
 def _below(picture: Image.Image, height: int) -> Image.Image:
     canvas = Image.new('RGB', (picture.width, picture.height + height), PAPER)
     canvas.paste(picture, (0, 0))

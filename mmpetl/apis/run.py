@@ -13,7 +13,9 @@ import torch
 
 from mmpetl.compat import init_dist_any
 from mmpetl.config.batch import missed_batch
+from mmpetl.config.known import SCOPES
 from mmpetl.config.protocols import check_honest, without_validation
+from mmpetl.config.scope import import_scope
 from mmpetl.core import PETLError, find_injected
 from mmpetl.lazy import moved_names
 
@@ -71,6 +73,7 @@ _OF_VALUES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    ImportError,
     LookupError,
     RuntimeError,
     TypeError,
@@ -108,7 +111,7 @@ def choose_device(device: Device = 'auto') -> None:
         if not torch.cuda.is_available():
             raise PETLError(
                 'device cuda was asked for, but torch sees no GPU; use --device cpu, '
-                'or check the driver (python -m mmpetl.doctor)'
+                'or check the driver (mmpetl doctor)'
             )
 
 
@@ -149,7 +152,10 @@ def build_runner(
         wrapper = {'type': 'mmpetl.PETLDistributedDataParallel'}
         config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
     init_dist_any(launcher)
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    scope = config.get('default_scope', 'mmengine')
+    if scope in SCOPES:  # a package of the user's own need not have registries
+        import_scope(config)
+    init_default_scope(scope)
     remarks: list[str] = []
     if check_data:
         from mmpetl.datasets.checks import check_config

@@ -90,7 +90,9 @@ class PETLUniFormerV2(BackboneHost, UniFormerV2):
     """A UniFormerV2 that runs sites.
 
     Frames are images of a batch; upstream has their tokens in front of it. ``out`` is
-    what the last block makes of a frame, of which the class token leaves.
+    what the last block makes of a frame, of which the class token leaves. The decoder
+    looks at the stream of the blocks, which is one where several features of a clip
+    leave (for several tasks); each of them is mixed with its token.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +107,8 @@ class PETLUniFormerV2(BackboneHost, UniFormerV2):
         last = len(body.resblocks) - 1
         own = self.emit(x, None, ctx, last)[1][:, 0].unflatten(0, (-1, body.T))
         weight = body.sigmoid(body.balance)
-        y = (1 - weight) * token[0] + weight * own.mean(1)
+        token = token[0].repeat(len(own) // token.shape[1], 1)
+        y = (1 - weight) * token + weight * own.mean(1)
         return self.norm_vector(body.norm, y, ctx, last)
 
     def embedded(self, x: Tensor) -> tuple[Tensor, Context]:

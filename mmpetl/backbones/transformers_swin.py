@@ -215,9 +215,10 @@ class TransformersSwin(TransformersMap):
             at = {**facts, 'stage': i, 'has_grid': True, 'index': i}
             if stage.downsample is not None:
                 wide, out = 4 * d, stage.downsample.reduction.out_features
-                sites.append(Site('downsample.norm', '', wide, wide, **at))
-                sites.append(Site('downsample.reduction', '', wide, out, **at))
-                sites.append(Site('downsample', '', d, out, **at))
+                between = {**at, 'merged': (2, 2)}
+                sites.append(Site('downsample.norm', '', wide, wide, **between))
+                sites.append(Site('downsample.reduction', '', wide, out, **between))
+                sites.append(Site('downsample', '', d, out, **between))
                 d = out
         sites.append(Site('out.norm', '', d, d, **at))
         window = tuple(self.table(stages[-1].blocks[-1]).window_size)

@@ -48,7 +48,13 @@ class PETLVideoMAELayer(LayerHost, VideoMAELayer):
     def ffn_parts(self) -> FFN:
         act = self.intermediate.intermediate_act_fn
         out = self.output
-        return FFN(self.intermediate.dense, lambda x, _: act(x), out.dense, out.dropout)
+        return FFN(
+            self.intermediate.dense,
+            lambda x, _: act(x),
+            out.dense,
+            out.dropout,
+            by_token=True,
+        )
 
 
 class PETLVideoMAEEmbeddings(Tap, VideoMAEEmbeddings):

@@ -12,11 +12,12 @@ import msgspec
 
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.benchmark.verdicts import digest_of
+from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
 
 
 class Card(msgspec.Struct):
-    """What is read of a card of ``tools/benchmark/scorecard.py``.
+    """What is read of a card of ``mmpetl benchmark scorecard``.
 
     Attributes:
         key: What it was measured with: ``record`` is the digest of the record's file.
@@ -56,7 +57,7 @@ def read_cards(
     found = {}
     for record in records:
         path = Path(out) / 'scorecard' / 'cells' / f'{record.job.id}.json'
-        if not path.is_file():
+        if not os.path.lexists(path):
             continue
         card = read_json(path, Card, 'card of a run')
         if card.key.get('record') != digest_of(
@@ -64,6 +65,11 @@ def read_cards(
         ):
             continue
         latency, folds = card.values.get('latency_ms_1'), card.values.get('folds')
+        if isinstance(latency, float | int) and latency < 0:
+            raise PETLError(
+                f'{path} has a latency of {latency} ms; remove it, and run '
+                'tools/benchmark/scorecard.py again'
+            )
         found[record.job.id] = Measured(
             latency / 1000 if isinstance(latency, float | int) else None,
             not folds.startswith('no') if isinstance(folds, str) else None,

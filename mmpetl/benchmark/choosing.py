@@ -460,7 +460,7 @@ def _unknown(
             continue
         if name == 'latency' and len(labels) == len(candidates):
             text = (
-                'latency: no run has a card of tools/benchmark/scorecard.py, so this '
+                'latency: no run has a card of mmpetl benchmark scorecard, so this '
                 'limit excludes nothing; what folds predicts as fast as its base'
             )
         elif len(labels) == len(candidates):

@@ -20,9 +20,10 @@ from typing import Any
 from mmpetl.benchmark.records import write_json
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
+from mmpetl.shipped import shipped
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout: ``configs`` lies below it."""
+ROOT = shipped()
+"""The checkout, or what a wheel holds of it: ``configs`` lies below it."""
 
 NAME = 'hashed.json'
 FORMAT = 2

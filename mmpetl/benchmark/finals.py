@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,15 +26,20 @@ from mmpetl.benchmark.records import (
     Job,
     Record,
     RecordStore,
+    check_job,
     earlier_reads,
     read_record,
     write_json,
 )
+from mmpetl.config.options import MOST_SEED
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import read_json
+from mmpetl.core.boundary import checked, read_json
 
 VARIANT = 'searched'
 """What the final runs of a search are called."""
+
+FILE = 'finals.json'
+"""Where a search keeps which final runs it has begun."""
 
 REPLACED = 'replaced'
 """Where the runs of a setting lie that is no longer the best."""
@@ -63,7 +69,7 @@ def replace_finals(
         PETLError: Another process works on a run that is to be replaced.
     """
     known = {job.id: job for job in [*_begun(store, folder, jobs[0]), *jobs]}
-    write_json(folder / 'finals.json', [dataclasses.asdict(j) for j in known.values()])
+    write_json(folder / FILE, [dataclasses.asdict(j) for j in known.values()])
     earlier = []
     for job in known.values():
         here, aside = store.folder(job), folder / REPLACED / job.id
@@ -139,9 +145,9 @@ def replaced_reads(out: Path, job: Job) -> int:
 
 def _begun(store: RecordStore, folder: Path, like: Job) -> list[Job]:
     """Final runs of a search that were ever begun."""
-    path = folder / 'finals.json'
-    if path.is_file():
-        return read_json(path, list[Job], 'final runs of a search')
+    path = folder / FILE
+    if os.path.lexists(path):
+        return _listed(path, like)
     # An earlier version kept no list; its records say what they are.
     prefix = like.id.partition(f'--{VARIANT}-')[0]
     records = [
@@ -156,10 +162,48 @@ def _begun(store: RecordStore, folder: Path, like: Job) -> list[Job]:
     ]
 
 
+def check_finals(folder: Path, like: Job) -> None:
+    """Raise PETLError where a search cannot go on for its list of final runs.
+
+    Args:
+        folder: That of the search.
+        like: Any final run of it.
+    """
+    if os.path.lexists(folder / FILE):
+        _listed(folder / FILE, like)
+
+
+def _listed(path: Path, like: Job | None = None) -> list[Job]:
+    """The jobs of a ``finals.json``, all of one search: their runs are moved.
+
+    Raises:
+        PETLError: It is damaged, or names a run of something else.
+    """
+    data = read_json(path, list[dict[str, Any]], 'list of the final runs of a search')
+    for job in data:
+        check_job(job, str(path))
+    jobs = list(checked(data, list[Job], str(path)))
+    like = like or next(iter(jobs), None)
+    for job in jobs:
+        if not 0 <= job.seed <= MOST_SEED:
+            raise PETLError(f'{path} has a seed {job.seed}, which no run has')
+        if like is None or _search(job) != _search(like) or job.variant != VARIANT:
+            raise PETLError(
+                f'{path} names {job.id}, which is no final run of this search; it was '
+                'edited, or is that of another search'
+            )
+    return jobs
+
+
+def _search(job: Job) -> tuple[str, ...]:
+    """What all final runs of a search have in common."""
+    return job.recipe, job.method, job.stage
+
+
 def renew(store: RecordStore, folder: Path, search: Mapping[str, Any]) -> None:
     """Put a search that went on into the records of the final runs that it keeps."""
     search = json.loads(json.dumps(search))
-    for job in read_json(folder / 'finals.json', list[Job], 'final runs of a search'):
+    for job in _listed(folder / FILE):
         record = store.read(job)
         if record is None or record.search == search:
             continue

@@ -41,7 +41,7 @@ def train_in_processes(job: Job, folder: Path, processes: int) -> None:
 
     with (
         tempfile.TemporaryDirectory() as notes,
-        stop_on_signals() as stop,
+        stop_on_signals(flag='') as stop,
         _members(job, folder, processes, Path(notes)) as members,
     ):
         # They are behind a step when they have ended.

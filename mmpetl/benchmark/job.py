@@ -237,7 +237,8 @@ def train_only(
         hooks = [*hooks, PruningHook(**pruner)]
     # A reading of the test set that nothing asked for could not be taken back.
     phases = ('train', 'val') if job.stage == 'tune' else ('train', 'val', 'test')
-    with stop_on_signals() as stop:
+    # Jobs go on by themselves: there is no flag to add.
+    with stop_on_signals(flag='') as stop:
         test = test_data(job) if job.stage == 'tune' else None
         runner = _built(config, folder, hooks, phases, launcher, test)
         train_until_stopped(runner, stop)

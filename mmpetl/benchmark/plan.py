@@ -557,7 +557,7 @@ def read_jobs(out: str | os.PathLike) -> tuple[list[Job], list[Refusal]]:
             check_job(job, f'{path}')
     except FileNotFoundError:
         raise PETLError(
-            f'{out} holds no plan.json; run a plan there first (tools/benchmark/run.py)'
+            f'{out} holds no plan.json; run a plan there first (mmpetl benchmark run)'
         ) from None
     except PETLError as error:
         raise PETLError(f'{path} is damaged: {error}') from None

@@ -281,7 +281,7 @@ def print_plan(
             f'{cost.steps:,}' if cost else '-',
             f'{cost.seconds:,.1f}' if cost else '-',
             size(cost.memory_bytes) if cost else '-',
-            cost.source if cost else '-',
+            f'{cost.source} {cost.like}'.rstrip() if cost else '-',
         )
     console.print(table)
     for recipe, text in resolved.batches.items():
@@ -327,7 +327,7 @@ def print_total(cost: Total, left: int, slots: int, console: Any) -> None:
 
 
 def print_standing(found: Standing) -> None:
-    """The table of ``tools/benchmark/status.py``."""
+    """The table of ``mmpetl benchmark status``."""
     from rich.table import Table
 
     console = console_for_tables()

@@ -153,7 +153,8 @@ class Record:
         host: Name of the machine.
         cuda: Version of CUDA that torch was built with; None on a CPU.
         driver: Version of the GPU's driver; None on a CPU.
-        shared: Jobs that might run at the same time on its device, itself included.
+        shared: Jobs that might run at the same time on its device, itself included;
+            None where the executor cannot know.
         delta_bytes: Size of the exported delta's file of numbers.
         total_seconds: Wall time of all attempts that is on file, preparation, test
             reading and export included.

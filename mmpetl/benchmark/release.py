@@ -163,18 +163,16 @@ def release(
 def _check_states(states: Mapping[str, str], unverified: bool) -> None:
     for run, state in states.items():
         if state in ('falsified', 'stale') or (state != 'verified' and not unverified):
-            hint = (
-                '' if state == 'falsified' else '; tools/benchmark/verify.py verifies'
-            )
+            hint = '' if state == 'falsified' else '; mmpetl benchmark verify verifies'
             raise PETLError(f'the run {run} is {state}, and is not released{hint}')
 
 
 def _commands(folder: str) -> list[str]:
     return [
-        f'python tools/benchmark/release.py --check {folder}',
-        f'python tools/benchmark/verify.py {folder}',
-        f'python tools/benchmark/verify.py {folder} --from-delta',
-        f'python tools/benchmark/verify.py {folder} --retrain',
+        f'mmpetl benchmark release --check {folder}',
+        f'mmpetl benchmark verify {folder}',
+        f'mmpetl benchmark verify {folder} --from-delta',
+        f'mmpetl benchmark verify {folder} --retrain',
     ]
 
 

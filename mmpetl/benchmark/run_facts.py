@@ -125,21 +125,10 @@ def resolution_of(config: Any) -> list[int] | None:
     Of a resizing that keeps the ratio of sides, its bounds. None where no step says a
     size.
     """
-    from mmpetl.config.nodes import test_pipeline
+    from mmpetl.config.nodes import sides_made, test_pipeline
 
-    found = None
-    for step in test_pipeline(config):
-        for key in ('crop_size', 'size', 'scale'):
-            size = step.get(key)
-            if isinstance(size, int) and not isinstance(size, bool):
-                size = (size, size)
-            if not isinstance(size, list | tuple) or len(size) != 2:
-                continue
-            if all(isinstance(side, int) and side > 0 for side in size):
-                # MMCV names the scale of a resizing by width and height.
-                found = [*reversed(size)] if key == 'scale' else list(size)
-                break
-    return found
+    found = sides_made(test_pipeline(config))
+    return None if found is None else list(found)
 
 
 def task_of(recipe: str, config: Any) -> tuple[str, str]:
@@ -195,6 +184,8 @@ def backbone_of(config: Any) -> str:
 
     node = petl_backbone_of(config)
     inner = node['backbone']
+    if isinstance(inner.get('model_name'), str):
+        return inner['model_name']  # of timm, which names size and patch itself
     kind = str(inner.get('type', '')).rpartition('.')[2]
     stem = Path(str(node.get('checkpoint') or '')).stem
     family = {

@@ -116,7 +116,7 @@ def measure(
             'settings': charts.as_data(vars(settings)),
             'strange': others,
         }
-        card = read_json(path, Card, 'card') if path.is_file() else None
+        card = read_json(path, Card, 'card') if os.path.lexists(path) else None
         if card is None or card.key != key:
             card = _measure(shared, record, records, key)
             write_json(path, msgspec.to_builtins(card))

@@ -27,7 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.executors import Executor
-from mmpetl.benchmark.finals import VARIANT, renew, replace_finals, search_folder
+from mmpetl.benchmark.finals import (
+    VARIANT,
+    check_finals,
+    renew,
+    replace_finals,
+    search_folder,
+)
 from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.optuna_study import load_study, optuna, propose
 from mmpetl.benchmark.records import (
@@ -168,6 +174,7 @@ class MethodSearch:
 
     def _check_same(self) -> None:
         """Refuse to go on with trials of another space or other options."""
+        check_finals(self.folder, Job(self.recipe, self.method))
         path = self.folder / 'settings.json'
         now = json.loads(
             json.dumps(
@@ -418,12 +425,12 @@ class Search:
 
         An interrupt ends the workers and is passed on; the next call continues.
         """
-        with self._alone():
+        with self.alone():
             self.tune()
             return self.finish()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Refuse a second search in the folder: budgets are counted by one."""
         path = self.out / 'search' / 'lock'
         with open(path, 'a', encoding='ascii') as file:

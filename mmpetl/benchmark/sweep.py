@@ -171,6 +171,8 @@ class Sweep:
             begun; 0 never stops.
         memory: Peak memory by a job's id, in bytes, for executors that pack; what is
             measured on the way is added.
+        like: By a job's id those whose records say what it would find out; see
+            :class:`mmpetl.benchmark.task.Task`.
     """
 
     def __init__(
@@ -185,6 +187,7 @@ class Sweep:
         watch: Callable[[Sweep], None] | None = None,
         stop_after: int = STOP_AFTER,
         memory: Mapping[str, int] | None = None,
+        like: Mapping[str, tuple[Job, ...]] | None = None,
     ) -> None:
         self.jobs = list(jobs)
         self.store = RecordStore(Path(out).absolute())
@@ -197,6 +200,7 @@ class Sweep:
         self.ran: list[str] = []
         self.stop_after = stop_after
         self.stopped = ''
+        self.like = like or {}
         known = memory or {}
         self.memory = {pair_of(j): known[j.id] for j in self.jobs if j.id in known}
         self._words: Counter[str] = Counter()
@@ -212,6 +216,7 @@ class Sweep:
             env=environment(),
             run=self.run_name,
             memory_bytes=self.memory.get(pair_of(job)) if self.memory else None,
+            like=self.like.get(job.id, ()),
         )
 
     def log(self, line: str) -> None:

@@ -27,6 +27,7 @@ class Task:
             trial.
         run: What does the work, ``module:function``; called with the task and the
             run's folder, it returns a record.
+        like: Jobs whose records say what this one would find out, for a calibration.
     """
 
     job: Job
@@ -39,6 +40,7 @@ class Task:
     pruner: Mapping[str, Any] | None = None
     run: str = 'mmpetl.benchmark.job:run_task'
     memory_bytes: int | None = None
+    like: tuple[Job, ...] = ()
 
     @property
     def processes(self) -> int:

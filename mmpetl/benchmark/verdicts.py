@@ -156,7 +156,7 @@ def read_verdict(folder: str | os.PathLike) -> Verdict | None:
         PETLError: The file is damaged, or says another status than its checks.
     """
     path = Path(folder) / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     kept = read_json(path, _Kept, 'verdict')
     if kept.format != FORMAT:

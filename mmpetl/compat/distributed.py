@@ -28,7 +28,7 @@ def _read(launcher: str) -> tuple[int, int, int]:
     if missing:
         raise ValueError(
             f'launcher {launcher!r} was asked for, but the environment lacks '
-            f'{", ".join(missing)}; start with the launcher (tools/dist_train.sh), '
+            f'{", ".join(missing)}; start with the launcher (mmpetl train --gpus N), '
             'or use --launcher none for a single process'
         )
     rank, world_size, local_rank = (int(os.environ[n]) for n in _NAMES[launcher])

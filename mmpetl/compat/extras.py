@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
-FILES = Path(__file__).resolve().parents[2] / 'requirements'
+from mmpetl.shipped import shipped
+
+FILES = shipped('requirements')
 
 
 def pip_line(extra: str) -> str:

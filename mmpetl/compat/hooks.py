@@ -4,7 +4,8 @@ Two finders join ``sys.meta_path``. The one at the end is asked only for modules
 nothing else provides, so a compiled ``mmcv._ext`` or a complete mmaction2 is used
 untouched. The one at the front knows only the modules in which mmpretrain and mmaction2
 switch their multimodal models on, the one in which mmcv decodes pictures, and those
-in which MMEngine lays out configs and counts the steps of an optimizer.
+in which MMEngine lays out configs, counts the steps of an optimizer, keeps the figures
+that its checkpoints hold, and registers classes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SWITCHES = {
 PICTURES = 'mmcv.image.io'
 CONFIGS = 'mmengine.config.config'
 WRAPPER = 'mmengine.optim.optimizer.optimizer_wrapper'
+FIGURES = 'mmengine.logging.history_buffer'
+REGISTRIES = 'mmengine.registry'
 ORIGIN = 'mmpetl.compat'  # tells a stand-in from the real module
 
 
@@ -135,10 +138,11 @@ def _scale_pictures(module: ModuleType) -> None:
     pictures.correct_mmcv(module)
 
 
-def _format_once(module: ModuleType) -> None:
-    from . import texts
+def _correct_configs(module: ModuleType) -> None:
+    from . import bases, texts
 
     texts.format_once(module)
+    bases.find_own(module.Config)
 
 
 def _tell_begins(module: ModuleType) -> None:
@@ -147,11 +151,24 @@ def _tell_begins(module: ModuleType) -> None:
     counting.tell_begins(module)
 
 
+def _allow_types(module: ModuleType) -> None:
+    from . import loading
+
+    loading.allow_mmengine_types()
+
+
+def _add_registries(module: ModuleType) -> None:
+    # `custom_imports` of a config may find mmpetl imported; then its classes are due.
+    importlib.import_module('mmpetl.registry')
+
+
 _CORRECT: dict[str, Callable[[ModuleType], None]] = {
     **dict.fromkeys(SWITCHES, _set_switch),
     PICTURES: _scale_pictures,
-    CONFIGS: _format_once,
+    CONFIGS: _correct_configs,
     WRAPPER: _tell_begins,
+    FIGURES: _allow_types,
+    REGISTRIES: _add_registries,
 }
 
 
@@ -182,7 +199,7 @@ class SwitchFinder(MetaPathFinder):
 
 
 def install_hooks() -> None:
-    """Put both finders in place, once."""
+    """Put both finders in place; calling it again changes nothing."""
     if not any(isinstance(finder, SwitchFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, SwitchFinder())
     if not any(isinstance(finder, StandInFinder) for finder in sys.meta_path):
@@ -192,9 +209,6 @@ def install_hooks() -> None:
         models = f'{name.partition(".")[0]}.models'
         if name in sys.modules and models not in sys.modules:
             _set_switch(sys.modules[name])
-    if PICTURES in sys.modules:
-        _scale_pictures(sys.modules[PICTURES])
-    if CONFIGS in sys.modules:
-        _format_once(sys.modules[CONFIGS])
-    if WRAPPER in sys.modules:
-        _tell_begins(sys.modules[WRAPPER])
+    for name in (PICTURES, CONFIGS, WRAPPER, FIGURES, REGISTRIES):
+        if name in sys.modules:
+            _CORRECT[name](sys.modules[name])

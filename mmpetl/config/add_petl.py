@@ -57,7 +57,7 @@ def add_petl(
             argument is unknown; the base is named twice; or something in the config
             would keep deltas from learning.
 
-    Example:
+    Examples:
         >>> from mmengine.config import Config
         >>> from mmpetl.apis import add_petl
         >>> config = Config(dict(model=dict(type='ImageClassifier')))

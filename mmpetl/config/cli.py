@@ -7,11 +7,9 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.config import DictAction as _DictAction
 
-
-class DictAction(_DictAction):
-    """MMEngine's action of ``--cfg-options``, which also reads what Python writes.
+class DictAction(argparse.Action):
+    """``--cfg-options`` as MMEngine reads it, and what Python writes beside.
 
     ``a=[1,(b,c)]`` and ``a=1,2`` mean what they do upstream. Beside these,
     ``a={'type': 'SGD', 'lr': 0.1}`` and lists of such mappings are read as in a config;
@@ -43,7 +41,10 @@ class DictAction(_DictAction):
                 pass
         try:
             if '{' not in text or ',' not in text:
-                return self._parse_iterable(text)
+                # Here, so that showing the help of a command needs no MMEngine.
+                from mmengine.config import DictAction as Upstream
+
+                return Upstream._parse_iterable(text)
         except (AssertionError, RecursionError):
             pass
         parser.error(

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmpetl.compat.bases import OWN
 from mmpetl.config.heads import fit_head
 from mmpetl.config.leaves import read_table, row_config
 from mmpetl.config.lengths import length_of, stretch
-from mmpetl.config.names import methods_stem, recipe_names
+from mmpetl.config.names import config_root, methods_stem, recipe_names
 from mmpetl.config.nodes import PHASES, datasets_of, is_petl_model, method_of
 from mmpetl.config.options import check_values, merge
 from mmpetl.config.preprocessing import apply_preprocessing
@@ -46,7 +47,9 @@ def read_config(path: str | os.PathLike) -> Any:
     """
     from mmengine.config import Config
 
-    if is_upstream_name(path):
+    if str(path).startswith(OWN):
+        path = config_root() / str(path).removeprefix(OWN)
+    elif is_upstream_name(path):
         path = upstream_config(str(path))
     path = Path(path)
     if path.is_file():
@@ -222,6 +225,8 @@ def run_name(config: Any, path: Path) -> str:
     method = _method_of(config)
     known = registered_methods()
     stem = 'none' if method is None else methods_stem(method)
+    if str(path).startswith(OWN):
+        path = Path('configs', str(path).removeprefix(OWN))
     parts = path.with_suffix('').parts
     if 'configs' in parts:
         parts = parts[len(parts) - parts[::-1].index('configs') :]

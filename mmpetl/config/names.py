@@ -17,25 +17,30 @@ from mmpetl.core import (
     registered_methods,
     suggest,
 )
+from mmpetl.shipped import shipped
 
 
 def config_root() -> Path:
-    """The folder ``configs``: of the source tree, or of the working folder.
+    """The folder ``configs``: of the checkout, or of the installed package.
 
     Raises:
         PETLError: There is none.
     """
-    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (root / 'configs' / 'recipes').is_dir():
-            return root / 'configs'
-    raise PETLError(
-        'there is no folder configs/recipes, neither beside the package nor in the '
-        'working folder; run from a checkout of mmpetl'
-    )
+    root = shipped('configs')
+    if not (root / 'recipes').is_dir():
+        raise PETLError(
+            f'there is no folder {root / "recipes"}: this mmpetl is installed without '
+            'its configs; install it anew (pip install --force-reinstall mmpetl)'
+        )
+    return root
+
+
+BESIDE = ('mini', 'own')
+"""Folders of recipes that lie beside ``configs/recipes``."""
 
 
 def recipe_names() -> list[str]:
-    """Every recipe by the name that :func:`compose` takes."""
+    """Every recipe of a known set by the name that :func:`compose` takes."""
     root = config_root()
     full = names_below(root / 'recipes')
     return full + [f'mini/{name}' for name in names_below(root / 'mini')]
@@ -51,14 +56,14 @@ def names_below(folder: Path) -> list[str]:
 
 
 def recipe_path(recipe: str) -> Path:
-    """The file of a recipe: ``vtab/cifar100``, ``coco``, ``mini/digits``.
+    """The file of a recipe: ``vtab/cifar100``, ``coco``, ``mini/digits``, ``own/...``.
 
     Raises:
         PETLError: There is none of that name.
     """
     root = config_root()
     name = recipe.removesuffix('.py')
-    folder = root if name.startswith('mini/') else root / 'recipes'
+    folder = root if name.partition('/')[0] in BESIDE else root / 'recipes'
     path = folder / f'{name}.py'
     if path.is_file():
         return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 BUILDER = 'mmpetl.PETLBackbone'
@@ -86,3 +86,54 @@ def test_pipeline(config: Any) -> list[dict[str, Any]]:
     """What the test set's pictures go through, as the config says it."""
     pipeline = find_dataset(config).get('pipeline') or config.get('test_pipeline')
     return [dict(step) for step in pipeline or ()]
+
+
+def train_pipeline(config: Any) -> list[dict[str, Any]]:
+    """What the training set's pictures go through, as the config says it."""
+    pipeline = find_dataset(config, ('train',)).get('pipeline')
+    return [dict(step) for step in pipeline or config.get('train_pipeline') or ()]
+
+
+def sides_made(steps: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """Height and width in pixels of what a pipeline makes, by its last step that says.
+
+    Of a resizing that keeps the ratio of sides, its bounds; where sizes are drawn, the
+    largest. None where no step says a size.
+    """
+    found = None
+    for step in _with_inner(steps):
+        for key in ('crop_size', 'size', 'scale', 'scales'):
+            sizes = step.get(key)
+            if isinstance(sizes, int) and not isinstance(sizes, bool):
+                sizes = (sizes, sizes)
+            if not isinstance(sizes, list | tuple):
+                continue
+            if all(isinstance(side, int) for side in sizes):
+                sizes = (sizes,)
+            drawn = [tuple(size) for size in sizes if _is_size(size)]
+            if drawn:
+                # MMCV names the scale of a resizing by width and height.
+                largest = max(drawn, key=lambda size: size[0] * size[1])
+                found = largest[::-1] if key.startswith('scale') else largest
+                break
+    return found
+
+
+def _with_inner(steps: Any) -> Iterator[Mapping[str, Any]]:
+    """Steps and those that they hold: of a choice, of a cache."""
+    for step in steps:
+        if isinstance(step, Mapping):
+            yield step
+            steps_within = (v for v in step.values() if isinstance(v, list | tuple))
+            for inner in steps_within:
+                yield from _with_inner(inner)
+        elif isinstance(step, list | tuple):
+            yield from _with_inner(step)
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(side, int) and side > 0 for side in value)
+    )

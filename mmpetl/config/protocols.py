@@ -89,7 +89,7 @@ def without_validation(config: Any) -> str | None:
         return None
     return (
         'no validation while training: the protocol honest reads the test set once, '
-        'after the last epoch (tools/test.py); --protocol published validates on it'
+        'after the last epoch (mmpetl test); --protocol published validates on it'
     )
 
 

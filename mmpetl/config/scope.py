@@ -13,19 +13,29 @@ from mmpetl.core import PETLError
 from mmpetl.models.petl_backbone import build_foreign
 
 
-@contextmanager
-def scope_of(config: Any) -> Iterator[str]:
-    """Resolve types without a scope as the config's ``default_scope`` says."""
-    from mmengine.registry import DefaultScope
+def import_scope(config: Any) -> str:
+    """The config's ``default_scope``, whose package is imported.
 
+    Raises:
+        PETLError: It cannot be.
+    """
     scope = config.get('default_scope') or 'mmengine'
     try:
         importlib.import_module(f'{scope}.registry')
     except ModuleNotFoundError as error:
         raise PETLError(
             f'the config needs the package {scope!r}, which cannot be imported '
-            f'({error}); install it (python -m mmpetl.doctor says what is there)'
+            f'({error}); install it (mmpetl doctor says how)'
         ) from error
+    return scope
+
+
+@contextmanager
+def scope_of(config: Any) -> Iterator[str]:
+    """Resolve types without a scope as the config's ``default_scope`` says."""
+    from mmengine.registry import DefaultScope
+
+    scope = import_scope(config)
     with DefaultScope.overwrite_default_scope(scope):
         yield scope
 

@@ -18,6 +18,7 @@ from mmpetl.core.bricks import (
     pools_prompts,
     projections,
 )
+from mmpetl.core.by_sample import run_by_slot
 from mmpetl.core.calibration import (
     Calibrated,
     batch_size,
@@ -41,7 +42,14 @@ from mmpetl.core.conv_host import (
     to_maps,
 )
 from mmpetl.core.convolve import convolve, places_of
-from mmpetl.core.counts import Counts, Owner, count_trainable, describe, owners
+from mmpetl.core.counts import (
+    Counts,
+    Owner,
+    count_trainable,
+    describe,
+    owners,
+    print_trainable_parameters,
+)
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.fingerprint import base_changes, fingerprint, tensor_digests
@@ -80,6 +88,7 @@ from mmpetl.core.method import (
     method_class,
     registered_methods,
 )
+from mmpetl.core.mixing import mix
 from mmpetl.core.narrow import GradientWatch, check_trained, unreached
 from mmpetl.core.pyramid_host import (
     PyramidBackboneHost,
@@ -115,6 +124,7 @@ from mmpetl.core.slots import (
     eject,
     enable,
     freeze,
+    set_active,
     slots,
     unfreeze,
 )
@@ -122,6 +132,7 @@ from mmpetl.core.stack import Rows, Stack
 from mmpetl.core.stacking import conflict
 from mmpetl.core.state import delta_state, frozen_keys, load_delta_state
 from mmpetl.core.steps import Stepped, plan_steps
+from mmpetl.core.teaching import teacher_losses, teaching
 from mmpetl.core.window_host import (
     WindowBackboneHost,
     WindowBlockHost,
@@ -241,6 +252,7 @@ __all__ = [
     'methods_classes',
     'methods_family',
     'methods_name',
+    'mix',
     'norm_tokens',
     'numbers',
     'on_maps',
@@ -255,12 +267,15 @@ __all__ = [
     'places_of',
     'plan_steps',
     'pools_prompts',
+    'print_trainable_parameters',
     'projections',
     'records_gradients',
     'registered_methods',
     'relative_index',
+    'run_by_slot',
     'save_delta',
     'score_terms',
+    'set_active',
     'shift_mask',
     'site_map_of',
     'slots',
@@ -268,6 +283,8 @@ __all__ = [
     'split_heads',
     'suggest',
     'task_loss',
+    'teacher_losses',
+    'teaching',
     'tensor_digests',
     'to_maps',
     'to_windows',

@@ -65,7 +65,8 @@ def softmax_attention(
         # No fused kernel of the CPU has a gradient for its bias, and the fallback
         # scales queries and keys apart: the plain formula is faster.
         scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
-        if len(full) == len(scores):  # a broadcast axis would be summed in backward
+        # Asked of the bias, for the number of images is open in an exported pass.
+        if bias is not None and bias.ndim == 4:
             scores = scores + full
         else:
             scores = (scores.unflatten(0, (-1, len(full))) + full).flatten(0, 1)

@@ -80,12 +80,14 @@ def read_bytes(
     path = regular_file(path, what)
     limit = text_limit() if limit is None else limit
     try:
+        size = path.stat().st_size
         with path.open('rb') as file:
-            # One more than is there shows a file that grows, or is over the limit.
-            data = file.read(min(limit, path.stat().st_size) + 1)
+            # One more than is there shows a file that grows; of one over the limit
+            # nothing is wanted.
+            data = b'' if size > limit else file.read(size + 1)
     except OSError as error:
         raise PETLError(f'cannot read the {what} {path}: {_why(error)}') from None
-    if len(data) > limit:
+    if max(size, len(data)) > limit:
         raise PETLError(
             f'the {what} {path} is longer than {limit >> 20} MiB; '
             'MMPETL_MAX_TEXT_MIB=N raises the limit'

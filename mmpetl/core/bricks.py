@@ -61,6 +61,10 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     return x * kept / (1 - rate or 1)
 
 
+TILE = 16
+"""From so many rows or columns on a product of matrices is fast."""
+
+
 class GroupedLinear(nn.Module):
     """``diag(B_1, ..., B_g) h + c``: every group of inputs feeds a group of outputs.
 
@@ -84,6 +88,35 @@ class GroupedLinear(nn.Module):
     def dense(self) -> Tensor:
         """(out_dims, in_dims), zero outside of the blocks."""
         return torch.block_diag(*self.weight.unflatten(0, (self.groups, -1)))
+
+    def add_to_(self, weight: Tensor, own: Tensor) -> Tensor:
+        """Add the blocks to a weight, (out_dims, in_dims), in place.
+
+        Args:
+            weight: Contiguous.
+            own: The blocks, as :attr:`weight` has them.
+        """
+        g = self.groups
+        blocks = weight.view(g, -1, g, own.shape[1]).diagonal(dim1=0, dim2=2)
+        blocks.add_(own.view(g, -1, own.shape[1]).movedim(0, -1))
+        return weight
+
+    def collect(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Gradient of :attr:`weight` from (M, out_dims) and (M, in_dims)."""
+        outputs, inputs = (t.shape[-1] // self.groups for t in (grad, x))
+        # Blocks of a few entries are no work for a matrix product. So several groups
+        # stand in a tile, and what they have in common there is left aside.
+        fit = [
+            n
+            for n in range(1, self.groups + 1)
+            if self.groups % n == 0 and n * min(outputs, inputs) <= TILE
+        ]
+        count = max(fit, default=1)
+        tiles = self.groups // count
+        grad, x = (t.unflatten(-1, (tiles, -1)).transpose(0, 1) for t in (grad, x))
+        whole = grad.mT @ x
+        own = whole.unflatten(1, (count, -1)).unflatten(-1, (count, -1))
+        return own.diagonal(dim1=1, dim2=3).movedim(-1, 1).reshape(-1, inputs)
 
 
 class ScaleShift(Delta):

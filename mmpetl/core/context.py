@@ -18,6 +18,20 @@ def records_gradients() -> bool:
     return torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether a program may look at numbers, to decide what to compute.
+
+    Not while compiling, tracing or recording for a GPU, nor where there are none.
+    """
+    return (
+        type(x) is Tensor
+        and not x.is_meta
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
 def autocasts(x: Tensor) -> bool:
     """Whether autocast decides on dtypes here; never where there are no numbers."""
     kind = x.device.type

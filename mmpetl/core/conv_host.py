@@ -120,6 +120,10 @@ class ConvSiteMap(SiteMap):
         """Width of a block and of its feed-forward network."""
         raise NotImplementedError
 
+    def kernel_of(self, block: nn.Module) -> tuple[int, ...] | None:
+        """Extents of the kernel that mixes the tokens, None where none does."""
+        return getattr(self.swapped_block.mixer(block), 'kernel_size', None)
+
     def exits(self, backbone: nn.Module, facts: dict) -> list[Site]:
         """The sites behind a stage, whose index is in ``facts``."""
         raise NotImplementedError
@@ -158,7 +162,7 @@ class ConvSiteMap(SiteMap):
             d = self.widths(stage[0])[0]
             if opening is not None:
                 at = {**facts, 'stage': i - 1, 'has_grid': True, 'index': i - 1}
-                at['channels_first'] = True
+                at |= {'channels_first': True, 'merged': tuple(opening[1].kernel_size)}
                 wide = opening[1].weight[0].numel()
                 sites += [
                     Site('downsample.norm', '', before, before, **at),
@@ -169,7 +173,8 @@ class ConvSiteMap(SiteMap):
                 host, inside = f'{path}.{j}', {**facts, 'stage': i, 'block': counter}
                 mlp = self.widths(block)[1]
                 found = block_sites(host, d, mlp, without=('attn', 'tokens'), **inside)
-                mix = Site('mix', host, d, d, has_grid=True, mlp_dims=mlp, **inside)
+                inside |= {'mlp_dims': mlp, 'kernel': self.kernel_of(block)}
+                mix = Site('mix', host, d, d, has_grid=True, **inside)
                 sites += [found[0], mix, *found[1:]]
                 counter += 1
             at = {**facts, 'stage': i, 'index': i}

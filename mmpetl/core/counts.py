@@ -74,6 +74,29 @@ def count_trainable(model: nn.Module) -> Counts:
     return Counts(**counts)
 
 
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print how many parameters train, of how many there are, heads included.
+
+    Args:
+        model: Any model; frozen parameters count among all.
+
+    Example:
+        >>> import timm, mmpetl
+        >>> model = timm.create_model('test_vit', num_classes=5)
+        >>> _ = mmpetl.inject(model, dict(type='LoRA', rank=2))
+        >>> mmpetl.print_trainable_parameters(model)
+        trainable params: 3,397 || all params: 309,637 || trainable%: 1.0971
+    """
+    params = list(model.parameters())
+    trains = sum(p.numel() for p in params if p.requires_grad)
+    every = sum(p.numel() for p in params)
+    share = 100 * trains / max(1, every)
+    print(
+        f'trainable params: {trains:,} || all params: {every:,} || '
+        f'trainable%: {share:.4f}'
+    )
+
+
 def describe(model: nn.Module) -> str:
     """A paragraph for the log: slots with method and sites by kind, counts by owner."""
     lines = []

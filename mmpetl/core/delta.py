@@ -62,8 +62,25 @@ class Delta(nn.Module):
         """``after(x, module(x))`` in one step, where there is a shorter way.
 
         Asked where gradients are recorded, the site is one module and no other delta
-        acts in front of this one. None: there is none, and the module and
+        acts in front of this one. A projection comes as
+        :class:`~mmpetl.core.stack.Rows`. None: there is none, and the module and
         :meth:`after` run.
+        """
+        return None
+
+    def passing(self, x: Tensor, ctx: Context) -> Tensor | None:
+        """Which tokens the network around whose sum this stands must compute.
+
+        Asked at ``ffn.sum`` where no gradients are recorded, in front of everything;
+        a host may compute all the same. The other tokens reach :meth:`after` as they
+        entered.
+
+        Args:
+            x: (B, N, C), the stream.
+            ctx: Facts of this forward pass.
+
+        Returns:
+            (B, N) of bool, or None for all.
         """
         return None
 

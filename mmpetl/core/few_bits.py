@@ -48,8 +48,8 @@ class FewBits(FewValues):
     @property
     def codes(self) -> Tensor:
         """The code book, (2 ** bits,), ascending."""
-        if torch.jit.is_tracing():
-            # What is saved of a trace holds no view of this kind.
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            # What is saved of a trace, and ONNX, hold no view of this kind.
             return torch.tensor(code_book(self.bits), device=self.book.device)
         return self.book.view(torch.float32)
 

@@ -38,7 +38,7 @@ def fold(backbone: nn.Module, slot: str | None = None) -> nn.Module:
             quantised, or lack a bias that it needs; or a method that is to stay acts on
             weights that would change. Nothing is changed then.
 
-    Example:
+    Examples:
         >>> import timm, mmpetl
         >>> model = mmpetl.inject(timm.create_model('test_vit'), 'LoRA')
         >>> mmpetl.count_trainable(model).delta > 0

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.attention import softmax_attention, spread_bias
-from mmpetl.core.context import Context, records_gradients
+from mmpetl.core.context import Context, has_values, records_gradients
 from mmpetl.core.delta import Delta, Features
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import check_unmoved, converting
@@ -99,14 +99,30 @@ class Host:
     ) -> Tensor:
         """Both ports around ``module``."""
         x = self.before(kind, x, ctx, index)
+        y = self.within(kind, module, x, ctx, index)
+        return self.after(kind, x, module(x), ctx, index) if y is None else y
+
+    def within(
+        self,
+        kind: str,
+        module: Callable[[Tensor], Tensor] | None,
+        x: Tensor,
+        ctx: Context,
+        index: int | None = None,
+    ) -> Tensor | None:
+        """``module`` and the ``after`` ports of a site, where there is a shorter way.
+
+        See :meth:`Delta.within`. None: there is none, as where there is no module.
+        """
         deltas = _heard(self.plugged(kind, index), ctx)
         shorter = deltas and type(deltas[0]).within is not Delta.within
-        if shorter and records_gradients():
-            ctx.affine = self.base_of
-            y = deltas[0].within(module, x, ctx)
-            if y is not None:
-                return self._behind(deltas[1:], x, y, ctx)
-        return self._behind(deltas, x, module(x), ctx)
+        if module is None or not shorter or not records_gradients():
+            return None
+        if isinstance(module, nn.Linear):
+            module = Rows.of(module)
+        ctx.affine = self.base_of
+        y = deltas[0].within(module, x, ctx)
+        return None if y is None else self._behind(deltas[1:], x, y, ctx)
 
     def _behind(
         self, deltas: list[Delta], x: Features, y: Tensor, ctx: Context
@@ -172,6 +188,8 @@ class FFN:
         behind: ``behind(x)``: dropout.
         act: The activation that ``between`` comes to, where it is no more than one of
             :func:`only_activation`, else None.
+        by_token: Whether each token is computed by itself, so that some may be left
+            out; not where a convolution stands between.
     """
 
     fc1: Projection
@@ -179,6 +197,7 @@ class FFN:
     fc2: Projection
     behind: Callable[[Tensor], Tensor] = _identity
     act: Callable[[Tensor], Tensor] | None = None
+    by_token: bool = False
 
     @classmethod
     def of(
@@ -195,7 +214,8 @@ class FFN:
                 x = part(x)
             return x
 
-        return cls(fc1, run, fc2, behind, only_activation(*between))
+        act = only_activation(*between)
+        return cls(fc1, run, fc2, behind, act, by_token=True)
 
 
 def only_activation(
@@ -335,18 +355,17 @@ class BlockHost(Host):
         apart = any(self.plugged(kind) for kind in rows)
         ctx.output_kept = prepare is None
         if qkv.fused and source is None and not apart:
-            y = self.after('attn.qkv', x, qkv(x), ctx)
+            y = self.within('attn.qkv', qkv.rows[0], x, ctx)
+            if y is None:
+                y = self.after('attn.qkv', x, qkv(x), ctx)
             parts = _split(y, qkv.sizes)
         else:
-            parts = qkv.parts(x, source)
             if apart:
-                seen = (x, x, x) if source is None else (x, source, source)
                 ctx.products = []
-                parts = [
-                    self.after(kind, inside, part, ctx)
-                    for kind, inside, part in zip(rows, seen, parts, strict=True)
-                ]
+                parts = self._parts_apart(qkv, rows, x, source, ctx)
                 ctx.products = None
+            else:
+                parts = qkv.parts(x, source)
             if self.plugged('attn.qkv'):
                 y = self.after('attn.qkv', x, torch.cat(tuple(parts), dim=-1), ctx)
                 parts = _split(y, qkv.sizes)
@@ -362,6 +381,41 @@ class BlockHost(Host):
         if behind is not None:
             o = behind(o, q, x, ctx)
         return o if proj is None else self.through('attn.proj', proj, o, ctx)
+
+    def _parts_apart(
+        self,
+        qkv: Stack,
+        kinds: tuple[str, ...],
+        x: Tensor,
+        source: Tensor | None,
+        ctx: Context,
+    ) -> list[Tensor]:
+        """The parts of a projection with a site each, their deltas run."""
+        seen = [x, *[x if source is None else source] * (len(kinds) - 1)]
+        found = [
+            self.within(kind, qkv.part(i), seen[i], ctx) for i, kind in enumerate(kinds)
+        ]
+        if all(part is None for part in found):
+            bare = qkv.parts(x, source)
+        else:
+            # None of the others is worth the product of all.
+            bare = [
+                qkv.part(i)(seen[i]) if part is None else part
+                for i, part in enumerate(found)
+            ]
+        parts = [
+            self.after(kind, seen[i], bare[i], ctx) if found[i] is None else found[i]
+            for i, kind in enumerate(kinds)
+        ]
+        alone = [part is own for part, own in zip(parts, bare, strict=True)]
+        if ctx.output_kept and records_gradients() and not all(alone):
+            # What is left as it is would keep the whole fused product for the backward
+            # pass, beside what has taken the place of its other parts.
+            parts = [
+                part.contiguous() if left else part
+                for part, left in zip(parts, alone, strict=True)
+            ]
+        return parts
 
     def position_terms(
         self,
@@ -426,7 +480,7 @@ class BlockHost(Host):
         fc1, between, fc2, behind = parts
         if isinstance(between, Sequence):
             return FFN.of(fc1, between, fc2, behind)
-        return FFN(fc1, lambda x, _: between(x), fc2, behind)
+        return FFN(fc1, lambda x, _: between(x), fc2, behind, by_token=True)
 
     def ffn_network(self, x: Tensor, ctx: Context) -> Tensor:
         """What lies between the sites ``ffn.before`` and ``ffn.after``."""
@@ -454,7 +508,49 @@ class BlockHost(Host):
         x: Tensor,
         ctx: Context,
     ) -> Tensor:
-        """One sub-layer on the residual stream, with its norm and shortcut."""
+        """One sub-layer on the residual stream, with its norm and shortcut.
+
+        Where a delta at the sum says which tokens pass, the others are left as they
+        are and not computed.
+        """
+        passing = self.passing(name, x, ctx)
+        if passing is None:
+            y = self.onto_stream(branch, name, norm, inside, x, ctx)
+        else:
+            some = x[passing].unsqueeze(0)
+            some = self.onto_stream(branch, name, norm, inside, some, ctx)
+            y = x.clone()
+            y[passing] = some.squeeze(0)
+        return self.after(f'{name}.sum', x, y, ctx)
+
+    def passing(self, name: str, x: Tensor, ctx: Context) -> Tensor | None:
+        """Tokens that a sub-layer is computed for, (B, N) of bool; None for all.
+
+        Only of a feed-forward network that nothing else is plugged into, and where
+        values may be looked at: in evaluation, not in a trace.
+        """
+        if name != 'ffn' or records_gradients() or not has_values(x):
+            return None
+        deltas = _heard(self.plugged('ffn.sum'), ctx)
+        if not deltas or type(deltas[0]).passing is Delta.passing:
+            return None
+        inside = ('norm2', 'ffn', 'ffn.fc1', 'ffn.fc2', 'ffn.branch', 'ffn.skip')
+        if any(self.plugged(kind) for kind in inside):
+            return None
+        if not self.feed_forward().by_token:
+            return None
+        return deltas[0].passing(deltas[0].own(x), ctx)
+
+    def onto_stream(
+        self,
+        branch: int,
+        name: str,
+        norm: Callable[[Tensor], Tensor],
+        inside: Callable[[Tensor, Context], Tensor],
+        x: Tensor,
+        ctx: Context,
+    ) -> Tensor:
+        """What a sub-layer makes of the stream, and the stream."""
         normed = x if self.post_norm else self.through(f'norm{branch}', norm, x, ctx)
         h = self.before(name, normed, ctx)
         b = self.after(name, h, inside(h, ctx), ctx)
@@ -467,7 +563,7 @@ class BlockHost(Host):
         if ctx.made is not None and ctx.made.x is r:
             of_branch = ctx.made.compute
             ctx.tell(y, (skipped, *ctx.made.sources), partial(_onto, of_branch))
-        return self.after(f'{name}.sum', x, y, ctx)
+        return y
 
     def attended(self, x: Tensor, ctx: Context) -> Tensor:
         """:meth:`attention`, also where a part of the block has that name."""

@@ -121,7 +121,7 @@ def inject(
             already, or holds one that it cannot act beside; a pattern matches nothing,
             or a layer is not reached.
 
-    Example:
+    Examples:
         >>> import timm, torch, mmpetl
         >>> model = timm.create_model('test_vit')
         >>> _ = mmpetl.inject(model, dict(type='LoRA', rank=4))
@@ -300,9 +300,16 @@ def check_shapes(
 
     Raises:
         PETLError: It makes something of what enters and what leaves, and they differ;
-            or it reads a grid where there is none.
+            or it reads a grid, or looks along time, where there is none.
     """
     who, page = type(method).__name__, f'docs/methods/{method.stem()}.md'
+    still = [site for site in wanted if not site.timed and site.frames == 1]
+    if method.along_time and still:
+        raise PETLError(
+            f'{who} looks along time, and at {still[0]} the batch holds no frames of '
+            'clips, nor is time an axis of the grid; put mmpetl.FrameBackbone around '
+            f'the backbone, or take a trunk that reads clips ({page})'
+        )
     instead = 'take another method'
     if method.apart:
         instead = f'leave such blocks out with blocks=, or {instead}'

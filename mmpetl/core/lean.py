@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from mmpetl.core.context import Context, autocasts, records_gradients
+from mmpetl.core.context import (
+    Context,
+    Made,
+    autocasts,
+    has_values,
+    records_gradients,
+)
 
 
 def lean(*tensors: Tensor | None) -> bool:
@@ -33,20 +39,26 @@ def lean(*tensors: Tensor | None) -> bool:
 # ----------------------------------------------------------------- low-rank sums
 
 
-def product(x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
-    """``x W^T``, for each part of x that is as wide as W.
+def product(
+    x: Tensor, weight: Tensor, ctx: Context, drop: nn.Dropout | None = None
+) -> Tensor:
+    """``drop(x) W^T``, for each part of x that is as wide as W.
 
-    Deltas at queries, keys and values that share x and W share the product. What the
-    trunk can compute again (:attr:`Context.made`) is not kept for the backward pass.
+    Deltas at queries, keys and values that share x and W share the product, but where
+    each drops others. What the trunk can compute again (:attr:`Context.made`) is not
+    kept for the backward pass; of a dropout it is which elements stay.
 
     Args:
         x: (..., parts * in_dims).
         weight: (rank, in_dims).
         ctx: Facts of this forward pass.
+        drop: Dropout on x.
 
     Returns:
         (..., parts * rank).
     """
+    if drop is not None and drop.training and drop.p:
+        return _dropped(x, weight, ctx, drop)
     for known, by, found in ctx.products or ():
         if known is x and by is weight:
             return found
@@ -64,6 +76,60 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     if x.shape[-1] == weight.shape[1]:
         return F.linear(x, weight)
     return F.linear(x.unflatten(-1, (-1, weight.shape[1])), weight).flatten(-2)
+
+
+def _dropped(x: Tensor, weight: Tensor, ctx: Context, drop: nn.Dropout) -> Tensor:
+    if drop.p == 1 or not lean(x, weight):
+        return _product(drop(x), weight)
+    compute, sources = _again(x, ctx.made)
+    if not weight.requires_grad:
+        sources = ()
+    return DroppedProduct.apply(x, weight, drop.p, compute, *sources)
+
+
+def _again(
+    x: Tensor, made: Made | None
+) -> tuple[Callable[..., Tensor] | None, tuple[Tensor, ...]]:
+    """How to come by x in a backward pass, and what to keep for that; None: x."""
+    if made is not None and made.x is x and lean(x, *made.sources):
+        return made.compute, made.sources
+    return None, (x,)
+
+
+class DroppedProduct(Function):
+    """``drop(x) W^T`` that keeps a byte for each element, and x or what it is made of.
+
+    The elements are those that PyTorch's dropout would drop.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        rate: float,
+        compute: Callable[..., Tensor] | None,
+        *sources: Tensor,
+    ) -> Tensor:
+        dropped, stays = torch.native_dropout(x, rate, True)
+        ctx.scale, ctx.compute = 1 / (1 - rate), compute
+        ctx.save_for_backward(weight, stays, *sources)
+        return _product(dropped, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, stays, *sources = ctx.saved_tensors
+        rank, dims = weight.shape
+        rows = grad.reshape(-1, rank)
+        dropped = torch.ops.aten.native_dropout_backward
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_x = dropped((rows @ weight).view(stays.shape), stays, ctx.scale)
+        if ctx.needs_input_grad[1]:
+            x = sources[0] if ctx.compute is None else ctx.compute(*sources)
+            x = dropped(x, stays, ctx.scale)
+            to_weight = rows.t() @ x.reshape(-1, dims)
+        return to_x, to_weight, None, None, *(None for _ in sources)
 
 
 class ProductAgain(Function):
@@ -177,6 +243,104 @@ class AddProduct(Function):
         return to_y, to_h, to_weight, to_bias, None, None
 
 
+# --------------------------------------------------------------- changed weights
+
+
+def merged(
+    module: Callable[[Tensor], Tensor],
+    x: Tensor,
+    ctx: Context,
+    write: Callable[..., Tensor],
+    factors: tuple[Tensor, ...],
+    shift: Tensor | None = None,
+    collect: Callable[..., tuple[Tensor, ...]] | None = None,
+) -> Tensor | None:
+    """``x V^T + b + shift`` with ``V = write(W, *factors)``, by one product.
+
+    For deltas that change so much of a weight that a product of their own costs more
+    than to write V, which is written again for the backward pass and not kept.
+
+    Args:
+        module: What :meth:`Delta.within` was given: a projection ``x W^T + b``, as
+            :class:`~mmpetl.core.stack.Rows`, or something else.
+        x: (..., in_dims).
+        ctx: Facts of this forward pass.
+        write: Gives V, (out_dims, in_dims), and leaves W as it is.
+        factors: What V is made of beside W.
+        shift: (out_dims,).
+        collect: ``collect(g, x, W, *factors)``, the gradient of each factor, for g
+            (M, out_dims) and x (M, in_dims); by default they are those of ``write`` for
+            the gradient of V, which is ``g^T x``.
+
+    Returns:
+        (..., out_dims); None where the projection is another, its weight learns,
+        numbers are so coarse that a small change would be lost in a weight, or a
+        compiler makes the backward pass.
+    """
+    if not getattr(module, 'is_plain', False) or module.weight.requires_grad:
+        return None
+    if torch.compiler.is_compiling():  # which decides itself what is kept
+        return None
+    weight, bias = module.weight.flatten(1), module.full_bias()
+    if x.dtype not in FULL or not lean(x, weight, bias, shift, *factors):
+        return None
+    if shift is not None:
+        bias = shift if bias is None else bias + shift
+    compute, sources = _again(x, ctx.made)
+    if not any(factor.requires_grad for factor in factors):
+        sources = ()
+    how = write, collect, compute, len(factors)
+    return Merged.apply(x, weight, bias, how, *factors, *sources)
+
+
+class Merged(Function):
+    """:func:`merged`, which keeps x or what it is made of, W and the factors."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple, *tensors: Tensor
+    ) -> Tensor:
+        write, _, _, count = how
+        return F.linear(x, write(weight, *tensors[:count]), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, weight, _, ctx.how, *tensors = inputs
+        ctx.save_for_backward(weight, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        write, collect, compute, count = ctx.how
+        weight, *tensors = ctx.saved_tensors
+        factors, sources = tensors[:count], tensors[count:]
+        rows = grad.reshape(-1, len(weight))
+        to_x = to_bias = None
+        to_factors: tuple[Tensor | None, ...] = (None,) * count
+        learn = bool(sources)
+        again = torch.is_grad_enabled()  # a backward pass of this one
+        with torch.set_grad_enabled(again or (learn and collect is None)):
+            written = write(weight, *factors)
+        if ctx.needs_input_grad[0]:
+            to_x = (rows @ written).view(*grad.shape[:-1], -1)
+        if ctx.needs_input_grad[2]:
+            to_bias = rows.sum(0)
+        if learn:
+            x = sources[0] if compute is None else compute(*sources)
+            x = x.reshape(-1, weight.shape[1])
+            if collect is not None:
+                to_factors = collect(rows, x, weight, *factors)
+            else:
+                needs = ctx.needs_input_grad[4:]
+                learning = [f for f, n in zip(factors, needs, strict=False) if n]
+                found = iter(
+                    torch.autograd.grad(
+                        written, learning, rows.t() @ x, create_graph=again
+                    )
+                )
+                to_factors = tuple(next(found) if n else None for n in needs[:count])
+        return to_x, None, to_bias, None, *to_factors, *(None for _ in sources)
+
+
 # --------------------------------------------------------------- scale and shift
 
 
@@ -186,24 +350,33 @@ def scaled(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 def scale_shift(
-    y: Tensor, gamma: Tensor, beta: Tensor, output_kept: bool = False
+    y: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None = None,
+    output_kept: bool = False,
+    made: Made | None = None,
 ) -> Tensor:
     """``gamma * y + beta`` that keeps y, or where it can what leaves it.
 
     Args:
         y: (..., C).
         gamma: (C,).
-        beta: (C,).
+        beta: (C,), None for zero.
         output_kept: Whether what follows keeps what leaves (see
             :attr:`Context.output_kept`), so that keeping it costs nothing.
+        made: How y may be computed again (see :attr:`Context.made`).
     """
-    learns = gamma.requires_grad or beta.requires_grad
+    learns = gamma.requires_grad or (beta is not None and beta.requires_grad)
     if not (learns and lean(y, gamma, beta)):
         # Scales near one would round to one in half precision, so they multiply in
         # their own and only the result is cast.
-        return (y * gamma + beta).to(y.dtype)
+        z = y * gamma
+        return (z if beta is None else z + beta).to(y.dtype)
+    compute, sources = _again(y, made)
+    if compute is not None:
+        return ScaleAgain.apply(y, gamma, beta, compute, *sources)
     lost = own = None
-    if output_kept and gamma.dtype in FULL and _is_plain(y):
+    if output_kept and gamma.dtype in FULL and has_values(y):
         lost = lost_channels(gamma, beta)
         own = y.index_select(-1, lost) if len(lost) else None
     return ScaleShift.apply(y, gamma, beta, lost, own)
@@ -212,17 +385,7 @@ def scale_shift(
 FULL = (torch.float32, torch.float64)
 
 
-def _is_plain(y: Tensor) -> bool:
-    """Whether values can be looked at: not while compiling, fake or on ``meta``."""
-    return (
-        type(y) is Tensor
-        and not y.is_meta
-        and not torch.compiler.is_compiling()
-        and not (y.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
-
-
-def lost_channels(gamma: Tensor, beta: Tensor) -> Tensor:
+def lost_channels(gamma: Tensor, beta: Tensor | None) -> Tensor:
     """Channels of which ``y`` cannot be told from ``z = gamma * y + beta``.
 
     ``(z - beta) / gamma`` is y with an error of about ``eps * (|y| + 2 |beta /
@@ -230,7 +393,10 @@ def lost_channels(gamma: Tensor, beta: Tensor) -> Tensor:
     itself: a gamma of zero would have no gradient otherwise.
     """
     size = gamma.detach().abs()
-    return ((size < 0.25) | (beta.detach().abs() > 4 * size)).nonzero().flatten()
+    lost = size < 0.25
+    if beta is not None:
+        lost = lost | (beta.detach().abs() > 4 * size)
+    return lost.nonzero().flatten()
 
 
 class ScaleShift(Function):
@@ -244,11 +410,11 @@ class ScaleShift(Function):
     def forward(
         y: Tensor,
         gamma: Tensor,
-        beta: Tensor,
+        beta: Tensor | None,
         lost: Tensor | None,
         own: Tensor | None,
     ) -> Tensor:
-        return scaled(y, gamma, beta)
+        return y * gamma if beta is None else scaled(y, gamma, beta)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -266,11 +432,40 @@ class ScaleShift(Function):
         if rest:
             beta, lost, own = rest
             size = gamma if own is None else gamma.index_fill(0, lost, 1)
-            to_gamma = (to_gamma - beta * to_beta) / size
+            moved = to_gamma if beta is None else to_gamma - beta * to_beta
+            to_gamma = moved / size
             if own is not None:
                 known, _ = sums(grad.index_select(-1, lost), own)
                 to_gamma = to_gamma.index_copy(0, lost, known)
+        to_beta = to_beta if ctx.needs_input_grad[2] else None
         return to_y, to_gamma, to_beta, None, None
+
+
+class ScaleAgain(Function):
+    """``gamma * y + beta`` that keeps what y is made of in its place."""
+
+    @staticmethod
+    def forward(
+        y: Tensor,
+        gamma: Tensor,
+        beta: Tensor | None,
+        compute: Callable[..., Tensor],
+        *sources: Tensor,
+    ) -> Tensor:
+        return y * gamma if beta is None else scaled(y, gamma, beta)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, gamma, _, ctx.compute, *sources = inputs
+        ctx.save_for_backward(gamma, *sources)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gamma, *sources = ctx.saved_tensors
+        to_y = grad * gamma if ctx.needs_input_grad[0] else None
+        to_gamma, to_beta = sums(grad, ctx.compute(*sources))
+        to_beta = to_beta if ctx.needs_input_grad[2] else None
+        return to_y, to_gamma, to_beta, None, *(None for _ in sources)
 
 
 def sums(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

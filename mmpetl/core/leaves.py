@@ -26,15 +26,7 @@ from mmpetl.core.context import Context
 from mmpetl.core.errors import PETLError
 from mmpetl.core.host import Host, KeepsBase
 from mmpetl.core.sitemap import CONVOLUTIONS, is_norm
-
-PLAIN = (
-    'torch.nn.modules',
-    'timm.layers.linear',
-    'timm.layers.norm',
-    'mmcv.cnn.bricks.wrappers',
-    'mmpretrain.models.utils.norm',
-)
-"""Modules whose layers compute ``W x + b``, or a scale and a shift of a norm."""
+from mmpetl.core.stack import is_plain
 
 STANDARDISING = ('mmcv.cnn.bricks.conv_ws', 'timm.layers.std_conv')
 """Modules whose convolutions standardise their weight in each pass."""
@@ -376,12 +368,6 @@ def _standardises(cls: type[nn.Module]) -> bool:
     owner = next(c for c in cls.__mro__ if 'forward' in c.__dict__)
     pads = owner.__name__.endswith('Same')
     return owner.__module__ in STANDARDISING and not pads
-
-
-def is_plain(cls: type[nn.Module]) -> bool:
-    """Whether the forward pass of a layer is that of a known class."""
-    owner = next(c for c in cls.__mro__ if 'forward' in c.__dict__)
-    return owner.__module__.startswith(PLAIN)
 
 
 def layer_affine(name: str, module: nn.Module, kind: str) -> Affine:

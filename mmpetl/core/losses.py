@@ -7,6 +7,7 @@ accumulates, so they are treated as that is, and logs each by its name.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,19 +55,28 @@ def _begin(wrapper: Any, model: nn.Module, done: int, passes: int) -> None:
     update = wrapper.update_params
 
     def collecting(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        for name, value in collect_losses(model).items():
-            number = float(value)
-            if not math.isfinite(number):
-                raise PETLError(
-                    f'the loss {name} is {number}; lower the learning rate. Weights '
-                    'are as before this batch'
-                )
-            wrapper.message_hub.update_scalar(f'train/loss_{name}', number)
-            loss = loss + value
-        update(loss, *args, **kwargs)
+        update(add_and_log(wrapper, loss, collect_losses(model)), *args, **kwargs)
 
     wrapper.collects = True
     wrapper.update_params = collecting
+
+
+def add_and_log(wrapper: Any, loss: Tensor, more: Mapping[str, Tensor]) -> Tensor:
+    """The sum of losses, each of which a wrapper logs by its name.
+
+    Raises:
+        PETLError: One is not finite.
+    """
+    for name, value in more.items():
+        number = float(value)
+        if not math.isfinite(number):
+            raise PETLError(
+                f'the loss {name} is {number}; lower the learning rate. Weights '
+                'are as before this batch'
+            )
+        wrapper.message_hub.update_scalar(f'train/loss_{name}', number)
+        loss = loss + value
+    return loss
 
 
 LISTENERS.append(_begin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.patterns import first_match
+from mmpetl.core.peft_format import PeftFormat
 from mmpetl.core.role import Role
 from mmpetl.core.site import KINDS, LEAF_KINDS, Site
 from mmpetl.registry import METHODS
@@ -67,6 +69,8 @@ class Method:
             that needs none has none.
         losses: Names of the losses that it adds to those of the task, of what its
             deltas note by :meth:`~mmpetl.core.delta.Delta.add_term`.
+        teaches: Whether a second pass over each batch, with it :meth:`as_teacher`,
+            teaches the first one (:mod:`mmpetl.core.teaching`).
         leaf_kinds: Which :data:`~mmpetl.core.site.LEAF_KINDS` it acts at in a model
             that no file describes; ``()`` where it acts there by what it selects
             alone, None where it needs a described backbone.
@@ -82,7 +86,19 @@ class Method:
             ``blocks`` may leave some out.
         reads_windows: Whether its deltas have windows of their own, made of those of
             their sites, so that a host keeps its windows while they are in it.
+        along_time: Whether it looks along time, so that time must be an axis of the
+            grid, or frames of clips the images of a batch.
+        neutral: Values of the parameters of its deltas at which they change nothing,
+            by name, where what they do is linear in the distance from these: then
+            slots can be mixed. None where it is not.
+        peft: How an adapter of Hugging Face's peft says it, None where none does.
+        peft_bias: Arguments with which it trains the biases that peft's ``bias`` does,
+            None where it is not about that.
     """
+
+    neutral: ClassVar[Mapping[str, float] | None] = None
+    peft: ClassVar[PeftFormat | None] = None
+    peft_bias: ClassVar[Mapping[str, Any] | None] = None
 
     leaf_kinds: ClassVar[tuple[str, ...] | None] = None
     sized: ClassVar[tuple[str, ...]] = ()
@@ -91,6 +107,7 @@ class Method:
     reads_grid: ClassVar[bool] = False
     apart: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = False
+    along_time: ClassVar[bool] = False
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     requires: ClassVar[tuple[str, ...]] = ()
@@ -105,6 +122,7 @@ class Method:
     tasks: tuple[str, ...] = ()
     phases: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
+    teaches: bool = False
 
     def __init__(self) -> None:
         # Without it a method that takes nothing would show the signature of `object`.
@@ -240,6 +258,32 @@ class Method:
         """
         raise NotImplementedError
 
+    def mixed(self, others: Sequence[Method]) -> Method:
+        """The method that holds a weighted sum of its own and of others of its class.
+
+        Raises:
+            PETLError: They differ in what a sum cannot bring together.
+        """
+        for other in others:
+            if other.config() != self.config():
+                raise PETLError(f'{self!r} and {other!r} differ, and do not mix')
+        return self
+
+    def mix(self, into: Delta, parts: Sequence[tuple[float, Delta]]) -> None:
+        """Write the sum of deltas at one site, each times its weight, into another."""
+        for name, neutral in (self.neutral or {}).items():
+            change = sum(
+                weight * (delta.get_parameter(name).double() - neutral)
+                for weight, delta in parts
+            )
+            into.get_parameter(name).copy_(neutral + change)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a weighted sum of what it has learnt does the sum of what it does."""
+        own = type(self).mix is not Method.mix
+        return own or self.neutral is not None or not self.plugs()
+
     def calibrate(self, backbone: nn.Module, batches: Iterable[Any]) -> None:
         """A pass over data before training that fills buffers.
 
@@ -257,6 +301,14 @@ class Method:
             terms: What each delta has noted under it, in float32 or finer.
         """
         return torch.stack(tuple(terms)).sum()
+
+    def as_teacher(self, place: Any) -> AbstractContextManager[None]:
+        """Inside of it passes are of the form that teaches, with gradients.
+
+        Args:
+            place: Where the deltas are, a :class:`~mmpetl.core.injection.Place`.
+        """
+        raise NotImplementedError
 
     def before_step(self, place: Any, step: int, total: int | None) -> None:
         """Add to gradients before a step of the optimizer; nothing else changes.
@@ -291,6 +343,17 @@ class Method:
             folder: Work folder of the last phase.
         """
         raise NotImplementedError
+
+    def supernet(self, place: Any) -> Any:
+        """What a search chooses from, where deltas hold more than acts; else None.
+
+        Args:
+            place: Where they are, a :class:`~mmpetl.core.injection.Place`.
+
+        Returns:
+            A :class:`~mmpetl.core.supernet.Supernet`.
+        """
+        return None
 
     def feature_dims(self, site: Site) -> int:
         """Width of the vector that leaves at a ``feature`` site, for the head."""

@@ -16,7 +16,7 @@ from mmpetl.core.method import Method, registered_methods
 from mmpetl.core.patterns import as_blocks, as_patterns, in_short, matches, nearest
 from mmpetl.core.places import run_once
 from mmpetl.core.role import Role
-from mmpetl.core.site import Site
+from mmpetl.core.site import PROJECTIONS, Site
 from mmpetl.core.sitemap import SiteMap, class_name, site_map_of, why_unknown
 
 Names = Mapping[Site, tuple[str, ...]]
@@ -178,6 +178,70 @@ def _names(
             if home is not None and home not in names:
                 names.append(home)
         yield site, tuple(n for n in names if n)
+
+
+def linear_rows(
+    module: nn.Module, site_map: SiteMap, sites: Sequence[Site]
+) -> dict[str, dict[Site, tuple[int, int]]]:
+    """Sites whose weights lie in one called Linear, by its path, with their rows there.
+
+    A Linear whose weight alone is read, as in ``nn.MultiheadAttention`` and where a
+    module adds a bias of its own, is not called. The queries of a fused projection are
+    its first rows, and ``attn.qkv`` all of them; where queries, keys and values are
+    three Linears, ``attn.qkv`` is in none.
+
+    Args:
+        module: The model or trunk, with or without deltas.
+        site_map: Its map.
+        sites: Those that are asked about.
+    """
+    swapped = record_of(module) is not None
+    if not swapped:
+        site_map.swap(module)
+    try:
+        return _linear_rows(module, site_map, sites)
+    finally:
+        if not swapped:
+            site_map.unswap(module)
+
+
+def _linear_rows(
+    module: nn.Module, site_map: SiteMap, sites: Sequence[Site]
+) -> dict[str, dict[Site, tuple[int, int]]]:
+    parts = dict(module.named_modules())
+    linears = {
+        path: part
+        for path, part in parts.items()
+        if isinstance(part, nn.Linear)
+        and 'petl' not in path.split('.')
+        and not isinstance(parts[path.rpartition('.')[0]], nn.MultiheadAttention)
+    }
+    found: dict[str, dict[Site, tuple[int, int]]] = {}
+    for site in sites:
+        if site.kind == 'layer.linear':  # a Linear, or a convolution of one place
+            if site.host in linears:
+                found.setdefault(site.host, {})[site] = 0, site.out_dims
+            continue
+        if site.kind not in PROJECTIONS or isinstance(site_map, LeafMap):
+            continue  # what nn.MultiheadAttention reads is called by nobody
+        affine = site_map.affine(module, site)
+        weights = affine.weights
+        biases = [part.bias for part in affine.bias if part.bias is not None]
+        for path, part in linears.items() if len(weights) == 1 else ():
+            if any(not _shares(bias, part.bias) for bias in biases):
+                continue
+            step = part.weight.stride(0) * part.weight.element_size()
+            start, off = divmod(weights[0].data_ptr() - part.weight.data_ptr(), step)
+            if not off and 0 <= start < part.out_features:
+                found.setdefault(path, {})[site] = start, start + len(weights[0])
+    return found
+
+
+def _shares(view: Tensor, owner: Tensor | None) -> bool:
+    """Whether a tensor lies in the memory of another."""
+    if owner is None:
+        return False
+    return view.untyped_storage().data_ptr() == owner.untyped_storage().data_ptr()
 
 
 def narrowed(

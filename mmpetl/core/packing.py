@@ -152,6 +152,8 @@ def unpack(codes: Tensor, levels: Tensor, facts: PackedTensor) -> Tensor:
             f'levels are {tuple(levels.shape)} of {levels.dtype}; {facts.bits} bits '
             f'tell {2**facts.bits} values apart'
         )
+    if not bool((levels[1:] >= levels[:-1]).all()):
+        raise PETLError('levels do not ascend')
     index = (codes.long()[:, None] >> _shifts(facts.bits)) & (2**facts.bits - 1)
     return levels[index.flatten()[:number]].view(facts.shape)
 

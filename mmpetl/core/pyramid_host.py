@@ -338,6 +338,7 @@ class PyramidSiteMap(SiteMap):
         """The sites of a patch embedding that opens a later stage."""
         wide, d = _patch_dims(stage.conv), self.width(stage)
         at |= {'channels_first': True, 'stride': tuple(stage.conv.stride)}
+        at['merged'] = tuple(stage.conv.kernel_size)
         sites = [Site('downsample.reduction', '', wide, d, **at)]
         if stage.conv_norm is not None:
             sites.append(Site('downsample.norm', '', d, d, **at))

@@ -45,7 +45,7 @@ def save_delta(
 ) -> Path:
     """Write what tuning has made of a model: two files, kilobytes, no code.
 
-    They are the files of ``tools/model_converters/publish_delta.py``: tensors in
+    They are the files of ``mmpetl publish``: tensors in
     ``<path>.safetensors``, method, base and fingerprint in ``<path>.json``.
 
     Args:
@@ -61,7 +61,7 @@ def save_delta(
         PETLError: There is no method or no such slot, the base has moved, values are
             not finite, or a file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile, timm, mmpetl
         >>> model = mmpetl.inject(timm.create_model('test_vit'), 'SSF')
         >>> twin = timm.create_model('test_vit')

@@ -134,10 +134,12 @@ class Site:
         gated: For ``ffn.fc1``: what leaves is a gate and a value next to each other.
         kernel: For ``layer.conv``: extents of the kernel. ``in_dims`` then counts the
             values that one place sees, channel-major, as ``weight.flatten(1)`` does.
+            For ``mix`` where that is a convolution.
         stride: For ``layer.conv``, and for the mergings of pyramids.
         padding: For ``layer.conv``: zeros on both sides; a padding of another kind is
             already in the map.
         dilation: For ``layer.conv``.
+        merged: For mergings: extents of the neighbourhood that becomes one cell.
         in_stream: For ``out`` and its ``out.norm``: the next stage reads the stream
             behind that norm too, so that what is done at ``out.norm`` reaches both.
         reshapes: What leaves has another width, or another grid, than what enters, as
@@ -170,6 +172,7 @@ class Site:
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    merged: tuple[int, ...] = ()
     in_stream: bool = False
     reshapes: bool = False
     timed: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import sys
@@ -445,11 +446,12 @@ def block_sites(
     ]
 
 
-def _descriptions() -> list[str]:
+@functools.cache
+def _descriptions() -> tuple[str, ...]:
     """Stems of the files of ``mmpetl/backbones``; a folder there holds shared code."""
     package = importlib.import_module('mmpetl.backbones')
     modules = pkgutil.iter_modules(package.__path__)
-    return [info.name for info in modules if not info.ispkg]
+    return tuple(info.name for info in modules if not info.ispkg)
 
 
 def _load_descriptions(module: nn.Module) -> list[SiteMap]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -161,6 +161,47 @@ def disable(backbone: nn.Module, slot: str | None = None) -> None:
     switch(module, record, pick_slot(record, slot), False)
 
 
+def set_active(backbone: nn.Module, slots: str | Iterable[str]) -> None:
+    """Let these slots act, and no others.
+
+    Either all of them are switched or, with an error, none.
+
+    Args:
+        backbone: An injected backbone, or a model that contains one.
+        slots: A name or several; none of them for the base alone.
+
+    Raises:
+        PETLError: There is no such slot, two cannot act together, or one that is to be
+            switched off has trained most of the base.
+
+    Example:
+        >>> import timm, mmpetl
+        >>> model = mmpetl.inject(timm.create_model('test_vit'), 'LoRA', slot='birds')
+        >>> _ = mmpetl.inject(model, 'BitFit', slot='cars')
+        >>> mmpetl.set_active(model, 'cars')
+        >>> [slot.name for slot in mmpetl.slots(model) if slot.enabled]
+        ['cars']
+    """
+    module, record = injection_of(backbone)
+    names = [slots] if isinstance(slots, str) else list(slots)
+    wanted = [pick_slot(record, name) for name in names]
+    before = [name for name, slot in record.slots.items() if slot.enabled]
+    try:
+        for name in record.slots:
+            if name not in wanted:
+                switch(module, record, name, False)
+        for name in record.slots:
+            if name in wanted:
+                switch(module, record, name, True)
+    except PETLError:
+        for name in record.slots:
+            if name not in before:
+                switch(module, record, name, False)
+        for name in before:
+            switch(module, record, name, True)
+        raise
+
+
 @contextmanager
 def disabled(backbone: nn.Module, slot: str | None = None) -> Iterator[nn.Module]:
     """Run the base inside of a ``with`` statement, and the method behind it again.
@@ -239,7 +280,7 @@ def eject(
         PETLError: There is no such slot, or ``restore`` is asked for, but the method
             trained most of the base.
 
-    Example:
+    Examples:
         >>> import timm, mmpetl
         >>> model = timm.create_model('test_vit')
         >>> keys = list(model.state_dict())

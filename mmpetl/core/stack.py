@@ -10,6 +10,21 @@ from torch import Tensor, nn
 
 from mmpetl.core.affine import Affine, BiasPart
 
+PLAIN = (
+    'torch.nn.modules',
+    'timm.layers.linear',
+    'timm.layers.norm',
+    'mmcv.cnn.bricks.wrappers',
+    'mmpretrain.models.utils.norm',
+)
+"""Modules whose layers compute ``W x + b``, or a scale and a shift of a norm."""
+
+
+def is_plain(cls: type[nn.Module]) -> bool:
+    """Whether the forward pass of a layer is that of a known class."""
+    owner = next(c for c in cls.__mro__ if 'forward' in c.__dict__)
+    return owner.__module__.startswith(PLAIN)
+
 
 class Rows:
     """A linear map that acts on the last axis, with views of what it is made of.
@@ -54,6 +69,16 @@ class Rows:
         """How many there are."""
         return len(self.weight)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether weight and bias say all that the map computes."""
+        if type(self.weight) not in (Tensor, nn.Parameter):
+            return False
+        call = self.call
+        if not isinstance(call, nn.Linear):
+            return call is None
+        return is_plain(type(call)) and not _is_watched(call)
+
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if self.call is not None:
@@ -94,6 +119,12 @@ class Rows:
             parts.append(BiasPart(start, start + size, None if bare else b, free))
             start += size
         return tuple(parts)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks run beside the forward pass of a module, or in its place."""
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    return any((*hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 class Stack:
@@ -157,6 +188,20 @@ class Stack:
                 width += held[-1]
             parts += [y] if len(held) == 1 else y.split(held, dim=-1)
         return parts
+
+    def part(self, index: int) -> Rows | None:
+        """A logical part as a map of its own; None where its rows cannot be cut out."""
+        first, size = sum(self.sizes[:index]), self.sizes[index]
+        for rows in self.rows:
+            if (first, size) == (0, rows.size):
+                return rows
+            if first + size <= rows.size:
+                own = slice(first, first + size)
+                bias = rows.full_bias()
+                bias = None if bias is None else bias[own]
+                return Rows(rows.weight[own], bias) if rows.is_plain else None
+            first -= rows.size
+        return None
 
     def affine(self, name: str, part: int | None = None) -> Affine:
         """The stack as an affine map, or one of its logical parts."""

@@ -9,8 +9,9 @@ backward, meets the tasks of the pass and not those of a later one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -127,8 +128,11 @@ def task_switch(model: nn.Module) -> TaskSwitch | None:
 
 def task_features(
     backbone: nn.Module, x: Tensor, tasks: Iterable[str]
-) -> dict[str, tuple[Tensor, ...]]:
-    """What leaves the backbone for each task.
+) -> dict[str, tuple[Any, ...]]:
+    """What leaves the backbone for each task: its outputs, one behind the other.
+
+    An output is a tensor, or a tuple of tensors where the backbone gives several at one
+    place (class and distillation token, say).
 
     Args:
         backbone: With a method or without. Where the method knows of no tasks, one
@@ -150,9 +154,19 @@ def task_features(
                 features[task] = _as_tuple(backbone(x))
         return features
     with switch.asking(tasks):
-        outs = [y.chunk(len(tasks)) for y in _as_tuple(backbone(x))]
-    return {task: tuple(y[i] for y in outs) for i, task in enumerate(tasks)}
+        outs = _as_tuple(backbone(x))
+    return {task: _part(outs, i, len(tasks)) for i, task in enumerate(tasks)}
 
 
-def _as_tuple(outs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (outs,) if isinstance(outs, Tensor) else tuple(outs)
+def _as_tuple(outs: Any) -> tuple[Any, ...]:
+    """What a backbone gives, its outputs by name without the names."""
+    if isinstance(outs, Tensor):
+        return (outs,)
+    return tuple(outs.values() if isinstance(outs, Mapping) else outs)
+
+
+def _part(outs: Any, index: int, count: int) -> Any:
+    """One of ``count`` equal parts of every tensor, cut along the batch axis."""
+    if isinstance(outs, Tensor):
+        return outs.chunk(count)[index]
+    return tuple(_part(y, index, count) for y in _as_tuple(outs))

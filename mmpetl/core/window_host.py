@@ -29,7 +29,9 @@ class WindowBlockHost(BlockHost):
     """A block whose attention runs in (shifted) windows.
 
     Extra tokens of the stream join every window of their image; what the windows
-    make of them is averaged. They take part in no relative position bias.
+    make of them is averaged. They take part in no relative position bias. A sequence
+    that passes a block apart from the grid (:meth:`Context.apart`) is in no window, and
+    looks at itself.
 
     Attributes:
         proj_in_windows: Whether the output projection sees windows, or the map that is
@@ -72,6 +74,8 @@ class WindowBlockHost(BlockHost):
         return bias, terms['mask'], q.shape[-1] ** -0.5 if scale is None else scale
 
     def attention(self, x: Tensor, ctx: Context) -> Tensor:
+        if not all(ctx.grid):
+            return super().attention(x, ctx)
         partition = self.partition(ctx.grid)
         p, count = ctx.num_prefix, partition.count
         w = partition.split(x[:, p:])
@@ -302,6 +306,7 @@ class WindowSiteMap(SiteMap):
         """The sites of a patch merging of features of width ``dims``."""
         wide, out = 4 * dims, merge.reduction.out_features
         at = {**facts, 'has_grid': True, 'channels_first': self.channels_first}
+        at['merged'] = (1, 2, 2) if facts.get('timed') else (2, 2)
         sites = [Site('downsample.reduction', '', wide, out, **at)]
         if merge.norm is not None:
             late = self.swapped.norm_behind(merge)

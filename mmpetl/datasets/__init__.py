@@ -8,6 +8,7 @@ from mmpetl.datasets.dense_tasks import DenseTasks
 from mmpetl.datasets.fgvc import FGVC, FGVC_SETS
 from mmpetl.datasets.held_out import HeldOut
 from mmpetl.datasets.image_list import ImageList, StudyImages
+from mmpetl.datasets.own import OwnPictures
 from mmpetl.datasets.reading import UnreadableFileError, guard_reading, guard_runner
 from mmpetl.datasets.video_list import VideoList
 from mmpetl.datasets.vtab import VTAB, VTAB_TASKS
@@ -26,6 +27,7 @@ __all__ = [
     'HeldOut',
     'ImageList',
     'LoadOnce',
+    'OwnPictures',
     'StudyImages',
     'UnreadableFileError',
     'VideoList',

@@ -462,6 +462,7 @@ _CHECKERS: Mapping[str, Checker] = {
     'FGVC': _check_own,
     'DenseTasks': _check_own,
     'ImageList': _check_own,
+    'OwnPictures': _check_own,
     'StudyImages': _check_own,
     'VideoList': _check_own,
     'VideoDataset': _check_videos,

@@ -140,11 +140,12 @@ def _short_side(side: int, interpolation: str) -> dict[str, Any]:
     }
 
 
-def _flip(direction: str = 'horizontal') -> dict[str, Any]:
+def flip(direction: str = 'horizontal') -> dict[str, Any]:
+    """A flip of every second picture."""
     return {'type': 'RandomFlip', 'prob': 0.5, 'direction': direction}
 
 
-def _rand_augment() -> dict[str, Any]:
+def rand_augment() -> dict[str, Any]:
     """RandAugment of timm, ``rand-m9-mstd0.5-inc1``."""
     return {
         'type': 'RandAugment',
@@ -195,7 +196,7 @@ def _plain(preset: Preprocessing) -> _Parts:
 def _flipped(preset: Preprocessing) -> _Parts:
     """Straight to the square, and a flip: the light augmentation of RLRR."""
     fixed, _, test = _plain(preset)
-    return fixed, [_flip()], test
+    return fixed, [flip()], test
 
 
 def _sct(preset: Preprocessing) -> _Parts:
@@ -205,14 +206,14 @@ def _sct(preset: Preprocessing) -> _Parts:
     then says.
     """
     test = [_square(preset.size, preset.interpolation)]
-    return [_square(preset.size, 'bicubic')], [_flip(), _rand_augment()], test
+    return [_square(preset.size, 'bicubic')], [flip(), rand_augment()], test
 
 
 def _fgvc(preset: Preprocessing) -> _Parts:
     """Short side 256, random crop, flip; test: centre crop. VPT, V-PETL Bench."""
     resize = [_short_side(_scaled(256, preset), preset.interpolation)]
     crop = {'type': 'RandomCrop', 'crop_size': preset.size}
-    return resize, [crop, _flip()], [*resize, _centre(preset)]
+    return resize, [crop, flip()], [*resize, _centre(preset)]
 
 
 def _crops(preset: Preprocessing) -> _Parts:
@@ -225,7 +226,7 @@ def _crops(preset: Preprocessing) -> _Parts:
         [_random_resized_crop(preset.size, kind)] for kind in get_args(Interpolation)
     ]
     crop = {'type': 'RandomChoice', 'transforms': crops}
-    return [], [crop, _flip()], [resize, _centre(preset)]
+    return [], [crop, flip()], [resize, _centre(preset)]
 
 
 def _crops_erased(preset: Preprocessing) -> _Parts:
@@ -240,19 +241,19 @@ def _study(preset: Preprocessing) -> _Parts:
     """Random resized crop, flip; test: short side 256. Lessons Learned, CIFAR-100."""
     resize = _short_side(_scaled(256, preset), preset.interpolation)
     crop = _random_resized_crop(preset.size, preset.interpolation)
-    return [], [crop, _flip()], [resize, _centre(preset)]
+    return [], [crop, flip()], [resize, _centre(preset)]
 
 
 def _study_aerial(preset: Preprocessing) -> _Parts:
     """As ``study``, with vertical flips too: Lessons Learned, RESISC45."""
     fixed, drawn, test = _study(preset)
-    return fixed, [*drawn, _flip('vertical')], test
+    return fixed, [*drawn, flip('vertical')], test
 
 
 def _study_clip(preset: Preprocessing) -> _Parts:
     """RandAugment and erasing; test: 256 x 256, centre crop. Lessons Learned, CLIP."""
     crop = _random_resized_crop(preset.size, preset.interpolation)
-    drawn = [crop, _flip(), _rand_augment(), _erase()]
+    drawn = [crop, flip(), rand_augment(), _erase()]
     test = [_square(_scaled(256, preset), preset.interpolation), _centre(preset)]
     return [], drawn, test
 

@@ -7,11 +7,20 @@ from mmpetl.engine.hooks import (
     CalibrationHook,
     DataReadHook,
     DeltaCheckpointHook,
+    DrawingHook,
     EfficiencyHook,
     NonFiniteGuardHook,
     TrainableEMAHook,
 )
-from mmpetl.engine.loops import NOAHSearchLoop, NOAHSupernetLoop, SPTLoop
+from mmpetl.engine.loops import (
+    E2VPTPromptLoop,
+    E2VPTPruneLoop,
+    GLoRASearchLoop,
+    GLoRASupernetLoop,
+    NOAHSearchLoop,
+    NOAHSupernetLoop,
+    SPTLoop,
+)
 from mmpetl.engine.optim import OwnerOptimWrapperConstructor
 from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
@@ -22,7 +31,12 @@ __all__ = [
     'CalibrationHook',
     'DataReadHook',
     'DeltaCheckpointHook',
+    'DrawingHook',
+    'E2VPTPromptLoop',
+    'E2VPTPruneLoop',
     'EfficiencyHook',
+    'GLoRASearchLoop',
+    'GLoRASupernetLoop',
     'NOAHSearchLoop',
     'NOAHSupernetLoop',
     'NonFiniteGuardHook',

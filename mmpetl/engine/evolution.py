@@ -1,11 +1,9 @@
-"""Evolutionary search over the subnets of a NOAH supernet, apart from any data.
+"""Evolutionary search over the subnets of a supernet, apart from any data.
 
-Zhang, Zhou, Liu, "Neural Prompt Search", 2022, https://arxiv.org/abs/2206.04673,
-after Guo et al., "Single Path One-Shot Neural Architecture Search", ECCV 2020.
-Differs from the authors' code: the last generation is ranked too; mutation may draw
-single widths anew (``mutate_width=False`` is theirs); of equal scores the smaller
-subnet is ranked first; a budget that random draws never meet is begun from the smallest
-or the largest subnet instead of drawing for ever.
+Guo et al., "Single Path One-Shot Neural Architecture Search", ECCV 2020, as NOAH and
+GLoRA have it. Differs from their authors' code: the last generation is ranked too; of
+equal scores the smaller subnet is ranked first; a budget that random draws never meet
+is begun from the smallest or the largest subnet instead of drawing for ever.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mmpetl.core import PETLError, check_range
-from mmpetl.methods.noah import WIDTHS, SearchSpace, Subnet
+from mmpetl.core import PETLError
+from mmpetl.core.supernet import Evolution, Space, Subnet
 
 Origin = Literal['random', 'mutation', 'crossover', 'extreme']
 
@@ -36,40 +34,6 @@ class Candidate:
     subnet: Subnet
     params: int
     score: float
-
-
-@dataclass(frozen=True)
-class Evolution:
-    """Settings of the search; defaults as published.
-
-    Attributes:
-        generations: How many follow the random one.
-        population: Candidates per generation.
-        parents: The best so far, from which children are made.
-        mutations: Children by mutation, at most.
-        crossovers: Children by crossover, at most.
-        touch: Probability that a module is mutated.
-        new_depth: Probability that a touched module gets a new depth.
-        mutate_width: Whether, besides, each width is drawn anew with probability
-            ``touch``.
-    """
-
-    generations: int = 15
-    population: int = 50
-    parents: int = 10
-    mutations: int = 25
-    crossovers: int = 25
-    touch: float = 0.2
-    new_depth: float = 0.4
-    mutate_width: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ('population', 'parents'):
-            check_range('the search', name, getattr(self, name), 1)
-        for name in ('generations', 'mutations', 'crossovers'):
-            check_range('the search', name, getattr(self, name), 0)
-        for name in ('touch', 'new_depth'):
-            check_range('the search', name, getattr(self, name), 0, 1)
 
 
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -94,11 +58,10 @@ class Search:
 
     Args:
         space: What subnets are drawn from.
-        num_blocks: Blocks of the backbone.
         size: Parameters of a subnet.
         limit: The most parameters a subnet may have.
         at_least: The fewest it may have.
-        settings: See :class:`Evolution`.
+        settings: See :class:`~mmpetl.core.supernet.Evolution`.
         seed: Seed of all draws.
 
     Raises:
@@ -107,8 +70,7 @@ class Search:
 
     def __init__(
         self,
-        space: SearchSpace,
-        num_blocks: int,
+        space: Space,
         size: Callable[[Subnet], int],
         limit: int,
         at_least: int = 0,
@@ -116,13 +78,12 @@ class Search:
         seed: int = 0,
     ) -> None:
         self.space = space
-        self.num_blocks = num_blocks
         self.size = size
         self.limit = limit
         self.at_least = at_least
         self.settings = settings or Evolution()
         self.seed = seed
-        self.extremes = space.smallest(num_blocks), space.largest(num_blocks)
+        self.extremes = space.smallest(), space.largest()
         least, most = map(size, self.extremes)
         if at_least > limit or least > limit or most < at_least:
             raise PETLError(
@@ -195,7 +156,7 @@ class Search:
             ):
                 draws = iter(lambda draw=draw: draw(rng, parents), None)
                 collect(origin, draws, wanted, ATTEMPTS * wanted)
-        draws = iter(lambda: self.space.draw(rng, self.num_blocks), None)
+        draws = iter(lambda: self.space.draw(rng), None)
         wanted = plan.population - len(found)
         collect('random', draws, wanted, DRAWS * wanted)
         if not known:
@@ -209,29 +170,9 @@ class Search:
         return found
 
     def mutate(self, rng: random.Random, parents: Sequence[Subnet]) -> Subnet:
-        """A parent with some depths, and if so set some widths, drawn anew."""
-        plan, widths = self.settings, self.space.widths
-        lists = []
-        for old in _lists(rng.choice(parents)):
-            depth = now = sum(w > 0 for w in old)
-            if rng.random() < plan.touch and rng.random() < plan.new_depth:
-                depth = rng.choice(self.space.depths)
-            new = [*old[: min(now, depth)]]
-            if plan.mutate_width:
-                new = [
-                    rng.choice(widths) if rng.random() < plan.touch else w for w in new
-                ]
-            new += [rng.choice(widths) for _ in range(depth - now)]
-            lists.append((*new, *[0] * (self.num_blocks - depth)))
-        return Subnet(*lists)
+        """One of the parents but for some choices."""
+        return self.space.mutate(rng, rng.choice(parents), self.settings)
 
     def cross(self, rng: random.Random, parents: Sequence[Subnet]) -> Subnet:
-        """Each module's list as a whole from one of two parents, perhaps the same."""
-        pair = zip(
-            _lists(rng.choice(parents)), _lists(rng.choice(parents)), strict=True
-        )
-        return Subnet(*(rng.choice(lists) for lists in pair))
-
-
-def _lists(subnet: Subnet) -> list[tuple[int, ...]]:
-    return [getattr(subnet, name) for name in WIDTHS]
+        """Choices of two parents, perhaps the same."""
+        return self.space.cross(rng, rng.choice(parents), rng.choice(parents))

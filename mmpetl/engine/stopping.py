@@ -22,6 +22,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+import mmpetl.engine.forks  # noqa: F401  # its hook
 from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')
@@ -49,12 +50,16 @@ class Stopped(KeyboardInterrupt):
 class Stop:
     """What was asked for by a signal, and what is done when it comes.
 
+    Args:
+        flag: What the command of this process needs to go on.
+
     Attributes:
         number: The signal that came; None before.
         stepping: Whether the run trains, so that it can be saved behind a step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, flag: str = '--resume') -> None:
+        self.flag = flag
         self.number: int | None = None
         self.stepping = False
         self.since = 0.0
@@ -62,7 +67,10 @@ class Stop:
         self.child: Any = None
 
     def handle(self, number: int, frame: Any) -> None:
-        """The handler. Data workers inherit it, and go on until they are ended."""
+        """The handler. Data workers inherit it, and go on until they are ended.
+
+        That of SIGTERM they give back (:mod:`mmpetl.engine.forks`).
+        """
         if os.getpid() != self.pid:
             if number == signal.SIGTERM:
                 os._exit(0)
@@ -82,6 +90,8 @@ class Stop:
         signal.signal(signal.SIGALRM, self._late)
         signal.setitimer(signal.ITIMER_REAL, GRACE)
 
+    handle.ends_forks = True
+
     def _late(self, number: int, frame: Any) -> None:
         self.leave(f'not saved: the step did not end in {GRACE:.0f} s')
 
@@ -99,26 +109,36 @@ class Stop:
         self.stepping = False
         assert self.number is not None
         name = signal.Signals(self.number).name
-        raise Stopped(self.number, f'stopped by {name}; {what}; {resume_line()}')
+        raise Stopped(
+            self.number, f'stopped by {name}; {what}; {resume_line(self.flag)}'
+        )
 
 
-def resume_line() -> str:
-    """How the run of this process goes on, as a command where it is known."""
+def resume_line(flag: str = '--resume') -> str:
+    """How the run of this process goes on, as a command where it is known.
+
+    Args:
+        flag: What the command needs for it; empty where it goes on by itself.
+    """
     tool, *rest = sys.argv or ['']
     if not tool.endswith('.py'):
-        return 'resume=True goes on from the last checkpoint'
-    return f'go on with: python {shlex.join([tool, *rest])} --resume'
+        way = 'resume=True' if flag else 'the same call'
+        return f'{way} goes on from the last checkpoint'
+    return f'go on with: python {shlex.join([tool, *rest])} {flag}'.rstrip()
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(flag: str = '--resume') -> Iterator[Stop]:
     """Let signals ask for a stop while a run is at work.
 
     What was ignored stays ignored, as SIGHUP under ``nohup``. Outside of the main
     thread signals stay as they are. The two that are for users ask, too, where somebody
     answers them: schedulers announce by them that a job's time is over.
+
+    Args:
+        flag: What the command of this process needs to go on; empty where nothing.
     """
-    stop = Stop()
+    stop = Stop(flag)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

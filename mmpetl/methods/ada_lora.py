@@ -12,9 +12,9 @@ that are pruned for good are left out of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -32,6 +32,14 @@ from mmpetl.core import (
     check_rank,
     convolve,
     is_wider,
+)
+from mmpetl.core.lean import add_product, product
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    alone,
 )
 from mmpetl.registry import METHODS
 
@@ -71,13 +79,13 @@ class AdaLoRADelta(Delta):
         """E; in evaluation without what is pruned, which an average of E still has."""
         return self.E if self.training else self.E * self.kept
 
-    def low(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``x weight^T``."""
-        return F.linear(x, weight)
+    def low(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
+        """``drop(x) weight^T``."""
+        return product(x, weight, ctx, self.drop)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        low = self.low(self.drop(x), self.A * self.strength)
-        return y + F.linear(low, self.B) * self.scale
+        low = self.low(x, self.A * self.strength, ctx)
+        return add_product(y, low, self.B, self.scale)
 
     def directions(self) -> Tensor:
         """E, A and B side by side, (rank, 1 + in_dims + out_dims)."""
@@ -119,8 +127,84 @@ class AdaLoRAConvDelta(AdaLoRADelta):
         super().__init__(site.in_dims, site.out_dims, rank, scale, drop_rate)
         self.site = site
 
-    def low(self, x: Tensor, weight: Tensor) -> Tensor:
-        return convolve(x, weight, self.site)
+    def low(self, x: Tensor, weight: Tensor, ctx: Context) -> Tensor:
+        return convolve(self.drop(x), weight, self.site)
+
+
+class AdaLoRAInPeft(PeftFormat):
+    """``lora_A``, ``lora_B`` and ``lora_E``, without ``.weight``."""
+
+    kind = 'ADALORA'
+    names = ('lora_A', 'lora_B', 'lora_E')
+    reads = (
+        'init_r',
+        'target_r',
+        'lora_alpha',
+        'lora_dropout',
+        'orth_reg_weight',
+        'beta1',
+        'beta2',
+        'deltaT',
+        'tinit',
+        'tfinal',
+        'total_step',
+        'rank_pattern',
+    )
+    idle = ('r', 'init_lora_weights', 'runtime_config', 'megatron_core') + (
+        'qalora_group_size',
+    )
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        if config.get('rank_pattern'):
+            return (
+                'its rank_pattern says what was pruned, and here ranks stay as they '
+                'were and pruned directions are zero'
+            )
+        return ''
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        total = config.get('total_step') or 0
+        rank = config.get('init_r', 12)
+        return {
+            'rank': rank,
+            'target_rank': min(rank, config.get('target_r', 8)),
+            'alpha': config.get('lora_alpha', 8) or None,
+            'drop_rate': config.get('lora_dropout') or 0.0,
+            'orthogonality': config.get('orth_reg_weight', 0.5),
+            'warm_up': config.get('tinit', 0) / total if total else 0.0,
+            'final': config.get('tfinal', 0) / total if total else 0.0,
+            'every': config.get('deltaT', 1),
+            'beta1': config.get('beta1', 0.85),
+            'beta2': config.get('beta2', 0.85),
+        }
+
+    def load(
+        self, delta: AdaLoRADelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        for name, param in zip(self.names, (delta.A, delta.B, delta.E), strict=True):
+            layer.take(name, param)
+
+    def write(self, method: AdaLoRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        deltas = {x.path: x.whole('AdaLoRA') for x in linears}
+        rank = alone('AdaLoRA', 'rank', {k: len(d.A) for k, d in deltas.items()})
+        layers = {
+            path: {'lora_A': d.A, 'lora_B': d.B, 'lora_E': d.E * d.kept}
+            for path, d in deltas.items()
+        }
+        entries = {
+            'init_r': rank,
+            'target_r': method.target_rank,
+            'lora_alpha': rank if method.alpha is None else method.alpha,
+            'lora_dropout': method.drop_rate,
+            'orth_reg_weight': method.orthogonality,
+            'beta1': method.beta1,
+            'beta2': method.beta2,
+            'deltaT': method.every,
+            'total_step': 1,  # a plan must have some; a Runner says how many
+        }
+        return PeftAdapter(entries, layers)
 
 
 @METHODS.register_module()
@@ -152,6 +236,7 @@ class AdaLoRA(Method):
 
     leaf_kinds = ('layer.linear', 'layer.conv')
     sized = ('rank',)
+    peft = AdaLoRAInPeft()
     family = 'reparameterisation'
     targets_any = True
 

@@ -4,8 +4,9 @@ Paper: Yang et al., "AIM: Adapting Image Models for Efficient Video Action Recog
 ICLR 2023, https://arxiv.org/abs/2302.03024, section 3.
 Differs from the authors' code: stochastic depth drops the branches of whole clips, not
 those of a token in all clips of a batch; the temporal embedding joins what enters the
-first block, in CLIP behind its first norm; and the last norm stays frozen. Their
-variant for Swin, which shifts windows, is left out.
+first block, in CLIP behind its first norm; and the last norm stays frozen. On Swin the
+formula of the paper holds in every block: along time a token looks at all frames, in no
+window, and frames have no relative positions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from mmpetl.core import (
     Site,
     check_range,
     drop_path,
-    in_stages,
 )
 from mmpetl.core.bottleneck import Bottleneck
 from mmpetl.registry import METHODS
@@ -85,8 +85,9 @@ class JointDelta(AIMDelta):
 class TemporalDelta(AIMDelta):
     """``x + A(attn(norm1(x')))``, x' being the frames of each token, in their order.
 
-    x: (B * T, N, C), x': (B * N, T, C). Norm and attention are those of the block. With
-    an adapter in front of attention it is ``A(attn(h + A_in(h)))``, ``h = norm1(x')``.
+    x: (B * T, N, C), x': (B * N, T, C). Norm and attention are those of the block,
+    without its windows where it has some: a token looks at all of its frames. With an
+    adapter in front of attention it is ``A(attn(h + A_in(h)))``, ``h = norm1(x')``.
 
     Args:
         dims: Width of the features.
@@ -134,6 +135,7 @@ class AIM(Method):
     targets = ('embed', 'block', 'attn', 'ffn')
     family = 'adapter'
     requires = ('attn.qkv',)
+    along_time = True
 
     def __init__(
         self,
@@ -152,20 +154,15 @@ class AIM(Method):
         self.drop_path = drop_path
 
     def choose(self, sites: list[Site]) -> list[Site]:
-        chosen = [site for site in sites if self.wants(site)]
+        chosen = super().choose(sites)
         for site in chosen:
-            if site.frames == 1:
+            if site.timed:
                 raise PETLError(
                     f'AIM lets attention of an image transformer look along time, and '
-                    f'at {site} the batch holds no frames of clips; put '
-                    'mmpetl.FrameBackbone around the backbone (docs/methods/aim.md)'
+                    f'at {site} time is an axis of the grid, which attention sees '
+                    'anyway; take a trunk of images with mmpetl.FrameBackbone around '
+                    'it (docs/methods/aim.md)'
                 )
-        if in_stages(sites) or any(site.window is not None for site in sites):
-            raise PETLError(
-                'AIM looks along time with attention of one width over the whole '
-                'frame, and this trunk has stages or windows; take a plain transformer '
-                '(docs/methods/aim.md)'
-            )
         return chosen
 
     def check(self, sites: list[Site]) -> None:

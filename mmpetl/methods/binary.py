@@ -32,6 +32,7 @@ from mmpetl.core import (
     kaiming_uniform_,
 )
 from mmpetl.core.few_bits import FewBits
+from mmpetl.core.lean import add_product, product
 from mmpetl.core.packing import check_bits
 from mmpetl.registry import METHODS
 
@@ -58,7 +59,13 @@ class BiLoRADelta(Delta):
         self.scale = scale
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + self.up(self.drop(self.down(x))) * self.scale
+        low = product(x, self.down.used().to(x.dtype), ctx)
+        return self.added(y, low)
+
+    def added(self, y: Tensor, low: Tensor) -> Tensor:
+        """What leaves, of y and of what ``down`` gives."""
+        low = self.drop(low)
+        return add_product(y, low, self.up.used().to(low.dtype), self.scale)
 
 
 class BiLoRAConvDelta(BiLoRADelta):
@@ -75,7 +82,7 @@ class BiLoRAConvDelta(BiLoRADelta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         low = convolve(x, self.down.used().to(x.dtype), self.site)
-        return y + self.up(self.drop(low)) * self.scale
+        return self.added(y, low)
 
 
 class BiAdaptFormerDelta(Delta):

@@ -9,6 +9,9 @@ they are an argument, on by default because the published Swin counts hold them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from mmpetl.core import Method, Role
 from mmpetl.registry import METHODS
 
@@ -26,6 +29,8 @@ class BitFit(Method):
     """
 
     family = 'specification'
+    # A table of relative positions is no `bias` of a module.
+    peft_bias: ClassVar[Mapping[str, Any]] = {'include_rel_pos_bias': False}
 
     def __init__(self, include_rel_pos_bias: bool = True) -> None:
         self.include_rel_pos_bias = include_rel_pos_bias

@@ -9,7 +9,7 @@ default. In windowed attention stochastic depth is drawn for each window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from mmpetl.core import (
     check_range,
     drop_path,
 )
+from mmpetl.core.lean import merged
 from mmpetl.registry import METHODS
 
 
@@ -62,6 +63,26 @@ class ConsolidatorDelta(Delta):
                 z = drop_path(z, self.drop_path_rate)
             y = y + z
         return y
+
+    def within(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor | None:
+        if self.shuffle or (self.training and self.drop_path_rate):
+            return None
+        factors = tuple(branch.weight for branch in self.branches)
+        shift = sum(branch.bias for branch in self.branches)
+        return merged(module, x, ctx, self._written, factors, shift, self._collected)
+
+    def _written(self, weight: Tensor, *blocks: Tensor) -> Tensor:
+        """The weight with the blocks of all branches."""
+        weight = weight.clone(memory_format=torch.contiguous_format)
+        for branch, own in zip(self.branches, blocks, strict=True):
+            branch.add_to_(weight, own)
+        return weight
+
+    def _collected(self, grad: Tensor, x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the blocks; grad: (M, out_dims), x: (M, in_dims)."""
+        return tuple(branch.collect(grad, x) for branch in self.branches)
 
     def increment(self) -> Tensor:
         """What it adds to the weight, (out_dims, in_dims), float64."""

@@ -10,9 +10,9 @@ low-rank path alone, as in LoRA.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -30,6 +30,17 @@ from mmpetl.core import (
     in_networks,
     is_wider,
     kaiming_uniform_,
+)
+from mmpetl.core.lean import add_product, product, scale_shift
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    by_layer,
+    in_pattern,
+    number,
+    patterned,
 )
 from mmpetl.registry import METHODS
 
@@ -62,21 +73,90 @@ class DoRADelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         affine = ctx.affine(self.site.kind)
         ratio = self.m / self.norms(self.own(affine.weight))
-        low = F.linear(self.low(self.drop(x)), self.B) * self.scale
-        # As a sum to y, which it leaves bit for bit where the ratio is one.
-        bare = y - self.own(affine.full_bias())
-        return y + (ratio - 1) * bare + ratio * low
+        z = add_product(y, self.low(x, ctx), self.B, self.scale)
+        # Which leaves z bit for bit where the ratio is one.
+        back = (1 - ratio) * self.own(affine.full_bias())
+        return scale_shift(z, ratio, back, ctx.output_kept)
 
-    def low(self, x: Tensor) -> Tensor:
-        """``x A^T``, for a convolution on its patches."""
+    def low(self, x: Tensor, ctx: Context) -> Tensor:
+        """``drop(x) A^T``, for a convolution on its patches."""
         if self.site.kernel is not None:
-            return convolve(x, self.A, self.site)
-        return F.linear(x, self.A)
+            return convolve(self.drop(x), self.A, self.site)
+        return product(x, self.A, ctx, self.drop)
 
     @torch.no_grad()
     def norms(self, weight: Tensor) -> Tensor:
         """Row norms of the adapted weight, a constant in the backward pass."""
         return row_norms(weight + self.B @ self.A * self.scale)
+
+
+class DoRAInPeft(PeftFormat):
+    """LoRA's tensors and ``lora_magnitude_vector``, which is m."""
+
+    kind = 'LORA'
+    names = ('lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector')
+    reads = (
+        'r',
+        'use_dora',
+        'lora_alpha',
+        'lora_dropout',
+        'use_rslora',
+        'rank_pattern',
+        'alpha_pattern',
+        'init_lora_weights',
+    )
+    idle = ('runtime_config', 'megatron_core', 'qalora_group_size')
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        return bool(config.get('use_dora'))
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        start = config.get('init_lora_weights', True)
+        if isinstance(start, bool) or start == 'gaussian':
+            return ''
+        return f'init_lora_weights={start!r} of DoRA may change the base weights'
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        ranks = {x.path: len(x.need(self.names[0])) for x in layers}
+        given = config.get('lora_alpha', 8)
+        alphas = {}
+        for x in layers:
+            alpha = patterned(config, 'alpha_pattern', x.name, given)
+            root = ranks[x.path] ** 0.5 if config.get('use_rslora') else 1
+            alphas[x.path] = alpha * root
+        return {
+            'rank': by_layer(ranks),
+            'alpha': by_layer(alphas),
+            'drop_rate': config.get('lora_dropout') or 0.0,
+        }
+
+    def load(
+        self, delta: DoRADelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        for name, param in zip(self.names, (delta.A, delta.B, delta.m), strict=True):
+            layer.take(name, param)
+
+    def write(self, method: DoRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        layers, ranks, alphas = {}, {}, {}
+        for linear in linears:
+            delta = linear.whole('DoRA')
+            parts = delta.A, delta.B, delta.m
+            layers[linear.path] = dict(zip(self.names, parts, strict=True))
+            ranks[linear.path] = len(delta.A)
+            alphas[linear.path] = number(delta.scale * len(delta.A))
+        r, rank_pattern = in_pattern(ranks)
+        alpha, alpha_pattern = in_pattern(alphas)
+        entries = {
+            'use_dora': True,
+            'r': r,
+            'lora_alpha': alpha,
+            'lora_dropout': method.drop_rate,
+            'rank_pattern': rank_pattern,
+            'alpha_pattern': alpha_pattern,
+        }
+        return PeftAdapter(entries, layers)
 
 
 @METHODS.register_module()
@@ -86,14 +166,16 @@ class DoRA(Method):
     Args:
         rank: Rank of the update, 1 <= rank < width. By layer:
             ``{'*.attn.qkv': 16, '*': 4}``, where the first pattern that fits counts.
-        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``.
+        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``. By
+            layer as rank.
         drop_rate: Dropout on the input of the low-rank path.
         targets: Projections that are adapted, as those of LoRA. In a model that no file
             describes they are every Linear and convolution.
     """
 
     leaf_kinds = ('layer.linear', 'layer.conv')
-    sized = ('rank',)
+    sized = ('rank', 'alpha')
+    peft = DoRAInPeft()
     family = 'reparameterisation'
 
     def __init__(

@@ -1,23 +1,22 @@
 """DyT: patches that skip the feed-forward network, with an adapter beside it.
 
 Paper: Zhao et al., "Dynamic Tuning Towards Parameter and Inference Efficiency for ViT
-Adaptation", NeurIPS 2024, https://arxiv.org/abs/2403.11808, first version: without the
-complete model as a teacher.
-Differs from the authors' code: no teacher, and no mixture of adapters; every token
-passes the network and what is skipped is taken back, so the outputs are theirs and no
-time is saved; on other backbones the rate of kept patches is the mean over blocks of
-the mean over their patches.
+Adaptation", NeurIPS 2024, https://arxiv.org/abs/2403.11808: the first version, and with
+``distill`` the complete model as a teacher, of the second.
+Differs from the authors' code: no mixture of adapters; on other backbones the rate of
+kept patches is the mean over blocks of the mean over their patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmpetl.core import Context, Method, Site, check_range
+from mmpetl.core import Context, Method, Place, Site, check_range
 from mmpetl.core.bottleneck import Bottleneck
 from mmpetl.registry import METHODS
 
@@ -33,6 +32,8 @@ class DyTDelta(Bottleneck):
 
     scale: float
     temperature: float
+    complete = False
+    """Whether all tokens pass, as in the teacher."""
 
     def __init__(self, dims: int, hidden_dims: int, drop_rate: float) -> None:
         super().__init__(dims, hidden_dims, 'relu', drop_rate)
@@ -56,7 +57,20 @@ class DyTDelta(Bottleneck):
         hard = (soft > 0.5).to(soft.dtype)
         return hard + soft - soft.detach()
 
+    def is_complete(self, ctx: Context) -> bool:
+        """Whether all tokens pass in this pass, also where a part of it runs again."""
+        return self.notes(ctx).setdefault('complete', self.complete)
+
+    def passing(self, x: Tensor, ctx: Context) -> Tensor | None:
+        # In training keep is drawn, and the draw is made behind the network.
+        if self.training or self.is_complete(ctx):
+            return None
+        keep = self.keep(x[:, ctx.num_prefix :])[..., 0] > 0.5
+        return F.pad(keep, (ctx.num_prefix, 0), value=True)
+
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        if self.is_complete(ctx):
+            return y + self.scale * self.update(x)
         keep = self.keep(x[:, ctx.num_prefix :])
         self.add_term('keep', keep.mean(dtype=torch.promote_types(keep.dtype, F32)))
         if ctx.num_prefix:
@@ -81,6 +95,10 @@ class DyT(Method):
             0.7 and 0.9 in the paper.
         keep_weight: Factor of ``(mean keep - keep_rate)^2``, 2 in the authors' code.
         temperature: t, above 0.
+        distill: Whether a second pass over each batch, in which every patch passes,
+            trains too and teaches the first: ``dyt_teacher``, its loss of the task, and
+            ``dyt_distill``, the divergence of class scores from its own. A step then
+            costs two.
     """
 
     family = 'adapter'
@@ -97,6 +115,7 @@ class DyT(Method):
         keep_rate: float = 0.5,
         keep_weight: float = 2.0,
         temperature: float = 5.0,
+        distill: bool = False,
     ) -> None:
         check_range(self, 'hidden_dims', hidden_dims, 1)
         check_range(self, 'scale', scale, 0)
@@ -110,11 +129,22 @@ class DyT(Method):
         self.keep_rate = keep_rate
         self.keep_weight = keep_weight
         self.temperature = temperature
+        self.distill = self.teaches = distill
 
     def build(self, site: Site) -> DyTDelta:
         delta = DyTDelta(site.out_dims, self.hidden_dims, self.drop_rate)
         delta.scale, delta.temperature = self.scale, self.temperature
         return delta
+
+    @contextmanager
+    def as_teacher(self, place: Place) -> Iterator[None]:
+        for delta in place.deltas:
+            delta.complete = True
+        try:
+            yield
+        finally:
+            for delta in place.deltas:
+                delta.complete = False
 
     def loss(self, name: str, terms: Sequence[Tensor]) -> Tensor:
         kept = torch.stack(tuple(terms)).mean()

@@ -11,8 +11,8 @@ which pad the increment, are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,15 @@ from mmpetl.core import (
     check_range,
     convolve,
     in_networks,
+)
+from mmpetl.core.lean import merged
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    by_layer,
+    in_pattern,
 )
 from mmpetl.registry import METHODS
 
@@ -51,11 +60,16 @@ class Places(nn.Module):
             size = site.out_dims * site.in_dims
             if name_of(site) in self._buffers:
                 continue
-            generator = torch.Generator('cpu').manual_seed(seed)
-            drawn = torch.randperm(size, generator=generator, device='cpu')[:number]
+            drawn = drawn_places(size, number, seed)
             # Where nothing has memory, this has none either.
             places = torch.empty(len(drawn), dtype=torch.int32).copy_(drawn)
             self.register_buffer(name_of(site), places)
+
+
+def drawn_places(size: int, number: int, seed: int) -> Tensor:
+    """So many of the numbers below ``size``, drawn by a seed: (number,)."""
+    generator = torch.Generator('cpu').manual_seed(seed)
+    return torch.randperm(size, generator=generator, device='cpu')[:number]
 
 
 def name_of(site: Site) -> str:
@@ -83,6 +97,33 @@ def from_haar(coefficients: Tensor) -> Tensor:
     return torch.stack(lines, dim=1).flatten(0, 1)
 
 
+def from_waves(c: Tensor, places: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Real part of the inverse Fourier transform of a matrix with few entries.
+
+    Those of the real parts of ``C`` and of its mirror image ``C[-k, -l]`` are the same,
+    so half of the columns say all, and a transform to real numbers costs half.
+
+    Args:
+        c: The entries, (n,).
+        places: Numbers of these, row by row, (n,).
+        shape: Of the matrix, (out, in).
+
+    Returns:
+        (out, in).
+    """
+    rows, columns = shape
+    k, column = places // columns, places % columns
+    half = columns // 2 + 1
+    beyond = column >= half
+    k = torch.where(beyond, -k % rows, k)
+    column = torch.where(beyond, columns - column, column)
+    # The first column and the middle one of an even number are their own mirrors.
+    alone = (column == 0) | (2 * column == columns)
+    value = torch.where(alone, c, c / 2)
+    C = c.new_zeros(rows * half).index_add(0, k * half + column, value)
+    return torch.fft.irfft2(C.view(rows, half), s=shape)
+
+
 class FourierFTDelta(Delta):
     """``y + x dW^T``.  x: (B, N, in_dims), y: (B, N, out_dims).
 
@@ -104,26 +145,32 @@ class FourierFTDelta(Delta):
         if start == 'random':
             nn.init.normal_(self.c)
 
-    def increment(self, dtype: torch.dtype) -> Tensor:
-        """dW, (out_dims, in_dims), computed and given in a dtype."""
-        c = self.c.to(dtype)
+    def increment(self, c: Tensor) -> Tensor:
+        """dW, (out_dims, in_dims), for these coefficients and in their dtype."""
+        c = c * self.scale
         places = self.shared.get_buffer(self.name)[: len(c)].long()
+        if self.transform == 'fourier':
+            return from_waves(c, places, self.shape)
         C = c.new_zeros(self.shape[0] * self.shape[1]).index_copy(0, places, c)
         C = C.view(self.shape)
-        if self.transform == 'fourier':
-            C = torch.fft.ifft2(C).real
-        elif self.transform == 'haar':
-            C = from_haar(C)
-        return C * self.scale
+        return from_haar(C) if self.transform == 'haar' else C
 
     def weight(self, x: Tensor) -> Tensor:
         """The increment in the dtype of ``x``; no transform is in half precision."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(self.c.dtype, torch.float32)
-            return self.increment(dtype).to(x.dtype)
+            return self.increment(self.c.to(dtype)).to(x.dtype)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         return y + F.linear(x, self.weight(x))
+
+    def within(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor | None:
+        def written(weight: Tensor, c: Tensor) -> Tensor:
+            return weight + self.increment(c)
+
+        return merged(module, x, ctx, written, (self.c,))
 
 
 class FourierFTConvDelta(FourierFTDelta):
@@ -140,6 +187,59 @@ class FourierFTConvDelta(FourierFTDelta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         return y + convolve(x, self.weight(x), self.site)
+
+
+class FourierFTInPeft(PeftFormat):
+    """``fourierft_spectrum`` is c; both draw the places by the seed."""
+
+    kind = 'FOURIERFT'
+    names = ('fourierft_spectrum',)
+    reads = ('n_frequency', 'n_frequency_pattern', 'scaling', 'random_loc_seed')
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        return {
+            'num_coefficients': by_layer({x.path: len(self.c(x)) for x in layers}),
+            'scale': config.get('scaling', 150.0),
+            'seed': config.get('random_loc_seed', 777),
+        }
+
+    def c(self, layer: PeftLayer) -> Tensor:
+        """The coefficients of a layer."""
+        return layer.need('fourierft_spectrum')
+
+    def load(
+        self, delta: FourierFTDelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        layer.take('fourierft_spectrum', delta.c)
+
+    def write(self, method: FourierFT, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        if method.transform != 'fourier':
+            raise PETLError(
+                f'FourierFT with transform={method.transform!r} has no equal in peft'
+            )
+        layers, numbers = {}, {}
+        for linear in linears:
+            delta = linear.whole('FourierFT')
+            places = delta.shared.get_buffer(delta.name)
+            size = linear.out_dims * linear.in_dims
+            drawn = drawn_places(size, len(places), method.seed)
+            if not torch.equal(places.cpu().long(), drawn):
+                raise PETLError(
+                    'FourierFT has places that its seed does not draw here, and peft '
+                    'keeps the seed alone; write it under the PyTorch of its training'
+                )
+            layers[linear.path] = {'fourierft_spectrum': delta.c}
+            numbers[linear.path] = len(delta.c)
+        most, pattern = in_pattern(numbers)
+        entries = {
+            'n_frequency': most,
+            'n_frequency_pattern': pattern,
+            'scaling': method.scale,
+            'random_loc_seed': method.seed,
+        }
+        return PeftAdapter(entries, layers)
 
 
 @METHODS.register_module()
@@ -165,7 +265,9 @@ class FourierFT(Method):
 
     leaf_kinds = ('layer.linear', 'layer.conv')
     sized = ('num_coefficients',)
+    peft = FourierFTInPeft()
     family = 'reparameterisation'
+    neutral: ClassVar[Mapping[str, float]] = {'c': 0.0}
 
     def __init__(
         self,
@@ -226,4 +328,4 @@ class FourierFT(Method):
         return cls(site, self.num_coefficients, self.scale, self.transform, self.start)
 
     def fold(self, site: Site, delta: FourierFTDelta, affine: Affine) -> None:
-        affine.add_(delta.increment(torch.float64))
+        affine.add_(delta.increment(delta.c.double()))

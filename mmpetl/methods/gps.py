@@ -46,6 +46,7 @@ from mmpetl.core import (
     watching,
     without_extra,
 )
+from mmpetl.core.lean import merged
 from mmpetl.registry import METHODS
 
 CRITERIA = ('supcon', 'task')
@@ -191,6 +192,24 @@ class GPSDelta(Delta):
         if self.index.numel() < self.in_dims:
             return add_rows(*args, Columns.apply)
         return SparseRows.apply(*args)
+
+    def within(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor | None:
+        warn_uncalibrated(self, 'GPS trains the first weights of every neuron')
+        index = self.index.long()
+
+        def written(weight: Tensor, values: Tensor) -> Tensor:
+            return weight.scatter_add(1, index, values)
+
+        def to_values(grad: Tensor, x: Tensor, *_: Tensor) -> tuple[Tensor]:
+            if index.shape[1] > FEW:
+                return ((grad.t() @ x).gather(1, index),)
+            return (_to_values(grad, x, index),)
+
+        # Beside so few entries a copy of the weight costs less than to gather columns
+        # for all tokens and to send their gradients back.
+        return merged(module, x, ctx, written, (self.values,), collect=to_values)
 
 
 class GPSConvDelta(GPSDelta):

@@ -12,7 +12,7 @@ for bit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,14 @@ from mmpetl.core.input_change import (
     changed_input,
     fold_change,
     only_after,
+)
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    alone,
+    by_layer,
 )
 from mmpetl.registry import METHODS
 
@@ -134,6 +142,37 @@ class Reflections(InputChange):
         return (weight @ left) @ right
 
 
+class HRAInPeft(PeftFormat):
+    """``hra_u`` is U; ``apply_GS`` makes its columns orthogonal."""
+
+    kind = 'HRA'
+    names = ('hra_u',)
+    reads = ('r', 'apply_GS')
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        ranks = {x.path: x.need('hra_u').shape[-1] for x in layers}
+        orthogonal = bool(config.get('apply_GS'))
+        odd = any(rank % 2 for rank in ranks.values())
+        return {
+            'rank': by_layer(ranks),
+            'orthogonal': orthogonal,
+            'start': 'random' if odd or orthogonal else 'pairs',
+        }
+
+    def load(
+        self, delta: Delta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        layer.take('hra_u', delta.change.U)
+
+    def write(self, method: HRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        found = {x.path: x.whole('HRA').change.U for x in linears}
+        rank = alone('HRA', 'rank', {path: U.shape[1] for path, U in found.items()})
+        layers = {path: {'hra_u': U} for path, U in found.items()}
+        return PeftAdapter({'r': rank, 'apply_GS': method.orthogonal}, layers)
+
+
 @METHODS.register_module()
 class HRA(Method):
     """Householder reflections before a projection.
@@ -158,6 +197,7 @@ class HRA(Method):
 
     leaf_kinds = ('layer.linear',)
     sized = ('rank',)
+    peft = HRAInPeft()
     family = 'reparameterisation'
     targets_any = True
 

@@ -9,18 +9,30 @@ the paper, unless ``targets`` names them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core import PROJECTIONS, Affine, Context, Delta, Method, Site, check_kinds
+from mmpetl.core import (
+    PROJECTIONS,
+    Affine,
+    Context,
+    Delta,
+    Method,
+    PETLError,
+    Site,
+    check_kinds,
+)
+from mmpetl.core.lean import scale_shift
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+)
 from mmpetl.registry import METHODS
-
-
-def scaled(x: Tensor, scale: Tensor) -> Tensor:
-    """``scale * x``, which keeps scales near one apart in half precision."""
-    return (x * scale).to(x.dtype)
 
 
 class OutputScale(Delta):
@@ -31,7 +43,7 @@ class OutputScale(Delta):
         self.scale = nn.Parameter(torch.ones(site.out_dims))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return scaled(y, self.scale)
+        return scale_shift(y, self.scale, output_kept=ctx.output_kept)
 
 
 class InputScale(Delta):
@@ -42,7 +54,47 @@ class InputScale(Delta):
         self.scale = nn.Parameter(torch.ones(site.in_dims))
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return scaled(x, self.scale)
+        return scale_shift(x, self.scale, made=ctx.made)
+
+
+class IA3InPeft(PeftFormat):
+    """``ia3_l``: (out, 1) behind a Linear, (1, in) in front of a feed-forward one."""
+
+    kind = 'IA3'
+    names = ('ia3_l',)
+    reads = ('feedforward_modules',)
+    idle = ('init_ia3_weights',)
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        return {}
+
+    def load(
+        self, delta: Delta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        in_front, rows = isinstance(delta, InputScale), len(layer.need('ia3_l'))
+        if in_front != (rows == 1):
+            has, acts = ('in front of', 'behind')[:: 1 if rows == 1 else -1]
+            raise PETLError(
+                f'the adapter scales {has} {layer.name}, and IA3 {acts} it: it scales '
+                'what enters the second projection of a feed-forward network alone'
+            )
+        layer.take('ia3_l', delta.scale[None] if in_front else delta.scale[:, None])
+
+    def write(self, method: IA3, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        layers, in_front = {}, []
+        for linear in linears:
+            (*_, delta), *_ = linear.parts
+            if isinstance(delta, InputScale):
+                in_front.append(linear.path)
+                scale = delta.scale[None]
+            else:
+                scale = delta.scale.new_ones(linear.out_dims, 1)
+                for start, stop, part in linear.parts:
+                    scale[start:stop, 0] = part.scale
+            layers[linear.path] = {'ia3_l': scale}
+        return PeftAdapter({'feedforward_modules': in_front}, layers)
 
 
 @METHODS.register_module()
@@ -57,6 +109,8 @@ class IA3(Method):
 
     leaf_kinds = ('layer.linear', 'layer.conv')
     family = 'reparameterisation'
+    neutral: ClassVar[Mapping[str, float]] = {'scale': 1.0}
+    peft = IA3InPeft()
     targets_any = True
 
     def __init__(

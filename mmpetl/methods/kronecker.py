@@ -19,8 +19,8 @@ ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,17 @@ from mmpetl.core import (
     kaiming_uniform_,
 )
 from mmpetl.core.bottleneck import ACTIVATIONS
+from mmpetl.core.lean import add_product, product
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    by_layer,
+    in_pattern,
+    number,
+    patterned,
+)
 from mmpetl.registry import METHODS
 
 LOKR_INITS = ('peft', 'lycoris')
@@ -89,10 +100,19 @@ class Factor(nn.Module):
                 kaiming_uniform_(tensor)
             self.register_parameter(name, tensor)
 
-    def forward(self, x: Tensor, site: Site | None = None) -> Tensor:
-        """The matrix times the last axis, or as a convolution where a site is given."""
+    def across(self, x: Tensor) -> Tensor:
+        """The matrix times the axis in front of the last: (..., columns, k)."""
+        if self.rank is None:
+            return self.whole @ x
+        return self.A @ (self.B @ x)
+
+    def narrow(self, x: Tensor, site: Site | None = None) -> Tensor:
+        """The first product, or the only one; a convolution where a site is given."""
         matrix = self.whole if self.rank is None else self.B
-        y = F.linear(x, matrix) if site is None else convolve(x, matrix, site)
+        return F.linear(x, matrix) if site is None else convolve(x, matrix, site)
+
+    def widen(self, y: Tensor) -> Tensor:
+        """What is left to do behind :meth:`narrow`."""
         return y if self.rank is None else F.linear(y, self.A)
 
     def matrix(self) -> Tensor:
@@ -118,6 +138,7 @@ class LoKrDelta(Delta):
     def __init__(self, site: Site, method: LoKr) -> None:
         super().__init__()
         self.site = site
+        self.rank = method.rank
         self.scale = method.scale
         places = math.prod(site.kernel or ())
         out_small, out_large = split_dims(site.out_dims, method.factor)
@@ -136,15 +157,16 @@ class LoKrDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         if self.site.kernel is None:
-            h = self.W2(x.unflatten(-1, (self.in_small, -1)))
+            h = self.W2.narrow(x.unflatten(-1, (self.in_small, -1)))
         else:
             channels = -1 - len(self.site.kernel)
             maps = x.unflatten(channels, (self.in_small, -1))
             lead = maps.shape[:channels]  # maybe images, and the parts of their maps
-            h = self.W2(maps.flatten(0, len(lead) - 1), self.site)
+            h = self.W2.narrow(maps.flatten(0, len(lead) - 1), self.site)
             h = h.unflatten(0, lead).movedim(len(lead) - 1, -2)
-        h = self.W1(h.transpose(-1, -2)).transpose(-1, -2)
-        return y + h.flatten(-2) * self.scale
+        # W1 acts along another axis, so it may act where W2 is at its narrowest.
+        h = self.W1.across(h)
+        return torch.add(y, self.W2.widen(h).flatten(-2), alpha=self.scale)
 
     def increment(self) -> Tensor:
         """What it adds to the weight, (out_dims, in_dims), float64."""
@@ -171,8 +193,11 @@ class ProductDelta(Delta):
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         a, b = self.factors()
-        low = F.linear(x, a) if self.site.kernel is None else convolve(x, a, self.site)
-        return y + F.linear(low, b) * self.scale
+        if self.site.kernel is None:
+            low = product(x, a, ctx)
+        else:
+            low = convolve(x, a, self.site)
+        return add_product(y, low, b, self.scale)
 
     def increment(self) -> Tensor:
         """What it adds to the weight, (out_dims, in_dims), float64."""
@@ -314,6 +339,128 @@ class CompacterDelta(Delta):
         return y + self.up(self.drop(self.act(self.down(y, rules))), rules)
 
 
+class LycorisInPeft(PeftFormat):
+    """What LoHa and LoKr share."""
+
+    reads = ('r', 'alpha', 'rank_pattern', 'alpha_pattern')
+    idle = ('init_weights', 'use_effective_conv2d', 'rank_dropout_scale')
+    training = ('rank_dropout', 'module_dropout')
+
+    def alphas(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, float]:
+        """Alpha of each layer, where peft has 8 by default."""
+        alpha = config.get('alpha', 8)
+        return {
+            x.path: patterned(config, 'alpha_pattern', x.name, alpha) for x in layers
+        }
+
+
+class LoHaInPeft(LycorisInPeft):
+    """``hada_w1_a`` is B1, ``hada_w1_b`` A1, and likewise of the second product."""
+
+    kind = 'LOHA'
+    names = ('hada_w1_a', 'hada_w1_b', 'hada_w2_a', 'hada_w2_b')
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        ranks = {x.path: len(x.need('hada_w1_b')) for x in layers}
+        return {
+            'rank': by_layer(ranks),
+            'alpha': by_layer(self.alphas(config, layers)),
+        }
+
+    def load(
+        self, delta: LoHaDelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        for name, tensor in zip(self.names, self.of(delta), strict=True):
+            layer.take(name, tensor)
+
+    def write(self, method: LoHa, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        deltas = {x.path: x.whole('LoHa') for x in linears}
+        ranks = {path: len(d.A1) for path, d in deltas.items()}
+        alphas = {k: number(d.scale * ranks[k]) for k, d in deltas.items()}
+        r, rank_pattern = in_pattern(ranks)
+        alpha, alpha_pattern = in_pattern(alphas)
+        layers = {
+            path: dict(zip(self.names, self.of(d), strict=True))
+            for path, d in deltas.items()
+        }
+        entries = {
+            'r': r,
+            'alpha': alpha,
+            'rank_pattern': rank_pattern,
+            'alpha_pattern': alpha_pattern,
+        }
+        return PeftAdapter(entries, layers)
+
+    @staticmethod
+    def of(delta: LoHaDelta) -> tuple[Tensor, ...]:
+        """Its tensors in the order of the names."""
+        return delta.B1, delta.A1, delta.B2, delta.A2
+
+
+class LoKrInPeft(LycorisInPeft):
+    """``lokr_w1`` and ``lokr_w2``, or ``_a`` and ``_b`` where a side has low rank."""
+
+    kind = 'LOKR'
+    names = (
+        'lokr_w1',
+        'lokr_w1_a',
+        'lokr_w1_b',
+        'lokr_w2',
+        'lokr_w2_a',
+        'lokr_w2_b',
+    )
+    reads = (*LycorisInPeft.reads, 'decompose_both', 'decompose_factor')
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        r = config.get('r', 8)
+        ranks = {x.path: patterned(config, 'rank_pattern', x.name, r) for x in layers}
+        return {
+            'rank': by_layer(ranks),
+            'alpha': by_layer(self.alphas(config, layers)),
+            'factor': config.get('decompose_factor', -1),
+            'decompose_both': bool(config.get('decompose_both')),
+        }
+
+    def load(
+        self, delta: LoKrDelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        for name, tensor in self.of(delta).items():
+            layer.take(name, tensor)
+
+    def write(self, method: LoKr, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        deltas = {x.path: x.whole('LoKr') for x in linears}
+        ranks = {path: d.rank for path, d in deltas.items()}
+        alphas = {k: number(d.scale * ranks[k]) for k, d in deltas.items()}
+        r, rank_pattern = in_pattern(ranks)
+        alpha, alpha_pattern = in_pattern(alphas)
+        entries = {
+            'r': r,
+            'alpha': alpha,
+            'rank_pattern': rank_pattern,
+            'alpha_pattern': alpha_pattern,
+            'decompose_both': method.decompose_both,
+            'decompose_factor': method.factor,
+        }
+        return PeftAdapter(entries, {path: self.of(d) for path, d in deltas.items()})
+
+    @staticmethod
+    def of(delta: LoKrDelta) -> dict[str, Tensor]:
+        """Its tensors by peft's names."""
+        found = {}
+        for side, factor in (('lokr_w1', delta.W1), ('lokr_w2', delta.W2)):
+            if factor.rank is None:
+                found[side] = factor.whole
+            else:
+                found |= {f'{side}_a': factor.A, f'{side}_b': factor.B}
+        return found
+
+
 @METHODS.register_module()
 class LoKr(Method):
     """Increments that are Kronecker products.
@@ -322,7 +469,8 @@ class LoKr(Method):
         rank: Rank of the larger side, at least 1. A side whose longer edge is at most
             twice the rank is whole; the scale stays. By layer: ``{'*.attn.q': 16,
             '*': 4}``, where the first pattern that fits counts.
-        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``.
+        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``. By
+            layer as rank.
         factor: How widths are split: one of the two parts where it divides the width,
             else the most that the smaller part may be; -1 as near to a square as the
             width allows.
@@ -335,7 +483,8 @@ class LoKr(Method):
     """
 
     leaf_kinds = ('layer.linear', 'layer.conv')
-    sized = ('rank',)
+    sized = ('rank', 'alpha')
+    peft = LoKrInPeft()
     family = 'reparameterisation'
 
     def __init__(
@@ -387,7 +536,8 @@ class LoHa(Method):
     """
 
     leaf_kinds = ('layer.linear', 'layer.conv')
-    sized = ('rank',)
+    sized = ('rank', 'alpha')
+    peft = LoHaInPeft()
     family = 'reparameterisation'
 
     def __init__(

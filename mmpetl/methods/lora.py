@@ -51,6 +51,16 @@ from mmpetl.core import (
     watching,
 )
 from mmpetl.core.lean import add_product, product
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    by_layer,
+    in_pattern,
+    number,
+    patterned,
+)
 from mmpetl.registry import METHODS
 
 STARTS = ('zero', 'pissa', 'minor', 'qr', 'eva')
@@ -94,7 +104,7 @@ class LoRADelta(Delta):
         if self.start == 'eva':
             warn_uncalibrated(self, "LoRA with start='eva' keeps its random A")
         down, up = self.factors()
-        low = self.low(self.drop(x), down, ctx)
+        low = self.low(x, down, ctx)
         return add_product(y, low, up, self.scale)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -109,10 +119,10 @@ class LoRADelta(Delta):
         return down, torch.cat((self.B - self.B0, self.B0), dim=1)
 
     def low(self, x: Tensor, down: Tensor, ctx: Context) -> Tensor:
-        """``x down^T``, for a convolution on its patches: channels come last."""
+        """``drop(x) down^T``, for a convolution on its patches: channels come last."""
         if self.site.kernel is not None:
-            return convolve(x, down, self.site)
-        return product(x, down, ctx)
+            return convolve(self.drop(x), down, self.site)
+        return product(x, down, ctx, self.drop)
 
     def begin(self, A0: Tensor, B0: Tensor) -> None:
         """Start from these factors, and subtract them."""
@@ -175,6 +185,94 @@ class Moments:
         return rows * signs(rows)[:, None]
 
 
+class LoRAInPeft(PeftFormat):
+    """``lora_A.weight`` and ``lora_B.weight`` are A and B.
+
+    What acts at rows of a Linear, or has begun at factors of the base weight, is one
+    sum of a larger rank there.
+    """
+
+    kind = 'LORA'
+    names = ('lora_A.weight', 'lora_B.weight')
+    reads = (
+        'r',
+        'lora_alpha',
+        'lora_dropout',
+        'use_rslora',
+        'rank_pattern',
+        'alpha_pattern',
+        'init_lora_weights',
+    )
+    idle = ('runtime_config', 'megatron_core', 'qalora_group_size')
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        return not config.get('use_dora')
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        return changed_base(config)
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        return {
+            'rank': by_layer({x.path: len(x.need(self.names[0])) for x in layers}),
+            'alpha': by_layer({x.path: alpha_in(config, x) for x in layers}),
+            'drop_rate': config.get('lora_dropout') or 0.0,
+            'scaling': 'sqrt' if config.get('use_rslora') else 'rank',
+        }
+
+    def load(
+        self, delta: LoRADelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        layer.take('lora_A.weight', delta.A)
+        layer.take('lora_B.weight', delta.B)
+
+    def write(self, method: LoRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        root = method.scaling == 'sqrt'
+        layers, ranks, alphas = {}, {}, {}
+        for linear in linears:
+            down, up = zip(*(d.factors() for _, _, d in linear.parts), strict=True)
+            # One factor for all: the largest, which may be no power of two.
+            scale = max(d.scale for _, _, d in linear.parts)
+            rank = sum(map(len, down))
+            B = up[0].new_zeros(linear.out_dims, rank)
+            column = 0
+            for (start, stop, delta), part in zip(linear.parts, up, strict=True):
+                share = delta.scale / scale if scale else 1.0
+                B[start:stop, column : column + part.shape[1]] = part * share
+                column += part.shape[1]
+            layers[linear.path] = {'lora_A.weight': torch.cat(down), 'lora_B.weight': B}
+            ranks[linear.path] = rank
+            alphas[linear.path] = number(scale * (rank**0.5 if root else rank))
+        r, rank_pattern = in_pattern(ranks)
+        alpha, alpha_pattern = in_pattern(alphas)
+        entries = {
+            'r': r,
+            'lora_alpha': alpha,
+            'lora_dropout': method.drop_rate,
+            'use_rslora': root,
+            'rank_pattern': rank_pattern,
+            'alpha_pattern': alpha_pattern,
+        }
+        return PeftAdapter(entries, layers)
+
+
+def alpha_in(config: Mapping[str, Any], layer: PeftLayer) -> float:
+    """``alpha`` of a layer in a config of peft, which has 8 by default."""
+    return patterned(config, 'alpha_pattern', layer.name, config.get('lora_alpha', 8))
+
+
+def changed_base(config: Mapping[str, Any]) -> str:
+    """Why a start of peft's that is taken off the base weight has no equal here."""
+    start = config.get('init_lora_weights', True)
+    if isinstance(start, bool) or start in ('gaussian', 'eva', 'orthogonal'):
+        return ''
+    return (
+        f'init_lora_weights={start!r} changes the base weights, which the file does '
+        'not hold; save it with path_initial_model_for_weight_conversion'
+    )
+
+
 @METHODS.register_module()
 class LoRA(Method):
     """Low-rank adaptation.
@@ -183,7 +281,8 @@ class LoRA(Method):
         rank: Rank of the update, 1 <= rank < width. The benchmark uses 8 on VTAB-1k,
             16 on FGVC and 64 on dense tasks. By layer: ``{'*.attn.qkv': 16, '*': 4}``,
             where the first pattern that fits counts.
-        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``.
+        alpha: The update is scaled by ``alpha / rank``; None means ``alpha = rank``. By
+            layer as rank.
         drop_rate: Dropout on the input of the low-rank path.
         targets: Projections that get an update of their own. ``attn.qkv`` is one
             update of the fused projection, with A shared by q, k and v. A trunk without
@@ -201,7 +300,8 @@ class LoRA(Method):
     """
 
     leaf_kinds = ('layer.linear', 'layer.conv')
-    sized = ('rank',)
+    sized = ('rank', 'alpha')
+    peft = LoRAInPeft()
     family = 'reparameterisation'
 
     def __init__(
@@ -253,6 +353,33 @@ class LoRA(Method):
         """``alpha / rank``, or ``alpha / sqrt(rank)``."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank if self.scaling == 'rank' else self.rank**0.5)
+
+    def mixed(self, others: Sequence[LoRA]) -> LoRA:
+        """One of the sum of the ranks, without dropout."""
+        ranks = [one._ranks() for one in (self, *others)]
+        if any(list(r) != list(ranks[0]) for r in ranks):
+            raise PETLError(
+                'LoRA has ranks by layer under different patterns in these slots; a '
+                'sum has one rank for each layer'
+            )
+        rank = {pattern: sum(r[pattern] for r in ranks) for pattern in ranks[0]}
+        by_layer = isinstance(self.rank, Mapping)
+        return LoRA(rank=rank if by_layer else rank['*'], targets=self.targets)
+
+    def _ranks(self) -> dict[str, int]:
+        """Rank of the whole update, with what is subtracted, by pattern."""
+        times = 2 if self.start in FROM_BASE else 1
+        ranks = self.rank if isinstance(self.rank, Mapping) else {'*': self.rank}
+        return {pattern: times * rank for pattern, rank in ranks.items()}
+
+    def mix(self, into: LoRADelta, parts: Sequence[tuple[float, LoRADelta]]) -> None:
+        down, up = zip(*(delta.factors() for _, delta in parts), strict=True)
+        into.A.copy_(torch.cat(down))
+        scaled = [
+            factor.double() * (weight * delta.scale / into.scale)
+            for factor, (weight, delta) in zip(up, parts, strict=True)
+        ]
+        into.B.copy_(torch.cat(scaled, dim=1))
 
     @property
     def calibrates(self) -> bool:

@@ -9,6 +9,7 @@ convolutions by) and video (frame by frame) are our extension.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -99,12 +100,14 @@ class MultiScaleConv(nn.Module):
         """Kernel (C, 1, 7, 7) and bias (C,) of the depthwise part with its shortcut."""
         convs = [getattr(self, f'dw{k}') for k in KERNELS]
         pads = [(KERNELS[-1] - k) // 2 for k in KERNELS]
-        weight = sum(
+        weights = [
             F.pad(conv.weight, (pad,) * 4)
             for conv, pad in zip(convs, pads, strict=True)
-        )
+        ]
+        # Python's own sum begins at a zero that ONNX's exporter trips over.
+        weight = reduce(torch.add, weights)
         one = F.pad(torch.ones_like(weight[..., :1, :1]), (KERNELS[-1] // 2,) * 4)
-        bias = sum(conv.bias for conv in convs)
+        bias = reduce(torch.add, (conv.bias for conv in convs))
         return weight / len(KERNELS) + one, bias / len(KERNELS)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sized
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -35,6 +34,7 @@ from mmpetl.core import (
     kaiming_uniform_,
     suggest,
 )
+from mmpetl.core.lean import add_product, product
 from mmpetl.core.tasks import TaskEntry, TaskSwitch, check_tasks
 from mmpetl.registry import METHODS
 
@@ -45,7 +45,10 @@ MODES = ('matrix', 'matrixv2')
 
 
 class Pair(nn.Module):
-    """``s x (B A)^T``, zero at the start.  A: (rank, in_dims), B: (out_dims, rank)."""
+    """``y + s drop(x) (B A)^T``, zero at the start.
+
+    A: (rank, in_dims), B: (out_dims, rank).
+    """
 
     def __init__(self, site: Site, rank: int, scale: float) -> None:
         super().__init__()
@@ -55,12 +58,14 @@ class Pair(nn.Module):
         self.scale = scale
         kaiming_uniform_(self.A)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, y: Tensor, x: Tensor, ctx: Context, drop: nn.Dropout | None = None
+    ) -> Tensor:
         if self.site.kernel is not None:
-            low = convolve(x, self.A, self.site)
+            low = convolve(x if drop is None else drop(x), self.A, self.site)
         else:
-            low = F.linear(x, self.A)
-        return F.linear(low, self.B) * self.scale
+            low = product(x, self.A, ctx, drop)
+        return add_product(y, low, self.B, self.scale)
 
 
 def streams_of(x: Tensor, tasks: Sized) -> Tensor:
@@ -77,7 +82,7 @@ class SharedDelta(Delta):
         self.drop = nn.Dropout(method.drop_rate)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + self.pair(self.drop(x))
+        return self.pair(y, x, ctx, self.drop)
 
 
 class SplitDelta(Delta):
@@ -107,19 +112,28 @@ class SplitDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         tasks = self.notes(ctx)['tasks']
         x = self.drop(x)
-        return self.joined(y, x, dict.fromkeys(tasks, x))
+        return self.joined(y, x, dict.fromkeys(tasks, x), ctx)
 
-    def joined(self, y: Tensor, x: Tensor, streams: dict[str, Tensor]) -> Tensor:
+    def joined(
+        self,
+        y: Tensor,
+        x: Tensor,
+        streams: dict[str, Tensor],
+        ctx: Context,
+        drop: nn.Dropout | None = None,
+    ) -> Tensor:
         """Every stream behind the projection, of what enters its pairs.
 
         Args:
             y: ``W x + b`` of the generic stream, of which all are made.
             x: The generic stream in front.
             streams: Those of the tasks.
+            ctx: Facts of this forward pass.
+            drop: Dropout on each stream.
         """
-        generic = y if self.pair is None else y + self.pair(x)
+        generic = y if self.pair is None else self.pair(y, x, ctx, drop)
         start = generic if self.adds_shared else y
-        own = [start + self.tasks[task](x_t) for task, x_t in streams.items()]
+        own = [self.tasks[t](start, x_t, ctx, drop) for t, x_t in streams.items()]
         return torch.cat((generic, *own))
 
 
@@ -138,8 +152,7 @@ class StreamDelta(SplitDelta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         notes = self.notes(ctx)
         rows = zip(notes['tasks'], notes.pop('rows'), strict=True)
-        streams = {task: self.drop(x_t) for task, x_t in rows}
-        return self.joined(y, self.drop(x), streams)
+        return self.joined(y, x, dict(rows), ctx, self.drop)
 
 
 class ShortcutDelta(Delta):

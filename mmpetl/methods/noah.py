@@ -9,7 +9,7 @@ as the paper's formula has it (the code puts it behind); prompts that meet a blo
 without prompts and then one with them are replaced (the code lets both stay; no subnet
 of its space does that).
 
-Its three phases are loops of :mod:`mmpetl.engine.loops.noah`.
+Its first two phases are loops of :mod:`mmpetl.engine.loops.noah`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from mmpetl.core import (
     Prompts,
     Site,
     check_range,
-    injections,
     join_tokens,
     kaiming_uniform_,
 )
-from mmpetl.core.boundary import read_json
-from mmpetl.core.lean import add_product
+from mmpetl.core.boundary import checked, read_json
+from mmpetl.core.injection import Place
+from mmpetl.core.lean import add_product, product
+from mmpetl.core.supernet import Evolution
 from mmpetl.registry import METHODS
 
 WIDTHS: dict[str, str] = {
@@ -63,8 +64,13 @@ class Subnet:
         """From a mapping that holds the three lists, and perhaps more."""
         return cls(**{name: tuple(widths[name]) for name in WIDTHS})
 
-    def as_dict(self) -> dict[str, list[int]]:
+    @property
+    def lists(self) -> list[tuple[int, ...]]:
         """The three lists."""
+        return [getattr(self, name) for name in WIDTHS]
+
+    def as_dict(self) -> dict[str, list[int]]:
+        """The three lists, by name."""
         return {name: list(widths) for name, widths in asdict(self).items()}
 
 
@@ -75,13 +81,15 @@ class SearchSpace:
     Attributes:
         widths: What the width of a module in a block is chosen from.
         depths: What the number of blocks that hold a module is chosen from.
+        num_blocks: Blocks of the backbone; 0 while it is not known.
     """
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
+    num_blocks: int = 0
 
     @classmethod
-    def of(cls, space: Mapping[str, Sequence[int]]) -> SearchSpace:
+    def of(cls, space: Mapping[str, Sequence[int]], num_blocks: int = 0) -> SearchSpace:
         """From ``dict(widths=[1, 5, 10], depths=[3, 6, 9, 12])``.
 
         Raises:
@@ -99,35 +107,88 @@ class SearchSpace:
                     f'NOAH needs whole numbers of at least 1 as space.{name}, '
                     f'got {values!r}'
                 )
-        return cls(
-            tuple(sorted(set(space['widths']))), tuple(sorted(set(space['depths'])))
-        )
+        widths, depths = (tuple(sorted(set(space[n]))) for n in ('widths', 'depths'))
+        return cls(widths, depths, num_blocks)
 
     def as_dict(self) -> dict[str, list[int]]:
         """What :meth:`of` takes."""
         return {'widths': list(self.widths), 'depths': list(self.depths)}
 
-    def draw(self, rng: random.Random, num_blocks: int) -> Subnet:
+    def facts(self) -> dict[str, Any]:
+        """The space, and how many blocks there are."""
+        return {'space': self.as_dict(), 'blocks': self.num_blocks}
+
+    def read(self, given: Mapping[str, Any], place: str) -> Subnet:
+        """A subnet from a mapping that holds the three lists, and perhaps more."""
+        lists = {name: given.get(name) for name in WIDTHS}
+        return Subnet.of(checked(lists, _Widths, place).as_mapping())
+
+    def draw(self, rng: random.Random) -> Subnet:
         """A subnet at random: one depth per module, one width per block and module."""
         lists = []
         for _ in WIDTHS:
             depth = rng.choice(self.depths)
             widths = [rng.choice(self.widths) for _ in range(depth)]
-            lists.append((*widths, *[0] * (num_blocks - depth)))
+            lists.append(self._filled(widths))
         return Subnet(*lists)
 
-    def smallest(self, num_blocks: int) -> Subnet:
+    def _filled(self, widths: Sequence[int]) -> tuple[int, ...]:
+        """The widths of the first blocks, and none in those behind."""
+        return (*widths, *[0] * (self.num_blocks - len(widths)))
+
+    def smallest(self) -> Subnet:
         """The subnet with the fewest parameters."""
-        return self._even(min(self.widths), min(self.depths), num_blocks)
+        return self._even(min(self.widths), min(self.depths))
 
-    def largest(self, num_blocks: int) -> Subnet:
+    def largest(self) -> Subnet:
         """The subnet with the most parameters."""
-        return self._even(max(self.widths), max(self.depths), num_blocks)
+        return self._even(max(self.widths), max(self.depths))
 
-    @staticmethod
-    def _even(width: int, depth: int, num_blocks: int) -> Subnet:
-        widths = (width,) * depth + (0,) * (num_blocks - depth)
+    def _even(self, width: int, depth: int) -> Subnet:
+        widths = self._filled((width,) * depth)
         return Subnet(widths, widths, widths)
+
+    def mutate(self, rng: random.Random, parent: Subnet, plan: NOAHEvolution) -> Subnet:
+        """A parent with some depths, and if so set some widths, drawn anew."""
+        lists = []
+        for old in parent.lists:
+            depth = now = sum(w > 0 for w in old)
+            if rng.random() < plan.touch and rng.random() < plan.new_depth:
+                depth = rng.choice(self.depths)
+            new = [*old[: min(now, depth)]]
+            if plan.mutate_width:
+                new = [
+                    rng.choice(self.widths) if rng.random() < plan.touch else w
+                    for w in new
+                ]
+            new += [rng.choice(self.widths) for _ in range(depth - now)]
+            lists.append(self._filled(new))
+        return Subnet(*lists)
+
+    def cross(self, rng: random.Random, one: Subnet, other: Subnet) -> Subnet:
+        """Each module's list as a whole from one of the two."""
+        pairs = zip(one.lists, other.lists, strict=True)
+        return Subnet(*(rng.choice(lists) for lists in pairs))
+
+
+@dataclass(frozen=True)
+class NOAHEvolution(Evolution):
+    """Settings of NOAH's search; defaults as published.
+
+    ``touch`` is the probability that a module is mutated.
+
+    Attributes:
+        new_depth: Probability that a touched module gets a new depth.
+        mutate_width: Whether, besides, each width is drawn anew with probability
+            ``touch``, which is ours.
+    """
+
+    new_depth: float = 0.4
+    mutate_width: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range('the search', 'new_depth', self.new_depth, 0, 1)
 
 
 class NOAHPrompts(Prompts):
@@ -170,7 +231,7 @@ class NOAHLoRA(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         if not self.width:
             return y
-        low = F.linear(self.drop(x), self.A[: self.width])
+        low = product(x, self.A[: self.width], ctx, self.drop)
         return add_product(y, low, self.B[:, : self.width])
 
     def size(self, width: int) -> int:
@@ -303,6 +364,9 @@ class NOAH(Method):
         found = read_found(str(folder / 'found.json')).as_dict()
         return {k: v for k, v in args.items() if k != 'space'} | found
 
+    def supernet(self, place: Place) -> NOAHSupernet | None:
+        return None if self.space is None else NOAHSupernet(place)
+
     def choose(self, sites: list[Site]) -> list[Site]:
         if self.found is not None:
             subnet = read_found(self.found)
@@ -359,35 +423,19 @@ class NOAH(Method):
         affine.add_(delta.B.double() @ delta.A.double())
 
 
-class Supernet:
-    """The NOAH supernet inside of a model, of which one subnet acts at a time.
+class NOAHSupernet:
+    """The deltas of ``NOAH(space=...)``, of which one subnet acts at a time.
 
     Args:
-        model: A model with a backbone that holds ``NOAH(space=...)``.
-
-    Raises:
-        PETLError: There is none.
+        place: Where they are.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        entries = [
-            (module, name, slot)
-            for _, module, record in injections(model)
-            for name, slot in record.slots.items()
-            if isinstance(slot.method, NOAH) and slot.method.space is not None
-        ]
-        if len(entries) != 1:
-            raise PETLError(
-                f'the model holds {len(entries)} NOAH supernets, one is needed: '
-                "method=dict(type='NOAH', space=dict(widths=[...], depths=[...]), ...)"
-            )
-        module, name, slot = entries[0]
-        self.space = SearchSpace.of(slot.method.space)
-        self.num_blocks: int = slot.sites[0].num_blocks
+    def __init__(self, place: Place) -> None:
+        sites = place.sites
+        self.space = SearchSpace.of(place.method.space, sites[0].num_blocks)
         names = {kind: name for name, kind in WIDTHS.items()}
         self.deltas = [
-            (names[site.kind], site.block, module.get_submodule(f'{site.path}.{name}'))
-            for site in slot.sites
+            (names[site.kind], site.block, place.delta(site)) for site in sites
         ]
 
     def activate(self, subnet: Subnet) -> None:

@@ -13,7 +13,8 @@ all its factors on every device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,20 @@ from mmpetl.core.input_change import (
     fold_change,
     only_after,
 )
+from mmpetl.core.lean import scale_shift
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    alone,
+    by_layer,
+    triangle,
+)
 from mmpetl.registry import METHODS
+
+WIDE = 64
+"""So many channels a product of butterfly factors may mix to be written as one."""
 
 
 def skew(upper: Tensor, size: int) -> Tensor:
@@ -53,7 +67,23 @@ def skew(upper: Tensor, size: int) -> Tensor:
 def cayley(Q: Tensor) -> Tensor:
     """``R - I`` of ``R = (I - Q) (I + Q)^-1``, orthogonal for a skew-symmetric Q."""
     one = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-    return torch.linalg.solve(one + Q, -2 * Q)
+    solve = eliminated if torch.onnx.is_in_onnx_export() else torch.linalg.solve
+    return solve(one + Q, -2 * Q)
+
+
+def eliminated(A: Tensor, B: Tensor) -> Tensor:
+    """``A^-1 B`` by elimination, in sums and products, which ONNX has.
+
+    A: (..., n, n) with a symmetric part that is the identity, as ``I + Q`` has. So has
+    what is left of it behind each step, or more, and no pivot is small.
+    """
+    n = A.shape[-1]
+    M, one = torch.cat((A, B), dim=-1), torch.eye(n, dtype=A.dtype, device=A.device)
+    for k in range(n):
+        row = M[..., k : k + 1, :] / M[..., k : k + 1, k : k + 1]
+        # The row itself becomes `row`, and all others lose their part of it.
+        M = M - (M[..., k : k + 1] - one[:, k : k + 1]) * row
+    return M[..., n:]
 
 
 def neumann(Q: Tensor) -> Tensor:
@@ -123,9 +153,21 @@ class Butterfly(Rotations):
         self.factors = factors
 
     def forward(self, x: Tensor) -> Tensor:
-        turns, added = self.drawn(x.dtype).chunk(self.factors), torch.zeros_like(x)
+        turns = self.drawn(x.dtype)
+        width = self.size * 2 ** (self.factors - 1)
+        if width > WIDE:
+            return self.one_by_one(x, turns)
+        # All factors stay within groups of this many channels, so that their product
+        # is of blocks as well, and one pass over the features does.
+        one = torch.eye(width, dtype=x.dtype, device=x.device)
+        rows = self.one_by_one(one.repeat(1, x.shape[-1] // width), turns)
+        return by_blocks(x, rows.unflatten(-1, (-1, width)).transpose(0, 1))
+
+    def one_by_one(self, x: Tensor, turns: Tensor) -> Tensor:
+        """``x C``, factor by factor."""
+        own, added = turns.chunk(self.factors), torch.zeros_like(x)
         for i in reversed(range(self.factors)):
-            added = added + self.factor(x + added, turns[i], i)
+            added = added + self.factor(x + added, own[i], i)
         return added
 
     def of_weight(self, weight: Tensor) -> Tensor:
@@ -171,7 +213,8 @@ class BOFTDelta(FrontDelta):
         self.s = nn.Parameter(torch.ones(site.out_dims))
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return y + scaling(y, self.s, self.own(ctx.affine(self.kind).full_bias()))
+        bias = self.own(ctx.affine(self.kind).full_bias())
+        return scaling(y, self.s, bias, ctx)
 
 
 class BOFTRowsDelta(RowsDelta):
@@ -187,12 +230,134 @@ class BOFTRowsDelta(RowsDelta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         base = ctx.affine(self.kind)
         turned = F.linear(self.changed(x), self.own(base.weight))
-        return y + scaling(y, self.s, self.own(base.full_bias())) + self.s * turned
+        return scaling(y + turned, self.s, self.own(base.full_bias()), ctx)
 
 
-def scaling(y: Tensor, s: Tensor, bias: Tensor) -> Tensor:
-    """What ``s * (y - b) + b`` adds to y."""
-    return (s - 1) * (y - bias)
+def scaling(y: Tensor, s: Tensor, bias: Tensor, ctx: Context) -> Tensor:
+    """``s * (y - b) + b``, which is y bit for bit where s is one."""
+    # No `1 - s`: ONNX's exporter trips over a parameter and a number.
+    return scale_shift(y, s, (torch.ones_like(s) - s) * bias, ctx.output_kept)
+
+
+class OFTInPeft(PeftFormat):
+    """``oft_R.weight`` has the free numbers of each block in our order."""
+
+    kind = 'OFT'
+    names = ('oft_R.weight',)
+    reads = (
+        'r',
+        'oft_block_size',
+        'block_share',
+        'use_cayley_neumann',
+        'num_cayley_neumann_terms',
+        'module_dropout',
+        'coft',
+    )
+    idle = ('init_weights', 'eps')
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        if config.get('coft'):
+            return 'coft=True writes its bound into the parameters in each pass'
+        terms = config.get('num_cayley_neumann_terms', 5)
+        if config.get('use_cayley_neumann', True) and terms != 5:
+            return f'num_cayley_neumann_terms={terms} is another series than of 5 terms'
+        return ''
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        sizes = {x.path: triangle(x.need(self.names[0]).shape[-1]) for x in layers}
+        return {
+            'block_size': by_layer(sizes),
+            'share_blocks': bool(config.get('block_share')),
+            'series': bool(config.get('use_cayley_neumann', True)),
+            'drop_rate': config.get('module_dropout') or 0.0,
+        }
+
+    def load(
+        self, delta: Delta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        layer.take('oft_R.weight', delta.change.upper)
+
+    def write(self, method: OFT, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        if method.max_norm is not None:
+            raise PETLError(
+                'OFT bounds the rotation by max_norm, and peft its parameters; '
+                'nothing there is the same'
+            )
+        changes = {x.path: x.whole('OFT').change for x in linears}
+        sizes = {path: c.size for path, c in changes.items()}
+        numbers = {x.path: x.in_dims // sizes[x.path] for x in linears}
+        if len(set(sizes.values())) > 1 and len(set(numbers.values())) == 1:
+            size = {'r': next(iter(numbers.values())), 'oft_block_size': 0}
+        else:
+            size = {'r': 0, 'oft_block_size': alone('OFT', 'block_size', sizes)}
+        entries = {
+            **size,
+            'block_share': method.share_blocks,
+            'use_cayley_neumann': method.series,
+            'num_cayley_neumann_terms': 5,
+            'module_dropout': method.drop_rate,
+        }
+        layers = {path: {'oft_R.weight': c.upper} for path, c in changes.items()}
+        return PeftAdapter(entries, layers)
+
+
+class BOFTInPeft(PeftFormat):
+    """``boft_R`` has whole blocks D with ``Q = (D - D^T) / 2``, and ``boft_s`` is s."""
+
+    kind = 'BOFT'
+    names = ('boft_R', 'boft_s')
+    reads = (
+        'boft_block_size',
+        'boft_block_num',
+        'boft_n_butterfly_factor',
+        'boft_dropout',
+    )
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        blocks = {x.path: x.need('boft_R') for x in layers}
+        for x in layers:
+            if blocks[x.path].ndim != 4:
+                raise PETLError(f'{x.name}.boft_R is no stack of factors of blocks')
+        factors = {len(D) for D in blocks.values()}
+        if len(factors) > 1:
+            raise PETLError('the adapter has different numbers of butterfly factors')
+        return {
+            'block_size': by_layer({path: D.shape[-1] for path, D in blocks.items()}),
+            'factors': factors.pop(),
+            'drop_rate': config.get('boft_dropout') or 0.0,
+        }
+
+    def load(
+        self, delta: Delta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        change, D = delta.change, layer.need('boft_R')
+        row, column = torch.triu_indices(change.size, change.size, 1)
+        upper = ((D - D.mT) / 2)[..., row, column].flatten(0, 1)
+        part = PeftLayer(layer.name, layer.path, {**layer.tensors, 'boft_R': upper})
+        part.take('boft_R', change.upper)
+        layer.take('boft_s', delta.s[:, None])
+
+    def write(self, method: BOFT, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        layers, sizes = {}, {}
+        for linear in linears:
+            delta = linear.whole('BOFT')
+            blocks = skew(delta.change.upper, delta.change.size)
+            layers[linear.path] = {
+                'boft_R': blocks.unflatten(0, (method.factors, -1)),
+                'boft_s': delta.s[:, None],
+            }
+            sizes[linear.path] = delta.change.size
+        entries = {
+            'boft_block_size': alone('BOFT', 'block_size', sizes),
+            'boft_block_num': 0,
+            'boft_n_butterfly_factor': method.factors,
+            'boft_dropout': method.drop_rate,
+        }
+        return PeftAdapter(entries, layers)
 
 
 @METHODS.register_module()
@@ -218,6 +383,7 @@ class OFT(Method):
 
     leaf_kinds = ('layer.linear',)
     sized = ('block_size',)
+    peft = OFTInPeft()
     family = 'reparameterisation'
     targets_any = True
 
@@ -275,6 +441,7 @@ class BOFT(Method):
 
     leaf_kinds = ('layer.linear',)
     sized = ('block_size',)
+    peft = BOFTInPeft()
     family = 'reparameterisation'
     targets_any = True
 

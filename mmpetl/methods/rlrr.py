@@ -10,11 +10,14 @@ have one axis, so that by default none of them decays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import Affine, Context, Delta, Method, ScaleShift, Site, check_range
+from mmpetl.core.lean import merged
 from mmpetl.registry import METHODS
 
 LINEAR = (
@@ -53,6 +56,28 @@ class RescaledDelta(Delta):
         weight = self.own(ctx.affine(self.kind).weight)
         more = F.linear(x * self.s_in, weight) * self.s_out + self.t
         return self.drop(y + more)
+
+    def within(
+        self, module: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor | None:
+        # Two products forward and two backward, beside one, one and that of the
+        # gradient of the weight, of which both scales have theirs.
+        factors = self.s_out, self.s_in
+        y = merged(module, x, ctx, rescaled, factors, self.t, to_scales)
+        return None if y is None else self.drop(y)
+
+
+def rescaled(weight: Tensor, s_out: Tensor, s_in: Tensor) -> Tensor:
+    """``W + diag(s_out) W diag(s_in)``, (out_dims, in_dims)."""
+    return torch.addcmul(weight, weight * s_in, s_out[:, None])
+
+
+def to_scales(
+    grad: Tensor, x: Tensor, weight: Tensor, s_out: Tensor, s_in: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the scales; grad: (M, out_dims), x: (M, in_dims)."""
+    each = grad.t() @ x * weight
+    return each @ s_in, s_out @ each
 
 
 @METHODS.register_module()

@@ -50,6 +50,7 @@ from mmpetl.core import (
     task_loss,
 )
 from mmpetl.core.boundary import checked, read_json
+from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
 STRUCTURES = ('lora', 'adapter')
@@ -83,7 +84,7 @@ class Single(nn.Module):
 
 
 class LowRank(nn.Module):
-    """``keep(drop(x) A^T B^T)``; keep is stochastic depth."""
+    """``z + keep(drop(x) A^T B^T)``; keep is stochastic depth."""
 
     def __init__(
         self,
@@ -100,14 +101,15 @@ class LowRank(nn.Module):
         self.drop_path = drop_path
         kaiming_uniform_(self.A)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        update = F.linear(F.linear(self.drop(x), self.A), self.B)
-        dropped = self.training and self.drop_path
-        return drop_path(update, self.drop_path) if dropped else update
+    def forward(self, z: Tensor, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        h = product(x, self.A, ctx, self.drop)
+        if self.training and self.drop_path:
+            h = drop_path(h, self.drop_path)  # the narrow side of what is dropped
+        return add_product(z, h, self.B)
 
 
 class Behind(nn.Module):
-    """``up(gelu(down(drop(y))))``."""
+    """``z + up(gelu(down(drop(y))))``."""
 
     def __init__(self, dims: int, rank: int, drop_rate: float) -> None:
         super().__init__()
@@ -118,8 +120,8 @@ class Behind(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.up(F.gelu(self.down(self.drop(y))))
+    def forward(self, z: Tensor, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+        return z + self.up(F.gelu(self.down(self.drop(y))))
 
 
 class SPTDelta(Delta):
@@ -149,7 +151,7 @@ class SPTDelta(Delta):
             out = out + self.single(x)
         if self.bias is not None:
             out = out + self.bias
-        return out if self.module is None else out + self.module(x, y)
+        return out if self.module is None else self.module(out, x, y, ctx)
 
 
 class Found(msgspec.Struct):
@@ -327,12 +329,7 @@ class SPT(Method):
         """The places of single entries at a site, below ``size``."""
         found = self._found
         text = dict(zip(found.single, found.places, strict=True))[name]
-        index = unpacked(text, name)
-        if not len(index) or index[0] < 0 or index.max() >= size:
-            raise PETLError(
-                f'what SPT found at {name} is damaged: places outside of {size} entries'
-            )
-        return torch.from_numpy(index)
+        return torch.from_numpy(unpacked(text, name, size))
 
     def __repr__(self) -> str:
         if self._found is None:
@@ -358,6 +355,18 @@ class SPT(Method):
         return found is not None and (
             role.kind == 'token' or role.name in found.vectors
         )
+
+    def select(self, roles: list[Role]) -> set[str]:
+        found = self._found
+        lacking = set(found.vectors if found else ()) - {role.name for role in roles}
+        if lacking:
+            # Whoever freezes some, or narrows the method, means it.
+            warnings.warn(
+                f'SPT found {len(found.vectors)} norms and scales, of which '
+                f'{len(lacking)} are not there or do not train, {min(lacking)} for one',
+                stacklevel=2,
+            )
+        return super().select(roles)
 
     def fold(self, site: Site, delta: SPTDelta, affine: Affine) -> None:
         if delta.module is not None:
@@ -506,19 +515,33 @@ def packed(index: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
 
 
-def unpacked(text: str, name: str) -> np.ndarray:
+def unpacked(text: str, name: str, size: int) -> np.ndarray:
     """Undo :func:`packed`.
 
+    Args:
+        text: As it was written.
+        name: The site, for messages.
+        size: Entries that there are.
+
     Raises:
-        PETLError: It is no such text.
+        PETLError: It is no such text, or not of growing numbers below ``size``.
     """
+    inflater = zlib.decompressobj()
     try:
-        content = zlib.decompressobj().decompress(
-            base64.b64decode(text, validate=True), 1 << 28
+        content = inflater.decompress(
+            base64.b64decode(text, validate=True), 4 * size + 1
         )
-        return np.frombuffer(content, '<i4').cumsum(dtype=np.int32)
+        steps = np.frombuffer(content, '<i4').astype(np.int64)
     except (ValueError, zlib.error) as error:
         raise PETLError(f'what SPT found at {name} is damaged: {error}') from None
+    index = steps.cumsum()
+    grows = len(steps) and steps[0] >= 0 and (steps[1:] > 0).all()
+    if not grows or index[-1] >= size or not inflater.eof or inflater.unused_data:
+        raise PETLError(
+            f'what SPT found at {name} is damaged: its places are no growing numbers '
+            f'below {size}'
+        )
+    return index.astype(np.int32)
 
 
 def read_found(path: str) -> Found:
@@ -532,4 +555,4 @@ def read_found(path: str) -> Found:
         raise PETLError(
             f'there is no {path}; run mmpetl.SPTLoop first (docs/methods/spt.md)'
         )
-    return read_json(file, Found, 'what SPT found')
+    return read_json(file, Found, 'record of what SPT found')

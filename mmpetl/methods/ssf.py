@@ -8,6 +8,9 @@ declared there and never reached; here they are an argument, off by default.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from mmpetl.core import Affine, Method, ScaleShift, Site
 from mmpetl.registry import METHODS
 
@@ -28,6 +31,7 @@ class SSF(Method):
     leaf_kinds = ('layer.linear', 'layer.conv', 'layer.dwconv', 'layer.norm')
 
     family = 'reparameterisation'
+    neutral: ClassVar[Mapping[str, float]] = {'gamma': 1.0, 'beta': 0.0}
     targets = (
         'embed.proj',
         'norm1',

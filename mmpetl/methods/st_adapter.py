@@ -98,6 +98,7 @@ class STAdapter(Method):
     targets = ('attn.sum',)
     family = 'adapter'
     reads_grid = True
+    along_time = True
     sized = ('hidden_dims',)
 
     def __init__(
@@ -121,18 +122,6 @@ class STAdapter(Method):
         self.hidden_dims = hidden_dims
         self.kernel_size = kernel_size
         self.targets = STYLES[style]
-
-    def choose(self, sites: list[Site]) -> list[Site]:
-        chosen = [site for site in sites if self.wants(site)]
-        for site in chosen:
-            if not site.timed and site.frames == 1:
-                raise PETLError(
-                    f'STAdapter looks at the frames around each, and at {site} time is '
-                    'no axis of the grid; take a trunk that reads clips, as VideoMAE '
-                    'or Video Swin, or put mmpetl.FrameBackbone around one of images '
-                    '(docs/methods/st_adapter.md)'
-                )
-        return chosen
 
     def build(self, site: Site) -> VolumeBottleneck:
         cls = EntryDelta if site.kind == 'block' else SumDelta

@@ -11,9 +11,9 @@ that what a narrow one gets depends on which others are adapted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import (
@@ -29,6 +29,15 @@ from mmpetl.core import (
     check_range,
     convolve,
     in_networks,
+)
+from mmpetl.core.lean import add_product, product
+from mmpetl.core.peft_format import (
+    PeftAdapter,
+    PeftFormat,
+    PeftLayer,
+    TunedLinear,
+    alone,
+    by_layer,
 )
 from mmpetl.registry import METHODS
 
@@ -76,18 +85,25 @@ class VeRADelta(Delta):
     def matrices(self) -> tuple[Tensor, Tensor]:
         """``A`` (parts * rank, in_dims) and ``B`` (out_dims, rank) of this layer."""
         pair = self.shared[shape_key(self.site)]
+        if self.parts * self.rank == len(pair.A):
+            return pair.A, pair.B  # themselves, of which others share products
         a = pair.A.unflatten(0, (self.parts, -1))[:, : self.rank]
         return a.flatten(0, 1), pair.B[:, : self.rank]
 
-    def code(self, z: Tensor) -> Tensor:
-        """What B sees of ``lambda_d * A x``: (..., parts * rank) -> (..., rank)."""
-        return z
+    def code(self, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``A x``, (..., parts * rank), what B sees, (..., rank), and B then."""
+        return low, b * self.lambda_d
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         a, b = self.matrices()
-        x = self.drop(x)
-        low = F.linear(x, a) if self.site.kernel is None else convolve(x, a, self.site)
-        return y + F.linear(self.code(low * self.lambda_d), b) * self.lambda_b
+        if self.site.kernel is None:
+            low = product(x, a, ctx, self.drop)
+        else:
+            low = convolve(self.drop(x), a, self.site)
+        # The vectors scale B, which is smaller than the features of all tokens, and
+        # what is kept of these is as narrow as the rank.
+        low, b = self.code(low, b)
+        return add_product(y, low, b * self.lambda_b[:, None])
 
     def increment(self) -> Tensor:
         """What it adds to the weight in evaluation, (out_dims, in_dims), float64."""
@@ -105,11 +121,83 @@ class PVeRADelta(VeRADelta):
 
     parts = 2
 
-    def code(self, z: Tensor) -> Tensor:
-        mean, log_variance = z.chunk(2, dim=-1)
+    def code(self, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = (low * self.lambda_d).chunk(2, dim=-1)
         if not self.training:
-            return mean
-        return mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
+            return mean, b
+        return mean + torch.randn_like(mean) * torch.exp(log_variance / 2), b
+
+
+class VeRAInPeft(PeftFormat):
+    """One pair of matrices, whose upper left corners the layers use.
+
+    A shape of projections has a corner for its own pair, so pairs of several shapes can
+    be written where each is a corner of one pair, as they are when they came from peft.
+    """
+
+    kind = 'VERA'
+    names = ('vera_lambda_b', 'vera_lambda_d')
+    shared = ('base_model.vera_A', 'base_model.vera_B')
+    reads = ('r', 'd_initial', 'vera_dropout', 'save_projection')
+    idle = ('init_weights', 'projection_prng_key')
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        if config.get('save_projection', True):
+            return ''
+        return (
+            'save_projection=False leaves its matrices out, which a seed does not give '
+            'back under another release of PyTorch'
+        )
+
+    def arguments(
+        self, config: Mapping[str, Any], layers: Sequence[PeftLayer]
+    ) -> dict[str, Any]:
+        return {
+            'rank': by_layer({x.path: len(x.need('vera_lambda_d')) for x in layers}),
+            'd_initial': config.get('d_initial', 0.1),
+            'drop_rate': config.get('vera_dropout') or 0.0,
+        }
+
+    def load(
+        self, delta: VeRADelta, layer: PeftLayer, shared: Mapping[str, Tensor]
+    ) -> None:
+        layer.take('vera_lambda_b', delta.lambda_b)
+        layer.take('vera_lambda_d', delta.lambda_d)
+        pair = delta.shared[shape_key(delta.site)]
+        corners = {
+            'vera_A': shared[self.shared[0]][:, : pair.A.shape[1]],
+            'vera_B': shared[self.shared[1]][: len(pair.B)],
+        }
+        part = PeftLayer(layer.name, layer.path, corners)
+        part.take('vera_A', pair.A)
+        part.take('vera_B', pair.B)
+
+    def write(self, method: VeRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
+        if method.probabilistic:
+            raise PETLError('PVeRA has a format of its own in peft, which is not read')
+        deltas = {x.path: x.whole('VeRA') for x in linears}
+        rank = alone('VeRA', 'rank', {k: d.rank for k, d in deltas.items()})
+        pairs = [d.matrices() for d in deltas.values()]
+        A = max((a for a, _ in pairs), key=lambda a: a.shape[1])
+        B = max((b for _, b in pairs), key=len)
+        for a, b in pairs:
+            same = torch.equal(a, A[:, : a.shape[1]]) and torch.equal(b, B[: len(b)])
+            if not same:
+                raise PETLError(
+                    'VeRA has a pair of matrices for each shape of projection, and '
+                    'peft one for all; tune projections of one shape (targets=...)'
+                )
+        layers = {
+            path: {'vera_lambda_b': d.lambda_b, 'vera_lambda_d': d.lambda_d}
+            for path, d in deltas.items()
+        }
+        entries = {
+            'r': rank,
+            'd_initial': method.d_initial,
+            'vera_dropout': method.drop_rate,
+            'save_projection': True,
+        }
+        return PeftAdapter(entries, layers, dict(zip(self.shared, (A, B), strict=True)))
 
 
 @METHODS.register_module()
@@ -131,6 +219,7 @@ class VeRA(Method):
 
     leaf_kinds = ('layer.linear', 'layer.conv')
     sized = ('rank',)
+    peft = VeRAInPeft()
     family = 'reparameterisation'
 
     def __init__(

@@ -11,6 +11,7 @@ from mmpetl.models.hf_backbone import HFBackbone
 from mmpetl.models.multi_task import DepthHead, MultiTaskModel, SegmentationHead
 from mmpetl.models.petl_backbone import petl_backbone
 from mmpetl.models.petl_model import petl_model
+from mmpetl.models.timm_backbone import TimmBackbone
 from mmpetl.models.weights import load_base_weights
 from mmpetl.registry import MODELS
 
@@ -20,6 +21,7 @@ __all__ = [
     'HFBackbone',
     'MultiTaskModel',
     'SegmentationHead',
+    'TimmBackbone',
     'load_base_weights',
     'petl_backbone',
     'petl_model',

@@ -2,7 +2,7 @@
 
 A function in ``MODELS`` that takes every key of an upstream model's config as it is::
 
-    _base_ = 'mmdet::mask_rcnn/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
+    _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
     model = dict(type='mmpetl.PETLModel', of=_base_.model.type, petl='LoRA')
 
 It builds the model, runs upstream's own initialisation and sees that it filled the
@@ -82,7 +82,7 @@ def petl_model(
         PETLError: A package, a name or a file is missing, the base did not load, the
             trunk is not found, or it cannot serve the method.
 
-    Example:
+    Examples:
         >>> import mmpetl, mmpretrain.models
         >>> from mmpetl.registry import MODELS
         >>> arch = dict(embed_dims=32, num_layers=2, num_heads=4,

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+from typing import Any
+
 import pytest
 import torch
 from tiny import Nothing, Tuned, base, core, fits, images, method_cases, shake_
 
 from mmpetl.analysis.wise import best_alpha, check_base, interpolated, obstacle
-from mmpetl.core import PETLError, disable, enable, inject
-
-NO_NEUTRAL = {'VPTDeep', 'VPTShallow', 'Prefix', 'VQT', 'HST', 'LST', 'MTLoRA'}
-NO_NEUTRAL |= {'E2VPT', 'ResTuningBypass', 'VAPT', 'VFPT'}
-"""By the papers: prompts, prefixes and queries add what a base does not have; the
-features of LST, MTLoRA and Res-Tuning's bypass leave in place of the base's."""
+from mmpetl.core import Delta, PETLError, disable, enable, inject
 
 STEMS = ('mmpretrain_vit', 'mmpretrain_swin')
 
 
-def _adds_tokens(case) -> bool:
-    args = dict(case.args)
-    if case.name == 'NOAH':
-        return args.get('num_tokens', 1) > 0
-    if case.name == 'UTuning':
-        return args.get('mha', 'prefix') in ('prefix', 'prompt')
-    return case.name in NO_NEUTRAL
+def _has_no_neutral(case, stem: str) -> bool:
+    """Whether a feature of the method's own leaves, or some delta changes a shape.
+
+    Prompts, prefixes and queries add what a base does not have.
+    """
+    return bool(case.build().replaces) or _changes_shapes(case, stem)
+
+
+@cache
+def _changes_shapes(case, stem: str) -> bool:
+    backbone = inject(base(stem), case.build()).eval()
+    grown = []
+
+    def looking(port, which: int, *args):
+        y = port(*args)
+        grown.append(_shapes(y) != _shapes(args[which]))
+        return y
+
+    for delta in backbone.modules():
+        if isinstance(delta, Delta):
+            delta.before = partial(looking, delta.before, 0)
+            delta.after = partial(looking, delta.after, 1)
+    with torch.no_grad():
+        backbone(images(stem))
+    return any(grown)
+
+
+def _shapes(x: Any) -> list[torch.Size]:
+    """Of a feature, or of queries, keys and values."""
+    return [part.shape for part in (x if isinstance(x, tuple) else (x,))]
 
 
 CASES = [
@@ -57,7 +78,7 @@ def _base(stem, x):
 @torch.no_grad()
 def test_both_ends_are_the_base_and_the_tuned_model(case, place):
     model, x = _tuned(case, place)
-    if _adds_tokens(case):
+    if _has_no_neutral(case, place):
         assert 'neutral element' in obstacle(model) or 'in place' in obstacle(model)
         return
     assert obstacle(model) is None

@@ -152,6 +152,7 @@ def test_packed_files_that_do_not_hold_together_are_refused(bench) -> None:
     codes, levels = f'{key}.codes', f'{key}.levels'
     refused('codes are .* of torch.int32', None, {codes: held[codes].int()})
     refused(r'levels are \(3,\)', None, {levels: held[levels][:3].clone()})
+    refused('levels do not ascend', None, {levels: held[levels].flip(0)})
     refused('levels are .* of torch.int64', None, {levels: held[levels].long()})
     refused(f'and the file has no {levels}', None, {levels: None})
     refused(f'and the file has {key} as well', None, {key: torch.ones(1)})

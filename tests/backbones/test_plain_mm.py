@@ -117,9 +117,9 @@ def test_options_agree_in_outputs_and_gradients(
         torch.manual_seed(1)  # stochastic depth draws the same
         y = model(x)
         results.append(y)
-        loss_of(list(tiny._tensors(y))).backward()
+        loss_of(list(tiny.tensors(y))).backward()
     assert kinds(results[1]) == kinds(results[0])
-    for a, b in zip(*map(tiny._tensors, results), strict=True):
+    for a, b in zip(*map(tiny.tensors, results), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
     for (name, p), q in zip(plain.named_parameters(), ours.parameters(), strict=True):
         if p.grad is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -43,6 +44,11 @@ def quick(task: Task, folder: Path) -> Record:
     _begin(task)
     time.sleep(0.02)
     return _record(task)
+
+
+def loaded(task: Task, folder: Path) -> Record:
+    """Its score is how many objects a collection of garbage leaves alone."""
+    return _record(task, gc.get_freeze_count())
 
 
 def failing(task: Task, folder: Path) -> Record:
@@ -127,3 +133,12 @@ def told_to_end_at_once() -> float:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return -1.0
+
+
+def handler_in_a_fork() -> int:
+    """What a child has for SIGTERM; 9 for a handler in Python."""
+    pid = os.fork()
+    if pid == 0:
+        found = signal.getsignal(signal.SIGTERM)
+        os._exit(int(found) if isinstance(found, signal.Handlers) else 9)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -119,6 +120,20 @@ def test_what_no_record_tells_excludes_nobody_and_is_said():
     with_strict = Limits(memory_bytes=400 * MB, strict=True)
     (choice,) = choose(found, with_strict)
     assert choice.excluded['RepAdapter'] == ('memory is not known',)
+
+
+def test_a_card_that_is_no_file_or_has_a_negative_latency_is_named(tmp_path):
+    one, store = field()[0], RecordStore(tmp_path)
+    store.write(one)
+    key = {'record': digest_of(store.folder(one.job) / 'record.json')}
+    card = tmp_path / 'scorecard' / 'cells' / f'{one.job.id}.json'
+    write_json(card, {'key': key, 'values': {'latency_ms_1': -1.0}})
+    with pytest.raises(PETLError, match=r'has a latency of -1\.0 ms'):
+        read_cards(tmp_path, [one])
+    card.unlink()
+    card.symlink_to(card)
+    with pytest.raises((PETLError, OSError), match=re.escape(card.name)):
+        read_cards(tmp_path, [one])
 
 
 def test_cards_of_the_scorecard_tell_latency_and_folding(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from mmpetl.benchmark.scores import search_budget
 from mmpetl.benchmark.search import Search, load_study, table_of
 from mmpetl.benchmark.spaces import num_settings, settings_in
 from mmpetl.benchmark.tables import build_tables
+from mmpetl.cli.commands.benchmark import search as search_command
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.run_log import read_run_log
 
@@ -223,7 +223,7 @@ def test_another_space_in_the_same_folder_is_refused(
 
 def test_two_searches_in_one_folder_are_refused(tmp_path: Path) -> None:
     one, other = fake(tmp_path), fake(tmp_path)
-    with one._alone(), pytest.raises(PETLError, match='another process searches'):
+    with one.alone(), pytest.raises(PETLError, match='another process searches'):
         other.run()
 
 
@@ -369,12 +369,9 @@ def test_a_killed_search_of_a_small_space_is_exact(
     assert found[0] == found[1]
 
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark' / 'search.py'
-
-
 def read_times(records: list[Record]) -> str:
     """What the tool says of them."""
-    return runpy.run_path(str(TOOL))['read_times'](records)
+    return search_command.read_times(records)
 
 
 def finals(out: Path) -> list[Record]:
@@ -421,6 +418,19 @@ def test_more_trials_without_a_better_one_keep_the_run_and_renew_its_search(
     # A budget that was spent is not taken back.
     (same,) = fake(tmp_path, trials=3, seeds=(1,), run='fake_runs:quick').run()['LoRA']
     assert same.search['budget'] == same.search['tried'] == 5
+
+
+def test_a_list_of_final_runs_moves_no_run_of_something_else(tmp_path: Path) -> None:
+    """The runs that it names are moved aside, so it must not name any."""
+    fake(tmp_path, trials=2).run()
+    (path,) = tmp_path.glob('search/*/finals.json')
+    own = json.loads(path.read_text())
+    for change in ({'method': 'SSF'}, {'variant': ''}, {'stage': 'tune'}, {'x': 1}):
+        path.write_text(json.dumps([*own, {**own[0], **change}]))
+        with pytest.raises(PETLError, match=r'finals\.json'):
+            fake(tmp_path, trials=12)
+    path.write_text(json.dumps(own))
+    assert fake(tmp_path, trials=12).run()['LoRA']
 
 
 def test_a_kill_between_two_moves_is_completed_by_the_next_call(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,31 @@ def test_an_old_speed_command_says_where_it_is_and_runs(
     assert end.value.code == 0
     assert err == 'benchmarks/methods.py has moved to speed/methods.py\n'
     assert '--backbone {vit_b,videomae_b,swin_b,video_swin_b}' in out
+
+
+def test_numbers_on_a_device_are_held_to_fp64(names_of: Any, tmp_path: Path) -> None:
+    """That of a right method pass, those of a wrong one do not."""
+    gpu = names_of('gpu.py')
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    net = gpu['tiny']('LoRA')
+    exact = gpu['results'](net, x, None)
+    assert len(exact) > 1
+    near = gpu['results'](net.float(), x.float(), torch.bfloat16)
+    assert 1e-4 < gpu['difference'](near, exact) <= gpu['BOUNDS']['bf16']
+    assert gpu['difference'](exact[:-1], exact) == float('inf')
+    wrong = [exact[0], *(2 * gradient for gradient in exact[1:])]
+    assert gpu['difference'](wrong, exact) == pytest.approx(1)
+
+
+def test_a_part_on_a_device_goes_on_where_it_stopped(
+    names_of: Any, tmp_path: Path
+) -> None:
+    make = names_of('gpu.py')['Part']
+    case = {'device': 'CPU'}
+    first = make(tmp_path, 'numbers', time.monotonic() + 60, case)
+    assert list(first.missing(['a', 'b'])) == ['a', 'b']
+    first.keep('a', fp32=0.5)
+    late = make(tmp_path, 'numbers', time.monotonic(), case)
+    assert list(late.missing(['a', 'b'])) == []
+    assert late.left == ['b']
+    assert not make(tmp_path, 'numbers', 0.0, {'device': 'other'}).rows

@@ -387,6 +387,15 @@ def test_a_verdict_is_of_the_bytes_of_its_record(copied: Path) -> None:
     )
 
 
+def test_a_verdict_that_is_no_file_is_not_passed_over(tmp_path: Path) -> None:
+    job = JOBS['lora']
+    path = tmp_path / 'runs' / job.id / 'verified.json'
+    path.mkdir(parents=True)
+    assert standings(tmp_path, [job]) == {job.id: 'stale'}
+    path.rmdir()
+    assert standings(tmp_path, [job]) == {job.id: 'not looked at'}
+
+
 def test_a_verdict_that_contradicts_its_checks_is_refused(copied: Path) -> None:
     edit(copied, lambda r: r.update(ppt=0.999))
     write_verdict(copied, verify_run(copied))

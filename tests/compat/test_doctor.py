@@ -32,6 +32,13 @@ def test_missing_wrong_and_untested_versions():
     assert (timm.verdict, timm.fatal) == ('missing', True)
 
 
+def test_video_is_a_note_that_brings_no_second_opencv():
+    finding = only(doctor.check_video({}, ['mmaction2==1.2.0']))
+    assert (finding.verdict, finding.fatal) == ('note', False)
+    assert finding.mend.endswith('pip install --no-deps "mmaction2==1.2.0"')
+    assert only(doctor.check_video({'mmaction2': '1.2.0'})).verdict == 'ok'
+
+
 def test_markers_are_respected():
     assert not doctor.check_required({}, ["tomli; python_version < '3'"])
 

@@ -106,11 +106,6 @@ def test_what_does_not_start_as_the_base_differs_somewhere(
     assert changed
 
 
-SELECTING = {'BitFit', 'DiffFit', 'Full', 'GPS', 'HST', 'LNTune', 'PartialK'}
-SELECTING |= {'Consolidator', 'MTLoRA'}
-"""Methods that train some of the base; tests of their own say which of it."""
-
-
 def test_only_what_is_added_trains_unless_base_is_selected(
     method_case: MethodCase,
 ) -> None:
@@ -124,7 +119,8 @@ def test_only_what_is_added_trains_unless_base_is_selected(
         added = {n for n in owner if 'petl' in n.split('.')}
         assert added == {n for n, o in owner.items() if o is Owner.DELTA}
         selected = {n for n, o in owner.items() if o is Owner.SELECTED}
-        assert bool(selected) is (method_case.name in SELECTING)
+        # Tests of their own say which of it.
+        assert tiny.selects(method_case.build()) or not selected
 
 
 def test_config_builds_the_method_again(method_case: MethodCase) -> None:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 import mmpetl
 from mmpetl.core import Context, ScaleShift, lean
-from mmpetl.core.lean import add_product, product, scale_shift, scaled, scaled_norm
+from mmpetl.core.lean import (
+    add_product,
+    merged,
+    product,
+    scale_shift,
+    scaled,
+    scaled_norm,
+)
+from mmpetl.core.stack import Rows
 
 DOUBLE = torch.float64
 
@@ -96,9 +104,92 @@ def test_deltas_of_one_input_share_a_product() -> None:
     assert product(x, w * 1, ctx) is not product(x, w, ctx)
 
 
+def test_a_product_of_what_is_dropped_keeps_a_byte_for_each_element() -> None:
+    torch.manual_seed(0)
+    u, w, act, drop = random(2, 4, 6), random(3, 6), nn.GELU(), nn.Dropout(0.3)
+    torch.manual_seed(1)
+    want = F.linear(drop(act(u)), w)
+    with kept_by([u, w]) as kept:
+        x, ctx = act(u), Context(())
+        ctx.tell(x, (u,), act)
+        torch.manual_seed(1)
+        y = product(x, w, ctx, drop)
+    close([y, *gradients(y, u, w)], [want, *gradients(want, u, w)])
+    assert len(kept) == 1  # which elements stay
+
+
+def added(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return weight + up @ down
+
+
+def collected(g: Tensor, x: Tensor, _: Tensor, up: Tensor, down: Tensor) -> tuple:
+    return g.t() @ (x @ down.t()), up.t() @ g.t() @ x
+
+
+@pytest.mark.parametrize('collect', [None, collected])
+def test_a_weight_that_is_written_again(collect: Callable | None) -> None:
+    torch.manual_seed(0)
+    layer, act = nn.Linear(5, 4, dtype=DOUBLE).requires_grad_(False), nn.GELU()
+    u, up, down, shift = random(3, 2, 5), random(4, 2), random(2, 5), random(4)
+
+    def run() -> Tensor:
+        x, ctx = act(u), Context(())
+        ctx.tell(x, (u,), act)
+        return merged(Rows.of(layer), x, ctx, added, (up, down), shift, collect)
+
+    with kept_by([u, up, down, *layer.parameters()]) as kept:
+        y = run()
+    assert not kept
+    inputs = u, up, down, shift
+    want = F.linear(act(u), added(layer.weight, up, down), layer.bias + shift)
+    wanted = gradients(want, *inputs)
+    close([y, *gradients(y, *inputs)], [want, *wanted])
+    assert torch.autograd.gradgradcheck(lambda *_: run(), inputs)
+    up.requires_grad_(False)
+    close(gradients(run(), down), wanted[2:3])
+
+
+def test_a_weight_is_written_only_where_nothing_is_lost() -> None:
+    layer = nn.Linear(5, 4).requires_grad_(False)
+    factors = torch.zeros(4, 1, requires_grad=True), torch.zeros(1, 5)
+
+    def run(module: nn.Module = layer, dtype: torch.dtype = torch.float32) -> object:
+        x, own = torch.ones(2, 5, dtype=dtype), [f.to(dtype) for f in factors]
+        rows = Rows.of(module.to(dtype))
+        return merged(rows, x, Context(()), added, tuple(own))
+
+    assert run() is not None
+    assert merged(nn.Identity(), torch.ones(2, 5), Context(()), added, factors) is None
+    assert run(dtype=torch.bfloat16) is None
+    assert run(nn.Linear(5, 4)) is None  # it learns
+    with torch.no_grad():
+        assert run() is None
+    layer.register_forward_hook(lambda *_: None)
+    assert run() is None
+
+
 GAMMAS = (1.0, -0.9, 0.0, 1e-30, -1e-4, 0.2, 0.3, 1.0)
 BETAS = (0.0, 0.1, 0.5, 1.0, -3.0, 0.0, 50.0, 100.0)
 """Of which no channel but the first two can be told from what leaves."""
+
+
+@pytest.mark.parametrize('output_kept', [False, True])
+def test_a_scale_alone_learns(output_kept: bool) -> None:
+    y = random(3, 5, 8)
+    gamma = torch.tensor(GAMMAS, dtype=DOUBLE, requires_grad=True)
+    z, want = scale_shift(y, gamma, output_kept=output_kept), y * gamma
+    close([z, *gradients(z, y, gamma)], [want, *gradients(want, y, gamma)])
+
+
+def test_a_scale_of_what_can_be_made_again_keeps_its_source() -> None:
+    u, gamma, act = random(2, 4, 6), random(6), nn.GELU()
+    want = gradients(act(u) * gamma, u, gamma)
+    with kept_by([u, gamma]) as kept:
+        x, ctx = act(u), Context(())
+        ctx.tell(x, (u,), act)
+        z = scale_shift(x, gamma, made=ctx.made)
+    assert not kept
+    close(gradients(z, u, gamma), want)
 
 
 @pytest.mark.parametrize('output_kept', [False, True])
@@ -182,13 +273,23 @@ def trained(model: nn.Module, fast: bool) -> list[Tensor]:
 
 
 METHODS = 'SSF FacTTT FacTTK LoRA NOAH BAPAT PATT RepAdapter Hydra Convpass'.split()
+METHODS += 'RLRR GPS SPT DoRA'.split()
+METHODS += [
+    {'type': 'Consolidator', 'groups': (4, 2)},
+    {'type': 'FourierFT', 'num_coefficients': 90},
+    {'type': 'GPS', 'num_weights': 9},
+    {'type': 'MTLoRA', 'rank': 4, 'task_rank': 2},
+    {'type': 'VeRA', 'rank': 4},
+]
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.filterwarnings('ignore:GPS trains the first:UserWarning')
+@pytest.mark.filterwarnings('ignore:SPT trains a module:UserWarning')
+@pytest.mark.parametrize('method', METHODS, ids=str)
 def test_methods_learn_what_their_formulas_say(
-    monkeypatch: pytest.MonkeyPatch, name: str
+    monkeypatch: pytest.MonkeyPatch, method: str | dict
 ) -> None:
-    model = mmpetl.inject(tiny.base('timm_vit', DOUBLE), name).train()
+    model = mmpetl.inject(tiny.base('timm_vit', DOUBLE), method).train()
     tiny.shake_(model, 0.1)
     got = trained(model, fast=True)
     monkeypatch.setattr(lean, 'lean', lambda *_: False)
@@ -213,7 +314,9 @@ def kept_bytes(run: Callable[[], object], model: nn.Module) -> int:
     return total
 
 
-@pytest.mark.parametrize(('name', 'most'), [('SSF', 0.75), ('FacTTT', 0.92)])
+@pytest.mark.parametrize(
+    ('name', 'most'), [('SSF', 0.75), ('FacTTT', 0.92), ('RLRR', 0.75)]
+)
 def test_methods_keep_less_than_their_formulas(
     monkeypatch: pytest.MonkeyPatch, name: str, most: float
 ) -> None:
@@ -223,3 +326,13 @@ def test_methods_keep_less_than_their_formulas(
     monkeypatch.setattr(lean, 'lean', lambda *_: False)
     monkeypatch.setattr(ScaleShift, 'within', lambda *_: None)
     assert kept < most * kept_bytes(lambda: model(x), model)
+
+
+def test_a_part_that_is_left_keeps_none_of_the_others() -> None:
+    """Of queries, keys and values, that are one product of the trunk."""
+    x, sizes = tiny.images('mmpretrain_vit'), []
+    for targets in (('attn.q', 'attn.v'), ('attn.q', 'attn.k', 'attn.v')):
+        method = {'type': 'LoRA', 'rank': 2, 'targets': targets}
+        model = mmpetl.inject(tiny.base('mmpretrain_vit'), method).train()
+        sizes.append(kept_bytes(lambda model=model: model(x), model))
+    assert sizes[0] < sizes[1]

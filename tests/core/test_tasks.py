@@ -9,11 +9,14 @@ import torch
 from mmpetl.core import PETLError, disable, inject
 from mmpetl.core.tasks import TaskSwitch, task_features, task_switch
 
-METHODS = {
-    'PolyhistorLite': {'type': 'PolyhistorLite', 'rank': 2},
-    'VMTAdapter': {'type': 'VMTAdapter', 'reduction': 4},
-    'MTLoRA': {'type': 'MTLoRA', 'rank': 3, 'task_rank': 2, 'drop_rate': 0.0},
+CASES = {
+    case.name: case
+    for case in tiny.method_cases()
+    if case.build().tasks and ':' not in case.id
 }
+METHODS = {name: case.build().config() for name, case in CASES.items()}
+"""Those that tell tasks apart."""
+
 TASKS = ['seg', 'depth', 'edges']
 
 
@@ -37,6 +40,19 @@ def test_tasks_get_features_of_their_own_in_any_order(name):
             assert torch.equal(got, want)
     for a, b in zip(all_of_them['seg'], all_of_them['depth'], strict=True):
         assert not torch.allclose(a, b)
+
+
+@torch.no_grad()
+def test_every_backbone_serves_several_tasks_together(any_stem):
+    """The features of a task are those of a pass for it alone."""
+    x = tiny.images(any_stem, dtype=torch.float64)
+    for name in [name for name, case in CASES.items() if tiny.fits(case, any_stem)]:
+        model = tuned(name, stem=any_stem)
+        together = task_features(model, x, TASKS)
+        for task in TASKS:
+            alone = tiny.tensors(task_features(model, x, [task])[task])
+            for got, want in zip(tiny.tensors(together[task]), alone, strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize('name', METHODS)

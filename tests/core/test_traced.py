@@ -98,6 +98,21 @@ def test_an_exported_model_takes_any_batch(id: str) -> None:
     check_any_batch(exported, PAIRS[id])
 
 
+# What trains in windowed attention takes another way there, and GPS and Mona functions
+# of their own.
+@pytest.mark.filterwarnings('ignore:.*no data pass')
+@pytest.mark.parametrize('method', ['bitfit', 'mona', 'gps'])
+def test_windows_export_where_gradients_are_recorded(method: str) -> None:
+    pair = PAIRS[f'{method}-{SWIN}']
+    model, batch = shaken(pair), torch.export.Dim('batch')
+    shapes = ({0: batch},)
+    x = images(SWIN, 2)
+    program = torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False)
+    x = images(SWIN, 5)
+    with torch.no_grad():
+        assert equal(outputs(program.module(), x), outputs(model, x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('id', sorted(set(PAIRS) - set(once())))
 def test_every_exported_model_takes_any_batch(id: str) -> None:

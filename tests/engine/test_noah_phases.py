@@ -13,9 +13,11 @@ from killing import KillAt, Killed, in_a_child
 from mmengine.hooks import Hook
 
 from mmpetl.core import PETLError, delta_state
+from mmpetl.core.supernet import supernet_of
 from mmpetl.engine.files import AtomicLocalBackend
-from mmpetl.engine.loops.noah import NOAHSearchLoop, read_search
-from mmpetl.methods.noah import WIDTHS, Subnet, Supernet
+from mmpetl.engine.loops.noah import NOAHSearchLoop
+from mmpetl.engine.loops.search import read_search
+from mmpetl.methods.noah import WIDTHS, SearchSpace, Subnet
 
 SPACE = {'widths': [1, 2, 3], 'depths': [1, 2]}
 HELD = {'num_tokens': 3, 'rank': 3, 'hidden_dims': 3}
@@ -149,7 +151,7 @@ def test_only_slices_that_were_drawn_move(supernet):
 
 def test_phase_1_needs_a_supernet(supernet):
     fixed = {'type': 'NOAH', **HELD}
-    with pytest.raises(PETLError, match='0 NOAH supernets, one is needed'):
+    with pytest.raises(PETLError, match='0 supernets, one is needed'):
         supernet(method=fixed).train()
 
 
@@ -207,7 +209,7 @@ def test_the_search_leaves_a_log_a_picture_and_what_it_found(trained, search, tm
     assert {k: found[k] for k in (*WIDTHS, 'params', 'score')} == {
         k: best[k] for k in (*WIDTHS, 'params', 'score')
     }
-    net = Supernet(runner.model)
+    net = supernet_of(runner.model)
     for line in scored:
         assert net.size(Subnet.of(line)) == line['params'] <= 1000
     assert (folder / 'search.png').read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
@@ -303,7 +305,8 @@ def test_an_interrupted_write_keeps_the_generations_before(
         patch.setattr(AtomicLocalBackend, 'put', fail_third)
         with pytest.raises(OSError, match='disk full'):
             search().train()
-    assert read_search(tmp_path / 'search' / 'search.jsonl', {})[1] == 2
+    journal = tmp_path / 'search' / 'search.jsonl'
+    assert read_search(journal, {}, SearchSpace.of(SPACE, 2))[1] == 2
     search(overrides={'resume': True}).train()
     assert (tmp_path / 'search' / 'found.json').is_file()
 
@@ -367,7 +370,7 @@ def test_a_budget_that_no_subnet_of_the_supernet_meets_is_refused(search):
 def test_a_search_without_a_supernet_is_refused(search):
     with pytest.raises(PETLError, match='no checkpoint of a supernet.*train one first'):
         search().train()
-    with pytest.raises(PETLError, match='0 NOAH supernets'):
+    with pytest.raises(PETLError, match='0 supernets'):
         search(method={'type': 'NOAH'}).train()
 
 

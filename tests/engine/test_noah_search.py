@@ -7,8 +7,8 @@ import random
 import pytest
 
 from mmpetl.core import PETLError
-from mmpetl.engine.evolution import Candidate, Evolution, Search, front, rank
-from mmpetl.methods.noah import WIDTHS, SearchSpace, Subnet
+from mmpetl.engine.evolution import Candidate, Search, front, rank
+from mmpetl.methods.noah import WIDTHS, NOAHEvolution, SearchSpace, Subnet
 
 
 def total(subnet: Subnet) -> int:
@@ -17,8 +17,8 @@ def total(subnet: Subnet) -> int:
 
 def toy(limit: int, seed: int = 0, **plan) -> Search:
     """Subnets of three blocks, as large as the sum of their widths."""
-    space = SearchSpace((1, 2, 3), (1, 2, 3))
-    return Search(space, 3, total, limit, settings=Evolution(**plan), seed=seed)
+    space = SearchSpace((1, 2, 3), (1, 2, 3), 3)
+    return Search(space, total, limit, settings=NOAHEvolution(**plan), seed=seed)
 
 
 @pytest.mark.parametrize('limit', [3, 7, 14, 27])
@@ -59,7 +59,7 @@ def test_evolution_beats_random_draws_of_the_same_number():
 
 def test_a_generation_holds_what_the_paper_asks_for():
     scored = toy(27).run(total)
-    plan = Evolution()
+    plan = NOAHEvolution()
     assert {c.generation for c in scored} == set(range(plan.generations + 1))
     for generation in range(plan.generations + 1):
         mine = [c.origin for c in scored if c.generation == generation]
@@ -84,7 +84,7 @@ def test_another_seed_proposes_other_subnets():
 
 def parents_of(search: Search, number: int = 4) -> list[Subnet]:
     rng = random.Random(3)
-    return [search.space.draw(rng, search.num_blocks) for _ in range(number)]
+    return [search.space.draw(rng) for _ in range(number)]
 
 
 def test_published_mutation_never_changes_a_width_that_stays():
@@ -136,8 +136,8 @@ def test_crossover_inherits_whole_lists():
 
 
 def test_a_small_space_ends_with_all_of_it():
-    space = SearchSpace((1, 2), (1,))
-    search = Search(space, 1, total, 100, settings=Evolution(population=50))
+    space = SearchSpace((1, 2), (1,), 1)
+    search = Search(space, total, 100, settings=NOAHEvolution(population=50))
     scored = search.run(total)
     assert len(scored) == len({c.subnet for c in scored}) == 8
     assert rank(scored)[0].score == 6
@@ -150,19 +150,19 @@ def test_a_budget_that_no_subnet_meets_is_refused(limit, at_least):
     with pytest.raises(
         PETLError, match=r'no subnet of the space has .* they have 3 to 27; change'
     ) as error:
-        Search(SearchSpace((1, 2, 3), (1, 2, 3)), 3, total, limit, at_least)
+        Search(SearchSpace((1, 2, 3), (1, 2, 3), 3), total, limit, at_least)
     assert '\n' not in str(error.value)
 
 
 def test_a_budget_between_two_sizes_is_refused_once_it_is_tried():
-    search = Search(SearchSpace((10,), (1, 3)), 3, total, 45, 41)
+    search = Search(SearchSpace((10,), (1, 3), 3), total, 45, 41)
     with pytest.raises(PETLError, match=r'none of [\d,]+ subnets drawn .* 41 and 45'):
         search.run(total)
 
 
 def test_a_budget_that_random_draws_miss_starts_from_the_smallest():
-    space = SearchSpace((1, 1000), (1, 12))
-    search = Search(space, 12, total, 3, settings=Evolution(generations=1))
+    space = SearchSpace((1, 1000), (1, 12), 12)
+    search = Search(space, total, 3, settings=NOAHEvolution(generations=1))
     scored = search.run(total)
     assert [c.origin for c in scored[:1]] in (['extreme'], ['random'])
     assert {total(c.subnet) for c in scored} == {3}
@@ -189,4 +189,4 @@ def test_equal_scores_rank_the_smaller_first_and_the_front_rises():
 )
 def test_settings_out_of_range_are_named(plan, message):
     with pytest.raises(PETLError, match=message):
-        Evolution(**plan)
+        NOAHEvolution(**plan)

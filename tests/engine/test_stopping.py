@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -9,7 +10,12 @@ import pytest
 from mmengine.hooks import Hook
 from test_resuming import assert_equal_ends, settings
 
-from mmpetl.engine.stopping import Stopped, stop_on_signals, train_until_stopped
+from mmpetl.engine.stopping import (
+    Stopped,
+    resume_line,
+    stop_on_signals,
+    train_until_stopped,
+)
 
 
 class Signal(Hook):
@@ -98,3 +104,28 @@ def test_what_is_ignored_stays_ignored():
             assert stop.number is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_line_names_the_flag_that_the_command_needs(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['tools/x.py', 'a b'])
+    assert resume_line() == "go on with: python tools/x.py 'a b' --resume"
+    with pytest.raises(Stopped, match="python tools/x.py 'a b'$"):
+        with stop_on_signals(flag=''):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_a_run_forks_ends_by_the_system():
+    """No handler in Python: a child that waits for a lock would not come to it."""
+    with stop_on_signals():
+        assert getattr(signal.getsignal(signal.SIGTERM), 'ends_forks', False)
+        pid = os.fork()
+        if pid == 0:
+            is_plain = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            os._exit(0 if is_plain and signal.SIGTERM not in blocked else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert getattr(signal.getsignal(signal.SIGTERM), 'ends_forks', False)
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        for _ in range(20):  # without it, about one in a hundred waits for ever
+            with multiprocessing.get_context('fork').Pool(2):
+                pass

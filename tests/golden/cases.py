@@ -437,7 +437,7 @@ class QueriesAndValues(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         for delta in (self.q, self.v):
             delta.attach('0', self.shared)
-        return [d.after(x, torch.zeros_like(x), None) for d in (self.q, self.v)]
+        return [d.after(x, torch.zeros_like(x), Context(())) for d in (self.q, self.v)]
 
 
 def upper_left_corners(theirs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import plain_vit
 import pytest
 import tiny
 import torch
-from full_size import vit_b
+from full_size import swin, vit_b
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
@@ -25,6 +25,8 @@ from mmpetl.methods.aim import AIM
 from mmpetl.models import FrameBackbone
 
 T = 3
+SWIN_B = {128: 2, 256: 2, 512: 18, 1024: 2}
+"""Blocks of a Swin-B, by width."""
 
 
 def clips(batch: int = 2) -> Tensor:
@@ -41,16 +43,22 @@ def tuned(*methods: Method) -> nn.Module:
     return model
 
 
-def along_time(block: nn.Module, delta: nn.Module, x: Tensor) -> Tensor:
-    """What the temporal part adds, of the tokens (B, T, N, C), written out."""
-    h = block.norm1(x)
+def along_time(norm: nn.Module, attn: nn.Module, delta: nn.Module, x: Tensor) -> Tensor:
+    """What the temporal part adds, of the tokens (B, T, N, C), written out.
+
+    Args:
+        norm: In front of attention.
+        attn: What holds ``num_heads``, ``qkv`` and ``proj``.
+        delta: The adapters.
+        x: The stream.
+    """
+    h = norm(x)
     if delta.front is not None:
         h = h + plain_vit.bottleneck(delta.front, h, gelu)
-    heads = block.attn.num_heads
-    q, k, v = block.attn.qkv(h).unflatten(-1, (3, heads, -1)).unbind(3)
+    q, k, v = attn.qkv(h).unflatten(-1, (3, attn.num_heads, -1)).unbind(3)
     scores = torch.einsum('btnhd,bsnhd->bnhts', q, k) / q.shape[-1] ** 0.5
     o = torch.einsum('bnhts,bsnhd->btnhd', scores.softmax(-1), v).flatten(-2)
-    return plain_vit.bottleneck(delta, block.attn.proj(o), gelu)
+    return plain_vit.bottleneck(delta, attn.proj(o), gelu)
 
 
 @pytest.mark.parametrize('number', [1, 2])
@@ -64,7 +72,8 @@ def test_equals_the_formula_on_a_plain_vit(number):
             if block == 0:
                 frames = frames + model.model.petl.embed['0'].E[:, None]
             delta = plain_vit.delta(model.model, block, 'block')
-            frames = frames + along_time(plain.blocks[block], delta, frames)
+            own = plain.blocks[block]
+            frames = frames + along_time(own.norm1, own.attn, delta, frames)
             return frames.flatten(0, 1)
         if place == 'm':
             delta = plain_vit.delta(model.model, block, 'attn')
@@ -80,6 +89,56 @@ def test_equals_the_formula_on_a_plain_vit(number):
         torch.testing.assert_close(model(x), want, rtol=1e-10, atol=1e-10)
         other = tiny.base('timm_vit', torch.float64)(frames)
         assert (want - other.unflatten(0, (-1, T)).mean(1)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('number', [1, 2])
+@torch.no_grad()
+def test_equals_the_formula_on_a_swin(number):
+    """Space has windows, shifted in every second block, and time has none."""
+    plain = tiny.base('mmpretrain_swin', torch.float64)
+    model = FrameBackbone(tiny.base('mmpretrain_swin', torch.float64), T)
+    mmpetl.inject(model, AIM(num_temporal=number, scale=0.7))
+    tiny.shake_(model.eval(), 0.3)
+    frames = clips().movedim(2, 1).flatten(0, 1)
+
+    def run(change: bool) -> Tensor:
+        x, grid = plain.patch_embed(frames)
+        if change:
+            x = x.unflatten(0, (-1, T)) + model.model.petl.embed['0'].E[:, None]
+            x = x.flatten(0, 1)
+        for stage, tuned_stage in zip(plain.stages, model.model.stages, strict=True):
+            for block, other in zip(stage.blocks, tuned_stage.blocks, strict=True):
+                t, s, m = (
+                    other.petl.get_submodule(f'{key}.0')
+                    for key in ('block', 'attn', 'ffn')
+                )
+                if change:
+                    msa, along = block.attn.w_msa, x.unflatten(0, (-1, T))
+                    along = along + along_time(block.norm1, msa, t, along)
+                    x = along.flatten(0, 1)
+                a = block.attn(block.norm1(x), grid)
+                x = x + a + change * plain_vit.bottleneck(s, a, gelu)
+                n = block.norm2(x)
+                beside = plain_vit.bottleneck(m, n, gelu)
+                x = block.ffn(n, identity=x) + change * 0.7 * beside
+            if stage.downsample is not None:
+                x, grid = stage.downsample(x, grid)
+        x = plain.norm1(x).unflatten(0, (-1, T)).mean(1)
+        return x.transpose(1, 2).unflatten(2, grid)
+
+    assert any(site.shift == (2, 2) for site in tiny.record(model).sites)
+    want = run(True)
+    got = tiny.outputs(model, clips())[-1]
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    assert (want - run(False)).abs().max() > 1e-3
+
+
+def test_counts_on_swin():
+    with without_memory():
+        model = FrameBackbone(swin('base', (3,)), 8)
+        mmpetl.inject(model, AIM())
+    each = sum(n * (d * d // 2 + d // 4 + d) for d, n in SWIN_B.items())
+    assert count_trainable(model).delta == 3 * each + 8 * 128 == 10_515_520
 
 
 def test_published_counts():
@@ -152,7 +211,12 @@ def test_stochastic_depth_grows_and_drops_whole_clips():
 
 @pytest.mark.parametrize(
     ('stem_', 'said'),
-    [('timm_vit', 'no frames of clips'), ('mmpretrain_swin_frames', 'windows')],
+    [
+        ('timm_vit', 'no frames of clips'),
+        ('mmpretrain_swin', 'no frames of clips'),
+        ('mmaction_vit', 'time is an axis of the grid'),
+        ('mmaction_swin3d', 'time is an axis of the grid'),
+    ],
 )
 def test_refusals_are_one_line(stem_, said):
     with pytest.raises(PETLError, match=said) as error:

@@ -9,7 +9,7 @@ import torch
 from full_size import counts
 
 import mmpetl
-from mmpetl.core import PETLError, collect_losses
+from mmpetl.core import PETLError, collect_losses, teaching
 from mmpetl.methods.dyt import DyT
 
 FILE = Path(__file__).parents[1] / 'data' / 'golden' / 'dyt.npz'
@@ -134,3 +134,55 @@ def test_noise_is_that_of_two_gumbel_variables() -> None:
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(PETLError, match='keep_rate of at least 0 and at most 1, got 2'):
         DyT(keep_rate=2)
+
+
+@torch.no_grad()
+def test_skipped_patches_do_not_enter_the_network(stem: str) -> None:
+    """Where no gradients are recorded; outputs are those of the masked form."""
+    model = mmpetl.inject(tiny.base(stem, F64), DyT(hidden_dims=3))
+    tiny.shake_(model, 0.3)
+    model.eval()
+    x = tiny.images(stem, dtype=F64)
+    shapes: list[tuple[int, ...]] = []
+    norms = [m for n, m in model.named_modules() if n.endswith(('norm2', 'ln2'))]
+    for norm in norms:
+        norm.register_forward_hook(lambda m, args, y: shapes.append(args[0].shape))
+    got = tiny.outputs(model, x)
+    some, shapes[:] = list(shapes), []
+    with torch.enable_grad():
+        want = tiny.outputs(model, x)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-9, atol=1e-9)
+    assert len(some) == len(shapes) == len(norms) > 0
+    counts = [(a[0] * a[1], b[0] * b[1]) for a, b in zip(some, shapes, strict=True)]
+    # A convolution between the projections needs every patch.
+    by_token = stem != 'mmseg_mit'
+    assert all((a < b) is by_token for a, b in counts), counts
+
+
+@torch.no_grad()
+def test_all_enter_a_network_that_holds_something_else() -> None:
+    base = mmpetl.inject(tiny.base('timm_vit', F64), DyT(hidden_dims=3))
+    mmpetl.inject(base, {'type': 'LoRA', 'rank': 2, 'targets': ['ffn.fc1']})
+    tiny.shake_(base, 0.3)
+    shapes: list[tuple[int, ...]] = []
+    base.blocks[0].norm2.register_forward_hook(
+        lambda m, args, y: shapes.append(args[0].shape)
+    )
+    x = tiny.images('timm_vit', dtype=F64)
+    got = base.eval()(x)
+    with torch.enable_grad():
+        torch.testing.assert_close(got, base(x).detach())
+    assert shapes[0] == shapes[1]
+
+
+def test_the_teacher_lets_all_patches_pass_and_notes_nothing() -> None:
+    model = _tuned(keep_rate=0.9, drop_rate=0.0, distill=True)
+    tiny.shake_(model, 0.3)
+    x = torch.randn(2, 3, 32, 32, dtype=F64)
+    with teaching(model):
+        got = model(x)
+    assert collect_losses(model) == {}
+    for block in model.blocks:
+        torch.nn.init.constant_(block.petl.get_submodule('ffn_sum.0.select').bias, 1e6)
+    torch.testing.assert_close(got, model(x))

@@ -117,3 +117,63 @@ def test_keys_and_values_start_within_the_bound_of_heads():
 def test_masks_that_do_not_fit_are_refused(args, said):
     with pytest.raises(PETLError, match=said):
         E2VPT(**args)
+
+
+class Scores(nn.Module):
+    """A classifier of one backbone."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.backbone(x)
+
+
+def test_importance_is_the_gradient_by_a_mask() -> None:
+    """Of a mask that multiplies the prompts of both blocks, batch by batch."""
+    prune = {'tokens': 0.34, 'segments': 0.5, 'num_segments': 8}
+    method = E2VPT(3, 2, prune=prune)
+    model = Scores(mmpetl.inject(tiny.base('timm_vit', torch.double), method))
+    tiny.shake_(model, 0.5)
+    torch.manual_seed(0)
+    batches = [(torch.randn(2, 3, 32, 32).double(), torch.tensor([0, 3]))] * 2
+    batches[1] = (batches[1][0] + 1, torch.tensor([4, 1]))
+    got = method.importance(model.train(), batches)
+    assert model.training
+    model.eval()
+    mask = torch.ones(3, 8, dtype=torch.double, requires_grad=True)
+    deltas = [block.petl.tokens['0'] for block in model.backbone.blocks]
+    for delta in deltas:
+        tokens = mask[:, torch.arange(32) % 8] * delta.E.detach()
+        delta.tokens = lambda batch, tokens=tokens: tokens.expand(batch, -1, -1)
+    want = torch.zeros(3, 8).double()
+    for x, labels in batches:
+        loss = nn.functional.cross_entropy(model(x), labels)
+        want += torch.autograd.grad(loss, mask, retain_graph=True)[0] / 2
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    masks = method.masks(want)
+    assert masks['token_mask'].index(0) == want.sum(1).argmin()
+    assert sum(masks['token_mask']) == 2
+    for row, scores in zip(masks['segment_mask'], want, strict=True):
+        gone = scores[[i for i, bit in enumerate(row) if not bit]]
+        left = scores[[i for i, bit in enumerate(row) if bit]]
+        assert len(gone) == len(left) == 4
+        assert gone.max() <= left.min()
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        ({'prune': 0.5}, r'prune=dict\(tokens=\.\.\., segments=\.\.\.\)'),
+        ({'prune': {'tokens': 2, 'segments': 0}}, 'prune of E2VPT needs tokens of'),
+        ({'prune': {'tokens': 1, 'segments': 0}}, 'needs some that are left'),
+        (
+            {'prune': {'tokens': 0, 'segments': 0}, 'token_mask': [1] * 10},
+            'prune or masks, not both',
+        ),
+    ],
+)
+def test_shares_that_cannot_be_pruned_are_refused(args, said):
+    with pytest.raises(PETLError, match=said):
+        E2VPT(**args)

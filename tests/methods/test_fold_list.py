@@ -11,8 +11,8 @@ import tiny
 import mmpetl
 from mmpetl.core import PETLError, build_method, registered_methods
 
-ON_CLIPS = {'STAdapter': 'mmaction_vit', 'AIM': 'mmpretrain_vit_frames'}
-"""Where methods act that need clips."""
+STEMS = ('mmpretrain_vit', 'mmaction_vit', 'mmpretrain_vit_frames')
+"""Trunks, of which the first that serves a method is taken."""
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'fold_delta.py'
 
@@ -35,16 +35,10 @@ def said(monkeypatch, capsys) -> dict[str, str]:
 
 def test_every_method_has_one_line_that_folding_bears_out(said: dict[str, str]) -> None:
     assert said.keys() == registered_methods().keys()
-    args = {'SCT': {'num_channels': 8}, 'HST': {'dims': [8], 'num_heads': [2]}}
-    args |= {name: {'rank': 2} for name in ('E3VA', 'FacTTK', 'FacTTT', 'LoRand')}
-    args |= {'FourierFT': {'num_coefficients': 9}, 'BiLoRA': {'rank': 2}}
-    args |= {'LoRA': {'rank': 2}, 'PolyhistorLite': {'rank': 2}}
-    args |= {'MTLoRA': {'rank': 2, 'task_rank': 2}}
-    args |= {'Consolidator': {'groups': (4,)}}
+    first = {case.name: case for case in reversed([*tiny.method_cases()])}
     for name, line in said.items():
-        method = build_method({'type': name, **args.get(name, {})})
-        host = ON_CLIPS.get(name, 'mmpretrain_vit')
-        model = mmpetl.inject(tiny.base(host), method)
+        host = next(stem for stem in STEMS if tiny.fits(first[name], stem))
+        model = mmpetl.inject(tiny.base(host), first[name].build())
         tiny.shake_(model)
         if line.startswith('does not fold'):
             with pytest.raises(PETLError, match='cannot be folded'):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import mmpetl
 from mmpetl.core import PETLError, Site
-from mmpetl.methods.fourier_ft import FourierFT, from_haar
+from mmpetl.methods.fourier_ft import FourierFT, from_haar, from_waves
 
 F64 = torch.float64
 GOLDEN = Path(__file__).parents[1] / 'data' / 'golden'
@@ -57,7 +57,7 @@ def test_each_coefficient_is_a_wave() -> None:
     for u, v in C.nonzero().tolist():
         phase = u * rows[:, None] / 6 + v * columns / 10
         want += 7 * C[u, v] * torch.cos(2 * math.pi * phase) / 60
-    torch.testing.assert_close(delta.increment(F64), want)
+    torch.testing.assert_close(delta.increment(delta.c.double()), want)
 
 
 def test_each_coefficient_of_haar_is_a_square_of_four() -> None:
@@ -75,14 +75,14 @@ def test_each_coefficient_of_haar_is_a_square_of_four() -> None:
 
 def test_haar_keeps_the_norm() -> None:
     delta = delta_of(FourierFT(20, scale=7.0, transform='haar'), 6, 10)
-    got = delta.increment(F64)
+    got = delta.increment(delta.c.double())
     torch.testing.assert_close(got.norm(), 7 * delta.c.norm())
     torch.testing.assert_close(got, 7 * from_haar(coefficients(delta)))
 
 
 def test_without_a_transform_coefficients_are_entries() -> None:
     delta = delta_of(FourierFT(20, scale=7.0, transform='none'), 6, 10)
-    assert torch.equal(delta.increment(F64), 7 * coefficients(delta))
+    assert torch.equal(delta.increment(delta.c.double()), 7 * coefficients(delta))
 
 
 def test_weights_of_one_shape_share_their_places() -> None:
@@ -125,8 +125,21 @@ def test_gives_the_increments_of_the_reference() -> None:
     with torch.no_grad():
         delta.shared.at_128x32.copy_(rows * 32 + columns)
         delta.c.copy_(c)
-    gap = (delta.increment(F64) - want).abs().max()
+    gap = (delta.increment(delta.c.double()) - want).abs().max()
     assert gap < 1e-6 * want.abs().max()
+
+
+@pytest.mark.parametrize('shape', [(4, 6), (5, 3), (4, 5), (3, 4), (1, 1), (2, 1)])
+def test_half_of_the_columns_say_all(shape: tuple[int, int]) -> None:
+    """With entries at each place, their mirror images and own mirrors among them."""
+    places = torch.randperm(shape[0] * shape[1])
+    c = torch.randn(len(places), dtype=F64, requires_grad=True)
+    C = torch.zeros(len(places), dtype=F64).index_copy(0, places, c).view(shape)
+    want, got = torch.fft.ifft2(C).real, from_waves(c, places, shape)
+    torch.testing.assert_close(got, want)
+    weights = torch.randn(shape, dtype=F64)
+    grads = [torch.autograd.grad((t * weights).sum(), c)[0] for t in (got, want)]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize('transform', ['fourier', 'haar'])
@@ -136,7 +149,7 @@ def test_beside_a_convolution(transform: str) -> None:
     mmpetl.inject(model, FourierFT({'*': 9}, 5.0, transform, 'random'))
     delta = next(m for m in model.modules() if hasattr(m, 'increment'))
     with torch.no_grad():
-        weight = model[0].weight + delta.increment(F64).view(6, 2, 3, 3)
+        weight = model[0].weight + delta.increment(delta.c.double()).view(6, 2, 3, 3)
         want = nn.functional.conv2d(x, weight, model[0].bias, padding=1).flatten(1)
         torch.testing.assert_close(model(x), want)
         torch.testing.assert_close(mmpetl.fold(model)(x), want)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import random
+from pathlib import Path
 
 import pytest
 import tiny
@@ -10,7 +13,9 @@ from full_size import counts, widths
 from torch import nn
 
 import mmpetl
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, Rows
+from mmpetl.core.supernet import supernet_of
+from mmpetl.methods import glora
 from mmpetl.methods.glora import PATHS, GLoRA
 
 
@@ -129,3 +134,111 @@ def test_rows_alone_need_no_room_for_a_rank() -> None:
     rows = {'A': 'vector', 'B': 'vector', 'C': 'vector'}
     model = nn.Sequential(nn.Linear(2, 2))
     assert mmpetl.count_trainable(mmpetl.inject(model, GLoRA(4, rows))).delta == 10
+
+
+@pytest.mark.parametrize('B', PATHS['B'])
+def test_one_product_has_the_gradients_of_two(
+    B: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rescaled weight in one step, against the product beside the frozen one."""
+    x, found = tiny.images('mmpretrain_vit', dtype=torch.double), []
+    for alone in (True, False):
+        torch.manual_seed(0)
+        model = mmpetl.inject(
+            tiny.base('mmpretrain_vit', torch.double), GLoRA(2, {'B': B})
+        )
+        tiny.shake_(model, 0.3)
+        model.train()
+        made: list[int] = []
+        linear = F.linear
+
+        def counted(x, weight, bias=None, linear=linear, made=made):
+            made.append(len(weight))
+            return linear(x, weight, bias)
+
+        with monkeypatch.context() as patch:
+            if not alone:
+                patch.setattr(Rows, 'is_plain', False)
+            patch.setattr(F, 'linear', counted)
+            loss = tiny.loss_of(tiny.outputs(model, x))
+        loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        found.append((loss.detach(), grads, sum(size > 8 for size in made)))
+    (loss, grads, few), (other, others, many) = found
+    assert 8 <= few < many  # four projections in each of two blocks
+    torch.testing.assert_close(loss, other)
+    assert all(grad is not None for grad in grads.values())
+    torch.testing.assert_close(grads, others)
+
+
+def test_the_rescaled_weight_has_gradients_of_gradients() -> None:
+    torch.manual_seed(0)
+    shapes = (2, 3, 5), (4, 5), (4,), (4, 2), (2, 5), (4, 2), (2, 5)
+    given = [torch.randn(s, dtype=torch.double, requires_grad=True) for s in shapes]
+    given[1].requires_grad_(False)
+    assert torch.autograd.gradcheck(glora.Rescaled.apply, given)
+    assert torch.autograd.gradgradcheck(glora.Rescaled.apply, given)
+
+
+def test_paths_of_a_supernet_are_those_of_a_model_of_their_own() -> None:
+    """Smaller paths are the first column, or number, of what the largest hold."""
+    x, rng = tiny.images('timm_vit', dtype=torch.double), random.Random(0)
+    model = mmpetl.inject(tiny.base('timm_vit', torch.double), GLoRA(2, space={}))
+    tiny.shake_(model, 0.3)
+    model.train()
+    net = supernet_of(model)
+    for _ in range(4):
+        subnet = net.space.draw(rng)
+        net.activate(subnet)
+        method = GLoRA(2, found=subnet.as_dict()['paths'])
+        alone = mmpetl.inject(tiny.base('timm_vit', torch.double), method)
+        held = dict(model.named_parameters())
+        own = {n: p for n, p in alone.named_parameters() if '.petl.' in n}
+        with torch.no_grad():
+            for name, param in own.items():
+                big = held[name]
+                if big.ndim > param.ndim:
+                    big = big[:, 0]
+                param.copy_(big[tuple(slice(n) for n in param.shape)])
+        assert sum(p.numel() for p in own.values()) == net.size(subnet)
+        model.zero_grad()
+        alone.train()
+        got, want = model(x), alone(x)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        got.square().sum().backward()
+        moved = {n for n, p in held.items() if '.petl.' in n and p.grad is not None}
+        assert moved == own.keys(), 'a path that was not chosen has a gradient'
+
+
+def test_what_was_found_names_its_projections(tmp_path: Path) -> None:
+    base = tiny.base('timm_vit')
+    one = dict(zip(PATHS, ('none', 'vector', 'none', 'none', 'none'), strict=True))
+    none = dict.fromkeys(PATHS, 'none')
+    found = {'blocks.0:attn.qkv': none, 'blocks.1:ffn.fc1': one}
+    file = tmp_path / 'found.json'
+    file.write_text(json.dumps({'paths': found, 'score': 1.0}))
+    model = mmpetl.inject(base, GLoRA(found=str(file)))
+    file.unlink()
+    slot = tiny.record(model).slots['0']
+    assert [str(site) for site in slot.sites] == ['blocks.1:ffn.fc1']
+    config = slot.method.config()
+    assert config['found'] == found
+    mmpetl.inject(tiny.base('timm_vit'), config)
+    with pytest.raises(PETLError, match='this backbone lacks blocks.7:attn.proj; was'):
+        mmpetl.inject(tiny.base('timm_vit'), GLoRA(found={'blocks.7:attn.proj': one}))
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        ({'found': 'no/found.json'}, r'no found paths .*; run the search first'),
+        ({'found': {'a': {'A': 'lora'}}}, 'a needs paths A, B, C, D, E'),
+        ({'found': {'a': dict.fromkeys(PATHS, 'none')}}, 'no path that is not none'),
+        ({'space': {'A': []}}, 'a choice for A in its space'),
+        ({'space': {'D': ['lora']}}, 'needs path D'),
+        ({'space': {}, 'paths': {'A': 'none'}}, 'without paths and without found'),
+    ],
+)
+def test_a_space_and_what_was_found_are_held_to_what_there_is(args, said) -> None:
+    with pytest.raises(PETLError, match=said):
+        mmpetl.inject(tiny.base('timm_vit'), GLoRA(**args))

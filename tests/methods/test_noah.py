@@ -16,13 +16,13 @@ from torch import nn
 import mmpetl
 from mmpetl.core import Owner, PETLError, fold, owners
 from mmpetl.core.inject import injection_of
+from mmpetl.core.supernet import supernet_of
 from mmpetl.methods.noah import (
     NOAH,
     WIDTHS,
     NOAHAdapter,
     SearchSpace,
     Subnet,
-    Supernet,
     read_found,
 )
 
@@ -127,9 +127,9 @@ def test_the_class_token_stays_first_and_prompts_have_no_position():
 def test_a_subnet_of_the_supernet_equals_a_model_of_its_own(stem):
     x, rng = tiny.images(stem, dtype=torch.double), random.Random(0)
     model = supernet(stem)
-    net = Supernet(model)
+    net = supernet_of(model)
     for _ in range(4):
-        subnet = net.space.draw(rng, net.num_blocks)
+        subnet = net.space.draw(rng)
         net.activate(subnet)
         alone = mmpetl.inject(tiny.base(stem, torch.double), NOAH(**subnet.as_dict()))
         alone.eval()
@@ -142,8 +142,8 @@ def test_a_subnet_of_the_supernet_equals_a_model_of_its_own(stem):
 def test_outside_of_the_active_slices_gradients_are_zero(stem):
     x = tiny.images(stem)
     model = supernet(stem).float()
-    net = Supernet(model)
-    widths = tuple(2 if i == 0 else 0 for i in range(net.num_blocks))
+    net = supernet_of(model)
+    widths = tuple(2 if i == 0 else 0 for i in range(net.space.num_blocks))
     net.activate(Subnet(widths, widths, widths))
     model.train()
     tiny.loss_of(tiny.outputs(model, x)).backward()
@@ -261,14 +261,14 @@ def test_counts_on_vit_b(args, count):
 
 def test_count_formula_holds_for_random_subnets(stem):
     model = supernet(stem)
-    net = Supernet(model)
-    dims = [0] * net.num_blocks
+    net = supernet_of(model)
+    dims = [0] * net.space.num_blocks
     for site in injection_of(model)[1].sites:
         if site.kind == 'block':
             dims[site.block] = site.in_dims
     rng = random.Random(1)
     for _ in range(5):
-        subnet = net.space.draw(rng, net.num_blocks)
+        subnet = net.space.draw(rng)
         alone = mmpetl.inject(tiny.base(stem), NOAH(**subnet.as_dict()))
         params = dict(alone.named_parameters())
         held = sum(
@@ -312,10 +312,10 @@ def test_no_count_of_the_released_subnets_gives_the_published_figure():
 
 
 def test_a_drawn_subnet_fills_the_first_blocks_of_each_module():
-    space = SearchSpace.of({'widths': [1, 5, 10], 'depths': [3, 6, 9, 12]})
+    space = SearchSpace.of({'widths': [1, 5, 10], 'depths': [3, 6, 9, 12]}, 12)
     rng, seen = random.Random(0), set()
     for _ in range(200):
-        subnet = space.draw(rng, 12)
+        subnet = space.draw(rng)
         for name in WIDTHS:
             widths = getattr(subnet, name)
             depth = sum(w > 0 for w in widths)
@@ -412,8 +412,8 @@ def test_what_does_not_fit_the_backbone_is_named(args, message):
 
 
 def test_a_handle_needs_a_supernet():
-    with pytest.raises(PETLError, match='0 NOAH supernets, one is needed'):
-        Supernet(mmpetl.inject(tiny.base('timm_vit'), NOAH()))
+    with pytest.raises(PETLError, match='0 supernets, one is needed'):
+        supernet_of(mmpetl.inject(tiny.base('timm_vit'), NOAH()))
 
 
 def test_an_absent_adapter_has_no_bias():

@@ -11,7 +11,15 @@ from torch import Tensor
 
 import mmpetl
 from mmpetl.core import PETLError
-from mmpetl.methods.oft import BOFT, OFT, Butterfly, Rotations, cayley, skew
+from mmpetl.methods.oft import (
+    BOFT,
+    OFT,
+    Butterfly,
+    Rotations,
+    cayley,
+    eliminated,
+    skew,
+)
 
 F64 = torch.float64
 
@@ -51,6 +59,14 @@ def test_cayley_transform_is_a_rotation() -> None:
     torch.testing.assert_close(R @ R.mT, one.expand(5, 8, 8))
     torch.testing.assert_close(torch.linalg.det(R), torch.ones(5, dtype=F64))
     torch.testing.assert_close(R, (one - Q) @ torch.linalg.inv(one + Q))
+
+
+@pytest.mark.parametrize('size', [1e-3, 1.0, 1e3])
+def test_elimination_solves_without_pivots(size: float) -> None:
+    Q, one = skew(size * torch.randn(5, 28, dtype=F64), 8), torch.eye(8, dtype=F64)
+    found = eliminated(one + Q, -2 * Q)
+    torch.testing.assert_close((one + Q) @ found, -2 * Q)
+    torch.testing.assert_close(found, cayley(Q))
 
 
 def test_series_has_the_terms_that_the_source_has() -> None:
@@ -157,10 +173,10 @@ def permutation(width: int, size: int, i: int) -> Tensor:
     return torch.eye(width, dtype=F64)[order]
 
 
-@pytest.mark.parametrize('factors', [1, 2, 3])
-def test_butterfly_is_the_product_of_its_factors(factors: int) -> None:
-    width, size = 32, 4
-    change = Butterfly(8, size, factors).double()
+@pytest.mark.parametrize(('factors', 'width'), [(1, 32), (2, 32), (3, 32), (6, 128)])
+def test_butterfly_is_the_product_of_its_factors(factors: int, width: int) -> None:
+    size = 4
+    change = Butterfly(width // size, size, factors).double()
     torch.nn.init.normal_(change.upper)
     blocks = torch.eye(size, dtype=F64) + cayley(skew(change.upper, size))
     R = torch.eye(width, dtype=F64)

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from full_size import counts
+from msgspec import to_builtins
 from torch.nn import functional as F
 
 import mmpetl
 from mmpetl.core import PETLError, count_trainable, delta_state, load_delta_state
-from mmpetl.engine.loops.spt import write_found
 from mmpetl.methods.spt import SPT, packed, unpacked
 
 F64 = torch.float64
@@ -136,7 +137,7 @@ def test_what_was_found_acts_folds_and_needs_its_file_once(tmp_path) -> None:
     assert found.single
     assert found.biases
     assert found.vectors
-    write_found(tmp_path / 'spt.json', found)
+    (tmp_path / 'spt.json').write_text(json.dumps(to_builtins(found)))
     model = model_with(found=str(tmp_path / 'spt.json'))
     (tmp_path / 'spt.json').unlink()
     tiny.shake_(model)
@@ -144,7 +145,7 @@ def test_what_was_found_acts_folds_and_needs_its_file_once(tmp_path) -> None:
     x = batches(1)[0][0]
     want = model(x)
     for name, text in zip(found.single, found.places, strict=True):
-        index = unpacked(text, name)
+        index = unpacked(text, name, 10**6)
         host, _, kind = name.partition(':')
         path = f'{host}.petl.{kind.replace(".", "_")}.0.single'
         single = model.backbone.get_submodule(path)
@@ -162,13 +163,15 @@ def test_what_was_found_acts_folds_and_needs_its_file_once(tmp_path) -> None:
 
 
 def test_stochastic_depth_drops_or_scales_the_sum_of_a_sample() -> None:
+    from mmpetl.core import Context
     from mmpetl.methods.spt import LowRank
 
     low = LowRank(4, 4, 2, 0.0, 0.5).train()
     torch.nn.init.normal_(low.B)
-    x = torch.randn(64, 3, 4)
-    whole = low.eval()(x, x)
-    got = low.train()(x, x)
+    x, ctx = torch.randn(64, 3, 4), Context(())
+    nothing = torch.zeros_like(x)
+    whole = low.eval()(nothing, x, x, ctx)
+    got = low.train()(nothing, x, x, ctx)
     ratio = (got / whole).mean((1, 2))
     assert {round(r, 3) for r in ratio.tolist()} == {0.0, 2.0}
 
@@ -189,15 +192,20 @@ def test_what_does_not_fit_is_named(tmp_path) -> None:
     found = method.allocate(given, 900)
     with pytest.raises(PETLError, match="for structure 'lora' and rank 2, this is"):
         model_with(rank=3, found=_plain(found))
-    write_found(tmp_path / 'spt.json', found)
+    (tmp_path / 'spt.json').write_text(json.dumps(to_builtins(found)))
     args = {**SMALL, 'found': str(tmp_path / 'spt.json')}
     with pytest.raises(PETLError, match='was it found on another one'):
         mmpetl.inject(tiny.base('mmpretrain_vit'), SPT(**args))
     broken = _plain(found)
-    for text in ('x', packed(np.array([3, 5000], np.int32))):
+    astray = ([3, 5000], [5, 3], [3, 3], [-2, 3], [], [2**31 - 1])
+    for text in ('x', 'AAAA', *(packed(np.array(a, np.int32)) for a in astray)):
         broken['places'][0] = text
         with pytest.raises(PETLError, match=f'found at {found.single[0]} is damaged'):
             model_with(found=broken)
+    broken['places'][0] = found.places[0]
+    broken['vectors'].append('gone.weight')
+    with pytest.warns(UserWarning, match=r'do not train, gone\.weight for one'):
+        model_with(found=broken)
     broken['places'].pop()
     with pytest.raises(PETLError, match='is damaged: places at'):
         model_with(found=broken)

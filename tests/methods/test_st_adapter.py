@@ -109,7 +109,7 @@ def test_both_places_of_every_block_act(stem_):
 
 
 def test_a_trunk_of_images_is_refused_in_one_line():
-    with pytest.raises(PETLError, match='time is no axis of the grid') as error:
+    with pytest.raises(PETLError, match='no frames of clips') as error:
         mmpetl.inject(tiny.base('timm_vit'), STAdapter())
     assert '\n' not in str(error.value)
 

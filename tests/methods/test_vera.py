@@ -83,8 +83,11 @@ def test_the_code_is_drawn_around_its_mean_in_training_only() -> None:
     own = plain_vit.delta(model, 0, 'attn_q')
     mean, log_variance = torch.tensor([0.5, -1.0]), torch.tensor([-2.0, 1.0])
     z = torch.cat((mean, log_variance)).expand(20_000, 4)
-    assert torch.equal(own.code(z), z[:, :2])
-    drawn = own.train().code(z)
+    with torch.no_grad():
+        own.lambda_d.fill_(1.0)
+    code, up = own.float().code(z, torch.ones(6, 2))
+    assert torch.equal(code, z[:, :2])
+    drawn, _ = own.train().code(z, up)
     torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
     torch.testing.assert_close(drawn.var(0), log_variance.exp(), atol=0.1, rtol=0)
 

@@ -218,6 +218,7 @@ def test_a_loss_that_is_not_finite(refused, data, tmp_path):
 
 
 def test_metrics_may_be_lists_or_absent():
-    plain = runpy.run_path(str(ROOT / 'tools' / 'test.py'), run_name='test')['plain']
+    from mmpetl.cli.commands.test import plain
+
     metrics = (torch.tensor([1.5, 2.0]), None, torch.tensor(3), 4, [np.float32(5)])
     assert [plain(m) for m in metrics] == [[1.5, 2.0], None, 3.0, 4.0, [5.0]]

@@ -145,7 +145,8 @@ def test_the_tools_publish_and_fold(bench):
     for key, value in one.items():
         torch.testing.assert_close(two[key], value)
     done = run(fold, f'{out}.safetensors', f'{out}_base.pth', code=1)
-    assert done.stderr.strip().splitlines()[-1].startswith('error: name the config')
+    last = done.stderr.strip().splitlines()[-1]
+    assert 'ants.safetensors is on the base base.pth, and there is no' in last
 
     done = run(publish, config, bench.folder / 'none.pth', out, code=1)
     assert done.stderr.strip().splitlines()[-1].startswith('error: there is no')

@@ -30,14 +30,6 @@ def build(**args: Any) -> nn.Module:
     return SwinTransformerV2(**plain | args)
 
 
-UNFOLDED = (
-    *('ssf', 'rep_adapter', 'rlrr'),
-    *('glora', 'glora:rows'),
-    *('arc', 'arc:attn'),
-    *('consolidator', 'consolidator:shuffle'),
-)
-"""Keys have no bias, and need one, as unit vectors are made of them."""
-
 TINY = {
     'mmpretrain_swin_v2': Tiny(
         'mmpretrain_swin_v2',
@@ -47,6 +39,6 @@ TINY = {
         exact=False,
         frozen_stages=lambda: build(frozen_stages=0),
         meets=covering,
-        unfolded=UNFOLDED,
+        bare_keys=True,
     ),
 }

@@ -27,14 +27,6 @@ def build(**args: Any) -> nn.Module:
     return timm.create_model('swinv2_tiny_window8_256', **plain | args)
 
 
-UNFOLDED = (
-    *('ssf', 'rep_adapter', 'rlrr'),
-    *('glora', 'glora:rows'),
-    *('arc', 'arc:attn'),
-    *('consolidator', 'consolidator:shuffle'),
-)
-"""Keys have no bias, and need one, as unit vectors are made of them."""
-
 TINY = {
     'timm_swin_v2': Tiny(
         'timm_swin_v2',
@@ -43,7 +35,7 @@ TINY = {
         (3, 44, 60),
         exact=False,
         meets=covering,
-        unfolded=UNFOLDED,
+        bare_keys=True,
     ),
     'timm_swin_v2_bare': Tiny(
         'timm_swin_v2',
@@ -52,6 +44,6 @@ TINY = {
         (3, 44, 60),
         exact=False,
         meets=at_the_ends,
-        unfolded=UNFOLDED,
+        bare_keys=True,
     ),
 }

@@ -1,50 +1,11 @@
-"""The report page of a benchmark folder: one HTML file, from its records only.
-
-Examples:
-    python tools/benchmark/report.py --out work_dirs/bench/mini
-    python tools/benchmark/report.py --out work_dirs/bench/mini --screenshot page.png
-    python tools/benchmark/report.py --out work_dirs/bench/mini --screenshot page.pdf
-
-Pictures in <out>/pictures and <out>/analysis, <name>.png with <name>.json of title,
-caption, alt and section, become panels of the page. A screenshot needs playwright
-and Chromium.
-"""
+"""``mmpetl benchmark report`` as a script, with the same flags."""
 
 from __future__ import annotations
 
-import argparse
+from mmpetl.cli.commands.benchmark import report
+from mmpetl.cli.parsing import script
 
-from mmpetl.apis.run import cli_errors
-from mmpetl.benchmark.records import RecordStore
-from mmpetl.benchmark.report import write_report
-from mmpetl.benchmark.report.browser import screenshot
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--out', required=True, help='the benchmark folder')
-    parser.add_argument('--to', help='file to write (default: <out>/report.html)')
-    parser.add_argument('--title', default='', help="heading (default: folder's name)")
-    parser.add_argument('--screenshot', help='also draw the page to this PNG or PDF')
-    parser.add_argument(
-        '--width', type=int, default=1280, help='of the screenshot (default: 1280)'
-    )
-    parser.add_argument('--dark', action='store_true', help='screenshot in the dark')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    with cli_errors():
-        store = RecordStore(args.out)
-        path = write_report(args.out, args.to, args.title, store)
-        print(path)
-        if args.screenshot:
-            print(screenshot(path, args.screenshot, args.width, args.dark))
-        store.check_all_read()
-
+main = script(report, 'tools/benchmark/report.py')
 
 if __name__ == '__main__':
     main()

@@ -1,47 +1,11 @@
-r"""A fine-grained set into fgvc/: the split files of VPT and the official pictures.
-
-Only pictures that a split names are written; one that no archive holds is an error.
-Copies of Stanford Cars, which number their pictures otherwise, need its annotation
-files, too: cars_annos.mat, cars_train_annos.mat and cars_test_annos_withlabels.mat.
-
-Examples:
-    python tools/dataset_converters/fgvc.py cub_200_2011 --splits vpt_splits.zip \
-        CUB_200_2011.tgz
-    python tools/dataset_converters/fgvc.py stanford_cars --splits vpt_splits.zip \
-        cars_train.tgz cars_test.tgz car_devkit.tgz cars_annos.mat \
-        cars_test_annos_withlabels.mat
-"""
+"""``mmpetl data convert fgvc`` as a script, with the same flags."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from mmpetl.cli.commands.data.convert import fgvc
+from mmpetl.cli.parsing import script
 
-from mmpetl.datasets.catalog import CATALOG, facts_of
-from mmpetl.datasets.convert.cli import one_line_errors, parser_for, tell
-from mmpetl.datasets.convert.fgvc import convert_fgvc
-from mmpetl.datasets.items import folder_of
-
-
-def main() -> None:
-    names = [facts.id for facts in CATALOG.values() if facts.layout == 'fgvc']
-    parser = parser_for(__doc__)
-    parser.add_argument('name', choices=names, help='which of the five sets')
-    parser.add_argument(
-        'archives', nargs='+', type=Path, help='pictures (and .mat files)'
-    )
-    parser.add_argument(
-        '--splits',
-        type=Path,
-        required=True,
-        help='archive or folder with train.json, val.json and test.json',
-    )
-    args = parser.parse_args()
-    with one_line_errors():
-        counts = convert_fgvc(
-            args.name, args.splits, args.archives, args.root, args.workers
-        )
-        tell(folder_of(facts_of(args.name), args.root), counts)
-
+main = script(fgvc, 'tools/dataset_converters/fgvc.py')
 
 if __name__ == '__main__':
     main()

@@ -1,33 +1,11 @@
-"""HMDB51: clips into hmdb51/videos and the lists of its three splits.
-
-Unpack the rar archives first (unrar x, 7z x): a folder per class, and the split files.
-
-Example:
-    python tools/dataset_converters/hmdb51.py --videos hmdb51_org --splits splits
-"""
+"""``mmpetl data convert hmdb51`` as a script, with the same flags."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from mmpetl.cli.commands.data.convert import hmdb51
+from mmpetl.cli.parsing import script
 
-from mmpetl.datasets.catalog import facts_of
-from mmpetl.datasets.convert.cli import one_line_errors, parser_for, tell
-from mmpetl.datasets.convert.videos import convert_hmdb51
-
-
-def main() -> None:
-    parser = parser_for(__doc__)
-    parser.add_argument(
-        '--videos', type=Path, required=True, help='folder with a folder per class'
-    )
-    parser.add_argument(
-        '--splits', type=Path, required=True, help='folder of <class>_test_split1.txt'
-    )
-    args = parser.parse_args()
-    with one_line_errors():
-        counts = convert_hmdb51(args.videos, args.splits, args.root, args.workers)
-        tell(args.root / facts_of('hmdb51').path, counts)
-
+main = script(hmdb51, 'tools/dataset_converters/hmdb51.py')
 
 if __name__ == '__main__':
     main()

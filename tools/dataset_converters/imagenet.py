@@ -1,40 +1,11 @@
-"""Lists of ImageNet, and its shifted test sets (V2, R, Sketch, A).
-
-The lists are those of imagenet/train/<wnid> and imagenet/val/<wnid>; a shifted set is
-unpacked from its official archive.
-
-Examples:
-    python tools/dataset_converters/imagenet.py lists
-    python tools/dataset_converters/imagenet.py imagenet_r imagenet-r.tar
-"""
+"""``mmpetl data convert imagenet`` as a script, with the same flags."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from mmpetl.cli.commands.data.convert import imagenet
+from mmpetl.cli.parsing import script
 
-from mmpetl.datasets.catalog import facts_of
-from mmpetl.datasets.convert.cli import one_line_errors, parser_for, tell
-from mmpetl.datasets.convert.study import VARIANTS, convert_variant, list_imagenet
-
-
-def main() -> None:
-    parser = parser_for(__doc__)
-    parser.add_argument('what', choices=('lists', *VARIANTS))
-    parser.add_argument('archives', nargs='*', type=Path, help='of a shifted set')
-    parser.add_argument(
-        '--check', action='store_true', help='with lists: decode every picture'
-    )
-    args = parser.parse_args()
-    if (args.what == 'lists') == bool(args.archives):
-        parser.error('lists takes no archive, a shifted set at least one')
-    with one_line_errors():
-        if args.what == 'lists':
-            counts = list_imagenet(args.root, args.workers, args.check)
-            tell(args.root / facts_of('imagenet').path, counts)
-            return
-        counts = convert_variant(args.what, args.archives, args.root, args.workers)
-        tell(args.root / facts_of(args.what).path, counts)
-
+main = script(imagenet, 'tools/dataset_converters/imagenet.py')
 
 if __name__ == '__main__':
     main()

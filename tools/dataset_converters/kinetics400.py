@@ -1,46 +1,11 @@
-"""Lists of Kinetics-400 for the clips in kinetics400/videos_train and videos_val.
-
-A clip's class is what the CSV of its split says; without one, the folder it lies in,
-which must be called like a class. Blanks in folders become underscores. Clips that do
-not decode are left out and named in kinetics400_<split>_unreadable.txt: state your
-counts with a result.
-
-Example:
-    python tools/dataset_converters/kinetics400.py --val-csv validate.csv
-"""
+"""``mmpetl data convert kinetics400`` as a script, with the same flags."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from mmpetl.cli.commands.data.convert import kinetics400
+from mmpetl.cli.parsing import script
 
-from mmpetl.datasets.catalog import facts_of
-from mmpetl.datasets.convert.cli import one_line_errors, parser_for, tell
-from mmpetl.datasets.convert.videos import convert_kinetics400
-
-
-def main() -> None:
-    parser = parser_for(__doc__)
-    for split in ('train', 'val'):
-        parser.add_argument(
-            f'--{split}-csv',
-            type=Path,
-            help='of the release; it is believed before folder names',
-        )
-    parser.add_argument(
-        '--no-check', action='store_true', help='list clips without opening them'
-    )
-    args = parser.parse_args()
-    tables = {
-        split: path
-        for split, path in (('train', args.train_csv), ('val', args.val_csv))
-        if path
-    }
-    with one_line_errors():
-        counts = convert_kinetics400(
-            args.root, tables, args.workers, check=not args.no_check
-        )
-        tell(args.root / facts_of('kinetics400').path, counts)
-
+main = script(kinetics400, 'tools/dataset_converters/kinetics400.py')
 
 if __name__ == '__main__':
     main()

@@ -1,39 +1,11 @@
-"""The pools of CIFAR-100, RESISC45 and CLEVR that sets of several sizes are drawn from.
-
-Examples:
-    python tools/dataset_converters/many_shot.py cifar100 cifar-100-binary.tar.gz
-    python tools/dataset_converters/many_shot.py resisc45 --tfds ~/tensorflow_datasets
-"""
+"""``mmpetl data convert many-shot`` as a script, with the same flags."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from mmpetl.cli.commands.data.convert import many_shot
+from mmpetl.cli.parsing import script
 
-from mmpetl.core import PETLError
-from mmpetl.datasets.convert import study
-from mmpetl.datasets.convert.cli import one_line_errors, parser_for, tell
-
-
-def main() -> None:
-    parser = parser_for(__doc__)
-    parser.add_argument('name', choices=study.POOLS)
-    parser.add_argument(
-        'archive', nargs='?', type=Path, help='CIFAR-100, binary version'
-    )
-    parser.add_argument('--tfds', type=Path, help='data folder of TensorFlow Datasets')
-    args = parser.parse_args()
-    with one_line_errors():
-        if args.tfds:
-            parts = study.read_tfds_pool(args.name, args.tfds)
-        elif args.name == 'cifar100' and args.archive:
-            parts = study.read_cifar100(args.archive)
-        else:
-            raise PETLError(
-                f'give --tfds for {args.name}, or for cifar100 its binary archive'
-            )
-        counts = study.convert_pool(args.name, parts, args.root, args.workers)
-        tell(args.root / 'many_shot' / args.name, counts)
-
+main = script(many_shot, 'tools/dataset_converters/many_shot.py')
 
 if __name__ == '__main__':
     main()

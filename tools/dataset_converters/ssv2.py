@@ -1,40 +1,11 @@
-r"""Something-Something V2: .webm clips to .mp4, and the lists.
-
-Example:
-    python tools/dataset_converters/ssv2.py --videos 20bn-something-something-v2 \
-        --labels labels
-"""
+"""``mmpetl data convert ssv2`` as a script, with the same flags."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from mmpetl.cli.commands.data.convert import ssv2
+from mmpetl.cli.parsing import script
 
-from mmpetl.datasets.catalog import facts_of
-from mmpetl.datasets.convert.cli import one_line_errors, parser_for, tell
-from mmpetl.datasets.convert.videos import convert_ssv2
-
-
-def main() -> None:
-    parser = parser_for(__doc__)
-    parser.add_argument(
-        '--videos', type=Path, required=True, help='folder of the .webm clips'
-    )
-    parser.add_argument(
-        '--labels', type=Path, required=True, help='folder of the annotation files'
-    )
-    parser.add_argument(
-        '--encoder',
-        choices=('ffmpeg', 'opencv'),
-        default='ffmpeg',
-        help='ffmpeg: H.264, CRF 18; opencv: MPEG-4 part 2, a larger loss',
-    )
-    args = parser.parse_args()
-    with one_line_errors():
-        counts = convert_ssv2(
-            args.videos, args.labels, args.root, args.encoder, args.workers
-        )
-        tell(args.root / facts_of('ssv2').path, counts)
-
+main = script(ssv2, 'tools/dataset_converters/ssv2.py')
 
 if __name__ == '__main__':
     main()

@@ -1,4 +1,4 @@
-"""Write the generated tables: grid, methods, stacks, data sets, weights, digits.
+"""Write the generated tables: grid, methods, layers, stacks, data, weights, digits.
 
 Example: python tools/misc/update_tables.py --check
 
@@ -6,7 +6,7 @@ Grid and index are computed from the registries: a method is supported where eve
 kind it needs is offered, and a dash says what is lacking. Which methods act together is
 asked of the check that `inject` makes. Data sets are those of the catalogue, weight
 files those of the registry. The digits are those that tools/digits.py left in
-docs/digits.
+docs/digits. The gallery of methods is that of tools/misc/gallery.py.
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced.
 """
 
@@ -53,6 +53,9 @@ from mmpetl.models.weights import KNOWN_FILES
 from mmpetl.registry import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(Path(__file__).resolve().parent))  # runpy does not
+
+import gallery  # noqa: E402
 
 GROUPS = {
     'plain': 'one stage, global attention',
@@ -424,6 +427,37 @@ def index(backbones: dict[str, torch.nn.Module]) -> str:
     return f'{table(lines)}\n\n{table(good)}'
 
 
+LEAVES = {
+    'layer.linear': 'Linear',
+    'layer.conv': 'convolutions',
+    'layer.dwconv': 'grouped convolutions',
+    'layer.norm': 'norms',
+}
+"""What the kinds of single layers are called on the page of any model."""
+
+
+def by_layers() -> str:
+    """What methods do where no file describes a model, or layer by layer."""
+    head = ['method', 'layers of any model', 'places by name', 'sizes by layer']
+    lines = [head, [':---'] * len(head)]
+    for name, cls in methods().items():
+        acts = [LEAVES[kind] for kind in cls.leaf_kinds or ()]
+        if cls.on_any_model() and not acts:
+            picks = cls.selects, cls.select
+            trains = picks != (Method.selects, Method.select)
+            acts = ['what it trains of the base' if trains else 'none but the head']
+        placed = [f'`{kind}`' for kind in build_method(name).targets]
+        where = {None: '-', '': ', '.join(placed)}
+        row = [
+            ', '.join(acts) or '-',
+            where.get(cls.placed, f'{where[""]}, on a map'),
+            ', '.join(f'`{arg}`' for arg in cls.sized) or '-',
+        ]
+        if set(row) != {'-'}:
+            lines.append([f'[{name}](methods/{cls.stem()}.md)', *row])
+    return table(lines)
+
+
 def measured_costs() -> dict[str, tuple[str, str]]:
     """Time of a step and bytes kept, as ``speed/methods.py --write`` measured them."""
     path = ROOT / 'docs' / 'speed' / 'methods.json'
@@ -592,6 +626,7 @@ def main() -> int:
     pages = {
         ROOT / 'README.md': {'grid': grid.short(), 'digits': digits.strip()},
         ROOT / 'docs' / 'grid.md': {'grid': grid.long()},
+        ROOT / 'docs' / 'any_model.md': {'methods': by_layers()},
         ROOT / 'docs' / 'methods' / 'README.md': {'index': index(backbones)},
         ROOT / 'docs' / 'stacking.md': {
             'plain': stacks(backbones['timm_vit']),
@@ -600,7 +635,11 @@ def main() -> int:
         ROOT / 'docs' / 'datasets.md': {'catalogue': data_sets()},
         ROOT / 'docs' / 'weights.md': {'files': weight_files()},
     }
-    stale = []
+    drawn = gallery.pages()
+    other, gone = gallery.compared(drawn)
+    if not args.check:
+        gallery.write(drawn, other, gone)
+    stale = [str(path.relative_to(ROOT)) for path in (*other, *gone)]
     for path, parts in pages.items():
         old = new = path.read_text(encoding='utf-8')
         for name, content in parts.items():

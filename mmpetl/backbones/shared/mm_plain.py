@@ -28,7 +28,9 @@ def parts_of_ffn(ffn: nn.Module) -> FFN:
     Scale and stochastic depth behind them belong to the residual of a block.
     """
     if hasattr(ffn, 'w12'):
-        return FFN(ffn.w12, lambda x, ctx: ffn.norm(silu_gate(x)), ffn.w3)
+        return FFN(
+            ffn.w12, lambda x, ctx: ffn.norm(silu_gate(x)), ffn.w3, by_token=True
+        )
     (fc1, *between), fc2, behind = ffn.layers
     return FFN.of(fc1, between, fc2, behind)
 

@@ -39,6 +39,7 @@ def network(mlp: nn.Module) -> FFN:
             lambda x, _: mlp.drop1(_product(mlp.act, x, first=True)),
             mlp.w2,
             mlp.drop2,
+            by_token=True,
         )
     if isinstance(mlp, Mlp):
         return FFN.of(mlp.fc1, (mlp.act, mlp.drop1, mlp.norm), mlp.fc2, mlp.drop2)
@@ -47,7 +48,13 @@ def network(mlp: nn.Module) -> FFN:
     else:
         fc1 = Stack(mlp.fc1_g, mlp.fc1_x)
         inner = partial(_product, mlp.act, first=True)
-    return FFN(fc1, lambda x, _: mlp.norm(mlp.drop1(inner(x))), mlp.fc2, mlp.drop2)
+    return FFN(
+        fc1,
+        lambda x, _: mlp.norm(mlp.drop1(inner(x))),
+        mlp.fc2,
+        mlp.drop2,
+        by_token=True,
+    )
 
 
 def _product(act: nn.Module, x: Tensor, first: bool) -> Tensor:

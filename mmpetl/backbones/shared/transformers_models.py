@@ -226,13 +226,25 @@ class LayerHost(BlockHost):
         mlp = self.mlp
         if hasattr(mlp, 'fc1'):
             act = getattr(mlp, 'activation_fn', None) or mlp.activation
-            return FFN(mlp.fc1, lambda x, _: act(x), mlp.fc2, self.drop_projection)
+            return FFN(
+                mlp.fc1,
+                lambda x, _: act(x),
+                mlp.fc2,
+                self.drop_projection,
+                by_token=True,
+            )
         if hasattr(mlp, 'gate_proj'):
             fc1 = Stack(mlp.gate_proj, mlp.up_proj)
-            return FFN(fc1, self.gate, mlp.down_proj, self.drop_projection)
+            return FFN(
+                fc1, self.gate, mlp.down_proj, self.drop_projection, by_token=True
+            )
         act = mlp.act_fn
         return FFN(
-            mlp.up_proj, lambda x, _: act(x), mlp.down_proj, self.drop_projection
+            mlp.up_proj,
+            lambda x, _: act(x),
+            mlp.down_proj,
+            self.drop_projection,
+            by_token=True,
         )
 
     def gate(self, x: Tensor, ctx: Context) -> Tensor:

@@ -6,8 +6,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import mmpetl.engine.forks  # noqa: F401  # its hook
 from mmpetl.benchmark.executors.base import Executor
 from mmpetl.benchmark.executors.local import cores
 from mmpetl.benchmark.task import Outcome, Task
@@ -66,7 +68,7 @@ class RayExecutor(Executor):
         self._address = address or os.environ.get('RAY_ADDRESS') or None
         self._remote: Any = None
         self._refs: dict[Any, Task] = {}
-        self._own = False
+        self._own = self._alone = False
         self._slots = self._largest = workers or cores()
         self._gpus = 0
 
@@ -111,7 +113,7 @@ class RayExecutor(Executor):
             raise PETLError(
                 f'cannot reach or start a Ray cluster at {where}: {reason}'
             ) from error
-        self._own = True
+        self._own, self._alone = True, not self._address
         end_forks_by_sigterm()
 
     @property
@@ -130,7 +132,19 @@ class RayExecutor(Executor):
     def room(self, task: Task) -> bool:
         return self.free > 0
 
+    def _shared(self, task: Task) -> int | None:
+        """Jobs that may be on the device of a task with it, as Ray places them.
+
+        On a cluster that others may use, too, only a whole GPU is known to be alone.
+        """
+        if self._gpus and (self._per_gpu == 1 or task.processes > 1):
+            return 1
+        if not self._alone:
+            return None
+        return self._per_gpu if self._gpus else self._slots
+
     def submit(self, task: Task) -> None:
+        task = replace(task, shared=task.shared or self._shared(task))
         remote, number = self._remote, task.processes
         if number > 1:
             share = {'num_gpus': number} if self._gpus else {'num_gpus': 0}
@@ -172,7 +186,12 @@ class RayExecutor(Executor):
 
 
 class _EndsForks:
-    """A handler of SIGTERM that is another's in this process, and ends its forks."""
+    """A handler of SIGTERM that is another's in this process, and ends its forks.
+
+    Those that it reaches: :mod:`mmpetl.engine.forks` takes it from the others.
+    """
+
+    ends_forks = True
 
     def __init__(self, handler: Callable[[int, Any], object]) -> None:
         self.pid = os.getpid()
@@ -187,9 +206,9 @@ class _EndsForks:
 def end_forks_by_sigterm() -> None:
     """Let SIGTERM end the processes that are forked from one of Ray's.
 
-    Ray's handler raises SystemExit. Behind a fork Python runs hooks that drop what is
-    raised within them, so that a child which is told to end right then goes on, and
-    the pool or loader that it belongs to waits for it without end.
+    Ray's handler raises SystemExit, which a child that is told to end right behind its
+    fork survives; the pool or loader that it belongs to then waits for it without end
+    (:mod:`mmpetl.engine.forks`).
     """
     if threading.current_thread() is threading.main_thread():
         handler = signal.getsignal(signal.SIGTERM)

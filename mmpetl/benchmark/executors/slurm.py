@@ -96,7 +96,19 @@ class SlurmExecutor(Executor):
     def free(self) -> int:
         return self._most - len(self._jobs) - len(self._waiting)
 
+    def _shared(self) -> int | None:
+        """Jobs that may be on the device of one with it, itself included.
+
+        Slurm gives GPUs, and nodes that are asked for alone, to one job. Who else is on
+        a node that is not, only Slurm knows.
+        """
+        if self._threads is not None:
+            return 1 if self._cluster == 'debug' else self._most
+        gpus = any(self._parameters.get(f'{n}gpus_per_node') for n in ('', 'slurm_'))
+        return 1 if gpus or self._parameters.get('slurm_exclusive') is True else None
+
     def submit(self, task: Task) -> None:
+        task = replace(task, shared=task.shared or self._shared())
         self._waiting.append(replace(task, threads=task.threads or self._threads))
 
     def wait(self, timeout: float) -> list[Outcome]:

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import mmpetl
 from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError, is_several, methods_family, registered_methods
 from mmpetl.core.several import written_out
+from mmpetl.shipped import shipped
 
-DOCS = Path(mmpetl.__file__).resolve().parents[1] / 'docs' / 'methods'
-"""Where the pages lie in a checkout; an installed package comes without them."""
+DOCS = shipped('docs/methods')
+"""Where the pages lie."""
 
 
 @dataclass(frozen=True)

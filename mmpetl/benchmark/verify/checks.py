@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -328,7 +329,7 @@ def _went_on(run: Run, trials: Mapping[int, Mapping[str, Any]]) -> Iterator[Chec
     found = replaced_reads(out, job)
     yield same('search.earlier', told, found, 'readings of runs that were replaced')
     path = search_folder(out, job.recipe, job.method) / 'trials.json'
-    if path.is_file():
+    if os.path.lexists(path):
         now = read_json(path, Found, 'trials of a search')
         yield same('search.trials', len(trials), len(now.trials), 'in trials.json')
 

@@ -45,7 +45,7 @@ def wrong_kind(is_mini: bool, folder: Path) -> Finding:
     return Finding(
         '',
         f"'{folder}' holds no mini set: it has no stamp of the generator",
-        'make it with tools/misc/make_mini_data.py, or verify it as official data',
+        'make it with mmpetl data make, or verify it as official data',
     )
 
 

@@ -4,6 +4,7 @@ from mmpetl.engine.hooks.base_guard import BaseGuardHook
 from mmpetl.engine.hooks.calibration import CalibrationHook
 from mmpetl.engine.hooks.data_read import DataReadHook
 from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
+from mmpetl.engine.hooks.drawing import DrawingHook
 from mmpetl.engine.hooks.efficiency import EfficiencyHook
 from mmpetl.engine.hooks.ema import TrainableEMAHook
 from mmpetl.engine.hooks.nonfinite_guard import NonFiniteGuardHook
@@ -16,6 +17,7 @@ __all__ = [
     'CalibrationHook',
     'DataReadHook',
     'DeltaCheckpointHook',
+    'DrawingHook',
     'EfficiencyHook',
     'NonFiniteGuardHook',
     'PredictionsHook',

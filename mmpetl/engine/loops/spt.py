@@ -5,30 +5,25 @@ What follows is an ordinary run of ``SPT(found='.../spt.json')``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from mmengine.dist import barrier, is_main_process
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 
 from mmpetl.core import PETLError, check_range, injections
-from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import plain_model
-from mmpetl.engine.loops.phase import Phase
-from mmpetl.methods.spt import SPT, Found
+from mmpetl.engine.loops.data_pass import DataPass
+from mmpetl.methods.spt import SPT
 from mmpetl.registry import LOOPS
 
 
 @LOOPS.register_module()
-class SPTLoop(Phase, BaseLoop):
+class SPTLoop(DataPass):
     """Finds out which parameters train, and updates none.
 
     It is the ``train_cfg`` of a run whose model holds ``SPT()``. In the work folder it
-    leaves ``spt.json``, for ``SPT(found='.../spt.json')``. The first process makes the
-    pass, over all training data in an order that follows from the seed.
+    leaves ``spt.json``, for ``SPT(found='.../spt.json')``.
 
     Args:
         runner: The runner.
@@ -41,17 +36,6 @@ class SPTLoop(Phase, BaseLoop):
     """
 
     phase = 'sensitivity'
-    max_epochs = 1
-    max_iters = 1
-
-    @classmethod
-    def prepare(
-        cls, config: Any, settings: Mapping[str, Any], folders: Mapping[str, Path]
-    ) -> None:
-        config.train_cfg = {'type': f'mmpetl.{cls.__name__}', **settings}
-        config.param_scheduler = None
-        for part in ('val_dataloader', 'val_evaluator', 'val_cfg'):
-            config[part] = None
 
     @classmethod
     def cost(
@@ -71,19 +55,7 @@ class SPTLoop(Phase, BaseLoop):
         check_range('SPTLoop', 'batches', batches, 1)
         self.budget = budget
         self.batches = batches
-        self._done = 0
         self.method = self._method()
-
-    # What hooks and the runner ask of a loop that takes the place of training.
-    @property
-    def epoch(self) -> int:
-        """Whether the pass is made."""
-        return self._done
-
-    @property
-    def iter(self) -> int:
-        """The same."""
-        return self._done
 
     def _method(self) -> SPT:
         found = [
@@ -99,27 +71,13 @@ class SPTLoop(Phase, BaseLoop):
             )
         return found[0]
 
-    def run(self) -> None:
-        """Make the pass, and write what was found."""
-        if is_main_process():
-            self._find()
-        barrier()
-        self._done = 1
-
-    def _find(self) -> None:
+    def find(self) -> None:
         model = plain_model(self.runner)
         given = self.method.sensitivities(model, self.dataloader, self.batches)
         found = self.method.allocate(given, self.budget)
-        path = Path(self.runner.work_dir) / 'spt.json'
-        write_found(path, found)
+        path = self.write('spt.json', msgspec.to_builtins(found))
         self.runner.logger.info(
             f'SPT found {found.params:,} parameters (budget {self.budget:,}): '
             f'{len(found.modules)} modules, single entries at {len(found.single)} '
             f'sites, {len(found.biases) + len(found.vectors)} vectors: {path}'
         )
-
-
-def write_found(path: Path, found: Found) -> None:
-    """Write what was found, whole or not at all."""
-    text = json.dumps(msgspec.to_builtins(found), indent=2) + '\n'
-    AtomicLocalBackend().put_text(text, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hostile import (
     converters,
     dense,
+    kept,
     lists,
     options,
     plans,
@@ -20,6 +21,7 @@ AREAS: tuple[Area, ...] = (
     weights.REGISTRIES,
     runs.AREA,
     published.AREA,
+    published.PACKED,
     published.FOLD,
     lists.VTAB,
     lists.FGVC,
@@ -29,6 +31,7 @@ AREAS: tuple[Area, ...] = (
     plans.AREA,
     plans.SEARCH,
     records.AREA,
+    kept.AREA,
     options.OPTIONS,
     options.SYSTEM,
 )

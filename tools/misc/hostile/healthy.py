@@ -43,6 +43,12 @@ log_level = 'WARNING'
 """
 """A one-block ViT on the mini digits, two epochs of two steps."""
 
+FEW_BITS = """
+_base_ = './digits.py'
+model = dict(backbone=dict(method=dict(_delete_=True, type='BiLoRA', rank=2)))
+"""
+"""The same, whose delta can be packed."""
+
 FGVC = f"""
 _base_ = {str(ROOT / 'configs' / 'mini' / 'cub.py')!r}
 model = dict(
@@ -182,8 +188,20 @@ def _runs(store: Path) -> None:
 
     environ = {'MMPETL_DATA': str(store / 'data')}
     config = str(store / 'digits.py')
-    run = store / 'run'
+    run, few = store / 'run', store / 'few'
+    (store / 'few_bits.py').write_text(FEW_BITS)
     for call in (
+        Call(
+            'tools/train.py',
+            [str(store / 'few_bits.py'), '--work-dir', str(few)],
+            environ,
+        ),
+        Call(
+            'tools/model_converters/publish_delta.py',
+            [str(store / 'few_bits.py'), str(few / 'epoch_2.pth')]
+            + [str(store / 'packed'), '--packed'],
+            environ,
+        ),
         Call('tools/train.py', [config, '--work-dir', str(run)], environ),
         Call(
             'tools/model_converters/publish_delta.py',
@@ -368,6 +386,13 @@ def _test_delta(bench: Bench) -> Call:
     return call
 
 
+def _test_packed(bench: Bench) -> Call:
+    call = _test(bench)
+    bench.take('few_bits.py', 'packed.safetensors', 'packed.json')
+    call.argv[:2] = [str(bench / 'few_bits.py'), str(bench / 'packed.safetensors')]
+    return call
+
+
 def _fold(bench: Bench) -> Call:
     bench.take('digits.py', 'base.pth', 'delta.safetensors', 'delta.json')
     argv = [str(bench / 'digits.py'), str(bench / 'delta.safetensors')]
@@ -432,6 +457,7 @@ def bases() -> dict[str, Base]:
         Base('resume', _resume, trained('epoch_2.pth')),
         Base('test', _test, text_of('metrics.json')),
         Base('test delta', _test_delta, text_of('metrics.json')),
+        Base('test packed', _test_packed, text_of('metrics.json')),
         Base('fold', _fold, folded),
         Base('fold base', _fold_base, lambda b, out: tensors_of(b / 'folded.pth')),
         Base('demo', _demo, printed),

@@ -12,6 +12,7 @@ from hostile.case import (
     Area,
     Bench,
     all_kinds,
+    cut,
     drop_at,
     drop_one,
     flip,
@@ -36,15 +37,15 @@ def lacking(place: str) -> Callable:
     return lambda bench: bench.edit_json(FACTS, lambda d: drop_at(d, place))
 
 
-def signed(bench: Bench) -> None:
+def signed(bench: Bench, facts: str = FACTS, weights: str = WEIGHTS) -> None:
     """Let the record have the digest of the tensors as they are now."""
-    data = (bench / WEIGHTS).read_bytes()
+    data = (bench / weights).read_bytes()
 
-    def change(facts: Any) -> None:
-        facts['tensors']['sha256'] = hashlib.sha256(data).hexdigest()
-        facts['tensors']['bytes'] = len(data)
+    def change(data_of: Any) -> None:
+        data_of['tensors']['sha256'] = hashlib.sha256(data).hexdigest()
+        data_of['tensors']['bytes'] = len(data)
 
-    bench.edit_json(FACTS, change)
+    bench.edit_json(facts, change)
 
 
 def tensors(change: Callable[[dict], Any]) -> Callable:
@@ -445,3 +446,128 @@ def _int8(bench: Bench) -> None:
 
     state = torch.load(bench / 'base.pth', weights_only=True)
     torch.save({k: v.char() for k, v in state.items()}, bench / 'base.pth')
+
+
+# ------------------------------------------------------------------------ packed deltas
+
+PACKED = Area('packed delta', 'test packed')
+
+PACKED_FACTS, PACKED_WEIGHTS = 'packed.json', 'packed.safetensors'
+
+
+def packed_fact(change: Callable[[dict[str, Any]], Any]) -> Callable:
+    """A record that says something else of what is packed, by key."""
+
+    def spoil(bench: Bench) -> None:
+        def edit(facts: Any) -> None:
+            facts['packed'] = change(facts['packed'])
+
+        bench.edit_json(PACKED_FACTS, edit)
+
+    return spoil
+
+
+def of_first(name: str, value: Any) -> Callable:
+    """Another value in what is said of the first packed weight."""
+
+    def change(packed: dict[str, Any]) -> dict[str, Any]:
+        first = next(iter(packed))
+        return {**packed, first: {**packed[first], name: value}}
+
+    return packed_fact(change)
+
+
+def packed_tensors(change: Callable[[dict], Any]) -> Callable:
+    """Other codes and levels, whose digest is right."""
+
+    def spoil(bench: Bench) -> None:
+        from safetensors.torch import load_file, save_file
+
+        held = load_file(bench / PACKED_WEIGHTS)
+        change(held)
+        save_file({k: v.clone() for k, v in held.items()}, bench / PACKED_WEIGHTS)
+        signed(bench, PACKED_FACTS, PACKED_WEIGHTS)
+
+    return spoil
+
+
+def of_end(end: str, change: Callable[[Any], Any]) -> Callable:
+    """Another tensor in place of the first whose key ends so; None for none."""
+
+    def edit(held: dict) -> None:
+        key = next(k for k in sorted(held) if k.endswith(f'.{end}'))
+        held[key] = change(held[key])
+        if held[key] is None:
+            del held[key]
+
+    return packed_tensors(edit)
+
+
+def _stem(held: dict) -> str:
+    return next(k for k in sorted(held) if k.endswith('.codes')).removesuffix('.codes')
+
+
+for share in (0.0, 0.25, 0.5, 0.9):
+    PACKED.add(f'first {share:.0%} of it', cut(PACKED_WEIGHTS, share), want='refuse')
+PACKED.add('a byte of the codes', flip(PACKED_WEIGHTS, 0.95), want='refuse')
+PACKED.add('packed: none', packed_fact(lambda packed: {}), want='refuse')
+PACKED.add(
+    'packed: one is not said',
+    packed_fact(lambda p: dict(list(p.items())[1:])),
+    want='refuse',
+)
+for name, value in junk('an object'):
+    PACKED.add(f'packed is {name}', packed_fact(lambda p, v=value: v), want='refuse')
+PACKED.add(
+    'packed: a weight that is not there',
+    packed_fact(lambda p: {**p, 'x.weight': {'bits': 1, 'shape': [2]}}),
+    want='refuse',
+)
+PACKED.add(
+    'packed: a key that leads outside',
+    packed_fact(lambda p: {**p, '../../x': {'bits': 1, 'shape': [2]}}),
+    want='refuse',
+)
+for name, value in junk('a number'):
+    PACKED.add(f'packed: bits are {name}', of_first('bits', value), want='refuse')
+for name, value in junk('a list'):
+    PACKED.add(f'packed: shape is {name}', of_first('shape', value), want='refuse')
+for label, name, value in (
+    ('bits are 3', 'bits', 3),
+    ('bits are 8', 'bits', 8),
+    ('bits are 10^30', 'bits', 10**30),
+    ('bits are 1.5', 'bits', 1.5),
+    ('shape is empty', 'shape', []),
+    ('shape holds 0', 'shape', [0, 16]),
+    ('shape holds -1', 'shape', [-1, 16]),
+    ('shape holds 1.5', 'shape', [1.5, 16]),
+    ('shape holds true', 'shape', [True, 16]),
+    ('shape holds 10^400', 'shape', [10**400, 16]),
+    ('shape of 2^31 x 2^31', 'shape', [2**31, 2**31]),
+    ('shape of 8 axes of 2^31', 'shape', [2**31] * 8),
+    ('shape of 10,000 axes', 'shape', [1] * 10_000),
+    ('shape is another', 'shape', [16, 16]),
+    ('shape is turned', 'shape', [32]),
+):
+    PACKED.add(f'packed: {label}', of_first(name, value), want='refuse')
+for label, end, change in (
+    ('codes are missing', 'codes', lambda v: None),
+    ('levels are missing', 'levels', lambda v: None),
+    ('codes are float', 'codes', lambda v: v.float()),
+    ('codes are of two axes', 'codes', lambda v: v[None]),
+    ('codes are one too many', 'codes', lambda v: v.repeat(2)[: len(v) + 1]),
+    ('codes are none', 'codes', lambda v: v[:0]),
+    ('levels are int64', 'levels', lambda v: v.long()),
+    ('levels are three', 'levels', lambda v: v.repeat(2)[:3]),
+    ('levels are NaN', 'levels', lambda v: v * float('nan')),
+    ('levels are infinite', 'levels', lambda v: v / 0),
+    ('levels fall', 'levels', lambda v: v.flip(0)),
+):
+    PACKED.add(f'packed: {label}', of_end(end, change), want='refuse')
+PACKED.add(
+    'packed: the weight is there, too',
+    packed_tensors(
+        lambda held: held.update({_stem(held): held[_stem(held) + '.levels']})
+    ),
+    want='refuse',
+)

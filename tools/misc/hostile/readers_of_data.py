@@ -151,8 +151,8 @@ def _of_runs() -> list[Target]:
     from mmpetl.engine.best import read_best
     from mmpetl.engine.hooks.run_log import read_run_log
     from mmpetl.engine.latest import newest_checkpoint
-    from mmpetl.engine.loops.noah import read_search
-    from mmpetl.methods.noah import read_found
+    from mmpetl.engine.loops.search import read_search
+    from mmpetl.methods.noah import SearchSpace, read_found
 
     widths = {'num_tokens': [1, 2], 'rank': [1, 2], 'hidden_dims': [1, 2]}
     scored = {'generation': 0, 'origin': 'random', **widths, 'params': 9, 'score': 0.5}
@@ -195,7 +195,7 @@ def _of_runs() -> list[Target]:
         return of_list
 
     def searched(path: Path) -> Any:
-        return read_search(path, {'seed': 1})
+        return read_search(path, {'seed': 1}, SearchSpace((1, 2), (1, 2), 2))
 
     ledger = lines({'what': 'skipped', 'sample': 'a.jpg', 'why': 'it is cut'})
     return [

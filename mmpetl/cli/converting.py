@@ -1,4 +1,4 @@
-"""What ``tools/dataset_converters`` share: arguments, errors, last words."""
+"""What the commands that convert data share: arguments, errors, last words."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
 from mmpetl.datasets.convert.jobs import default_workers
 
 
-def parser_for(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the arguments that every converter has."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser_for(module: str) -> CommandParser:
+    """A parser with the arguments that every converter has.
+
+    Args:
+        module: As of :class:`mmpetl.cli.parsing.CommandParser`.
+    """
+    parser = CommandParser(module)
     parser.add_argument(
         '--data-root',
         dest='root',

@@ -1,0 +1,123 @@
+"""What runs have logged, and curves of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpetl.analysis import charts
+from mmpetl.core import PETLError, suggest
+
+Curve = tuple[Sequence[float], Sequence[float]]
+"""Steps and values."""
+
+WARMUP = 5
+"""Steps of a run that its mean time leaves out."""
+
+
+def read_log(run: str | os.PathLike) -> dict[str, Curve]:
+    """What MMEngine has logged of a run, by key: ``loss``, ``accuracy/top1``.
+
+    Args:
+        run: Work folder, of which the newest log is read, or a ``scalars.json``.
+
+    Raises:
+        PETLError: There is no log, or a line of it cannot be read.
+    """
+    path = Path(run)
+    if path.is_dir():
+        logs = sorted(path.glob('*/vis_data/scalars.json'), key=os.path.getmtime)
+        if not logs:
+            raise PETLError(f'{run} holds no <time>/vis_data/scalars.json of a run')
+        path = logs[-1]
+    if not path.is_file():
+        raise PETLError(f'there is no folder of a run, and no log, at {run}')
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
+        try:
+            row = json.loads(line)
+            step = row['step']
+            numbers = {
+                k: float(v)
+                for k, v in row.items()
+                if isinstance(v, int | float) and k not in ('step', 'iter', 'epoch')
+            }
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise PETLError(f'line {number} of {path} is no line of a log') from None
+        for key, value in numbers.items():
+            steps, values = found.setdefault(key, ([], []))
+            steps.append(step)
+            values.append(value)
+    if not found:
+        raise PETLError(f'{path} has logged nothing yet')
+    return found
+
+
+def choose(log: Mapping[str, Curve], keys: Sequence[str], run: Any) -> dict[str, Curve]:
+    """The curves of some keys.
+
+    Raises:
+        PETLError: The run has logged no such key.
+    """
+    for key in keys:
+        if key not in log:
+            raise PETLError(
+                f'{run} has logged no {key!r}.{suggest(key, log)} '
+                f'There are: {", ".join(sorted(log))}'
+            )
+    return {key: log[key] for key in keys}
+
+
+def summary(log: Mapping[str, Curve]) -> list[str]:
+    """A line for each key: values logged, first, least, greatest, last."""
+    lines = [
+        f'{"key":28}{"values":>8}{"first":>12}{"least":>12}{"most":>12}{"last":>12}'
+    ]
+    for key, (_, values) in sorted(log.items()):
+        numbers = (values[0], min(values), max(values), values[-1])
+        row = ''.join(f'{number:>12.5g}' for number in numbers)
+        lines.append(f'{key:28}{len(values):>8}{row}')
+    if 'time' in log:
+        times = log['time'][1]
+        settled = times[WARMUP:] or times
+        lines.append(f'mean time of a step: {statistics.fmean(settled):.4g} s')
+    return lines
+
+
+def draw_curves(
+    panels: Mapping[str, Mapping[str, Curve]],
+    out: str | os.PathLike,
+    title: str,
+    section: str = 'Logs',
+) -> Path:
+    """A panel for each key with a curve for each run, and words beside the picture."""
+    if Path(out).suffix != '.png':
+        raise PETLError(f'curves are drawn as .png, and {out} is none')
+    figure, axes = charts.new_figure(8, 3.2 * len(panels), rows=len(panels))
+    said = []
+    for axis, (key, curves) in zip(axes[:, 0], panels.items(), strict=True):
+        styles = charts.distinct(len(curves))
+        for (name, (steps, values)), (colour, marker) in zip(
+            curves.items(), styles, strict=True
+        ):
+            few = marker if len(values) < 40 else None
+            axis.plot(steps, values, color=colour, marker=few, ms=4, label=name)
+            said.append(
+                f'{key} of {name} goes from {values[0]:.4g} to {values[-1]:.4g}'
+            )
+        axis.set_ylabel(key)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[-1, 0].set_xlabel('step')
+    return charts.save_figure(
+        figure,
+        out,
+        title=title,
+        caption=f'{", ".join(panels)} by step, as logged or set.',
+        alt=f'{"; ".join(said)}.',
+        section=section,
+    )

@@ -1,0 +1,92 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpetl.config.cli import DictAction
+from mmpetl.shipped import shipped
+
+
+class MethodAction(DictAction):
+    """``--method LoRA rank=16``: a name into ``method``, the rest into its options."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        name, *pairs = values or ('',)
+        if '=' in name:
+            parser.error(
+                f'{option_string} takes a name first: {option_string} LoRA {name}'
+            )
+        namespace.method = name
+        super().__call__(parser, namespace, pairs, option_string)
+
+
+def positive(text: str) -> int:
+    """A count of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError('at least 1')
+    return number
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-options``."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='dotted keys of the config, and what they become',
+    )
+
+
+def add_launching(parser: argparse.ArgumentParser) -> None:
+    """In how many processes, and who starts them."""
+    parser.add_argument(
+        '--gpus',
+        type=positive,
+        metavar='N',
+        help='in N processes of this machine, one for each GPU; on CPUs through gloo',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='who has started this process as one of several',
+    )
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
+    )
+
+
+def set_local_rank(args: argparse.Namespace) -> None:
+    """What older launchers pass as a flag, where libraries look for it."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+
+def method_names() -> Iterable[str]:
+    """Stems of methods, read off their files."""
+    folder = Path(__file__).resolve().parents[1] / 'methods'
+    return sorted(p.stem for p in folder.glob('*.py') if not p.stem.startswith('_'))
+
+
+def recipes() -> Iterable[str]:
+    """Recipes, read off their files."""
+    root = shipped('configs')
+    folders = {root / 'recipes': '', root / 'mini': 'mini/'}
+    return sorted(
+        front + path.relative_to(folder).with_suffix('').as_posix()
+        for folder, front in folders.items()
+        for path in folder.rglob('*.py')
+        if 'pretrain' not in path.parts
+    )

@@ -1,0 +1,74 @@
+"""Count trainable parameters by owner: of a config, or of methods x backbones.
+
+Nothing is downloaded or loaded: the base is random, counts do not depend on it.
+
+Examples:
+    mmpetl analyse count --config configs/mona/ade20k.py
+    mmpetl analyse count --methods LoRA SSF --backbones vit_b16
+    mmpetl analyse count --out counts.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mmpetl import apis
+from mmpetl.apis.counting import FULL_SIZE, count_config, count_pairs
+from mmpetl.cli.parsing import CommandParser
+from mmpetl.config.cli import DictAction
+from mmpetl.core import registered_methods
+
+COLUMNS = ('delta', 'selected', 'head', 'base')
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(__name__)
+    parser.add_argument('--config', help='count the model of this config')
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        default=sorted(registered_methods()),
+        help='names, with their defaults (default: all)',
+    )
+    parser.add_argument(
+        '--backbones',
+        nargs='+',
+        default=list(FULL_SIZE),
+        help=f'of {", ".join(FULL_SIZE)} (default: all)',
+    )
+    parser.add_argument('--out', help='write the counts to this JSON file')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
+    )
+    return parser
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line of the table."""
+    head = f'{row["method"]:14}{row["backbone"]:20}'
+    if 'refused' in row:
+        print(f'{head}{row["refused"]}', flush=True)
+        return
+    numbers = ''.join(f'{row[key]:>14,}' for key in COLUMNS)
+    print(f'{head}{numbers}{row["percent"]:>10.3f}', flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    with apis.cli_errors():
+        titles = ''.join(f'{key:>14}' for key in COLUMNS)
+        print(f'{"method":14}{"backbone":20}{titles}{"% trains":>10}')
+        if args.config:
+            config = apis.load_config(args.config, args.cfg_options)
+            found = iter([count_config(config)])
+        else:
+            found = count_pairs(args.methods, args.backbones)
+        rows = []
+        for row in found:
+            show(row)
+            rows.append(row)
+    if args.out:
+        with open(args.out, 'w', encoding='utf-8') as file:
+            json.dump(rows, file, indent=2)

@@ -1,0 +1,69 @@
+"""Publish the delta of a run: NAME.safetensors and NAME.json, without pickle.
+
+Examples:
+    mmpetl publish work_dirs/lora/mini/digits deltas/digits_lora
+    mmpetl publish work_dirs/lora/mini/digits/epoch_40.pth deltas/digits_lora \
+        --metrics accuracy/top1=96.2
+
+A folder and a checkpoint know their config; another one goes in front of them. Of a
+folder the best checkpoint is taken, else the newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmpetl.cli.arguments import add_config_options
+from mmpetl.cli.parsing import CommandParser
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(__name__)
+    parser.add_argument(
+        'config', nargs='?', help='config of the run, where it has another'
+    )
+    parser.add_argument('checkpoint', help='folder of a run, or a checkpoint (.pth)')
+    parser.add_argument('out', help='path without a suffix')
+    parser.add_argument(
+        '--metrics', nargs='+', default=[], metavar='NAME=VALUE', help='for the record'
+    )
+    parser.add_argument(
+        '--packed',
+        action='store_true',
+        help='hold weights that take few values in few bits; such a delta computes '
+        'the same and cannot be trained further',
+    )
+    add_config_options(parser)
+    return parser
+
+
+def as_metrics(pairs: list[str]) -> dict[str, float] | None:
+    """``['accuracy/top1=96.2']`` as a dict; None where there are none."""
+    from mmpetl.core import PETLError
+
+    metrics = {}
+    for pair in pairs:
+        name, _, value = pair.partition('=')
+        try:
+            metrics[name] = float(value)
+        except ValueError:
+            raise PETLError(f'--metrics takes NAME=NUMBER, got {pair!r}') from None
+    return metrics or None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    from mmpetl.apis import cli_errors, export_delta, open_run, read_delta
+
+    with cli_errors():
+        metrics = as_metrics(args.metrics)
+        run = open_run(args.checkpoint, args.config, args.cfg_options)
+        path = export_delta(
+            run.weights, run.config, args.out, metrics, packed=args.packed
+        )
+        delta = read_delta(path)
+    size = delta.meta['tensors']
+    print(f'{path}: {size["values"]:,} values, {size["bytes"]:,} bytes')
+    print(
+        f'{path.with_suffix(".json")}: {delta.meta["method"]} on {delta.meta["base"]}'
+    )

@@ -1,0 +1,170 @@
+"""Train: a method on a recipe, a config, or any config of upstream.
+
+Examples:
+    mmpetl train lora vtab/cifar100
+    mmpetl train mona ade20k --gpus 8
+    mmpetl train configs/mini/digits.py --method LoRA rank=16 --lr 1e-3
+    mmpetl train mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py --method LoRA
+
+A recipe is the same for all methods, with the method's own defaults; mmpetl recipes
+lists them. Where settings of the pair are published, --published-settings starts from
+those. The run goes to work_dirs/<method>/<recipe>. With a folder of pictures, or a
+CSV, in place of a recipe it is mmpetl train-own, and takes the flags of that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmpetl.cli.arguments import (
+    MethodAction,
+    add_config_options,
+    add_launching,
+    method_names,
+    recipes,
+    set_local_rank,
+)
+from mmpetl.cli.commands import train_own
+from mmpetl.cli.launch import in_processes
+from mmpetl.cli.parsing import CommandParser, suggests
+from mmpetl.config.cli import DictAction
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(__name__)
+    what = parser.add_argument(
+        'what',
+        nargs='+',
+        metavar='WHAT',
+        help='lora vtab/cifar100; or a config file, configs/lora/vtab/svhn.py; or one '
+        'that a package ships, mmdet::mask_rcnn/...py',
+    )
+    suggests(what, lambda: [*method_names(), *recipes()])
+    method = parser.add_argument(
+        '--method',
+        dest='method_options',
+        nargs='+',
+        action=MethodAction,
+        metavar=('NAME', 'KEY=VALUE'),
+        help='method to put into the model of a config, and arguments: LoRA rank=16',
+    )
+    suggests(method, method_names)
+    suggests(
+        parser.add_argument(
+            '--petl',
+            dest='method',
+            help='name of that method alone; LoRA+VPTDeep is two',
+        ),
+        method_names,
+    )
+    parser.add_argument(
+        '--method-options',
+        '--petl-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='arguments of the method, as in rank=16; of several 0.rank=16',
+    )
+    parser.add_argument(
+        '--base', help='base weights, of a trunk or a whole model; needs a method'
+    )
+    parser.add_argument(
+        '--published-settings',
+        action='store_true',
+        help='start from the settings that are published for METHOD on RECIPE',
+    )
+    parser.add_argument('--lr', type=float, help='learning rate of the optimizer')
+    parser.add_argument(
+        '--protocol',
+        choices=('honest', 'published'),
+        help='published scores the test set while training and keeps the best epoch',
+    )
+    parser.add_argument(
+        '--stage',
+        choices=('final', 'tune'),
+        help='tune trains on a part and scores on validation data, to choose settings',
+    )
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='continue from a checkpoint, by default the last of the work folder',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--no-validate', action='store_true', help='do not validate')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale lr by the batch size'
+    )
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    add_config_options(parser)
+    add_launching(parser)
+    return parser
+
+
+def names_pictures(argv: Sequence[str]) -> bool:
+    """Whether METHOD and a folder of pictures or a CSV are what is asked for.
+
+    A recipe of that name comes first.
+    """
+    if len(argv) < 2 or argv[0].startswith('-'):
+        return False
+    path = Path(argv[1])
+    if argv[1] in recipes():
+        return False
+    return path.is_dir() or (path.suffix.lower() == '.csv' and path.is_file())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Merge the flags into the config and train."""
+    argv = sys.argv[1:] if argv is None else argv
+    if names_pictures(argv):
+        return train_own.main(argv)
+    args = make_parser().parse_args(argv)
+    set_local_rank(args)
+    if args.gpus and args.launcher == 'none':
+        in_processes(args.gpus, 'train', argv)
+    from mmpetl.apis.run import choose_device, cli_errors, train
+    from mmpetl.config.asked import asked_config
+    from mmpetl.core import PETLError
+
+    with cli_errors(of_run=True):
+        choose_device(args.device)
+        options = dict(args.cfg_options or {})
+        if args.lr is not None:
+            options['optim_wrapper.optimizer.lr'] = args.lr
+        config = asked_config(
+            args.what,
+            args.method,
+            args.method_options,
+            base=args.base,
+            options=options,
+            work_dir=args.work_dir,
+            protocol=args.protocol,
+            stage=args.stage,
+            leaf=args.published_settings,
+        )
+        if args.no_validate:
+            config.val_cfg = config.val_dataloader = config.val_evaluator = None
+        if args.amp:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise PETLError('--amp needs a GPU; leave it out on a CPU')
+            config.optim_wrapper.type = 'AmpOptimWrapper'
+            config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        if args.auto_scale_lr:
+            if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+                raise PETLError(
+                    '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config'
+                )
+            config.auto_scale_lr.enable = True
+        if args.resume:
+            config.resume = True
+            config.load_from = None if args.resume == 'auto' else args.resume
+            if config.load_from and not os.path.isfile(config.load_from):
+                raise PETLError(f'there is no checkpoint {config.load_from}')
+        train(config, launcher=args.launcher)

@@ -1,0 +1,32 @@
+"""Training on a person's own pictures: from a folder to a delta and a page about it.
+
+The recipe is ``configs/own/pictures.py``, and what runs is a job of the benchmark, so
+that splits, resuming, records and predictions are those of every other run. What is
+here: which trunk and which preprocessing (:mod:`.trunks`), how long to train
+(:mod:`.defaults`), a run (:mod:`.train`), which method (:mod:`.auto`), the page
+(:mod:`.results`, :mod:`.page`), and what one line asks for (:mod:`.line`).
+"""
+
+from __future__ import annotations
+
+from mmpetl.lazy import lazy_names
+
+_HOMES = {
+    'Choice': 'auto',
+    'OwnRun': 'train',
+    'Settings': 'defaults',
+    'Task': 'train',
+    'Trunk': 'trunks',
+    'check_line': 'line',
+    'choose_method': 'auto',
+    'prepare': 'train',
+    'run_line': 'line',
+    'settings_for': 'defaults',
+    'train_own': 'train',
+    'trunk_of': 'trunks',
+    'write_page': 'page',
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

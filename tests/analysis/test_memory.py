@@ -1,0 +1,102 @@
+"""Estimates of a step's memory beside what torch's own profiler saw allocated."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmpretrain.models.backbones import VisionTransformer
+from torch import Tensor, nn
+
+from mmpetl.analysis.memory import estimate, weights_of
+from mmpetl.core import inject
+
+BATCH = 24
+
+
+def vit() -> nn.Module:
+    return VisionTransformer(
+        arch={
+            'embed_dims': 96,
+            'num_layers': 4,
+            'num_heads': 3,
+            'feedforward_channels': 384,
+        },
+        img_size=32,
+        patch_size=4,
+    )
+
+
+def loss_of(model: nn.Module, batch: int) -> Tensor:
+    return model(torch.randn(batch, 3, 32, 32))[0].square().sum()
+
+
+def allocated(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> int:
+    """The most that a step allocates, by the allocator's own account."""
+    loss_of(model, BATCH).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        loss_of(model, BATCH).backward()
+        optimizer.step()
+    profiler.export_chrome_trace(str(file))
+    events = json.loads(file.read_text())['traceEvents']
+    totals = [
+        (e['ts'], e['args']['Total Allocated'], e['args']['Bytes'])
+        for e in events
+        if e['name'] == '[memory]'
+    ]
+    _, total, size = min(totals)
+    return max(t for _, t, _ in totals) - (total - size)
+
+
+@pytest.mark.parametrize('method', ['Full', 'LoRA', 'SSF', 'VPTDeep', 'LST'])
+def test_peak_is_what_the_allocator_saw(method, tmp_path):
+    model = inject(vit(), {'type': method}).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    found = estimate(model, lambda n: loss_of(model, n), optimizer, BATCH)
+    seen = allocated(model, optimizer, tmp_path / 'trace.json')
+    assert found.peak - found.resting == pytest.approx(seen, rel=0.1)
+    size = sum(p.numel() * p.element_size() for p in trained)
+    assert found.gradients == pytest.approx(size, rel=0.01)
+    # Two moments; and a step count for each tensor.
+    assert found.optimizer == 2 * size + 4 * len(trained)
+
+
+def test_what_is_kept_is_what_the_graph_saves():
+    model = inject(vit(), {'type': 'LoRA'}).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    found = estimate(model, lambda n: loss_of(model, n), optimizer, BATCH)
+    own = {
+        t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())
+    }
+    saved = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = loss_of(model, BATCH)
+    assert found.kept == pytest.approx(sum(saved.values()), rel=0.1)
+    assert loss.requires_grad
+
+
+def test_the_largest_batch_that_fits():
+    model = inject(vit(), {'type': 'LoRA'}).train()
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    found = estimate(model, lambda n: loss_of(model, n), optimizer, BATCH)
+    limit = found.peak + 5 * found.passes_per_sample
+    assert found.fits(limit) == BATCH + 5
+    assert found.fits(limit - 1) == BATCH + 4
+    assert found.fits(found.resting) == 0
+
+
+def test_weights_that_are_shared_count_once():
+    model = inject(vit(), {'type': 'LoRA'})
+    model.again = model.layers[0]
+    before = weights_of(inject(vit(), {'type': 'LoRA'}))
+    assert weights_of(model) == before

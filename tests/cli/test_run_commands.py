@@ -1,0 +1,155 @@
+"""A run knows its config: trained, tested, published, predicted and folded by name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from workbench import Workbench
+
+from mmpetl import apis
+from mmpetl.cli.main import mmpetl as command
+from mmpetl.core import PETLError
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """``call(*argv)`` runs a command in a folder of its own; its output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: object, code: int = 0) -> str:
+        DefaultScope._instance_dict.clear()
+        done = CliRunner().invoke(command, [*map(str, argv)], prog_name='mmpetl')
+        assert done.exit_code == code, (done.output, done.exception)
+        return done.output
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    from PIL import Image
+
+    path = tmp_path / 'picture.png'
+    pixels = np.random.RandomState(0).randint(0, 255, (40, 52, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def scores(text: str) -> list[str]:
+    return [line for line in text.splitlines() if '%' in line]
+
+
+def test_from_training_to_a_folded_model_by_the_names_of_files(
+    call, tmp_path, monkeypatch
+):
+    from mmpetl.datasets.mini import make
+
+    data = tmp_path / 'data'
+    make(data, names=['vtab-1k/digits'], size='tiny')
+    monkeypatch.setenv('MMPETL_DATA', str(data))
+    quiet = ('--cfg-options', 'log_level=ERROR', 'train_cfg.max_epochs=1')
+    call('train', 'lora', 'mini/digits', '--method-options', 'rank=2', *quiet)
+    run = Path('work_dirs/lora/mini/digits')
+    argv = ('test', run / 'epoch_1.pth', '--out', 'metrics.json', '--work-dir', 'to')
+    call(*argv, '--cfg-options', 'log_level=ERROR')
+    assert 0 <= json.loads(Path('metrics.json').read_text())['accuracy/top1'] <= 100
+    assert 'digits_lora.safetensors' in call('publish', run, 'deltas/digits_lora')
+    delta = Path('deltas/digits_lora.safetensors')
+    picture = next((data / 'vtab-1k/digits/images/test').iterdir())
+    shown = [scores(call('predict', name, picture)) for name in (run, delta)]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 5
+    assert Path(f'{picture.stem}_image.png').is_file()
+    call('fold', run, 'folded/run.pth')
+    call('fold', delta, 'folded/delta.pth')
+    one, other = (
+        torch.load(f'folded/{name}.pth')['state_dict'] for name in ('run', 'delta')
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    # Without mmpetl in it, and with the same answers.
+    plain = apis.init_model(Config.fromfile('folded/run.py'), 'folded/run.pth', 'cpu')
+    best = apis.predict_image(plain, picture)
+    assert [f'{100 * p.score:5.1f}%  {p.name}' for p in best] == shown[0]
+    line = call('test', delta, code=1).splitlines()[-1]
+    assert 'has no test_dataloader' in line
+
+
+def test_a_method_that_cannot_be_where_a_task_lies_says_so(call, picture):
+    bench = Workbench(picture.parent)
+    config = bench.config({'type': 'SSF'})
+    delta = apis.export_delta(bench.tuned(config), config, picture.parent / 'ants')
+    line = call('predict', delta, picture, '--config', config, '--opacity', 1, code=1)
+    assert 'models of mmpretrain take no opacity; they take topk' in line
+
+
+def test_a_toolbox_that_is_not_installed_is_named(call, monkeypatch):
+    from mmpetl.apis.run import build_runner
+
+    monkeypatch.setitem(sys.modules, 'mmaction.registry', None)
+    config = Config({'default_scope': 'mmaction', 'work_dir': 'x'})
+    with pytest.raises(PETLError, match="needs the package 'mmaction'.*mmpetl doctor"):
+        build_runner(config, check_data=())
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ("model = dict(type='os.system', command='x')", 'would be imported'),
+        ("import os\nmodel = dict(type='ImageClassifier')", 'does not say which model'),
+        ("default_scope = 'os'\nmodel = dict(type='A')", "default_scope is 'os'"),
+        (
+            "model = dict(type='ImageClassifier')\n"
+            "test_dataloader = dict(collate_fn='os.system')",
+            'collate_fn',
+        ),
+        ('', 'does not say which model'),
+    ],
+)
+def test_a_checkpoints_config_is_data_and_no_more(text, words, tmp_path):
+    path = tmp_path / 'run.pth'
+    torch.save({'meta': {'cfg': text}, 'state_dict': {}}, path)
+    with pytest.raises(PETLError, match=words) as raised:
+        apis.open_run(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'embed_dims': 16_000}, 'out of proportion'),
+        ({'num_layers': 10_000}, 'out of proportion|more than 20,000 modules'),
+        ({'num_heads': 'x'}, 'cannot be built'),
+    ],
+)
+def test_a_model_that_a_delta_describes_is_in_proportion(
+    change, words, tmp_path, monkeypatch
+):
+    bench = Workbench(tmp_path)
+    config = bench.config({'type': 'BitFit'})
+    delta = apis.export_delta(bench.tuned(config), config, tmp_path / 'ants')
+    with pytest.raises(PETLError, match=r'on the base base\.pth, and there is no'):
+        apis.open_run(delta)
+    monkeypatch.setenv('MMPETL_WEIGHTS', str(tmp_path))
+    assert apis.open_run(delta).weights == delta
+    facts = json.loads(delta.with_suffix('.json').read_text())
+    facts['model']['backbone']['backbone']['arch'].update(change)
+    delta.with_suffix('.json').write_text(json.dumps(facts))
+    with pytest.raises(PETLError, match=words) as raised:
+        apis.open_run(delta)
+    assert str(delta) in str(raised.value)
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='name the folder of a run'):
+        apis.open_run(tmp_path / 'nowhere')
+    with pytest.raises(PETLError, match='holds 0 configs'):
+        apis.open_run(tmp_path)

@@ -1,0 +1,244 @@
+"""The whole way: pictures, a run, a delta that names classes, the page."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from painted import COLOURS, paint
+
+from mmpetl.core import PETLError
+from mmpetl.own import auto, choose_method, prepare, run_line, train_own, write_page
+
+MINI = str(Path(__file__).parents[2] / 'configs' / 'mini' / 'digits.py')
+
+
+@pytest.fixture(scope='module')
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('own')
+    data = paint(folder / 'a <b>colours</b>', 8)
+    return prepare(
+        data,
+        backbone=MINI,
+        work_dir=folder / 'work',
+        epochs=8,
+        lr=1e-2,
+        batch_size=6,
+        augmentation='none',
+    )
+
+
+@pytest.fixture(scope='module')
+def run(task):
+    return train_own(task, 'lora', {'model.backbone.method.rank': 2})
+
+
+def test_a_run_learns_and_reads_the_test_pictures_once(run):
+    record = run.record
+    assert record.status == 'done'
+    assert (record.job.method, record.test_reads) == ('LoRA', 1)
+    assert record.settings == {'rank': 2}
+    assert record.data['train'].count == 3 * 6  # train and val
+    assert record.data['test'].count == 3 * 2
+    assert record.score > 60  # a third by chance
+
+
+def test_what_was_said_of_each_picture_is_a_csv(run, task):
+    with open(run.delta.with_suffix('.csv'), encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    entries = task.splits.parts['test']
+    assert [row['path'] for row in rows] == [entry.path for entry in entries]
+    assert [row['label'] for row in rows] == [
+        task.splits.classes[entry.label] for entry in entries
+    ]
+    right = sum(row['label'] == row['called'] for row in rows)
+    assert 100 * right / len(rows) == pytest.approx(run.record.score)
+    assert all(1 / 3 <= float(row['score']) <= 1 for row in rows)
+
+
+def test_the_same_call_runs_nothing_again(run, task):
+    said = []
+    again = train_own(task, 'LoRA', {'model.backbone.method.rank': 2}, said.append)
+    assert again.record == run.record
+    assert 'nothing is run again' in said[0]
+
+
+def test_the_delta_names_classes_without_data_or_folder(run, task, tmp_path):
+    from mmpetl.apis import init_model, predict_image
+
+    for file in (run.delta, run.delta.with_suffix('.json'), run.config):
+        shutil.copy(file, tmp_path)
+    config = tmp_path / run.config.name
+    text = config.read_text().replace(str(task.folder.resolve()), '/nowhere')
+    config.write_text(text.replace(str(task.root.resolve()), '/nowhere'))
+    model = init_model(str(config), tmp_path / run.delta.name, 'cpu')
+    (best, *_) = predict_image(model, task.root / 'green' / '00.png')
+    assert best.name == 'green'
+    assert model.dataset_meta['classes'] == list(COLOURS)
+
+
+def test_the_page_is_one_file_that_asks_nothing(run):
+    path = write_page(run)
+    text = path.read_text(encoding='utf-8')
+    assert path == run.config.with_suffix('.html')
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+    assert '<script' not in text
+    assert '<b>colours' not in text
+    assert 'a &lt;b&gt;colours' in text
+    accuracy = f'{run.record.score:.1f} %'
+    assert '<dt>accuracy<small>' in text
+    assert f'<dd>{accuracy}</dd>' in text
+    wrong = round(6 * (1 - run.record.score / 100))
+    assert text.count('<img ') == wrong
+    assert len(re.findall(r'<td class="hit"', text)) >= 1
+    assert f'{run.record.counts["delta"]:,}' in text
+    # Every section that a link names is there.
+    links = re.findall(r'<a href="#(\w+)">', text)
+    assert len(links) == 6
+    assert all(f'id="{name}"' in text for name in links)
+
+
+@pytest.mark.parametrize(('width', 'dark'), [(390, True), (1400, False)])
+def test_the_page_fits_the_window(run, width, dark):
+    from mmpetl.benchmark.report.browser import NAMES, browser, find_browser
+
+    if find_browser() is None:
+        pytest.skip(f'no browser: none of {", ".join(NAMES)} is on the PATH')
+    pytest.importorskip('playwright.sync_api')
+    path = write_page(run)
+    with browser() as chromium:
+        page = chromium.new_page(
+            viewport={'width': width, 'height': 800},
+            color_scheme='dark' if dark else 'light',
+        )
+        asked, said = [], []
+        page.on('request', lambda request: asked.append(request.url))
+        page.on('console', lambda message: said.append(message.text))
+        page.goto(path.as_uri())
+        assert page.evaluate('document.documentElement.scrollWidth') == width
+        paper = page.evaluate('getComputedStyle(document.body).backgroundColor')
+        assert (sum(map(int, re.findall(r'\d+', paper)[:3])) < 150) == dark
+        assert not said
+        assert [url for url in asked if not url.startswith('data:')] == [path.as_uri()]
+
+
+def test_a_method_that_cannot_act_is_one_line(task):
+    with pytest.raises(PETLError, match='STAdapter cannot be trained on .*digits.py'):
+        train_own(task, 'st_adapter')
+    with pytest.raises(PETLError, match='LoRAA'):
+        train_own(task, 'LoRAA')
+
+
+def test_auto_gives_every_method_as_many_trials(task, monkeypatch):
+    pytest.importorskip('optuna')
+    said = []
+    with pytest.raises(PETLError, match='do not hold one epoch of each of 2 methods'):
+        choose_method(task, 0.5, ['bitfit', 'linear_probe'], said.append)
+    # From here on time is what the test says: two rounds fit, and a third does not.
+    monkeypatch.setattr(auto, '_pace', lambda *_: auto._Pace(1.0, 2.0, 5.0))
+    monkeypatch.setattr(auto, '_seconds_of', lambda *_: 10.0)
+    names = ['bitfit', 'linear_probe', 'st_adapter']
+    choice = choose_method(task, 45, names, said.append)
+    assert {one.method: one.trials for one in choice.tried} == {
+        'BitFit': 2,
+        'LinearProbe': 2,
+    }
+    assert 'STAdapter' in choice.left_out
+    assert choice.method in choice.why
+    # Of three steps, 2 s each: 20 / 1.5 - 1 s hold two.
+    assert 'trials have 2 epochs, not 8' in said[0]
+    records = task.store.all(curves=False)
+    trials = [r for r in records if r.job.stage == 'tune']
+    assert not any(r.test_reads or 'test' in r.data for r in trials)
+    assert {r.data['val'].count for r in trials} == {3}
+    assert {r.epochs for r in trials if r.job.variant == 'trial'} == {2}
+    # Going on runs nothing that is on record.
+    again = choose_method(task, 45, names, said.append)
+    assert again == choice
+    assert len(task.store.all(curves=False)) == len(records)
+
+
+def test_the_tool_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
+    import importlib.util
+
+    path = Path(__file__).parents[2] / 'tools' / 'train_own.py'
+    spec = importlib.util.spec_from_file_location('train_own_tool', path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    words = ['train_own.py', 'lora', str(tmp_path / 'absent'), '--backbone', MINI]
+    monkeypatch.setattr(sys, 'argv', words)
+    with pytest.raises(SystemExit) as left:
+        tool.main()
+    assert left.value.code == 1
+    assert 'no folder and no CSV' in capsys.readouterr().err
+
+
+def test_train_with_pictures_in_place_of_a_recipe_is_this(tmp_path, monkeypatch):
+    from mmpetl.cli.commands import train
+
+    (tmp_path / 'mini' / 'digits').mkdir(parents=True)
+    table = tmp_path / 'list.csv'
+    table.write_text('path,label\n')
+    monkeypatch.chdir(tmp_path)
+    assert train.names_pictures(['lora', str(tmp_path), '--report'])
+    assert train.names_pictures(['auto', 'list.csv'])
+    # A recipe comes first, and a config is no picture.
+    assert not train.names_pictures(['lora', 'mini/digits'])
+    assert not train.names_pictures(['config.py', '--method', 'LoRA'])
+    assert not train.names_pictures(['--help'])
+    asked = []
+    monkeypatch.setattr(train.train_own, 'main', asked.append)
+    train.main(['lora', 'list.csv', '--backbone', MINI])
+    assert asked == [['lora', 'list.csv', '--backbone', MINI]]
+
+
+def test_a_batch_may_be_made_of_several_passes(task):
+    from dataclasses import replace
+
+    from mmpetl.benchmark.job_config import compose_job
+
+    options = {'batch': 6, 'train_dataloader.batch_size': 2}
+    config = compose_job(replace(task, options=options).job('LoRA'), 'unused')
+    assert config.optim_wrapper.accumulative_counts == 3
+    assert config.train_dataloader.batch_size == 2
+
+
+def test_what_does_not_go_together_is_refused(task):
+    for args, match in (
+        ({'method': 'auto', 'petl_options': {'rank': 2}}, 'leave out rank'),
+        ({'method': 'lora', 'methods': ['ssf']}, 'named for auto to try'),
+        ({'method': 'auto', 'budget': '20'}, 'is written 90s'),
+        ({'method': 'lora', 'petl_options': {'rnak': 2}}, "Did you mean 'rank'"),
+        ({'method': 'auto', 'methods': ['loraa']}, "Did you mean 'LoRA'"),
+    ):
+        with pytest.raises(PETLError, match=match):
+            run_line(task, **args, say=lambda line: None)
+
+
+def test_the_guide_is_what_runs(tmp_path, monkeypatch, capsys):
+    """Its digits, its first command on them for some steps, and its prediction."""
+    import runpy
+    import shlex
+
+    root = Path(__file__).parents[2]
+    text = (root / 'docs' / 'own_pictures.md').read_text(encoding='utf-8')
+    block = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
+    commands = re.findall(r'(?m)^(?:python|mmpetl) (\S+) (.*/own/digits.*)$', text)
+    (train, words), (demo, shown), (again, auto_words) = commands
+    assert auto_words.startswith('auto ')
+    assert train == again == 'train-own'
+    (tmp_path / 'configs').symlink_to(root / 'configs')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, 'own_pictures.md', 'exec'), {})
+    for script, given in (
+        ('tools/train_own.py', f'{words} --epochs 1 --batch-size 60'),
+        (demo, shown),
+    ):
+        monkeypatch.setattr(sys, 'argv', [script, *shlex.split(given)])
+        runpy.run_path(str(root / script), run_name='__main__')
+    assert (tmp_path / 'work_dirs/own/digits/lora.html').is_file()
+    assert 'digit_' in capsys.readouterr().out

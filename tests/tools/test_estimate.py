@@ -1,0 +1,77 @@
+"""Memory of configs of every task, without their data."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmpetl.apis import load_config
+from mmpetl.apis.counting import count_config
+from mmpetl.apis.estimate import estimate_memory
+from mmpetl.core import PETLError
+
+ROOT = Path(__file__).resolve().parents[2]
+MINI = ROOT / 'configs' / 'mini'
+BITFIT = {'model.backbone.method': {'type': 'BitFit'}}
+
+
+@pytest.mark.parametrize(
+    'name', ['digits', 'hmdb51', 'ade20k', 'voc', 'coco', 'nyud_mt']
+)
+def test_every_task_has_an_estimate(name):
+    config = load_config(MINI / f'{name}.py', BITFIT)
+    found = estimate_memory(config, batch=4)
+    counts = count_config(config)
+    assert found.deltas == 0
+    assert found.heads == 4 * counts['head']
+    trained = counts['selected'] + counts['head']
+    # A gradient may be a view of a larger one: of a bias that queries and values share.
+    assert 4 * trained <= found.gradients < 4.5 * trained
+    assert 0 < found.kept_per_sample <= found.passes_per_sample
+    assert found.peak > found.resting + found.kept
+
+
+def test_a_size_and_a_batch_that_no_config_says():
+    config = load_config(MINI / 'digits.py', BITFIT)
+    config.train_dataloader.batch_size = None
+    with pytest.raises(PETLError, match='say how many samples'):
+        estimate_memory(config)
+    config.train_dataloader.dataset.pipeline = [{'type': 'PackInputs'}]
+    with pytest.raises(PETLError, match='--size 224 224'):
+        estimate_memory(config, batch=4)
+    assert estimate_memory(config, batch=4, size=(32, 32)).batch == 4
+
+
+@pytest.fixture
+def estimated(monkeypatch, capsys):
+    """``estimated(*argv)`` runs the tool; what it printed and its exit code."""
+
+    def run(*argv: str) -> tuple[str, int]:
+        options = ['--cfg-options', 'model.backbone.method.type=BitFit']
+        monkeypatch.setattr(sys, 'argv', ['estimate.py', *argv, *options])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / 'tools' / 'estimate.py'), run_name='__main__')
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        return (printed.err if code else printed.out), code
+
+    return run
+
+
+def test_the_tool_tells_parts_and_what_fits(estimated):
+    digits = str(MINI / 'digits.py')
+    text, code = estimated(digits, '--json', '--batch', '8')
+    assert code == 0
+    facts = json.loads(text.splitlines()[-1])
+    limit = (facts['peak'] + facts['passes_per_sample']) / 2**30
+    text, code = estimated(digits, '--batch', '8', '--memory-gb', f'{limit:.9f}')
+    assert code == 0
+    assert f'{facts["kept"] / 2**20:,.1f} MiB' in text
+    assert 'fit batches of up to 9' in text or 'fit batches of up to 8' in text
+    text, code = estimated(digits, '--batch', '0')
+    assert code == 1
+    assert text.splitlines()[-1].startswith('error: estimate needs batch')
