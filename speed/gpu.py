@@ -83,11 +83,9 @@ class Part:
         self.case = case
         self.rows: dict[str, dict[str, Any]] = {}
         self.left: list[str] = []
-        if self.path.is_file():
-            for line in self.path.read_text(encoding='utf-8').splitlines():
-                row = json.loads(line)
-                if row['case'] == case:
-                    self.rows[row['name']] = row
+        for row in read_rows(self.path):
+            if row['case'] == case:
+                self.rows[row['name']] = row
 
     @property
     def seconds(self) -> float:

@@ -4,7 +4,7 @@ A step's memory is affine in the batch: weights, gradients and the optimizer's s
 not depend on it, and every sample keeps the same activations. So a step is run with two
 small batches, every tensor that lives is counted, and the line through both is the
 estimate for any other. What kernels take for themselves while they run is not seen, nor
-is what a GPU's allocator rounds up; docs/speed.md says how far that goes.
+is what a GPU's allocator rounds up; docs/memory.md says what follows.
 """
 
 from __future__ import annotations

@@ -392,15 +392,17 @@ class BlockHost(Host):
     ) -> list[Tensor]:
         """The parts of a projection with a site each, their deltas run."""
         seen = [x, *[x if source is None else source] * (len(kinds) - 1)]
+        maps = [qkv.part(i) for i in range(len(kinds))]
         found = [
-            self.within(kind, qkv.part(i), seen[i], ctx) for i, kind in enumerate(kinds)
+            self.within(kind, maps[i], seen[i], ctx) for i, kind in enumerate(kinds)
         ]
-        if all(part is None for part in found):
-            bare = qkv.parts(x, source)
+        if all(part is None for part in found) or None in maps:
+            whole = qkv.parts(x, source)
+            bare = [whole[i] if part is None else part for i, part in enumerate(found)]
         else:
             # None of the others is worth the product of all.
             bare = [
-                qkv.part(i)(seen[i]) if part is None else part
+                maps[i](seen[i]) if part is None else part
                 for i, part in enumerate(found)
             ]
         parts = [

@@ -336,3 +336,24 @@ def test_a_part_that_is_left_keeps_none_of_the_others() -> None:
         model = mmpetl.inject(tiny.base('mmpretrain_vit'), method).train()
         sizes.append(kept_bytes(lambda model=model: model(x), model))
     assert sizes[0] < sizes[1]
+
+
+def test_a_projection_with_a_hook_is_called_beside_one_without() -> None:
+    """Keys and values of one Linear cannot be cut out of it then; queries are apart."""
+    x = tiny.images('timm_pvt_v2')
+    grads = []
+    for hooked in (False, True):
+        model = mmpetl.inject(tiny.base('timm_pvt_v2'), {'type': 'RLRR'})
+        tiny.shake_(model)
+        called = []
+        if hooked:
+            for name, module in model.named_modules():
+                if name.endswith('.kv'):
+                    module.register_forward_hook(lambda *_, c=called: c.append(1))
+        torch.manual_seed(0)  # of stochastic depth
+        tiny.loss_of(tiny.outputs(model.train(), x)).backward()
+        assert bool(called) == hooked
+        grads.append(
+            {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        )
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
