@@ -145,6 +145,7 @@ def build_runner(
 
     from mmpetl.datasets.reading import guard_runner
     from mmpetl.engine.full_disk import let_log_fail, logs_may_fail
+    from mmpetl.engine.run_names import named_apart
 
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
@@ -162,11 +163,12 @@ def build_runner(
 
         if is_main_process():
             check_config(config, check_data, remarks)
+    apart = named_apart(config)
     with logs_may_fail():
         if 'runner_type' in config:
-            runner = RUNNERS.build(config)
+            runner = RUNNERS.build(apart)
         else:
-            runner = Runner.from_cfg(config)
+            runner = Runner.from_cfg(apart)
     let_log_fail(runner.logger)
     if config.get('protocol'):
         from mmpetl.engine import DataReadHook

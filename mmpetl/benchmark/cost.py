@@ -31,12 +31,12 @@ from mmengine.hooks import Hook
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.config_digest import config_hash
 from mmpetl.benchmark.executors import Executor
-from mmpetl.benchmark.job import forget
 from mmpetl.benchmark.job_config import PROCESSES, compose_job, split_options
 from mmpetl.benchmark.phases import phases_of
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.sweep import Sweep
 from mmpetl.benchmark.task import Task
+from mmpetl.engine.run_names import forget
 
 STEPS, ENOUGH_S = 3, 0.5
 """Steps that a calibration measures at most, after one that warms up, and seconds of

@@ -33,6 +33,7 @@ from mmpetl.benchmark.phases import run_phases
 from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
+from mmpetl.engine.run_names import forget
 from mmpetl.lazy import moved_names
 
 __getattr__, __dir__ = moved_names(
@@ -306,17 +307,6 @@ def _last_validation(runner: Any, folder: Path, log: Any) -> None:
         )
     line = readings()[-1]
     log.write({'step': line['step'], 'val': line['val'], 'last': True})
-
-
-def forget(name: str) -> None:
-    """Drop MMEngine's globals of a run: the next one in this process is another."""
-    from mmengine.logging import MessageHub, MMLogger
-    from mmengine.visualization import Visualizer
-
-    for kind in (MessageHub, MMLogger, Visualizer):
-        instance = kind._instance_dict.pop(name, None)
-        for handler in getattr(instance, 'handlers', ()):
-            handler.close()
 
 
 def export(config: Any, folder: Path) -> None:

@@ -79,6 +79,7 @@ def _run_phase(
 ) -> None:
     from mmpetl.apis.run import build_runner
     from mmpetl.engine.latest import newest_checkpoint
+    from mmpetl.engine.run_names import forget
 
     folder = folders[loop.phase]
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,4 +89,7 @@ def _run_phase(
     config.resume = newest_checkpoint(folder)[0] is not None
     config.experiment_name = f'{folder.parents[1].name}-{loop.phase}'
     loop.prepare(config, settings, folders)
-    build_runner(config, check_data=('train', 'val')).train()
+    try:
+        build_runner(config, check_data=('train', 'val')).train()
+    finally:
+        forget(config.experiment_name)

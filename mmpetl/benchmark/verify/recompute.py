@@ -184,7 +184,7 @@ def from_delta(run: Run) -> Iterator[Check]:
         except OSError as error:
             raise Unknown(f'the delta cannot be tested: {error}') from None
         finally:
-            from mmpetl.benchmark.job import forget
+            from mmpetl.engine.run_names import forget
 
             forget(config.experiment_name)
         again = read_predictions(path) if path.is_file() else None
