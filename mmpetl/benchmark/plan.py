@@ -21,6 +21,9 @@ A plan holds these keys; ``methods`` and ``recipes`` are needed::
 A plan is data: what its options name as a ``type`` must be registered by a toolbox, and
 nothing in them imports or names a file that runs; ``--trust`` lifts that.
 
+A key of ``settings`` and ``method_options`` may name recipes too, by a pattern, and goes
+before one that does not: ``{OFT@mini/coco: {block_size: 8}}``.
+
 Pairs that cannot be, since a backbone lacks the sites that a method acts at, are
 computed and listed with the reason; they are no failures.
 """
@@ -195,7 +198,7 @@ def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
     if plan.sizes:
         sizes(plan.sizes)
     for name in (*plan.settings, *plan.method_options):
-        choose_methods([name])
+        choose_methods([name.partition('@')[0]])
     return plan
 
 
@@ -428,7 +431,7 @@ def _kept(plan: Plan, method: str, family: str, recipe: str) -> bool:
 
 def options_of(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
     """The dotted keys of a pair: the plan's, the recipe's, the method's."""
-    args = arguments_of(plan, method)
+    args = arguments_of(plan, method, recipe)
     options = dict(plan.options)
     for pattern, values in plan.recipe_options.items():
         if fnmatch.fnmatchcase(recipe, pattern):
@@ -436,12 +439,12 @@ def options_of(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
     for pattern, number in plan.processes.items():
         if fnmatch.fnmatchcase(recipe, pattern) and number > 1:
             options[PROCESSES] = number
-    options |= _said_of(plan.method_options, method)
+    options |= _said_of(plan.method_options, method, recipe)
     return {**options, **{f'{METHOD}{name}': value for name, value in args.items()}}
 
 
-def arguments_of(plan: Plan, method: str) -> dict[str, Any]:
-    """Arguments that a plan gives a method.
+def arguments_of(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
+    """Arguments that a plan gives a method on a recipe.
 
     Several have those of each, with its number in front, and on top of them what the
     plan says of all together.
@@ -451,20 +454,30 @@ def arguments_of(plan: Plan, method: str) -> dict[str, Any]:
         found = {
             f'{number}.{name}': value
             for number, part in each
-            for name, value in arguments_of(plan, part).items()
+            for name, value in arguments_of(plan, part, recipe).items()
         }
-        return found | _said_of(plan.settings, method)
+        return found | _said_of(plan.settings, method, recipe)
     found = dict(sizes(plan.sizes).get(method, {})) if plan.sizes else {}
-    return found | _said_of(plan.settings, method)
+    return found | _said_of(plan.settings, method, recipe)
 
 
-def _said_of(table: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
-    """What a table by methods says of one, by its stem and then by its name."""
+def _said_of(
+    table: Mapping[str, Mapping[str, Any]], method: str, recipe: str
+) -> dict[str, Any]:
+    """What a table by methods says of one: everywhere, then on recipes like this one.
+
+    Of each, what stands under the method's stem comes before what does under its name.
+    """
     found: dict[str, Any] = {}
-    for name in (methods_stem(method), method):
-        for key, values in table.items():
-            if key == name or (is_several(key) and choose_methods([key]) == [name]):
-                found |= values
+    for here in (False, True):
+        for name in (methods_stem(method), method):
+            for key, values in table.items():
+                which, at, pattern = key.partition('@')
+                if bool(at) != here or not fnmatch.fnmatchcase(recipe, pattern or '*'):
+                    continue
+                same = is_several(which) and choose_methods([which]) == [name]
+                if which == name or same:
+                    found |= values
     return found
 
 
