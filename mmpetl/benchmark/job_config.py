@@ -66,7 +66,9 @@ def test_data(job: Job) -> Any:
     """
     from mmpetl.config.compose import compose
 
-    final = compose(job.recipe, job.method, protocol=job.protocol, leaf=job.leaf)
+    # Data are the recipe's; the method's own defaults need not fit its trunk.
+    method = job.method if job.leaf else 'LinearProbe'
+    final = compose(job.recipe, method, protocol=job.protocol, leaf=job.leaf)
     loader = final.get('test_dataloader') or {}
     return loader.get('dataset')
 

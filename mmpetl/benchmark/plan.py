@@ -107,6 +107,16 @@ class Resolved:
 
 LISTS = ('methods', 'recipes', 'seeds', 'include', 'exclude', 'data')
 MAPPINGS = ('settings', 'options', 'method_options', 'recipe_options')
+TABLES = ('settings', 'method_options', 'recipe_options', 'processes')
+"""Keys that say something of recipes."""
+
+
+def pattern_of(table: str, key: str) -> str:
+    """The recipes that a key of a table speaks of: ``OFT@mini/*`` of the mini ones."""
+    if table in ('recipe_options', 'processes'):
+        return key
+    return key.partition('@')[2] or '*'
+
 
 
 def plans_folder() -> Path:
@@ -138,8 +148,34 @@ def read_plan(name: str | os.PathLike, **changes: Any) -> Plan:
     data = read_yaml(path)
     _need_keys(data, str(path))
     data = {'name': path.stem, **data}
-    data |= {key: value for key, value in changes.items() if value is not None}
-    return parse_plan(data, str(path))
+    plan = parse_plan(data, str(path))
+    asked = {key: value for key, value in changes.items() if value is not None}
+    if 'recipes' in asked:
+        asked |= _narrowed(plan, asked['recipes'])
+    return parse_plan(data | asked, str(path))
+
+
+def _narrowed(plan: Plan, patterns: Iterable[str]) -> dict[str, Any]:
+    """What a plan says of some of its recipes alone, and of others not at all.
+
+    A pattern that fits no recipe of the whole plan stays: :func:`resolve` names it.
+    """
+    whole, some = choose_recipes(plan.recipes), choose_recipes(patterns)
+
+    def stays(pattern: str) -> bool:
+        def fits(recipe: str) -> bool:
+            return fnmatch.fnmatchcase(recipe, pattern)
+
+        return any(map(fits, some)) or not any(map(fits, whole))
+
+    return {
+        table: {
+            key: value
+            for key, value in getattr(plan, table).items()
+            if stays(pattern_of(table, key))
+        }
+        for table in TABLES
+    }
 
 
 def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:
@@ -324,11 +360,12 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
     """
     methods, recipes = choose_methods(plan.methods), choose_recipes(plan.recipes)
     check_filters((*plan.include, *plan.exclude), methods, recipes)
-    for key in ('recipe_options', 'processes'):
-        for pattern in getattr(plan, key):
+    for table in TABLES:
+        for key in getattr(plan, table):
+            pattern = pattern_of(table, key)
             if not any(fnmatch.fnmatchcase(recipe, pattern) for recipe in recipes):
                 raise PETLError(
-                    f'{key} speak of {pattern!r}, which is no recipe of the plan'
+                    f'{table} speak of {key!r}, which is no recipe of the plan'
                 )
     leaves = _leaves() if plan.leaves else frozenset()
     cells: list[Job] = []
