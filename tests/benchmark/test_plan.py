@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -99,6 +100,51 @@ def test_options_come_from_plan_recipe_sizes_and_method_in_this_order() -> None:
     assert options_of(plan, 'VPTShallow', 'vtab/svhn') == {'a.b': 1, 'c': 1, 'd': 1}
 
 
+def test_what_is_said_of_a_method_on_some_recipes_goes_before_what_is_said_of_it() -> (
+    None
+):
+    plan = parse_plan(
+        SMALL
+        | {
+            'settings': {
+                'LoRA@mini/*': {'rank': 2},
+                'lora@vtab/*': {'rank': 3},
+                'LoRA': {'rank': 4, 'scale': 2.0},
+            },
+            'method_options': {'LoRA@mini/digits': {'d': 1}, 'LoRA': {'d': 2}},
+        }
+    )
+    rank, scale = (f'model.backbone.method.{name}' for name in ('rank', 'scale'))
+    assert options_of(plan, 'LoRA', 'mini/digits') == {rank: 2, scale: 2.0, 'd': 1}
+    assert options_of(plan, 'LoRA', 'mini/cub') == {rank: 2, scale: 2.0, 'd': 2}
+    assert options_of(plan, 'LoRA', 'vtab/svhn') == {rank: 3, scale: 2.0, 'd': 2}
+    assert options_of(plan, 'LoRA', 'coco') == {rank: 4, scale: 2.0, 'd': 2}
+
+
+def test_some_recipes_of_a_plan_take_along_what_is_said_of_them(tmp_path: Path) -> None:
+    path = tmp_path / 'two.yaml'
+    path.write_text(
+        'methods: [OFT]\nrecipes: [mini/digits, mini/textures]\n'
+        'recipe_options: {mini/digits: {train_cfg.max_epochs: 2}, mini/t*: {}}\n'
+        'settings: {OFT@mini/textures: {block_size: 8}}\n'
+    )
+    plan = read_plan(path, recipes=['mini/digits'])
+    assert list(plan.recipe_options) == ['mini/digits'] and not plan.settings
+    assert len(resolve(plan).jobs) == 1
+    assert read_plan(path).settings and len(resolve(read_plan(path)).jobs) == 2
+    path.write_text(path.read_text().replace('OFT@mini/textures', 'OFT@mini/texture'))
+    for recipes in (None, ['mini/digits']):
+        with pytest.raises(PETLError, match="'OFT@mini/texture', which is no recipe"):
+            resolve(read_plan(path, recipes=recipes))
+
+
+def test_arguments_make_a_method_fit_whose_defaults_do_not(tmp_path: Path) -> None:
+    """HST has four stages by default, and the mini trunk six blocks."""
+    plan = read_plan('mini-release', methods=['HST'], recipes=['mini/digits'])
+    job = dataclasses.replace(resolve(plan).jobs[0], stage='tune')
+    assert compose_job(job, tmp_path).model.backbone.method.dims == [32, 48, 64]
+
+
 def test_several_methods_are_one_by_their_names() -> None:
     plan = parse_plan(
         SMALL
@@ -188,6 +234,10 @@ BAD = {
     'argument': ({'settings': {'LoRA': {'rnk': 4}}}, "Did you mean 'rank'"),
     'filter': ({'exclude': ['Lora']}, r"filter 'Lora' fits no pair"),
     'recipe_options': ({'recipe_options': {'vtab/*': {}}}, 'no recipe of the plan'),
+    'settings elsewhere': (
+        {'settings': {'LoRA@vtab/*': {'rank': 2}}},
+        r"settings speak of 'LoRA@vtab/\*', which is no recipe of the plan",
+    ),
     'options that do not fit': (
         {'options': {'param_scheduler.7.end': 1}},
         'the plan small.* mini/digits',
