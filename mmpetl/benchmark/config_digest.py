@@ -76,9 +76,15 @@ ROOTS = {
 """Variables with the names that their folders get, and where they lie by default."""
 
 
-def config_hash(config: Any) -> str:
-    """Digest of what decides a run's result; folders of this machine do not count."""
-    return digest_of(resolved(config))
+def config_hash(config: Any, roots: Mapping[str, str] | None = None) -> str:
+    """Digest of what decides a run's result; folders of a machine do not count.
+
+    Args:
+        config: As it was resolved.
+        roots: Folders of another machine by the names of their roots, for a config that
+            was resolved there (:func:`roots_there`).
+    """
+    return digest_of(resolved(config, roots))
 
 
 def digest_of(kept: Mapping[str, Any]) -> str:
@@ -87,15 +93,22 @@ def digest_of(kept: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def resolved(config: Any) -> dict[str, Any]:
-    """What decides a run's result, as JSON has it."""
+def resolved(config: Any, roots: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What decides a run's result, as JSON has it; see :func:`config_hash`."""
+    kept = _deciding(config)
+    there = [(name, text, text) for name, text in (roots or {}).items()]
+    every = [*there, *_roots()]
+    return {key: _plain(value, every) for key, value in kept.items()}
+
+
+def _deciding(config: Any) -> dict[str, Any]:
+    """What of a config decides the result, its paths as they are written."""
     data = config.to_dict()
     kept = {k: v for k, v in data.items() if k not in UNRELATED}
     # A config that was written has the keys of a node in another order.
     order = partial(json.dumps, default=str, sort_keys=True)
     kept['hooks'] = sorted(_hooks(data), key=order)
-    roots = list(_roots())
-    return {key: _plain(value, roots) for key, value in kept.items()}
+    return kept
 
 
 def _hooks(data: Mapping[str, Any]) -> Iterator[Any]:
@@ -172,6 +185,38 @@ def keep(folder: Path, config: Any) -> None:
     """Write down what the digest of a run is over, to tell later what has changed."""
     kept = resolved(config)
     write_json(folder / NAME, {'format': FORMAT, 'resolved': _finite(kept)})
+
+
+def roots_there(folder: Path, config: Any) -> dict[str, str]:
+    """Where the roots of data, weights and package lay when a run was begun.
+
+    What the digest is over has names in the place of these folders, the run's config
+    has the folders themselves: the first path of each root tells where it was. A config
+    whose other paths lie elsewhere has another digest.
+
+    Args:
+        folder: Of the run.
+        config: That of its ``config.py``.
+
+    Returns:
+        Folders by the names of their roots; of an earlier version's run none.
+    """
+    try:
+        kept = read_json(folder / NAME, dict[str, Any], 'config of a run')
+    except (OSError, PETLError):
+        return {}
+    names = [name for name, *_ in _roots()]
+    named = dict(_leaves(kept.get('resolved')))
+    found: dict[str, str] = {}
+    for key, path in _leaves(_plain(_deciding(config), [])):
+        said = named.get(key)
+        if not isinstance(said, str) or not isinstance(path, str):
+            continue
+        name, below, rest = said.partition('/')
+        path, rest = os.path.normpath(path), f'{below}{rest}'
+        if name in names and path.endswith(rest):
+            found.setdefault(name, path.removesuffix(rest))
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -21,8 +21,8 @@ A plan holds these keys; ``methods`` and ``recipes`` are needed::
 A plan is data: what its options name as a ``type`` must be registered by a toolbox, and
 nothing in them imports or names a file that runs; ``--trust`` lifts that.
 
-A key of ``settings`` and ``method_options`` may name recipes too, by a pattern, and goes
-before one that does not: ``{OFT@mini/coco: {block_size: 8}}``.
+A key of ``settings`` and ``method_options`` may name recipes too, by a pattern, and
+goes before one that does not: ``{OFT@mini/coco: {block_size: 8}}``.
 
 Pairs that cannot be, since a backbone lacks the sites that a method acts at, are
 computed and listed with the reason; they are no failures.
@@ -116,7 +116,6 @@ def pattern_of(table: str, key: str) -> str:
     if table in ('recipe_options', 'processes'):
         return key
     return key.partition('@')[2] or '*'
-
 
 
 def plans_folder() -> Path:

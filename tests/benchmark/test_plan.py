@@ -129,9 +129,11 @@ def test_some_recipes_of_a_plan_take_along_what_is_said_of_them(tmp_path: Path) 
         'settings: {OFT@mini/textures: {block_size: 8}}\n'
     )
     plan = read_plan(path, recipes=['mini/digits'])
-    assert list(plan.recipe_options) == ['mini/digits'] and not plan.settings
+    assert list(plan.recipe_options) == ['mini/digits']
+    assert not plan.settings
     assert len(resolve(plan).jobs) == 1
-    assert read_plan(path).settings and len(resolve(read_plan(path)).jobs) == 2
+    assert read_plan(path).settings
+    assert len(resolve(read_plan(path)).jobs) == 2
     path.write_text(path.read_text().replace('OFT@mini/textures', 'OFT@mini/texture'))
     for recipes in (None, ['mini/digits']):
         with pytest.raises(PETLError, match="'OFT@mini/texture', which is no recipe"):

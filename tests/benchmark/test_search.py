@@ -20,10 +20,17 @@ from mmpetl.benchmark.executors import make_executor
 from mmpetl.benchmark.records import Job, Record, RecordStore, setting_key
 from mmpetl.benchmark.scores import search_budget
 from mmpetl.benchmark.search import Search, load_study, table_of
-from mmpetl.benchmark.spaces import num_settings, settings_in
+from mmpetl.benchmark.spaces import (
+    check_in_space,
+    decode,
+    encode,
+    num_settings,
+    settings_in,
+    space_of,
+)
 from mmpetl.benchmark.tables import build_tables
 from mmpetl.cli.commands.benchmark import search as search_command
-from mmpetl.core import PETLError
+from mmpetl.core import PETLError, registered_methods
 from mmpetl.engine.hooks.run_log import read_run_log
 
 pytest.importorskip('optuna')
@@ -264,6 +271,17 @@ def test_a_budget_of_nothing_and_a_missing_package_fail_in_a_line(
 def test_lists_are_choices_too() -> None:
     for value in ([1, 2], {'a': 1}, None, 2, 'x', True):
         assert search_module.decode(search_module.encode(value)) == value
+
+
+@pytest.mark.parametrize('method', registered_methods())
+def test_a_search_that_goes_on_takes_its_own_proposals(method: str) -> None:
+    """A journal gives back what it was given as JSON has it."""
+    space, source = space_of(method, lambda line: None)
+    assert source == f'configs/{registered_methods()[method].stem()}/search_space.py'
+    for key, values in space.items():
+        if not isinstance(values, dict):
+            for value in values:
+                check_in_space({key: decode(encode(value))}, space, 'the journal')
 
 
 # ----------------------------------------------------- budgets and final runs

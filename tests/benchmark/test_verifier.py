@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -27,6 +28,7 @@ from mmpetl.benchmark.verify import verify_run
 from mmpetl.config.literal import read_literal_config
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.predictions import read_predictions, write_predictions
+from mmpetl.shipped import shipped
 
 OPTIONS = {
     'train_cfg.max_epochs': 2,
@@ -100,6 +102,23 @@ def test_what_runs_left_is_verified(out: Path) -> None:
         assert 'metrics.accuracy/top1' in {c.field for c in verdict.checks}
         assert 'predictions.labels' in {c.field for c in verdict.checks}
         assert {'config.py', 'delta.safetensors', 'log.jsonl'} <= set(verdict.files)
+
+
+def test_a_run_of_another_machine_is_verified(copied: Path) -> None:
+    """Its clone and its data lay elsewhere; what lies in them is the same."""
+    path = copied / 'config.py'
+    text = path.read_text()
+    data = os.environ['MMPETL_DATA']
+    assert str(shipped()) in text
+    assert data in text
+    there = text.replace(str(shipped()), '/elsewhere/clone')
+    path.write_text(there.replace(data, '/elsewhere/data'))
+    verdict = verify_run(copied)
+    assert verdict.status == 'verified', faults(verdict)
+    for was, other in (('mini_vit.', 'my_vit.'), ('/vtab-1k', '/other')):
+        assert was in there
+        path.write_text(there.replace(was, other))
+        assert fields(verify_run(copied)) >= {'config_hash'}
 
 
 def test_the_delta_gives_the_metrics_again(out: Path) -> None:

@@ -43,7 +43,7 @@ def config(run: Run) -> Iterator[Check]:
     if run.raw['format'] == 1:
         # Its hash told text and not what decides; nothing computes it any more.
         raise Unknown('records of format 1 have another hash of the config')
-    written = hash_of(run.written)
+    written = hash_of(run.written, run.roots)
     yield same('config_hash', record.config_hash, written, 'of config.py')
     try:
         asked = hash_of(run.asked)

@@ -6,14 +6,14 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.collect import LOG, Efficiency
-from mmpetl.benchmark.config_digest import config_hash
+from mmpetl.benchmark.config_digest import config_hash, roots_there
 from mmpetl.benchmark.job_config import METHOD, compose_job
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.trust import check_trusted
@@ -145,6 +145,11 @@ class Run:
             if self.asked.get('phases') is not None:
                 config.phases = copy.deepcopy(self.asked.phases)
         return config
+
+    @cached_property
+    def roots(self) -> dict[str, str]:
+        """Where data, weights and package lay on the machine that ran it."""
+        return roots_there(self.folder, self.written)
 
     @cached_property
     def found_method(self) -> dict[str, Any] | None:
@@ -322,6 +327,6 @@ def holds(field: str, good: bool, recorded: Any, found: Any, note: str = '') -> 
     return Check(field, state, recorded, found, note)
 
 
-def hash_of(config: Any) -> str:
-    """The hash that records give to a config."""
-    return config_hash(config)
+def hash_of(config: Any, roots: Mapping[str, str] | None = None) -> str:
+    """The hash that records give to a config; ``roots`` are those of its machine."""
+    return config_hash(config, roots)
