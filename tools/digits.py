@@ -403,14 +403,30 @@ def text_of(values: list[float]) -> str:
 def make_table(
     records: list[dict[str, Any]], args: argparse.Namespace, runs: int
 ) -> Any:
-    """The table as it stands."""
+    """The table as it stands, of no more than 80 columns."""
+    from rich import box
     from rich.table import Table
 
-    seeds = f'mean and deviation of {len(args.seeds)} seeds'
-    table = Table(title=f'Digits, {seeds} ({len(records)} of {runs} runs done)')
-    for i, header in enumerate(headers(args)):
-        table.add_column(header, justify='left' if i == 0 else 'right')
+    names = ['method', 'trained', *(f'{n} labels' for n in args.shots)]
+    names += ['trials', 's', 'MB']
+    table = Table(
+        title=(
+            f'Digits, accuracy in %: mean and deviation of {len(args.seeds)} seeds\n'
+            f'({len(records)} of {runs} runs done)'
+        ),
+        caption=(
+            'trained: parameters of the backbone; trials: of the search that chose '
+            'the settings (configs/mini/digits_settings.json); s: of a run; '
+            'MB: peak memory'
+        ),
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+    )
+    for i, name in enumerate(names):
+        justify = 'left' if i == 0 else 'right'
+        table.add_column(name, justify=justify, no_wrap=True)
     for row in rows_of(records, args):
+        row[-3] = row[-3].partition(',')[0]
         table.add_row(*row)
     return table
 
