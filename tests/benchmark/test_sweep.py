@@ -275,8 +275,9 @@ def test_files_of_another_config_are_not_continued(
     assert [(x['attempt'], x['config']) for x in lines] == [(1, 'another')]
 
 
-def _inline(jobs: list[Job], out: Path, answers: Any) -> None:
+def _inline(jobs: list[Job], out: Path, answers: Any, both: Any) -> None:
     executor = make_executor('inline')
+    both.wait()
     summary = Sweep(jobs, out, executor, run='fake_runs:quick', poll_s=0.1).run()
     answers.put((summary.done, len(summary.failed), summary.left))
 
@@ -284,9 +285,9 @@ def _inline(jobs: list[Job], out: Path, answers: Any) -> None:
 def test_two_runners_at_once_do_no_job_twice(tmp_path: Path) -> None:
     jobs = [Job('mini/digits', 'LoRA', seed=seed) for seed in range(30)]
     context = multiprocessing.get_context('fork')
-    answers = context.Queue()
+    answers, both = context.Queue(), context.Barrier(2)
     runners = [
-        context.Process(target=_inline, args=(jobs, tmp_path, answers))
+        context.Process(target=_inline, args=(jobs, tmp_path, answers, both))
         for _ in range(2)
     ]
     for runner in runners:
