@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         in_zoo = find_in_zoo(args.run)
         if in_zoo is not None:
             entry = in_zoo[1]
-            print(entry.summary(), f'reads: {entry.input}', sep='\n')
+            told = [f'reads: {entry.input}'] if entry.input else []
+            print(entry.summary(), *told, sep='\n')
         if not args.inputs and in_zoo is None:
             parser.error(NO_FILE)
         if not args.inputs:
