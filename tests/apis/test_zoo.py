@@ -14,7 +14,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mmpetl.apis import init_model, load_delta, open_run, read_delta, read_zoo
+from mmpetl.apis import (
+    fold_checkpoint,
+    from_pretrained,
+    inferencer,
+    init_model,
+    load_delta,
+    open_model,
+    open_run,
+    read_delta,
+    read_zoo,
+)
 from mmpetl.apis.names import locate
 from mmpetl.apis.zoo import bring_base, bring_delta, faults, files_here
 from mmpetl.cli.main import mmpetl as command
@@ -133,9 +143,16 @@ def test_files_the_zoo_and_the_hub_are_one_delta(tmp_path, monkeypatch):
     assert run.config.test_dataloader.batch_size == 3
     assert run.config.test_dataloader.dataset.task == 'digits'
     models.append(load_delta(run.config, SHIPPED / 'digits_lora.safetensors'))
+    models.append(open_model('zoo/digits_lora', device='cpu'))
+    models.append(from_pretrained('zoo/digits_lora', run.config))
+    models.append(inferencer('zoo/digits_lora', device='cpu').model)
     with torch.no_grad():
         found = [model(x) for model in models]
     assert all(torch.equal(found[0], other) for other in found[1:])
+    plain, config = fold_checkpoint(None, 'hub://me/digits', tmp_path / 'plain.pth')
+    with torch.no_grad():
+        folded = init_model(config, plain, 'cpu')(x)
+    torch.testing.assert_close(folded, found[0])
 
 
 def test_a_name_that_is_not_there_is_told_the_nearest(tmp_path, monkeypatch):

@@ -83,6 +83,23 @@ def test_files_for_elsewhere_get_their_address(released, tmp_path):
     assert entry.base.weights.url is None
 
 
+def test_other_entries_stay_where_asked_and_go_otherwise(released, tmp_path):
+    out = tmp_path / 'zoo'
+    shutil.copytree(SHIPPED, out)
+    before = set(read_zoo(out).entries)
+    wanted = [Wanted.parse('mini/digits:LoRA')]
+    build_zoo(released, wanted, out, keep=True)
+    zoo = read_zoo(out)
+    assert set(zoo.entries) == before
+    assert zoo.find('digits_lora').release == 'mini 1'
+    assert zoo.find('digits_ssf') == read_zoo(SHIPPED).find('digits_ssf')
+    assert zoo.find('digits_lora').example == ENTRY.example
+    build_zoo(released, wanted, out)
+    assert set(read_zoo(out).entries) == {'digits_lora'}
+    assert [p.stem for p in out.glob('*.safetensors')] == ['digits_lora']
+    assert (out / 'digit.png').is_file()
+
+
 def test_what_is_not_released_makes_no_entry(released, tmp_path):
     out = tmp_path / 'zoo'
     with pytest.raises(PETLError, match="Did you mean 'mini/digits:LoRA'"):
