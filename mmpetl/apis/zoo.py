@@ -9,6 +9,7 @@ weights. No delta is taken whose size or SHA-256 is another than the index says.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmpetl.core.delta_file import Digest
 from mmpetl.models.weights import KnownFile, WeightsError, fetch
 from mmpetl.models.weights.address import weights_folder
 from mmpetl.models.weights.download import Progress, check_sums
+from mmpetl.models.weights.errors import WeightsBusyError
 from mmpetl.models.weights.registry import known_file
 from mmpetl.shipped import shipped, zoo_folder
 
@@ -29,6 +31,9 @@ FORMAT = 1
 INDEX = 'index.json'
 PREFIX = 'zoo/'
 """What an entry's name begins with where runs and deltas are named."""
+
+PAUSE_S = 0.5
+"""How often is looked whether another process has done with a file."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r'^[a-z0-9][a-z0-9_.-]{0,99}\Z')]
 FileName = Annotated[str, msgspec.Meta(pattern=r'^[A-Za-z0-9][\w.+-]{0,199}\Z')]
@@ -405,7 +410,11 @@ def _fetched(
     check: Any,
 ) -> Path:
     try:
-        return fetch(known, folder, mirror, progress, check)[0]
+        while True:
+            try:
+                return fetch(known, folder, mirror, progress, check)[0]
+            except WeightsBusyError:  # a process of the same run, as a rule
+                time.sleep(PAUSE_S)
     except WeightsError as error:
         source, place = known.url or 'a person who has it', folder / known.name
         raise PETLError(

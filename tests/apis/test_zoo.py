@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import http.server
 import json
@@ -188,6 +189,24 @@ def test_what_is_not_here_is_fetched_once(server, own, tmp_path):
     assert call('zoo', 'check', 'digits_lora')[0] == 1
     with pytest.raises(PETLError, match='sha256 begins'):
         bring_delta(zoo, entry)
+
+
+def test_of_several_processes_one_fetches(server, tmp_path, monkeypatch):
+    zoo = read_zoo()
+    entry = zoo.find('digits_lora')
+    folder = tmp_path / 'weights' / 'zoo'
+    folder.mkdir(parents=True)
+    lock = (folder / 'digits_lora.json.part.lock').open('w')
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    waits = []
+
+    def done_meanwhile(seconds: float) -> None:
+        waits.append(seconds)
+        lock.close()
+
+    monkeypatch.setattr('mmpetl.apis.zoo.time.sleep', done_meanwhile)
+    assert bring_delta(zoo, entry).is_file()
+    assert len(waits) == 1
 
 
 def test_another_file_than_the_index_says_is_not_kept(server, own, tmp_path):

@@ -26,7 +26,11 @@ from urllib.parse import quote, urlsplit
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
 from mmpetl.models.weights.containers import open_file
-from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
+from mmpetl.models.weights.errors import (
+    WeightsBusyError,
+    WeightsError,
+    WeightsNotFoundError,
+)
 from mmpetl.models.weights.identity import describe_file, differences
 from mmpetl.models.weights.registry import KnownFile
 
@@ -70,6 +74,7 @@ def fetch(
 
     Raises:
         WeightsNotFoundError: The address or the mirror has no such file.
+        WeightsBusyError: Another process is fetching it.
         WeightsError: No network, a wrong size or checksum, a file that is another
             one than asked for, or one of that name that is in the way.
     """
@@ -169,7 +174,7 @@ def _alone(part: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise WeightsError(
+            raise WeightsBusyError(
                 f'another process is fetching {part.stem} into {part.parent}; '
                 'wait for it'
             ) from None
