@@ -20,8 +20,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('input', help='an image')
-    parser.add_argument('config', help='config of the run')
-    parser.add_argument('--delta', help='published delta (.safetensors) or run (.pth)')
+    parser.add_argument('config', help='config of the run, or zoo/NAME')
+    parser.add_argument('--delta', help='delta (.safetensors, zoo/NAME) or run (.pth)')
     parser.add_argument('--out', help='picture to write')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--opacity', type=float, default=0.6, help='0 to 1')
@@ -35,8 +35,7 @@ def main() -> None:
     args = parse_args()
     out = args.out or f'{Path(args.input).stem}_seg.png'
     with apis.cli_errors():
-        config = apis.load_config(args.config, args.cfg_options)
-        model = apis.init_model(config, args.delta, args.device)
+        model = apis.open_model(args.config, args.delta, args.cfg_options, args.device)
         lines = apis.show_segmentation(model, args.input, out, args.opacity)
     print(*lines, f'written to {out}', sep='\n')
 

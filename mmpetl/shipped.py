@@ -1,11 +1,13 @@
 """Where the files are that travel with the package.
 
-``configs``, ``demo/weights``, ``docs/methods`` and ``requirements`` lie beside the
-package in a checkout. A wheel holds them in ``mmpetl/.mim``, as those of OpenMMLab do.
+``configs``, ``demo/weights``, ``demo/zoo``, ``docs/methods`` and ``requirements`` lie
+beside the package in a checkout. A wheel holds them in ``mmpetl/.mim``, as those of
+OpenMMLab do.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -21,3 +23,8 @@ def shipped(name: str = '.') -> Path:
 def mini_data() -> Path:
     """Where mini data are made unasked: of a checkout, or of the working folder."""
     return Path('data/mini') if INSIDE.is_dir() else PACKAGE.parent / 'data' / 'mini'
+
+
+def zoo_folder() -> Path:
+    """Where the index of the zoo lies: ``MMPETL_ZOO``, else what travels along."""
+    return Path(os.environ.get('MMPETL_ZOO') or shipped('demo/zoo')).expanduser()

@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmpetl.apis.names import is_named
 from mmpetl.apis.runs import find_run
+from mmpetl.apis.runs import open_run as open_named
 from mmpetl.core import (
     PETLError,
     check_range,
@@ -248,7 +250,9 @@ def add_run_arguments(
     """
     from mmpetl.config.cli import DictAction
 
-    parser.add_argument('run', help='config of the run, or the folder it lies in')
+    parser.add_argument(
+        'run', help='config of the run, the folder it lies in, or zoo/NAME'
+    )
     parser.add_argument(
         'delta', nargs='?', help='published delta or checkpoint; a folder has its own'
     )
@@ -270,6 +274,9 @@ def open_run(args: argparse.Namespace) -> tuple[Pair, str]:
     """The pair that :func:`add_run_arguments` asks for, and a name of its data."""
     from mmpetl.config.load import load_config
 
+    if args.delta is None and is_named(args.run):
+        run = open_named(args.run, options=args.cfg_options)
+        return load_pair(run.config, run.weights, args.device), args.run
     path, delta = find_run(args.run, args.delta)
     config = load_config(path, args.cfg_options)
     pair = load_pair(config, delta, args.device)

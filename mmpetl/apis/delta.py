@@ -29,6 +29,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
 from mmpetl.apis.building import build_model, dataset_meta
+from mmpetl.apis.names import locate
 from mmpetl.compat import load_file
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import method_of, test_pipeline
@@ -134,7 +135,7 @@ def export_delta(
     """
     model = source if isinstance(source, nn.Module) else None
     if packed and model is None:
-        delta, model = _filled(Path(source), config)
+        delta, model = _filled(locate(source), config)
         slots = slot_names(model)
     elif model is not None:
         delta, slots = _of_model(model), slot_names(model)
@@ -142,7 +143,7 @@ def export_delta(
         if config is None and _method_in(own) == method_name(delta.meta):
             config = own
     else:
-        delta = _read(Path(source), config)
+        delta = _read(locate(source), config)
         slots = lone_slot(delta.state, len(methods_of(delta.meta)))
     facts = dict(delta.meta)
     if config is not None:
@@ -196,11 +197,13 @@ def _few_values(model: nn.Module, delta: DeltaFile) -> dict[str, tuple[Tensor, i
 def read_delta(path: str | os.PathLike) -> DeltaFile:
     """Read a published delta (either file, or the stem) or a run's checkpoint.
 
+    A delta is also named ``zoo/NAME`` or ``hub://USER/NAME``.
+
     Raises:
         FileNotFoundError: A file is missing.
         PETLError: A file is damaged, no delta, or the two are not of one export.
     """
-    return _read(Path(path), None)
+    return _read(locate(path), None)
 
 
 def load_delta(model: nn.Module | Any, path: str | os.PathLike) -> nn.Module:
@@ -208,7 +211,8 @@ def load_delta(model: nn.Module | Any, path: str | os.PathLike) -> nn.Module:
 
     Args:
         model: The model, or a config (path or ``Config``) to build it from.
-        path: A published delta or a run's checkpoint, also one of the whole model.
+        path: A published delta or a run's checkpoint, also one of the whole model;
+            or ``zoo/NAME``, ``hub://USER/NAME``.
 
     Returns:
         The model; nothing in it has changed where an error is raised.
@@ -224,7 +228,7 @@ def load_delta(model: nn.Module | Any, path: str | os.PathLike) -> nn.Module:
 
 def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
     """Load a delta into a model, as :func:`load_delta` does; returns what was read."""
-    delta = _read(Path(path), model)
+    delta = _read(locate(path), model)
     if not find_injected(model):
         raise PETLError(
             f'{delta.path} is a delta of {method_name(delta.meta)}, the model has no '

@@ -17,6 +17,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from mmpetl.apis.building import without_memory
 from mmpetl.apis.delta import DeltaFile, read_delta, slot_names
 from mmpetl.apis.model import init_model
+from mmpetl.apis.names import is_named
+from mmpetl.apis.runs import open_run
 from mmpetl.config.known import SCOPES
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import (
@@ -64,7 +66,7 @@ def fold_checkpoint(
 
     Args:
         config: Config of the run: path or ``Config``. With ``base``, None writes no
-            config.
+            config; of ``zoo/NAME`` or ``hub://USER/NAME``, None is their own.
         delta: A published delta or a run's checkpoint.
         out: The checkpoint, ``<name>.pth``; the config goes to ``<name>.py``.
         safetensors: Whether to write ``<name>.safetensors`` as well.
@@ -80,7 +82,10 @@ def fold_checkpoint(
             equivalent in the base weights, or upstream could not read the config.
     """
     if config is None and base is None:
-        raise PETLError('name the config of the run, or its base weights')
+        if not is_named(delta):
+            raise PETLError('name the config of the run, or its base weights')
+        run = open_run(delta)
+        config, delta = run.config, run.weights
     config = None if config is None else as_config(config)
     if base is None:
         state, dataset = _folded_model(config, delta)

@@ -21,6 +21,16 @@ from torch import nn
 
 from mmpetl.apis.building import build_model
 from mmpetl.apis.delta import export_delta, fill_from
+from mmpetl.apis.names import find_in_zoo
+from mmpetl.apis.repositories import (
+    REPO,
+    STEM,
+    check_repo,
+    hub_folder,
+    one_line,
+    published_file,
+)
+from mmpetl.apis.zoo import bring_delta
 from mmpetl.benchmark.records import Record
 from mmpetl.core import (
     PETLError,
@@ -34,15 +44,9 @@ from mmpetl.core.boundary import read_json, regular_file
 from mmpetl.core.delta_file import method_name, methods_of, read_delta_file, write_all
 from mmpetl.models.weights import find_known
 
-STEM = 'delta'
 CARD = 'README.md'
-FOLDER = 'MMPETL_HUB'
-"""Environment variable: a folder that stands for the hub."""
-
 PICTURES = ('.png', '.jpg', '.jpeg')
 UNSTATED = 'not stated'
-
-_REPO = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
 def push_to_hub(
@@ -91,7 +95,7 @@ def push_to_hub(
         PETLError: There is no method, the name is none of a repository, a file is
             damaged, or the hub refuses.
     """
-    _check_name(repo_id)
+    check_repo(repo_id)
     run = None
     if record is not None:
         content = read_json(record, dict[str, Any], 'record')
@@ -119,7 +123,7 @@ def push_to_hub(
         }
         files[CARD] = model_card(repo_id, facts, run, said).encode()
         write_all({folder / name: content for name, content in files.items()})
-        place = _hub(hub)
+        place = hub_folder(hub)
         if place is None:
             return _upload(repo_id, folder, token, private)
         return _copy(folder, place / repo_id)
@@ -136,7 +140,7 @@ def from_pretrained(
     """Load a published delta into a model on its base.
 
     Args:
-        repo_id: ``user/name``.
+        repo_id: ``user/name``, or an entry of the zoo, ``zoo/NAME``.
         model: A model with the base weights, with or without the method, or the config
             of one. It is yours to build: a file of somebody else names no classes.
         hub: As in :func:`push_to_hub`.
@@ -151,17 +155,11 @@ def from_pretrained(
         PETLError: The hub has no such repository, the files are damaged, or the delta
             is of another base.
     """
-    _check_name(repo_id)
-    place = _hub(hub)
-    if place is None:
-        folder = _download(repo_id, revision, token)
+    in_zoo = find_in_zoo(repo_id) if isinstance(repo_id, str) else None
+    if in_zoo is not None:
+        file = bring_delta(*in_zoo)
     else:
-        folder = place / repo_id
-        if revision is not None:
-            raise PETLError(f'{place} is a folder, which has no revision {revision!r}')
-        if not folder.is_dir():
-            raise FileNotFoundError(f'there is no {repo_id} in {place}')
-    file = folder / f'{STEM}.safetensors'
+        file = published_file(repo_id, hub, revision, token)
     _, facts = read_delta_file(file)
     model = model if isinstance(model, nn.Module) else build_model(model)
     new = not find_injected(model)
@@ -195,20 +193,6 @@ def _inject(model: nn.Module, facts: Mapping[str, Any], repo_id: str) -> None:
 # ------------------------------------------------------------------------ places
 
 
-def _check_name(repo_id: Any) -> None:
-    if not isinstance(repo_id, str) or not _REPO.fullmatch(repo_id):
-        raise PETLError(f'a repository is called user/name, got {repo_id!r}')
-
-
-def _hub(hub: str | os.PathLike | None) -> Path | None:
-    hub = os.environ.get(FOLDER) if hub is None else hub
-    if not hub:
-        return None
-    if not Path(hub).is_dir():
-        raise FileNotFoundError(f'there is no folder {hub} to stand for the hub')
-    return Path(hub)
-
-
 def _copy(folder: Path, target: Path) -> str:
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.iterdir()):
@@ -226,28 +210,8 @@ def _upload(repo_id: str, folder: Path, token: str | None, private: bool | None)
             repo_id=repo_id, folder_path=folder, commit_message='Upload a delta'
         )
     except Exception as error:  # of several libraries, by what went wrong
-        raise PETLError(f'the hub does not take {repo_id}: {_line(error)}') from None
+        raise PETLError(f'the hub does not take {repo_id}: {one_line(error)}') from None
     return str(url)
-
-
-def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                token=token,
-                allow_patterns=[f'{STEM}.json', f'{STEM}.safetensors'],
-            )
-        )
-    except Exception as error:  # of several libraries, by what went wrong
-        raise PETLError(f'the hub does not give {repo_id}: {_line(error)}') from None
-
-
-def _line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
 # -------------------------------------------------------------------------- card
@@ -300,7 +264,7 @@ def model_card(
         'tags': ['mmpetl', 'parameter-efficient', *_tags(facts)],
     }
     name = said.get('base') or ''
-    if _REPO.fullmatch(name):
+    if REPO.fullmatch(name):
         head['base_model'] = name
     lines = [
         '---',

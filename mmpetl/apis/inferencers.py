@@ -15,6 +15,8 @@ from typing import Any
 from mmpetl.apis.building import class_names, pick_device
 from mmpetl.apis.draw import colours
 from mmpetl.apis.model import init_model
+from mmpetl.apis.names import is_named
+from mmpetl.apis.runs import open_run
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import find_dataset, test_pipeline
 from mmpetl.core import PETLError
@@ -36,7 +38,8 @@ def inferencer(
     ============  =====================================================
 
     Args:
-        config: Config of the run: path, row of a table or ``Config``.
+        config: Config of the run: path, row of a table or ``Config``; or ``zoo/NAME``,
+            ``hub://USER/NAME``, which know theirs and are the delta too.
         delta: A published delta, a run's checkpoint or, of a config without a method, a
             whole checkpoint; None leaves the head as it is drawn.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -47,6 +50,9 @@ def inferencer(
         PETLError: No Inferencer is known for the config, or the delta is of another
             model.
     """
+    if delta is None and is_named(config):
+        run = open_run(config)
+        config, delta = run.config, run.weights
     config = copy.deepcopy(as_config(config))
     scope = config.get('default_scope')
     if scope not in _MAKERS:

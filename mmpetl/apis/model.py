@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from mmpetl.apis.delta import (
     fill_from,
     read_plain,
 )
-from mmpetl.config.load import as_config
+from mmpetl.apis.names import is_named, locate
+from mmpetl.apis.runs import open_run
+from mmpetl.config.load import as_config, load_config
 from mmpetl.core import PETLError, find_injected
 from mmpetl.lazy import moved_names
 
@@ -38,7 +41,8 @@ def init_model(
     """A tuned model, ready for the functions of :mod:`mmpetl.apis.predict`.
 
     Args:
-        config: Config of the run: path or ``Config``.
+        config: Config of the run: path or ``Config``; or ``zoo/NAME`` or
+            ``hub://USER/NAME``, which know theirs and are the delta too.
         delta: A published delta or a run's checkpoint. For a config without a
             method, a plain checkpoint such as :func:`fold_checkpoint` writes.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -51,16 +55,39 @@ def init_model(
         PETLError: The delta does not belong to the model, or no such device.
     """
     place = pick_device(device)
+    if delta is None and is_named(config):
+        run = open_run(config)
+        config, delta = run.config, run.weights
     config = as_config(config)
     model = build_model(config)
     known = dataset_meta(config)
     if delta is not None and find_injected(model):
         known = {**known, **fill_from(model, delta).dataset}
     elif delta is not None:
-        known = {**known, **_load_plain(model, Path(delta))}
+        known = {**known, **_load_plain(model, locate(delta))}
     model.cfg = config
     model.dataset_meta = known
     return model.to(place)
+
+
+def open_model(
+    run: str | os.PathLike,
+    delta: str | os.PathLike | None = None,
+    options: Mapping[str, Any] | None = None,
+    device: str = 'auto',
+) -> nn.Module:
+    """A tuned model of what a command line names.
+
+    Args:
+        run: A config, or a delta that knows its own: ``zoo/NAME``, ``hub://USER/NAME``.
+        delta: As of :func:`init_model`.
+        options: Dotted keys that override the config.
+        device: As of :func:`init_model`.
+    """
+    if delta is None and is_named(run):
+        opened = open_run(run, options=options)
+        return init_model(opened.config, opened.weights, device)
+    return init_model(load_config(run, options), delta, device)
 
 
 def _load_plain(model: nn.Module, path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -229,21 +228,25 @@ def train(config: Any, **kwargs: Any) -> Any:
 
 
 def test(config: Any, checkpoint: str | os.PathLike, **kwargs: Any) -> dict[str, float]:
-    """Evaluate a run checkpoint or a published delta; returns the metrics.
+    """Evaluate a run's checkpoint or a published delta, by path or name.
+
+    Returns:
+        The metrics.
 
     Raises:
         PETLError: Something the config names is missing or does not fit.
     """
     _needs(config, 'test')
     kwargs.setdefault('check_data', ('test',))
-    checkpoint = Path(checkpoint)
-    if not checkpoint.is_file():
-        raise PETLError(f'there is no checkpoint {checkpoint}')
     from mmpetl.apis.delta import check_complete, load_delta, read_plain
+    from mmpetl.apis.names import locate
     from mmpetl.engine import DeltaCheckpointHook
     from mmpetl.engine.first_step import behind_steps_marked
     from mmpetl.engine.hooks.common import plain_model
 
+    checkpoint = locate(checkpoint)
+    if not checkpoint.is_file():
+        raise PETLError(f'there is no checkpoint {checkpoint}')
     ours = checkpoint.suffix != '.pth'
     if not ours:
         config.load_from = str(checkpoint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,17 @@ from torch.nn.modules.module import (
 from mmpetl.apis.building import build_model
 from mmpetl.apis.counting import without_files
 from mmpetl.apis.delta import load_tensors, read_delta
+from mmpetl.apis.names import find_in_zoo, locate
+from mmpetl.apis.zoo import PREFIX, Entry, Zoo, bring_base, bring_delta
 from mmpetl.benchmark.trust import TRUSTED, check_trusted
+from mmpetl.config.compose import compose
 from mmpetl.config.known import SCOPES
 from mmpetl.config.load import finish_config, load_config
 from mmpetl.config.text import is_data, read_text
 from mmpetl.core import PETLError
 from mmpetl.core.delta_file import SUFFIXES
 from mmpetl.engine.best import best_checkpoint
-from mmpetl.models.weights.address import SCHEME, weights_folder
+from mmpetl.models.weights.address import SCHEME, base_name, weights_folder
 from mmpetl.shipped import shipped
 
 PLACES = (
@@ -68,7 +71,8 @@ def open_run(
 
     Args:
         weights: A folder, of which the best, else the newest checkpoint is taken; a
-            checkpoint; or a published delta.
+            checkpoint; or a published delta, also ``zoo/NAME`` or ``hub://USER/NAME``
+            (:mod:`mmpetl.apis.names`).
         config: The config, where it is to be another one than they know.
         options: Dotted keys that override it.
         work_dir: Folder of what is done with it.
@@ -78,7 +82,10 @@ def open_run(
         FileNotFoundError: There is no such file.
         PETLError: It knows no config, or one that is more than data.
     """
-    weights = Path(weights)
+    in_zoo = find_in_zoo(weights)
+    if in_zoo is not None and config is None:
+        return open_entry(*in_zoo, options, work_dir, protocol)
+    weights = locate(weights)
     if config is not None:
         weights = newest_weights(weights) if weights.is_dir() else weights
         return Run(load_config(config, options, work_dir, protocol=protocol), weights)
@@ -116,7 +123,7 @@ def find_run(
                 f'{config} needs a delta beside it: name a .safetensors or a .pth, or '
                 'give the folder of a run instead of a config'
             )
-        return config, Path(delta)
+        return config, locate(delta)
     configs = [config / 'config.py']
     if not configs[0].is_file():
         configs = sorted(config.glob('*.py'))
@@ -125,7 +132,7 @@ def find_run(
             f'{config} holds {len(configs)} configs; one is needed (name it instead of '
             'the folder)'
         )
-    return configs[0], Path(delta) if delta is not None else newest_weights(config)
+    return configs[0], newest_weights(config) if delta is None else locate(delta)
 
 
 def newest_weights(folder: Path) -> Path:
@@ -251,6 +258,41 @@ def _base_files(node: Any) -> Iterator[str]:
             yield from _base_files(value)
 
 
+def open_entry(
+    zoo: Zoo,
+    entry: Entry,
+    options: Mapping[str, Any] | None = None,
+    work_dir: str | os.PathLike | None = None,
+    protocol: str | None = None,
+) -> Run:
+    """An entry of the zoo, its delta and base fetched where they are not here.
+
+    Its config is recipe, method and options of the index; see :func:`open_run`.
+    """
+    where = f'{PREFIX}{entry.name}'
+    # The index may be anybody's; what a user adds is the user's.
+    try:
+        check_trusted({**entry.options, 'method': entry.method}, lambda: None, where)
+    except PETLError as error:
+        raise PETLError(str(error).removesuffix(TRUSTED)) from None
+    delta, base = bring_delta(zoo, entry), bring_base(entry)
+    config = compose(
+        entry.recipe,
+        entry.method,
+        {**entry.options, **(options or {})},
+        protocol=protocol or entry.protocol,
+        work_dir=work_dir or Path('work_dirs') / entry.name,
+        leaf=entry.leaf,
+    )
+
+    def here(name: str) -> str:
+        return str(base) if base_name(name) == base.name else name
+
+    config.model = _with_weights(config.model.to_dict(), here)
+    check_proportion(config, delta)
+    return Run(config, delta)
+
+
 def _of_meta(path: Path) -> dict[str, Any]:
     """The config in a checkpoint."""
     content = load_tensors(path)
@@ -268,7 +310,7 @@ def _of_delta(path: Path) -> dict[str, Any]:
         return {}
     return {
         'default_scope': facts.get('scope'),
-        'model': _with_weights(facts['model']),
+        'model': _with_weights(facts['model'], _here),
         'test_pipeline': list(facts.get('preprocessing') or ()),
         # Written out, as the config of a run.
         'stage': 'final',
@@ -276,16 +318,16 @@ def _of_delta(path: Path) -> dict[str, Any]:
     }
 
 
-def _with_weights(node: Any) -> Any:
+def _with_weights(node: Any, here: Callable[[str], str]) -> Any:
     """A model's config whose base files, known by name, are those of this machine."""
     if isinstance(node, list):
-        return [_with_weights(value) for value in node]
+        return [_with_weights(value, here) for value in node]
     if not isinstance(node, Mapping):
         return node
     return {
-        key: _here(value)
+        key: here(value)
         if key in ('checkpoint', 'base') and isinstance(value, str)
-        else _with_weights(value)
+        else _with_weights(value, here)
         for key, value in node.items()
     }
 

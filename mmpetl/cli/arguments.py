@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmpetl.config.cli import DictAction
-from mmpetl.shipped import shipped
+from mmpetl.shipped import shipped, zoo_folder
 
 
 class MethodAction(DictAction):
@@ -90,3 +91,17 @@ def recipes() -> Iterable[str]:
         for path in folder.rglob('*.py')
         if 'pretrain' not in path.parts
     )
+
+
+def zoo_names() -> Iterable[str]:
+    """Entries of the zoo, for a shell: of an index that cannot be read, none."""
+    try:
+        index = json.loads((zoo_folder() / 'index.json').read_bytes())
+        return sorted(str(entry['name']) for entry in index['entries'])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ()
+
+
+def runs() -> Iterable[str]:
+    """Runs that have a name: the deltas of the zoo."""
+    return [f'zoo/{name}' for name in zoo_names()]

@@ -161,5 +161,5 @@ def _docstring(path: Path) -> str:
 
 def root(**options: Any) -> FolderGroup:
     """The group of all commands."""
-    first = ('train', 'test', 'predict', 'publish', 'fold')
+    first = ('train', 'test', 'predict', 'zoo', 'publish', 'fold')
     return FolderGroup(COMMANDS, HERE, first, **options)

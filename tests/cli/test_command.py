@@ -105,6 +105,8 @@ def test_a_shell_completes_commands_flags_values_and_names():
     assert '--published-settings' in completed('train lora --pub')
     assert completed('train lora x --protocol h') == {'honest'}
     assert completed('train lora vtab/cifar') == {'vtab/cifar100'}
+    assert 'zoo/digits_lora' in completed('predict zoo/')
+    assert completed('zoo show digits_l') == {'digits_lora'}
     assert completed('train x --method vpt_') == {'vpt_deep', 'vpt_shallow'}
     assert {'mini/digits', 'mini/hmdb51'} <= completed('recipes mini/')
 

@@ -59,6 +59,7 @@ def test_it_holds_the_package_and_what_travels_with_it(wheel):
     there = set(wheel.namelist())
     assert files('mmpetl/**/*.*') <= there
     beside = files('configs/**/*.*', 'requirements/*', 'demo/weights/*.safetensors')
+    beside |= files('demo/zoo/*')
     beside |= {'model-index.yml', 'tools/train.py', 'tools/dist_train.sh'}
     assert {f'mmpetl/.mim/{name}' for name in beside} <= there
     assert not [name for name in there if name.startswith(('tests/', 'configs/'))]

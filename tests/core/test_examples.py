@@ -27,7 +27,7 @@ def test_the_example_of(name: str) -> None:
     assert not result.failed, ''.join(shown)
 
 
-PAGES = ('slots.md', 'any_model.md', 'peft.md', 'hub.md', 'export.md')
+PAGES = ('slots.md', 'any_model.md', 'peft.md', 'hub.md', 'export.md', 'zoo.md')
 
 
 @pytest.mark.parametrize('name', PAGES)

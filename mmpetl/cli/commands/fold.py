@@ -2,6 +2,7 @@
 
 Examples:
     mmpetl fold work_dirs/lora/mini/digits folded/digits.pth
+    mmpetl fold zoo/digits_lora folded/digits.pth
     mmpetl fold configs/lora/vtab/svhn.py deltas/svhn_lora.safetensors folded/svhn.pth
 
 Without building the model, from the base weights as they are called in the backbone:
@@ -17,8 +18,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from mmpetl.cli.arguments import add_config_options
-from mmpetl.cli.parsing import CommandParser
+from mmpetl.cli.arguments import add_config_options, runs
+from mmpetl.cli.parsing import CommandParser, suggests
 
 
 def where_it_folds(cls: Any) -> tuple[bool, str]:
@@ -65,7 +66,10 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         'config', nargs='?', help='config of the run, where it has another'
     )
-    parser.add_argument('delta', help='folder of a run, checkpoint or published delta')
+    run = parser.add_argument(
+        'delta', help='folder of a run, checkpoint, published delta, or zoo/NAME'
+    )
+    suggests(run, runs)
     parser.add_argument('out', help='checkpoint to write (.pth)')
     parser.add_argument(
         '--base', help='fold into these weights; only the backbone is built, in outline'

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmpetl.cli.arguments import add_config_options
-from mmpetl.cli.parsing import CommandParser
+from mmpetl.cli.arguments import add_config_options, runs
+from mmpetl.cli.parsing import CommandParser, suggests
 
 
 def make_parser() -> CommandParser:
@@ -22,7 +22,10 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         'config', nargs='?', help='config of the run, where it has another'
     )
-    parser.add_argument('checkpoint', help='folder of a run, or a checkpoint (.pth)')
+    run = parser.add_argument(
+        'checkpoint', help='folder of a run, checkpoint (.pth), or zoo/NAME'
+    )
+    suggests(run, runs)
     parser.add_argument('out', help='path without a suffix')
     parser.add_argument(
         '--metrics', nargs='+', default=[], metavar='NAME=VALUE', help='for the record'

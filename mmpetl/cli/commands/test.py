@@ -5,9 +5,11 @@ Examples:
     mmpetl test work_dirs/lora/mini/digits/epoch_40.pth --out metrics.json
     mmpetl test configs/lora/vtab/cifar100.py deltas/cifar100_lora.safetensors
     mmpetl test work_dirs/lora/mini/digits --show-dir work_dirs/pictures --tta flip
+    mmpetl test zoo/digits_lora
 
-A folder and a checkpoint know their config; a published delta says nothing of data, and
-needs one in front of it. Of a folder the best checkpoint is taken, else the newest.
+A folder, a checkpoint and a delta of the zoo know their config; another published delta
+says nothing of data, and needs one in front of it. Of a folder the best checkpoint is
+taken, else the newest.
 """
 
 from __future__ import annotations
@@ -18,15 +20,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mmpetl.cli.arguments import add_config_options, add_launching, set_local_rank
+from mmpetl.cli.arguments import (
+    add_config_options,
+    add_launching,
+    runs,
+    set_local_rank,
+)
 from mmpetl.cli.launch import in_processes
-from mmpetl.cli.parsing import CommandParser
+from mmpetl.cli.parsing import CommandParser, suggests
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
     parser.add_argument('config', nargs='?', help='config, where the run has another')
-    parser.add_argument('checkpoint', help='folder of a run, checkpoint or delta')
+    run = parser.add_argument(
+        'checkpoint', help='folder of a run, checkpoint, delta, or zoo/NAME'
+    )
+    suggests(run, runs)
     parser.add_argument(
         '--protocol',
         choices=('honest', 'published'),

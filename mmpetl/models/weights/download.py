@@ -26,7 +26,11 @@ from urllib.parse import quote, urlsplit
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
 from mmpetl.models.weights.containers import open_file
-from mmpetl.models.weights.errors import WeightsError, WeightsNotFoundError
+from mmpetl.models.weights.errors import (
+    WeightsBusyError,
+    WeightsError,
+    WeightsNotFoundError,
+)
 from mmpetl.models.weights.identity import describe_file, differences
 from mmpetl.models.weights.registry import KnownFile
 
@@ -39,6 +43,9 @@ TIMEOUT_S = 30.0
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes there will be, if known."""
 
+Check = Callable[[Path, KnownFile], list[str]]
+"""What is wrong with a file that should be the known one, as of :func:`check_file`."""
+
 
 class _BrokenOffError(Exception):
     """The connection ended early; what has arrived is kept."""
@@ -49,6 +56,7 @@ def fetch(
     folder: str | os.PathLike,
     mirror: str | os.PathLike | None = None,
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> tuple[Path, bool]:
     """Bring a file into a folder.
 
@@ -58,18 +66,21 @@ def fetch(
         mirror: A file, a folder that holds one of this name, or the ``http(s)``
             address of such a folder. By default the published address.
         progress: See ``Progress``.
+        check: What a whole file is held to; by default :func:`check_file`, for files
+            of weights.
 
     Returns:
         Its path, and whether it was fetched; False if it was there and is right.
 
     Raises:
         WeightsNotFoundError: The address or the mirror has no such file.
+        WeightsBusyError: Another process is fetching it.
         WeightsError: No network, a wrong size or checksum, a file that is another
             one than asked for, or one of that name that is in the way.
     """
-    target = Path(folder) / known.name
+    target, check = Path(folder) / known.name, check or check_file
     if target.exists():
-        problems = check_file(target, known)
+        problems = check(target, known)
         if problems:
             raise WeightsError(
                 f'{target} is there but is not {known.title}: {"; ".join(problems)}; '
@@ -83,7 +94,7 @@ def fetch(
             _copy(_in_mirror(known, Path(mirror)), part, progress)
         else:
             _download(_address(known, mirror), known, part, progress)
-        problems = check_file(part, known)
+        problems = check(part, known)
         if problems:
             _remove(part)
             raise WeightsError(
@@ -102,9 +113,21 @@ def check_file(path: str | os.PathLike, known: KnownFile) -> list[str]:
     and its keys and shapes are held against the entry, as far as it says any.
     """
     path = Path(path)
-    size = path.stat().st_size
-    if known.size_bytes is not None and size != known.size_bytes:
-        return [f'{size:,} bytes, not {known.size_bytes:,}']
+    problems = check_sums(path, known)
+    reason = '' if _has_other_size(path, known) else _reason(path, known)
+    if problems:
+        # A page or a cut file has a wrong checksum too, but a better reason.
+        return [reason] if reason else problems
+    if reason or not known.is_listed:
+        return [reason] if reason else []
+    return differences(known, describe_file(path))
+
+
+def check_sums(path: str | os.PathLike, known: KnownFile) -> list[str]:
+    """What is wrong with the size and the checksums of a file, of whatever kind."""
+    path = Path(path)
+    if _has_other_size(path, known):
+        return [f'{path.stat().st_size:,} bytes, not {known.size_bytes:,}']
     expected = {
         'sha256': known.sha256 or known.sha256_start,
         'md5': known.md5_start,
@@ -113,13 +136,12 @@ def check_file(path: str | os.PathLike, known: KnownFile) -> list[str]:
         if start is not None:
             digest = _digest(path, name)
             if not digest.startswith(start):
-                # A page or a cut file has a wrong checksum too, but a better reason.
-                wrong = f'{name} begins {digest[:8]}, not {start[:8]}'
-                return [_reason(path, known) or wrong]
-    reason = _reason(path, known)
-    if reason or not known.is_listed:
-        return [reason] if reason else []
-    return differences(known, describe_file(path))
+                return [f'{name} begins {digest[:8]}, not {start[:8]}']
+    return []
+
+
+def _has_other_size(path: Path, known: KnownFile) -> bool:
+    return known.size_bytes is not None and path.stat().st_size != known.size_bytes
 
 
 def _reason(path: Path, known: KnownFile) -> str:
@@ -152,7 +174,7 @@ def _alone(part: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise WeightsError(
+            raise WeightsBusyError(
                 f'another process is fetching {part.stem} into {part.parent}; '
                 'wait for it'
             ) from None

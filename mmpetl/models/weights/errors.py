@@ -18,6 +18,10 @@ class WeightsNotFoundError(WeightsError, FileNotFoundError):
     __str__ = Exception.__str__
 
 
+class WeightsBusyError(WeightsError):
+    """Another process is fetching the same file into the same folder."""
+
+
 def shorten(names: Iterable[str], limit: int = 4) -> str:
     """The first ``limit`` names and how many more there are, in one line."""
     names = list(names)
