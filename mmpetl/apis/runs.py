@@ -153,7 +153,7 @@ def as_data_config(known: Mapping[str, Any], path: Path) -> Any:
     """
     from mmengine.config import Config
 
-    add = f'give its config in front of {path}'
+    add = f'give its config in front of {path} (to predict, as --config)'
     if not known.get('model'):
         raise PETLError(f'{path} does not say which model it is of; {add}')
     scope = known.get('default_scope')

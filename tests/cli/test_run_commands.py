@@ -17,6 +17,7 @@ from workbench import Workbench
 from mmpetl import apis
 from mmpetl.cli.main import mmpetl as command
 from mmpetl.core import PETLError
+from mmpetl.registry import METHODS
 
 
 @pytest.fixture
@@ -123,6 +124,25 @@ def test_a_checkpoints_config_is_data_and_no_more(text, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('scope', 'words'),
+    [
+        ('mmpretrain', None),
+        ('mmdet', "'ImageClassifier', which no package"),
+        ('os', 'model._scope_ can import code'),
+    ],
+)
+def test_a_toolbox_that_a_config_inherits_from_is_a_scope_of_data(scope, words):
+    from mmpetl.apis.runs import as_data_config
+
+    known = {'model': {'_scope_': scope, 'type': 'ImageClassifier'}}
+    if words is None:
+        assert as_data_config(known, Path('run.pth')).model._scope_ == scope
+        return
+    with pytest.raises(PETLError, match=words):
+        as_data_config(known, Path('run.pth'))
+
+
+@pytest.mark.parametrize(
     ('change', 'words'),
     [
         ({'embed_dims': 16_000}, 'out of proportion'),
@@ -146,6 +166,48 @@ def test_a_model_that_a_delta_describes_is_in_proportion(
     with pytest.raises(PETLError, match=words) as raised:
         apis.open_run(delta)
     assert str(delta) in str(raised.value)
+
+
+OWN = """
+from mmpetl.methods.lora import LoRA
+from mmpetl.registry import METHODS
+
+@METHODS.register_module(force=True)
+class OwnLoRA(LoRA):
+    pass
+"""
+
+
+def test_a_command_takes_what_the_config_imports_and_names(tmp_path, monkeypatch):
+    from mmpetl.config.asked import asked_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path('own_lora_of_test.py').write_text(OWN)
+    Path('mine.py').write_text(
+        "custom_imports = dict(imports=['own_lora_of_test'])\n"
+        "init = dict(type='Pretrained', checkpoint='old.pth')\n"
+        "model = dict(type='A', backbone=dict(type='B', init_cfg=init))\n"
+    )
+    try:
+        config = asked_config(['mine.py'], 'OwnLoRA', {'rank': 2})
+        assert config.model.petl == {'type': 'OwnLoRA', 'rank': 2}
+        assert config.custom_imports.imports == ['mmpetl', 'own_lora_of_test']
+    finally:
+        METHODS.module_dict.pop('OwnLoRA', None)
+    for options in (
+        {'load_from': 'new.pth'},
+        {'model.backbone.init_cfg.checkpoint': 'new.pth'},
+    ):
+        config = asked_config(['mine.py'], 'LoRA', options=options)
+        assert (config.model.base, config.get('load_from')) == ('new.pth', None)
+    for what, words in (
+        (['mine.py', 'lora'], r'stands in front of it: lora mine\.py'),
+        (['mine'], r"there is no recipe 'mine'|no config mine.*'mine.py'"),
+        (['mmpretrain::vit-base-p16_64xb64_in1k.py'], "'vision_transformer/vit-base-p"),
+    ):
+        with pytest.raises(PETLError, match=words):
+            asked_config(what, 'LoRA' if len(what) == 1 else None)
 
 
 def test_what_is_no_run_is_named(tmp_path):

@@ -136,6 +136,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = dict(args.cfg_options or {})
         if args.lr is not None:
             options['optim_wrapper.optimizer.lr'] = args.lr
+        if args.amp:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise PETLError('--amp needs a GPU; leave it out on a CPU')
+            # Among the options, so that those of mixed precision fit beside it.
+            options['optim_wrapper.type'] = 'AmpOptimWrapper'
         config = asked_config(
             args.what,
             args.method,
@@ -150,11 +157,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.no_validate:
             config.val_cfg = config.val_dataloader = config.val_evaluator = None
         if args.amp:
-            import torch
-
-            if not torch.cuda.is_available():
-                raise PETLError('--amp needs a GPU; leave it out on a CPU')
-            config.optim_wrapper.type = 'AmpOptimWrapper'
             config.optim_wrapper.setdefault('loss_scale', 'dynamic')
         if args.auto_scale_lr:
             if 'base_batch_size' not in config.get('auto_scale_lr', {}):
