@@ -269,11 +269,21 @@ def _of_delta(path: Path) -> dict[str, Any]:
     return {
         'default_scope': facts.get('scope'),
         'model': _with_weights(facts['model']),
-        'test_pipeline': list(facts.get('preprocessing') or ()),
+        'test_pipeline': [_sizes(step) for step in facts.get('preprocessing') or ()],
         # Written out, as the config of a run.
         'stage': 'final',
         'protocol': None,
     }
+
+
+def _sizes(node: Any) -> Any:
+    """A step of a pipeline whose lists of numbers are tuples, as sizes have to be."""
+    if isinstance(node, Mapping):
+        return {key: _sizes(value) for key, value in node.items()}
+    if not isinstance(node, list):
+        return node
+    numbers = bool(node) and all(isinstance(value, int | float) for value in node)
+    return tuple(node) if numbers else [_sizes(value) for value in node]
 
 
 def _with_weights(node: Any) -> Any:

@@ -38,11 +38,15 @@ LEAVING += ('work_dir', 'local_out_dir')
 NAMING = ('type', 'of', 'constructor', 'runner_type')
 """Keys whose text a registry looks up."""
 
-ROI_LAYERS = (
-    *('RoIAlign', 'RoIPool', 'RoIAlignRotated', 'RiRoIAlignRotated', 'PrRoIPool'),
-    *('DeformRoIPool', 'ModulatedDeformRoIPool'),
-)
-"""What mmdet takes off ``mmcv.ops`` for ``roi_layer``, and no registry knows."""
+UNREGISTERED = {
+    'roi_layer.type': (
+        *('RoIAlign', 'RoIPool', 'RoIAlignRotated', 'RiRoIAlignRotated', 'PrRoIPool'),
+        *('DeformRoIPool', 'ModulatedDeformRoIPool'),
+    ),
+    'consensus.type': ('AvgConsensus',),
+    'nms.type': ('nms', 'soft_nms', 'nms_rotated', 'nms_quadri', 'nms_match'),
+}
+"""Types that a class of upstream finds by itself, and no registry knows."""
 
 FUNCTIONS = ('collate_fn', 'init_fn', 'worker_init_fn')
 """Keys that stand for functions: only the ``type`` of a mapping is looked up safely."""
@@ -82,7 +86,7 @@ def check_trusted(options: Mapping[str, Any], scope: Any, where: str) -> None:
                 raise PETLError(
                     f'{where}: {place} holds {{{{, which configs fill in{TRUSTED}'
                 )
-        if place.endswith('roi_layer.type') and value in ROI_LAYERS:
+        if value in UNREGISTERED.get('.'.join(place.split('.')[-2:]), ()):
             continue
         named = key in NAMING or place.endswith(('backbone.method', 'model.petl'))
         if named and (key == 'type' or isinstance(value, str)):

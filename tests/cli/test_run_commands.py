@@ -123,6 +123,19 @@ def test_a_checkpoints_config_is_data_and_no_more(text, words, tmp_path):
     assert str(path) in str(raised.value)
 
 
+def test_operators_of_detectors_are_data():
+    from mmpetl.apis.runs import as_data_config
+
+    roi = {'roi_layer': {'type': 'RoIAlign'}, 'nms': {'type': 'soft_nms'}}
+    known = {'model': {'type': 'FasterRCNN', 'roi_head': roi}}
+    known['default_scope'] = 'mmdet'
+    assert as_data_config(known, Path('run.pth')).model.roi_head == roi
+    for name in roi:  # mmcv evaluates the name of a suppression
+        wrong = {'model': {'roi_head': {name: {'type': 'exit()'}}}}
+        with pytest.raises(PETLError, match='no package has registered'):
+            as_data_config({**wrong, 'default_scope': 'mmdet'}, Path('run.pth'))
+
+
 @pytest.mark.parametrize(
     ('scope', 'words'),
     [
@@ -161,6 +174,11 @@ def test_a_model_that_a_delta_describes_is_in_proportion(
     monkeypatch.setenv('MMPETL_WEIGHTS', str(tmp_path))
     assert apis.open_run(delta).weights == delta
     facts = json.loads(delta.with_suffix('.json').read_text())
+    # JSON has no tuples, and mmcv takes no list for a size.
+    facts['preprocessing'] = [{'type': 'Resize', 'scale': [8, 6], 'of': [['a']]}]
+    delta.with_suffix('.json').write_text(json.dumps(facts))
+    (step,) = apis.open_run(delta).config.test_pipeline
+    assert (step.scale, step.of) == ((8, 6), [['a']])
     facts['model']['backbone']['backbone']['arch'].update(change)
     delta.with_suffix('.json').write_text(json.dumps(facts))
     with pytest.raises(PETLError, match=words) as raised:
