@@ -371,7 +371,10 @@ def _accepted(node: Any, above: list[str], config: Any) -> set[str] | None:
         return None
     extra = SCHEDULER if above[0] == 'param_scheduler' else ()
     known = set().union(*taken, own or (), ALWAYS, extra)
-    return known - {*BY_RUNNER} if place in LOOPS else known
+    if place in LOOPS:
+        # The Runner takes it where it picks the loop, and beside a type refuses it.
+        known -= {*BY_RUNNER, *(('by_epoch',) if 'type' in node else ())}
+    return known
 
 
 COUNTS: Mapping[str, int] = {
@@ -387,6 +390,9 @@ COUNTS: Mapping[str, int] = {
     'log_processor.window_size': 1,
 }
 """Whole numbers and the least that each may be."""
+
+FLOATING = ('train_cfg.val_interval',)
+"""Those of them that configs of upstream calculate, and MMEngine compares alone."""
 
 MOST_WORKERS = 512
 
@@ -450,6 +456,8 @@ def check_values(config: Any) -> None:
             value is None and _found(config, own_batches.split('.')) is not _NOTHING
         ):
             continue
+        if isinstance(value, float) and value.is_integer() and key in FLOATING:
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise PETLError(f'{key} needs a whole number >= {least}, got {value!r}')
         if key.endswith('num_workers') and value > MOST_WORKERS:
@@ -488,13 +496,10 @@ def _check_loops(config: Any) -> None:
         node = _found(config, [place])
         if not isinstance(node, dict):
             continue
-        if place == 'train_cfg' and 'type' in node and 'by_epoch' in node:
-            raise PETLError(
-                f'train_cfg has the type {_name_of(node, [place])} and by_epoch, of '
-                'which the Runner takes one; give the whole of it with _delete_=True'
-            )
         for name in node:
-            _check_taken(config, [place, name])
+            # Some configs of upstream have a type beside it, and are for tests alone.
+            if name != 'by_epoch':
+                _check_taken(config, [place, name])
 
 
 def _check_optimizer(config: Any) -> None:

@@ -62,7 +62,7 @@ def config() -> Config:
         ('train_cfg..max_epochs', 1, 'dotted'),
         ('train_cfg.max_iters', 9, 'counts epochs; give train_cfg.max_epochs'),
         ('train_cfg.by_epoch', False, 'counts iterations; give train_cfg.max_iters'),
-        ('train_cfg.type', 'EpochBasedTrainLoop', 'by_epoch'),
+        ('train_cfg.type', 'EpochBasedTrainLoop', "no 'by_epoch'"),
         ('train_cfg.runner', 1, "no 'runner'"),
         ('val_cfg', {'fp1': True}, "'fp16'"),
         ('log_processor', {'windowsize': 1}, "'window_size'"),
@@ -87,6 +87,7 @@ def test_wrong_options_are_named(key, value, word):
     ('key', 'value'),
     [
         ('train_cfg.val_interval', 1),
+        ('train_cfg.val_interval', 2.0),
         ('optim_wrapper.optimizer.betas', [0.9, 0.99]),
         ('optim_wrapper.loss_scale', 'dynamic'),
         ('optim_wrapper.clip_grad.max_norm', 1.0),
