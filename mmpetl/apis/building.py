@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mmpetl.config.load import as_config
-from mmpetl.config.nodes import find_dataset
+from mmpetl.config.nodes import built_model, find_dataset
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError
 from mmpetl.datasets.lines import read_labelled
@@ -51,10 +50,23 @@ def build_model(config: Any, quiet: bool = False) -> nn.Module:
     config = as_config(config)
     if not config.get('model'):
         raise PETLError(f'the config {config.filename or ""} has no model')
-    with scope_of(config), _quiet(logging.ERROR if quiet else logging.WARNING):
-        model = MODELS.build(copy.deepcopy(config.model))
+    least = logging.ERROR if quiet else logging.WARNING
+    with scope_of(config), _quiet(least), _drawn_as_in_runs(config):
+        model = MODELS.build(built_model(config))
     model.eval()
     return model
+
+
+@contextmanager
+def _drawn_as_in_runs(config: Any) -> Iterator[None]:
+    """Draw from the seed of a config, as the Runner does: a random base is the same."""
+    seed = (config.get('randomness') or {}).get('seed')
+    if not isinstance(seed, int):
+        yield
+        return
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

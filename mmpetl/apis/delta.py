@@ -32,7 +32,7 @@ from mmpetl.apis.building import build_model, dataset_meta
 from mmpetl.apis.names import locate
 from mmpetl.compat import load_file
 from mmpetl.config.load import as_config
-from mmpetl.config.nodes import method_of, test_pipeline
+from mmpetl.config.nodes import built_model, method_of, test_pipeline
 from mmpetl.config.text import read_text
 from mmpetl.core import (
     Owner,
@@ -275,7 +275,7 @@ def portable_model(config: Any) -> dict[str, Any]:
             }
         return [visit(v) for v in value] if isinstance(value, list) else value
 
-    return visit(to_data(config.get('model', {})))
+    return visit(to_data(built_model(config)))
 
 
 def _of_model(model: nn.Module) -> DeltaFile:
@@ -378,15 +378,14 @@ def read_plain(
             that the model has, or is a delta and the model has no method: MMEngine
             would load the little that fits, and the bare base would be evaluated.
     """
+    if path.suffix in SUFFIXES:
+        raise _without_method(path, read_delta(path).meta)
     content = load_tensors(path)
     if not isinstance(content, Mapping):
         raise PETLError(f'{path} holds {type(content).__name__}, and no checkpoint')
     meta, record = _meta_of(content, path)
     if record is not None and not find_injected(model):
-        raise PETLError(
-            f'{path} is a delta of {method_name(record)}, the model has no method; set '
-            'model.backbone.method to the one of the delta'
-        )
+        raise _without_method(path, record)
     state = content.get('state_dict', content)
     _check_state(state, path)
     try:
@@ -394,6 +393,14 @@ def read_plain(
     except PETLError as error:
         raise PETLError(f'{path}: {error}') from None
     return state, meta
+
+
+def _without_method(path: Path, record: Mapping[str, Any]) -> PETLError:
+    return PETLError(
+        f'{path} is a delta of {method_name(record)}, the model has no method; give '
+        'the config of its run, which its folder holds, or set model.backbone.method '
+        '(of an mmpetl.PETLModel model.petl) to the one of the delta'
+    )
 
 
 def check_complete(model: nn.Module, state: Mapping[str, Any], path: Path) -> str:
@@ -454,8 +461,9 @@ def delta_of_whole(
         raise PETLError(
             f'{path} has another base than the model: {len(changed)} of {len(was)} '
             f'frozen tensors differ ({changed[0]} is one), so its delta would mean '
-            'something else; was the base redrawn in the run, or is '
-            'model.backbone.checkpoint another file?'
+            'something else; name the base of that run (model.base of a PETLModel, '
+            'model.backbone.checkpoint of a PETLBackbone), or, where it was random, '
+            "its seed (randomness.seed=N; the run's log says it)"
         )
     return {k: v for k, v in state.items() if plain_key(k) not in here}
 

@@ -23,6 +23,7 @@ from mmpetl.config.known import SCOPES
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import (
     BUILDER,
+    built_model,
     is_petl_model,
     test_pipeline,
     upstream_model,
@@ -325,18 +326,18 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
     """
     from mmengine.config import Config
 
-    keep = {k: config[k] for k in (*RUNTIME, *TEST_PART, 'model') if k in config}
+    keep = {k: config[k] for k in (*RUNTIME, *TEST_PART) if k in config}
+    keep['model'] = built_model(config)
     plain: dict[str, Any] = copy.deepcopy(Config(keep)._cfg_dict.to_dict())
     scope, scopes = config.get('default_scope'), set()
     if is_petl_model(plain['model']):
         plain['model'] = upstream_model(plain['model'])
     plain['model'] = _unwrap(plain['model'], scope, scopes)
     scopes.discard(scope)
-    if scopes:
-        plain['custom_imports'] = {
-            'imports': [f'{scope}.models' for scope in sorted(scopes)],
-            'allow_failed_imports': False,
-        }
+    imports = [f'{scope}.models' for scope in sorted(scopes)]
+    imports += [name for name in _imported(config) if name not in imports]
+    if imports:
+        plain['custom_imports'] = {'imports': imports, 'allow_failed_imports': False}
     loader = plain.get('test_dataloader')
     if loader and str(loader['dataset'].get('type')).startswith('mmpetl.'):
         loader['dataset'] = {
@@ -349,6 +350,14 @@ def stock_config(config: Any, dataset: Mapping[str, Any] | None = None) -> Any:
             del loader['dataset']['metainfo']
     _refuse_ours(plain)
     return Config(plain)
+
+
+def _imported(config: Any) -> Iterator[str]:
+    """Modules that a config imports, those of mmpetl left out."""
+    said = (config.get('custom_imports') or {}).get('imports') or ()
+    for name in [said] if isinstance(said, str) else said:
+        if name.partition('.')[0] != 'mmpetl':
+            yield name
 
 
 def _unwrap(node: Any, scope: str | None, scopes: set[str | None]) -> Any:

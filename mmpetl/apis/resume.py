@@ -60,8 +60,11 @@ WATCHERS = ('EfficiencyHook', 'PredictionsHook', 'RunLogHook', 'BaseGuardHook')
 def check_resume(config: Any) -> list[str]:
     """Compare a config with that of the checkpoint it resumes from.
 
+    A run without a seed of its own goes on with the one that it drew.
+
     Args:
-        config: A config, as :func:`mmpetl.apis.load_config` gives it.
+        config: A config, as :func:`mmpetl.apis.load_config` gives it; its seed is
+            filled in.
 
     Returns:
         Lines to log: what differs without harm. None where nothing is resumed.
@@ -76,8 +79,14 @@ def check_resume(config: Any) -> list[str]:
     content = load_tensors(path)
     meta = content.get('meta') if isinstance(content, dict) else None
     text = meta.get('cfg') if isinstance(meta, dict) else None
-    said = _compare(config, path, text if isinstance(text, str) else '')
-    seed = (config.get('randomness') or {}).get('seed')
+    drawn = meta.get('seed') if isinstance(meta, dict) else None
+    randomness = dict(config.get('randomness') or {})
+    seed = randomness.get('seed')
+    if seed is None and isinstance(drawn, int):
+        # Drawn anew, it would draw another base where no file holds one.
+        seed = drawn
+        config.randomness = {**randomness, 'seed': seed}
+    said = _compare(config, path, text if isinstance(text, str) else '', drawn)
     check_resumable(content, str(path), seed)  # its lines come with the resumption
     return said
 
@@ -124,11 +133,22 @@ def _of_run(name: str) -> bool:
     return name.startswith(('epoch_', 'iter_', 'best_', 'stopped_at_'))
 
 
-def _compare(config: Any, path: Path, text: str) -> list[str]:
-    """Compare settings; the lines of :func:`check_resume`."""
+def _compare(config: Any, path: Path, text: str, seed: Any) -> list[str]:
+    """Compare settings; the lines of :func:`check_resume`.
+
+    Args:
+        config: That of the run now.
+        path: The checkpoint.
+        text: The config in it.
+        seed: The seed of its run, which a config may have left to be drawn.
+    """
     was = read_text(text)
     if not was:
         return [f'{path} does not say its settings, so they are not compared']
+    randomness = was.get('randomness') or {}
+    unsaid = isinstance(randomness, dict) and randomness.get('seed') is None
+    if unsaid and isinstance(seed, int):
+        was['randomness'] = {**randomness, 'seed': seed}
     now = config
     if config.get('runner_type') == f'mmpetl.{TuningRunner.__name__}':
         now, _ = safe_config(config)

@@ -12,6 +12,7 @@ import torch
 
 from mmpetl.compat import init_dist_any
 from mmpetl.config.batch import missed_batch
+from mmpetl.config.heads import check_metrics
 from mmpetl.config.known import SCOPES
 from mmpetl.config.protocols import check_honest, without_validation
 from mmpetl.config.scope import import_scope
@@ -160,6 +161,7 @@ def build_runner(
     if check_data:
         from mmpetl.datasets.checks import check_config
 
+        check_metrics(config, check_data)
         if is_main_process():
             check_config(config, check_data, remarks)
     apart = named_apart(config)
@@ -207,6 +209,7 @@ def train(config: Any, **kwargs: Any) -> Any:
     from mmpetl.engine.first_step import behind_steps_marked
     from mmpetl.engine.folder_lock import hold_for_run
     from mmpetl.engine.full_disk import writes_named
+    from mmpetl.engine.hooks.common import plain_model
     from mmpetl.engine.stopping import stop_on_signals, train_until_stopped
 
     _needs(config, 'train')
@@ -222,6 +225,11 @@ def train(config: Any, **kwargs: Any) -> Any:
             runner.logger.warning(line)
         for line in filter(None, [*said, without_validation(config)]):
             runner.logger.info(line)
+        if not find_injected(plain_model(runner)):
+            runner.logger.warning(
+                'the model has no method, so all of it trains, as upstream trains it; '
+                '--method LoRA puts one in'
+            )
         with behind_steps_marked(runner):
             train_until_stopped(runner, stop)
     return runner

@@ -160,7 +160,7 @@ def as_data_config(known: Mapping[str, Any], path: Path) -> Any:
     """
     from mmengine.config import Config
 
-    add = f'give its config in front of {path}'
+    add = f'give its config in front of {path} (to predict, as --config)'
     if not known.get('model'):
         raise PETLError(f'{path} does not say which model it is of; {add}')
     scope = known.get('default_scope')
@@ -311,11 +311,21 @@ def _of_delta(path: Path) -> dict[str, Any]:
     return {
         'default_scope': facts.get('scope'),
         'model': _with_weights(facts['model'], _here),
-        'test_pipeline': list(facts.get('preprocessing') or ()),
+        'test_pipeline': [_sizes(step) for step in facts.get('preprocessing') or ()],
         # Written out, as the config of a run.
         'stage': 'final',
         'protocol': None,
     }
+
+
+def _sizes(node: Any) -> Any:
+    """A step of a pipeline whose lists of numbers are tuples, as sizes have to be."""
+    if isinstance(node, Mapping):
+        return {key: _sizes(value) for key, value in node.items()}
+    if not isinstance(node, list):
+        return node
+    numbers = bool(node) and all(isinstance(value, int | float) for value in node)
+    return tuple(node) if numbers else [_sizes(value) for value in node]
 
 
 def _with_weights(node: Any, here: Callable[[str], str]) -> Any:

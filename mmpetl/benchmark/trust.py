@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmpetl.config.known import SCOPES
 from mmpetl.config.registered import check_type
 from mmpetl.core import PETLError
 
@@ -37,6 +38,16 @@ LEAVING += ('work_dir', 'local_out_dir')
 NAMING = ('type', 'of', 'constructor', 'runner_type')
 """Keys whose text a registry looks up."""
 
+UNREGISTERED = {
+    'roi_layer.type': (
+        *('RoIAlign', 'RoIPool', 'RoIAlignRotated', 'RiRoIAlignRotated', 'PrRoIPool'),
+        *('DeformRoIPool', 'ModulatedDeformRoIPool'),
+    ),
+    'consensus.type': ('AvgConsensus',),
+    'nms.type': ('nms', 'soft_nms', 'nms_rotated', 'nms_quadri', 'nms_match'),
+}
+"""Types that a class of upstream finds by itself, and no registry knows."""
+
 FUNCTIONS = ('collate_fn', 'init_fn', 'worker_init_fn')
 """Keys that stand for functions: only the ``type`` of a mapping is looked up safely."""
 
@@ -55,8 +66,8 @@ def check_trusted(options: Mapping[str, Any], scope: Any, where: str) -> None:
             where the options name types.
         where: What says them, for the message.
     """
-    for place, key, value in _entries(options):
-        if key in IMPORTING:
+    for place, key, value, own in _entries(options):
+        if key in IMPORTING and not (key == '_scope_' and value in SCOPES):
             raise PETLError(f'{where}: {place} can import code{TRUSTED}')
         if key in LEAVING:
             raise PETLError(f'{where}: {place} leaves the folder of the run{TRUSTED}')
@@ -75,31 +86,40 @@ def check_trusted(options: Mapping[str, Any], scope: Any, where: str) -> None:
                 raise PETLError(
                     f'{where}: {place} holds {{{{, which configs fill in{TRUSTED}'
                 )
+        if value in UNREGISTERED.get('.'.join(place.split('.')[-2:]), ()):
+            continue
         named = key in NAMING or place.endswith(('backbone.method', 'model.petl'))
         if named and (key == 'type' or isinstance(value, str)):
-            _check_name(value, scope, f'{where}: {place}')
+            _check_name(value, own or scope(), f'{where}: {place}')
 
 
-def _entries(node: Any, place: str = '') -> Iterator[tuple[str, str, Any]]:
-    """Every key below a node, however it is written, and what it holds."""
+def _entries(
+    node: Any, place: str = '', scope: Any = None
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """Every key below a node, however it is written, what it holds, and its scope.
+
+    Configs that inherit those of a toolbox write its name into every node, as
+    ``_scope_``, which holds for what is below too.
+    """
     if isinstance(node, Mapping):
+        scope = node.get('_scope_', scope)
         for key, value in node.items():
             if not isinstance(key, str):
                 raise PETLError(f'{place or "options"}: the key {key!r} is no text')
             here = f'{place}.{key}' if place else key
             *above, last = key.split('.')
             for part in above:
-                yield here, part, {}
-            yield here, last, value
-            yield from _entries(value, here)
+                yield here, part, {}, scope
+            yield here, last, value, scope
+            yield from _entries(value, here, scope)
     elif isinstance(node, list | tuple):
         for number, value in enumerate(node):
-            yield f'{place}.{number}', '', value
-            yield from _entries(value, f'{place}.{number}')
+            yield f'{place}.{number}', '', value, scope
+            yield from _entries(value, f'{place}.{number}', scope)
 
 
 def _check_name(name: Any, scope: Any, place: str) -> None:
     try:
-        check_type(name, place, scope())
+        check_type(name, place, scope)
     except PETLError as error:
         raise PETLError(f'{error}{TRUSTED}') from None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmpetl.cli.parsing import suggests
 from mmpetl.config.cli import DictAction
 from mmpetl.shipped import shipped, zoo_folder
 
@@ -48,6 +49,61 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         metavar='KEY=VALUE',
         help='dotted keys of the config, and what they become',
+    )
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """``--method``, its arguments, and the base that it is put on."""
+    method = parser.add_argument(
+        '--method',
+        dest='method_options',
+        nargs='+',
+        action=MethodAction,
+        metavar=('NAME', 'KEY=VALUE'),
+        help='method to put into the model of a config, and arguments: LoRA rank=16',
+    )
+    suggests(method, method_names)
+    suggests(
+        parser.add_argument(
+            '--petl',
+            dest='method',
+            help='name of that method alone; LoRA+VPTDeep is two',
+        ),
+        method_names,
+    )
+    parser.add_argument(
+        '--method-options',
+        '--petl-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='arguments of the method, as in rank=16; of several 0.rank=16',
+    )
+    parser.add_argument(
+        '--base', help='base weights, of a trunk or a whole model; needs a method'
+    )
+
+
+def config_of(args: argparse.Namespace, **more: Any) -> Any:
+    """The config that flags ask for: a file or a recipe, a method in it, options.
+
+    Args:
+        args: ``config``, and what :func:`add_method_options` and
+            :func:`add_config_options` add.
+        more: Further arguments of :func:`mmpetl.config.asked.asked_config`.
+
+    Raises:
+        PETLError: As of that function.
+    """
+    from mmpetl.config.asked import asked_config
+
+    return asked_config(
+        [args.config],
+        args.method,
+        args.method_options,
+        base=args.base,
+        options=args.cfg_options,
+        **more,
     )
 
 

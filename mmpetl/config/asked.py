@@ -12,6 +12,7 @@ from mmpetl.config.compose import compose
 from mmpetl.config.load import finish_config, read_config
 from mmpetl.config.names import method_class, recipe_names
 from mmpetl.config.nodes import is_petl_model, petl_backbone_of
+from mmpetl.config.options import merge
 from mmpetl.config.upstream import is_upstream_name
 from mmpetl.core import PETLError, build_entries, is_several, with_arguments
 from mmpetl.core.several import Methods, written_out
@@ -53,14 +54,19 @@ def asked_config(
             'or a method and a recipe: lora vtab/cifar100'
         )
     *front, name = what
+    if front and _is_file(front[0]):
+        raise PETLError(
+            f'{front[0]} is a config, and the method stands in front of it: {name} '
+            f'{front[0]}'
+        )
     if front and method:
         raise PETLError(f'the method is named twice, as {front[0]} and as {method}')
     method = front[0] if front else method
     if method is None and (base or arguments):
         raise PETLError('--base and --petl-options need --petl METHOD')
-    asked = None if method is None else named(method, arguments or {})
     common = {'protocol': protocol, 'stage': stage}
     if _is_recipe(name):
+        asked = None if method is None else named(method, arguments or {})
         config_options = dict(options or {})
         if base is not None:
             config_options.setdefault('model.backbone.checkpoint', os.fspath(base))
@@ -76,8 +82,13 @@ def asked_config(
         raise PETLError(
             f'published settings are of a method and a recipe, and {name} is a config'
         )
-    config = read_config(name)
-    if asked is not None:
+    config, options = read_config(name), dict(options or {})
+    if method is not None:
+        # Behind the config, which may import a method of one's own.
+        asked = named(method, arguments or {})
+        # In front of the method, which takes its base from what these name.
+        starts = {key: options.pop(key) for key in list(options) if _is_start(key)}
+        merge(config, starts)
         config = with_method(config, asked, base)
     return finish_config(config, options, work_dir, path=Path(name), **common)
 
@@ -118,6 +129,17 @@ def with_method(
     return config
 
 
+STARTS = ('load_from', 'resume', 'model.pretrained', 'model.init_cfg')
+OF_TRUNK = ('pretrained', 'init_cfg')
+"""Keys that say which file a trunk starts from."""
+
+
+def _is_start(key: str) -> bool:
+    if key.startswith('model.backbone.'):
+        return key.split('.')[2] in OF_TRUNK
+    return any(key == name or key.startswith(f'{name}.') for name in STARTS)
+
+
 def _is_probe(method: Any) -> bool:
     if method is None or is_several(method):
         return False
@@ -125,8 +147,12 @@ def _is_probe(method: Any) -> bool:
     return str(kind).rpartition('.')[2] == 'LinearProbe'
 
 
+def _is_file(name: str) -> bool:
+    return is_upstream_name(name) or Path(name).is_file()
+
+
 def _is_recipe(name: str) -> bool:
-    if is_upstream_name(name) or Path(name).is_file():
+    if _is_file(name):
         return False
     if name in recipe_names():
         return True

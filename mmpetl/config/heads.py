@@ -1,15 +1,15 @@
-"""Heads as wide as the feature that a method hands over."""
+"""Heads as wide as the feature that a method hands over, and metrics that fit them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.logging import print_log
 
 from mmpetl.config.nodes import is_petl_model, method_of, petl_backbone_of
 from mmpetl.config.scope import build_backbone
-from mmpetl.core import Method, build_entries, wanted_sites
+from mmpetl.core import Method, PETLError, build_entries, wanted_sites
 
 HEADS = ('head', 'cls_head')
 
@@ -68,3 +68,36 @@ def fit_head(config: Any) -> None:
                     logger='current',
                 )
                 head.in_channels = width
+
+
+def check_metrics(config: Any, phases: Iterable[str]) -> None:
+    """Refuse an accuracy of more places than a classifier has classes.
+
+    mmpretrain's configs ask for the first and the fifth place, and its metric raises at
+    the end of the first epoch.
+
+    Args:
+        config: A config.
+        phases: Those whose metrics are computed.
+
+    Raises:
+        PETLError: There is such a metric.
+    """
+    head = (config.get('model') or {}).get('head')
+    classes = head.get('num_classes') if isinstance(head, Mapping) else None
+    if not isinstance(classes, int):
+        return
+    for key in (f'{phase}_evaluator' for phase in phases):
+        node = config.get(key)
+        for metric in node if isinstance(node, list | tuple) else [node]:
+            kind = metric.get('type') if isinstance(metric, Mapping) else None
+            if str(kind).rpartition('.')[2] not in ('Accuracy', 'MaskedAccuracy'):
+                continue
+            places = metric.get('topk', (1,))
+            places = places if isinstance(places, list | tuple) else [places]
+            wrong = [n for n in places if isinstance(n, int) and n > classes]
+            if wrong:
+                raise PETLError(
+                    f'{key} counts the accuracy of the first {wrong[0]} places, and '
+                    f'model.head has {classes} classes; give it topk=(1,)'
+                )

@@ -66,9 +66,10 @@ def read_config(path: str | os.PathLike) -> Any:
                 f'{path.with_suffix("") / rows[0]}.py ({", ".join(rows)})'
             )
         return config
-    table = path.parent.with_suffix('.py')
-    if path.suffix == '.py' and table.is_file():
-        return row_config(table, path.stem)
+    if path.suffix == '.py' and path.parent.name:
+        table = path.parent.with_suffix('.py')
+        if table.is_file():
+            return row_config(table, path.stem)
     raise PETLError(f'there is no config {path}.{_near(path)}')
 
 
@@ -86,6 +87,9 @@ def _reason(error: Exception, path: Path) -> str:
 
 def _near(path: Path) -> str:
     """A hint at the config that was meant: of the folder, or of the whole tree."""
+    whole = path.with_name(f'{path.name}.py') if path.name else path
+    if whole.is_file():
+        return f' Did you mean {str(whole)!r}?'
     root = next((p for p in path.parents if p.is_dir()), Path('.'))
     names = {p.relative_to(root).as_posix() for p in root.rglob('*.py')}
     if path.suffix != '.py':

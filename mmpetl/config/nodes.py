@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,19 @@ def datasets_of(config: Any, phase: str) -> list[Any]:
     """The innermost sets of a phase's loader; none where there is no loader."""
     loader = config.get(f'{phase}_dataloader')
     return list(innermost(loader['dataset'])) if loader else []
+
+
+def built_model(config: Any) -> Any:
+    """A copy of a model's config as the Runner builds it.
+
+    Configs of mmpretrain name the preprocessing of pictures at the top, and the Runner
+    hands it to the model: without it a model sees pictures that are not normalised.
+    """
+    model = copy.deepcopy(config.get('model') or {})
+    preprocessor = config.get('data_preprocessor')
+    if isinstance(model, dict) and preprocessor is not None:
+        model.setdefault('data_preprocessor', copy.deepcopy(preprocessor))
+    return model
 
 
 def petl_backbone_of(config: Any) -> Any | None:

@@ -68,14 +68,26 @@ OF_OURS = (
 )
 """Keys at the top of a config that something reads, though a config may lack them."""
 
-LOOP = ('by_epoch', 'max_epochs', 'max_iters', 'val_interval', 'val_begin')
+LOOPS = ('train_cfg', 'val_cfg', 'test_cfg')
+BY_RUNNER = ('runner', 'dataloader', 'evaluator')
+"""Arguments of a loop that the Runner gives, and no config."""
+LENGTHS = {'max_epochs': 'epochs', 'max_iters': 'iterations'}
+"""Arguments that say how long a training is, and what they count."""
 LOADER = (
     'batch_sampler batch_size collate_fn dataset drop_last generator '
     'multiprocessing_context num_batch_per_epoch num_workers persistent_workers '
     'pin_memory pin_memory_device prefetch_factor sampler shuffle timeout '
     'worker_init_fn'
 ).split()
-WRAPPER = ('optimizer', 'paramwise_cfg', 'constructor', 'clip_grad', 'loss_scale')
+WRAPPER = ('optimizer', 'paramwise_cfg', 'constructor')
+"""Keys of ``optim_wrapper`` that its constructor takes out."""
+UNTYPED = {
+    'val_cfg': 'ValLoop',
+    'test_cfg': 'TestLoop',
+    'optim_wrapper': 'OptimWrapper',
+    'log_processor': 'LogProcessor',
+}
+"""What the Runner builds of a node that names no type."""
 ENVIRONMENT = ('cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit')
 SCALING = ('base_batch_size', 'enable')
 ALWAYS = ('type', '_scope_', '_delete_', 'priority', 'init_cfg', 'by_epoch')
@@ -92,7 +104,8 @@ def merge(config: Any, options: Mapping[str, Any]) -> None:
 
     Raises:
         PETLError: A key is unknown, leads below something that has no keys or past a
-            list's end, or text stands where a number is wanted.
+            list's end, text stands where a number is wanted, or another type takes not
+            all keys of its node.
     """
     options = {_key(key): value for key, value in options.items()}
     numbers = {
@@ -113,6 +126,22 @@ def merge(config: Any, options: Mapping[str, Any]) -> None:
         ) from None
     for path in new:
         _check_new(config, path)
+    for path in _retyped(options):
+        node = _found(config, path)
+        for name in list(node) if isinstance(node, dict) else ():
+            _check_taken(config, [*path, name])
+
+
+def _retyped(options: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Paths of nodes to which options give a type; keys of the old one may remain."""
+    for key, value in options.items():
+        *above, name = key.split('.')
+        if name == 'type':
+            yield above
+        elif isinstance(value, Mapping):
+            inner = {str(k): v for k, v in value.items()}
+            for path in () if inner.get('_delete_') else _retyped(inner):
+                yield [*above, name, *path]
 
 
 def _key(key: Any) -> str:
@@ -160,12 +189,26 @@ def _missing(config: Any, parts: list[str], value: Any) -> Iterator[list[str]]:
         if below is _NOTHING:
             if isinstance(node, dict):
                 yield parts[: number + 1]
+                yield from _inside(value, parts)
             return
         node = below
     if isinstance(node, dict) and isinstance(value, Mapping):
         if not value.get('_delete_'):
             for key, item in value.items():
                 yield from _missing(config, [*parts, str(key)], item)
+            return
+    yield from _inside(value, parts)
+
+
+def _inside(value: Any, path: list[str]) -> Iterator[list[str]]:
+    """Paths of all keys within a value that becomes a part of a config as it is."""
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _inside(item, [*path, str(i)])
+    for key, item in value.items() if isinstance(value, Mapping) else ():
+        if key != '_delete_':
+            yield [*path, str(key)]
+            yield from _inside(item, [*path, str(key)])
 
 
 def _numbers(old: Any, new: Any, key: str, config: Any) -> Any:
@@ -205,15 +248,36 @@ def _are_numbers(value: Any) -> bool:
     )
 
 
-def _kinds(node: Any, config: Any) -> list[Any]:
-    """What the ``type`` of a node stands for; empty where that is not known."""
-    kind = _child(node, 'type')
+def _kinds(node: Any, config: Any, place: str = '') -> list[Any]:
+    """What the ``type`` of a node stands for; empty where that is not known.
+
+    Args:
+        node: The node.
+        config: The config.
+        place: Its key, where it is at the top of the config.
+    """
+    kind = _type_of(node, place)
     if callable(kind):
         return [kind]
     if not isinstance(kind, str):
         return []
-    scope = config.get('default_scope') or 'mmengine'
-    return registered(kind, str(scope))
+    scope = str(config.get('default_scope') or 'mmengine')
+    if place in LOOPS:
+        import mmengine.runner  # noqa: F401  registers its loops
+
+        return registered(kind, scope, of='LOOPS', quick=True)
+    return registered(kind, scope)
+
+
+def _type_of(node: Any, place: str) -> Any:
+    """The ``type`` of a node, or that which the Runner takes where it says none."""
+    kind = _child(node, 'type')
+    if kind is not _NOTHING:
+        return kind
+    if place == 'train_cfg' and 'by_epoch' in node:
+        by_epoch = _child(node, 'by_epoch')
+        return 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
+    return UNTYPED.get(place, _NOTHING)
 
 
 def _check_new(config: Any, path: list[str]) -> None:
@@ -232,15 +296,29 @@ def _check_new(config: Any, path: list[str]) -> None:
                 f'{suggest(name, known)} Keys: {", ".join(sorted(known))}'
             )
         return
+    _check_taken(config, path)
+
+
+def _check_taken(config: Any, path: list[str]) -> None:
+    """Refuse a key that the class of its node does not take."""
+    *above, name = path
     node = _found(config, above)
     known = _accepted(node, above, config)
-    if known is not None and name not in known:
-        there = [key for key in node if key != name]
-        near = suggest(name, {*known, *there} - {'self', 'type'})
+    if known is None or name in known:
+        return
+    there = [key for key in node if key != name]
+    if above == ['train_cfg'] and name in LENGTHS and known & {*LENGTHS}:
+        (right,) = known & {*LENGTHS}
         raise PETLError(
-            f'{".".join(path)}: {_name_of(node, above)} takes no {name!r}.{near} It '
-            f'takes: {", ".join(sorted(known - {*ALWAYS, "self"}))}'
+            f'{".".join(path)}: {_name_of(node, above)} counts {LENGTHS[right]}; give '
+            f'train_cfg.{right}, or, to count {LENGTHS[name]}, the whole of train_cfg '
+            'with _delete_=True'
         )
+    near = suggest(name, {*known, *there} - {'self', 'type'})
+    raise PETLError(
+        f'{".".join(path)}: {_name_of(node, above)} takes no {name!r}.{near} It '
+        f'takes: {", ".join(sorted(known - {*ALWAYS, "self"}))}'
+    )
 
 
 def _of_saving(kind: Any) -> set[str] | None:
@@ -262,7 +340,7 @@ def _of_saving(kind: Any) -> set[str] | None:
 
 
 def _name_of(node: Any, above: list[str]) -> str:
-    kind = _child(node, 'type')
+    kind = _type_of(node, above[0] if len(above) == 1 else '')
     if kind is _NOTHING:
         return '.'.join(above)
     return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
@@ -273,28 +351,30 @@ def _accepted(node: Any, above: list[str], config: Any) -> set[str] | None:
     if not isinstance(node, dict):
         return None
     own: set[str] | None = None
-    if len(above) == 1:
+    place = above[0] if len(above) == 1 else ''
+    if place:
         if above[0].endswith('_dataloader'):
             own = set(LOADER)
         elif above[0] == 'optim_wrapper':
-            own = {*WRAPPER, 'accumulative_counts', 'dtype', 'use_fsdp'}
-        elif above[0] == 'train_cfg':
-            own = {*LOOP, 'dynamic_intervals'}
+            own = {*WRAPPER}
         elif above[0] == 'randomness':
             return {'seed', 'deterministic', 'diff_rank_seed'}
         elif above[0] == 'env_cfg':
             return {*ENVIRONMENT}
         elif above[0] == 'auto_scale_lr':
             return {*SCALING}
-    kind = _child(node, 'type')
-    if kind is _NOTHING:
+    if _type_of(node, place) is _NOTHING:
         return None if own is None else own | {*ALWAYS}
-    kinds = _kinds(node, config)
+    kinds = _kinds(node, config, place)
     taken = [arguments(k) or _of_saving(k) for k in kinds]
     if not kinds or None in taken:
         return None
     extra = SCHEDULER if above[0] == 'param_scheduler' else ()
-    return set().union(*taken, own or (), ALWAYS, extra)
+    known = set().union(*taken, own or (), ALWAYS, extra)
+    if place in LOOPS:
+        # The Runner takes it where it picks the loop, and beside a type refuses it.
+        known -= {*BY_RUNNER, *(('by_epoch',) if 'type' in node else ())}
+    return known
 
 
 COUNTS: Mapping[str, int] = {
@@ -310,6 +390,9 @@ COUNTS: Mapping[str, int] = {
     'log_processor.window_size': 1,
 }
 """Whole numbers and the least that each may be."""
+
+FLOATING = ('train_cfg.val_interval',)
+"""Those of them that configs of upstream calculate, and MMEngine compares alone."""
 
 MOST_WORKERS = 512
 
@@ -362,8 +445,8 @@ def check_values(config: Any) -> None:
     """Hold the numbers that every run needs to their ranges.
 
     Raises:
-        PETLError: A batch size, count, rate or seed that nothing can run with, or an
-            optimizer that is not registered.
+        PETLError: A batch size, count, rate or seed that nothing can run with, a loop
+            with keys that it does not take, or an optimizer that is not registered.
     """
     _check_shapes(config)
     for key, least in COUNTS.items():
@@ -373,6 +456,8 @@ def check_values(config: Any) -> None:
             value is None and _found(config, own_batches.split('.')) is not _NOTHING
         ):
             continue
+        if isinstance(value, float) and value.is_integer() and key in FLOATING:
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise PETLError(f'{key} needs a whole number >= {least}, got {value!r}')
         if key.endswith('num_workers') and value > MOST_WORKERS:
@@ -401,7 +486,20 @@ def check_values(config: Any) -> None:
             raise PETLError(
                 f'randomness.seed needs a whole number from 0 to 2^32 - 1, got {seed!r}'
             )
+    _check_loops(config)
     _check_optimizer(config)
+
+
+def _check_loops(config: Any) -> None:
+    """Hold the keys of each loop to what it takes, whoever has written them."""
+    for place in LOOPS:
+        node = _found(config, [place])
+        if not isinstance(node, dict):
+            continue
+        for name in node:
+            # Some configs of upstream have a type beside it, and are for tests alone.
+            if name != 'by_epoch':
+                _check_taken(config, [place, name])
 
 
 def _check_optimizer(config: Any) -> None:

@@ -36,6 +36,8 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if node.func.id == 'dict' and not node.args:
             return {k.arg: _value(k.value) for k in node.keywords}
+        if node.func.id == 'dict' and _of_mapping(node):
+            return _value(node.args[0])
     if isinstance(node, ast.Dict) and None not in node.keys:
         return {_key(k): _value(v) for k, v in zip(node.keys, node.values, strict=True)}
     if isinstance(node, ast.List | ast.Tuple):
@@ -44,6 +46,12 @@ def _value(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError):  # a call, or a set of lists
         return ast.unparse(node)
+
+
+def _of_mapping(node: ast.Call) -> bool:
+    """Whether a call is ``dict({...})``, as keys are written that are no names."""
+    one = len(node.args) == 1 and not node.keywords
+    return one and isinstance(node.args[0], ast.Dict)
 
 
 def _key(node: ast.expr) -> Any:
@@ -82,7 +90,8 @@ def is_data(text: str) -> bool:
     except _NO_PYTHON:
         return False
     nodes = list(ast.walk(tree))
-    dicts = {n.func for n in nodes if isinstance(n, ast.Call) and not n.args}
+    calls = (n for n in nodes if isinstance(n, ast.Call))
+    dicts = {n.func for n in calls if not n.args or _of_mapping(n)}
     targets = {t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets}
     for node in nodes:
         if isinstance(node, ast.Name):

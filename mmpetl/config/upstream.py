@@ -40,7 +40,9 @@ def upstream_config(name: str) -> Path:
         if path.is_file():
             return path
         there = [p.relative_to(configs).as_posix() for p in configs.rglob('*.py')]
-        raise PETLError(f'{package} ships no config {inside}.{suggest(inside, there)}')
+        same = [one for one in there if one.endswith(f'/{path.name}')]
+        hint = f' Did you mean {same[0]!r}?' if same else suggest(inside, there)
+        raise PETLError(f'{package} ships no config {inside}.{hint}')
     raise PETLError(
         f'{package} at {root} ships no configs; name a file of yours, with the path'
     )

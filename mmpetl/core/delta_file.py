@@ -450,10 +450,16 @@ def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
             'with the same layers and blocks'
         )
     if facts['fingerprint'] != here['fingerprint']:
+        todo = 'load the base that the delta was made on'
+        if not facts['base']:
+            todo = (
+                'no file holds a random base: the seed of the run draws it again '
+                "(randomness.seed=N; the run's log says it)"
+            )
         raise PETLError(
             f'the delta was made on the base {facts["base"] or "(random)"} '
             f'[{facts["fingerprint"]}], this model has {here["base"] or "(random)"} '
-            f'[{here["fingerprint"]}]; load the base that the delta was made on'
+            f'[{here["fingerprint"]}]; {todo}'
         )
 
 

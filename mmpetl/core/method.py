@@ -424,7 +424,8 @@ def method_class(name: Any) -> type[Method]:
     if cls is None:
         raise PETLError(
             f'unknown method {name!r}.{suggest(str(name), known)} '
-            f'Registered: {", ".join(sorted(known))}'
+            f'Registered: {", ".join(sorted(known))}. One of your own is known once '
+            'its module is imported (custom_imports of the config)'
         )
     return cls
 

@@ -52,8 +52,9 @@ def missing_folder(
     others = ', '.join(names)
     also = f' (nor is one called {others})' if others else ''
     return PETLError(
-        f"{what} needs the folder '{path}', which does not exist{also}; the data root "
-        f'is the environment variable MMPETL_DATA, which {state}.'
+        f"{what} needs the folder '{path}', which does not exist{also}; configs of "
+        f'mmpetl look below MMPETL_DATA, which {state}, others where their data_root '
+        'says.'
     )
 
 

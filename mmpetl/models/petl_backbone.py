@@ -196,7 +196,9 @@ class _Filling:
         else:
             print_log(
                 f'THE BASE IS RANDOM: {name} got no checkpoint. Name one with '
-                'model.backbone.checkpoint=FILE, unless this is a trial run.',
+                'model.backbone.checkpoint=FILE, unless this is a trial run: its '
+                'deltas fit this draw alone, which the same randomness.seed draws '
+                'again.',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -239,6 +239,15 @@ def test_the_dump_repeats_the_run(petl, options, tmp_path):
     plain = apis.stock_config(config)
     assert plain.model.type == 'ImageClassifier'
     assert not {'of', 'petl', 'base'} & set(plain.model)
+    # What registers classes of one's own is still to be imported.
+    assert config.custom_imports.imports == ['mmpetl']
+    config.custom_imports.imports = ['mmpetl', 'own_metrics']
+    assert apis.stock_config(config).custom_imports.imports == ['own_metrics']
+    # mmpretrain states it at the top, and the Runner hands it to the model.
+    config.data_preprocessor = {'mean': [7.0] * 3, 'std': [2.0] * 3}
+    config.model.pop('data_preprocessor', None)
+    assert apis.stock_config(config).model.data_preprocessor.mean == [7.0] * 3
+    assert apis.init_model(config).data_preprocessor.mean.unique() == 7.0
 
 
 def test_a_config_is_counted_without_its_file(tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from mmpetl.apis import load_config
+from mmpetl.config.heads import check_metrics
 from mmpetl.core import PETLError
 
 DIGITS = Path(__file__).parents[2] / 'configs/mini/digits.py'
@@ -38,3 +40,18 @@ def test_what_the_backbone_cannot_serve_is_one_line():
     with pytest.raises(PETLError, match='4 do not divide 6 blocks') as error:
         load_config(DIGITS, options)
     assert '\n' not in str(error.value)
+
+
+def test_an_accuracy_of_more_places_than_classes_is_named_before_the_first_step():
+    metric = {'type': 'Accuracy', 'topk': (1, 5)}
+    config = Config(
+        {
+            'model': {'head': {'num_classes': 3}},
+            'val_evaluator': [{'type': 'A'}, metric],
+        }
+    )
+    check_metrics(config, ('test',))
+    with pytest.raises(PETLError, match='first 5 places, and model.head has 3 classes'):
+        check_metrics(config, ('test', 'val'))
+    config.model.head.num_classes = 5
+    check_metrics(config, ('val',))

@@ -107,6 +107,20 @@ def test_settings_that_do_not_decide_are_said(run, changes, line):
     assert re.search(line, said)
 
 
+def test_a_run_goes_on_with_the_seed_that_it_drew(run, tmp_path):
+    config = run()
+    for key in ('absent', None):
+        if key is None:  # resumed once, the config in its checkpoint names it
+            torch.save(whole({'cfg': config.pretty_text, 'seed': 42}), config.load_from)
+        else:
+            del config._cfg_dict['randomness']
+            text = config.pretty_text
+            torch.save(whole({'cfg': text, 'seed': 42}), config.load_from)
+        config.randomness = {'seed': None}
+        assert check_resume(config) == []
+        assert config.randomness.seed == 42
+
+
 def test_the_same_settings_say_nothing(run):
     assert check_resume(run()) == []
     assert check_resume(run(custom_hooks=[{'type': 'mmpetl.TrainableEMAHook'}])) == []
@@ -148,6 +162,12 @@ def test_what_a_config_prints_is_read_as_it_was():
     assert read == read_text(again.pretty_text)
     assert read['optim_wrapper'] == again.to_dict()['optim_wrapper']
     assert list(differences(read, read)) == []
+    # Keys that are no names are printed as dict({...}).
+    config = Config({'a': {'.cls_token': {'decay_mult': 0.0}}})
+    assert read_text(config.pretty_text) == config.to_dict()
+    assert is_data(config.pretty_text)
+    assert not is_data('a = dict([1])')
+    assert not is_data('a = dict({1: f()})')
 
 
 @pytest.mark.parametrize(

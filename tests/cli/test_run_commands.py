@@ -17,6 +17,7 @@ from workbench import Workbench
 from mmpetl import apis
 from mmpetl.cli.main import mmpetl as command
 from mmpetl.core import PETLError
+from mmpetl.registry import METHODS
 
 
 @pytest.fixture
@@ -122,6 +123,38 @@ def test_a_checkpoints_config_is_data_and_no_more(text, words, tmp_path):
     assert str(path) in str(raised.value)
 
 
+def test_operators_of_detectors_are_data():
+    from mmpetl.apis.runs import as_data_config
+
+    roi = {'roi_layer': {'type': 'RoIAlign'}, 'nms': {'type': 'soft_nms'}}
+    known = {'model': {'type': 'FasterRCNN', 'roi_head': roi}}
+    known['default_scope'] = 'mmdet'
+    assert as_data_config(known, Path('run.pth')).model.roi_head == roi
+    for name in roi:  # mmcv evaluates the name of a suppression
+        wrong = {'model': {'roi_head': {name: {'type': 'exit()'}}}}
+        with pytest.raises(PETLError, match='no package has registered'):
+            as_data_config({**wrong, 'default_scope': 'mmdet'}, Path('run.pth'))
+
+
+@pytest.mark.parametrize(
+    ('scope', 'words'),
+    [
+        ('mmpretrain', None),
+        ('mmdet', "'ImageClassifier', which no package"),
+        ('os', 'model._scope_ can import code'),
+    ],
+)
+def test_a_toolbox_that_a_config_inherits_from_is_a_scope_of_data(scope, words):
+    from mmpetl.apis.runs import as_data_config
+
+    known = {'model': {'_scope_': scope, 'type': 'ImageClassifier'}}
+    if words is None:
+        assert as_data_config(known, Path('run.pth')).model._scope_ == scope
+        return
+    with pytest.raises(PETLError, match=words):
+        as_data_config(known, Path('run.pth'))
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
@@ -141,11 +174,58 @@ def test_a_model_that_a_delta_describes_is_in_proportion(
     monkeypatch.setenv('MMPETL_WEIGHTS', str(tmp_path))
     assert apis.open_run(delta).weights == delta
     facts = json.loads(delta.with_suffix('.json').read_text())
+    # JSON has no tuples, and mmcv takes no list for a size.
+    facts['preprocessing'] = [{'type': 'Resize', 'scale': [8, 6], 'of': [['a']]}]
+    delta.with_suffix('.json').write_text(json.dumps(facts))
+    (step,) = apis.open_run(delta).config.test_pipeline
+    assert (step.scale, step.of) == ((8, 6), [['a']])
     facts['model']['backbone']['backbone']['arch'].update(change)
     delta.with_suffix('.json').write_text(json.dumps(facts))
     with pytest.raises(PETLError, match=words) as raised:
         apis.open_run(delta)
     assert str(delta) in str(raised.value)
+
+
+OWN = """
+from mmpetl.methods.lora import LoRA
+from mmpetl.registry import METHODS
+
+@METHODS.register_module(force=True)
+class OwnLoRA(LoRA):
+    pass
+"""
+
+
+def test_a_command_takes_what_the_config_imports_and_names(tmp_path, monkeypatch):
+    from mmpetl.config.asked import asked_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path('own_lora_of_test.py').write_text(OWN)
+    Path('mine.py').write_text(
+        "custom_imports = dict(imports=['own_lora_of_test'])\n"
+        "init = dict(type='Pretrained', checkpoint='old.pth')\n"
+        "model = dict(type='A', backbone=dict(type='B', init_cfg=init))\n"
+    )
+    try:
+        config = asked_config(['mine.py'], 'OwnLoRA', {'rank': 2})
+        assert config.model.petl == {'type': 'OwnLoRA', 'rank': 2}
+        assert config.custom_imports.imports == ['mmpetl', 'own_lora_of_test']
+    finally:
+        METHODS.module_dict.pop('OwnLoRA', None)
+    for options in (
+        {'load_from': 'new.pth'},
+        {'model.backbone.init_cfg.checkpoint': 'new.pth'},
+    ):
+        config = asked_config(['mine.py'], 'LoRA', options=options)
+        assert (config.model.base, config.get('load_from')) == ('new.pth', None)
+    for what, words in (
+        (['mine.py', 'lora'], r'stands in front of it: lora mine\.py'),
+        (['mine'], r"there is no recipe 'mine'|no config mine.*'mine.py'"),
+        (['mmpretrain::vit-base-p16_64xb64_in1k.py'], "'vision_transformer/vit-base-p"),
+    ):
+        with pytest.raises(PETLError, match=words):
+            asked_config(what, 'LoRA' if len(what) == 1 else None)
 
 
 def test_what_is_no_run_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -19,14 +20,20 @@ def config() -> Config:
         {
             'default_scope': 'mmengine',
             'train_cfg': {'by_epoch': True, 'max_epochs': 3},
-            'train_dataloader': {'batch_size': 8, 'num_workers': 0},
+            'train_dataloader': {
+                'batch_size': 8,
+                'num_workers': 0,
+                'sampler': {'type': 'DefaultSampler', 'round_up': False},
+            },
             'optim_wrapper': {
                 'type': 'AmpOptimWrapper',
                 'loss_scale': 512.0,
                 'optimizer': {'type': 'AdamW', 'lr': 0.1, 'betas': (0.9, 0.999)},
             },
-            'param_scheduler': [{'type': 'LinearLR', 'begin': 0, 'end': 2}],
-            'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 1}},
+            'param_scheduler': [
+                {'type': 'LinearLR', 'start_factor': 0.1, 'begin': 0, 'end': 2}
+            ],
+            'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'out_dir': 'x'}},
             'randomness': {'seed': 1},
             'env_cfg': {'cudnn_benchmark': False},
             'auto_scale_lr': {'enable': False, 'base_batch_size': 64},
@@ -53,11 +60,25 @@ def config() -> Config:
         ('randomness.sed', 1, "'seed'"),
         ('train_cfg.max_epochs', 'abc', 'number'),
         ('train_cfg..max_epochs', 1, 'dotted'),
+        ('train_cfg.max_iters', 9, 'counts epochs; give train_cfg.max_epochs'),
+        ('train_cfg.by_epoch', False, 'counts iterations; give train_cfg.max_iters'),
+        ('train_cfg.type', 'EpochBasedTrainLoop', "no 'by_epoch'"),
+        ('train_cfg.runner', 1, "no 'runner'"),
+        ('val_cfg', {'fp1': True}, "'fp16'"),
+        ('log_processor', {'windowsize': 1}, "'window_size'"),
+        ('optim_wrapper', {'_delete_': True, 'optimiser': {}}, "'optimizer'"),
+        ('custom_hooks', [{'type': 'EmptyCacheHook', 'x': 1}], "no 'x'"),
+        ('optim_wrapper.type', 'OptimWrapper', "no 'loss_scale'"),
+        ('optim_wrapper.optimizer.type', 'SGD', "no 'betas'"),
+        ('optim_wrapper.optimizer', {'type': 'SGD'}, "no 'betas'"),
+        ('param_scheduler.0.type', 'PolyLR', "no 'start_factor'"),
+        ('train_dataloader.sampler.type', 'InfiniteSampler', "no 'round_up'"),
+        ('default_hooks.checkpoint.type', 'IterTimerHook', "no 'out_dir'"),
     ],
 )
 def test_wrong_options_are_named(key, value, word):
     with pytest.raises(PETLError) as error:
-        merge(config(), {key: value})
+        finish_config(config(), {key: value}, path=Path('x.py'))
     assert word in str(error.value)
     assert '\n' not in str(error.value)
 
@@ -66,6 +87,7 @@ def test_wrong_options_are_named(key, value, word):
     ('key', 'value'),
     [
         ('train_cfg.val_interval', 1),
+        ('train_cfg.val_interval', 2.0),
         ('optim_wrapper.optimizer.betas', [0.9, 0.99]),
         ('optim_wrapper.loss_scale', 'dynamic'),
         ('optim_wrapper.clip_grad.max_norm', 1.0),
@@ -91,6 +113,7 @@ def test_good_options_are_taken(key, value):
 
 def test_a_key_is_held_to_the_class_that_the_options_choose():
     found = config()
+    del found.optim_wrapper.optimizer['betas']
     merge(
         found,
         {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmpetl.config.cli import DictAction
+from mmpetl.cli.arguments import add_config_options, add_method_options, config_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,9 +20,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--phase', choices=('train', 'val', 'test'), default='train')
     parser.add_argument('--number', type=int, default=20, help='samples at most')
     parser.add_argument('--out-dir', type=Path, required=True, help='of the pictures')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
-    )
+    add_method_options(parser)
+    add_config_options(parser)
     return parser.parse_args()
 
 
@@ -32,7 +31,7 @@ def main() -> None:
     from mmpetl.apis.browsing import browse_dataset
 
     with apis.cli_errors(of_run=True):
-        config = apis.load_config(args.config, args.cfg_options)
+        config = config_of(args)
         files = browse_dataset(config, args.out_dir, args.phase, args.number)
         print(f'{len(files)} pictures: {args.out_dir}')
 

@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import json
 
-from mmpetl.config.cli import DictAction
+from mmpetl.cli.arguments import add_config_options, add_method_options, config_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,9 +25,8 @@ def parse_args() -> argparse.Namespace:
         '--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the input, in pixels'
     )
     parser.add_argument('--json', action='store_true', help='for a program')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
-    )
+    add_method_options(parser)
+    add_config_options(parser)
     return parser.parse_args()
 
 
@@ -37,7 +36,7 @@ def main() -> None:
     from mmpetl.apis.operations import count_operations
 
     with apis.cli_errors(of_run=True):
-        config = apis.load_config(args.config, args.cfg_options)
+        config = config_of(args)
         found = count_operations(config, args.shape)
         if args.json:
             print(json.dumps(dataclasses.asdict(found)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmpetl.config.cli import DictAction
+from mmpetl.cli.arguments import add_config_options, add_method_options, config_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,9 +24,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help='steps of an epoch (default: those of the data)',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
-    )
+    add_method_options(parser)
+    add_config_options(parser)
     return parser.parse_args()
 
 
@@ -37,7 +36,7 @@ def main() -> None:
     from mmpetl.apis.schedule import schedule_of
 
     with apis.cli_errors(of_run=True):
-        config = apis.load_config(args.config, args.cfg_options)
+        config = config_of(args)
         found = schedule_of(config, args.value, args.epoch_length)
         curves = {name: (range(len(y)), y) for name, y in found.items()}
         draw_curves(

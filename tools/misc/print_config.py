@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmpetl.config.cli import DictAction
+from mmpetl.cli.arguments import add_config_options, add_method_options, config_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,9 +20,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--protocol', choices=('honest', 'published'))
     parser.add_argument('--stage', choices=('final', 'tune'))
     parser.add_argument('--save-path', type=Path, help='write it to this file too')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
-    )
+    add_method_options(parser)
+    add_config_options(parser)
     return parser.parse_args()
 
 
@@ -31,9 +30,7 @@ def main() -> None:
     from mmpetl import apis
 
     with apis.cli_errors():
-        config = apis.load_config(
-            args.config, args.cfg_options, protocol=args.protocol, stage=args.stage
-        )
+        config = config_of(args, protocol=args.protocol, stage=args.stage)
         print(config.pretty_text)
         if args.save_path:
             args.save_path.parent.mkdir(parents=True, exist_ok=True)

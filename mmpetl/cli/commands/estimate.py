@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from mmpetl.cli.arguments import add_config_options
+from mmpetl.cli.arguments import add_config_options, add_method_options, config_of
 from mmpetl.cli.parsing import CommandParser
 
 
@@ -28,6 +28,7 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--json', action='store_true', help='bytes, for a program')
+    add_method_options(parser)
     add_config_options(parser)
     return parser
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmpetl.apis.estimate import estimate_memory, lines_of
 
     with apis.cli_errors(of_run=True):
-        config = apis.load_config(args.config, args.cfg_options)
+        config = config_of(args)
         found = estimate_memory(config, args.batch, args.size, args.device)
         if args.json:
             print(json.dumps({**dataclasses.asdict(found), 'peak': found.peak}))

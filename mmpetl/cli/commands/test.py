@@ -85,8 +85,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = make_parser().parse_args(argv)
     set_local_rank(args)
-    if args.gpus and args.launcher == 'none':
-        in_processes(args.gpus, 'test', argv)
     from mmpetl.apis.run import choose_device, cli_errors, test
     from mmpetl.apis.runs import open_run
     from mmpetl.apis.testing import set_test_options
@@ -110,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             interval=args.interval,
             wait_time=args.wait_time,
         )
+        if args.gpus and args.launcher == 'none':
+            # Behind the run, so that what is wrong with it is said once.
+            in_processes(args.gpus, 'test', argv)
         metrics = test(run.config, run.weights, launcher=args.launcher)
         if args.out and int(os.environ.get('RANK', 0)) == 0:
             with open(args.out, 'w', encoding='utf-8') as file:

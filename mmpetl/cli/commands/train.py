@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmpetl.cli.arguments import (
-    MethodAction,
     add_config_options,
     add_launching,
+    add_method_options,
     method_names,
     recipes,
     set_local_rank,
@@ -30,7 +30,6 @@ from mmpetl.cli.arguments import (
 from mmpetl.cli.commands import train_own
 from mmpetl.cli.launch import in_processes
 from mmpetl.cli.parsing import CommandParser, suggests
-from mmpetl.config.cli import DictAction
 
 
 def make_parser() -> CommandParser:
@@ -43,34 +42,7 @@ def make_parser() -> CommandParser:
         'that a package ships, mmdet::mask_rcnn/...py',
     )
     suggests(what, lambda: [*method_names(), *recipes()])
-    method = parser.add_argument(
-        '--method',
-        dest='method_options',
-        nargs='+',
-        action=MethodAction,
-        metavar=('NAME', 'KEY=VALUE'),
-        help='method to put into the model of a config, and arguments: LoRA rank=16',
-    )
-    suggests(method, method_names)
-    suggests(
-        parser.add_argument(
-            '--petl',
-            dest='method',
-            help='name of that method alone; LoRA+VPTDeep is two',
-        ),
-        method_names,
-    )
-    parser.add_argument(
-        '--method-options',
-        '--petl-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='arguments of the method, as in rank=16; of several 0.rank=16',
-    )
-    parser.add_argument(
-        '--base', help='base weights, of a trunk or a whole model; needs a method'
-    )
+    add_method_options(parser)
     parser.add_argument(
         '--published-settings',
         action='store_true',
@@ -125,8 +97,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return train_own.main(argv)
     args = make_parser().parse_args(argv)
     set_local_rank(args)
-    if args.gpus and args.launcher == 'none':
-        in_processes(args.gpus, 'train', argv)
     from mmpetl.apis.run import choose_device, cli_errors, train
     from mmpetl.config.asked import asked_config
     from mmpetl.core import PETLError
@@ -136,6 +106,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = dict(args.cfg_options or {})
         if args.lr is not None:
             options['optim_wrapper.optimizer.lr'] = args.lr
+        if args.amp:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise PETLError('--amp needs a GPU; leave it out on a CPU')
+            # Among the options, so that those of mixed precision fit beside it.
+            options['optim_wrapper.type'] = 'AmpOptimWrapper'
         config = asked_config(
             args.what,
             args.method,
@@ -150,11 +127,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.no_validate:
             config.val_cfg = config.val_dataloader = config.val_evaluator = None
         if args.amp:
-            import torch
-
-            if not torch.cuda.is_available():
-                raise PETLError('--amp needs a GPU; leave it out on a CPU')
-            config.optim_wrapper.type = 'AmpOptimWrapper'
             config.optim_wrapper.setdefault('loss_scale', 'dynamic')
         if args.auto_scale_lr:
             if 'base_batch_size' not in config.get('auto_scale_lr', {}):
@@ -167,4 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config.load_from = None if args.resume == 'auto' else args.resume
             if config.load_from and not os.path.isfile(config.load_from):
                 raise PETLError(f'there is no checkpoint {config.load_from}')
+        if args.gpus and args.launcher == 'none':
+            # Behind the config, so that what is wrong with it is said once.
+            in_processes(args.gpus, 'train', argv)
         train(config, launcher=args.launcher)

@@ -212,7 +212,9 @@ def _judge(path: str, watch: LoadWatch, file: str | None, filled: bool) -> Fille
         elif not watch.loaded:
             print_log(
                 f'THE BASE IS RANDOM: {name} got no weights. Name a file with '
-                'model.base=FILE, unless this is a trial run.',
+                'model.base=FILE, unless load_from brings them or this is a trial run: '
+                'its deltas fit this draw alone, which the same randomness.seed draws '
+                'again.',
                 logger='current',
                 level=logging.WARNING,
             )
