@@ -13,12 +13,14 @@ from mmpetl.lazy import lazy_names
 
 _HOMES = {
     'Choice': 'auto',
+    'MapTrunk': 'maps',
     'OwnRun': 'train',
     'Settings': 'defaults',
-    'Task': 'train',
+    'Task': 'task',
     'Trunk': 'trunks',
     'check_line': 'line',
     'choose_method': 'auto',
+    'map_trunk_of': 'maps',
     'prepare': 'train',
     'run_line': 'line',
     'settings_for': 'defaults',
