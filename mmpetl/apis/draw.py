@@ -10,7 +10,7 @@ from math import isnan
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mmpetl.apis.predict import Box, Prediction, Segmentation
 from mmpetl.compat.pictures import eight_bits
@@ -184,7 +184,8 @@ def with_boxes(
 def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
     try:
         with Image.open(regular_file(path, 'picture')) as file:
-            return _enlarge(eight_bits(file).convert('RGB'))
+            # Models see pictures as their EXIF turns them, and so do boxes and masks.
+            return _enlarge(ImageOps.exif_transpose(eight_bits(file)).convert('RGB'))
     except FileNotFoundError:
         raise PETLError(f'there is no picture {path}') from None
     except PETLError:

@@ -241,7 +241,14 @@ def _maps(
     made = made if isinstance(made, list | tuple) else [made]
     if not made or not all(isinstance(y, Tensor) and y.ndim == 4 for y in made):
         raise PETLError(f'{name} hands out no maps, which boxes and masks need')
-    maps = tuple(Map(y.shape[1], round(side / y.shape[2])) for y in made)
+    for y in made:
+        if y.shape[2] != y.shape[3] or side % y.shape[2]:
+            raise PETLError(
+                f'{name} makes a map of {y.shape[3]} x {y.shape[2]} of {side} x {side} '
+                'px, whose places stand for no whole number of pixels; take another '
+                'trunk or size'
+            )
+    maps = tuple(Map(y.shape[1], side // y.shape[2]) for y in made)
     if sorted(one.stride for one in maps) != [one.stride for one in maps]:
         raise PETLError(f'the maps of {name} do not get coarser one by one')
     return maps

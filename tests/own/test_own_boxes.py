@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from drawn_scenes import NAMES, coco, draw, save, write_boxes, write_masks
+from PIL import Image
 
+from mmpetl.apis.draw import with_boxes
 from mmpetl.apis.predict import Box
 from mmpetl.core import PETLError
 from mmpetl.datasets.own import find_boxes, keep_splits, kind_of, read_splits
@@ -131,6 +133,22 @@ def test_boxes_are_cut_at_the_border(tmp_path):
     said = ' '.join(found.found.notes)
     assert '1 boxes reach beyond' in said
     assert '1 boxes are smaller' in said
+
+
+def test_pictures_are_read_as_their_exif_turns_them(tmp_path):
+    file = write_boxes(tmp_path / 'data', 5) / 'annotations.json'
+    data = json.loads(file.read_text())
+    path = tmp_path / 'data' / 'images' / '000.png'
+    with Image.open(path) as picture:
+        wide = picture.resize((40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    wide.save(path, exif=exif)
+    data['images'][0] |= {'width': 20, 'height': 40}
+    data['annotations'] = [a for a in data['annotations'] if a['image_id']]
+    file.write_text(json.dumps(data))
+    assert find_boxes(tmp_path / 'data').sizes['images/000.png'] == (20, 40)
+    assert with_boxes(path, [], side=40).size == (20, 40)
 
 
 def test_each_thing_is_found_once():

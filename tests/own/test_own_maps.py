@@ -92,6 +92,7 @@ def test_levels_follow_from_the_maps():
     ('args', 'match'),
     [
         (('timm/test_vit', 'random', 100), 'multiples of 32 here, got 100; 96 is near'),
+        (('timm/inception_v3', 'random', 96), 'stand for no whole number of pixels'),
         (('test_vit',), 'a config of a detector or segmentor'),
         ((str(CONFIGS / 'digits.py'),), 'no config of a detector or a segmentor'),
         (('timm/test_vitt',), "Did you mean 'test_vit'"),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmpetl.core import PETLError
 from mmpetl.datasets.own.find import Found, Picture, opened, some, without_copies
@@ -85,9 +85,3 @@ def size_of(path: Path) -> tuple[int, int]:
     with Image.open(path) as picture:
         turned = picture.getexif().get(0x0112, 1) >= 5
         return picture.size[::-1] if turned else picture.size
-
-
-def upright(path: Path) -> Image.Image:
-    """A picture as readers see it."""
-    with Image.open(path) as picture:
-        return ImageOps.exif_transpose(picture)
