@@ -366,7 +366,7 @@ def _use(run: OwnRun) -> str:
     command = (
         f'python demo/image_demo.py PICTURE {run.config} --delta {run.delta} --topk 3'
         if isinstance(run.results, Results)
-        else f'mmpetl predict {run.delta} PICTURE --config {run.config}'
+        else f'mmpetl predict {run.delta} PICTURE'
     )
     return (
         '<p class="lead">The delta names its classes. It needs the trunk that it was '

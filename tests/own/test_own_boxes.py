@@ -262,7 +262,7 @@ def test_the_page_fits_windows(run):
 def test_a_line_trains_and_its_run_predicts_and_is_tested(
     write, name, tmp_path, capsys
 ):
-    from mmpetl.cli.commands import predict, test, train
+    from mmpetl.cli.commands import predict, publish, test, train
 
     data, work = write(tmp_path / 'data', 20), tmp_path / 'work'
     line = ['lora', str(data), '--backbone', MINI.replace('coco', name), '--report']
@@ -273,9 +273,11 @@ def test_a_line_trains_and_its_run_predicts_and_is_tested(
     (folder,) = (work / 'runs').iterdir()
     picture = str(data / 'images' / '000.png')
     delta, config = str(work / 'lora.safetensors'), str(work / 'lora.py')
-    for run in ([str(folder)], [delta, '--config', config]):
-        predict.main([*run[:1], picture, *run[1:], '--out', str(tmp_path / 'out.png')])
+    for run in (str(folder), delta):
+        predict.main([run, picture, '--out', str(tmp_path / 'out.png')])
         assert 'written to' in capsys.readouterr().out
+    publish.main([str(folder), str(tmp_path / 'published')])
+    assert json.loads((tmp_path / 'published.json').read_text())['classes']
     out = tmp_path / 'metrics.json'
     test.main([config, delta, '--out', str(out)])
     record = json.loads((folder / 'record.json').read_text())
