@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from drawn_scenes import NAMES, coco, draw, save, write_boxes, write_masks
 from PIL import Image
 
 from mmpetl.apis.draw import with_boxes
 from mmpetl.apis.predict import Box
+from mmpetl.benchmark.job_config import compose_job
+from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError
 from mmpetl.datasets.own import find_boxes, keep_splits, kind_of, read_splits
-from mmpetl.own import prepare, run_line, train_own, write_page
+from mmpetl.own import map_trunk_of, prepare, run_line, train_own, write_page
 from mmpetl.own.boxes import Said, _matched, box_results
 
 MINI = str(Path(__file__).parents[2] / 'configs' / 'mini' / 'coco.py')
@@ -119,6 +123,19 @@ def test_what_is_wrong_is_one_line(tmp_path, change, match):
     with pytest.raises(PETLError, match=match) as error:
         find_boxes(tmp_path / 'data')
     assert '\n' not in str(error.value)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    file = write_boxes(tmp_path / 'data', 5) / 'annotations.json'
+    file = file.rename(file.with_name('instances.json'))
+    file.write_text(file.read_text()[:40])
+    assert kind_of(tmp_path / 'data') == 'boxes'
+    with pytest.raises(PETLError, match=r'instances.json.* is not a COCO file'):
+        find_boxes(tmp_path / 'data')
+    other = tmp_path / 'other.json'
+    other.write_text('[]')
+    with pytest.raises(PETLError, match='is not a COCO file'):
+        find_boxes(other)
 
 
 def test_boxes_are_cut_at_the_border(tmp_path):
@@ -231,6 +248,19 @@ def test_perfect_boxes_score_one_and_missing_ones_are_counted(task):
     assert nothing.score == 0
     with pytest.raises(PETLError, match='other pictures or classes'):
         box_results(task, [Said(1, 9, (0, 0, 1, 1), 0.5)])
+
+
+def test_a_plain_trunk_has_levels_of_the_strides_that_anchors_have(task):
+    from mmengine.registry import MODELS
+
+    plain = replace(task, trunk=map_trunk_of('timm/test_vit', 'random', 64))
+    config = compose_job(plain.job('LoRA'), 'unused')
+    with scope_of(config):
+        model = MODELS.build(config.model).eval()
+    maps = model.extract_feat(torch.zeros(1, 3, 64, 64))
+    strides = config.model.bbox_head.anchor_generator.strides
+    assert strides == [8, 16, 32, 64, 128]
+    assert [y.shape[-1] for y in maps] == [8, 4, 2, 1, 1]
 
 
 def test_a_search_is_for_classifiers(task):

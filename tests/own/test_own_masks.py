@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from drawn_scenes import NAMES, write_masks
 from PIL import Image
 
+from mmpetl.benchmark.job_config import compose_job
+from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError
 from mmpetl.datasets.own import find_masks, keep_splits, kind_of
 from mmpetl.evaluation import LabelMaps
-from mmpetl.own import prepare, train_own, write_page
+from mmpetl.own import map_trunk_of, prepare, train_own, write_page
 
 MINI = str(Path(__file__).parents[2] / 'configs' / 'mini' / 'ade20k.py')
 COLOURS = [(0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250)]
@@ -149,7 +153,6 @@ def test_what_is_wrong_is_one_line(tmp_path, spoil, match):
 
 
 def test_label_maps_score_as_mmseg_does():
-    import torch
     from mmengine.structures import PixelData
     from mmseg.evaluation import IoUMetric
     from mmseg.structures import SegDataSample
@@ -186,6 +189,23 @@ def task(tmp_path_factory):
         epochs=1,
         batch_size=8,
         augmentation='strong',
+    )
+
+
+def test_a_plain_trunk_has_a_pyramid_in_front_of_the_head(task):
+    from mmengine.registry import MODELS
+
+    plain = replace(task, trunk=map_trunk_of('timm/test_vit', 'random', 64))
+    config = compose_job(plain.job('LoRA'), 'unused')
+    with scope_of(config):
+        model = MODELS.build(config.model).eval()
+    x = torch.zeros(1, 3, 64, 64)
+    assert [y.shape[-1] for y in model.extract_feat(x)] == [16, 8, 4, 2]
+    assert model.encode_decode(x, [{'img_shape': (64, 64)}]).shape == (
+        1,
+        len(ALL),
+        64,
+        64,
     )
 
 

@@ -27,6 +27,8 @@ from mmpetl.datasets.own.find import PART_NAMES, Found, Picture, folders, some
 from mmpetl.datasets.own.scenes import opened_scenes, size_of, with_classes
 
 LAYOUT = 'COCO boxes'
+NAMED = re.compile('coco|^instances')
+"""What names of such files hold or begin with; ``annotations.json`` may be anything."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,16 @@ def coco_files(data: Path) -> dict[Path, str]:
 
 
 def _jsons(folder: Path) -> list[Path]:
-    """Files of COCO in a folder: those that speak of images and annotations."""
-    files = sorted(folder.glob('*.json'))
-    return [path for path in files if path.name[0] != '.' and _speaks(path)]
+    """Files of COCO in a folder: by their name, or what they speak of.
+
+    A damaged one is told by its name, so that it is not passed over.
+    """
+    files = [path for path in sorted(folder.glob('*.json')) if path.name[0] != '.']
+    return [p for p in files if NAMED.search(p.name.lower()) or _speaks(p)]
 
 
 def _speaks(path: Path) -> bool:
+    """Whether a file has images and annotations."""
     keys = {b'"images"', b'"annotations"'}
     rest = b''
     try:
