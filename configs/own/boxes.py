@@ -20,9 +20,7 @@ model = dict(
         frozen_drop_path=False,
     ),
     # Half the width and depth of the head: things are few, and so are pictures.
-    bbox_head=dict(
-        num_classes=1, in_channels=128, feat_channels=128, stacked_convs=2
-    ),
+    bbox_head=dict(num_classes=1, in_channels=128, feat_channels=128, stacked_convs=2),
 )
 _data = dict(
     type='CocoDataset',

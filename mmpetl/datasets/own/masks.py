@@ -76,14 +76,12 @@ class Masks:
         files: The mask of each, by its path.
         numbers: What masks hold to labels: 256 numbers, or a label by colour.
         palette: A colour for each class, or None where none is known.
-        pixels: Pixels of each class, by path of the picture, (C,).
     """
 
     found: Found
     files: Mapping[str, Path]
     numbers: np.ndarray | Mapping[Colour, int]
     palette: list[list[int]] | None
-    pixels: Mapping[str, np.ndarray]
 
     def labels(self, path: str) -> np.ndarray:
         """Labels of a picture by its path, (H, W) uint8; 255 does not count."""
@@ -160,16 +158,15 @@ def find_masks(data: Path) -> Masks:
             'what lies around things being one.'
         )
     colours = colours or _palette_of(found, files, numbers)
-    pixels, shows, marks = {}, {}, {}
+    shows, marks = {}, {}
     for picture in found.pictures:
         labels = _labels(_values(files[picture.path]), numbers)
-        count = np.bincount(labels.ravel(), minlength=256)[: len(classes)]
-        pixels[picture.path] = count
-        shows[picture.path] = frozenset(classes[i] for i in np.flatnonzero(count))
+        there = np.unique(labels[labels != IGNORED]).tolist()
+        shows[picture.path] = frozenset(classes[label] for label in there)
         marks[picture.path] = hashlib.sha256(labels.tobytes()).digest()
     named_found = with_classes(found, classes, shows, marks)
     notes = (*found.notes, *notes)
-    return Masks(replace(named_found, notes=notes), files, numbers, colours, pixels)
+    return Masks(replace(named_found, notes=notes), files, numbers, colours)
 
 
 def _matched(pictures: Path, masks: Path) -> Iterator[tuple[Path, Path]]:
