@@ -6,10 +6,11 @@ import colorsys
 import os
 from collections.abc import Sequence
 from functools import cache
+from math import isnan
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mmpetl.apis.predict import Box, Prediction, Segmentation
 from mmpetl.compat.pictures import eight_bits
@@ -82,17 +83,8 @@ def draw_segmentation(
     legend: int = 15,
 ) -> Path:
     """The image under the classes' colours, and a legend with each class's share."""
-    picture, factor = _open(image)
-    colours = np.asarray(
-        [_colour(i, result.palette) for i in range(len(result.classes))], np.float64
-    )
-    labels = result.labels.repeat(factor, 0).repeat(factor, 1)
-    known = labels < len(colours)
-    tint = colours[np.where(known, labels, 0)]
-    mixed = (1 - opacity) * np.asarray(picture) + opacity * tint
-    mixed = np.where(known[..., None], mixed, np.asarray(picture))
-    picture = Image.fromarray(mixed.round().astype(np.uint8))
-
+    picture = with_segments(image, result, opacity)
+    colours = _colours_of(result)
     entries = [(k, v) for k, v in result.shares().items() if k < len(colours)][:legend]
     size = _text_size(picture.width)
     font, row = _font(size), round(size * 1.6)
@@ -112,6 +104,25 @@ def draw_segmentation(
     return _save(canvas, out)
 
 
+def with_segments(
+    image: str | os.PathLike, result: Segmentation, opacity: float = 0.6
+) -> Image.Image:
+    """The image under the classes' colours; pixels of no class stay as they are."""
+    picture, factor = _open(image)
+    colours = _colours_of(result)
+    labels = result.labels.repeat(factor, 0).repeat(factor, 1)
+    known = labels < len(colours)
+    tint = colours[np.where(known, labels, 0)]
+    mixed = (1 - opacity) * np.asarray(picture) + opacity * tint
+    mixed = np.where(known[..., None], mixed, np.asarray(picture))
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _colours_of(result: Segmentation) -> np.ndarray:
+    count = len(result.classes)
+    return np.asarray([_colour(i, result.palette) for i in range(count)], np.float64)
+
+
 def draw_detection(
     image: str | os.PathLike,
     boxes: Sequence[Box],
@@ -119,6 +130,24 @@ def draw_detection(
     palette: Sequence[Sequence[int]] | None = None,
 ) -> Path:
     """The image with boxes, names and scores, and masks where there are any."""
+    return _save(with_boxes(image, boxes, palette), out)
+
+
+def with_boxes(
+    image: str | os.PathLike,
+    boxes: Sequence[Box],
+    palette: Sequence[Sequence[int]] | None = None,
+    side: int | None = None,
+) -> Image.Image:
+    """See `draw_detection`; boxes whose score is NaN bear their name alone.
+
+    Args:
+        image: File.
+        boxes: The best first.
+        palette: Colours of classes.
+        side: Longer side of what is drawn, px, so that text is read at that size;
+            None leaves the picture's own, enlarged where it is small.
+    """
     picture, factor = _open(image)
     pixels = np.asarray(picture).astype(np.float64)
     for box in reversed(boxes):
@@ -127,15 +156,20 @@ def draw_detection(
             colour = np.asarray(_colour(box.label, palette), np.float64)
             pixels[mask] = 0.55 * pixels[mask] + 0.45 * colour
     canvas = Image.fromarray(pixels.round().astype(np.uint8))
+    scale: float = factor
+    if side is not None:
+        share = side / max(canvas.size)
+        scale *= share
+        canvas = canvas.resize([max(1, round(share * n)) for n in canvas.size])
     draw = ImageDraw.Draw(canvas)
     size = max(11, _text_size(canvas.width) * 3 // 4)
     font = _font(size)
     line = max(2, size // 8)
     for box in reversed(boxes):  # the best on top
         colour = _colour(box.label, palette)
-        x0, y0, x1, y1 = (factor * c for c in box.corners)
+        x0, y0, x1, y1 = (scale * c for c in box.corners)
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=line)
-        text = f'{box.name} {box.score:.2f}'
+        text = box.name if isnan(box.score) else f'{box.name} {box.score:.2f}'
         width, height = font.getlength(text) + size * 0.6, size * 1.35
         # Above the box, or inside where the picture ends; never beyond the right edge.
         top = y0 - height if y0 >= height else y0
@@ -144,13 +178,14 @@ def draw_detection(
         bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
         at = (left + size * 0.3, top + height / 2)
         draw.text(at, text, INK if bright else PAPER, font, anchor='lm')
-    return _save(canvas, out)
+    return canvas
 
 
 def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
     try:
         with Image.open(regular_file(path, 'picture')) as file:
-            return _enlarge(eight_bits(file).convert('RGB'))
+            # Models see pictures as their EXIF turns them, and so do boxes and masks.
+            return _enlarge(ImageOps.exif_transpose(eight_bits(file)).convert('RGB'))
     except FileNotFoundError:
         raise PETLError(f'there is no picture {path}') from None
     except PETLError:

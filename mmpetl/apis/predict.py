@@ -45,7 +45,10 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Box:
-    """A detected thing: corners in pixels of the input picture, mask (H, W) or None."""
+    """A detected thing: corners in pixels of the input picture, mask (H, W) or None.
+
+    The score lies in [0, 1]; it is NaN of a thing that is known to be there.
+    """
 
     label: int
     name: str

@@ -174,7 +174,19 @@ def as_data_config(known: Mapping[str, Any], path: Path) -> Any:
     except PETLError as error:
         said = str(error).removesuffix(TRUSTED)
         raise PETLError(f'{said}, so its own config is not taken; {add}') from None
+    kept = _pairs(kept)
     return Config({**kept, 'default_scope': scope, 'load_from': None, 'resume': False})
+
+
+def _pairs(node: Any, key: str = '') -> Any:
+    """Data whose ``scale`` is a tuple where it is two numbers: mmcv takes no list."""
+    if isinstance(node, Mapping):
+        return {name: _pairs(value, name) for name, value in node.items()}
+    if isinstance(node, list):
+        if key == 'scale' and len(node) == 2 and all(type(n) is int for n in node):
+            return tuple(node)
+        return [_pairs(value) for value in node]
+    return node
 
 
 MODULES = 20_000

@@ -260,9 +260,11 @@ def _check_segmentation(cfg: Mapping[str, Any], asked: _Asked) -> int:
     images = _join(cfg, prefix['img_path'])
     _need_folder(images, cfg)
     cls = _resolve(cfg['type'], asked.scope)
-    suffixes = {key: cfg.get(key) for key in ('img_suffix', 'seg_map_suffix')}
-    if not all(suffixes.values()):
-        suffixes = _default_suffixes(cls) | {k: v for k, v in suffixes.items() if v}
+    keys = [key for key in ('img_suffix', 'seg_map_suffix') if key in cfg]
+    # Empty ones are suffixes too, where lists name whole files.
+    suffixes = {key: cfg[key] for key in keys if cfg[key] is not None}
+    if len(suffixes) < 2:
+        suffixes = _default_suffixes(cls) | suffixes
     image_suffix, map_suffix = suffixes['img_suffix'], suffixes['seg_map_suffix']
     if cfg.get('ann_file'):
         ann_file = _join(cfg, cfg['ann_file'])

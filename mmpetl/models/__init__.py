@@ -11,7 +11,9 @@ from mmpetl.models.hf_backbone import HFBackbone
 from mmpetl.models.multi_task import DepthHead, MultiTaskModel, SegmentationHead
 from mmpetl.models.petl_backbone import petl_backbone
 from mmpetl.models.petl_model import petl_model
+from mmpetl.models.simple_pyramid import SimplePyramid
 from mmpetl.models.timm_backbone import TimmBackbone
+from mmpetl.models.timm_maps import TimmMaps
 from mmpetl.models.weights import load_base_weights
 from mmpetl.registry import MODELS
 
@@ -21,7 +23,9 @@ __all__ = [
     'HFBackbone',
     'MultiTaskModel',
     'SegmentationHead',
+    'SimplePyramid',
     'TimmBackbone',
+    'TimmMaps',
     'load_base_weights',
     'petl_backbone',
     'petl_model',

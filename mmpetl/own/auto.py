@@ -33,7 +33,8 @@ from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.own.results import Share, share
-from mmpetl.own.train import RECIPE, Task, method_name, why_not
+from mmpetl.own.task import Task
+from mmpetl.own.train import method_name, why_not
 
 PILOT_STEPS = 10
 """Steps of the run that tells how fast trials are."""
@@ -287,7 +288,7 @@ def _rounds(
         number += 1
         search = Search(
             names,
-            RECIPE,
+            task.recipe,
             task.folder,
             InlineExecutor(),
             trials=number,

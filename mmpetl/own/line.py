@@ -7,9 +7,11 @@ from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD
 from mmpetl.core import PETLError, build_entries, with_arguments
+from mmpetl.datasets.own.kinds import PICTURES
 from mmpetl.own.auto import choose_method, read_budget
 from mmpetl.own.page import write_page
-from mmpetl.own.train import OwnRun, Task, method_name, train_own
+from mmpetl.own.task import Task
+from mmpetl.own.train import OwnRun, method_name, train_own
 
 AUTO = 'auto'
 BUDGET = '20m'
@@ -64,6 +66,11 @@ def run_line(
         PETLError: A name or value is wrong, or what is asked does not go together.
     """
     check_line(method, petl_options=petl_options, budget=budget, methods=methods)
+    if method == AUTO and task.kind != PICTURES:
+        raise PETLError(
+            f'{AUTO} compares methods on validation pictures of classifiers, and '
+            f'{task.data} holds {task.kind}; name a method'
+        )
     options = {f'{METHOD}{key}': value for key, value in (petl_options or {}).items()}
     for line in task.in_words():
         say(line)
@@ -73,11 +80,7 @@ def run_line(
         method, options = choice.method, choice.options
         say(f'taken is {method}: {choice.why}')
     run = train_own(task, method, options, say)
-    accuracy = run.results.accuracy
-    say(
-        f'accuracy on {accuracy.of:,} test pictures: {100 * accuracy.value:.1f} % '
-        f'({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})'
-    )
+    say(run.results.in_words())
     say(f'delta: {run.delta}')
     say(f'config: {run.config}')
     if report:

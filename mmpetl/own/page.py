@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +14,17 @@ from mmpetl.compat.pictures import eight_bits
 from mmpetl.datasets.own.find import PARTS
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.own.auto import Choice
+from mmpetl.own.page_parts import (
+    EMPTY,
+    bytes_text,
+    interval,
+    listing,
+    percent,
+    picture_data,
+    seconds_text,
+    table,
+)
+from mmpetl.own.page_scenes import scene_facts, scene_sections, scene_summary
 from mmpetl.own.results import Results, Share
 from mmpetl.own.train import OwnRun
 
@@ -25,12 +34,8 @@ MOST_CLASSES = 40
 """Up to so many classes the confusions are a matrix, and a list above."""
 MOST_PAIRS = 20
 """Confusions of such a list."""
-MOST_ROWS = 24
-"""Longer tables scroll in a frame of their own."""
 SIDE = 192
 """Longer side of a picture on the page, px."""
-
-_EMPTY = '<p class="empty">{}</p>'
 
 
 def write_page(run: OwnRun, choice: Choice | None = None) -> Path:
@@ -50,10 +55,18 @@ def write_page(run: OwnRun, choice: Choice | None = None) -> Path:
 def build_page(run: OwnRun, choice: Choice | None = None) -> str:
     """The page as text."""
     found = run.results
+    if isinstance(found, Results):
+        facts, summary = _facts(run, found), _summary(found)
+        own = [
+            ('classes', 'Classes', _classes(found)),
+            ('confusion', 'Confusion', _confusion(found)),
+            ('mistakes', 'Mistakes', _mistakes(run, found)),
+        ]
+    else:
+        facts, summary = scene_facts(found), scene_summary(found)
+        own = scene_sections(found, run.task.root, run.record.curves)
     sections = [
-        ('classes', 'Classes', _classes(found)),
-        ('confusion', 'Confusion', _confusion(found)),
-        ('mistakes', 'Mistakes', _mistakes(run, found)),
+        *own,
         *([('choice', 'Choice of the method', _choice(choice))] if choice else []),
         ('cost', 'Cost', _cost(run)),
         ('made', 'How it was made', _made(run)),
@@ -62,8 +75,8 @@ def build_page(run: OwnRun, choice: Choice | None = None) -> str:
     parts = {
         'title': html.escape(f'{run.task.data.resolve().name} by {run.method}'),
         'style': _style(),
-        'facts': _facts(run, found),
-        'where': html.escape(_summary(run, found)),
+        'facts': _tiles([*facts, *_costs(run)]),
+        'where': html.escape(summary + _reads(run)),
         'links': '\n'.join(
             f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections
         ),
@@ -86,46 +99,29 @@ def _style() -> str:
 
 
 # ---- words and numbers ---------------------------------------------------------------
-def _percent(value: float) -> str:
-    return f'{100 * value:.1f}'
+Fact = tuple[str, str, str]
+"""A value, what it is, and more of that."""
 
 
-def _interval(found: Share) -> str:
-    return f'{_percent(found.low)} – {_percent(found.high)}'
-
-
-def _bytes(count: int | None) -> str:
-    if count is None:
-        return 'not known'
-    for unit, size in (('GB', 1e9), ('MB', 1e6), ('kB', 1e3)):
-        if count >= size:
-            return f'{count / size:.3g} {unit}'
-    return f'{count} B'
-
-
-def seconds_text(seconds: float | None) -> str:
-    """A duration in words: ``2 h 5 min``, ``3 min 20 s``, ``41 s``, ``180 ms``."""
-    if seconds is None:
-        return 'not known'
-    if seconds < 1:
-        return f'{1000 * seconds:.0f} ms'
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f'{hours} h {minutes} min'
-    return f'{minutes} min {rest} s' if minutes else f'{rest} s'
-
-
-def _facts(run: OwnRun, found: Results) -> str:
-    record = run.record
-    items = [
-        (f'{_percent(found.accuracy.value)} %', 'accuracy', _interval(found.accuracy)),
-        (f'{found.accuracy.of:,}', 'test pictures', ''),
+def _facts(run: OwnRun, found: Results) -> list[Fact]:
+    accuracy = found.accuracy
+    return [
+        (f'{percent(accuracy.value)} %', 'accuracy', interval(accuracy)),
+        (f'{accuracy.of:,}', 'test pictures', ''),
         (f'{len(found.classes):,}', 'classes', ''),
+    ]
+
+
+def _costs(run: OwnRun) -> list[Fact]:
+    record = run.record
+    return [
         (f'{record.trainable:,}', 'trained parameters', 'and the head'),
-        (_bytes(record.delta_bytes), 'the delta’s file', ''),
+        (bytes_text(record.delta_bytes), 'the delta’s file', ''),
         (seconds_text(record.seconds), 'of training', ''),
     ]
+
+
+def _tiles(items: Iterable[Fact]) -> str:
     tiles = ''.join(
         f'<div><dt>{label}'
         + (f'<small>{more}</small>' if more else '')
@@ -135,53 +131,27 @@ def _facts(run: OwnRun, found: Results) -> str:
     return f'<dl class="facts">{tiles}</dl>'
 
 
-def _summary(run: OwnRun, found: Results) -> str:
-    accuracy, reads = found.accuracy, _test_reads(run)
-    text = (
+def _summary(found: Results) -> str:
+    accuracy = found.accuracy
+    return (
         f'{accuracy.right:,} of {accuracy.of:,} test pictures are called what they '
         f'are; the 95 % interval (Wilson) is that of drawing other test pictures. '
-        f'Always naming the commonest class would have {_percent(found.commonest)} %.'
+        f'Always naming the commonest class would have {percent(found.commonest)} %.'
     )
-    if reads > 1:
-        text += (
-            f' Runs in this folder have scored the test pictures {reads} times: who '
-            'keeps the best of them reads too high a figure.'
-        )
-    return text
+
+
+def _reads(run: OwnRun) -> str:
+    reads = _test_reads(run)
+    if reads < 2:
+        return ''
+    return (
+        f' Runs in this folder have scored the test pictures {reads} times: who keeps '
+        'the best of them reads too high a figure.'
+    )
 
 
 def _test_reads(run: OwnRun) -> int:
     return sum(record.test_reads for record in run.task.store.all(curves=False))
-
-
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], label: str, left: int = 1
-) -> str:
-    """A table that scrolls by itself; cells are HTML, and stay where they are named."""
-    rows = list(rows)
-    names = ''.join(
-        f'<th scope="col"{" class=l" if i < left else ""}>{name}</th>'
-        for i, name in enumerate(head)
-    )
-    body = ''.join(
-        f'<tr><th scope="row" class="stay">{row[0]}</th>'
-        + ''.join(f'<td>{cell}</td>' for cell in row[1:])
-        + '</tr>'
-        for row in rows
-    )
-    kind = 'scroll long' if len(rows) > MOST_ROWS else 'scroll'
-    return (
-        f'<div class="{kind}" tabindex="0" role="region" aria-label="{label}"><table>'
-        f'<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
-
-
-def _list(items: Iterable[tuple[str, str]]) -> str:
-    inner = ''.join(
-        f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>'
-        for name, value in items
-    )
-    return f'<dl class="list">{inner}</dl>'
 
 
 # ---- sections ------------------------------------------------------------------------
@@ -189,7 +159,7 @@ def _classes(found: Results) -> str:
     def cell(part: Share | None) -> str:
         if part is None:
             return '–'
-        return f'{_percent(part.value)} <small>{_interval(part)}</small>'
+        return f'{percent(part.value)} <small>{interval(part)}</small>'
 
     rows = [
         (
@@ -209,7 +179,7 @@ def _classes(found: Results) -> str:
         '<p class="lead"><b>Found</b> is the share of a class’s test pictures that are '
         'called so (recall), <b>right</b> the share of pictures called so that are '
         '(precision), each with its 95&nbsp;% interval; of few pictures it is wide.</p>'
-        + _table(head, rows, 'Results by class')
+        + table(head, rows, 'Results by class')
     )
 
 
@@ -256,17 +226,17 @@ def _confused_pairs(found: Results, names: list[str]) -> str:
         for n, name, said in pairs[:MOST_PAIRS]
     ]
     if not rows:
-        return _EMPTY.format('No picture was mistaken.')
+        return EMPTY.format('No picture was mistaken.')
     return (
         f'<p class="lead">The {len(rows)} commonest of {len(pairs)} confusions; a '
         f'matrix of {len(names)} classes would not be read.</p>'
-        + _table(('is', 'called', 'pictures'), rows, 'Commonest confusions', 2)
+        + table(('is', 'called', 'pictures'), rows, 'Commonest confusions', 2)
     )
 
 
 def _mistakes(run: OwnRun, found: Results) -> str:
     if not found.mistakes:
-        return _EMPTY.format('No test picture was mistaken.')
+        return EMPTY.format('No test picture was mistaken.')
     shown = found.mistakes[:MOST_MISTAKES]
     figures = []
     for one in shown:
@@ -294,19 +264,16 @@ def _count_shown(shown: int, count: int) -> str:
 
 def _thumbnail(path: Path) -> str:
     with Image.open(path) as picture:
-        small = ImageOps.exif_transpose(eight_bits(picture)).convert('RGB')
-    small.thumbnail((SIDE, SIDE))
-    data = io.BytesIO()
-    small.save(data, 'JPEG', quality=85)
-    return f'data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}'
+        upright = ImageOps.exif_transpose(eight_bits(picture))
+    return picture_data(upright, SIDE)
 
 
 def _choice(choice: Choice) -> str:
     rows = [
         (
             html.escape(one.method) + (' ✓' if one.method == choice.method else ''),
-            f'{_percent(one.best.value)} <small>{_interval(one.best)}</small>',
-            _percent(one.default),
+            f'{percent(one.best.value)} <small>{interval(one.best)}</small>',
+            percent(one.default),
             f'{one.trials}',
             f'{one.trained:,}',
             seconds_text(one.seconds),
@@ -329,7 +296,7 @@ def _choice(choice: Choice) -> str:
     )
     return (
         f'<p class="lead">{html.escape(choice.why)}</p>'
-        + _table(head, rows, 'Methods that were tried')
+        + table(head, rows, 'Methods that were tried')
         + f'<p class="note">{html.escape(choice.how)}</p>'
         + (f'<ul class="note">{left}</ul>' if left else '')
     )
@@ -340,18 +307,18 @@ def _cost(run: OwnRun) -> str:
     base = counts.get('base', 0) + counts.get('selected', 0)
     share = record.trainable / max(1, base + counts.get('delta', 0))
     kind = 'allocated on the device' if record.cuda else 'of this run’s process'
-    return _list(
+    return listing(
         [
             ('parameters of the trunk', f'{base:,}'),
             ('added by the method', f'{counts.get("delta", 0):,}'),
             ('of the trunk, trained', f'{counts.get("selected", 0):,}'),
             ('of the head, trained', f'{counts.get("head", 0):,}'),
             ('trained share of the trunk', f'{100 * share:.3g} %'),
-            ('file of the delta and the head', _bytes(record.delta_bytes)),
-            ('the trunk in 32 bits, for comparison', _bytes(4 * base)),
+            ('file of the delta and the head', bytes_text(record.delta_bytes)),
+            ('the trunk in 32 bits, for comparison', bytes_text(4 * base)),
             ('training', seconds_text(record.seconds)),
             ('a step', seconds_text(record.step_seconds)),
-            (f'most memory, {kind}', _bytes(record.peak_memory_bytes)),
+            (f'most memory, {kind}', bytes_text(record.peak_memory_bytes)),
             ('device', record.device),
         ]
     )
@@ -360,13 +327,12 @@ def _cost(run: OwnRun) -> str:
 def _made(run: OwnRun) -> str:
     task, record = run.task, run.record
     splits, trunk, settings = task.splits, task.trunk, task.settings
-    counts = splits.counts()
     drawn = ' and '.join(splits.drawn)
     divided = f'{drawn} drawn with seed {splits.seed}' if drawn else 'as the data say'
     height, width = trunk.size
     items = [
         ('pictures', f'{task.data} ({splits.layout})'),
-        *((f'pictures of {part}', f'{sum(counts[part]):,}') for part in PARTS),
+        *((f'pictures of {part}', f'{len(splits.parts[part]):,}') for part in PARTS),
         ('division', divided),
         ('digest of the division', splits.digest[:16]),
         ('trunk', trunk.name),
@@ -387,7 +353,7 @@ def _made(run: OwnRun) -> str:
     return (
         '<p class="lead">Training and validation pictures were trained on together, '
         'and the test pictures scored after the last epoch.</p>'
-        + _list(items)
+        + listing(items)
         + (f'<ul class="note">{notes}</ul>' if notes else '')
     )
 
@@ -399,6 +365,8 @@ def _arguments(settings: dict[str, object]) -> str:
 def _use(run: OwnRun) -> str:
     command = (
         f'python demo/image_demo.py PICTURE {run.config} --delta {run.delta} --topk 3'
+        if isinstance(run.results, Results)
+        else f'mmpetl predict {run.delta} PICTURE'
     )
     return (
         '<p class="lead">The delta names its classes. It needs the trunk that it was '

@@ -94,6 +94,14 @@ class Results:
     confusion: np.ndarray
     pictures: list[Said]
 
+    def in_words(self) -> str:
+        """The accuracy in a line."""
+        found = self.accuracy
+        return (
+            f'accuracy on {found.of:,} test pictures: {100 * found.value:.1f} % '
+            f'({100 * found.low:.1f} to {100 * found.high:.1f})'
+        )
+
     @property
     def mistakes(self) -> list[Said]:
         """The pictures that were called something else, the surest first."""

@@ -3,6 +3,7 @@
 A work folder holds::
 
     splits.json               which picture is where (:mod:`mmpetl.datasets.own.splits`)
+    data/                     of boxes and masks: what mmdet and mmseg read
     runs/<id>/                the runs, as those of the benchmark
     search/                   what --method auto has tried
     <method>.safetensors      the delta, with <method>.json: it names the classes
@@ -21,7 +22,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,29 @@ from torch import nn
 from mmpetl.apis.building import without_memory
 from mmpetl.benchmark.job import run_job
 from mmpetl.benchmark.job_config import METHOD
-from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.worker import tidy
 from mmpetl.config.names import method_class, methods_stem
 from mmpetl.core import PETLError, build_entries, inject, with_arguments
 from mmpetl.core.several import PLUS, written_out
-from mmpetl.datasets.own import Splits, find_pictures, keep_splits
+from mmpetl.datasets.own import (
+    find_boxes,
+    find_masks,
+    find_pictures,
+    keep_splits,
+    kind_of,
+)
+from mmpetl.datasets.own.kinds import BOXES, MASKS, PICTURES
 from mmpetl.engine.files import AtomicLocalBackend
-from mmpetl.engine.hooks.predictions import read_predictions
 from mmpetl.models.petl_backbone import build_foreign
-from mmpetl.own.defaults import Settings, pipelines, settings_for
-from mmpetl.own.results import Results, results_of
+from mmpetl.own.boxes import BoxResults, BoxTask
+from mmpetl.own.defaults import settings_for
+from mmpetl.own.maps import MapTrunk, map_trunk_of
+from mmpetl.own.masks import MaskResults, MaskTask
+from mmpetl.own.results import Results
+from mmpetl.own.task import Task
 from mmpetl.own.trunks import PRETRAINED, Trunk, trunk_of
 
-RECIPE = 'own/pictures'
 BACKBONE = 'timm/vit_base_patch14_dinov2'
 MIXED = {
     'optim_wrapper.type': 'AmpOptimWrapper',
@@ -54,94 +64,6 @@ MIXED = {
 FEW = 500
 """Below so many pictures, processes that load them cost more than they save."""
 WEIGHT_FILES = ('safetensors', 'json')
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained on: pictures, trunk and settings, before a method is named.
-
-    Attributes:
-        data: The folder or CSV, as it was named.
-        root: The folder that pictures are below.
-        folder: The work folder.
-        splits: Which picture is where.
-        trunk: The trunk.
-        settings: Epochs, batch, rate, augmentation.
-        seed: Of initialisation and data order.
-        options: Dotted config keys on top of everything.
-        workers: Processes that load pictures.
-    """
-
-    data: Path
-    root: Path
-    folder: Path
-    splits: Splits
-    trunk: Trunk
-    settings: Settings
-    seed: int = 42
-    options: Mapping[str, Any] = field(default_factory=dict)
-    workers: int = 0
-
-    @property
-    def store(self) -> RecordStore:
-        """The records of the work folder."""
-        return RecordStore(self.folder)
-
-    def in_words(self) -> list[str]:
-        """What will be trained on and how, a line each."""
-        splits, settings = self.splits, self.settings
-        counts = {part: len(entries) for part, entries in splits.parts.items()}
-        said = ', '.join(f'{count:,} {part}' for part, count in counts.items())
-        drawn = f', {" and ".join(splits.drawn)} drawn' if splits.drawn else ''
-        return [
-            f'{len(splits.classes)} classes, {sum(counts.values()):,} pictures: '
-            f'{said} ({self.folder / "splits.json"}{drawn})',
-            *(f'note: {note}' for note in splits.notes),
-            f'{settings.epochs} epochs, batch {settings.batch_size}, peak rate '
-            f'{settings.lr:g}, augmentation {settings.augmentation}',
-        ]
-
-    def job(self, method: str, **changes: Any) -> Job:
-        """The job that trains a method, with options of it on top.
-
-        Args:
-            method: Name of a method, or of several.
-            changes: Fields of the job; ``options`` are laid over the task's.
-        """
-        base = self.base_options(changes.get('stage', 'final'))
-        options = {**base, **changes.pop('options', {})}
-        return Job(RECIPE, method, seed=self.seed, options=options, **changes)
-
-    def base_options(self, stage: str = 'final') -> dict[str, Any]:
-        """What departs from the recipe ``configs/own/pictures.py`` in a stage."""
-        trunk, settings = self.trunk, self.settings
-        train, test = pipelines(trunk, settings.augmentation)
-        data = {
-            'data_root': str(self.root.resolve()),
-            'splits': str((self.folder / 'splits.json').resolve()),
-        }
-        options = {
-            'model.backbone.backbone': {'_delete_': True, **trunk.backbone},
-            'model.backbone.checkpoint': trunk.checkpoint,
-            'model.data_preprocessor.mean': trunk.mean,
-            'model.data_preprocessor.std': trunk.std,
-            'model.head.in_channels': trunk.feature_dims,
-            'model.head.num_classes': len(self.splits.classes),
-            'train_dataloader.batch_size': settings.batch_size,
-            'train_cfg.max_epochs': settings.epochs,
-            'optim_wrapper.optimizer.lr': settings.lr,
-        }
-        if trunk.neck:
-            options['model.neck'] = trunk.neck
-        scored = 'val' if stage == 'tune' else 'test'
-        for phase, steps in (('train', train), (scored, test)):
-            loader = f'{phase}_dataloader'
-            options[f'{loader}.dataset.pipeline'] = steps
-            options |= {f'{loader}.dataset.{key}': v for key, v in data.items()}
-            if self.workers:
-                options[f'{loader}.num_workers'] = self.workers
-                options[f'{loader}.persistent_workers'] = True
-        return {**options, **self.options}
 
 
 @dataclass(frozen=True)
@@ -162,7 +84,7 @@ class OwnRun:
     folder: Path
     delta: Path
     config: Path
-    results: Results
+    results: Results | BoxResults | MaskResults
 
     @property
     def method(self) -> str:
@@ -199,9 +121,15 @@ def prepare(
 ) -> Task:
     """Read and divide the pictures, and settle everything but the method.
 
+    What lies in the folder says whether a classifier, a detector or a segmentor is
+    trained.
+
     Args:
-        data: A folder or CSV, see :func:`mmpetl.datasets.own.find_pictures`.
-        backbone: ``timm/NAME`` or a config, see :func:`mmpetl.own.trunk_of`.
+        data: A folder or CSV, see :func:`mmpetl.datasets.own.find_pictures`; a folder
+            or file with boxes, see :func:`mmpetl.datasets.own.find_boxes`; or a folder
+            with masks, see :func:`mmpetl.datasets.own.find_masks`.
+        backbone: ``timm/NAME`` or a config, see :func:`mmpetl.own.trunk_of` and, for
+            boxes and masks, :func:`mmpetl.own.map_trunk_of`.
         weights: ``pretrained``, ``random`` or a file.
         size: Side of the input in px, where it is not the model's own.
         work_dir: The work folder; ``work_dirs/own/<name of the data>`` by default.
@@ -222,9 +150,17 @@ def prepare(
     """
     if amp and not torch.cuda.is_available():
         raise PETLError('mixed precision (amp) needs a GPU; leave it out on a CPU')
-    trunk = trunk_of(backbone, weights, size)
-    found = find_pictures(data)
     data = Path(data).expanduser()
+    kind = kind_of(data)
+    own = {BOXES: BoxTask, MASKS: MaskTask}.get(kind, Task)
+    trunk: Trunk | MapTrunk
+    if kind == PICTURES:
+        trunk, read = trunk_of(backbone, weights, size), None
+        found = find_pictures(data)
+    else:
+        trunk = map_trunk_of(backbone, weights, size)
+        read = find_boxes(data) if kind == BOXES else find_masks(data)
+        found = read.found
     name = re.sub(
         r'[^\w.-]', '_', data.resolve().stem if data.is_file() else data.resolve().name
     )
@@ -232,12 +168,17 @@ def prepare(
     splits = keep_splits(found, folder / 'splits.json', split_seed)
     trained = len(splits.parts['train']) + len(splits.parts['val'])
     settings = settings_for(
-        trained, epochs=epochs, batch_size=batch_size, lr=lr, augmentation=augmentation
+        trained,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        augmentation=augmentation,
+        kind=kind,
     )
     if workers is None:
         cores = os.cpu_count() or 1
         workers = 0 if trained < FEW else min(4, max(0, cores - 1))
-    return Task(
+    task = own(
         data,
         found.root,
         folder,
@@ -248,6 +189,9 @@ def prepare(
         {**(MIXED if amp else {}), **(options or {})},
         workers,
     )
+    if read is not None:
+        task.write_data(read)
+    return task
 
 
 def train_own(
@@ -285,8 +229,7 @@ def train_own(
             tidy(folder)
         else:
             say(f'{folder} is trained and scored already; nothing is run again')
-    logits, labels = read_predictions(folder / 'predictions.npz')
-    results = results_of(task.splits, logits, labels)
+    results = task.results_of_run(folder)
     delta, config = _published(task, name, folder)
     AtomicLocalBackend().put_text(results.as_csv(), delta.with_suffix('.csv'))
     return OwnRun(task, record, folder, delta, config, results)

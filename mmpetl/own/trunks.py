@@ -75,24 +75,55 @@ def trunk_of(name: str, weights: str = PRETRAINED, size: int | None = None) -> T
         PETLError: There is no such model, config or file; the config is no image
             classifier's, or names no weights; or the model takes no other size.
     """
-    file = None
-    if weights not in (PRETRAINED, RANDOM):
-        file = str(Path(weights).expanduser())
-        if not Path(file).exists() and '://' not in weights:
-            raise PETLError(
-                f'there is no file of weights {weights}; name one, or '
-                f'{PRETRAINED} or {RANDOM}'
-            )
+    file = weights_file(weights)
+    check_size(size)
+    if is_timm(name):
+        return _of_timm(name[len(TIMM) :], weights, file, size)
+    if is_config(name):
+        return _of_config(name, weights, file, size)
+    raise no_backbone(
+        name, 'an image classifier (configs/mini/digits.py, mmpretrain::...py)'
+    )
+
+
+def weights_file(weights: str) -> str | None:
+    """The file that weights are; None where they are a word for others.
+
+    Raises:
+        PETLError: There is no such file.
+    """
+    if weights in (PRETRAINED, RANDOM):
+        return None
+    file = str(Path(weights).expanduser())
+    if not Path(file).exists() and '://' not in weights:
+        raise PETLError(
+            f'there is no file of weights {weights}; name one, or {PRETRAINED} or '
+            f'{RANDOM}'
+        )
+    return file
+
+
+def check_size(size: int | None) -> None:
+    """Raise PETLError where a size of the input is none."""
     if size is not None and size < 1:
         raise PETLError(f'the size of the input is a number of pixels, got {size}')
-    if name.startswith((TIMM, 'timm:')):
-        return _of_timm(name[len(TIMM) :], weights, file, size)
-    if name.endswith('.py') or '::' in name:
-        return _of_config(name, weights, file, size)
-    raise PETLError(
+
+
+def is_timm(name: str) -> bool:
+    """Whether a name is meant for a model of timm."""
+    return name.startswith((TIMM, 'timm:'))
+
+
+def is_config(name: str) -> bool:
+    """Whether a name is meant for a config."""
+    return name.endswith('.py') or '::' in name
+
+
+def no_backbone(name: str, configs: str) -> PETLError:
+    """The error for a name that is no backbone; ``configs`` are those that serve."""
+    return PETLError(
         f'{name!r} is no backbone: write timm/NAME, as in timm/vit_base_patch14_dinov2'
-        f'{_near(name)}, or a config of an image classifier (configs/mini/digits.py, '
-        'mmpretrain::...py)'
+        f'{_near(name)}, or a config of {configs}'
     )
 
 
@@ -104,11 +135,42 @@ def _near(name: str) -> str:
 
 
 # ---- timm ----------------------------------------------------------------------------
-def _of_timm(name: str, weights: str, file: str | None, size: int | None) -> Trunk:
+@dataclass(frozen=True)
+class TimmFacts:
+    """What timm says of a model.
+
+    Attributes:
+        data: Its data config: size, mean, std, interpolation, crop.
+        fixed: Whether it is built for one size of the input.
+    """
+
+    data: dict[str, Any]
+    fixed: bool
+
+    @property
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of RGB, in units of 0 to 255."""
+        mean, std = (
+            [round(255 * value, 6) for value in self.data[key]]
+            for key in ('mean', 'std')
+        )
+        return mean, std
+
+    @property
+    def interpolation(self) -> str:
+        """Of the resizing, as mmcv names it."""
+        kind = self.data['interpolation']
+        return kind if kind in INTERPOLATIONS else 'bilinear'
+
+
+def timm_facts(name: str, weights: str) -> TimmFacts:
+    """What timm says of a model of that name.
+
+    Raises:
+        PETLError: There is none, it does not read RGB, or it has no weights.
+    """
     import timm
     from timm.data import resolve_data_config
-
-    from mmpetl.models.timm_backbone import TimmBackbone
 
     if not timm.is_model(name):
         raise PETLError(
@@ -118,7 +180,7 @@ def _of_timm(name: str, weights: str, file: str | None, size: int | None) -> Tru
     if facts is None:
         raise PETLError(f'timm says nothing of what {name!r} wants of its pictures')
     data = resolve_data_config({}, pretrained_cfg=facts.to_dict())
-    channels, height, width = data['input_size']
+    channels = data['input_size'][0]
     if channels != 3:
         raise PETLError(f'{name} reads {channels} channels, and pictures have 3')
     if weights == PRETRAINED and not (facts.has_weights or facts.hf_hub_id):
@@ -126,10 +188,18 @@ def _of_timm(name: str, weights: str, file: str | None, size: int | None) -> Tru
             f'timm has no pre-trained weights of {name}; name a file of them, or '
             f'{RANDOM} for a trial'
         )
+    return TimmFacts(data, bool(facts.fixed_input_size))
+
+
+def _of_timm(name: str, weights: str, file: str | None, size: int | None) -> Trunk:
+    from mmpetl.models.timm_backbone import TimmBackbone
+
+    facts = timm_facts(name, weights)
+    _, height, width = facts.data['input_size']
     args: dict[str, Any] = {}
     if size is not None:
         height = width = size
-        if facts.fixed_input_size:
+        if facts.fixed:
             args['img_size'] = size
     backbone = {
         'type': 'mmpetl.TimmBackbone',
@@ -139,7 +209,7 @@ def _of_timm(name: str, weights: str, file: str | None, size: int | None) -> Tru
     }
     # Its width alone is asked for, so no weights are fetched.
     drawn = TimmBackbone(**{k: v for k, v in backbone.items() if k[0] in 'm'})
-    kind = data['interpolation']
+    mean, std = facts.statistics
     trunk = Trunk(
         name=f'{TIMM}{name}',
         backbone=backbone,
@@ -147,13 +217,15 @@ def _of_timm(name: str, weights: str, file: str | None, size: int | None) -> Tru
         weights=Path(file).name if file else weights,
         feature_dims=drawn.feature_dims,
         neck=None,
-        mean=[round(255 * value, 6) for value in data['mean']],
-        std=[round(255 * value, 6) for value in data['std']],
+        mean=mean,
+        std=std,
         size=(height, width),
-        interpolation=kind if kind in INTERPOLATIONS else 'bilinear',
+        interpolation=facts.interpolation,
         test=[],
     )
-    return replace(trunk, test=_crop(trunk, data['crop_pct'], data['crop_mode']))
+    return replace(
+        trunk, test=_crop(trunk, facts.data['crop_pct'], facts.data['crop_mode'])
+    )
 
 
 def _crop(trunk: Trunk, share: float, mode: str) -> Steps:
@@ -193,7 +265,38 @@ def _of_config(name: str, weights: str, file: str | None, size: int | None) -> T
         )
     if size is not None:
         raise PETLError(f'{name} says itself what size its input has; leave out {size}')
-    node = copy.deepcopy(model['backbone']).to_dict()
+    backbone, checkpoint = config_backbone(name, config, weights, file)
+    found = resolution_of(config)
+    stats = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    if not found or not stats.get('mean'):
+        raise PETLError(
+            f'{name} does not say of what size or with what mean and std its input is'
+        )
+    steps = _geometry(test_pipeline(config))
+    return Trunk(
+        name=name,
+        backbone=backbone,
+        checkpoint=checkpoint,
+        weights=Path(checkpoint).name if checkpoint else weights,
+        feature_dims=width,
+        neck=_plain(model.get('neck')),
+        mean=list(stats['mean']),
+        std=list(stats['std']),
+        size=(found[0], found[1]),
+        interpolation=_interpolation(steps),
+        test=steps,
+    )
+
+
+def config_backbone(
+    name: str, config: Any, weights: str, file: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """Backbone of a config, its scope in front of its type, and file of its weights.
+
+    Raises:
+        PETLError: The config names no weights, and none are given.
+    """
+    node = copy.deepcopy(config.model['backbone']).to_dict()
     ours = node.get('type') == BUILDER
     backbone, checkpoint = (
         (node['backbone'], node.get('checkpoint')) if ours else (node, None)
@@ -211,26 +314,7 @@ def _of_config(name: str, weights: str, file: str | None, size: int | None) -> T
     kind = str(backbone['type'])
     if '.' not in kind:
         backbone['type'] = f'{config.get("default_scope") or "mmpretrain"}.{kind}'
-    found = resolution_of(config)
-    stats = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
-    if not found or not stats.get('mean'):
-        raise PETLError(
-            f'{name} does not say of what size or with what mean and std its input is'
-        )
-    steps = _geometry(test_pipeline(config))
-    return Trunk(
-        name=name,
-        backbone=backbone,
-        checkpoint=str(checkpoint) if checkpoint else None,
-        weights=Path(str(checkpoint)).name if checkpoint else weights,
-        feature_dims=width,
-        neck=_plain(model.get('neck')),
-        mean=list(stats['mean']),
-        std=list(stats['std']),
-        size=(found[0], found[1]),
-        interpolation=_interpolation(steps),
-        test=steps,
-    )
+    return _plain(backbone), str(checkpoint) if checkpoint else None
 
 
 def _geometry(steps: Steps) -> Steps:

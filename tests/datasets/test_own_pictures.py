@@ -155,15 +155,6 @@ def test_what_makes_no_classifier_is_refused(tmp_path):
     (data / 'dog').rmdir()
     shutil.copy(data / 'ant' / '00.png', data / 'loose.png')
     refused(data, '1 pictures beside its class folders')
-    boxes = tmp_path / 'coco'
-    draw(boxes / 'images', 1)
-    (boxes / 'annotations').mkdir()
-    (boxes / 'annotations' / 'train.json').write_text('{}')
-    refused(boxes, 'looks like a set of boxes')
-    masks = tmp_path / 'masks'
-    draw(masks / 'images', 1)
-    draw(masks / 'masks', 1)
-    refused(masks, 'looks like a set of masks')
 
 
 def test_unreadable_pictures_are_named(tmp_path):

@@ -8,8 +8,8 @@ Examples:
 
 A recipe is the same for all methods, with the method's own defaults; mmpetl recipes
 lists them. Where settings of the pair are published, --published-settings starts from
-those. The run goes to work_dirs/<method>/<recipe>. With a folder of pictures, or a
-CSV, in place of a recipe it is mmpetl train-own, and takes the flags of that.
+those. The run goes to work_dirs/<method>/<recipe>. With a folder of pictures, a
+CSV or a COCO file in place of a recipe it is mmpetl train-own, and takes its flags.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def make_parser() -> CommandParser:
 
 
 def names_pictures(argv: Sequence[str]) -> bool:
-    """Whether METHOD and a folder of pictures or a CSV are what is asked for.
+    """Whether METHOD and a folder of pictures or a list of them are what is asked for.
 
     A recipe of that name comes first.
     """
@@ -87,7 +87,9 @@ def names_pictures(argv: Sequence[str]) -> bool:
     path = Path(argv[1])
     if argv[1] in recipes():
         return False
-    return path.is_dir() or (path.suffix.lower() == '.csv' and path.is_file())
+    return path.is_dir() or (
+        path.suffix.lower() in ('.csv', '.json') and path.is_file()
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

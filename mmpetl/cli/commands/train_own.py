@@ -1,14 +1,16 @@
-"""Train a classifier of your own pictures, and write a page about it.
+"""Train on your own pictures, and write a page about it.
 
 Examples:
     mmpetl train-own lora my_folder/ --backbone timm/vit_base_patch14_dinov2 --report
     mmpetl train-own auto my_folder/ --budget 20m --report
 
 DATA is a folder with a folder of pictures for each class, such folders in train/, val/
-and test/, or a CSV with the columns path, label and maybe split. Splits that are not
-there are drawn and kept. METHOD auto tries several on validation pictures first. The
-same command goes on with what was stopped; mmpetl train METHOD DATA is the same too.
-docs/own_pictures.md says the rest.
+and test/, or a CSV with the columns path, label and maybe split: a classifier. It may
+be a folder with boxes in files of COCO (or such a file): a detector; or one with masks
+beside its pictures: a segmentor. Splits that are not there are drawn and kept. METHOD
+auto tries several on validation pictures first, of classifiers. The same command goes
+on with what was stopped; mmpetl train METHOD DATA is the same too. docs/own_pictures.md
+says the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def make_parser() -> CommandParser:
         parser.add_argument('method', help='lora, ssf, lora+vpt_deep, ..., or auto'),
         lambda: ['auto', *method_names()],
     )
-    parser.add_argument('data', type=Path, help='a folder of pictures, or a CSV')
+    parser.add_argument(
+        'data', type=Path, help='a folder of pictures, a CSV or a COCO file'
+    )
     parser.add_argument(
         '--method-options',
         '--petl-options',
@@ -39,7 +43,7 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         '--backbone',
         default='timm/vit_base_patch14_dinov2',
-        help='timm/NAME, or the config of an image classifier',
+        help='timm/NAME, or the config of a model of the same task',
     )
     parser.add_argument(
         '--weights',

@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmpetl.core import PETLError
 from mmpetl.datasets.lines import is_file
 from mmpetl.datasets.own.find import PARTS
-from mmpetl.datasets.own.splits import read_splits
+from mmpetl.datasets.own.splits import SCENES, read_splits
 from mmpetl.registry import DATASETS
 
 READ = {**{part: (part,) for part in PARTS}, 'trainval': ('train', 'val')}
@@ -53,6 +53,11 @@ class OwnPictures(BaseDataset):
         self.folder = Path(data_root).expanduser()
         self.split = split
         self.splits = read_splits(splits)
+        if self.splits.layout in SCENES:
+            raise PETLError(
+                f'{splits} divides pictures with {self.splits.layout}; OwnPictures '
+                'reads those of one class each.'
+            )
         self.num_classes = len(self.splits.classes)
         super().__init__(
             ann_file=str(splits),

@@ -1,6 +1,6 @@
 """Which pictures there are, of which class, and what is wrong with them.
 
-Three layouts are read::
+Three layouts are read here (boxes in :mod:`.boxes`, masks in :mod:`.masks`)::
 
     folder/<class>/*.jpg                       class folders
     folder/train/<class>/*.jpg, folder/test/…  class folders in splits
@@ -17,7 +17,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -55,9 +55,11 @@ class Picture:
 
     Attributes:
         path: Below the root, with slashes; absolute where a CSV says so.
-        label: Name of its class.
+        label: Name of its class; of boxes or masks, of the rarest class that it shows,
+            and empty where it shows none.
         part: ``train``, ``val`` or ``test`` where the layout says it, else empty.
         digest: SHA-256 of the file, 64 hexadecimal digits; empty before it was opened.
+            With boxes or a mask it is over these too.
     """
 
     path: str
@@ -72,20 +74,25 @@ class Found:
 
     Attributes:
         root: The folder that paths are below.
-        layout: ``class folders``, ``class folders in splits`` or ``CSV``.
+        layout: ``class folders``, ``class folders in splits``, ``CSV``, ``COCO boxes``
+            or ``masks``.
         pictures: Sorted by path.
         notes: What was left aside, a line each.
+        names: Of the classes of boxes or masks, in their order.
+        shows: Of boxes or masks, the classes that a picture shows, by its path.
     """
 
     root: Path
     layout: str
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    shows: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; a label is a place in here."""
-        return tuple(sorted({picture.label for picture in self.pictures}))
+        return self.names or tuple(sorted({p.label for p in self.pictures}))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -104,9 +111,9 @@ def find_pictures(data: str | Path) -> Found:
         data: A folder, or a ``.csv`` file.
 
     Raises:
-        PETLError: There is nothing of that name; the layout is none of the three, or of
-            a detection or segmentation set; there are fewer than two classes; pictures
-            cannot be decoded; or a picture bears two labels, or lies in two splits.
+        PETLError: There is nothing of that name; the layout is none of the three; there
+            are fewer than two classes; pictures cannot be decoded; or a picture bears
+            two labels, or lies in two splits.
     """
     data = Path(data).expanduser()
     if data.is_dir():
@@ -114,9 +121,9 @@ def find_pictures(data: str | Path) -> Found:
     elif data.suffix.lower() == '.csv' and data.is_file():
         found = _of_csv(data)
     elif data.exists():
-        what = ' Boxes (COCO) cannot be trained on this way.' * (data.suffix == '.json')
         raise PETLError(
-            f"'{data}' is neither a folder of pictures nor a .csv file.{what}"
+            f"'{data}' is neither a folder of pictures nor a .csv file, nor a .json "
+            'file of COCO.'
         )
     else:
         raise PETLError(f"There is no folder and no CSV file '{data}'.")
@@ -126,16 +133,15 @@ def find_pictures(data: str | Path) -> Found:
             f"'{data}' holds {only}; a classifier needs two classes or more, each a "
             'folder of pictures (or a label of the CSV).'
         )
-    return _without_copies(replace(found, pictures=tuple(_opened(found))))
+    return without_copies(replace(found, pictures=tuple(opened(found))))
 
 
 # ---- class folders -------------------------------------------------------------------
 def _of_folder(root: Path) -> Found:
-    _refuse_dense(root)
-    folders = _folders(root)
+    below = folders(root)
     splits = {
         folder: PART_NAMES[folder.name.lower()]
-        for folder in folders
+        for folder in below
         if folder.name.lower() in PART_NAMES and _holds_classes(folder)
     }
     others: Counter[str] = Counter()
@@ -148,15 +154,15 @@ def _of_folder(root: Path) -> Found:
             )
         pictures = list(_of_classes(root, root, '', others))
         return _found(root, 'class folders', pictures, others)
-    beside = [folder.name for folder in folders if folder not in splits]
+    beside = [folder.name for folder in below if folder not in splits]
     if beside:
         raise PETLError(
-            f"'{root}' has splits and, beside them, {_some(beside)}; a folder there is "
+            f"'{root}' has splits and, beside them, {some(beside)}; a folder there is "
             'train, val or test.'
         )
     twice = [part for part, n in Counter(splits.values()).items() if n > 1]
     if twice:
-        names = _some([f.name for f, part in splits.items() if part == twice[0]])
+        names = some([f.name for f, part in splits.items() if part == twice[0]])
         raise PETLError(
             f"'{root}' has several folders of the split {twice[0]}: {names}."
         )
@@ -169,28 +175,14 @@ def _of_folder(root: Path) -> Found:
     new = sorted({picture.label for picture in pictures} - trained)
     if new:
         raise PETLError(
-            f"'{root}' has classes that train/ has not: {_some(new)}; a class that was "
+            f"'{root}' has classes that train/ has not: {some(new)}; a class that was "
             'never trained cannot be recognised.'
         )
     return _found(root, 'class folders in splits', pictures, others)
 
 
-def _refuse_dense(root: Path) -> None:
-    """Raise PETLError on the layouts of detection and segmentation sets."""
-    names = {folder.name.lower() for folder in _folders(root)}
-    boxes = 'annotations' in names and any((root / 'annotations').glob('*.json'))
-    masks = names & {'masks', 'labels', 'annotations'} and names & {'images', 'imgs'}
-    if boxes or masks:
-        kind = 'boxes in COCO files' if boxes else 'masks'
-        way = 'mmdet' if boxes else 'mmseg'
-        raise PETLError(
-            f"'{root}' looks like a set of {kind}, and this trains classifiers on "
-            f'class folders and CSV files alone; for {kind} take a config of {way}, as '
-            'docs/upstream_configs.md shows.'
-        )
-
-
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
+    """Folders of a folder that are not hidden, by name."""
     return sorted(
         path for path in root.iterdir() if path.is_dir() and path.name[0] != '.'
     )
@@ -198,10 +190,11 @@ def _folders(root: Path) -> list[Path]:
 
 def _holds_classes(folder: Path) -> bool:
     """Whether a folder holds folders and no picture: a class may be called train."""
-    return bool(_folders(folder)) and not any(map(_is_picture, folder.iterdir()))
+    return bool(folders(folder)) and not any(map(is_picture, folder.iterdir()))
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
+    """Whether a file bears the suffix of a picture, and is not hidden."""
     named = path.suffix.lower() in SUFFIXES and path.name[0] != '.'
     return named and path.is_file()
 
@@ -210,17 +203,17 @@ def _of_classes(
     root: Path, folder: Path, part: str, others: Counter[str]
 ) -> Iterator[Picture]:
     """Pictures of the class folders of a folder; other files are counted by suffix."""
-    loose = sorted(path.name for path in folder.iterdir() if _is_picture(path))
+    loose = sorted(path.name for path in folder.iterdir() if is_picture(path))
     if loose:
         raise PETLError(
             f"'{folder}' has {len(loose)} pictures beside its class folders "
-            f'({_some(loose)}); move each into the folder of its class.'
+            f'({some(loose)}); move each into the folder of its class.'
         )
-    for entry in _folders(folder):
+    for entry in folders(folder):
         files = [path for path in sorted(entry.rglob('*')) if path.is_file()]
         files = [p for p in files if not _is_hidden(p.relative_to(entry))]
-        pictures = [path for path in files if _is_picture(path)]
-        others.update(p.suffix.lower() or p.name for p in files if not _is_picture(p))
+        pictures = [path for path in files if is_picture(path)]
+        others.update(p.suffix.lower() or p.name for p in files if not is_picture(p))
         if not pictures:
             raise PETLError(
                 f"the class folder '{entry}' holds no picture ({', '.join(SUFFIXES)}); "
@@ -287,7 +280,7 @@ def _of_csv(path: Path) -> Found:
     if missing:
         raise PETLError(
             f'{path} names {len(missing)} files that are not below '
-            f"'{path.parent}': {_some(missing)}."
+            f"'{path.parent}': {some(missing)}."
         )
     notes = [f'{repeated} lines repeat a picture and count once'] if repeated else []
     found = sorted((picture for _, picture in pictures.values()), key=_place)
@@ -317,7 +310,7 @@ def _said(picture: Picture) -> str:
 
 
 # ---- what the files hold -------------------------------------------------------------
-def _opened(found: Found) -> Iterator[Picture]:
+def opened(found: Found) -> Iterator[Picture]:
     """The pictures with their digests.
 
     Raises:
@@ -343,7 +336,7 @@ def _opened(found: Found) -> Iterator[Picture]:
     if faults:
         raise PETLError(
             f'{len(faults)} of {len(found.pictures):,} pictures below '
-            f"'{found.root}' cannot be read: {_some(faults, '; ')}. Mend or remove "
+            f"'{found.root}' cannot be read: {some(faults, '; ')}. Mend or remove "
             'them.'
         )
 
@@ -374,7 +367,7 @@ def _fault(data: bytes) -> str | None:
     return None
 
 
-def _without_copies(found: Found) -> Found:
+def without_copies(found: Found) -> Found:
     """One of each picture; a copy of another class or split is an error."""
     first: dict[str, Picture] = {}
     torn, left = [], 0
@@ -402,6 +395,7 @@ def _pair(torn: list[tuple[Picture, Picture]], labels: bool) -> str:
     return f'{one.path} ({_said(one)}) and {other.path} ({_said(other)}) for one'
 
 
-def _some(names: list[str], between: str = ', ') -> str:
+def some(names: list[str], between: str = ', ') -> str:
+    """The first few of names, and how many more there are."""
     more = f'{between}and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
     return between.join(names[:SHOWN]) + more

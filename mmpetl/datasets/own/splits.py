@@ -8,6 +8,10 @@ it again; on others it is refused, for scores of two divisions cannot be compare
 A layout of ``train`` and ``val`` alone has no test set: its ``val`` is one, since all
 that it is there for is to be scored on, and validation pictures are drawn from
 ``train``.
+
+Of pictures with boxes or masks a test set alone is drawn, for nothing is chosen on
+validation pictures there: a fifth of all, spread evenly over the rarest classes that
+pictures show, and none without which a class would no longer be trained.
 """
 
 from __future__ import annotations
@@ -16,26 +20,35 @@ import hashlib
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import Count, read_json
+from mmpetl.datasets.own.boxes import LAYOUT as BOXES
 from mmpetl.datasets.own.find import PARTS, SHOWN, Found, Picture
+from mmpetl.datasets.own.masks import LAYOUT as MASKS
 from mmpetl.engine.files import AtomicLocalBackend
 
 FORMAT = 1
 SHARE = 0.2
 """Share of a class that the test set gets, and of what is left the validation set."""
 
+SCENES = (BOXES, MASKS)
+"""Layouts whose pictures show several classes, or none."""
+
 LEAST_TRAINED = 3
 """Pictures of a class that must be left to train on, where parts are drawn."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A picture of a part: path below the data's folder, label, SHA-256 of the file."""
+    """A picture of a part: path below the data's folder, label, SHA-256 of the file.
+
+    With boxes or a mask the label is the rarest class that it shows, or the number of
+    classes where it shows none, and the digest is over boxes and mask too.
+    """
 
     path: str
     label: Count
@@ -119,10 +132,9 @@ def read_splits(path: str | Path) -> Splits:
         raise PETLError(f'there is no division of pictures {path}') from None
     if splits.format != FORMAT:
         raise PETLError(f'{path} has format {splits.format}; {FORMAT} is read here')
+    most = len(splits.classes) - (splits.layout not in SCENES)
     whole = set(splits.parts) == set(PARTS) and all(
-        entry.label < len(splits.classes)
-        for entries in splits.parts.values()
-        for entry in entries
+        entry.label <= most for entries in splits.parts.values() for entry in entries
     )
     if not whole or splits.digest != _digest(splits):
         raise PETLError(
@@ -135,11 +147,16 @@ def read_splits(path: str | Path) -> Splits:
 def divide(found: Found, seed: int) -> Splits:
     """Divide pictures as :func:`keep_splits` does, without a file."""
     parts = _given(found)
-    drawn = [part for part in ('test', 'val') if not parts[part]]
-    _check_enough(found, parts['train'], drawn)
-    for part in drawn:
-        parts['train'], parts[part] = _draw(parts['train'], f'{seed} {part}')
-    labels = {name: label for label, name in enumerate(found.classes)}
+    if found.layout in SCENES:
+        drawn = [] if parts['test'] else ['test']
+        for part in drawn:
+            parts['train'], parts[part] = _draw_scenes(found, f'{seed} {part}')
+    else:
+        drawn = [part for part in ('test', 'val') if not parts[part]]
+        _check_enough(found, parts['train'], drawn)
+        for part in drawn:
+            parts['train'], parts[part] = _draw(parts['train'], f'{seed} {part}')
+    labels = {name: label for label, name in enumerate([*found.classes, ''])}
     splits = Splits(
         FORMAT,
         found.layout,
@@ -210,10 +227,54 @@ def _draw(pictures: list[Picture], seed: str) -> tuple[list[Picture], list[Pictu
     return [p for p in pictures if p not in drawn], [p for p in pictures if p in drawn]
 
 
+def _draw_scenes(found: Found, seed: str) -> tuple[list[Picture], list[Picture]]:
+    """What stays, and what is drawn: every fifth of all, sorted by their rarest class.
+
+    A picture that shows a class which no picture that stays would show is left.
+    """
+    generator = random.Random(seed)
+    order = {name: place for place, name in enumerate(found.classes)}
+    pictures = [p for p in found.pictures if p.part in ('', 'train')]
+    generator.shuffle(pictures)
+    pictures.sort(key=lambda p: order.get(p.label, len(order)))
+    left = Counter(name for p in pictures for name in found.shows[p.path])
+    drawn: set[Picture] = set()
+    wanted = max(1, round(SHARE * len(pictures)))
+    step, start = len(pictures) / wanted, generator.random()
+    at = [int(step * (start + i)) for i in range(wanted)]
+    # Those that cannot be spared are made up for by their nearest that can.
+    for place in at:
+        for picture in _nearest(pictures, place):
+            there = found.shows[picture.path]
+            if picture not in drawn and all(left[name] > 1 for name in there):
+                drawn.add(picture)
+                left.subtract(there)
+                break
+    if not drawn:
+        raise PETLError(
+            f"'{found.root}' has no picture that can be kept for the test: each is the "
+            'only one of a class. Annotate more, or give splits.'
+        )
+    return (
+        [p for p in found.pictures if p.part in ('', 'train') and p not in drawn],
+        [p for p in found.pictures if p in drawn],
+    )
+
+
+def _nearest(pictures: list[Picture], place: int) -> Iterator[Picture]:
+    """The picture of a place, then its neighbours, ever farther."""
+    yield pictures[place]
+    for far in range(1, len(pictures)):
+        for i in (place - far, place + far):
+            if 0 <= i < len(pictures):
+                yield pictures[i]
+
+
 def _change(splits: Splits, found: Found) -> str:
     """How pictures differ from those that were divided; empty where they do not."""
+    names = [*splits.classes, '']
     was = {
-        entry.path: (splits.classes[entry.label], entry.digest)
+        entry.path: (names[entry.label], entry.digest)
         for entries in splits.parts.values()
         for entry in entries
     }
