@@ -42,12 +42,12 @@ def space_of(method: str, warn: Callable[[str], None]) -> tuple[dict[str, Any], 
         }
         return joined, PLUS.join(source for _, source in spaces)
     from mmpetl.config.compose import search_space
-    from mmpetl.config.names import config_root
+    from mmpetl.config.names import settings_folder
 
-    stem = registered_methods()[method].stem()
-    path = config_root() / stem / 'search_space.py'
-    if path.is_file():
-        return search_space(stem), f'configs/{stem}/search_space.py'
+    cls = registered_methods()[method]
+    stem = cls.stem()
+    if (settings_folder(cls) / 'search_space.py').is_file():
+        return search_space(method), f'configs/{stem}/search_space.py'
     warn(
         f'{method} has no configs/{stem}/search_space.py; learning rate and weight '
         'decay alone are searched, and the records say so'
