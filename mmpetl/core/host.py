@@ -54,8 +54,11 @@ class Host:
                 ctx.affine = self.base_of if delta.reads_base else _unsaid
                 own = delta.own(x)
                 seen = _versions(own)
+                prefix = ctx.num_prefix
                 given = delta.before(own, ctx)
                 _check_unwritten(delta, 'before', kind, own, seen)
+                if kind in COUNTED:
+                    _check_counted(delta, kind, given, own, ctx.num_prefix - prefix)
                 x = _like(_fitting(delta, 'before', kind, given, x), x)
         return x
 
@@ -199,6 +202,22 @@ def _check_unwritten(
         raise PETLError(
             f'{type(delta).__name__}.{port} writes into x at {kind}, which other parts '
             'of the block read; make a new tensor (x * s in place of x.mul_(s))'
+        )
+
+
+COUNTED = ('tokens', 'block')
+"""Sites in front of which tokens may join the stream."""
+
+
+def _check_counted(delta: Delta, kind: str, y: Any, x: Tensor, joined: int) -> None:
+    """Refuse tokens that came or left uncounted: the grid would be taken for them."""
+    if not isinstance(y, Tensor) or y.ndim != 3 or torch.jit.is_tracing():
+        return
+    if y.shape[1] - x.shape[1] != joined:
+        raise PETLError(
+            f'{type(delta).__name__}.before changes the number of tokens at {kind} '
+            f'from {x.shape[1]} to {y.shape[1]}, which ctx does not know; '
+            'mmpetl.core.join_tokens puts them where they belong, and counts them'
         )
 
 

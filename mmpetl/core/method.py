@@ -410,8 +410,7 @@ class Method:
 
     def config(self) -> dict[str, Any]:
         """What builds this method again: ``dict(type='LoRA', rank=8, ...)``."""
-        names = inspect.signature(type(self).__init__).parameters
-        args = {name: getattr(self, name) for name in names if name != 'self'}
+        args = {arg.name: getattr(self, arg.name) for arg in arguments_of(type(self))}
         for name in self.sized:
             if isinstance(args[name], Mapping):
                 args[name] = dict(args[name])
@@ -487,7 +486,7 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
         )
     args = {'type': config} if isinstance(config, str) else dict(config)
     cls = method_class(args.pop('type', None))
-    accepted = [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
+    accepted = [arg.name for arg in arguments_of(cls)]
     for arg in args:
         if arg not in accepted:
             raise PETLError(
@@ -503,6 +502,12 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
         raise PETLError(f'{cls.__name__}({given}) cannot be made: {err}') from None
 
 
+def arguments_of(cls: type[Method]) -> list[inspect.Parameter]:
+    """What its ``__init__`` takes behind the instance, however that is called."""
+    _, *arguments = inspect.signature(cls.__init__).parameters.values()
+    return arguments
+
+
 def _checked(method: Method) -> Method:
     """The method, if it says what it is in the way that all read it."""
     who = type(method).__name__
@@ -511,8 +516,7 @@ def _checked(method: Method) -> Method:
             raise PETLError(
                 f'{who}.{name} is the text {kind!r}; it takes a tuple, ({kind!r},)'
             )
-    _, *arguments = inspect.signature(type(method).__init__).parameters.values()
-    for arg in arguments:
+    for arg in arguments_of(type(method)):
         if arg.kind in (arg.VAR_POSITIONAL, arg.VAR_KEYWORD):
             raise PETLError(
                 f'{who}.__init__ takes {arg}; name each argument, so that configs and '

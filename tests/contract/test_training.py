@@ -44,7 +44,10 @@ def test_every_trainable_tensor_gets_a_gradient_and_moves(pair: Pair) -> None:
     # Nothing stands still but what is known to, and that does.
     known = STILL.get(pair.method.name, {}).get(pair.stem)
     expected = [n for n in before if known and re.search(known, n)]
-    assert still == expected, f'did not move: {still}'
+    assert still == expected, (
+        f'did not move: {still} (if it cannot on this backbone, STILL in '
+        'tests/tiny_methods.py says why)'
+    )
 
 
 def test_nothing_frozen_changes(brief_pair: Pair) -> None:

@@ -112,6 +112,15 @@ def returning(give) -> type[Delta]:
     return type('Returns', (Returns,), {'give': staticmethod(give)})
 
 
+class Appends(Sum):
+    def __init__(self, dims):
+        super().__init__(dims)
+        self.prompt = nn.Parameter(torch.zeros(1, 2, dims))
+
+    def before(self, x, ctx):
+        return torch.cat((x, self.prompt.expand(len(x), -1, -1)), dim=1)
+
+
 class ReadsUnsaid(Sum):
     def after(self, x, y, ctx):
         return y + ctx.affine('attn.v').weight.sum()
@@ -147,6 +156,12 @@ def test_what_a_pass_would_break_elsewhere_is_said_of_the_delta(delta, said):
     assert '\n' not in str(error.value)
 
 
+def test_tokens_that_nobody_counts_are_not_taken_for_the_grid():
+    model = inject(base(STEM), method(Appends, targets=('tokens',)))
+    with pytest.raises(PETLError, match=r'Appends.before changes the number.*join_tok'):
+        outputs(model, images(STEM))
+
+
 @pytest.mark.parametrize(
     'write',
     [
@@ -164,3 +179,11 @@ def test_folding_does_not_broadcast(write):
         PETLError, match=r'attn.v: Affine\.\w+_ takes a tensor of shape'
     ):
         fold(model)
+
+
+def test_the_instance_may_be_called_otherwise():
+    def start(this, rank=4):
+        this.rank = rank
+
+    made = method(Sum, __init__=start)
+    assert made.config() == {'type': 'Made', 'rank': 4}
