@@ -88,7 +88,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         test_reads=reads,
         step_seconds=efficiency.step_time_s or _step_seconds(lines),
         device=run_facts.device(),
-        versions=run_facts.versions(),
+        versions=run_facts.versions(job.method),
         commit=run_facts.commit(),
         recipe_digest=recipe_digest(config),
         steps=steps_of(lines, config),

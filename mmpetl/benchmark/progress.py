@@ -96,6 +96,10 @@ SHOWN, LOOKS = 16, 64
 """Rows of running jobs, and locks that are looked at for a drawing."""
 
 
+LINE_EVERY_S = 30.0
+"""Seconds between two lines where the output is no terminal."""
+
+
 class Progress:
     """The live table of a sweep; the plain log is the sweep's own.
 
@@ -120,6 +124,7 @@ class Progress:
         self.started = time.monotonic()
         self.live: Any = None
         self._next = 0.0
+        self._told = self.started
         self._started: set[str] = set()
 
     @contextlib.contextmanager
@@ -145,6 +150,23 @@ class Progress:
         self._next = now + self.every_s
         if self.live is not None:
             self.live.update(self.table(sweep))
+            if not self.live.console.is_terminal:
+                self._tell(sweep, now)
+
+    def _tell(self, sweep: Sweep, now: float) -> None:
+        """A line, where the table of a pipe or a file would come at the end only."""
+        if now < self._told + LINE_EVERY_S:
+            return
+        self._told = now
+        ends = sweep.ends.values()
+        done = sum(end.status != 'failed' for end in ends)
+        bad = sum(end.status == 'failed' and not end.retry for end in ends)
+        left = len(sweep.jobs) - done - bad
+        print(
+            f'{self.name}: {done} of {len(sweep.jobs)} jobs done, {bad} failed, '
+            f'time left {self.time_left(sweep, left)}',
+            flush=True,
+        )
 
     def table(self, sweep: Sweep) -> Any:
         """What the screen shows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import inspect
 import os
@@ -11,6 +12,9 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from mmpetl.core import registered_methods
+from mmpetl.core.several import written_out
 
 PACKAGES = (
     'torch',
@@ -27,8 +31,13 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of this project, Python, and the packages that are installed."""
+def versions(method: str = '') -> dict[str, str]:
+    """Versions of this project, Python, and the packages that are installed.
+
+    Args:
+        method: What is run. A method from outside of the package, of which no commit
+            tells, has the digest of its file for a version.
+    """
     from mmpetl.version import __version__
 
     found = {'mmpetl': __version__, 'python': platform.python_version()}
@@ -37,6 +46,11 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    for name in written_out(method) if method else ():
+        cls = registered_methods().get(name)
+        file = None if cls is None or cls.ours() else cls.file()
+        if file is not None:
+            found[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     return found
 
 

@@ -42,13 +42,13 @@ def space_of(method: str, warn: Callable[[str], None]) -> tuple[dict[str, Any], 
         }
         return joined, PLUS.join(source for _, source in spaces)
     from mmpetl.config.compose import search_space
-    from mmpetl.config.names import config_root
+    from mmpetl.config.names import settings_folder
 
-    stem = registered_methods()[method].stem()
-    path = config_root() / stem / 'search_space.py'
-    if path.is_file():
+    cls = registered_methods()[method]
+    stem = cls.stem()
+    if (settings_folder(cls) / 'search_space.py').is_file():
         # As a journal gives it back: a tuple is a list there.
-        space = json.loads(json.dumps(search_space(stem)))
+        space = json.loads(json.dumps(search_space(method)))
         return space, f'configs/{stem}/search_space.py'
     warn(
         f'{method} has no configs/{stem}/search_space.py; learning rate and weight '

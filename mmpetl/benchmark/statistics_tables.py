@@ -104,11 +104,12 @@ def compare(
 def _ranks(table: Table, scores: Mapping[str, Mapping[str, float]]) -> list[str]:
     ranks = mean_ranks(scores)
     num_tasks = len(shared_tasks(scores))
+    tasks = '1 task' if num_tasks == 1 else f'{num_tasks} tasks'
     gap = critical_difference(len(ranks), num_tasks)
     uncertain = ranks_uncertain(table)
     lines = [
-        f'Mean rank over {num_tasks} tasks (1 is best); two methods differ at the '
-        f'5 % level where ranks are {gap:.2f} apart (Nemenyi). Nearer ones are not '
+        f'Mean rank over {tasks} (1 is best); two methods differ at the 5 % '
+        f'level where ranks are {gap:.2f} apart (Nemenyi). Nearer ones are not '
         'shown to differ, which does not make them equal.',
         '',
     ]

@@ -20,6 +20,7 @@ from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.task import Outcome, Task, is_final, outcome_of
 from mmpetl.benchmark.worker import lost
 from mmpetl.core import PETLError
+from mmpetl.core.plugins import VARIABLE, absolute_names
 
 ENVIRONMENT = ('MMPETL_DATA', 'MMPETL_WEIGHTS')
 """Variables that a job's result depends on, as folders."""
@@ -354,12 +355,18 @@ def interrupts() -> Iterator[threading.Event]:
 
 
 def environment() -> Mapping[str, str]:
-    """Folders of data and weights, absolute: workers may start elsewhere."""
-    return {
+    """Folders of data and weights, absolute: workers may start elsewhere.
+
+    And what names methods from outside of the package, which workers need as well.
+    """
+    found = {
         name: str(Path(os.environ[name]).absolute())
         for name in ENVIRONMENT
         if os.environ.get(name)
     }
+    if named := os.environ.get(VARIABLE):
+        found[VARIABLE] = absolute_names(named)
+    return found
 
 
 def toolboxes_of(configs: Iterable[Any]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from mmpetl.benchmark.records import Job, RecordStore, write_json
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_bytes, read_json
+from mmpetl.core.errors import shorten
 
 FORMAT = 1
 FILE = 'verified.json'
@@ -223,7 +224,7 @@ def note_of(found: Mapping[str, str], ids: Sequence[str]) -> str:
         if names:
             text += f'; {len(names)} {words}'
             if status in ('falsified', 'stale'):
-                text += f': {", ".join(names[:3])}'
+                text += f': {shorten(names, 3)}'
     return f'{text}.'
 
 

@@ -91,7 +91,7 @@ def failed(task: Task, folder: Path, error: BaseException) -> Record:
             error=text,
             search=dict(task.search) if task.search else None,
             device=run_facts.device(),
-            versions=run_facts.versions(),
+            versions=run_facts.versions(task.job.method),
             commit=run_facts.commit(),
         ),
         list(read_run_log(folder / LOG)),

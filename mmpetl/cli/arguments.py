@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpetl.cli.parsing import suggests
+from mmpetl.cli.parsing import CommandParser, suggests
 from mmpetl.config.cli import DictAction
 from mmpetl.shipped import shipped, zoo_folder
 
@@ -31,6 +31,20 @@ class MethodAction(DictAction):
             )
         namespace.method = name
         super().__call__(parser, namespace, pairs, option_string)
+
+
+def add_folder(parser: CommandParser, what: str = 'benchmark folder') -> None:
+    """A benchmark folder to read, as ``FOLDER`` or, as ``run`` calls it, ``--out``."""
+    parser.add_argument('out', nargs='?', type=Path, metavar='folder', help=what)
+    parser.add_argument('--out', dest='named', type=Path, help='the same, by name')
+
+    def settle(args: argparse.Namespace) -> None:
+        if (args.out is None) == (args.named is None):
+            said = 'is missing' if args.out is None else 'is given twice'
+            parser.error(f'the {what} {said}: {parser.prog} FOLDER')
+        args.out = args.out or args.named
+
+    parser.after.append(settle)
 
 
 def positive(text: str) -> int:

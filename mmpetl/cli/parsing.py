@@ -46,12 +46,17 @@ class CommandParser(argparse.ArgumentParser):
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.after: list[Callable[[argparse.Namespace], None]] = []
+        """What looks at the arguments once they are read, and may refuse them."""
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> argparse.Namespace:
         """Flags may stand between positional arguments, of which some are optional."""
-        return self.parse_intermixed_args(args, namespace)
+        found = self.parse_intermixed_args(args, namespace)
+        for look in self.after:
+            look(found)
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""

@@ -15,6 +15,7 @@ from mmpetl.config.names import (
     methods_stem,
     names_below,
     recipe_path,
+    settings_folder,
 )
 from mmpetl.core import PETLError, is_several, methods_name, registered_methods
 from mmpetl.core.several import written_out
@@ -117,7 +118,7 @@ def search_space(stem: str) -> dict[str, Any]:
     from mmengine.config import Config
 
     cls = method_class(stem)
-    path = config_root() / cls.stem() / 'search_space.py'
+    path = settings_folder(cls) / 'search_space.py'
     if not path.is_file():
         raise PETLError(f'{cls.__name__} has no search space: there is no {path}')
     space = Config.fromfile(path).get('space') or {}

@@ -19,7 +19,6 @@ shared by several methods is one ``_base_``. Any other key (``published``, ``tim
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 from mmpetl.config.names import method_class, recipe_names, recipe_path
 from mmpetl.core import PETLError, suggest
+from mmpetl.core.method import arguments_of
 
 OWN_KEYS = ('recipes', 'method', 'values', 'tables')
 
@@ -134,7 +134,7 @@ def read_table(path: Path) -> Table:
 
 
 def _arguments(cls: Any) -> list[str]:
-    return [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
+    return [arg.name for arg in arguments_of(cls)]
 
 
 def row_config(path: Path, task: str) -> Any:

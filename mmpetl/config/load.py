@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmpetl.compat.bases import OWN
+from mmpetl.compat.imports import reason
 from mmpetl.config.heads import fit_head
+from mmpetl.config.imports import import_named
 from mmpetl.config.leaves import read_table, row_config
 from mmpetl.config.lengths import length_of, stretch
 from mmpetl.config.names import config_root, methods_stem, recipe_names
@@ -54,11 +55,15 @@ def read_config(path: str | os.PathLike) -> Any:
     path = Path(path)
     if path.is_file():
         try:
-            config = Config.fromfile(path)
+            config = Config.fromfile(path, import_custom_modules=False)
+            import_named(config, path)
+        except PETLError:
+            raise
         except SystemExit as error:
             raise PETLError(f'{path} exits ({error.code}), and is no config') from None
         except Exception as error:  # a config is Python, and raises what it likes
-            raise PETLError(f'{path} cannot be read: {_reason(error, path)}') from None
+            text = reason(error, path.name)
+            raise PETLError(f'{path} cannot be read: {text}') from None
         if 'tables' in config:
             rows = list(read_table(path).rows)
             raise PETLError(
@@ -71,18 +76,6 @@ def read_config(path: str | os.PathLike) -> Any:
         if table.is_file():
             return row_config(table, path.stem)
     raise PETLError(f'there is no config {path}.{_near(path)}')
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """What a config has raised, and the last of its lines that led there."""
-    lines = [
-        entry.lineno
-        for entry in traceback.extract_tb(error.__traceback__)
-        if Path(entry.filename).name == path.name
-    ]
-    text = ' '.join(str(error).split())[:300] or 'no message'
-    place = f'line {lines[-1]}: ' if lines else ''
-    return f'{place}{type(error).__name__}: {text}'
 
 
 def _near(path: Path) -> str:

@@ -91,6 +91,16 @@ def method_class(name: str) -> Any:
     return type(build_method(name.rpartition('.')[2]))
 
 
+def settings_folder(cls: Any) -> Path:
+    """Where settings of a method lie: ``configs/<stem>``.
+
+    Of one from outside of the package, that folder beside its file.
+    """
+    file = None if cls.ours() else cls.file()
+    root = config_root() if file is None else file.parent / 'configs'
+    return root / cls.stem()
+
+
 def methods_stem(method: Any) -> str:
     """Stem of a method, or of several: ``lora+vpt_deep``.
 

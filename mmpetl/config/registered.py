@@ -12,6 +12,7 @@ from typing import Any
 
 from mmpetl.config.known import SCOPES, registered
 from mmpetl.core import PETLError, registered_methods
+from mmpetl.core.plugins import VARIABLE
 
 SUPPRESSIONS = ('nms', 'soft_nms')
 """What ``nms.type`` may be: functions of mmcv, which evaluates the text as Python. That
@@ -57,7 +58,10 @@ def check_type(kind: Any, place: str, scope: str | None = None) -> None:
         return
     scopes = [package] if dot else [scope, 'mmengine', 'mmpetl'] if scope else SCOPES
     if not any(registered(f'{one}.{name}', quick=True) for one in scopes):
-        raise PETLError(f'{place} is {kind!r}, which no package has registered')
+        own = ''
+        if place.endswith(('method.type', 'petl.type')):
+            own = f' ({VARIABLE}=FILE.py names a method of your own)'
+        raise PETLError(f'{place} is {kind!r}, which no package has registered{own}')
 
 
 def _mappings(data: Any, path: str = '') -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -166,9 +167,23 @@ class Affine:
             row += len(weight)
         return Affine(name, tuple(weights), parts, self.eps)
 
+    def _check_shape(self, verb: str, given: Tensor, width: Sequence[int] = ()) -> None:
+        # torch would broadcast, and fold something else without a word.
+        needed = (sum(map(len, self.weights)), *width)
+        if tuple(given.shape) != needed:
+            raise PETLError(
+                f'{self.name}: Affine.{verb} takes a tensor of shape {needed}, got '
+                f'{tuple(given.shape)}'
+            )
+
     @torch.no_grad()
     def add_(self, delta: Tensor) -> None:
-        """``W <- W + delta``, summed in float64 so that the fold rounds once."""
+        """``W <- W + delta``, summed in float64 so that the fold rounds once.
+
+        Raises:
+            PETLError: ``delta`` has another shape than the weight.
+        """
+        self._check_shape('add_', delta, self.weights[0].shape[1:])
         row = 0
         for weight in self.weights:
             piece = delta[row : row + len(weight)].double()
@@ -177,7 +192,12 @@ class Affine:
 
     @torch.no_grad()
     def scale_(self, scale: Tensor) -> None:
-        """``W <- diag(scale) W`` and ``b <- scale * b``; ``scale`` is (out,)."""
+        """``W <- diag(scale) W`` and ``b <- scale * b``; ``scale`` is (out,).
+
+        Raises:
+            PETLError: ``scale`` has another shape.
+        """
+        self._check_shape('scale_', scale)
         s, row = scale.double(), 0
         for weight in self.weights:
             piece = s[row : row + len(weight)]
@@ -193,8 +213,10 @@ class Affine:
         """``b <- b + shift``; ``shift`` is (out,).
 
         Raises:
-            PETLError: A row needs a bias that the base does not have.
+            PETLError: A row needs a bias that the base does not have, or ``shift`` has
+                another shape.
         """
+        self._check_shape('shift_', shift)
         for part in self.bias:
             piece = shift[part.start : part.stop].double()
             if part.bias is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core.context import Context, autocasts
+from mmpetl.core.errors import PETLError
 
 Features = Tensor | tuple[Tensor, ...]
 
@@ -32,6 +33,7 @@ class Delta(nn.Module):
 
     Attributes:
         slot: Name of the slot that it belongs to, once it is plugged in.
+        losses: :attr:`Method.losses` of its method, once it is plugged in.
         dtype: Floating dtype of its own or shared parameters, None without any.
         taps: Whether it runs behind all others at its site, in any order of injection,
             since it only reads what leaves, or makes several streams of it.
@@ -43,6 +45,7 @@ class Delta(nn.Module):
     """
 
     slot: str = ''
+    losses: tuple[str, ...] | None = None
     dtype: torch.dtype | None = None
     taps: bool = False
     reads_base: bool = False
@@ -102,7 +105,15 @@ class Delta(nn.Module):
         Args:
             name: One of :attr:`mmpetl.core.Method.losses`.
             value: A scalar.
+
+        Raises:
+            PETLError: The method has no such loss, so that nobody would ask for it.
         """
+        if self.losses is not None and name not in self.losses:
+            raise PETLError(
+                f'{type(self).__name__} notes a term {name!r}, and its method has '
+                f'losses = {self.losses}; write losses = ({name!r},) there'
+            )
         # As torch's own checkpointing asks; -1 is no backward pass.
         if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
             if self.training:

@@ -121,8 +121,8 @@ def check_unmoved(module: nn.Module, record: Injection) -> None:
             raise PETLError(
                 f'{len(moved)} of {len(frozen)} frozen parameters of the base were '
                 f'overwritten after the injection ({shorten(moved)}): an initialiser '
-                'or a checkpoint that was loaded too late; load the base first and '
-                'inject then'
+                'or a checkpoint that was loaded too late (load the base first and '
+                'inject then), or a delta that writes to what ctx.affine gives'
             )
     record.versions = now
 

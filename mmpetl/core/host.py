@@ -51,8 +51,15 @@ class Host:
         """Run the ``before`` ports of a site."""
         for delta in _heard(self.plugged(kind, index), ctx):
             if type(delta).before is not Delta.before:
-                ctx.affine = self.base_of
-                x = _like(delta.before(delta.own(x), ctx), x)
+                ctx.affine = self.base_of if delta.reads_base else _unsaid
+                own = delta.own(x)
+                seen = _versions(own)
+                prefix = ctx.num_prefix
+                given = delta.before(own, ctx)
+                _check_unwritten(delta, 'before', kind, own, seen)
+                if kind in COUNTED:
+                    _check_counted(delta, kind, given, own, ctx.num_prefix - prefix)
+                x = _like(_fitting(delta, 'before', kind, given, x), x)
         return x
 
     def after(
@@ -64,7 +71,7 @@ class Host:
         index: int | None = None,
     ) -> Tensor:
         """Run the ``after`` ports of a site, given its input and output."""
-        return self._behind(self.plugged(kind, index), x, y, ctx)
+        return self._behind(kind, self.plugged(kind, index), x, y, ctx)
 
     def affine(self, name: str, kind: str) -> Affine | None:
         """The base weights behind a site of this module, None where it has none."""
@@ -120,19 +127,30 @@ class Host:
             return None
         if isinstance(module, nn.Linear):
             module = Rows.of(module)
-        ctx.affine = self.base_of
+        ctx.affine = self.base_of if deltas[0].reads_base else _unsaid
         y = deltas[0].within(module, x, ctx)
-        return None if y is None else self._behind(deltas[1:], x, y, ctx)
+        return None if y is None else self._behind(kind, deltas[1:], x, y, ctx)
 
     def _behind(
-        self, deltas: list[Delta], x: Features, y: Tensor, ctx: Context
+        self, kind: str, deltas: list[Delta], x: Features, y: Tensor, ctx: Context
     ) -> Tensor:
         """Run the ``after`` ports of these deltas."""
         for delta in _heard(deltas, ctx):
             if type(delta).after is not Delta.after:
-                ctx.affine = self.base_of
-                y = _like(delta.after(delta.own(x), delta.own(y), ctx), y)
+                ctx.affine = self.base_of if delta.reads_base else _unsaid
+                own = delta.own(x)
+                seen = _versions(own)
+                given = delta.after(own, delta.own(y), ctx)
+                _check_unwritten(delta, 'after', kind, own, seen)
+                y = _like(_fitting(delta, 'after', kind, given, y), y)
         return y
+
+
+def _unsaid(kind: str) -> Affine:
+    raise PETLError(
+        f'a delta asks for the base weights of {kind}; its class says so with '
+        'reads_base = True, which folding and quantised bases go by'
+    )
 
 
 def _heard(deltas: list[Delta], ctx: Context) -> list[Delta]:
@@ -141,6 +159,72 @@ def _heard(deltas: list[Delta], ctx: Context) -> list[Delta]:
         return deltas
     silent = {'', *ctx.silent}
     return [d for d in deltas if not d.taps and d.slot not in silent]
+
+
+OPEN_WIDTH = ('out', 'feature')
+"""Sites that a feature of another width may leave."""
+
+
+def _fitting(delta: Delta, port: str, kind: str, y: Any, x: Features) -> Any:
+    """``y``, which a port has given, if it can stand for ``x``.
+
+    Else something behind it fails, or broadcasts, and says nothing of the delta. Tokens
+    may come and go; channels may not.
+    """
+    if isinstance(x, tuple):
+        fits = isinstance(y, tuple) and len(y) == len(x)
+        fits = fits and all(isinstance(part, Tensor) for part in y)
+    else:
+        fits = isinstance(y, Tensor)
+        if fits and kind not in OPEN_WIDTH and not torch.jit.is_tracing():
+            fits = y.ndim == x.ndim and y.shape[-1] == x.shape[-1]
+    if not fits:
+        raise PETLError(
+            f'{type(delta).__name__}.{port} gave {_shape(y)} at {kind}, in place of '
+            f'{_shape(x)}; a port returns features of the width that it was given'
+        )
+    return y
+
+
+def _versions(x: Features) -> list[int]:
+    """How often each tensor was written to, where torch counts it."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return []
+    parts = x if isinstance(x, tuple) else (x,)
+    return [part._version for part in parts if not part.is_inference()]
+
+
+def _check_unwritten(
+    delta: Delta, port: str, kind: str, x: Features, before: list[int]
+) -> None:
+    """Refuse a delta that has written into its input, which others read too."""
+    if before and _versions(x) != before:
+        raise PETLError(
+            f'{type(delta).__name__}.{port} writes into x at {kind}, which other parts '
+            'of the block read; make a new tensor (x * s in place of x.mul_(s))'
+        )
+
+
+COUNTED = ('tokens', 'block')
+"""Sites in front of which tokens may join the stream."""
+
+
+def _check_counted(delta: Delta, kind: str, y: Any, x: Tensor, joined: int) -> None:
+    """Refuse tokens that came or left uncounted: the grid would be taken for them."""
+    if not isinstance(y, Tensor) or y.ndim != 3 or torch.jit.is_tracing():
+        return
+    if y.shape[1] - x.shape[1] != joined:
+        raise PETLError(
+            f'{type(delta).__name__}.before changes the number of tokens at {kind} '
+            f'from {x.shape[1]} to {y.shape[1]}, which ctx does not know; '
+            'mmpetl.core.join_tokens puts them where they belong, and counts them'
+        )
+
+
+def _shape(y: Any) -> str:
+    if isinstance(y, tuple):
+        return f'({", ".join(map(_shape, y))})'
+    return f'a {tuple(y.shape)}' if isinstance(y, Tensor) else f'{y!r:.40}'
 
 
 def _like(y: Features, x: Features) -> Features:

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -211,6 +212,7 @@ def _inject_one(
     check_stack(slot, method, wanted, {} if record is None else record.slots)
     shared = method.share(wanted)
     deltas = {site: methods[site].build(site) for site in wanted}
+    _check_deltas(method, deltas)
     _check_ports(method, deltas)
     with _all_or_nothing(module, slot):
         if record is None:
@@ -249,6 +251,7 @@ def _inject_one(
         with torch.no_grad():
             method.initialise(deltas, weights)
         for delta in deltas.values():
+            delta.losses = method.losses
             delta.attach(slot, shared)  # a method may add parameters when it starts
         with rearranging(module, record), retraining(module, record):
             _keep_base(module, record, entry)
@@ -302,13 +305,13 @@ def check_shapes(
         PETLError: It makes something of what enters and what leaves, and they differ;
             or it reads a grid, or looks along time, where there is none.
     """
-    who, page = type(method).__name__, f'docs/methods/{method.stem()}.md'
+    who, page = type(method).__name__, method.page()
     still = [site for site in wanted if not site.timed and site.frames == 1]
     if method.along_time and still:
         raise PETLError(
             f'{who} looks along time, and at {still[0]} the batch holds no frames of '
             'clips, nor is time an axis of the grid; put mmpetl.FrameBackbone around '
-            f'the backbone, or take a trunk that reads clips ({page})'
+            f'the backbone, or take a trunk that reads clips{page}'
         )
     instead = 'take another method'
     if method.apart:
@@ -321,13 +324,13 @@ def check_shapes(
         if method.reads_grid and site_map.flat:
             raise PETLError(
                 f'{who} reads the grid of its features, and at {site} there is none: '
-                f'{site_map.flat} ({page})'
+                f'{site_map.flat}{page}'
             )
         if site.reshapes and not method.across:
             raise PETLError(
                 f'{who} brings together what enters {site} and what leaves, and this '
                 f'block pools or widens the stream in between ({site.in_dims} to '
-                f'{site.out_dims} channels); {instead} ({page})'
+                f'{site.out_dims} channels); {instead}{page}'
             )
 
 
@@ -503,11 +506,64 @@ def _wanted(method: Method, module: nn.Module, sites: tuple[Site, ...]) -> list[
         raise PETLError(
             f'{type(method).__name__} needs site kind {", ".join(needed)}; '
             f'{type(module).__name__} offers {", ".join(sorted(offered))}'
-            f'{f" ({why})" if why else ""} (docs/methods/{method.stem()}.md)'
+            f'{f" ({why})" if why else ""}{method.page()}'
         )
     if not method.differs:  # else by layer, in `per_site`
         method.check(wanted)
     return wanted
+
+
+PORTS = {'before': ('x', 'ctx'), 'after': ('x', 'y', 'ctx')}
+"""What the ports of a delta are called with."""
+
+
+def _check_deltas(method: Method, deltas: Mapping[Site, Delta]) -> None:
+    """Refuse what a method builds where nothing would run, train or be saved."""
+    for site, delta in deltas.items():
+        who = type(delta).__name__
+        if not isinstance(delta, Delta):
+            raise PETLError(
+                f'{type(method).__name__}.build gave {who} for {site}; it returns a '
+                'mmpetl.core.Delta'
+            )
+        _check_acts(type(delta))
+        for name, value in vars(delta).items():
+            if name not in _OF_TORCH and _hides(value):
+                raise PETLError(
+                    f'{who}.{name} is a {type(value).__name__} that holds modules or '
+                    'parameters, which torch neither trains nor saves; take '
+                    'nn.ModuleList, nn.ModuleDict or nn.ParameterList'
+                )
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def _hides(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value
+    return isinstance(value, dict | list | tuple) and any(
+        isinstance(part, nn.Module | nn.Parameter) for part in parts
+    )
+
+
+@cache
+def _check_acts(cls: type[Delta]) -> None:
+    """Refuse a delta without a port, or one that cannot be called as ports are."""
+    same = [getattr(cls, port) is getattr(Delta, port) for port in PORTS]
+    if all(same) and cls is not Delta:  # that one says of itself that it does nothing
+        raise PETLError(
+            f'{cls.__name__} overrides neither `before` nor `after`, so that it does '
+            'nothing (`forward` is never called)'
+        )
+    for port, names in PORTS.items():
+        signature = inspect.signature(getattr(cls, port))
+        try:
+            signature.bind(None, *names)
+        except TypeError:
+            raise PETLError(
+                f'{cls.__name__}.{port} takes {signature}; it is called as '
+                f'{port}({", ".join(names)})'
+            ) from None
 
 
 def _check_ports(method: Method, deltas: Mapping[Site, Delta]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError, suggest
 from mmpetl.core.patterns import first_match
 from mmpetl.core.peft_format import PeftFormat
+from mmpetl.core.plugins import VARIABLE, import_plugins
 from mmpetl.core.role import Role
 from mmpetl.core.site import KINDS, LEAF_KINDS, Site
 from mmpetl.registry import METHODS
@@ -390,10 +392,25 @@ class Method:
         """Name of its file, which is the name of its configs and its page."""
         return cls.__module__.rpartition('.')[2]
 
+    @classmethod
+    def ours(cls) -> bool:
+        """Whether its file is one of ``mmpetl/methods``."""
+        return cls.__module__.partition('.')[0] == __name__.partition('.')[0]
+
+    @classmethod
+    def file(cls) -> Path | None:
+        """The file that defines it; None in a notebook, say."""
+        path = getattr(sys.modules.get(cls.__module__), '__file__', None)
+        return None if path is None else Path(path)
+
+    @classmethod
+    def page(cls) -> str:
+        """`` (docs/methods/lora.md)``, to end a message with; empty where none is."""
+        return f' (docs/methods/{cls.stem()}.md)' if cls.ours() else ''
+
     def config(self) -> dict[str, Any]:
         """What builds this method again: ``dict(type='LoRA', rank=8, ...)``."""
-        names = inspect.signature(type(self).__init__).parameters
-        args = {name: getattr(self, name) for name in names if name != 'self'}
+        args = {arg.name: getattr(self, arg.name) for arg in arguments_of(type(self))}
         for name in self.sized:
             if isinstance(args[name], Mapping):
                 args[name] = dict(args[name])
@@ -406,9 +423,30 @@ class Method:
 
 
 def registered_methods() -> dict[str, type[Method]]:
-    """Every registered method by name."""
+    """Every registered method by name, those from outside of the package included.
+
+    Raises:
+        PETLError: One that a variable or an installed package names is not to be had.
+    """
     METHODS.import_from_location()
+    for cls in import_plugins():
+        _check_listed(cls)
     return dict(METHODS.module_dict)
+
+
+def _check_listed(cls: type[Method]) -> None:
+    """Raise PETLError where what lists methods would not know what to do with one."""
+    if cls.family not in FAMILIES:
+        raise PETLError(
+            f'{cls.__name__} says family = {cls.family!r}; tables group methods by '
+            f'it, and there are {", ".join(FAMILIES)}'
+        )
+    stem = cls.stem()
+    if stem in {other.stem() for other in METHODS.module_dict.values() if other.ours()}:
+        raise PETLError(
+            f'{cls.__name__} lies in a file {stem}.py, as a method of mmpetl does, '
+            'and settings are found by that name; give the file another'
+        )
 
 
 def method_class(name: Any) -> type[Method]:
@@ -425,7 +463,7 @@ def method_class(name: Any) -> type[Method]:
         raise PETLError(
             f'unknown method {name!r}.{suggest(str(name), known)} '
             f'Registered: {", ".join(sorted(known))}. One of your own is known once '
-            'its module is imported (custom_imports of the config)'
+            f'its module is imported (custom_imports of the config, or {VARIABLE}=FILE.py)'
         )
     return cls
 
@@ -437,9 +475,9 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
         PETLError: The name is unknown, or an argument does not exist or fit.
     """
     if isinstance(config, Method):
-        return config
+        return _checked(config)
     if isinstance(config, type) and issubclass(config, Method):
-        return config()
+        return _checked(config())
     if not isinstance(config, str | Mapping):
         raise PETLError(
             f'a method is a name or dict(type=..., ...), got {config!r}; several that '
@@ -448,7 +486,7 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
         )
     args = {'type': config} if isinstance(config, str) else dict(config)
     cls = method_class(args.pop('type', None))
-    accepted = [p for p in inspect.signature(cls.__init__).parameters if p != 'self']
+    accepted = [arg.name for arg in arguments_of(cls)]
     for arg in args:
         if arg not in accepted:
             raise PETLError(
@@ -456,12 +494,49 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
                 f'It takes: {", ".join(accepted) or "none"}'
             )
     try:
-        return cls(**args)
+        return _checked(cls(**args))
     except PETLError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
         given = ', '.join(f'{key}={value!r}' for key, value in args.items())
         raise PETLError(f'{cls.__name__}({given}) cannot be made: {err}') from None
+
+
+def arguments_of(cls: type[Method]) -> list[inspect.Parameter]:
+    """What its ``__init__`` takes behind the instance, however that is called."""
+    _, *arguments = inspect.signature(cls.__init__).parameters.values()
+    return arguments
+
+
+def _checked(method: Method) -> Method:
+    """The method, if it says what it is in the way that all read it."""
+    who = type(method).__name__
+    for name in ('targets', 'optional', 'requires'):
+        if isinstance(kind := getattr(method, name), str):
+            raise PETLError(
+                f'{who}.{name} is the text {kind!r}; it takes a tuple, ({kind!r},)'
+            )
+    for arg in arguments_of(type(method)):
+        if arg.kind in (arg.VAR_POSITIONAL, arg.VAR_KEYWORD):
+            raise PETLError(
+                f'{who}.__init__ takes {arg}; name each argument, so that configs and '
+                'records can'
+            )
+        if not hasattr(method, arg.name):
+            raise PETLError(
+                f'{who} keeps no attribute {arg.name!r}, from which configs and '
+                'records read the argument; write '
+                f'self.{arg.name} = {arg.name} in __init__'
+            )
+    own = type(method)
+    asks = own.wants, own.choose, own.choose_leaves
+    idle = asks == (Method.wants, Method.choose, Method.choose_leaves)
+    if own.plugs() and idle and not (method.targets or method.optional):
+        raise PETLError(
+            f'{who} names no targets, so that `build` is never called; there are '
+            f'{", ".join(KINDS)}'
+        )
+    return method
 
 
 def check_range(

@@ -14,6 +14,7 @@ import pytest
 import synthetic
 
 from mmpetl.benchmark import index as index_module
+from mmpetl.benchmark import progress as progress_module
 from mmpetl.benchmark import records as records_module
 from mmpetl.benchmark.executors import Executor
 from mmpetl.benchmark.executors.devices import CONTEXT, Device, choose, need_of
@@ -107,6 +108,16 @@ def test_a_sweep_looks_at_each_job_a_few_times(
     assert again.left() == []
     assert standing(JOBS, tmp_path).done == 300
     assert seen == {'read': 2}
+
+
+@pytest.mark.usefixtures('cheap_writes')
+def test_a_pipe_is_told_in_lines_how_a_sweep_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(progress_module, 'LINE_EVERY_S', 0.0)
+    with Progress('x', every_s=0.0).show() as watch:
+        Sweep(JOBS[:30], tmp_path, Queue(10), poll_s=0, watch=watch).run()
+    assert 'x: 20 of 30 jobs done, 0 failed, time left' in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures('cheap_writes')

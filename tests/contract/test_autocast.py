@@ -77,6 +77,6 @@ def test_works_under_autocast(brief_pair: Pair) -> None:
     loss = loss_of([y.float() for y in ys])
     (loss + sum(collect_losses(model).values())).backward()
     for name, param in trainable(model).items():
-        assert param.grad is not None, name
+        assert param.grad is not None, f'no gradient: {name}'
         assert torch.isfinite(param.grad).all(), name
         assert param.grad.dtype == torch.float32, name

@@ -23,7 +23,10 @@ def test_output_equals_the_base_at_step_0(pair: Pair) -> None:
         assert [y.shape for y in ys] == [y.shape for y in plain]
     (slot,) = slots(model)
     if slot.method.starts_as_identity:
-        assert same(ys, plain)
+        assert same(ys, plain), (
+            'it changes the base at step 0: start a factor at zero, or say '
+            'starts_as_identity = False'
+        )
 
 
 @torch.no_grad()
@@ -31,7 +34,7 @@ def test_evaluation_is_deterministic(brief_pair: Pair) -> None:
     model, x = brief_pair.inject(), images(brief_pair.stem, odd=True)
     shake_(model)
     first = outputs(model, x)
-    assert same(outputs(model, x), first)
+    assert same(outputs(model, x), first), 'a pass draws numbers, or leaves a trace'
     assert all(torch.isfinite(y).all() for y in first)
 
 
@@ -43,7 +46,9 @@ def test_images_of_a_batch_do_not_mix(brief_pair: Pair) -> None:
     together = outputs(model, x)
     for i in range(3):
         alone = outputs(model, x[i : i + 1])
-        assert gap(alone, [y[i : i + 1] for y in together]) < 1e-9
+        assert gap(alone, [y[i : i + 1] for y in together]) < 1e-9, (
+            'what an image gives depends on the others of its batch'
+        )
     backwards = outputs(model, x.flip(0))
     assert gap([y.flip(0) for y in backwards], together) < 1e-9
 
@@ -63,7 +68,9 @@ def test_folded_equals_unfolded(folding_pair: Pair, odd: bool) -> None:
         assert {k: v.shape for k, v in model.state_dict().items()} == {
             k: v.shape for k, v in plain.state_dict().items()
         }
-        assert gap(outputs(model, x), tuned) < tolerance
+        assert gap(outputs(model, x), tuned) < tolerance, (
+            '`fold` writes something else than `before` and `after` compute'
+        )
 
 
 @torch.no_grad()

@@ -43,11 +43,22 @@ def test_save_rebuild_load_gives_identical_outputs(brief_pair: Pair, tmp_path) -
     fresh = Tuned(inject(base(brief_pair.stem), config), x)
     fresh.eval()
     load_delta_state(fresh, torch.load(tmp_path / 'delta.pth', weights_only=True))
-    assert same(fresh(x), model(x))
+    assert same(fresh(x), model(x)), (
+        'it computes with something that is not saved: let it be a parameter or a '
+        'persistent buffer, or the same whatever the seed'
+    )
     sizes = {n: p.numel() for n, p in trainable(model).items()}
     buffers = {n for n, _ in model.named_buffers()}
     saved = {k: v.numel() for k, v in delta_state(model).items() if k not in buffers}
     assert saved == sizes
+
+
+def test_start_values_follow_the_seed_of_torch(brief_pair: Pair) -> None:
+    first = brief_pair.injected()
+    torch.manual_seed(4)  # as `injected` has it
+    again = inject(base(brief_pair.stem), brief_pair.method.build()).state_dict()
+    moved = [k for k, v in first.state_dict().items() if not torch.equal(v, again[k])]
+    assert moved == [], 'two runs of one seed would differ'
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ import numpy as np
 
 from mmpetl.analysis import agreement, charts, selection
 from mmpetl.apis.run import cli_errors
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
 
@@ -30,7 +31,7 @@ SECTION = 'Agreement of predictions'
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder')
+    add_folder(parser)
     parser.add_argument('--to', type=Path, help='default: OUT/analysis/agreement')
     parser.add_argument('--tasks', nargs='+', help='default: all with predictions')
     parser.add_argument('--methods', nargs='+', help='default: all')

@@ -20,6 +20,7 @@ import numpy as np
 
 from mmpetl.analysis import charts, ensemble, selection
 from mmpetl.apis.run import cli_errors
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError, check_range
 
@@ -28,7 +29,7 @@ SECTION = 'Ensembles'
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder')
+    add_folder(parser)
     parser.add_argument('--to', type=Path, help='default: OUT/analysis/ensemble')
     parser.add_argument('--tasks', nargs='+', help='default: all with predictions')
     parser.add_argument('--methods', nargs='+', help='default: all')

@@ -24,6 +24,7 @@ from mmpetl.analysis import charts, further_runs, many_shot, scatter, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import RecordStore
 from mmpetl.benchmark.scores import metric_of
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import check_range
 
@@ -34,7 +35,7 @@ SECTION = 'Training-set size'
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder')
+    add_folder(parser)
     parser.add_argument('--to', type=Path, help='default: OUT/analysis/many_shot')
     parser.add_argument('--task', help='default: the first of the benchmark')
     parser.add_argument(

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from mmpetl.analysis import charts, robustness, scatter, selection
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import Record, RecordStore
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError, check_range
 from mmpetl.core.boundary import read_json
@@ -33,7 +34,7 @@ SECTION = 'Robustness'
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder')
+    add_folder(parser)
     parser.add_argument('--to', type=Path, help='default: OUT/analysis/robustness')
     parser.add_argument('--tasks', nargs='+', help='default: the first')
     parser.add_argument('--methods', nargs='+', help='default: all')

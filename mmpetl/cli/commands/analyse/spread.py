@@ -19,6 +19,7 @@ import numpy as np
 from mmpetl.analysis import charts, selection, spread
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import Record
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
 
@@ -27,7 +28,7 @@ SECTION = 'Spread and ranks'
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder')
+    add_folder(parser)
     parser.add_argument('--to', type=Path, help='default: OUT/analysis/spread')
     parser.add_argument('--tasks', nargs='+', help='default: all')
     parser.add_argument('--methods', nargs='+', help='default: all')

@@ -26,6 +26,7 @@ from mmpetl.analysis import charts, further_runs, robustness, selection, wise
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.job_config import split_options
 from mmpetl.benchmark.records import Record, RecordStore
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError, check_range
 from mmpetl.datasets.corruptions import CORRUPTIONS, check_corruption
@@ -38,7 +39,7 @@ VALIDATION = 'validation'
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder')
+    add_folder(parser)
     parser.add_argument('--to', type=Path, help='default: OUT/analysis/wise')
     parser.add_argument('--task', help='default: the first of the benchmark')
     parser.add_argument('--methods', nargs='+', default=list(METHODS))

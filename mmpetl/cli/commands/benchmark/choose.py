@@ -22,13 +22,14 @@ from mmpetl.benchmark.cards import read_cards
 from mmpetl.benchmark.choosing import KINDS, Limits, choose
 from mmpetl.benchmark.choosing_text import choice_text
 from mmpetl.benchmark.records import RecordStore, write_json
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('--out', required=True, help='the benchmark folder')
+    add_folder(parser)
     limit = parser.add_argument_group('what a method must keep to')
     limit.add_argument('--memory-gb', type=float, help='peak of training, at most')
     limit.add_argument('--trainable', type=int, help='parameters, at most')

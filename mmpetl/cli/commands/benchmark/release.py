@@ -16,12 +16,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder, or release')
+    add_folder(parser, 'benchmark folder, or release')
     parser.add_argument('--to', type=Path, help='the release, a new folder')
     parser.add_argument('--name', help="what it is called; the folder's name")
     parser.add_argument('--unverified', action='store_true', help='take such runs too')

@@ -18,12 +18,13 @@ from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import RecordStore
 from mmpetl.benchmark.report import write_report
 from mmpetl.benchmark.report.browser import screenshot
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('--out', required=True, help='the benchmark folder')
+    add_folder(parser)
     parser.add_argument('--to', help='file to write (default: <out>/report.html)')
     parser.add_argument('--title', default='', help="heading (default: folder's name)")
     parser.add_argument('--screenshot', help='also draw the page to this PNG or PDF')

@@ -17,14 +17,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder')
+    add_folder(parser)
     parser.add_argument('--tasks', nargs='+', help='default: all')
     parser.add_argument('--methods', nargs='+', help='default: all')
     parser.add_argument('--seeds', nargs='+', type=int, help='default: all')

@@ -6,14 +6,14 @@ Example: mmpetl benchmark status work_dirs/bench/mini
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='folder that a plan was run in')
+    add_folder(parser)
     parser.add_argument('--retries', type=int, default=1, help='as run.py was told')
     return parser
 

@@ -22,13 +22,14 @@ from mmpetl.benchmark.samples import pictures_of
 from mmpetl.benchmark.statistics_tables import check_rows, compare, draw
 from mmpetl.benchmark.tables import build_tables
 from mmpetl.benchmark.verdicts import standings
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('--out', required=True, help='the benchmark folder')
+    add_folder(parser)
     parser.add_argument('--format', choices=FORMATS, default='md')
     parser.add_argument(
         '--by',

@@ -20,15 +20,15 @@ import fnmatch
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.shipped import mini_data
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('out', type=Path, help='benchmark folder, or a release')
+    add_folder(parser, 'benchmark folder, or a release')
     parser.add_argument('--runs', nargs='+', help='only these, by id or pattern')
     how = parser.add_mutually_exclusive_group()
     how.add_argument('--from-delta', action='store_true', help='test every delta again')
@@ -78,8 +78,9 @@ def verify(args: argparse.Namespace) -> None:
         verdict = verify_run(folder, level, args.trust)
         write_verdict(folder, verdict)
         states[verdict.status] += 1
-        if verdict.status != 'verified' or args.verbose:
-            print(f'{verdict.status}: {verdict.id}')
+        # What takes a while is said run by run.
+        if verdict.status != 'verified' or args.verbose or level != 'files':
+            print(f'{verdict.status}: {verdict.id}', flush=True)
         shown = (
             verdict.checks if args.verbose else verdict.falsified or verdict.unchecked
         )
