@@ -463,7 +463,8 @@ def method_class(name: Any) -> type[Method]:
         raise PETLError(
             f'unknown method {name!r}.{suggest(str(name), known)} '
             f'Registered: {", ".join(sorted(known))}. One of your own is known once '
-            f'its module is imported (custom_imports of the config, or {VARIABLE}=FILE.py)'
+            'its module is imported (custom_imports of the config, or '
+            f'{VARIABLE}=FILE.py)'
         )
     return cls
 
