@@ -269,11 +269,25 @@ def _of_delta(path: Path) -> dict[str, Any]:
     return {
         'default_scope': facts.get('scope'),
         'model': _with_weights(facts['model']),
-        'test_pipeline': list(facts.get('preprocessing') or ()),
+        'test_pipeline': _as_written(facts.get('preprocessing') or []),
         # Written out, as the config of a run.
         'stage': 'final',
         'protocol': None,
     }
+
+
+def _as_written(node: Any) -> Any:
+    """A pipeline that went through JSON, its sizes and ranges tuples once more.
+
+    JSON has lists alone, and transforms take a list of two numbers for no size.
+    """
+    if isinstance(node, Mapping):
+        return {key: _as_written(value) for key, value in node.items()}
+    if not isinstance(node, list):
+        return node
+    if node and all(isinstance(value, int | float) for value in node):
+        return tuple(node)
+    return [_as_written(value) for value in node]
 
 
 def _with_weights(node: Any) -> Any:
