@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -397,11 +398,9 @@ def _arguments(settings: dict[str, object]) -> str:
 
 
 def _use(run: OwnRun) -> str:
-    command = (
-        f'python demo/image_demo.py PICTURE {run.config} --delta {run.delta} --topk 3'
-    )
+    command = f'mmpetl predict {shlex.quote(str(run.delta))} PICTURE --topk 3'
     return (
         '<p class="lead">The delta names its classes. It needs the trunk that it was '
-        'made on, which the config names.</p>'
+        'made on, which the config beside it names.</p>'
         f'<pre tabindex="0"><code>{html.escape(command)}</code></pre>'
     )

@@ -77,8 +77,10 @@ def trunk_of(name: str, weights: str = PRETRAINED, size: int | None = None) -> T
     """
     file = None
     if weights not in (PRETRAINED, RANDOM):
-        file = str(Path(weights).expanduser())
-        if not Path(file).exists() and '://' not in weights:
+        # Whole, as the config of a run is read from other folders too.
+        local = '://' not in weights
+        file = str(Path(weights).expanduser().resolve()) if local else weights
+        if local and not Path(file).exists():
             raise PETLError(
                 f'there is no file of weights {weights}; name one, or '
                 f'{PRETRAINED} or {RANDOM}'
