@@ -53,6 +53,7 @@ _HOMES = {
     'show_image': 'show',
     'show_segmentation': 'show',
     'show_video': 'show',
+    'shown_name': 'show',
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -3,7 +3,7 @@
 ``timm/NAME`` is a model of timm; what its pictures go through is what timm's own data
 config says: size, mean, standard deviation, interpolation, crop. Anything else is a
 config of an image classifier, whose backbone, neck and test pipeline are taken:
-``configs/mini/digits.py``, ``mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py``.
+``mmpetl::mini/digits.py``, ``mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def trunk_of(name: str, weights: str = PRETRAINED, size: int | None = None) -> T
         return _of_config(name, weights, file, size)
     raise PETLError(
         f'{name!r} is no backbone: write timm/NAME, as in timm/vit_base_patch14_dinov2'
-        f'{_near(name)}, or a config of an image classifier (configs/mini/digits.py, '
+        f'{_near(name)}, or a config of an image classifier (mmpetl::mini/digits.py, '
         'mmpretrain::...py)'
     )
 
