@@ -276,6 +276,12 @@ def read_delta_file(
     weights, record = delta_paths(path)
     for file in (weights, record):
         if not file.is_file():
+            if (Path(path) / 'adapter_config.json').is_file():
+                raise PETLError(
+                    f"{path} is an adapter of Hugging Face's peft, which "
+                    'mmpetl.apis.load_peft(model, folder) injects and fills '
+                    '(docs/peft.md)'
+                )
             raise FileNotFoundError(
                 f'there is no {file}; a delta is two files, {weights.name} and '
                 f'{record.name}'
