@@ -53,7 +53,13 @@ def files_of(inputs: Sequence[str]) -> list[Path]:
             found.append(named)
             continue
         inside = sorted(named.rglob('*'))
-        pictures = [p for p in inside if p.suffix.lower() in SUFFIXES and p.is_file()]
+        pictures = [
+            path
+            for path in inside
+            if path.suffix.lower() in SUFFIXES
+            and path.is_file()
+            and not path.name.startswith('.')
+        ]
         if not pictures:
             raise PETLError(f'{named} holds no picture ({", ".join(SUFFIXES)})')
         found += pictures
