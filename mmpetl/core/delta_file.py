@@ -457,9 +457,10 @@ def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         )
     if facts['fingerprint'] != here['fingerprint']:
         raise PETLError(
-            f'the delta was made on the base {facts["base"] or "(random)"} '
-            f'[{facts["fingerprint"]}], this model has {here["base"] or "(random)"} '
-            f'[{here["fingerprint"]}]; load the base that the delta was made on'
+            f'the delta was made on the base {facts["base"] or "(no name)"} '
+            f'[{facts["fingerprint"]}], this model has {here["base"] or "(no name)"} '
+            f'[{here["fingerprint"]}]; load the base that the delta was made on (values '
+            'that were drawn and not saved are no other time the same)'
         )
 
 
