@@ -459,8 +459,8 @@ def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         raise PETLError(
             f'the delta was made on the base {facts["base"] or "(no name)"} '
             f'[{facts["fingerprint"]}], this model has {here["base"] or "(no name)"} '
-            f'[{here["fingerprint"]}]; load the base that the delta was made on (values '
-            'that were drawn and not saved are no other time the same)'
+            f'[{here["fingerprint"]}]; load the base that the delta was made on '
+            '(values that were drawn and not saved are no other time the same)'
         )
 
 
