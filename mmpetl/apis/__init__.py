@@ -30,6 +30,7 @@ _HOMES = {
     'count_pairs': 'counting',
     'fold_checkpoint': 'folding',
     'fold_state_dict': 'folding',
+    'load_line': 'timm_folding',
     'stock_config': 'folding',
     'class_names': 'building',
     'init_model': 'model',
@@ -55,6 +56,7 @@ _HOMES = {
     'show_image': 'show',
     'show_segmentation': 'show',
     'show_video': 'show',
+    'shown_name': 'show',
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

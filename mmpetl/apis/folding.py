@@ -19,6 +19,7 @@ from mmpetl.apis.delta import DeltaFile, read_delta, slot_names
 from mmpetl.apis.model import init_model
 from mmpetl.apis.names import is_named
 from mmpetl.apis.runs import open_run
+from mmpetl.apis.timm_folding import as_timm, timm_trunk
 from mmpetl.config.known import SCOPES
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import (
@@ -75,7 +76,9 @@ def fold_checkpoint(
             not built; see :func:`fold_state_dict`.
 
     Returns:
-        Checkpoint and config.
+        Checkpoint and config. Of a classifier on a trunk of timm the checkpoint is that
+        of timm's own model, which :func:`mmpetl.apis.load_line` loads, and the config
+        None.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -93,6 +96,9 @@ def fold_checkpoint(
     else:
         state = fold_state_dict(delta, read_base(base))
         dataset = read_delta(delta).dataset
+    model = config.model if config is not None else read_delta(delta).meta.get('model')
+    if timm_trunk(model):
+        config, state = None, as_timm(state, model)
     left = [key for key in state if 'petl' in key.split('.')]
     if left:
         raise PETLError(f'{left[0]} is still in the folded model; this is a defect')

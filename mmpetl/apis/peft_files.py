@@ -113,7 +113,7 @@ def load_peft(
     Args:
         model: A timm or transformers model, or any other, with its base weights; the
             object that ``peft.PeftModel.from_pretrained`` would be given.
-        folder: The adapter's folder.
+        folder: The adapter's folder, or one of the two files in it.
         slot: Name of the slot it takes, by default the next number.
 
     Returns:
@@ -125,6 +125,13 @@ def load_peft(
         PETLError: A file is damaged, or says what has no equal here: which, and why.
     """
     folder = Path(folder)
+    if folder.name in (CONFIG, TENSORS):
+        folder = folder.parent
+    if getattr(model, 'peft_config', None):
+        raise PETLError(
+            f'{class_name(type(model))} holds adapters of peft already; give the model '
+            'that they were put into, built anew or by model.unload()'
+        )
     config = read_json(folder / CONFIG, dict[str, Any], 'config of an adapter')
     tensors = _read_tensors(folder / TENSORS)
     try:
@@ -318,12 +325,18 @@ def _chosen(
                     'trained on'
                 )
             raise PETLError(
-                f'{cls.__name__} has no place at {name} '
+                f'{cls.__name__} of peft has no place at {name} '
                 f'({type(modules[name]).__name__}); in {class_name(type(model))} it '
-                f'can be at Linears such as {shorten(list(whole), 3)}'
+                f'can be at {_places(whole)}'
             )
         chosen[name] = site
     return chosen, tuple(dict.fromkeys(site.kind for site in chosen.values()))
+
+
+def _places(whole: Mapping[str, Site]) -> str:
+    if not whole:
+        return 'no layer: adapters are read at Linears of the trunk, and it has none'
+    return f'Linears such as {shorten(list(whole), 3)}'
 
 
 def _heads(

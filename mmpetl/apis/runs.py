@@ -31,6 +31,7 @@ from mmpetl.config.load import finish_config, load_config
 from mmpetl.config.text import is_data, read_text
 from mmpetl.core import PETLError
 from mmpetl.core.delta_file import SUFFIXES
+from mmpetl.core.errors import shorten
 from mmpetl.engine.best import best_checkpoint
 from mmpetl.models.weights.address import SCHEME, base_name, weights_folder
 from mmpetl.shipped import shipped
@@ -71,8 +72,8 @@ def open_run(
 
     Args:
         weights: A folder, of which the best, else the newest checkpoint is taken; a
-            checkpoint; or a published delta, also ``zoo/NAME`` or ``hub://USER/NAME``
-            (:mod:`mmpetl.apis.names`).
+            checkpoint; a published delta, also ``zoo/NAME`` or ``hub://USER/NAME``
+            (:mod:`mmpetl.apis.names`); or a config with a delta of its name beside.
         config: The config, where it is to be another one than they know.
         options: Dotted keys that override it.
         work_dir: Folder of what is done with it.
@@ -89,8 +90,8 @@ def open_run(
     if config is not None:
         weights = newest_weights(weights) if weights.is_dir() else weights
         return Run(load_config(config, options, work_dir, protocol=protocol), weights)
-    if weights.is_dir():
-        path, weights = find_run(weights)
+    if weights.is_dir() or weights.suffix == '.py':
+        path, weights = _config_and_weights(weights)
         return Run(load_config(path, options, work_dir, protocol=protocol), weights)
     if not weights.is_file() and weights.suffix not in SUFFIXES:
         raise FileNotFoundError(
@@ -110,8 +111,9 @@ def find_run(
 ) -> tuple[Path, Path]:
     """Config and delta of a run, from both files or from the folder they lie in.
 
-    A folder holds ``config.py`` (or one config of another name) and
-    ``delta.safetensors`` or checkpoints, of which the best, else the newest is taken.
+    A folder holds ``config.py`` (or one config of another name) and a delta of its name
+    or ``delta.safetensors``, or checkpoints, of which the best, else the newest is
+    taken.
 
     Raises:
         PETLError: Something is missing or stands there twice.
@@ -128,11 +130,29 @@ def find_run(
     if not configs[0].is_file():
         configs = sorted(config.glob('*.py'))
     if len(configs) != 1:
+        names = f': {shorten([p.name for p in configs], 5)}' if configs else ''
         raise PETLError(
-            f'{config} holds {len(configs)} configs; one is needed (name it instead of '
-            'the folder)'
+            f'{config} holds {len(configs)} configs{names}; one is needed (name it '
+            'instead of the folder)'
         )
-    return configs[0], newest_weights(config) if delta is None else locate(delta)
+    (found,) = configs
+    if delta is not None:
+        return found, locate(delta)
+    beside = found.with_suffix(SUFFIXES[0])
+    return found, beside if beside.is_file() else newest_weights(config)
+
+
+def _config_and_weights(run: Path) -> tuple[Path, Path]:
+    """Of a folder, or of a config with its delta beside."""
+    if run.is_dir():
+        return find_run(run)
+    beside = run.with_suffix(SUFFIXES[0])
+    if not beside.is_file():
+        raise PETLError(
+            f'{run} is a config, and there is no delta {beside.name} beside it; name '
+            'the folder of a run, a checkpoint (.pth) or a delta (.safetensors)'
+        )
+    return run, beside
 
 
 def newest_weights(folder: Path) -> Path:
@@ -174,19 +194,25 @@ def as_data_config(known: Mapping[str, Any], path: Path) -> Any:
     except PETLError as error:
         said = str(error).removesuffix(TRUSTED)
         raise PETLError(f'{said}, so its own config is not taken; {add}') from None
-    kept = _pairs(kept)
+    kept = _with_tuples(kept)
     return Config({**kept, 'default_scope': scope, 'load_from': None, 'resume': False})
 
 
-def _pairs(node: Any, key: str = '') -> Any:
-    """Data whose ``scale`` is a tuple where it is two numbers: mmcv takes no list."""
+def _with_tuples(node: Any, inside: bool = False) -> Any:
+    """A config of a file, with sizes and ranges of its pipelines tuples once more.
+
+    Files hold lists alone, and transforms take a list of two numbers for no size.
+    """
     if isinstance(node, Mapping):
-        return {name: _pairs(value, name) for name, value in node.items()}
-    if isinstance(node, list):
-        if key == 'scale' and len(node) == 2 and all(type(n) is int for n in node):
-            return tuple(node)
-        return [_pairs(value) for value in node]
-    return node
+        return {
+            key: _with_tuples(value, inside or str(key).endswith('pipeline'))
+            for key, value in node.items()
+        }
+    if not isinstance(node, list):
+        return node
+    if inside and node and all(isinstance(value, int | float) for value in node):
+        return tuple(node)
+    return [_with_tuples(value, inside) for value in node]
 
 
 MODULES = 20_000
@@ -322,22 +348,28 @@ def _of_delta(path: Path) -> dict[str, Any]:
         return {}
     return {
         'default_scope': facts.get('scope'),
-        'model': _with_weights(facts['model'], _here),
-        'test_pipeline': [_sizes(step) for step in facts.get('preprocessing') or ()],
+        'model': _with_weights(facts['model'], _bases_beside(path)),
+        'test_pipeline': list(facts.get('preprocessing') or ()),
         # Written out, as the config of a run.
         'stage': 'final',
         'protocol': None,
     }
 
 
-def _sizes(node: Any) -> Any:
-    """A step of a pipeline whose lists of numbers are tuples, as sizes have to be."""
-    if isinstance(node, Mapping):
-        return {key: _sizes(value) for key, value in node.items()}
-    if not isinstance(node, list):
-        return node
-    numbers = bool(node) and all(isinstance(value, int | float) for value in node)
-    return tuple(node) if numbers else [_sizes(value) for value in node]
+def _bases_beside(delta: Path) -> Callable[[str], str]:
+    """Where base files lie, by name: first as the config of a run beside says it.
+
+    That config is read as data, and none that is more.
+    """
+    found: dict[str, str] = {}
+    for config in (delta.parent / 'config.py', delta.with_suffix('.py')):
+        if not config.is_file():
+            continue
+        text = config.read_text('utf-8', errors='replace')
+        if is_data(text):
+            for name in _base_files(read_text(text).get('model')):
+                found |= {Path(name).name: name} if Path(name).is_file() else {}
+    return lambda name: found.get(name) or _here(name)
 
 
 def _with_weights(node: Any, here: Callable[[str], str]) -> Any:

@@ -98,6 +98,25 @@ TASKS: dict[str, tuple[str, Callable[..., list[str]], str]] = {
 """By a config's ``default_scope``: end of the written file, function, its option."""
 
 
+def shown_name(model: nn.Module, stem: str) -> str:
+    """Name of the file that :func:`show_file` writes by default, of a stem.
+
+    Raises:
+        PETLError: No task of the model is known.
+    """
+    return f'{stem}{_task_of(model)[0]}'
+
+
+def _task_of(model: nn.Module) -> tuple[str, Callable[..., list[str]], str, str]:
+    scope = model.cfg.get('default_scope')
+    if scope not in TASKS:
+        raise PETLError(
+            f'the config has the default_scope {scope!r}, of which no file can be '
+            f'shown; there are {", ".join(TASKS)}'
+        )
+    return *TASKS[scope], scope
+
+
 def show_file(
     model: nn.Module,
     file: str | os.PathLike,
@@ -119,16 +138,10 @@ def show_file(
     Raises:
         PETLError: An option is of another task, or no task is known.
     """
-    scope = model.cfg.get('default_scope')
-    if scope not in TASKS:
-        raise PETLError(
-            f'the config has the default_scope {scope!r}, of which no file can be '
-            f'shown; there are {", ".join(TASKS)}'
-        )
-    end, function, option = TASKS[scope]
+    end, function, option, scope = _task_of(model)
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
         if key != option:
             raise PETLError(f'models of {scope} take no {key}; they take {option}')
-    out = Path(out) if out else Path(f'{Path(file).stem}{end}')
+    out = Path(out or f'{Path(file).stem}{end}')
     return out, function(model, file, out, **given)

@@ -9,10 +9,12 @@ b=2``) are what users of OpenMMLab know, and click has none.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -60,7 +62,21 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        self.exit(2, f'error: {message} ({self.prog} --help shows what there is)\n')
+        said = f'{message}{self._hint(message)}'
+        self.exit(2, f'error: {said} ({self.prog} --help shows what there is)\n')
+
+    def _hint(self, message: str) -> str:
+        """At the flag that was meant, where one was not understood."""
+        flag = re.match(r'unrecognized arguments: (--[\w-]+)', message)
+        if flag is None:
+            return ''
+        near = get_close_matches(flag[1], self._option_string_actions, 1, 0.75)
+        if near:
+            return f'; did you mean {near[0]}?'
+        options = '--method-options'
+        if options in self._option_string_actions:
+            return f'; arguments of the method go behind {options}, as in rank=4'
+        return ''
 
 
 def suggests(action: argparse.Action, names: Callable[[], Iterable[str]]) -> None:

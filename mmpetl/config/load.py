@@ -78,13 +78,29 @@ def read_config(path: str | os.PathLike) -> Any:
     raise PETLError(f'there is no config {path}.{_near(path)}')
 
 
+def _shipped(path: Path) -> str | None:
+    """What ``configs/...`` of a checkout is called from anywhere."""
+    first, *rest = path.parts
+    if first != 'configs' or not rest:
+        return None
+    there = config_root() / Path(*rest)
+    row = there.parent.with_suffix('.py').is_file()
+    return f'{OWN}{Path(*rest).as_posix()}' if there.is_file() or row else None
+
+
 def _near(path: Path) -> str:
     """A hint at the config that was meant: of the folder, or of the whole tree."""
     whole = path.with_name(f'{path.name}.py') if path.name else path
     if whole.is_file():
         return f' Did you mean {str(whole)!r}?'
+    shipped = _shipped(path)
+    if shipped:
+        return f' mmpetl ships one of that name: {shipped}'
     root = next((p for p in path.parents if p.is_dir()), Path('.'))
-    names = {p.relative_to(root).as_posix() for p in root.rglob('*.py')}
+    # As deep as the name goes: below a home folder there may be a million files.
+    levels = len(path.relative_to(root).parts)
+    found = (p for n in range(levels) for p in root.glob('*/' * n + '*.py'))
+    names = {p.relative_to(root).as_posix() for p in found}
     if path.suffix != '.py':
         names |= {n.removesuffix('.py') for n in names}
     wanted = path.relative_to(root).as_posix()

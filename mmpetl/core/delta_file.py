@@ -276,6 +276,12 @@ def read_delta_file(
     weights, record = delta_paths(path)
     for file in (weights, record):
         if not file.is_file():
+            if (Path(path) / 'adapter_config.json').is_file():
+                raise PETLError(
+                    f"{path} is an adapter of Hugging Face's peft, which "
+                    'mmpetl.apis.load_peft(model, folder) injects and fills '
+                    '(docs/peft.md)'
+                )
             raise FileNotFoundError(
                 f'there is no {file}; a delta is two files, {weights.name} and '
                 f'{record.name}'
@@ -453,12 +459,13 @@ def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         todo = 'load the base that the delta was made on'
         if not facts['base']:
             todo = (
-                'no file holds a random base: the seed of the run draws it again '
-                "(randomness.seed=N; the run's log says it)"
+                'load its values where they were saved; where they were drawn, the '
+                "seed of the run draws them again (randomness.seed=N; the run's log "
+                'says it)'
             )
         raise PETLError(
-            f'the delta was made on the base {facts["base"] or "(random)"} '
-            f'[{facts["fingerprint"]}], this model has {here["base"] or "(random)"} '
+            f'the delta was made on the base {facts["base"] or "(no name)"} '
+            f'[{facts["fingerprint"]}], this model has {here["base"] or "(no name)"} '
             f'[{here["fingerprint"]}]; {todo}'
         )
 

@@ -216,7 +216,9 @@ class AddProduct(Function):
             into.addmm_(low, thin, alpha=scale)
         if bias is not None:
             into.add_(bias, alpha=scale)
-        return out.view(y.shape)
+        # A view that is made in here may not be written to behind it, as activations
+        # in place do.
+        return torch.ops.aten._unsafe_view(out, y.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -480,8 +480,10 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
     if isinstance(config, type) and issubclass(config, Method):
         return _checked(config())
     if not isinstance(config, str | Mapping):
+        shown = repr(config)
+        shown = shown if len(shown) < 80 else f'an object {type(config).__name__}'
         raise PETLError(
-            f'a method is a name or dict(type=..., ...), got {config!r}; several that '
+            f'a method is a name or dict(type=..., ...), got {shown}; several that '
             'share a backbone are a list of these for mmpetl.inject and in configs '
             '(docs/stacking.md)'
         )

@@ -100,7 +100,6 @@ def _check_alike(entries: Mapping[str, Slot]) -> Method:
         for what, own, same in (
             ('acts at other places', slot.sites, first.sites),
             ('trains other parameters', slot.selected, first.selected),
-            ('has other layers or blocks', _where(slot), _where(first)),
         ):
             if own != same:
                 raise PETLError(f'slot {name!r} {what} than {next(iter(entries))!r}')
@@ -112,10 +111,6 @@ def _check_alike(entries: Mapping[str, Slot]) -> Method:
                 'that no other slot can be beside it'
             )
     return first.method.mixed([slot.method for slot in others])
-
-
-def _where(slot: Slot) -> tuple:
-    return slot.layers, slot.blocks
 
 
 def _add_up(

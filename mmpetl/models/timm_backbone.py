@@ -79,7 +79,8 @@ def build_timm(name: str, pretrained: bool, args: dict[str, Any]) -> nn.Module:
         if pretrained:
             raise PETLError(
                 f'timm cannot give {name!r} its weights ({type(error).__name__}: '
-                f'{said}); fetch them where there is a network, or name a file of them'
+                f'{said}); fetch them where there is a network, or name a file of them '
+                '(--weights FILE of train-own, model.backbone.checkpoint of a config)'
             ) from error
         raise PETLError(f'timm cannot build {name!r} with {args}: {said}') from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -363,13 +364,10 @@ def _arguments(settings: dict[str, object]) -> str:
 
 
 def _use(run: OwnRun) -> str:
-    command = (
-        f'python demo/image_demo.py PICTURE {run.config} --delta {run.delta} --topk 3'
-        if isinstance(run.results, Results)
-        else f'mmpetl predict {run.delta} PICTURE'
-    )
+    top = ' --topk 3' if isinstance(run.results, Results) else ''
+    command = f'mmpetl predict {shlex.quote(str(run.delta))} PICTURE{top}'
     return (
         '<p class="lead">The delta names its classes. It needs the trunk that it was '
-        'made on, which the config names.</p>'
+        'made on, which the config beside it names.</p>'
         f'<pre tabindex="0"><code>{html.escape(command)}</code></pre>'
     )

@@ -3,7 +3,7 @@
 ``timm/NAME`` is a model of timm; what its pictures go through is what timm's own data
 config says: size, mean, standard deviation, interpolation, crop. Anything else is a
 config of an image classifier, whose backbone, neck and test pipeline are taken:
-``configs/mini/digits.py``, ``mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py``.
+``mmpetl::mini/digits.py``, ``mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def trunk_of(name: str, weights: str = PRETRAINED, size: int | None = None) -> T
     if is_config(name):
         return _of_config(name, weights, file, size)
     raise no_backbone(
-        name, 'an image classifier (configs/mini/digits.py, mmpretrain::...py)'
+        name, 'an image classifier (mmpetl::mini/digits.py, mmpretrain::...py)'
     )
 
 
@@ -94,8 +94,11 @@ def weights_file(weights: str) -> str | None:
     """
     if weights in (PRETRAINED, RANDOM):
         return None
-    file = str(Path(weights).expanduser())
-    if not Path(file).exists() and '://' not in weights:
+    if '://' in weights:
+        return weights
+    # Whole, as the config of a run is read from other folders too.
+    file = str(Path(weights).expanduser().resolve())
+    if not Path(file).exists():
         raise PETLError(
             f'there is no file of weights {weights}; name one, or {PRETRAINED} or '
             f'{RANDOM}'

@@ -407,6 +407,21 @@ def test_wrong_layers_shapes_and_pickles_are_refused(tmp_path: Path) -> None:
         load_peft(vit(), tmp_path)
 
 
+def test_an_adapter_is_its_folder_and_goes_into_a_bare_model(tmp_path: Path) -> None:
+    written(tmp_path, {'peft_type': 'LORA', 'r': 2}, {QKV: PAIR[QKV]})
+    one, other = (load_peft(vit(), tmp_path / n) for n in ('', 'adapter_config.json'))
+    assert torch.equal(out(one), out(other))
+    with pytest.raises(PETLError, match=r'load_peft\(model, folder\)'):
+        mmpetl.load_delta(mmpetl.inject(vit(), 'LoRA'), tmp_path)
+    wrapped = vit()
+    wrapped.peft_config = {'default': object()}
+    with pytest.raises(PETLError, match=r'built anew or by model\.unload\(\)'):
+        load_peft(wrapped, tmp_path)
+    written(tmp_path, {'peft_type': 'LORA', 'r': 4}, {'layer4.0.conv1': PAIR[QKV]})
+    with pytest.raises(PETLError, match='no layer: adapters are read at Linears'):
+        load_peft(timm.create_model('test_resnet'), tmp_path)
+
+
 @pytest.mark.parametrize(
     ('method', 'message'),
     [

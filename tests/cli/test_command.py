@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -16,6 +17,7 @@ from mmpetl.cli import launch
 from mmpetl.cli.groups import FolderGroup, ModuleCommand
 from mmpetl.cli.main import mmpetl as command
 from mmpetl.config.compose import compose
+from mmpetl.core import PETLError
 
 
 def call(*argv: str) -> tuple[int, str]:
@@ -66,6 +68,9 @@ def test_help_needs_no_torch(argv):
         (('trian',), "has no command 'trian'. Did you mean 'train'?"),
         (('data', 'convert', 'vok'), "Did you mean 'voc'?"),
         (('--fast',), '--fast'),
+        (('train', 'x', '--lrr', '1'), 'did you mean --lr?'),
+        (('train-own', 'lora', '.', '--rank', '4'), 'go behind --method-options'),
+        (('train-own', '.', 'lora'), 'the method comes first: lora .'),
         (('train',), 'required: WHAT'),
         (('train', 'x', '--method', 'rank=2'), '--method LoRA rank=2'),
         (('train', 'x', '--gpus', '0'), 'at least 1'),
@@ -78,6 +83,32 @@ def test_wrong_words_get_one_line(argv, words):
     (line,) = text.splitlines()
     assert line.startswith('error: ')
     assert words in line
+
+
+def test_files_of_several_pictures_get_names_of_their_own(tmp_path, monkeypatch):
+    from mmpetl.cli.commands.predict import files_of, stems_of
+
+    monkeypatch.chdir(tmp_path)
+    for name in ('a/1.png', 'a/2.jpg', 'b/c/1.png', 'b/note.txt'):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    files = files_of(['a', 'b', 'film.mp4'])
+    assert [f.as_posix() for f in files][2:] == ['b/c/1.png', 'film.mp4']
+    assert stems_of(files) == ['a_1_png', '2', 'b_c_1_png', 'film']
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(PETLError, match='empty holds no picture'):
+        files_of(['empty'])
+
+
+def test_a_config_of_the_checkout_is_named_as_it_is_from_anywhere(
+    tmp_path, monkeypatch
+):
+    from mmpetl.config.load import load_config
+
+    monkeypatch.chdir(tmp_path)
+    for name in ('mini/digits.py', 'lora/vtab/svhn.py'):
+        with pytest.raises(PETLError, match=f'of that name: mmpetl::{name}$'):
+            load_config(f'configs/{name}')
 
 
 def test_a_package_that_is_not_installed_is_named_in_one_line(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -357,3 +358,21 @@ def test_a_projection_with_a_hook_is_called_beside_one_without() -> None:
             {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         )
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('layer', 'shape'),
+    [(nn.Linear(8, 8), (2, 5, 8)), (nn.Conv2d(8, 8, 1), (2, 8, 3, 3))],
+)
+def test_an_activation_in_place_may_follow_a_sum(layer, shape):
+    """As behind the 1x1 convolutions of EfficientNet's squeezing and of VGG."""
+    x, found = torch.randn(shape, dtype=DOUBLE), []
+    for inplace in (False, True):
+        net = nn.Sequential(copy.deepcopy(layer), nn.ReLU(inplace)).double()
+        torch.manual_seed(0)
+        tiny.shake_(mmpetl.inject(net, {'type': 'LoRA', 'rank': 2}), seed=3)
+        y = net(x)
+        params = [p for p in net.parameters() if p.requires_grad]
+        found.append([y, *gradients(y, *params)])
+    assert len(found[0]) == 3
+    close(*found)

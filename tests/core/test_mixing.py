@@ -161,6 +161,15 @@ def test_set_active_switches_all_or_none() -> None:
         assert torch.equal(model(x), vit()(x))
 
 
+def test_the_same_places_mix_however_they_were_named() -> None:
+    model = vit()
+    for seed, (name, layers) in enumerate({'a': '*.qkv', 'b': None}.items()):
+        mmpetl.inject(model, {'type': 'LoRA', 'rank': 2}, slot=name, layers=layers)
+        shaken(model, name, seed)
+    mmpetl.mix(model, {'a': 0.5, 'b': 0.5}, slot='both')
+    assert [s.name for s in mmpetl.slots(model) if s.enabled] == ['both']
+
+
 def test_each_sample_has_its_own_slot() -> None:
     model = vit()
     methods = {'lora': 'LoRA', 'prompts': {'type': 'VPTDeep', 'num_tokens': 3}}

@@ -146,15 +146,38 @@ def test_a_csv_with_a_fault_is_one_line(tmp_path):
     refused(write_csv(path, spoil(odd, split='later')), "split 'later' is none of")
 
 
+@pytest.mark.parametrize('between', [';', '\t'])
+def test_a_list_of_a_spreadsheet_is_read(between, tmp_path):
+    draw(tmp_path, 5)
+    paths = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*.png'))
+    lines = [f'"{p.as_posix()}"{between}{p.parts[0]}, a' for p in paths]
+    path = tmp_path / 'list.csv'
+    path.write_text('\n'.join([f'Path{between}"Label"', *lines]))
+    assert find_pictures(path).classes == ('ant, a', 'bee, a', 'cat, a')
+    path.write_text(f'{paths[0]}{between}ant')
+    refused(path, r'which names the columns \(path,label\), says')
+
+
+def test_what_systems_put_beside_is_no_class(tmp_path):
+    data = draw(tmp_path / 'data', 6)
+    draw(data / '__MACOSX', 1)
+    draw(data, 1, classes=['.thumbs'])
+    (data / 'ant' / '._00.png').write_text('of an archive')
+    assert find_pictures(data).classes == CLASSES
+
+
 def test_what_makes_no_classifier_is_refused(tmp_path):
     refused(tmp_path / 'absent', 'no folder and no CSV')
     refused(draw(tmp_path / 'one', 6, classes=['ant']), 'one class, ant')
     data = draw(tmp_path / 'data', 6)
     (data / 'dog').mkdir()
     refused(data, "'.*dog' holds no picture")
-    (data / 'dog').rmdir()
+    (data / 'dog' / 'a.gif').touch()
+    refused(data, "'.*dog' holds no picture .*, but .gif; fill it")
+    shutil.rmtree(data / 'dog')
     shutil.copy(data / 'ant' / '00.png', data / 'loose.png')
     refused(data, '1 pictures beside its class folders')
+    refused(data / 'ant', '6 pictures and no class folder')
 
 
 def test_unreadable_pictures_are_named(tmp_path):

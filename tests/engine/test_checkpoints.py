@@ -123,7 +123,7 @@ REFUSED = {
     ),
     'base': (
         {'randomness': {'seed': 7}},
-        r'made on the base \(random\) \[\w{16}\], this model has \(random\) \[\w{16}\]',
+        r'the base \(no name\) \[\w{16}\], this model has \(no name\) \[\w{16}\]',
     ),
 }
 

@@ -224,21 +224,26 @@ def test_the_guide_is_what_runs(tmp_path, monkeypatch, capsys):
     import runpy
     import shlex
 
+    from mmpetl.cli.commands.predict import main
+
     root = Path(__file__).parents[2]
     text = (root / 'docs' / 'own_pictures.md').read_text(encoding='utf-8')
-    block = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
+    pictures, use, _ = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     commands = re.findall(r'(?m)^(?:python|mmpetl) (\S+) (.*/own/digits.*)$', text)
-    (train, words), (demo, shown), (again, auto_words) = commands
+    (train, words), (predict, shown), (again, auto_words) = commands
     assert auto_words.startswith('auto ')
     assert train == again == 'train-own'
     (tmp_path / 'configs').symlink_to(root / 'configs')
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, 'own_pictures.md', 'exec'), {})
-    for script, given in (
-        ('tools/train_own.py', f'{words} --epochs 1 --batch-size 60'),
-        (demo, shown),
-    ):
-        monkeypatch.setattr(sys, 'argv', [script, *shlex.split(given)])
-        runpy.run_path(str(root / script), run_name='__main__')
+    exec(compile(pictures, 'own_pictures.md', 'exec'), {})
+    script = 'tools/train_own.py'
+    few = shlex.split(f'{words} --epochs 1 --batch-size 60')
+    monkeypatch.setattr(sys, 'argv', [script, *few])
+    runpy.run_path(str(root / script), run_name='__main__')
     assert (tmp_path / 'work_dirs/own/digits/lora.html').is_file()
-    assert 'digit_' in capsys.readouterr().out
+    capsys.readouterr()
+    assert predict == 'predict'
+    main(shlex.split(shown))
+    assert capsys.readouterr().out.count('%  digit_') == 3
+    exec(compile(use, 'own_pictures.md', 'exec'), {})
+    assert capsys.readouterr().out.count("name='digit_") == 3

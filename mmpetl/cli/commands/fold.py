@@ -8,7 +8,9 @@ Examples:
 Without building the model, from the base weights as they are called in the backbone:
     mmpetl fold deltas/svhn_lora.safetensors folded/svhn.pth --base ViT-B_16.pth
 
-A folder, a checkpoint and a delta know their config. Which methods fold:
+A folder, a checkpoint and a delta know their config. A classifier on a trunk of timm
+becomes a checkpoint of timm's own model, and the line that loads it is printed. Which
+methods fold:
     mmpetl fold --list
 """
 
@@ -83,7 +85,13 @@ def make_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    from mmpetl.apis import cli_errors, fold_checkpoint, open_run
+    from mmpetl.apis import (
+        cli_errors,
+        fold_checkpoint,
+        load_line,
+        open_run,
+        read_delta,
+    )
 
     with cli_errors():
         config, delta = None, args.delta
@@ -93,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint, plain = fold_checkpoint(
             config, delta, args.out, args.safetensors, args.base
         )
+        model = config.model if config else read_delta(delta).meta.get('model')
+        line = load_line(model or {}, checkpoint)
     print(f'{checkpoint}: weights that need no mmpetl')
+    if line:
+        print(line)
     if plain:
         print(f'{plain}: their config')

@@ -4,16 +4,20 @@ Examples:
     mmpetl predict zoo/digits_lora
     mmpetl predict work_dirs/lora/vtab/cifar100 picture.jpg
     mmpetl predict deltas/ade20k_mona.safetensors scene.jpg --opacity 0.5
+    mmpetl predict work_dirs/own/flowers holiday/ --out found/
 
 A run is its folder, a checkpoint (.pth), a published delta (.safetensors), or a delta
 of the zoo (zoo/NAME) or of the hub (hub://USER/NAME); they know their config, which
 says whether pictures are classified, segmented or searched for things, or videos
-classified. A delta of the zoo may bring an example, for where no file is named.
+classified. A folder stands for the pictures at any depth in it. A delta of the zoo may
+bring an example, for where no file is named.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmpetl.cli.arguments import add_config_options, runs
 from mmpetl.cli.parsing import CommandParser, suggests
@@ -27,9 +31,11 @@ def make_parser() -> CommandParser:
         'run', help='folder of a run, checkpoint, published delta, or zoo/NAME'
     )
     suggests(run, runs)
-    parser.add_argument('inputs', nargs='*', metavar='FILE', help='picture or video')
+    parser.add_argument(
+        'inputs', nargs='*', metavar='FILE', help='picture, video or folder'
+    )
     parser.add_argument('--config', help='config of the run, where it has another')
-    parser.add_argument('--out', help='file to write, for one input')
+    parser.add_argument('--out', help='file to write; of several, a folder')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--topk', type=int, help='classes to show (5)')
     parser.add_argument(
@@ -40,14 +46,54 @@ def make_parser() -> CommandParser:
     return parser
 
 
+def files_of(inputs: Sequence[str]) -> list[Path]:
+    """The files that are named, and the pictures at any depth in folders.
+
+    Raises:
+        PETLError: A folder holds no picture.
+    """
+    from mmpetl.core import PETLError
+    from mmpetl.datasets.image_list import SUFFIXES
+
+    found = []
+    for named in map(Path, inputs):
+        if not named.is_dir():
+            found.append(named)
+            continue
+        inside = sorted(named.rglob('*'))
+        pictures = [
+            path
+            for path in inside
+            if path.suffix.lower() in SUFFIXES
+            and path.is_file()
+            and not path.name.startswith('.')
+        ]
+        if not pictures:
+            raise PETLError(f'{named} holds no picture ({", ".join(SUFFIXES)})')
+        found += pictures
+    return found
+
+
+def stems_of(files: Sequence[Path]) -> list[str]:
+    """A name for each file: its stem, with folders in front where stems are equal."""
+    counts = Counter(file.stem for file in files)
+    whole = ['_'.join(p for p in file.parts if p.strip('./\\')) for file in files]
+    return [
+        file.stem if counts[file.stem] == 1 else name.replace('.', '_')
+        for file, name in zip(files, whole, strict=True)
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.out and len(args.inputs) > 1:
-        parser.error('--out names one file; leave it out for several inputs')
     if not args.inputs and not args.run.startswith('zoo'):
         parser.error(NO_FILE)
-    from mmpetl.apis import cli_errors, init_model, open_run, show_file
+    out = Path(args.out) if args.out else None
+    of_several = len(args.inputs) > 1 or any(Path(p).is_dir() for p in args.inputs)
+    if out and of_several and out.suffix and not out.is_dir():
+        parser.error(f'--out names one file, {out}; of several it is a folder')
+    from mmpetl.apis import cli_errors, init_model, open_run, show_file, shown_name
     from mmpetl.apis.names import find_in_zoo
     from mmpetl.apis.zoo import bring_example
 
@@ -62,15 +108,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.inputs:
             args.inputs = [bring_example(*in_zoo)]
             print(f'example: {args.inputs[0]}')
+        files = files_of(args.inputs)
+        if out and of_several:
+            out.mkdir(parents=True, exist_ok=True)
         run = open_run(args.run, args.config, args.cfg_options)
         model = init_model(run.config, run.weights, args.device)
-        for file in args.inputs:
-            out, lines = show_file(
+        for file, stem in zip(files, stems_of(files), strict=True):
+            name = shown_name(model, stem)
+            written, lines = show_file(
                 model,
                 file,
-                args.out,
+                name if out is None else out / name if out.is_dir() else out,
                 topk=args.topk,
                 threshold=args.threshold,
                 opacity=args.opacity,
             )
-            print(*lines, f'written to {out}', sep='\n')
+            heading = [f'{file}:'] if len(files) > 1 else []
+            print(*heading, *lines, f'written to {written}', sep='\n', flush=True)

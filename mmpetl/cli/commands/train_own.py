@@ -77,7 +77,10 @@ def say(line: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Divide, choose, train, and write the page."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if Path(args.method).exists() and not Path(args.data).exists():
+        parser.error(f'the method comes first: {args.data} {args.method}')
     from mmpetl.apis.run import choose_device, cli_errors
 
     with cli_errors(of_run=True):

@@ -45,6 +45,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """Columns of a CSV by what they hold, and the names that each may bear."""
 
+DELIMITERS = (',', ';', '\t')
+
 SHOWN = 5
 """How many files or classes an error names; it counts the others."""
 
@@ -184,7 +186,7 @@ def _of_folder(root: Path) -> Found:
 def folders(root: Path) -> list[Path]:
     """Folders of a folder that are not hidden, by name."""
     return sorted(
-        path for path in root.iterdir() if path.is_dir() and path.name[0] != '.'
+        path for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name)
     )
 
 
@@ -205,26 +207,33 @@ def _of_classes(
     """Pictures of the class folders of a folder; other files are counted by suffix."""
     loose = sorted(path.name for path in folder.iterdir() if is_picture(path))
     if loose:
+        where = 'beside its class folders' if folders(folder) else 'and no class folder'
         raise PETLError(
-            f"'{folder}' has {len(loose)} pictures beside its class folders "
-            f'({some(loose)}); move each into the folder of its class.'
+            f"'{folder}' has {len(loose)} pictures {where} "
+            f'({some(loose)}); move each into a folder of the name of its class, or '
+            'name class and picture in a CSV.'
         )
     for entry in folders(folder):
         files = [path for path in sorted(entry.rglob('*')) if path.is_file()]
-        files = [p for p in files if not _is_hidden(p.relative_to(entry))]
+        files = [
+            p for p in files if not any(map(_is_hidden, p.relative_to(entry).parts))
+        ]
         pictures = [path for path in files if is_picture(path)]
         others.update(p.suffix.lower() or p.name for p in files if not is_picture(p))
         if not pictures:
+            kinds = sorted({p.suffix.lower() or p.name for p in files})
+            there = f', but {some(kinds)}' if kinds else ''
             raise PETLError(
-                f"the class folder '{entry}' holds no picture ({', '.join(SUFFIXES)}); "
-                'fill it, or remove it.'
+                f"the class folder '{entry}' holds no picture ({', '.join(SUFFIXES)})"
+                f'{there}; fill it, or remove it.'
             )
         for path in pictures:
             yield Picture(path.relative_to(root).as_posix(), entry.name, part)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(name.startswith('.') for name in path.parts)
+def _is_hidden(name: str) -> bool:
+    """Of no interest to a person: hidden, or what macOS puts beside into archives."""
+    return name.startswith('.') or name == '__MACOSX'
 
 
 def _found(
@@ -246,7 +255,9 @@ def _place(picture: Picture) -> tuple[str, str]:
 
 # ---- CSV -----------------------------------------------------------------------------
 def _of_csv(path: Path) -> Found:
-    reader = csv.DictReader(io.StringIO(read_utf8(path, 'list')), strict=True)
+    text = read_utf8(path, 'list')
+    between = _delimiter(text.partition('\n')[0])
+    reader = csv.DictReader(io.StringIO(text), strict=True, delimiter=between)
     try:
         columns = _columns(path, reader.fieldnames or ())
         rows = [(reader.line_num, row) for row in reader]
@@ -289,6 +300,21 @@ def _of_csv(path: Path) -> Found:
     return Found(path.parent, 'CSV', tuple(found), tuple(notes))
 
 
+def _delimiter(first: str) -> str:
+    """What stands between the columns: spreadsheets also write semicolons and tabs.
+
+    Args:
+        first: The first line.
+    """
+    known = {name for names in COLUMNS.values() for name in names}
+
+    def named(between: str) -> int:
+        cells = (cell.strip().strip('"').lower() for cell in first.split(between))
+        return sum(cell in known for cell in cells)
+
+    return max(DELIMITERS, key=named)
+
+
 def _columns(path: Path, there: Iterable[str]) -> dict[str, str]:
     """Name of the column by what it holds."""
     by_name = {name.strip().lower(): name for name in there if name}
@@ -299,8 +325,9 @@ def _columns(path: Path, there: Iterable[str]) -> dict[str, str]:
             found[kind] = name
         elif kind != 'split':
             raise PETLError(
-                f'{path} has no column {" or ".join(names)}; its first line names '
-                f'{", ".join(by_name) or "nothing"}.'
+                f'{path} has no column {" or ".join(names)}; its first line, which '
+                f'names the columns (path,label), says '
+                f'{", ".join(n.strip() for n in there if n) or "nothing"}.'
             )
     return found
 

@@ -1,0 +1,118 @@
+"""A run on own pictures, used: found by its names, predicted, a model of timm again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS
+from painted import COLOURS, paint
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+import mmpetl.models  # noqa: F401  registers TimmBackbone
+from mmpetl.apis import fold_checkpoint, init_model, load_line, open_run, predict_image
+from mmpetl.apis.timm_folding import as_timm
+from mmpetl.core import PETLError
+from mmpetl.own import prepare, train_own
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """LoRA on a ViT of timm that crops, from a file named below the working folder."""
+    folder = tmp_path_factory.mktemp('used')
+    torch.save(timm.create_model('test_vit').state_dict(), folder / 'mine.pth')
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        task = prepare(
+            paint(folder / 'colours', 5),
+            backbone='timm/test_vit',
+            weights='mine.pth',
+            epochs=1,
+            augmentation='none',
+        )
+        return train_own(task, 'lora')
+    finally:
+        os.chdir(before)
+
+
+def scores(name: Path, picture: Path) -> dict[str, float]:
+    found = open_run(name)
+    model = init_model(found.config, found.weights, 'cpu')
+    return {one.name: one.score for one in predict_image(model, picture)}
+
+
+def test_folder_config_and_delta_name_one_run(run, tmp_path, monkeypatch):
+    """From anywhere, though the file of the base has no name that is looked for."""
+    monkeypatch.chdir(tmp_path)
+    folder, picture = run.task.folder, run.task.root / 'red' / '00.png'
+    folder = run.task.root.parent / folder
+    names = (folder, folder / run.config.name, folder / run.delta.name)
+    one, *others = (scores(name, picture) for name in names)
+    assert one.keys() == COLOURS.keys()
+    assert all(other == one for other in others)
+
+
+def test_folded_it_is_a_model_of_timm(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.task.root.parent)
+    picture = run.task.root / 'green' / '01.png'
+    wanted = scores(run.task.folder, picture)
+    found = open_run(run.task.folder)
+    out, config = fold_checkpoint(found.config, found.weights, tmp_path / 'mine.pth')
+    assert config is None
+    model = eval(load_line(found.config.model, out), {'timm': timm}).eval()
+    transform = create_transform(**resolve_model_data_config(model))
+    with Image.open(picture) as opened, torch.no_grad():
+        got = model(transform(opened)[None])[0].softmax(0)
+    for name, score in zip(run.task.splits.classes, got.tolist(), strict=True):
+        assert score == pytest.approx(wanted[name], abs=1e-5)
+
+
+def test_several_runs_in_a_folder_are_named(run, tmp_path):
+    for name in ('lora', 'ssf'):
+        (tmp_path / f'{name}.py').write_text('')
+    with pytest.raises(PETLError, match=r'holds 2 configs: lora\.py, ssf\.py; one is'):
+        open_run(tmp_path)
+    with pytest.raises(PETLError, match=r'no delta lora\.safetensors beside it'):
+        open_run(tmp_path / 'lora.py')
+
+
+def test_the_page_needs_no_checkout(run):
+    from mmpetl.own import write_page
+
+    assert '<code>mmpetl predict ' in write_page(run).read_text(encoding='utf-8')
+
+
+def classifier(name: str) -> dict:
+    trunk = {'type': 'mmpetl.TimmBackbone', 'model_name': name}
+    width = MODELS.build(trunk).feature_dims
+    head = {'type': 'mmpretrain.LinearClsHead', 'num_classes': 3, 'in_channels': width}
+    return {'type': 'mmpretrain.ImageClassifier', 'backbone': trunk, 'head': head}
+
+
+@pytest.mark.parametrize('name', ['test_convnext', 'test_resnet', 'test_efficientnet'])
+def test_a_head_is_the_classifier_of_timm(name):
+    model = classifier(name)
+    built = MODELS.build(model).eval()
+    torch.nn.init.normal_(built.head.fc.weight)
+    model['head']['type'] = 'LinearClsHead'
+    plain = timm.create_model(name, num_classes=3).eval()
+    plain.load_state_dict(as_timm(built.state_dict(), model))
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), built(x, mode='tensor'))
+
+
+def test_a_model_of_two_classifiers_is_refused():
+    model = classifier('deit_tiny_distilled_patch16_224')
+    model['head']['type'] = 'LinearClsHead'
+    with torch.device('meta'):
+        built = timm.create_model(model['backbone']['model_name'], num_classes=0)
+    state = {f'backbone.timm_model.{k}': v for k, v in built.state_dict().items()}
+    state['head.fc.weight'] = torch.zeros(3, 192)
+    with pytest.raises(PETLError, match='has no single linear classifier'):
+        as_timm(state, model)
