@@ -207,7 +207,7 @@ class PETLTimeSformer(BackboneHost, TimeSformer):
         frames = x.transpose(1, 2).flatten(0, 1)
         maps = projection(frames)
         grid = numbers(maps.shape[2:])
-        ctx = Context(grid if folded else (int(x.shape[2]), *grid))
+        ctx = self.new_context(grid if folded else (int(x.shape[2]), *grid))
         ctx.frames = int(x.shape[2]) if folded else 1
         ctx.images = frames if folded else x
         tokens, cells = math.prod(ctx.grid), math.prod(grid)
