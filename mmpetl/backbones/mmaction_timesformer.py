@@ -136,6 +136,9 @@ class PETLBaseTransformerLayer(BlockHost, bricks.BaseTransformerLayer):
     # A method of BlockHost has the name of the list that paths lead through.
     norms = property(lambda self: self._modules['norms'])
 
+    def attention_norm(self) -> nn.Module:
+        return self.norms[0]
+
     @property
     def divided(self) -> bool:
         """Whether space and time have an attention each."""

@@ -319,6 +319,10 @@ class BlockHost(Host):
         """The norms of attention and of the feed-forward network."""
         return self.norm1, self.norm2
 
+    def attention_norm(self) -> nn.Module:
+        """The first of :meth:`norms`."""
+        return self.norms()[0]
+
     def grid_behind(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Grid of what leaves, where a block pools another than that of its input."""
         return grid
@@ -618,7 +622,7 @@ class BlockHost(Host):
             ctx: Facts of this forward pass.
             entering: What is made of the normed sequence in front of the projections.
         """
-        norm, _ = self.norms()
+        norm = self.attention_norm()
         h = x if self.post_norm else self.through('norm1', norm, x, ctx)
         y = self.attended(h if entering is None else entering(h), ctx)
         return self.through('norm1', norm, y, ctx) if self.post_norm else y

@@ -40,4 +40,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = init_model(run.config, run.weights, 'cpu')
         part = part_of(model, args.module)
         folder = save_peft(part, args.out, args.slot, args.base_model)
-    print(f'{folder}: an adapter for {type(part).__name__}, paths as in it')
+    name = type(part).__name__.removeprefix('PETL')
+    print(f'{folder}: an adapter for {name}, paths as in it')
