@@ -16,6 +16,7 @@ EXTRAS = (
     'transformers',
     'peft',
     'onnx',
+    'notebooks',
 )
 SHIPPED = (
     'configs/**/*.py',

@@ -14,8 +14,10 @@ import pytest
 
 OPTIONAL = (
     'accelerate',
+    'ipykernel',
     'lightning',
     'mkdocs',
+    'nbclient',
     'onnxruntime',
     'openTSNE',
     'optuna',

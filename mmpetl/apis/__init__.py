@@ -26,6 +26,8 @@ _HOMES = {
     'from_pretrained': 'hub',
     'model_card': 'hub',
     'push_to_hub': 'hub',
+    'export_onnx': 'onnx_files',
+    'import_peft': 'peft_runs',
     'count_config': 'counting',
     'count_pairs': 'counting',
     'fold_checkpoint': 'folding',

@@ -42,7 +42,7 @@ from mmpetl.core import (
 )
 from mmpetl.core.boundary import read_json, regular_file
 from mmpetl.core.delta_file import method_name, methods_of, read_delta_file, write_all
-from mmpetl.models.weights import find_known
+from mmpetl.models.weights import KNOWN_FILES
 
 CARD = 'README.md'
 PICTURES = ('.png', '.jpg', '.jpeg')
@@ -225,7 +225,7 @@ def _base_of(
     timm records a licence with every model, with or without its weights; it counts
     where the base was said to be that very one.
     """
-    known = find_known(facts['base']) if facts.get('base') else None
+    known = next((k for k in KNOWN_FILES if k.name == facts.get('base')), None)
     licence = licence or (known.licence if known else None)
     for part in model.modules() if base and not licence else ():
         config = getattr(part, 'pretrained_cfg', None)

@@ -16,7 +16,7 @@ from mmpetl.apis.delta import (
     read_plain,
 )
 from mmpetl.apis.names import is_named, locate
-from mmpetl.apis.runs import open_run
+from mmpetl.apis.runs import Run, open_run
 from mmpetl.config.load import as_config, load_config
 from mmpetl.core import PETLError, find_injected
 from mmpetl.lazy import moved_names
@@ -59,15 +59,47 @@ def init_model(
         run = open_run(config)
         config, delta = run.config, run.weights
     config = as_config(config)
-    model = build_model(config)
+    return _filled(config, delta)[0].to(place)
+
+
+def filled_model(run: Run) -> tuple[nn.Module, dict[str, float]]:
+    """The model of a run as :func:`init_model` gives it, and the figures on record.
+
+    Args:
+        run: A run, of :func:`mmpetl.apis.open_run`.
+    """
+    return _filled(run.config, run.weights)
+
+
+def part_of(model: nn.Module, path: str) -> nn.Module:
+    """The part of a model at a path, all of it at an empty one.
+
+    Raises:
+        PETLError: There is no such part.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        names = ', '.join(name for name, _ in model.named_children())
+        raise PETLError(
+            f'{type(model).__name__} has no part {path!r}; it has: {names}'
+        ) from None
+
+
+def _filled(
+    config: Any, delta: str | os.PathLike | None
+) -> tuple[nn.Module, dict[str, float]]:
+    """Model and figures of a config and its delta."""
+    model, metrics = build_model(config), {}
     known = dataset_meta(config)
     if delta is not None and find_injected(model):
-        known = {**known, **fill_from(model, delta).dataset}
+        read = fill_from(model, delta)
+        known, metrics = {**known, **read.dataset}, read.metrics
     elif delta is not None:
         known = {**known, **_load_plain(model, locate(delta))}
     model.cfg = config
     model.dataset_meta = known
-    return model.to(place)
+    return model, metrics
 
 
 def open_model(

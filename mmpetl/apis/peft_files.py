@@ -106,7 +106,10 @@ def peft_types() -> dict[str, list[str]]:
 
 
 def load_peft(
-    model: nn.Module, folder: str | os.PathLike, slot: str | None = None
+    model: nn.Module,
+    folder: str | os.PathLike,
+    slot: str | None = None,
+    trunk: str = '',
 ) -> nn.Module:
     """Inject what an adapter of peft says, and fill it with its values.
 
@@ -115,6 +118,8 @@ def load_peft(
             object that ``peft.PeftModel.from_pretrained`` would be given.
         folder: The adapter's folder, or one of the two files in it.
         slot: Name of the slot it takes, by default the next number.
+        trunk: Path of the backbone that holds all layers of the adapter, where the
+            model is none that a file describes and its backbone is.
 
     Returns:
         The same object. It computes what peft's model computes, and is as it was where
@@ -135,7 +140,7 @@ def load_peft(
     config = read_json(folder / CONFIG, dict[str, Any], 'config of an adapter')
     tensors = _read_tensors(folder / TENSORS)
     try:
-        return _load(model, config, tensors, slot)
+        return _load(model, config, tensors, slot, model.get_submodule(trunk))
     except PETLError as error:
         raise PETLError(f'{folder}: {error}') from None
 
@@ -145,6 +150,7 @@ def _load(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     slot: str | None,
+    trunk: nn.Module,
 ) -> nn.Module:
     checked(dict(config), Entries, CONFIG)
     cls, form = _method_for(config)
@@ -153,7 +159,7 @@ def _load(
     parts = _sorted(tensors, form)
     if not parts.layers:
         raise PETLError(f'no tensor is called like one of {form.kind}')
-    module, site_map = locate(model, cls(), True)
+    module, site_map = locate(trunk, cls(), True)
     prefix = _path_of(model, module)
     chosen, kinds = _chosen(model, module, site_map, prefix, cls, parts.layers)
     layers = [
@@ -168,14 +174,14 @@ def _load(
     paths = [layer.path for layer in layers]
     before = {id(r): set(r.slots) for _, _, r in injections(model)}
     head = _heads(parts.plain, prefix, config)
-    inject(model, method, slot=slot, layers=paths, head=head)
+    inject(trunk, method, slot=slot, layers=paths, head=head)
     try:
         _, record = injection_of(module)
         name = next(n for n in record.slots if n not in before.get(id(record), ()))
         bias = config.get('bias', 'none') or 'none'
         if bias != 'none':
             only = None if bias == 'all' else paths
-            inject(model, _bias_method(), layers=only)
+            inject(trunk, _bias_method(), layers=only)
         for layer in layers:
             site = chosen[layer.name]
             delta = module.get_submodule(f'{site.path}.{name}')

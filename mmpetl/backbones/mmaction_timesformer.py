@@ -136,6 +136,9 @@ class PETLBaseTransformerLayer(BlockHost, bricks.BaseTransformerLayer):
     # A method of BlockHost has the name of the list that paths lead through.
     norms = property(lambda self: self._modules['norms'])
 
+    def attention_norm(self) -> nn.Module:
+        return self.norms[0]
+
     @property
     def divided(self) -> bool:
         """Whether space and time have an attention each."""
@@ -207,7 +210,7 @@ class PETLTimeSformer(BackboneHost, TimeSformer):
         frames = x.transpose(1, 2).flatten(0, 1)
         maps = projection(frames)
         grid = numbers(maps.shape[2:])
-        ctx = Context(grid if folded else (int(x.shape[2]), *grid))
+        ctx = self.new_context(grid if folded else (int(x.shape[2]), *grid))
         ctx.frames = int(x.shape[2]) if folded else 1
         ctx.images = frames if folded else x
         tokens, cells = math.prod(ctx.grid), math.prod(grid)

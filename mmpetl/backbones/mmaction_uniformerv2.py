@@ -114,7 +114,7 @@ class PETLUniFormerV2(BackboneHost, UniFormerV2):
     def embedded(self, x: Tensor) -> tuple[Tensor, Context]:
         """What enters the first block, and the facts of the pass."""
         maps = self.conv1(x)
-        ctx = Context(numbers(maps.shape[3:]))
+        ctx = self.new_context(numbers(maps.shape[3:]))
         ctx.images, ctx.handed = x, self.transformer.T
         tokens = math.prod(ctx.grid)
         y = to_frames(maps)

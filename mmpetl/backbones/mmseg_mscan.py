@@ -142,7 +142,7 @@ class PETLMSCAN(PyramidBackboneHost, MSCAN):
 
     def embedded(self, first: Stage, x: Tensor) -> tuple[Tensor, Context]:
         maps = self.patch_embed1.proj(x)
-        ctx = Context(tuple(maps.shape[2:]), frames=self.clip_frames)
+        ctx = self.new_context(tuple(maps.shape[2:]))
         ctx.images = x
         x = tokens_of(maps)
         return self.after('embed', x, x, ctx), ctx

@@ -78,7 +78,7 @@ class PETLConvNeXt(KeepsBlocks, ConvBackboneHost, ConvNeXt):
         else:
             images = x
             x = self.stem(x)
-            ctx = Context(tuple(x.shape[2:]), frames=self.clip_frames)
+            ctx = self.new_context(tuple(x.shape[2:]))
             ctx.images = images
             x = from_maps(x)
         return self.after('embed', x, x, ctx), ctx

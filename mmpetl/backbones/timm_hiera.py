@@ -138,7 +138,7 @@ class PETLHiera(HieraTrunk, Hiera):
         return (x, maps) if return_intermediates else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head_of(x, Context((x.shape[1],)), pre_logits)
+        return self.head_of(x, self.new_context((x.shape[1],)), pre_logits)
 
     def forward_intermediates(
         self,

@@ -115,7 +115,7 @@ class PETLHieraDet(HieraTrunk, HieraDet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         grid = tuple(x.shape[1:3])
-        x = self.head_of(x.flatten(1, 2), Context(grid), pre_logits)
+        x = self.head_of(x.flatten(1, 2), self.new_context(grid), pre_logits)
         return x if self.head.pool_type else x.unflatten(1, grid)
 
     def forward_intermediates(

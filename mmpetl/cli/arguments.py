@@ -121,6 +121,27 @@ def config_of(args: argparse.Namespace, **more: Any) -> Any:
     )
 
 
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """``--metrics``, which :func:`as_metrics` reads."""
+    parser.add_argument(
+        '--metrics', nargs='+', default=[], metavar='NAME=VALUE', help='for the record'
+    )
+
+
+def as_metrics(pairs: list[str]) -> dict[str, float] | None:
+    """``['accuracy/top1=96.2']`` as a dict; None where there are none."""
+    from mmpetl.core import PETLError
+
+    metrics = {}
+    for pair in pairs:
+        name, _, value = pair.partition('=')
+        try:
+            metrics[name] = float(value)
+        except ValueError:
+            raise PETLError(f'--metrics takes NAME=NUMBER, got {pair!r}') from None
+    return metrics or None
+
+
 def add_launching(parser: argparse.ArgumentParser) -> None:
     """In how many processes, and who starts them."""
     parser.add_argument(

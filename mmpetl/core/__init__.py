@@ -18,7 +18,7 @@ from mmpetl.core.bricks import (
     pools_prompts,
     projections,
 )
-from mmpetl.core.by_sample import run_by_slot
+from mmpetl.core.by_sample import passes_by_slot, run_by_slot
 from mmpetl.core.calibration import (
     Calibrated,
     batch_size,
@@ -263,6 +263,7 @@ __all__ = [
     'owners',
     'padded_grid',
     'parameters_behind',
+    'passes_by_slot',
     'patches_of',
     'places_of',
     'plan_steps',

@@ -46,6 +46,20 @@ class Made(NamedTuple):
     compute: Callable[..., Tensor]
 
 
+class Share(NamedTuple):
+    """The samples of a batch that one slot serves, one behind the other.
+
+    Attributes:
+        slot: Its name, None for the base alone.
+        first: Which of them is the first.
+        count: How many there are.
+    """
+
+    slot: str | None
+    first: int
+    count: int
+
+
 class Context:
     """Facts of one forward pass, handed to every delta.
 
@@ -73,6 +87,9 @@ class Context:
             is. Set while the sites ``tokens`` and ``block`` run.
         silent: Slots whose deltas do not act, for what is run once more; watchers do
             not look on either.
+        shares: Which samples have which slot, where slots share a pass, from the first
+            sample to the last; then no other slot acts, on or off. None where the slots
+            that are on act on all samples.
         affine: ``affine(kind)`` gives the base weights behind a site of the block or
             layer at hand, as an :class:`~mmpetl.core.affine.Affine`: its ``weight`` and
             ``full_bias()`` are frozen and in the dtype of the base, so they go through
@@ -102,6 +119,7 @@ class Context:
         'output_kept',
         'products',
         'rerun',
+        'shares',
         'silent',
     )
 
@@ -120,6 +138,7 @@ class Context:
         self.rerun: Callable[[Tensor, Context], Tensor] | None = None
         self.attend: Callable[..., Tensor] | None = None
         self.silent: frozenset[str] = frozenset()
+        self.shares: tuple[Share, ...] | None = None
         self.affine: Callable[[str], Any] | None = None
         self.made: Made | None = None
         self.output_kept = False
@@ -153,6 +172,7 @@ class Context:
         copy.rerun = self.rerun
         copy.attend = self.attend
         copy.silent = self.silent
+        copy.shares = self.shares
         copy.affine = self.affine
         return copy
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmpetl.core.context import Context, autocasts
+from mmpetl.core.context import Context, Share, autocasts
 from mmpetl.core.errors import PETLError
 
 Features = Tensor | tuple[Tensor, ...]
@@ -159,7 +159,15 @@ class Plug(nn.ModuleDict):
         super().__init__()
         self.off: set[str] = set()
 
-    def active(self) -> list[Delta]:
-        """The deltas that act, in the order of their injection, taps behind."""
+    def active(self, shares: Sequence[Share] | None = None) -> list[Delta]:
+        """The deltas that act, in the order of their injection, taps behind.
+
+        Args:
+            shares: The slots that act, on or off, see :attr:`Context.shares`; watchers
+                do too.
+        """
         acting = [d for slot, d in self._modules.items() if slot not in self.off]
+        if shares is not None:
+            named = {'', *(share.slot for share in shares)}
+            acting = [d for d in self._modules.values() if d.slot in named]
         return sorted(acting, key=lambda delta: delta.taps)

@@ -18,12 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.attention import softmax_attention, spread_bias
-from mmpetl.core.context import Context, has_values, records_gradients
+from mmpetl.core.context import Context, Share, has_values, records_gradients
 from mmpetl.core.delta import Delta, Features
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import check_unmoved, converting
 from mmpetl.core.init_guard import KeptThroughInit
 from mmpetl.core.injection import Injection, deltas_of, find_submodule, wholly
+from mmpetl.core.shares import is_shared, side_by_side
 from mmpetl.core.stack import Rows, Stack, affine_of
 from mmpetl.core.steps import follow_steps
 
@@ -36,31 +37,34 @@ class Host:
 
     _modules: dict[str, Any]
 
-    def plugged(self, kind: str, index: int | None = None) -> list[Delta]:
-        """The active deltas at a site of this module."""
+    def plugged(
+        self, kind: str, index: int | None = None, ctx: Context | None = None
+    ) -> list[Delta]:
+        """The active deltas at a site of this module.
+
+        Args:
+            kind: The site.
+            index: Which of several.
+            ctx: Facts of the forward pass, where there is one.
+        """
         petl = self._modules.get('petl')
         if petl is None:
             return []
         key = kind.replace('.', '_')
         plug = petl._modules.get(key if index is None else f'{key}_{index}')
-        return [] if plug is None else plug.active()
+        if plug is None:
+            return []
+        return plug.active(self.sharing() if ctx is None else ctx.shares)
+
+    def sharing(self) -> tuple[Share, ...] | None:
+        """The :attr:`Context.shares` of a pass that begins here."""
+        return None
 
     def before(
         self, kind: str, x: Features, ctx: Context, index: int | None = None
     ) -> Features:
         """Run the ``before`` ports of a site."""
-        for delta in _heard(self.plugged(kind, index), ctx):
-            if type(delta).before is not Delta.before:
-                ctx.affine = self.base_of if delta.reads_base else _unsaid
-                own = delta.own(x)
-                seen = _versions(own)
-                prefix = ctx.num_prefix
-                given = delta.before(own, ctx)
-                _check_unwritten(delta, 'before', kind, own, seen)
-                if kind in COUNTED:
-                    _check_counted(delta, kind, given, own, ctx.num_prefix - prefix)
-                x = _like(_fitting(delta, 'before', kind, given, x), x)
-        return x
+        return self._run('before', kind, self.plugged(kind, index, ctx), (x,), ctx)
 
     def after(
         self,
@@ -71,7 +75,7 @@ class Host:
         index: int | None = None,
     ) -> Tensor:
         """Run the ``after`` ports of a site, given its input and output."""
-        return self._behind(kind, self.plugged(kind, index), x, y, ctx)
+        return self._run('after', kind, self.plugged(kind, index, ctx), (x, y), ctx)
 
     def affine(self, name: str, kind: str) -> Affine | None:
         """The base weights behind a site of this module, None where it has none."""
@@ -121,29 +125,63 @@ class Host:
 
         See :meth:`Delta.within`. None: there is none, as where there is no module.
         """
-        deltas = _heard(self.plugged(kind, index), ctx)
+        deltas = _heard(self.plugged(kind, index, ctx), ctx)
         shorter = deltas and type(deltas[0]).within is not Delta.within
         if module is None or not shorter or not records_gradients():
+            return None
+        if is_shared(ctx):
             return None
         if isinstance(module, nn.Linear):
             module = Rows.of(module)
         ctx.affine = self.base_of if deltas[0].reads_base else _unsaid
         y = deltas[0].within(module, x, ctx)
-        return None if y is None else self._behind(kind, deltas[1:], x, y, ctx)
+        if y is None:
+            return None
+        return self._run('after', kind, deltas[1:], (x, y), ctx)
 
-    def _behind(
-        self, kind: str, deltas: list[Delta], x: Features, y: Tensor, ctx: Context
-    ) -> Tensor:
-        """Run the ``after`` ports of these deltas."""
-        for delta in _heard(deltas, ctx):
-            if type(delta).after is not Delta.after:
-                ctx.affine = self.base_of if delta.reads_base else _unsaid
-                own = delta.own(x)
-                seen = _versions(own)
-                given = delta.after(own, delta.own(y), ctx)
-                _check_unwritten(delta, 'after', kind, own, seen)
-                y = _like(_fitting(delta, 'after', kind, given, y), y)
-        return y
+    def _run(
+        self,
+        port: str,
+        kind: str,
+        deltas: list[Delta],
+        features: tuple[Features, ...],
+        ctx: Context,
+    ) -> Features:
+        """Run a port of these deltas, one after the other or side by side.
+
+        Args:
+            port: ``before`` or ``after``.
+            kind: Of the site.
+            deltas: What is plugged.
+            features: What the port takes; each delta changes the last of them.
+            ctx: Facts of this forward pass.
+        """
+        none = getattr(Delta, port)
+        acting = [d for d in _heard(deltas, ctx) if getattr(type(d), port) is not none]
+        run = partial(self._run_one, port, kind)
+        if acting and is_shared(ctx):
+            return side_by_side(run, acting, features, ctx)
+        for delta in acting:
+            features = (*features[:-1], run(delta, features, ctx))
+        return features[-1]
+
+    def _run_one(
+        self,
+        port: str,
+        kind: str,
+        delta: Delta,
+        features: tuple[Features, ...],
+        ctx: Context,
+    ) -> Features:
+        ctx.affine = self.base_of if delta.reads_base else _unsaid
+        own = tuple(delta.own(part) for part in features)
+        seen, prefix = _versions(own[0]), ctx.num_prefix
+        given = getattr(delta, port)(*own, ctx)
+        _check_unwritten(delta, port, kind, own[0], seen)
+        if port == 'before' and kind in COUNTED:
+            _check_counted(delta, kind, given, own[0], ctx.num_prefix - prefix)
+        last = features[-1]
+        return _like(_fitting(delta, port, kind, given, last), last)
 
 
 def _unsaid(kind: str) -> Affine:
@@ -369,6 +407,10 @@ class BlockHost(Host):
         """The norms of attention and of the feed-forward network."""
         return self.norm1, self.norm2
 
+    def attention_norm(self) -> nn.Module:
+        """The first of :meth:`norms`."""
+        return self.norms()[0]
+
     def grid_behind(self, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Grid of what leaves, where a block pools another than that of its input."""
         return grid
@@ -436,7 +478,7 @@ class BlockHost(Host):
         x = self.before('attn.qkv', x, ctx)
         rows = ('attn.q', 'attn.k', 'attn.v')
         source = None if kv_source is None else kv_source(x, ctx)
-        apart = any(self.plugged(kind) for kind in rows)
+        apart = any(self.plugged(kind, ctx=ctx) for kind in rows)
         ctx.output_kept = prepare is None
         if qkv.fused and source is None and not apart:
             y = self.within('attn.qkv', qkv.rows[0], x, ctx)
@@ -450,7 +492,7 @@ class BlockHost(Host):
                 ctx.products = None
             else:
                 parts = qkv.parts(x, source)
-            if self.plugged('attn.qkv'):
+            if self.plugged('attn.qkv', ctx=ctx):
                 y = self.after('attn.qkv', x, torch.cat(tuple(parts), dim=-1), ctx)
                 parts = _split(y, qkv.sizes)
         ctx.output_kept = False
@@ -617,11 +659,11 @@ class BlockHost(Host):
         """
         if name != 'ffn' or records_gradients() or not has_values(x):
             return None
-        deltas = _heard(self.plugged('ffn.sum'), ctx)
-        if not deltas or type(deltas[0]).passing is Delta.passing:
+        deltas = _heard(self.plugged('ffn.sum', ctx=ctx), ctx)
+        if not deltas or type(deltas[0]).passing is Delta.passing or is_shared(ctx):
             return None
         inside = ('norm2', 'ffn', 'ffn.fc1', 'ffn.fc2', 'ffn.branch', 'ffn.skip')
-        if any(self.plugged(kind) for kind in inside):
+        if any(self.plugged(kind, ctx=ctx) for kind in inside):
             return None
         if not self.feed_forward().by_token:
             return None
@@ -668,7 +710,7 @@ class BlockHost(Host):
             ctx: Facts of this forward pass.
             entering: What is made of the normed sequence in front of the projections.
         """
-        norm, _ = self.norms()
+        norm = self.attention_norm()
         h = x if self.post_norm else self.through('norm1', norm, x, ctx)
         y = self.attended(h if entering is None else entering(h), ctx)
         return self.through('norm1', norm, y, ctx) if self.post_norm else y
@@ -758,6 +800,20 @@ class BackboneHost(KeepsBase, Host):
         """Run what a user asks for that gives the frozen base other values."""
         converting(self, self._petl, convert)
 
+    def sharing(self) -> tuple[Share, ...] | None:
+        return self._petl.shares
+
+    def new_context(self, grid: tuple[int, ...], num_prefix: int = 0) -> Context:
+        """The facts of a forward pass that begins here.
+
+        Args:
+            grid: Extents of the token grid.
+            num_prefix: Tokens in front of it.
+        """
+        ctx = Context(grid, num_prefix, self.clip_frames)
+        ctx.shares = self.sharing()
+        return ctx
+
     def embed_patches(
         self, projection: nn.Module, norm: nn.Module | None, x: Tensor
     ) -> tuple[Tensor, Context]:
@@ -773,7 +829,7 @@ class BackboneHost(KeepsBase, Host):
         """
         images = x
         x = project(projection, x)
-        ctx = Context(tuple(x.shape[2:]), frames=self.clip_frames)
+        ctx = self.new_context(tuple(x.shape[2:]))
         ctx.images = images
         x = x.flatten(2).transpose(1, 2)
         if self.plugged('embed.proj'):

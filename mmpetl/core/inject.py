@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from mmpetl.core.affine import Affine
-from mmpetl.core.delta import Delta
+from mmpetl.core.delta import Delta, Plug
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.fingerprint import check_unmoved, tensor_digests
 from mmpetl.core.injection import (
     Injection,
+    Kept,
     Slot,
     child_of,
     injections,
@@ -341,7 +342,7 @@ def _free_slot(
     if slot is not None and not _is_slot_name(slot):
         raise PETLError(
             f'a slot cannot be called {slot!r}; it names a module, so take letters, '
-            'digits and underscores, and no name of a method of torch.nn.ModuleDict'
+            'digits and underscores, and no name that modules have for something else'
         )
     for name, other in taken.items():
         there = other.layers, other.blocks
@@ -394,7 +395,7 @@ def _is_slot_name(slot: Any) -> bool:
     return (
         isinstance(slot, str)
         and slot.replace('_', 'a').isalnum()
-        and not hasattr(nn.ModuleDict(), slot)
+        and not any(hasattr(kind(), slot) for kind in (Plug, Kept))
     )
 
 

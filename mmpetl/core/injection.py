@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmpetl.core.context import Share
 from mmpetl.core.delta import Delta, Plug
 from mmpetl.core.errors import PETLError
 from mmpetl.core.method import Method
@@ -81,6 +82,8 @@ class Injection:
     """The base's values of parameters that slots select."""
     converted: dict[str, str] = field(default_factory=dict)
     """Digests after a conversion to another dtype or size, where there was one."""
+    shares: tuple[Share, ...] | None = None
+    """What a pass that begins now hands its deltas as :attr:`Context.shares`."""
     versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Identity and in-place count of frozen tensors when they were last found equal."""
 

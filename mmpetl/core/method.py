@@ -372,6 +372,17 @@ class Method:
         return 1
 
     @property
+    def shares_pass(self) -> bool:
+        """Whether slots of it share a forward pass, each on samples of its own.
+
+        Not where tokens, or keys and values, join those of the trunk, and not where
+        features leave that are wider or more than those of the base.
+        """
+        joined = {'tokens', 'attn.core'} & {*self.targets, *self.optional}
+        wider = type(self).feature_dims is not Method.feature_dims
+        return not (joined or wider) and self.features_per_input == 1
+
+    @property
     def folds(self) -> bool:
         """Whether a tuned backbone can become a plain one."""
         return type(self).fold is not Method.fold

@@ -243,7 +243,7 @@ class PyramidBackboneHost(BackboneHost):
         y = conv(maps)
         ctx.grid = tuple(y.shape[2:])
         y = y.flatten(2).transpose(1, 2)
-        plugged = self.plugged(kind, index)
+        plugged = self.plugged(kind, index, ctx)
         if not (p or plugged):
             return y
         run = partial(F.linear, weight=conv.weight.flatten(1), bias=conv.bias)

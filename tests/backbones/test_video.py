@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import Nothing, bare, base, clone, images, outputs, record
+from tiny import Nothing, bare, base, clone, images, outputs, record, shake_
 from torch import nn
 from trunks.mmaction_timesformer import build as timesformer
 from trunks.mmaction_uniformerv2 import build as uniformerv2
@@ -89,6 +89,17 @@ def test_side_blocks_say_what_to_choose() -> None:
 def test_a_feature_of_other_sequences_is_refused(folded: str) -> None:
     with pytest.raises(PETLError, match='belongs to no sequence of the blocks'):
         inject(base(folded), 'VQT')
+
+
+def test_attention_of_single_frames_runs_again_along_time() -> None:
+    stem = 'mmaction_timesformer_space'
+    model = inject(base(stem), {'type': 'AIM', 'drop_path': 0.0})
+    x = images(stem)
+    with torch.no_grad():
+        assert torch.allclose(model(x), bare(stem)(x), atol=1e-5)
+        assert torch.allclose(model(x.flip(2)), model(x), atol=1e-5)
+        shake_(model)
+        assert not torch.allclose(model(x.flip(2)), model(x), atol=1e-3)
 
 
 def test_norms_and_frames_have_their_roles() -> None:

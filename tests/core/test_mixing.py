@@ -1,8 +1,6 @@
-"""Slots switched together, mixed by weight, and chosen sample by sample."""
+"""Slots switched together, and mixed by weight."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 import timm
@@ -168,40 +166,3 @@ def test_the_same_places_mix_however_they_were_named() -> None:
         shaken(model, name, seed)
     mmpetl.mix(model, {'a': 0.5, 'b': 0.5}, slot='both')
     assert [s.name for s in mmpetl.slots(model) if s.enabled] == ['both']
-
-
-def test_each_sample_has_its_own_slot() -> None:
-    model = vit()
-    methods = {'lora': 'LoRA', 'prompts': {'type': 'VPTDeep', 'num_tokens': 3}}
-    methods |= {'biases': 'BitFit'}
-    for seed, (name, method) in enumerate(methods.items()):
-        mmpetl.inject(model, method, slot=name)
-        mmpetl.set_active(model, name)
-        shaken(model, name, seed)
-    mmpetl.set_active(model, ['lora', 'biases'])
-    slots = ['prompts', None, 'biases', 'lora', 'prompts']
-    x = torch.randn(5, 3, 32, 32)
-    found = mmpetl.run_by_slot(model, x, slots)
-    assert [s.name for s in mmpetl.slots(model) if s.enabled] == ['lora', 'biases']
-    for i, slot in enumerate(slots):
-        mmpetl.set_active(model, [] if slot is None else slot)
-        with torch.no_grad():
-            assert torch.allclose(found[i], model(x[i : i + 1])[0], atol=1e-5), slot
-    assert (found[0] - model(x[:1])[0]).abs().max() < 1e-5
-    with pytest.raises(PETLError, match='5 samples, and 2 slots'):
-        mmpetl.run_by_slot(model, x, ['lora', None])
-    with pytest.raises(PETLError, match=re.escape('no row for each')):
-        mmpetl.run_by_slot(model, x, slots, call=lambda part: model(part).mean(0))
-
-
-def test_parts_of_outputs_come_back_in_order() -> None:
-    model = mmpetl.inject(vit(), 'LoRA', slot='a')
-    x = torch.arange(4.0).view(4, 1)
-
-    def call(part: dict) -> dict:
-        return {'y': (part['x'], None), 'z': [part['x'] + 1]}
-
-    found = mmpetl.run_by_slot(model, {'x': x}, ['a', None, 'a', None], call=call)
-    assert torch.equal(found['y'][0], x)
-    assert found['y'][1] is None
-    assert torch.equal(found['z'][0], x + 1)

@@ -306,7 +306,9 @@ def test_disabled_is_a_context_in_which_the_base_runs() -> None:
     assert [s.enabled for s in mmpetl.slots(model)] == [True, True, False]
 
 
-@pytest.mark.parametrize('name', ['a.b', '', 'keys', 'a b', 3, 'training', 'pop'])
+@pytest.mark.parametrize(
+    'name', ['a.b', '', 'keys', 'a b', 3, 'training', 'pop', 'off', 'put']
+)
 def test_names_that_no_module_can_have_are_refused(name) -> None:
     model = base(VIT)
     with pytest.raises(PETLError, match='a slot cannot be called') as error:

@@ -185,7 +185,8 @@ class TimmPlain(TimmTrunk):
                 'forward_head alone does not know the pass that its features come '
                 'from, which the deltas at `feature` need; call the model as a whole'
             )
-        ctx = Context(tuple(self.patch_embed.grid_size), self.num_prefix_tokens)
+        grid = tuple(self.patch_embed.grid_size)
+        ctx = self.new_context(grid, self.num_prefix_tokens)
         return self.head_of(x, ctx, pre_logits)
 
     def tokens_of(
@@ -231,7 +232,7 @@ class TimmPlain(TimmTrunk):
             pads = [-n % p for n, p in zip(x.shape[2:], embed.patch_size, strict=True)]
             x = F.pad(x, (0, pads[1], 0, pads[0]))
         x = embed.proj(x)
-        ctx = Context(tuple(x.shape[2:]), frames=self.clip_frames)
+        ctx = self.new_context(tuple(x.shape[2:]))
         if embed.flatten and ctx.grid != tuple(embed.grid_size):
             raise PETLError(
                 f'the model takes images of {tuple(embed.img_size)}, got '

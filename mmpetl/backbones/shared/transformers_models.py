@@ -86,7 +86,7 @@ class Pass:
 
     def __init__(self, model: ModelHost) -> None:
         self.model = model
-        self.ctx = Context((), frames=model.clip_frames)
+        self.ctx = model.new_context(())
         self.grids: list[tuple[int, ...]] = []
         self.stream: tuple[Tensor, Tensor] | None = None
 
@@ -425,7 +425,7 @@ class ModelHost(BackboneHost):
         place = record_of(self).site_map.place_of(self, norm)
         index = self.depth - (place != 'vector_norm')
         call = super(Tap, norm).forward
-        return self.through('out.norm', call, x, Context(()), index)
+        return self.through('out.norm', call, x, self.new_context(()), index)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         if _is_saving(sys._getframe(1)):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmpetl.cli.arguments import add_config_options, runs
+from mmpetl.cli.arguments import add_config_options, add_metrics, as_metrics, runs
 from mmpetl.cli.parsing import CommandParser, suggests
 
 
@@ -27,9 +27,7 @@ def make_parser() -> CommandParser:
     )
     suggests(run, runs)
     parser.add_argument('out', help='path without a suffix')
-    parser.add_argument(
-        '--metrics', nargs='+', default=[], metavar='NAME=VALUE', help='for the record'
-    )
+    add_metrics(parser)
     parser.add_argument(
         '--packed',
         action='store_true',
@@ -38,20 +36,6 @@ def make_parser() -> CommandParser:
     )
     add_config_options(parser)
     return parser
-
-
-def as_metrics(pairs: list[str]) -> dict[str, float] | None:
-    """``['accuracy/top1=96.2']`` as a dict; None where there are none."""
-    from mmpetl.core import PETLError
-
-    metrics = {}
-    for pair in pairs:
-        name, _, value = pair.partition('=')
-        try:
-            metrics[name] = float(value)
-        except ValueError:
-            raise PETLError(f'--metrics takes NAME=NUMBER, got {pair!r}') from None
-    return metrics or None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
