@@ -47,7 +47,9 @@ def space_of(method: str, warn: Callable[[str], None]) -> tuple[dict[str, Any], 
     stem = registered_methods()[method].stem()
     path = config_root() / stem / 'search_space.py'
     if path.is_file():
-        return search_space(stem), f'configs/{stem}/search_space.py'
+        # As a journal gives it back: a tuple is a list there.
+        space = json.loads(json.dumps(search_space(stem)))
+        return space, f'configs/{stem}/search_space.py'
     warn(
         f'{method} has no configs/{stem}/search_space.py; learning rate and weight '
         'decay alone are searched, and the records say so'
