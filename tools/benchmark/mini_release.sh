@@ -17,7 +17,7 @@ search() {
 }
 
 search mini/digits 4 "${@:3}"
-search mini/hmdb51 3 "${@:3}"
-search mini/ade20k 3 "${@:3}"
+search mini/hmdb51 2 "${@:3}"
+search mini/ade20k 2 "${@:3}"
 "$PYTHON" "$HERE/verify.py" "$OUT"
 "$PYTHON" "$HERE/release.py" "$OUT" --to "$RELEASE"
