@@ -24,6 +24,10 @@ Runs = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Method to task to seed to score."""
 
 
+DECIMALS = 9
+"""To which scores are told apart."""
+
+
 def shared_tasks(scores: Mapping[str, Mapping[str, object]]) -> list[str]:
     """Tasks that every method has, in the order of the first method."""
     rows = list(scores.values())
@@ -31,13 +35,18 @@ def shared_tasks(scores: Mapping[str, Mapping[str, object]]) -> list[str]:
 
 
 def task_ranks(scores: Scores) -> dict[str, dict[str, float]]:
-    """Rank of each method on each shared task: 1 is best, ties share their mean."""
+    """Rank of each method on each shared task: 1 is best, ties share their mean.
+
+    Means over seeds that differ by less than :data:`DECIMALS` tell are ties: their last
+    digits depend on the order of the sum.
+    """
     from scipy.stats import rankdata
 
     methods = list(scores)
     ranks: dict[str, dict[str, float]] = {method: {} for method in methods}
     for task in shared_tasks(scores):
-        column = rankdata([-scores[method][task] for method in methods])
+        means = [round(scores[method][task], DECIMALS) for method in methods]
+        column = rankdata([-mean for mean in means])
         for method, rank in zip(methods, column, strict=True):
             ranks[method][task] = float(rank)
     return ranks

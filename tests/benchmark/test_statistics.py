@@ -54,6 +54,13 @@ def test_mean_ranks_are_those_of_demsar():
     assert ranks == pytest.approx(printed, abs=5e-4)
 
 
+def test_means_that_differ_by_the_order_of_their_sum_tie():
+    one, other = (0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3
+    assert one != other
+    ranks = mean_ranks({'a': {'t': one}, 'b': {'t': other}, 'c': {'t': 0.1}})
+    assert ranks == {'a': 1.5, 'b': 1.5, 'c': 3.0}
+
+
 def test_friedman_is_that_of_demsar_corrected_for_ties():
     test = friedman(demsar())
     # Printed: 9.28, without the correction. Ties: two pairs of two, one more pair, and

@@ -31,7 +31,8 @@ function ranksOf(scores, order, out) {
   order.sort((a, b) => scores[b] - scores[a]);
   for (let i = 0; i < order.length;) {
     let j = i;
-    while (j + 1 < order.length && scores[order[j + 1]] === scores[order[i]]) j += 1;
+    // Means of equal seeds differ in the last digits by the order of their sum.
+    while (j + 1 < order.length && scores[order[i]] - scores[order[j + 1]] < 5e-10) j += 1;
     for (let k = i; k <= j; k += 1) out[order[k]] += (i + j) / 2 + 1;
     i = j + 1;
   }
