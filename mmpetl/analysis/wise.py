@@ -51,7 +51,7 @@ class Scaled(Delta):
     def __init__(self, delta: Delta, alpha: float) -> None:
         super().__init__()
         self.delta = delta
-        self.taps = delta.taps
+        self.taps, self.reads_base = delta.taps, delta.reads_base
         self.alpha = alpha
         self.dtype = delta.dtype  # in which features are handed to it
 

@@ -458,10 +458,9 @@ def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     if facts['fingerprint'] != here['fingerprint']:
         todo = 'load the base that the delta was made on'
         if not facts['base']:
-            todo = (
-                'load its values where they were saved; where they were drawn, the '
-                "seed of the run draws them again (randomness.seed=N; the run's log "
-                'says it)'
+            todo += (
+                '; where its values were drawn, the seed of the run draws them again '
+                "(randomness.seed=N; the run's log says it)"
             )
         raise PETLError(
             f'the delta was made on the base {facts["base"] or "(no name)"} '
