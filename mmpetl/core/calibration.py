@@ -106,6 +106,25 @@ def one_epoch(
     yield from loader
 
 
+def _preprocessed(model: nn.Module, batch: Any) -> tuple[Tensor, list[Any]]:
+    """Inputs and samples of a batch of OpenMMLab as its model is tested on them.
+
+    Pictures of several sizes are filled up to the largest, as mmdet does: mmseg stacks
+    those of one size alone.
+    """
+    sizes = {picture.shape for picture in batch['inputs']}
+    parts = [batch] if len(sizes) == 1 else one_by_one(batch)
+    found = [model.data_preprocessor(part, False) for part in parts]
+    inputs = [part['inputs'] for part in found]
+    samples = [s for part in found for s in part.get('data_samples') or []]
+    if len(inputs) > 1:
+        height, width = (max(x.shape[side] for x in inputs) for side in (-2, -1))
+        inputs = [
+            F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in inputs
+        ]
+    return torch.cat(inputs), samples
+
+
 def inputs_and_labels(
     model: nn.Module, module: nn.Module, batch: Any
 ) -> tuple[Tensor, Tensor | None]:
@@ -121,8 +140,7 @@ def inputs_and_labels(
         (B, ...) and (B,) integers. Clips of one video count as inputs of their own.
     """
     if hasattr(model, 'data_preprocessor'):
-        data = model.data_preprocessor(batch, False)
-        inputs, samples = data['inputs'], data.get('data_samples') or []
+        inputs, samples = _preprocessed(model, batch)
         labels = [getattr(sample, 'gt_label', None) for sample in samples]
         # A sample may have no label, or several; dense ones have maps and boxes.
         single = labels and all(t is not None and t.numel() == 1 for t in labels)
