@@ -151,7 +151,32 @@ def read_plan(name: str | os.PathLike, **changes: Any) -> Plan:
     asked = {key: value for key, value in changes.items() if value is not None}
     if 'recipes' in asked:
         asked |= _narrowed(plan, asked['recipes'])
+    for key in ('include', 'exclude'):
+        if key not in asked and getattr(plan, key):
+            asked[key] = _filters(getattr(plan, key), plan, asked)
     return parse_plan(data | asked, str(path))
+
+
+def _filters(
+    filters: Iterable[str], plan: Plan, asked: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Filters that fit what is asked for, or nothing of the whole plan either."""
+    whole, some = (
+        [
+            (method, methods_family(method), recipe)
+            for method in choose_methods(methods)
+            for recipe in choose_recipes(recipes)
+        ]
+        for methods, recipes in (
+            (plan.methods, plan.recipes),
+            (asked.get('methods', plan.methods), asked.get('recipes', plan.recipes)),
+        )
+    )
+
+    def fits(pattern: str, pairs: Iterable[tuple[str, str, str]]) -> bool:
+        return any(matches(pattern, *pair) for pair in pairs)
+
+    return tuple(f for f in filters if fits(f, some) or not fits(f, whole))
 
 
 def _narrowed(plan: Plan, patterns: Iterable[str]) -> dict[str, Any]:

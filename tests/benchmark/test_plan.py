@@ -124,16 +124,19 @@ def test_what_is_said_of_a_method_on_some_recipes_goes_before_what_is_said_of_it
 def test_some_recipes_of_a_plan_take_along_what_is_said_of_them(tmp_path: Path) -> None:
     path = tmp_path / 'two.yaml'
     path.write_text(
-        'methods: [OFT]\nrecipes: [mini/digits, mini/textures]\n'
+        'methods: [OFT, LoRA]\nrecipes: [mini/digits, mini/textures]\n'
         'recipe_options: {mini/digits: {train_cfg.max_epochs: 2}, mini/t*: {}}\n'
         'settings: {OFT@mini/textures: {block_size: 8}}\n'
+        'exclude: [LoRA@mini/textures]\n'
     )
     plan = read_plan(path, recipes=['mini/digits'])
     assert list(plan.recipe_options) == ['mini/digits']
     assert not plan.settings
-    assert len(resolve(plan).jobs) == 1
+    assert not plan.exclude
+    assert len(resolve(plan).jobs) == 2
     assert read_plan(path).settings
-    assert len(resolve(read_plan(path)).jobs) == 2
+    assert len(resolve(read_plan(path)).jobs) == 3
+    assert len(resolve(read_plan(path, methods=['OFT'])).jobs) == 2
     path.write_text(path.read_text().replace('OFT@mini/textures', 'OFT@mini/texture'))
     for recipes in (None, ['mini/digits']):
         with pytest.raises(PETLError, match="'OFT@mini/texture', which is no recipe"):
