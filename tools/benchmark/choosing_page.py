@@ -42,6 +42,7 @@ BUDGETS = (5_000, 20_000, 100_000, None)
 """Trainable parameters of the mini ViT by which the toy records are cut."""
 
 NUM_FIRST = 5
+MOST_ROWS = 8
 
 
 def costs(rows: list[dict[str, Any]]) -> str:
@@ -92,8 +93,26 @@ def answers(records: list[Record], cards: Any) -> str:
     parts = []
     for question, limits in QUESTIONS:
         parts.append(f'### {question}')
-        parts += [choice_text(c, limits) for c in choose(records, limits, cards)]
+        parts += [
+            _shortened(choice_text(c, limits)) for c in choose(records, limits, cards)
+        ]
     return '\n\n'.join(part.strip() for part in parts)
+
+
+def _shortened(text: str) -> str:
+    """A choice whose tables show their first rows alone."""
+    lines: list[str] = []
+    rows = 0
+    for line in text.splitlines():
+        if not line.startswith('| '):
+            if rows > MOST_ROWS + 2:
+                lines.append(f'\n{rows - MOST_ROWS - 2} more follow.')
+            rows = 0
+        else:
+            rows += 1
+        if rows <= MOST_ROWS + 2:
+            lines.append(line)
+    return '\n'.join(lines)
 
 
 def page(out: Path | None) -> str:

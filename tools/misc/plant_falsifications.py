@@ -124,9 +124,12 @@ def main() -> None:
 
 def plant_all(out: Path, seed: int) -> int:
     """Number of plants that were not found."""
+    from mmengine.logging import MMLogger
+
     from mmpetl.benchmark.verify import verify_run
     from mmpetl.core import PETLError
 
+    MMLogger.get_current_instance().setLevel('ERROR')
     runs = runs_of(out)
     if len(runs) < 2:
         raise PETLError(f'{out} has final runs of {len(runs)} methods; 2 are needed')
