@@ -138,7 +138,7 @@ def release(
     _check_states(states, unverified)
     part = to.with_name(f'{to.name}.{os.getpid()}.part')
     try:
-        _fill(out, part, records)
+        _fill(out, part, records, name)
         index = Index(
             FORMAT,
             name,
@@ -176,7 +176,7 @@ def _commands(folder: str) -> list[str]:
     ]
 
 
-def _fill(out: Path, part: Path, records: Iterable[Record]) -> None:
+def _fill(out: Path, part: Path, records: Iterable[Record], name: str) -> None:
     """Copy what is handed on, and make tables and page of it."""
     store = RecordStore(out)
     for record in records:
@@ -189,7 +189,7 @@ def _fill(out: Path, part: Path, records: Iterable[Record]) -> None:
         for path in sorted((out / folder).rglob('*')):
             if path.suffix in KINDS and 'cells' not in path.parts:
                 _copy(path, part / path.relative_to(out))
-    _write_views(part)
+    _write_views(part, name)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -199,7 +199,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_views(folder: Path) -> None:
+def _write_views(folder: Path, name: str) -> None:
     """Tables and page, from the records of the release itself."""
     from mmpetl.benchmark.render import render
     from mmpetl.benchmark.report import write_report
@@ -212,7 +212,7 @@ def _write_views(folder: Path) -> None:
     for form in ('md', 'csv'):
         text = '\n'.join(render(table, form) for table in tables)
         (folder / f'tables.{form}').write_text(text, encoding='utf-8')
-    write_report(folder)
+    write_report(folder, title=name)
 
 
 def _entries(folder: Path) -> dict[str, Entry]:

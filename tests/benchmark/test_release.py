@@ -60,6 +60,8 @@ def test_a_release_has_every_file_in_its_index(tmp_path: Path) -> None:
     assert {'report.html', 'tables.md', 'tables.csv'} <= names
     assert not any('console' in n or n.endswith('.pth') or 'ssf' in n for n in names)
     assert '71.00' in (to / 'tables.md').read_text()
+    page = (to / 'report.html').read_text(encoding='utf-8')
+    assert '<h1>mini 1.0</h1>' in page
     assert 'Verified: 2 of 2 runs' in (to / 'tables.md').read_text()
     assert len(RecordStore(to).all()) == 2
     assert not list(tmp_path.glob('*.part'))
