@@ -274,7 +274,7 @@ def measure(task: Task, folder: Path) -> Record:
     config = copy.deepcopy(asked)
     config._format_python_code = False  # nobody reads its text
     config.pop('phases', None)
-    config.experiment_name = f'{folder.name}-{os.getpid()}'
+    config.experiment_name = folder.name
     config.resume = False
     phases = ('train', 'val', 'test')
     if task.like and _calibrated(task, task.like[-1]) is not None:

@@ -9,7 +9,6 @@ repeated.
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -52,8 +51,6 @@ __getattr__, __dir__ = moved_names(
         'work': 'mmpetl.benchmark.worker',
     },
 )
-
-_runs = itertools.count()
 
 CHECKPOINTS_MB_PER_S = 4.0
 """What checkpoints of a job may write on average, beside its first and its last."""
@@ -277,7 +274,7 @@ def prepare(config: Any, folder: Path) -> Any:
     from mmpetl.engine.latest import newest_checkpoint
 
     config = copy.deepcopy(config)
-    config.experiment_name = f'{folder.name}-{os.getpid()}-{next(_runs)}'
+    config.experiment_name = folder.name
     config.resume = newest_checkpoint(folder)[0] is not None
     if config.resume:
         config.load_from = None

@@ -149,57 +149,44 @@ def read_plan(name: str | os.PathLike, **changes: Any) -> Plan:
     data = {'name': path.stem, **data}
     plan = parse_plan(data, str(path))
     asked = {key: value for key, value in changes.items() if value is not None}
-    if 'recipes' in asked:
-        asked |= _narrowed(plan, asked['recipes'])
-    for key in ('include', 'exclude'):
-        if key not in asked and getattr(plan, key):
-            asked[key] = _filters(getattr(plan, key), plan, asked)
+    if asked.keys() & {'methods', 'recipes'}:
+        asked = _narrowed(plan, asked) | asked
     return parse_plan(data | asked, str(path))
 
 
-def _filters(
-    filters: Iterable[str], plan: Plan, asked: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Filters that fit what is asked for, or nothing of the whole plan either."""
-    whole, some = (
-        [
+def _narrowed(plan: Plan, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan says of the pairs that are asked for, and of others not at all.
+
+    What fits no pair of the whole plan stays: :func:`resolve` names it.
+    """
+
+    def pairs(methods: Iterable[str], recipes: Iterable[str]) -> list[tuple[str, ...]]:
+        return [
             (method, methods_family(method), recipe)
             for method in choose_methods(methods)
             for recipe in choose_recipes(recipes)
         ]
-        for methods, recipes in (
-            (plan.methods, plan.recipes),
-            (asked.get('methods', plan.methods), asked.get('recipes', plan.recipes)),
-        )
-    )
 
-    def fits(pattern: str, pairs: Iterable[tuple[str, str, str]]) -> bool:
-        return any(matches(pattern, *pair) for pair in pairs)
-
-    return tuple(f for f in filters if fits(f, some) or not fits(f, whole))
-
-
-def _narrowed(plan: Plan, patterns: Iterable[str]) -> dict[str, Any]:
-    """What a plan says of some of its recipes alone, and of others not at all.
-
-    A pattern that fits no recipe of the whole plan stays: :func:`resolve` names it.
-    """
-    whole, some = choose_recipes(plan.recipes), choose_recipes(patterns)
+    whole = pairs(plan.methods, plan.recipes)
+    some = pairs(asked.get('methods', plan.methods), asked.get('recipes', plan.recipes))
 
     def stays(pattern: str) -> bool:
-        def fits(recipe: str) -> bool:
-            return fnmatch.fnmatchcase(recipe, pattern)
+        return any(matches(pattern, *pair) for pair in some) or not any(
+            matches(pattern, *pair) for pair in whole
+        )
 
-        return any(map(fits, some)) or not any(map(fits, whole))
-
-    return {
+    tables = {
         table: {
             key: value
             for key, value in getattr(plan, table).items()
-            if stays(pattern_of(table, key))
+            if stays(f'@{pattern_of(table, key)}')
         }
         for table in TABLES
     }
+    filters = {
+        key: tuple(filter(stays, getattr(plan, key))) for key in ('include', 'exclude')
+    }
+    return tables | filters
 
 
 def parse_plan(data: Mapping[str, Any], where: str = 'the plan') -> Plan:

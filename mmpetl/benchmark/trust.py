@@ -38,16 +38,6 @@ LEAVING += ('work_dir', 'local_out_dir')
 NAMING = ('type', 'of', 'constructor', 'runner_type')
 """Keys whose text a registry looks up."""
 
-UNREGISTERED = {
-    'roi_layer.type': (
-        *('RoIAlign', 'RoIPool', 'RoIAlignRotated', 'RiRoIAlignRotated', 'PrRoIPool'),
-        *('DeformRoIPool', 'ModulatedDeformRoIPool'),
-    ),
-    'consensus.type': ('AvgConsensus',),
-    'nms.type': ('nms', 'soft_nms', 'nms_rotated', 'nms_quadri', 'nms_match'),
-}
-"""Types that a class of upstream finds by itself, and no registry knows."""
-
 FUNCTIONS = ('collate_fn', 'init_fn', 'worker_init_fn')
 """Keys that stand for functions: only the ``type`` of a mapping is looked up safely."""
 
@@ -86,8 +76,6 @@ def check_trusted(options: Mapping[str, Any], scope: Any, where: str) -> None:
                 raise PETLError(
                     f'{where}: {place} holds {{{{, which configs fill in{TRUSTED}'
                 )
-        if value in UNREGISTERED.get('.'.join(place.split('.')[-2:]), ()):
-            continue
         named = key in NAMING or place.endswith(('backbone.method', 'model.petl'))
         if named and (key == 'type' or isinstance(value, str)):
             _check_name(value, own or scope(), f'{where}: {place}')

@@ -85,6 +85,14 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
         ),
         method_names,
     )
+    add_method_arguments(parser)
+    parser.add_argument(
+        '--base', help='base weights, of a trunk or a whole model; needs a method'
+    )
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--method-options``, the arguments of a method that is named elsewhere."""
     parser.add_argument(
         '--method-options',
         '--petl-options',
@@ -92,9 +100,6 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         metavar='KEY=VALUE',
         help='arguments of the method, as in rank=16; of several 0.rank=16',
-    )
-    parser.add_argument(
-        '--base', help='base weights, of a trunk or a whole model; needs a method'
     )
 
 

@@ -14,9 +14,16 @@ from mmpetl.config.known import SCOPES, registered
 from mmpetl.core import PETLError, registered_methods
 from mmpetl.core.plugins import VARIABLE
 
-SUPPRESSIONS = ('nms', 'soft_nms')
-"""What ``nms.type`` may be: functions of mmcv, which evaluates the text as Python. That
-is why it may be nothing else."""
+UNREGISTERED = {
+    'roi_layer.type': (
+        *('RoIAlign', 'RoIPool', 'RoIAlignRotated', 'RiRoIAlignRotated', 'PrRoIPool'),
+        *('DeformRoIPool', 'ModulatedDeformRoIPool'),
+    ),
+    'consensus.type': ('AvgConsensus',),
+    'nms.type': ('nms', 'soft_nms', 'nms_rotated', 'nms_quadri', 'nms_match'),
+}
+"""Types that a class of upstream finds by itself, and no registry knows. mmcv evaluates
+``nms.type`` as Python, which is why it may be nothing else."""
 
 
 def check_types(data: Any, place: str, scope: str | None = None) -> None:
@@ -46,7 +53,7 @@ def check_type(kind: Any, place: str, scope: str | None = None) -> None:
         raise PETLError(
             f'{place} is {kind!r}; a type is the name of a registered class'
         )
-    if kind in SUPPRESSIONS and place.endswith('nms.type'):
+    if any(kind in UNREGISTERED[end] for end in UNREGISTERED if place.endswith(end)):
         return
     package, dot, name = kind.rpartition('.')
     if dot and package not in SCOPES:

@@ -28,6 +28,7 @@ from mmpetl.models.simple_pyramid import pyramid_widths
 from mmpetl.own.trunks import (
     PRETRAINED,
     TIMM,
+    AnyTrunk,
     check_size,
     config_backbone,
     is_config,
@@ -57,31 +58,14 @@ class Map:
 
 
 @dataclass(frozen=True)
-class MapTrunk:
-    """A trunk, its maps and its preprocessing.
+class MapTrunk(AnyTrunk):
+    """A trunk of a detector or segmentor, its maps and its preprocessing.
 
     Attributes:
-        name: As it was asked for.
-        backbone: Config of the trunk.
-        checkpoint: File of the base weights; None where they come with the model, or
-            where there are none.
-        weights: ``pretrained``, ``random``, or the file's name, for the page.
         maps: That it makes, the finest first.
-        mean: Of RGB, in units of 0 to 255.
-        std: Likewise.
-        size: Height and width of the input, px.
-        interpolation: Of the resizing.
     """
 
-    name: str
-    backbone: dict[str, Any]
-    checkpoint: str | None
-    weights: str
     maps: tuple[Map, ...]
-    mean: list[float]
-    std: list[float]
-    size: tuple[int, int]
-    interpolation: str
 
     @property
     def side(self) -> int:

@@ -31,8 +31,8 @@ _NO_GEOMETRY = ('Load', 'Pack', 'mmpetl.Load', 'Collect', 'ToTensor')
 
 
 @dataclass(frozen=True)
-class Trunk:
-    """A trunk and its preprocessing.
+class AnyTrunk:
+    """A trunk and what it wants of pictures.
 
     Attributes:
         name: As it was asked for.
@@ -40,25 +40,34 @@ class Trunk:
         checkpoint: File of the base weights; None where they come with the model, or
             where there are none.
         weights: ``pretrained``, ``random``, or the file's name, for the page.
-        feature_dims: Width of the vector that the head reads.
-        neck: Config of what stands between trunk and head, or None.
         mean: Of RGB, in units of 0 to 255.
         std: Likewise.
         size: Height and width of the input, px.
         interpolation: Of the resizing.
-        test: Transforms of a test picture between loading and packing.
     """
 
     name: str
     backbone: dict[str, Any]
     checkpoint: str | None
     weights: str
-    feature_dims: int
-    neck: dict[str, Any] | None
     mean: list[float]
     std: list[float]
     size: tuple[int, int]
     interpolation: str
+
+
+@dataclass(frozen=True)
+class Trunk(AnyTrunk):
+    """A trunk of a classifier and its preprocessing.
+
+    Attributes:
+        feature_dims: Width of the vector that the head reads.
+        neck: Config of what stands between trunk and head, or None.
+        test: Transforms of a test picture between loading and packing.
+    """
+
+    feature_dims: int
+    neck: dict[str, Any] | None
     test: Steps
 
 

@@ -449,6 +449,18 @@ def test_the_command_ends_as_its_verdicts_are(
 
 
 @pytest.mark.slow
+def test_the_command_finds_what_it_plants(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tool = Path(__file__).resolve().parents[2] / 'tools/misc/plant_falsifications.py'
+    monkeypatch.setattr(sys, 'argv', [str(tool), str(out)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(tool), run_name='__main__')
+    assert not end.value.code
+    assert '12 of 12 found' in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_training_again_ends_equal(out: Path) -> None:
     verdict = verify_run(RecordStore(out).folder(JOBS['method']), 'retrained')
     # Records of this format may not know their threads, and a difference is then said.

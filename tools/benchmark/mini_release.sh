@@ -3,7 +3,8 @@
 #
 # Usage: tools/benchmark/mini_release.sh [OUT] [RELEASE] [ARGUMENTS OF run.py ...]
 #
-# One to two hours of two cores. The same command goes on where it was interrupted.
+# The last lines say how long its runs took. The same command goes on where it was
+# interrupted.
 set -euo pipefail
 OUT=${1:-work_dirs/bench/mini-release}
 RELEASE=${2:-work_dirs/releases/mini-1.0}

@@ -22,6 +22,7 @@ from typing import Any
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.designs import designs_of
 from mmpetl.benchmark.records import Record, RecordStore
+from mmpetl.benchmark.scores import percent
 from mmpetl.benchmark.verdicts import standing_of
 from mmpetl.core import PETLError, registered_methods
 
@@ -36,13 +37,6 @@ TASKS = {
 """Recipes in the order of the columns."""
 
 
-def percent(record: Record) -> float:
-    """The primary metric in percent; mmaction2 says a fraction."""
-    score = record.score
-    assert score is not None
-    return 100 * score if record.primary == 'acc/top1' else score
-
-
 def rows_of(records: Iterable[Record]) -> list[dict[str, Any]]:
     """One row a run: what the page and its file of scores hold."""
     return [
@@ -52,7 +46,7 @@ def rows_of(records: Iterable[Record]) -> list[dict[str, Any]]:
             'family': record.family,
             'seed': record.job.seed,
             'score': round(percent(record), 4),
-            'trained': record.counts['delta'] + record.counts['selected'],
+            'trained': record.trainable,
             'searched': bool(record.search),
             'seconds': record.seconds,
             'run': record.job.id,

@@ -18,9 +18,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmpetl.cli.arguments import add_config_options, method_names
+from mmpetl.cli.arguments import (
+    add_config_options,
+    add_method_arguments,
+    method_names,
+)
 from mmpetl.cli.parsing import CommandParser, suggests
-from mmpetl.config.cli import DictAction
 
 
 def make_parser() -> CommandParser:
@@ -32,14 +35,7 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         'data', type=Path, help='a folder of pictures, a CSV or a COCO file'
     )
-    parser.add_argument(
-        '--method-options',
-        '--petl-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='arguments of the method, as in rank=16; of several 0.rank=16',
-    )
+    add_method_arguments(parser)
     parser.add_argument(
         '--backbone',
         default='timm/vit_base_patch14_dinov2',
