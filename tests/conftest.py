@@ -83,7 +83,7 @@ core keeps in order, whatever the backbone: slots, files, flags.
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test over the cases that its arguments name."""
-    for name in CASES.keys() & set(metafunc.fixturenames):
+    for name in filter(CASES.keys().__contains__, metafunc.fixturenames):
         import tiny
 
         source = getattr(tiny, CASES[name])

@@ -503,7 +503,7 @@ class Costly:
 
 def costly() -> list[Costly]:
     """The backbones with a forward pass of their own, hosts first."""
-    return [Costly(stem) for stem in (*hosts(), *(set(trunks()) - set(hosts())))]
+    return [Costly(stem) for stem in dict.fromkeys((*hosts(), *trunks()))]
 
 
 def pairs() -> Iterator[Pair]:

@@ -215,8 +215,11 @@ class Record:
         return self.counts.get('delta', 0) + self.counts.get('selected', 0)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict that :meth:`from_json` reads back."""
-        return {'format': FORMAT, 'id': self.job.id, **dataclasses.asdict(self)}
+        """A plain dict that :meth:`from_json` reads back; it shares its parts."""
+        data = {'format': FORMAT, 'id': self.job.id, **_shallow(self)}
+        data['job'] = _shallow(self.job)
+        data['data'] = {phase: _shallow(read) for phase, read in self.data.items()}
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], source: str = 'record') -> Record:
@@ -360,6 +363,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _shallow(value: Any) -> dict[str, Any]:
+    """Fields of a dataclass; ``asdict`` would copy every point of every curve."""
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+
+
 def earlier_reads(search: Mapping[str, Any] | None, seed: int) -> int:
     """Readings of the test set by final runs of a seed that a search has replaced."""
     earlier = (search or {}).get('earlier', ())
@@ -368,12 +376,13 @@ def earlier_reads(search: Mapping[str, Any] | None, seed: int) -> int:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file whole or not at all."""
+    # NaN is no JSON; a curve that has one must say null. Python's own encoder is slow
+    # where it indents.
+    text = msgspec.json.format(json.dumps(data, allow_nan=False), indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     with open(part, 'w', encoding='utf-8') as file:
-        # NaN is no JSON; a curve that has one must say null.
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.write('\n')
+        file.write(text + '\n')
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.collect import LOG, attempt_seconds, with_times
@@ -67,11 +69,53 @@ def _resolve(name: str) -> Callable[[Task, Path], Record]:
     return getattr(importlib.import_module(module), function)
 
 
+class LateFile(io.TextIOBase):
+    """Text that goes to the end of a file, which is made with its first word."""
+
+    encoding = 'utf-8'
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def _opened(self) -> TextIO:
+        if self.closed:
+            raise ValueError(f'{self._path} is closed')
+        if self._file is None:
+            self._file = open(  # noqa: SIM115
+                self._path, 'a', encoding='utf-8', errors='replace'
+            )
+        return self._file
+
+    @property
+    def buffer(self) -> BinaryIO:
+        return self._opened().buffer
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return self._opened().write(text) if text else 0
+
+    def fileno(self) -> int:
+        return self._opened().fileno()
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
+
+
 @contextlib.contextmanager
 def console_of(folder: Path) -> Iterator[None]:
     """Send what a run prints to ``console.log``: the screen belongs to the table."""
     with (
-        open(folder / 'console.log', 'a', encoding='utf-8', errors='replace') as file,
+        LateFile(folder / 'console.log') as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -25,8 +26,9 @@ import pytest
 from mmpetl.benchmark.executors import make_executor
 from mmpetl.benchmark.job import run_job
 from mmpetl.benchmark.progress import standing
-from mmpetl.benchmark.records import Job, Record, RecordStore
+from mmpetl.benchmark.records import Job, Record, RecordStore, write_json
 from mmpetl.benchmark.sweep import Sweep
+from mmpetl.benchmark.worker import console_of
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.predictions import read_predictions
 from mmpetl.engine.hooks.run_log import append_line, read_run_log
@@ -52,6 +54,7 @@ import json
 from mmpetl.benchmark.executors import make_executor
 from mmpetl.benchmark.records import Job
 from mmpetl.benchmark.sweep import Sweep
+from mmpetl.benchmark.worker import console_of
 
 if __name__ == '__main__':
     out, jobs = sys.argv[1:]
@@ -428,3 +431,28 @@ def zipped_anew(data: bytes, old: bytes, new: bytes) -> bytes:
         for name in one.namelist():
             other.writestr(name, one.read(name).replace(old, new))
     return out.getvalue()
+
+
+def test_a_console_is_on_file_once_something_is_said(tmp_path):
+    path = tmp_path / 'console.log'
+    with console_of(tmp_path):
+        sys.stdout.flush()
+        assert not path.exists()
+        print('one')
+        print('two', file=sys.stderr)
+        kept = sys.stdout
+    with console_of(tmp_path):
+        sys.stdout.buffer.write(b'three\n')
+    assert path.read_text() == 'one\ntwo\nthree\n'
+    with pytest.raises(ValueError, match='closed'):
+        kept.write('four')
+
+
+def test_json_is_written_as_pythons_encoder_writes_it(tmp_path):
+    data = {'ü"\\': [1, -2.5e-07, 1e22, None, True], 'none': {}, 'nor': [], 'x': [[1]]}
+    write_json(tmp_path / 'a.json', data)
+    text = (tmp_path / 'a.json').read_text()
+    assert text == json.dumps(data, indent=1) + '\n'
+    with pytest.raises(ValueError, match='JSON'):
+        write_json(tmp_path / 'b.json', {'x': math.nan})
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json']
