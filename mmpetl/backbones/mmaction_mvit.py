@@ -34,7 +34,7 @@ class PETLMViT(MViTTrunk, MViT):
     """An MViT on clips that runs sites."""
 
     def entered(self, index: int, x: Tensor, ctx: Context) -> Tensor:
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         if self.use_abs_pos_embed:
             x = x + resize_pos_embed(
                 self.pos_embed,
@@ -52,7 +52,7 @@ class PETLMViT(MViTTrunk, MViT):
         outs = []
         for y, grid in self.run_blocks(x):
             own = int(self.with_cls_token)
-            maps = y.transpose(1, 2)[:, :, own:].reshape(len(y), -1, *grid)
+            maps = y.transpose(1, 2)[:, :, own:].reshape(y.shape[0], -1, *grid)
             outs.append([maps, y[:, 0]] if self.output_cls_token else maps)
         return tuple(outs)
 

@@ -205,7 +205,7 @@ class PETLTimeSformer(BackboneHost, TimeSformer):
 
     def embedded(self, x: Tensor) -> tuple[Tensor, Context]:
         """What enters the first layer, and the facts of the pass."""
-        clips, folded = len(x), self.attention_type == 'space_only'
+        clips, folded = x.shape[0], self.attention_type == 'space_only'
         projection = self.patch_embed.projection
         frames = x.transpose(1, 2).flatten(0, 1)
         maps = projection(frames)
@@ -221,7 +221,7 @@ class PETLTimeSformer(BackboneHost, TimeSformer):
             x = x.reshape(-1, tokens, x.shape[-1])
             x = self.after('embed.proj', patches, x, ctx)
             x = x.reshape(-1, cells, x.shape[-1])
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         x = self.drop_after_pos(x + self.pos_embed)
         ctx.num_prefix = 1
         if not folded:

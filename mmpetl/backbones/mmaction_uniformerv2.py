@@ -98,7 +98,7 @@ class PETLUniFormerV2(BackboneHost, UniFormerV2):
     def forward(self, x: Tensor) -> Tensor:
         x, ctx = self.embedded(x)
         body = self.transformer
-        token = body.temporal_cls_token.repeat(1, len(x) // body.T, 1)
+        token = body.temporal_cls_token.repeat(1, x.shape[0] // body.T, 1)
         steps = iter(zip(body.dpe, body.dec, strict=True))
         for i, block in enumerate(body.resblocks):
             x = block(x, ctx)
@@ -107,7 +107,7 @@ class PETLUniFormerV2(BackboneHost, UniFormerV2):
         last = len(body.resblocks) - 1
         own = self.emit(x, None, ctx, last)[1][:, 0].unflatten(0, (-1, body.T))
         weight = body.sigmoid(body.balance)
-        token = token[0].repeat(len(own) // token.shape[1], 1)
+        token = token[0].repeat(own.shape[0] // token.shape[1], 1)
         y = (1 - weight) * token + weight * own.mean(1)
         return self.norm_vector(body.norm, y, ctx, last)
 
@@ -122,7 +122,7 @@ class PETLUniFormerV2(BackboneHost, UniFormerV2):
             patches = patches_of(self.conv1, x)
             patches = patches.reshape(-1, tokens, patches.shape[-1])
             y = self.after('embed.proj', patches, y, ctx)
-        front = self.class_embedding.to(y.dtype).expand(len(y), 1, -1)
+        front = self.class_embedding.to(y.dtype).expand(y.shape[0], 1, -1)
         y = torch.cat((front, y), dim=1) + self.positional_embedding.to(y.dtype)
         y = self.ln_pre(y)
         ctx.num_prefix = 1

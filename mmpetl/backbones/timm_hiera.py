@@ -95,13 +95,13 @@ class PETLHiera(HieraTrunk, Hiera):
 
     def embedded(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Context]:
         if mask is not None:
-            units = mask.view(len(x), 1, *self.mask_spatial_shape)
+            units = mask.view(x.shape[0], 1, *self.mask_spatial_shape)
             x = x * get_resized_mask(x.shape[2:], units).to(torch.bool)
         x, ctx = self.embed_patches(self.patch_embed.proj, None, x)
         x = self.unroll(self._pos_embed(x))
         if mask is not None:
             kept = mask[..., None].tile(1, self.mu_size, x.shape[2])
-            x = x[kept].view(len(x), -1, x.shape[-1])
+            x = x[kept].view(x.shape[0], -1, x.shape[-1])
         ctx.grid = (int(x.shape[1]),)
         return self.after('embed', x, x, ctx), ctx
 
