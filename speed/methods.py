@@ -461,7 +461,7 @@ def main() -> None:
     if args.kept:
         x = torch.randn(args.batch, *shape, device=device)
         full = None
-        for name in missing:
+        for number, name in enumerate(missing, 1):
             if full is None:
                 net = mmpetl.inject(seeded().to(device), 'Full')
                 net.train()
@@ -473,6 +473,7 @@ def main() -> None:
                 print(f'{name}: {error}', flush=True)
                 continue
             keep(args.out, rows[name])
+            print(f'{number}/{len(missing)} {name}: {rows[name]["kept"]:.3f}', flush=True)
         text = table_of_kept([rows[name] for name in wanted if name in rows])
         print(f'\n{case}\n\n{text}')
         if args.write:

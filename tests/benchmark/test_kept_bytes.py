@@ -23,9 +23,9 @@ BOUNDS = {
     0.45: 'Adapter AdapterPlus AdaptFormer BiAdaptFormer DyT PolyhistorLite VMTAdapter',
     0.60: 'BitFit ConvAdapter Convpass Hydra IA3 LNTune PartialK Rein SCT SNF',
     0.66: 'DoRA FourierFT HRA KAdaptation LoRA PATT VFPT VPTDeep',
-    0.70: 'Compacter ConvLoRA DiffFit LoHa OFT Prefix RepAdapter SSF VAPT',
+    0.70: 'Compacter ConvLoRA DiffFit LoHa OFT Prefix RepAdapter SSF VAPT VeRA',
     0.76: 'AdaLoRA ARC BAPAT BiLoRA BOFT E2VPT FacTTK GPS LoKr LoRand Mona NOAH RLRR',
-    0.80: 'Consolidator FacTTT SPT UTuning VeRA',
+    0.80: 'Consolidator FacTTT SPT UTuning',
     # A hundred prompts beside 197 tokens: 1.51 times what a frozen trunk keeps.
     0.87: 'VPTShallow',
     # These train more than 1% of ViT-B/16.
