@@ -473,7 +473,8 @@ def main() -> None:
                 print(f'{name}: {error}', flush=True)
                 continue
             keep(args.out, rows[name])
-            print(f'{number}/{len(missing)} {name}: {rows[name]["kept"]:.3f}', flush=True)
+            kept = rows[name]['kept']
+            print(f'{number}/{len(missing)} {name}: {kept:.3f}', flush=True)
         text = table_of_kept([rows[name] for name in wanted if name in rows])
         print(f'\n{case}\n\n{text}')
         if args.write:
