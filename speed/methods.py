@@ -2,6 +2,7 @@
 
 Example: python speed/methods.py --depth 4 --batch 2 --rounds 5 --write
          python speed/methods.py --backbone swin_b --depth 4 --methods LoRA Mona
+         python speed/methods.py --kept --depth 4 --batch 2 --write
 
 Every method is injected into the same trunk, and within one run a step of it is timed
 against
@@ -302,6 +303,41 @@ def measure(
     return row
 
 
+def measure_kept(
+    name: str, make: Callable[[], nn.Module], x: torch.Tensor, full: int
+) -> dict[str, Any]:
+    """The row of a method in the table of what is kept, which times nothing.
+
+    Args:
+        name: The method.
+        make: Makes the trunk.
+        x: A batch.
+        full: Bytes that full fine-tuning keeps.
+    """
+    net = make().to(x.device)
+    size = sum(param.numel() for param in net.parameters())
+    net = mmpetl.inject(net, name)
+    net.train()
+    count = count_trainable(net).backbone
+    kept = Step(net, x).kept_bytes() / full
+    return {'method': name, 'parameters': count, 'share': count / size, 'kept': kept}
+
+
+def table_of_kept(rows: list[Mapping[str, Any]]) -> str:
+    """Rows of :func:`measure_kept` as Markdown, what keeps most first."""
+    lines = [['method', 'parameters', '% of the trunk', 'kept / full']]
+    lines += [
+        [
+            row['method'],
+            f'{row["parameters"]:,}',
+            f'{100 * row["share"]:.2f}',
+            f'{row["kept"]:.3f}',
+        ]
+        for row in sorted(rows, key=lambda row: -row['kept'])
+    ]
+    return markdown(lines)
+
+
 def text_of(found: list[float] | None) -> str:
     """A ratio with its quartiles."""
     if found is None:
@@ -353,17 +389,29 @@ def write(case: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
     own.sort(key=lambda row: row['method'].lower())
     kept[case['backbone']] = {'case': dict(case), 'rows': own}
     COSTS.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
+    write_table('methods', case, table(rows))
+
+
+def write_table(name: str, case: Mapping[str, Any], text: str) -> None:
+    """Write a table of a case between its marks on the page."""
     page = PAGE.read_text(encoding='utf-8')
-    begin = f'<!-- begin methods {case["backbone"]} -->'
-    end = f'<!-- end methods {case["backbone"]} -->'
+    begin = f'<!-- begin {name} {case["backbone"]} -->'
+    end = f'<!-- end {name} {case["backbone"]} -->'
     before, _, rest = page.partition(begin)
     _, found, after = rest.partition(end)
     if not found:
         raise SystemExit(f'{PAGE.name} has no {begin} ... {end} to write between')
     said = ', '.join(f'{key} {value}' for key, value in case.items())
     PAGE.write_text(
-        f'{before}{begin}\n({said})\n\n{table(rows)}\n{end}{after}', encoding='utf-8'
+        f'{before}{begin}\n({said})\n\n{text}\n{end}{after}', encoding='utf-8'
     )
+
+
+def keep(out: Path, row: Mapping[str, Any]) -> None:
+    """Append a row that is done to the file of rows."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, 'a', encoding='utf-8') as file:
+        file.write(json.dumps(row) + '\n')
 
 
 def main() -> None:
@@ -380,6 +428,7 @@ def main() -> None:
     parser.add_argument('--depth', type=int, help='blocks, of Swins in stage 3')
     parser.add_argument('--wall', action='store_true', help='time by the clock')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/speed.jsonl'))
+    parser.add_argument('--kept', action='store_true', help='only kept bytes, untimed')
     parser.add_argument('--again', action='store_true', help='also what is done')
     parser.add_argument('--write', action='store_true', help='write docs/speed.md')
     args = parser.parse_args()
@@ -395,6 +444,9 @@ def main() -> None:
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
     }
+    if args.kept:
+        for timed in ('rounds', 'time', 'threads'):
+            del case[timed]
     every = sorted(registered_methods())
     if args.backbone == 'swin_b':
         every = dense_methods()
@@ -405,6 +457,29 @@ def main() -> None:
     def seeded() -> nn.Module:
         torch.manual_seed(0)
         return make(case['blocks'])
+
+    if args.kept:
+        x = torch.randn(args.batch, *shape, device=device)
+        full = None
+        for number, name in enumerate(missing, 1):
+            if full is None:
+                net = mmpetl.inject(seeded().to(device), 'Full')
+                net.train()
+                full = Step(net, x).kept_bytes()
+                del net
+            try:
+                rows[name] = {'case': case, **measure_kept(name, seeded, x, full)}
+            except mmpetl.PETLError as error:
+                print(f'{name}: {error}', flush=True)
+                continue
+            keep(args.out, rows[name])
+            kept = rows[name]['kept']
+            print(f'{number}/{len(missing)} {name}: {kept:.3f}', flush=True)
+        text = table_of_kept([rows[name] for name in wanted if name in rows])
+        print(f'\n{case}\n\n{text}')
+        if args.write:
+            write_table('kept', case, text)
+        return
 
     references = None
     clock = time.perf_counter if case['time'] == 'wall' else time.process_time
@@ -418,9 +493,7 @@ def main() -> None:
             print(f'{name}: {error}', flush=True)
             continue
         rows[name] = {'case': case, **row}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.out, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(rows[name]) + '\n')
+        keep(args.out, rows[name])
         ratios = ', '.join(
             f'{text_of(row[f"step_{c}"])} of {c}' for c in ('bound', 'forward', 'full')
         )

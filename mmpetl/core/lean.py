@@ -245,6 +245,67 @@ class AddProduct(Function):
         return to_y, to_h, to_weight, to_bias, None, None
 
 
+def add_scaled_product(
+    y: Tensor, h: Tensor, weight: Tensor, columns: Tensor | None, rows: Tensor
+) -> Tensor:
+    """``y + h V^T`` with ``V = diag(rows) W diag(columns)``.
+
+    V is written again for the backward pass, and only its vectors are kept beside W.
+
+    Args:
+        y: (..., out_dims).
+        h: (..., rank).
+        weight: (out_dims, rank).
+        columns: (rank,), None for ones.
+        rows: (out_dims,).
+    """
+    if not lean(y, h, weight, columns, rows) or y.stride(-1) != 1:
+        return y + F.linear(h, _scaled_both(weight, columns, rows))
+    return AddScaledProduct.apply(y, h, weight, columns, rows)
+
+
+def _scaled_both(weight: Tensor, columns: Tensor | None, rows: Tensor) -> Tensor:
+    return (weight if columns is None else weight * columns) * rows[:, None]
+
+
+class AddScaledProduct(Function):
+    """:func:`add_scaled_product` by one matrix product that adds."""
+
+    @staticmethod
+    def forward(
+        y: Tensor, h: Tensor, weight: Tensor, columns: Tensor | None, rows: Tensor
+    ) -> Tensor:
+        size, rank = weight.shape
+        thin = _scaled_both(weight, columns, rows).t()
+        out = torch.addmm(y.reshape(-1, size), h.reshape(-1, rank), thin)
+        return torch.ops.aten._unsafe_view(out, y.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight, columns, rows = ctx.saved_tensors
+        size, rank = weight.shape
+        given = grad.reshape(-1, size)
+        to_h = to_weight = to_columns = to_rows = None
+        if ctx.needs_input_grad[1]:
+            thin = _scaled_both(weight, columns, rows).t().contiguous()
+            to_h = F.linear(given, thin).view(h.shape)
+        if any(ctx.needs_input_grad[2:]):
+            moved = (h.reshape(-1, rank).t() @ given).t()  # the gradient of V
+            if ctx.needs_input_grad[2]:
+                to_weight = _scaled_both(moved, columns, rows)
+            moved = moved * weight
+            if ctx.needs_input_grad[3]:
+                to_columns = moved.t() @ rows
+            if ctx.needs_input_grad[4]:
+                to_rows = moved.sum(1) if columns is None else moved @ columns
+        to_y = grad if ctx.needs_input_grad[0] else None
+        return to_y, to_h, to_weight, to_columns, to_rows
+
+
 # --------------------------------------------------------------- changed weights
 
 

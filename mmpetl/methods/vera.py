@@ -30,7 +30,7 @@ from mmpetl.core import (
     convolve,
     in_networks,
 )
-from mmpetl.core.lean import add_product, product
+from mmpetl.core.lean import add_scaled_product, product
 from mmpetl.core.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -90,9 +90,12 @@ class VeRADelta(Delta):
         a = pair.A.unflatten(0, (self.parts, -1))[:, : self.rank]
         return a.flatten(0, 1), pair.B[:, : self.rank]
 
-    def code(self, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``A x``, (..., parts * rank), what B sees, (..., rank), and B then."""
-        return low, b * self.lambda_d
+    def code(self, low: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of ``A x``, (..., parts * rank), what B sees, (..., rank).
+
+        And what else scales the columns of B, (rank,).
+        """
+        return low, self.lambda_d
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         a, b = self.matrices()
@@ -102,8 +105,8 @@ class VeRADelta(Delta):
             low = convolve(self.drop(x), a, self.site)
         # The vectors scale B, which is smaller than the features of all tokens, and
         # what is kept of these is as narrow as the rank.
-        low, b = self.code(low, b)
-        return add_product(y, low, b * self.lambda_b[:, None])
+        low, columns = self.code(low)
+        return add_scaled_product(y, low, b, columns, self.lambda_b)
 
     def increment(self) -> Tensor:
         """What it adds to the weight in evaluation, (out_dims, in_dims), float64."""
@@ -121,11 +124,11 @@ class PVeRADelta(VeRADelta):
 
     parts = 2
 
-    def code(self, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def code(self, low: Tensor) -> tuple[Tensor, Tensor | None]:
         mean, log_variance = (low * self.lambda_d).chunk(2, dim=-1)
         if not self.training:
-            return mean, b
-        return mean + torch.randn_like(mean) * torch.exp(log_variance / 2), b
+            return mean, None
+        return mean + torch.randn_like(mean) * torch.exp(log_variance / 2), None
 
 
 class VeRAInPeft(PeftFormat):

@@ -16,6 +16,7 @@ import mmpetl
 from mmpetl.core import Context, ScaleShift, lean
 from mmpetl.core.lean import (
     add_product,
+    add_scaled_product,
     merged,
     product,
     scale_shift,
@@ -79,6 +80,26 @@ def test_a_product_that_is_added(
     monkeypatch.setattr(lean, 'lean', lambda *_: False)
     want = run()
     close(got, [want, *gradients(want, *inputs)])
+
+
+@pytest.mark.parametrize('both', [True, False])
+def test_a_product_of_a_scaled_weight_keeps_its_vectors(both: bool) -> None:
+    torch.manual_seed(0)
+    y, h, w, rows = random(2, 4, 5), random(2, 4, 3), random(5, 3), random(5)
+    columns = random(3) if both else None
+    inputs = [t for t in (y, h, w, columns, rows) if t is not None]
+
+    def run(*_: Tensor) -> Tensor:
+        return add_scaled_product(y, h, w, columns, rows)
+
+    with kept_by(inputs) as kept:
+        out = run()
+    assert not kept
+    scaled_by = torch.diag(columns) if both else torch.eye(3, dtype=DOUBLE)
+    want = y + h @ (torch.diag(rows) @ w @ scaled_by).t()
+    close([out, *gradients(out, *inputs)], [want, *gradients(want, *inputs)])
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
 
 
 def test_a_product_of_what_can_be_made_again_keeps_its_source() -> None:
