@@ -234,6 +234,14 @@ def shake_(model: nn.Module, std: float = 0.1, seed: int = 0) -> None:
                 param.add_((std * noise).to(param.dtype))
 
 
+@torch.no_grad()
+def decide_(model: nn.Module) -> None:
+    """Let every token pass DyT's gates: a rounded score sends one the other way."""
+    for name, param in model.named_parameters():
+        if name.endswith('.select.bias'):
+            param.fill_(30)
+
+
 def core(model: nn.Module) -> nn.Module:
     """The module inside of ``model`` that holds the sites."""
     return injection_of(model)[0]

@@ -98,7 +98,8 @@ class PETLDividedTemporalAttentionWithNorm(
         if not all(ctx.grid):
             return torch.zeros_like(x)
         inside = ctx.fork()
-        inside.num_prefix -= own
+        # Not in place: to TorchScript's trace numbers are tensors, which a fork shares.
+        inside.num_prefix = inside.num_prefix - own
         y = super().attention(x[:, own:], inside)
         return torch.cat((torch.zeros_like(x[:, :own]), y), dim=1)
 

@@ -199,8 +199,9 @@ def join_tokens(x: Tensor, tokens: Tensor, ctx: Context, slot: str) -> Tensor:
     ctx.joined = [group for group in ctx.joined if group[0] != slot]
     ctx.joined.append((slot, tokens.shape[1]))
     grown = tokens.shape[1] - (stop - start)
-    ctx.num_prefix += grown
-    ctx.num_extra += grown
+    # Not in place: to TorchScript's trace numbers are tensors, which forks share.
+    ctx.num_prefix = ctx.num_prefix + grown
+    ctx.num_extra = ctx.num_extra + grown
     kept = x[:, :start], x[:, stop:end], tokens.to(x.dtype), x[:, end:]
     return torch.cat([part for part in kept if part.shape[1]], dim=1)
 

@@ -179,7 +179,7 @@ class Context:
     def own(self) -> Context:
         """A copy for the stream without the tokens that deltas have added."""
         copy = self.fork()
-        copy.num_prefix -= copy.num_extra
+        copy.num_prefix = copy.num_prefix - copy.num_extra
         copy.num_extra, copy.joined = 0, []
         return copy
 

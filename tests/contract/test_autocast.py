@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 from promises import trainable
-from tiny import Pair, Tuned, bare, images, loss_of, outputs, shake_
+from tiny import Pair, Tuned, bare, decide_, images, loss_of, outputs, shake_
 from torch import Tensor, nn
 
 from mmpetl.core import collect_losses
@@ -41,14 +41,6 @@ def distance(a: list[Tensor], b: list[Tensor]) -> float:
     """The largest relative error of an output, by its norm."""
     pairs = zip(a, b, strict=True)
     return max(((y.float() - z).norm() / z.norm()).item() for y, z in pairs)
-
-
-@torch.no_grad()
-def decide_(model: nn.Module) -> None:
-    """Let every token pass DyT's gates: a rounded score sends one the other way."""
-    for name, param in model.named_parameters():
-        if name.endswith('.select.bias'):
-            param.fill_(30)
 
 
 def test_autocast_hands_over_what_it_does_of_the_base(brief_pair: Pair) -> None:

@@ -159,7 +159,7 @@ def _place(name: str) -> str:
     return name.partition('petl')[0]
 
 
-# SPT is LoRA at the layers that it finds sensitive, and at all of them where nothing was
+# SPT is LoRA at layers that it finds sensitive, and at all of them where nothing was
 # looked for; in blocks without attention these are LoRA's own.
 SAME_WITHOUT_ATTENTION = {('lora', 'spt')}
 

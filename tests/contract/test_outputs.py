@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from promises import F64, gap, offered_sites, same
-from tiny import Pair, bare, images, outputs, plain_outputs, record, shake_
+from tiny import Pair, bare, decide_, images, outputs, plain_outputs, record, shake_
 
 from mmpetl.core import PETLError, eject, fold, inject, slots
 
@@ -88,6 +88,7 @@ def test_what_does_not_fold_is_left_as_it_is(unfolding_pair: Pair) -> None:
 def test_two_methods_stack_and_leave_each_other_alone(brief_pair: Pair) -> None:
     model, x = brief_pair.inject(), images(brief_pair.stem)
     shake_(model)
+    decide_(model)
     alone = outputs(model, x)
     low_rank = {'type': 'LoRA', 'rank': 3, 'targets': ['ffn.fc2']}
     inject(model, low_rank, slot='second')

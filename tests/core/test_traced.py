@@ -34,21 +34,23 @@ PLAIN, SWIN, SWIN3D, TIMM = (
 )
 CASES = {case.id: case for case in method_cases()}
 PAIRS = {pair.id: pair for pair in pairs()}
-WINDOWED = [
+ELSEWHERE = [
     f'{method}-{stem}'
     for method, stem in (
         ('lora', SWIN),
         ('vpt_deep', SWIN),
         ('lst:random', SWIN),
         ('lst:random', SWIN3D),
+        ('vpt_deep', 'mmaction_timesformer'),
+        ('bitfit', 'mmaction_uniformerv2'),
     )
 ]
 
 
 def once() -> list[str]:
-    """Every method on a plain transformer, in its first setting; a few in windows."""
+    """Every method on a plain transformer, in its first setting; a few elsewhere."""
     plain = [f'{case}-{PLAIN}' for case in CASES if ':' not in case]
-    return [id for id in plain if id in PAIRS] + WINDOWED
+    return [id for id in plain if id in PAIRS] + ELSEWHERE
 
 
 def shaken(pair: Pair) -> nn.Module:
