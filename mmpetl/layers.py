@@ -45,7 +45,7 @@ def table(model: nn.Module, path: str = '') -> str:
 
 
 def build(name: str) -> nn.Module:
-    """The model of ``timm:NAME``, or of a config (a file, or ``scope::file``).
+    """The model of ``timm:NAME``, of a config (a file, or ``scope::file``) or a run.
 
     Raises:
         PETLError: timm does not know the name, or the config holds no model.
@@ -60,7 +60,10 @@ def build(name: str) -> nn.Module:
     from mmengine.hub import get_config
 
     from mmpetl.apis.building import build_model
+    from mmpetl.apis.runs import is_run, open_run
 
+    if is_run(name):
+        return build_model(open_run(name).config, quiet=True)
     try:
         # A config of an installed package has no path that `load_config` could read.
         foreign = '::' in name and not name.startswith(OWN)
@@ -83,7 +86,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('model', help='a config, SCOPE::CONFIG, or timm:NAME')
+    parser.add_argument('model', help='a config, SCOPE::CONFIG, a run, or timm:NAME')
     parser.add_argument(
         '--path', default='', help='a part of the model, as in model.backbone: backbone'
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.apis.names import is_named
-from mmpetl.apis.runs import find_run
+from mmpetl.apis.runs import find_run, is_run
 from mmpetl.apis.runs import open_run as open_named
 from mmpetl.core import (
     PETLError,
@@ -251,7 +251,7 @@ def add_run_arguments(
     from mmpetl.config.cli import DictAction
 
     parser.add_argument(
-        'run', help='config of the run, the folder it lies in, or zoo/NAME'
+        'run', help='folder of a run, checkpoint, delta, or zoo/NAME; or its config'
     )
     parser.add_argument(
         'delta', nargs='?', help='published delta or checkpoint; a folder has its own'
@@ -274,9 +274,10 @@ def open_run(args: argparse.Namespace) -> tuple[Pair, str]:
     """The pair that :func:`add_run_arguments` asks for, and a name of its data."""
     from mmpetl.config.load import load_config
 
-    if args.delta is None and is_named(args.run):
+    if args.delta is None and is_run(args.run) and not Path(args.run).is_dir():
         run = open_named(args.run, options=args.cfg_options)
-        return load_pair(run.config, run.weights, args.device), args.run
+        name = args.run if is_named(args.run) else run.weights.absolute().parent.name
+        return load_pair(run.config, run.weights, args.device), name
     path, delta = find_run(args.run, args.delta)
     config = load_config(path, args.cfg_options)
     pair = load_pair(config, delta, args.device)

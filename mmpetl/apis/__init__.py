@@ -59,6 +59,7 @@ _HOMES = {
     'show_segmentation': 'show',
     'show_video': 'show',
     'shown_name': 'show',
+    'write_table': 'found',
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -50,6 +50,16 @@ def confusion_matrix(
     return matrix, [str(name) for name in classes] if whole else None
 
 
+def check_out(out: str | os.PathLike) -> None:
+    """Look at the name of a picture, before anything is counted.
+
+    Raises:
+        PETLError: It is none of a ``.png``.
+    """
+    if Path(out).suffix != '.png':
+        raise PETLError(f'a confusion matrix is drawn as .png, and {out} is none')
+
+
 def draw_confusion(
     matrix: np.ndarray,
     classes: list[str] | None,
@@ -60,8 +70,7 @@ def draw_confusion(
     import matplotlib
     import torch
 
-    if Path(out).suffix != '.png':
-        raise PETLError(f'a confusion matrix is drawn as .png, and {out} is none')
+    check_out(out)
     matplotlib.use('Agg')
     drawer = importlib.import_module(f'{scope}.evaluation').ConfusionMatrix
     figure = drawer.plot(

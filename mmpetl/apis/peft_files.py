@@ -44,10 +44,10 @@ from mmpetl.core.errors import shorten
 from mmpetl.core.fingerprint import check_unmoved
 from mmpetl.core.injection import learnt_values
 from mmpetl.core.leaf_map import LeafMap
-from mmpetl.core.narrow import linear_rows, locate
+from mmpetl.core.narrow import linear_rows, locate, rows_of, why_no_pair
 from mmpetl.core.patterns import nearest
 from mmpetl.core.peft_format import PeftFormat, PeftLayer, TunedLinear
-from mmpetl.core.sitemap import class_name
+from mmpetl.core.sitemap import CONVOLUTIONS, class_name
 from mmpetl.core.slots import pick_slot
 
 CONFIG = 'adapter_config.json'
@@ -163,7 +163,12 @@ def _load(
     prefix = _path_of(model, module)
     chosen, kinds = _chosen(model, module, site_map, prefix, cls, parts.layers)
     layers = [
-        PeftLayer(name, name.removeprefix(prefix), found)
+        PeftLayer(
+            name,
+            name.removeprefix(prefix),
+            found,
+            _kernel_of(model.get_submodule(name)),
+        )
         for name, found in parts.layers.items()
     ]
     with _in_one_line(f'{CONFIG} and its tensors'):
@@ -312,12 +317,13 @@ def _chosen(
         PETLError: A name is none of a Linear that the method can act at as a whole.
     """
     offered = tuple(site_map.sites_of(module))
-    rows = linear_rows(module, site_map, offered)
+    convolves = cls.peft is not None and cls.peft.convolves
+    rows = linear_rows(module, site_map, offered, convolves)
     whole = {
         f'{prefix}{path}': site
         for path, found in rows.items()
         for site, (start, stop) in found.items()
-        if (start, stop) == (0, module.get_submodule(path).out_features)
+        if (start, stop) == (0, rows_of(module.get_submodule(path)))
     }
     modules = dict(model.named_modules())
     chosen = {}
@@ -330,19 +336,34 @@ def _chosen(
                     f'{nearest(name, whole)} Give the model that the adapter was '
                     'trained on'
                 )
+            why = _why_not_at(modules[name], cls, convolves)
             raise PETLError(
                 f'{cls.__name__} of peft has no place at {name} '
-                f'({type(modules[name]).__name__}); in {class_name(type(model))} it '
-                f'can be at {_places(whole)}'
+                f'({type(modules[name]).__name__}){why}; in {class_name(type(model))} '
+                f'it can be at {_places(whole)}'
             )
         chosen[name] = site
     return chosen, tuple(dict.fromkeys(site.kind for site in chosen.values()))
 
 
+def _why_not_at(layer: nn.Module, cls: type[Method], convolves: bool) -> str:
+    """What is wrong with a convolution, in words behind its class; else empty."""
+    if not isinstance(layer, CONVOLUTIONS):
+        return ''
+    if not convolves:
+        return f': {cls.__name__} is read at Linears, not at convolutions'
+    why = why_no_pair(layer)
+    return (
+        f': {why}, and the two convolutions of peft are no change of its weight'
+        if (why)
+        else ': no site of the trunk is all of this convolution'
+    )
+
+
 def _places(whole: Mapping[str, Site]) -> str:
     if not whole:
-        return 'no layer: adapters are read at Linears of the trunk, and it has none'
-    return f'Linears such as {shorten(list(whole), 3)}'
+        return 'no layer: adapters are read at layers of the trunk, and none serves'
+    return f'layers such as {shorten(list(whole), 3)}'
 
 
 def _heads(
@@ -430,7 +451,7 @@ def save_peft(
             f'have: {", ".join(known)}'
         )
     prefix = _path_of(model, module)
-    linears = _tuned(module, record, name, prefix)
+    linears = _tuned(module, record, name, prefix, form.convolves)
     adapter = form.write(method, linears)
     tensors = {
         f'{PREFIX}{path}.{key}': value
@@ -480,19 +501,27 @@ def _slots_of(record: Injection, slot: str | None) -> tuple[str, str | None]:
     return pick_slot(record, slot), None
 
 
+def _kernel_of(layer: nn.Module) -> tuple[int, ...]:
+    """Extents of a convolution's kernel, empty of anything else."""
+    return tuple(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else ()
+
+
 def _tuned(
-    module: nn.Module, record: Injection, name: str, prefix: str
+    module: nn.Module, record: Injection, name: str, prefix: str, convolves: bool
 ) -> list[TunedLinear]:
-    """The Linears of a slot with its deltas, in the order of its sites."""
+    """The Linears and convolutions of a slot with its deltas, in the order of sites."""
     sites = record.slots[name].sites
-    rows = linear_rows(module, record.site_map, sites)
+    rows = linear_rows(module, record.site_map, sites, convolves)
     inside = {site for found in rows.values() for site in found}
     outside = [site for site in sites if site not in inside]
     if outside:
+        layer = module.get_submodule(outside[0].host)
+        reason = 'it is no single Linear that the model calls'
+        if outside[0].kind.startswith('layer.') and isinstance(layer, CONVOLUTIONS):
+            reason = why_no_pair(layer) if convolves else 'it is a convolution'
         raise PETLError(
-            f'{type(record.slots[name].method).__name__} acts at {outside[0]}, which '
-            'is no single Linear that the model calls, so that no adapter of peft says '
-            'it; choose other targets'
+            f'{type(record.slots[name].method).__name__} acts at {outside[0]}, and '
+            f'{reason}, so that no adapter of peft says it; choose other targets'
         )
     found = []
     for path, parts in rows.items():
@@ -502,8 +531,8 @@ def _tuned(
             (start, stop, module.get_submodule(f'{where}.{name}'))
             for start, stop, where in cut
         )
-        width = linear.in_features, linear.out_features
-        found.append(TunedLinear(f'{prefix}{path}', *width, deltas))
+        width = linear.weight[0].numel(), rows_of(linear)
+        found.append(TunedLinear(f'{prefix}{path}', *width, deltas, _kernel_of(linear)))
     return found
 
 

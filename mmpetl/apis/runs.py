@@ -22,12 +22,13 @@ from torch.nn.modules.module import (
 from mmpetl.apis.building import build_model
 from mmpetl.apis.counting import without_files
 from mmpetl.apis.delta import load_tensors, read_delta
-from mmpetl.apis.names import find_in_zoo, locate
+from mmpetl.apis.names import find_in_zoo, is_named, locate
 from mmpetl.apis.zoo import PREFIX, Entry, Zoo, bring_base, bring_delta
 from mmpetl.benchmark.trust import TRUSTED, check_trusted
 from mmpetl.config.compose import compose
 from mmpetl.config.known import SCOPES
 from mmpetl.config.load import finish_config, load_config
+from mmpetl.config.names import recipe_names
 from mmpetl.config.text import is_data, read_text
 from mmpetl.core import PETLError
 from mmpetl.core.delta_file import SUFFIXES
@@ -59,6 +60,20 @@ class Run:
 
     config: Any
     weights: Path
+
+
+def is_run(name: str | os.PathLike) -> bool:
+    """Whether this names a run, and no config: a folder, weights, the zoo or the hub.
+
+    A recipe comes before a folder of its name.
+    """
+    text = os.fspath(name)
+    if is_named(name) or text.startswith('file://'):
+        return True
+    path = Path(text)
+    if path.suffix in ('.pth', *SUFFIXES):
+        return True
+    return path.is_dir() and text not in recipe_names()
 
 
 def open_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +104,41 @@ def shown_name(model: nn.Module, stem: str) -> str:
     Raises:
         PETLError: No task of the model is known.
     """
-    return f'{stem}{_task_of(model)[0]}'
+    return f'{stem}{of_task(model, TASKS, {})[0][0]}'
 
 
-def _task_of(model: nn.Module) -> tuple[str, Callable[..., list[str]], str, str]:
+def of_task(
+    model: nn.Module,
+    tasks: Mapping[str, tuple[Any, Any, str]],
+    options: Mapping[str, Any],
+    how: str = '',
+) -> tuple[tuple[Any, Any, str], dict[str, Any]]:
+    """The entry of a model's task, and those options that are not None.
+
+    Args:
+        model: What :func:`mmpetl.apis.init_model` gives.
+        tasks: By ``default_scope``; last in an entry stands the option that it takes,
+            empty where it takes none.
+        options: By name.
+        how: Words for the message, behind what takes no such option.
+
+    Raises:
+        PETLError: An option is of another task, or no task is known.
+    """
     scope = model.cfg.get('default_scope')
-    if scope not in TASKS:
+    if scope not in tasks:
         raise PETLError(
             f'the config has the default_scope {scope!r}, of which no file can be '
-            f'shown; there are {", ".join(TASKS)}'
+            f'shown; there are {", ".join(tasks)}'
         )
-    return *TASKS[scope], scope
+    takes = tasks[scope][-1]
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given:
+        if key != takes:
+            raise PETLError(
+                f'models of {scope} take no {key}{how}; they take {takes or "none"}'
+            )
+    return tasks[scope], given
 
 
 def show_file(
@@ -138,10 +162,6 @@ def show_file(
     Raises:
         PETLError: An option is of another task, or no task is known.
     """
-    end, function, option, scope = _task_of(model)
-    given = {key: value for key, value in options.items() if value is not None}
-    for key in given:
-        if key != option:
-            raise PETLError(f'models of {scope} take no {key}; they take {option}')
+    (end, function, _), given = of_task(model, TASKS, options)
     out = Path(out or f'{Path(file).stem}{end}')
     return out, function(model, file, out, **given)

@@ -10,6 +10,7 @@ is in the records.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import msgspec
 
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.collect import now
-from mmpetl.benchmark.records import Record, RecordStore, write_json
+from mmpetl.benchmark.records import Record, RecordStore, read_record, write_json
 from mmpetl.benchmark.verdicts import digest_of, standing_of
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
@@ -262,6 +263,37 @@ def faults(folder: str | os.PathLike) -> list[str]:
     there = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()}
     more = sorted(n for n in there - {*index.files, INDEX} if not _own(n))
     return found + [f'{name} is not of the release' for name in more]
+
+
+def runs_of(folder: str | os.PathLike, lines: Iterable[str]) -> list[str]:
+    """Lines of :func:`faults`, behind those of a run what was run.
+
+    It is read off the record, and is left out where the record does not say the run
+    that its folder is named after.
+    """
+    folder, named = Path(folder), []
+    for line in lines:
+        found = re.match(r'runs/([^/ ]+)/', line)
+        words = _in_words(folder / 'runs' / found[1]) if found else ''
+        named.append(f'{line} ({words})' if words else line)
+    return named
+
+
+def _in_words(run: Path) -> str:
+    """``LoRA on mini/digits, seed 1``, empty where the record cannot be read."""
+    try:
+        job = read_record(run / 'record.json').job
+    except (OSError, PETLError):
+        return ''
+    if job.id != run.name:
+        return ''
+    more = [
+        *([job.variant] if job.variant else []),
+        *(['published settings'] if job.leaf else []),
+        *([f'protocol {job.protocol}'] if job.protocol != 'honest' else []),
+        f'seed {job.seed}',
+    ]
+    return f'{job.method} on {job.recipe}, {", ".join(more)}'
 
 
 def _own(name: str) -> bool:

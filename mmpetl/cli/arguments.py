@@ -103,8 +103,19 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_config_or_run(parser: CommandParser) -> None:
+    """``config``, which :func:`config_of` reads: a config, a recipe or a run."""
+    suggests(
+        parser.add_argument(
+            'config',
+            help='config, recipe, folder of a run, checkpoint, delta, or zoo/NAME',
+        ),
+        lambda: [*recipes(), *runs()],
+    )
+
+
 def config_of(args: argparse.Namespace, **more: Any) -> Any:
-    """The config that flags ask for: a file or a recipe, a method in it, options.
+    """The config that flags ask for: of a run; or a file or a recipe, with a method.
 
     Args:
         args: ``config``, and what :func:`add_method_options` and
@@ -112,10 +123,26 @@ def config_of(args: argparse.Namespace, **more: Any) -> Any:
         more: Further arguments of :func:`mmpetl.config.asked.asked_config`.
 
     Raises:
-        PETLError: As of that function.
+        PETLError: As of that function or of :func:`mmpetl.apis.open_run`, or a method
+            is named for a run, which has its own.
     """
+    from mmpetl.apis.runs import is_run, open_run
     from mmpetl.config.asked import asked_config
+    from mmpetl.core import PETLError
 
+    if is_run(args.config):
+        if args.method or args.method_options or args.base:
+            raise PETLError(
+                f'{args.config} is a run, which has its method and its base; a method '
+                'is named for a config'
+            )
+        unread = sorted(key for key, value in more.items() if value is not None)
+        if unread:
+            raise PETLError(
+                f'{args.config} is a run, whose config is written out; '
+                f'--{unread[0]} is for another config'
+            )
+        return open_run(args.config, options=args.cfg_options).config
     return asked_config(
         [args.config],
         args.method,

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.injection import injections, record_of
 from mmpetl.core.leaf_map import LeafMap, layer_facts, layers_of
-from mmpetl.core.leaves import check_weights, leaf_of
+from mmpetl.core.leaves import check_weights, foreign_class, leaf_of, pads_itself
 from mmpetl.core.method import Method, registered_methods
 from mmpetl.core.patterns import as_blocks, as_patterns, in_short, matches, nearest
 from mmpetl.core.places import run_once
 from mmpetl.core.role import Role
 from mmpetl.core.site import PROJECTIONS, Site
-from mmpetl.core.sitemap import SiteMap, class_name, site_map_of, why_unknown
+from mmpetl.core.sitemap import (
+    CONVOLUTIONS,
+    SiteMap,
+    class_name,
+    site_map_of,
+    why_unknown,
+)
+from mmpetl.core.stack import is_plain
 
 Names = Mapping[Site, tuple[str, ...]]
 
@@ -181,7 +188,10 @@ def _names(
 
 
 def linear_rows(
-    module: nn.Module, site_map: SiteMap, sites: Sequence[Site]
+    module: nn.Module,
+    site_map: SiteMap,
+    sites: Sequence[Site],
+    convolutions: bool = False,
 ) -> dict[str, dict[Site, tuple[int, int]]]:
     """Sites whose weights lie in one called Linear, by its path, with their rows there.
 
@@ -194,31 +204,55 @@ def linear_rows(
         module: The model or trunk, with or without deltas.
         site_map: Its map.
         sites: Those that are asked about.
+        convolutions: Whether those count too which :func:`why_no_pair` has nothing
+            against.
     """
     swapped = record_of(module) is not None
     if not swapped:
         site_map.swap(module)
     try:
-        return _linear_rows(module, site_map, sites)
+        return _linear_rows(module, site_map, sites, convolutions)
     finally:
         if not swapped:
             site_map.unswap(module)
 
 
+def why_no_pair(conv: nn.Module) -> str:
+    """Why two convolutions in a row are no change of this one's weight; else empty.
+
+    The first has its class, kernel, stride and number of zeros around, and no more, and
+    sees all channels; the second sees one place.
+    """
+    if not isinstance(conv, CONVOLUTIONS):
+        return 'it is no convolution'
+    if conv.transposed or not is_plain(foreign_class(conv)):
+        return f'{foreign_class(conv).__name__} has a forward pass of its own'
+    if conv.groups > 1:
+        return f'it has {conv.groups} groups'
+    if set(conv.dilation) != {1}:
+        return f'it is dilated by {max(conv.dilation)}'
+    return 'it pads by itself' if pads_itself(conv) else ''
+
+
+def rows_of(layer: nn.Module) -> int:
+    """Rows of a Linear's weight, or of a convolution's."""
+    return layer.weight.shape[0]
+
+
 def _linear_rows(
-    module: nn.Module, site_map: SiteMap, sites: Sequence[Site]
+    module: nn.Module, site_map: SiteMap, sites: Sequence[Site], convolutions: bool
 ) -> dict[str, dict[Site, tuple[int, int]]]:
     parts = dict(module.named_modules())
     linears = {
         path: part
         for path, part in parts.items()
-        if isinstance(part, nn.Linear)
+        if (isinstance(part, nn.Linear) or (convolutions and not why_no_pair(part)))
         and 'petl' not in path.split('.')
         and not isinstance(parts[path.rpartition('.')[0]], nn.MultiheadAttention)
     }
     found: dict[str, dict[Site, tuple[int, int]]] = {}
     for site in sites:
-        if site.kind == 'layer.linear':  # a Linear, or a convolution of one place
+        if site.kind in ('layer.linear', 'layer.conv'):
             if site.host in linears:
                 found.setdefault(site.host, {})[site] = 0, site.out_dims
             continue
@@ -232,7 +266,7 @@ def _linear_rows(
                 continue
             step = part.weight.stride(0) * part.weight.element_size()
             start, off = divmod(weights[0].data_ptr() - part.weight.data_ptr(), step)
-            if not off and 0 <= start < part.out_features:
+            if not off and 0 <= start < rows_of(part):
                 found.setdefault(path, {})[site] = start, start + len(weights[0])
     return found
 

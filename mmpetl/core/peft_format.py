@@ -26,32 +26,42 @@ from mmpetl.core.errors import PETLError
 
 @dataclass(frozen=True)
 class PeftLayer:
-    """A Linear that an adapter is about, as the file has it.
+    """A Linear or a convolution that an adapter is about, as the file has it.
 
     Attributes:
         name: Its path in the whole model.
         path: Its path in what the method is injected into.
         tensors: By peft's names behind the path, ``lora_A.weight``.
+        kernel: Extents of a convolution's kernel, empty of a Linear.
     """
 
     name: str
     path: str
     tensors: Mapping[str, Tensor]
+    kernel: tuple[int, ...] = ()
 
-    def take(self, suffix: str, into: Tensor) -> None:
+    def take(
+        self, suffix: str, into: Tensor, shape: tuple[int, ...] | None = None
+    ) -> None:
         """Copy a tensor of the file into one of a delta, which may be a flat view.
+
+        Args:
+            suffix: Its name behind the path.
+            into: What is written.
+            shape: That which the file has, where it is not that of ``into``.
 
         Raises:
             PETLError: The file lacks it, or its shape is another one.
         """
         value = self.need(suffix)
-        if value.shape != into.shape:
+        shape = tuple(into.shape) if shape is None else shape
+        if tuple(value.shape) != shape:
             raise PETLError(
                 f'{self.name}.{suffix} has shape {tuple(value.shape)} in the adapter '
-                f'and needs {tuple(into.shape)} here'
+                f'and needs {shape} here'
             )
         with torch.no_grad():
-            into.copy_(value)
+            into.copy_(value.reshape(into.shape))
 
     def need(self, suffix: str) -> Tensor:
         """A tensor of the file.
@@ -66,19 +76,21 @@ class PeftLayer:
 
 @dataclass(frozen=True)
 class TunedLinear:
-    """A Linear of a model with the deltas of one slot.
+    """A Linear, or a convolution, of a model with the deltas of one slot.
 
     Attributes:
         path: Its path in the whole model.
-        in_dims: Width of what enters.
+        in_dims: Width of what enters, of a convolution of a patch.
         out_dims: Width of what leaves.
         parts: First row, row behind the last one, and delta, in the order of rows.
+        kernel: Extents of a convolution's kernel, empty of a Linear.
     """
 
     path: str
     in_dims: int
     out_dims: int
     parts: tuple[tuple[int, int, nn.Module], ...]
+    kernel: tuple[int, ...] = ()
 
     def whole(self, who: str) -> nn.Module:
         """The only delta, which acts at all rows.
@@ -123,6 +135,7 @@ class PeftFormat:
         reads: Entries of the config that are read.
         idle: Entries that change nothing of what is computed here.
         training: Entries that act in training only and have no equal here.
+        convolves: Whether it is read and written at convolutions too.
     """
 
     kind: ClassVar[str]
@@ -131,6 +144,7 @@ class PeftFormat:
     reads: ClassVar[tuple[str, ...]] = ()
     idle: ClassVar[tuple[str, ...]] = ('init_weights',)
     training: ClassVar[tuple[str, ...]] = ()
+    convolves: ClassVar[bool] = False
 
     def fits(self, config: Mapping[str, Any]) -> bool:
         """Whether a config of this type is this method's."""
@@ -159,6 +173,21 @@ class PeftFormat:
             PETLError: Nothing of peft's computes the same.
         """
         raise NotImplementedError
+
+
+def pair_shapes(
+    down: Tensor, up: Tensor, kernel: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What peft's factors have for shapes: at a convolution they are two convolutions.
+
+    Args:
+        down: (rank, in_dims), of a convolution in the order of its kernel.
+        up: (out_dims, rank).
+        kernel: Empty of a Linear. A has it, B sees one place.
+    """
+    (rank, width), rows = down.shape, up.shape
+    first = (rank, width // math.prod(kernel), *kernel)
+    return first, (*rows, *(1,) * len(kernel))
 
 
 def number(value: float) -> int | float:

@@ -40,6 +40,7 @@ from mmpetl.core.peft_format import (
     by_layer,
     in_pattern,
     number,
+    pair_shapes,
     patterned,
 )
 from mmpetl.registry import METHODS
@@ -94,6 +95,7 @@ class DoRAInPeft(PeftFormat):
     """LoRA's tensors and ``lora_magnitude_vector``, which is m."""
 
     kind = 'LORA'
+    convolves = True
     names = ('lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector')
     reads = (
         'r',
@@ -135,15 +137,27 @@ class DoRAInPeft(PeftFormat):
     def load(
         self, delta: DoRADelta, layer: PeftLayer, shared: Mapping[str, Tensor]
     ) -> None:
-        for name, param in zip(self.names, (delta.A, delta.B, delta.m), strict=True):
-            layer.take(name, param)
+        parts = delta.A, delta.B, delta.m
+        shapes = self.shapes(delta, layer.kernel)
+        for name, param, shape in zip(self.names, parts, shapes, strict=True):
+            layer.take(name, param, shape)
+
+    @staticmethod
+    def shapes(delta: DoRADelta, kernel: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What A, B and m have for shapes in the file."""
+        m = (1, len(delta.m), *(1,) * len(kernel)) if kernel else (len(delta.m),)
+        return [*pair_shapes(delta.A, delta.B, kernel), m]
 
     def write(self, method: DoRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
         layers, ranks, alphas = {}, {}, {}
         for linear in linears:
             delta = linear.whole('DoRA')
             parts = delta.A, delta.B, delta.m
-            layers[linear.path] = dict(zip(self.names, parts, strict=True))
+            shapes = self.shapes(delta, linear.kernel)
+            layers[linear.path] = {
+                name: part.reshape(shape)
+                for name, part, shape in zip(self.names, parts, shapes, strict=True)
+            }
             ranks[linear.path] = len(delta.A)
             alphas[linear.path] = number(delta.scale * len(delta.A))
         r, rank_pattern = in_pattern(ranks)

@@ -59,6 +59,7 @@ from mmpetl.core.peft_format import (
     by_layer,
     in_pattern,
     number,
+    pair_shapes,
     patterned,
 )
 from mmpetl.registry import METHODS
@@ -189,10 +190,12 @@ class LoRAInPeft(PeftFormat):
     """``lora_A.weight`` and ``lora_B.weight`` are A and B.
 
     What acts at rows of a Linear, or has begun at factors of the base weight, is one
-    sum of a larger rank there.
+    sum of a larger rank there. At a convolution A is one of the same kernel, and B one
+    of a single place.
     """
 
     kind = 'LORA'
+    convolves = True
     names = ('lora_A.weight', 'lora_B.weight')
     reads = (
         'r',
@@ -224,8 +227,9 @@ class LoRAInPeft(PeftFormat):
     def load(
         self, delta: LoRADelta, layer: PeftLayer, shared: Mapping[str, Tensor]
     ) -> None:
-        layer.take('lora_A.weight', delta.A)
-        layer.take('lora_B.weight', delta.B)
+        down, up = pair_shapes(delta.A, delta.B, layer.kernel)
+        layer.take('lora_A.weight', delta.A, down)
+        layer.take('lora_B.weight', delta.B, up)
 
     def write(self, method: LoRA, linears: Sequence[TunedLinear]) -> PeftAdapter:
         root = method.scaling == 'sqrt'
@@ -241,7 +245,12 @@ class LoRAInPeft(PeftFormat):
                 share = delta.scale / scale if scale else 1.0
                 B[start:stop, column : column + part.shape[1]] = part * share
                 column += part.shape[1]
-            layers[linear.path] = {'lora_A.weight': torch.cat(down), 'lora_B.weight': B}
+            A = torch.cat(down)
+            shapes = pair_shapes(A, B, linear.kernel)
+            layers[linear.path] = {
+                'lora_A.weight': A.reshape(shapes[0]),
+                'lora_B.weight': B.reshape(shapes[1]),
+            }
             ranks[linear.path] = rank
             alphas[linear.path] = number(scale * (rank**0.5 if root else rank))
         r, rank_pattern = in_pattern(ranks)

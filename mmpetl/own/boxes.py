@@ -18,6 +18,7 @@ from PIL import Image
 
 from mmpetl.apis.draw import colours, with_boxes
 from mmpetl.apis.predict import Box
+from mmpetl.benchmark.resampling import Interval
 from mmpetl.core import PETLError
 from mmpetl.datasets.annotations import read_coco
 from mmpetl.datasets.own import Boxes
@@ -25,6 +26,7 @@ from mmpetl.datasets.own.kinds import BOXES
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.results import read_results, unpack
 from mmpetl.own.defaults import scene_pipelines
+from mmpetl.own.resampled import RESAMPLES, ap_interval, with_interval
 from mmpetl.own.results import Share, share
 from mmpetl.own.task import Task
 
@@ -207,12 +209,14 @@ class BoxResults:
         ap50: The same at an overlap of 0.5.
         classes: By label.
         pictures: In the order of the test pictures.
+        interval: Of the score, over pictures; None of one picture.
     """
 
     score: float
     ap50: float
     classes: list[BoxClass]
     pictures: list[BoxPicture]
+    interval: Interval | None
 
     metric: ClassVar[str] = 'mAP'
 
@@ -231,7 +235,8 @@ class BoxResults:
         """The score in a line."""
         return (
             f'mAP on {len(self.pictures):,} test pictures with {self.boxes:,} boxes: '
-            f'{100 * self.score:.1f} % ({100 * self.ap50:.1f} % at an overlap of 0.5)'
+            f'{with_interval(self.score, self.interval)}, {100 * self.ap50:.1f} % at '
+            'an overlap of 0.5'
         )
 
     def as_csv(self) -> str:
@@ -283,7 +288,7 @@ def box_results(task: BoxTask, said: list[Said]) -> BoxResults:
             'the boxes that were found are of other pictures or classes than those of '
             'this work folder'
         )
-    ap, ap50 = _average_precision(task.ann_file('test'), said, len(names))
+    ap, ap50, spread = _average_precision(task.ann_file('test'), said, len(names))
     pictures, hits, called = [], np.zeros(len(names), int), np.zeros(len(names), int)
     marked, sures = defaultdict(list), defaultdict(list)
     for a in truth.annotations:
@@ -328,7 +333,7 @@ def box_results(task: BoxTask, said: list[Said]) -> BoxResults:
                 share(hit, int(called[label])) if called[label] else None,
             )
         )
-    return BoxResults(_mean(ap), _mean(ap50), classes, pictures)
+    return BoxResults(_mean(ap), _mean(ap50), classes, pictures, spread)
 
 
 def _mean(values: list[float | None]) -> float:
@@ -343,8 +348,11 @@ def _box(names: list[str], label: int, score: float, box: Any) -> Box:
 
 def _average_precision(
     path: Path, said: list[Said], count: int
-) -> tuple[list[float | None], list[float | None]]:
-    """Of each class over the overlaps 0.5 to 0.95, and at 0.5, as COCO counts it."""
+) -> tuple[list[float | None], list[float | None], Interval | None]:
+    """Of each class over the overlaps 0.5 to 0.95, and at 0.5, as COCO counts it.
+
+    And the interval of the mean of the first.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -353,7 +361,9 @@ def _average_precision(
         if not said:
             there = {a['category_id'] for a in truth.dataset['annotations']}
             none = [0.0 if i + 1 in there else None for i in range(count)]
-            return none, none
+            pictures = len(truth.imgs)
+            nothing = Interval(0.0, 0.0, RESAMPLES) if pictures > 1 else None
+            return none, none, nothing
         found = truth.loadRes([{**asdict(s), 'bbox': list(s.bbox)} for s in said])
         judged = COCOeval(truth, found, 'bbox')
         judged.evaluate()
@@ -369,6 +379,7 @@ def _average_precision(
     return (
         [mean(precision[:, :, i]) for i in classes],
         [mean(precision[0, :, i]) for i in classes],
+        ap_interval(judged),
     )
 
 

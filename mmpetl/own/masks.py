@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmpetl.apis.draw import colours, with_segments
 from mmpetl.apis.predict import Segmentation
+from mmpetl.benchmark.resampling import Interval
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
 from mmpetl.datasets.own import Masks
@@ -21,6 +22,7 @@ from mmpetl.datasets.own.kinds import MASKS
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.results import read_results, unpack
 from mmpetl.own.defaults import scene_pipelines
+from mmpetl.own.resampled import iou_interval, with_interval
 from mmpetl.own.task import Task
 
 FINEST = 4
@@ -171,6 +173,7 @@ class MaskResults:
         classes: By label.
         pictures: In the order of the test pictures.
         palette: A colour for each class.
+        interval: Of the score, over pictures; None of one picture.
     """
 
     score: float
@@ -178,6 +181,7 @@ class MaskResults:
     classes: list[MaskClass]
     pictures: list[MaskPicture]
     palette: list[list[int]]
+    interval: Interval | None
 
     metric: ClassVar[str] = 'mIoU'
 
@@ -190,8 +194,9 @@ class MaskResults:
     def in_words(self) -> str:
         """The score in a line."""
         return (
-            f'mIoU on {len(self.pictures):,} test pictures: {100 * self.score:.1f} % '
-            f'({100 * self.accuracy:.1f} % of their pixels right)'
+            f'mIoU on {len(self.pictures):,} test pictures: '
+            f'{with_interval(self.score, self.interval)}, {100 * self.accuracy:.1f} % '
+            'of their pixels right'
         )
 
     def as_csv(self) -> str:
@@ -262,6 +267,7 @@ def mask_results(task: MaskTask, kept: list[dict[str, Any]]) -> MaskResults:
         classes,
         pictures,
         task.palette,
+        iou_interval([one['confusion'] for one in kept]),
     )
 
 

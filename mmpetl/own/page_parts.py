@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
+from mmpetl.benchmark.resampling import Interval
 from mmpetl.own.results import Share
 
 MOST_ROWS = 24
@@ -22,8 +23,8 @@ def percent(value: float) -> str:
     return f'{100 * value:.1f}'
 
 
-def interval(found: Share) -> str:
-    """The interval of a share in percent."""
+def interval(found: Share | Interval) -> str:
+    """The interval of a share, or of a score in [0, 1], in percent."""
     return f'{percent(found.low)} – {percent(found.high)}'
 
 

@@ -25,7 +25,8 @@ MOST_POINTS = 200
 
 def scene_facts(found: SceneResults) -> list[tuple[str, str, str]]:
     """Values of the head of the page: what each is, and more of that."""
-    first = (f'{percent(found.score)} %', found.metric, 'mean of the classes')
+    spread = interval(found.interval) if found.interval else 'mean of the classes'
+    first = (f'{percent(found.score)} %', found.metric, spread)
     of = (f'{len(found.pictures):,}', 'test pictures', '')
     classes = (f'{len(found.classes):,}', 'classes', '')
     if isinstance(found, BoxResults):
@@ -46,6 +47,12 @@ def scene_summary(found: SceneResults) -> str:
         text = (
             'mIoU is the mean over classes of the pixels that are of a class and were '
             'called so, over those that are or were.'
+        )
+    if found.interval:
+        text += (
+            f' The 95 % interval is that of drawing other test pictures, by '
+            f'{found.interval.resamples:,} resamples of these; of few pictures it is '
+            'too narrow.'
         )
     absent = sum(one.value is None for one in found.classes)
     if absent:

@@ -417,9 +417,112 @@ def test_an_adapter_is_its_folder_and_goes_into_a_bare_model(tmp_path: Path) -> 
     wrapped.peft_config = {'default': object()}
     with pytest.raises(PETLError, match=r'built anew or by model\.unload\(\)'):
         load_peft(wrapped, tmp_path)
-    written(tmp_path, {'peft_type': 'LORA', 'r': 4}, {'layer4.0.conv1': PAIR[QKV]})
-    with pytest.raises(PETLError, match='no layer: adapters are read at Linears'):
-        load_peft(timm.create_model('test_resnet'), tmp_path)
+
+
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    # Or the branches of its blocks begin at zero, and what is in them does nothing.
+    return timm.create_model('test_resnet', num_classes=3, zero_init_last=False).eval()
+
+
+CONVOLVED = 'layer3.0.conv1', 'layer3.0.conv2'
+"""One of a place, and one of nine that steps by two."""
+
+
+@pytest.mark.parametrize('dora', [False, True])
+def test_two_convolutions_are_one_update_of_a_convolution(dora, tmp_path) -> None:
+    """peft: A is a convolution of the kernel, step and zeros of W, B sees one place."""
+    plain = resnet()
+    shapes = {}
+    for path in CONVOLVED:
+        conv = plain.get_submodule(path)
+        rank = 4 if conv.kernel_size == (1, 1) else 2
+        A = (rank, conv.in_channels, *conv.kernel_size)
+        shapes[path] = {
+            'lora_A.weight': A,
+            'lora_B.weight': (conv.out_channels, rank, 1, 1),
+        }
+        if dora:
+            m = (1, conv.out_channels, 1, 1)
+            shapes[path]['lora_magnitude_vector'] = m
+    assert max(plain.get_submodule('layer3.0.conv2').stride) == 2
+    config = {'peft_type': 'LORA', 'r': 2, 'lora_alpha': 6, 'use_dora': dora}
+    tensors = written(tmp_path / 'a', config, shapes, head=False)
+    for path in CONVOLVED:
+        conv = plain.get_submodule(path)
+        A, B, m = (
+            tensors.get(f'base_model.model.{path}.{name}')
+            for name in ('lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector')
+        )
+        with torch.no_grad():
+            W = conv.weight.double()
+            W = W + 6 / len(A) * torch.einsum('or,rchw->ochw', B[..., 0, 0], A).double()
+            if dora:
+                W = (
+                    m.double().transpose(0, 1)
+                    * W
+                    / W.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                )
+            conv.weight.copy_(W)
+    tuned = load_peft(resnet(), tmp_path / 'a')
+    expected = out(plain)
+    assert (expected - out(resnet())).abs().max() > 1e-2
+    assert (out(tuned) - expected).abs().max() < 2e-6 * max(1, expected.abs().max())
+    save_peft(tuned, tmp_path / 'b')
+    again = load_file(tmp_path / 'b' / 'adapter_model.safetensors')
+    heads = {f'base_model.model.fc.{last}' for last in ('weight', 'bias')}
+    assert again.keys() - tensors.keys() == heads
+    assert all(torch.equal(again[key], tensors[key]) for key in tensors)
+
+
+class Convolutions(nn.Sequential):
+    """What two convolutions in a row are no change of, and one that they are."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 4, 3, padding=2, dilation=2),
+            nn.Conv2d(4, 4, 3, groups=2),
+            nn.Conv2d(4, 4, 3, padding='same'),
+            nn.Conv2d(4, 4, 3, padding=1, padding_mode='reflect'),
+            nn.Conv2d(4, 4, 3, padding=1),
+        )
+
+
+@pytest.mark.parametrize(
+    ('path', 'words'),
+    [('0', 'is dilated by 2'), ('1', 'has 2 groups'), ('2', 'pads'), ('3', 'pads')],
+)
+def test_a_convolution_that_two_do_not_make_is_refused(path, words, tmp_path) -> None:
+    model = Convolutions()
+    conv = model.get_submodule(path)
+    shapes = {
+        'lora_A.weight': (2, conv.in_channels, 3, 3),
+        'lora_B.weight': (4, 2, 1, 1),
+    }
+    written(tmp_path, {'peft_type': 'LORA', 'r': 2}, {path: shapes}, head=False)
+    with pytest.raises(PETLError, match=f'no place at {path} .*{words}') as error:
+        load_peft(model, tmp_path)
+    assert '\n' not in str(error.value)
+    if path != '1':  # where LoRA has no site
+        mmpetl.inject(model, {'type': 'LoRA', 'rank': 2}, layers=[path])
+        with pytest.raises(PETLError, match=f'LoRA acts at .*{words}'):
+            save_peft(model, tmp_path / 'b')
+
+
+def test_types_of_linears_alone_and_described_trunks_say_so(tmp_path) -> None:
+    path = 'layer3.0.conv1'
+    written(tmp_path, {'peft_type': 'HRA', 'r': 2}, {path: {'hra_u': (32, 2)}}, False)
+    with pytest.raises(PETLError, match='HRA is read at Linears, not at conv.*none'):
+        load_peft(resnet(), tmp_path)
+    model = mmpetl.inject(resnet(), {'type': 'SSF'})
+    with pytest.raises(PETLError, match='no equal among the adapters of peft'):
+        save_peft(model, tmp_path / 'b')
+    convnext = timm.create_model('test_convnext', num_classes=3)
+    shapes = {'lora_A.weight': (2, 24, 2, 2), 'lora_B.weight': (32, 2, 1, 1)}
+    at = 'stages.1.downsample.1'
+    written(tmp_path, {'peft_type': 'LORA', 'r': 2}, {at: shapes}, head=False)
+    with pytest.raises(PETLError, match='no site of the trunk is all of this conv'):
+        load_peft(convnext, tmp_path)
 
 
 @pytest.mark.parametrize(

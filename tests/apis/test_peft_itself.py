@@ -69,6 +69,41 @@ if find_spec('transformers'):
     MODELS['transformers'] = (hf_vit, kinds, ['classifier'])
 
 
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    # Or the branches of its blocks begin at zero, and what is in them does nothing.
+    return timm.create_model('test_resnet', num_classes=3, zero_init_last=False).eval()
+
+
+@pytest.mark.parametrize('more', [{}, {'use_rslora': True}, {'use_dora': True}])
+@pytest.mark.filterwarnings('ignore')
+def test_convolutions_go_there_and_back(more: dict, tmp_path: Path) -> None:
+    """Of one place and of nine, with a stride and without."""
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        rank_pattern={'layer3.0.conv2': 2},
+        target_modules=[
+            'conv1.3',
+            'layer3.0.conv1',
+            'layer3.0.conv2',
+            'layer4.0.conv1',
+        ],
+        modules_to_save=['fc'],
+        **more,
+    )
+    theirs = peft.get_peft_model(resnet(), config)
+    shake(theirs)
+    expected = out(theirs)
+    assert (expected - out(resnet())).abs().max() > 1e-3
+    theirs.save_pretrained(tmp_path / 'theirs')
+    ours = load_peft(resnet(), tmp_path / 'theirs')
+    close(out(ours), expected)
+    save_peft(ours, tmp_path / 'ours')
+    again = peft.PeftModel.from_pretrained(resnet(), tmp_path / 'ours')
+    close(out(again), expected)
+
+
 def shake(model: nn.Module) -> None:
     """Give everything that trains a value of its own, near where it starts."""
     torch.manual_seed(1)

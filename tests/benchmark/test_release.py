@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from mmpetl.benchmark.records import Job, Record, RecordStore
-from mmpetl.benchmark.release import faults, read_index, release, words_of
+from mmpetl.benchmark.release import faults, read_index, release, runs_of, words_of
 from mmpetl.benchmark.verdicts import Check, Verdict, digest_of, write_verdict
+from mmpetl.cli.main import mmpetl as command
 from mmpetl.core import PETLError
 
 
@@ -84,6 +86,23 @@ def test_what_was_changed_in_a_release_is_named(tmp_path: Path) -> None:
         f'runs/{run.name}/record.json is missing',
         'more.txt is not of the release',
     ]
+
+
+def test_a_line_of_a_run_says_what_was_run(tmp_path: Path) -> None:
+    to = tmp_path / 'r'
+    release(bench(tmp_path).out, to, 'r')
+    one, other = (f'runs/mini-digits--lora--s{seed}' for seed in (1, 2))
+    lines = [f'{one}/config.py is missing', f'{other}/a b is x', 'more.txt is y']
+    record = to / other / 'record.json'
+    record.write_text(record.read_text().replace('LoRA', 'SSF'))
+    expected = [f'{lines[0]} (LoRA on mini/digits, seed 1)', *lines[1:]]
+    assert runs_of(to, lines) == expected
+    record.unlink()
+    assert runs_of(to, lines) == expected
+    (to / one / 'config.py').unlink()
+    done = CliRunner().invoke(command, ['benchmark', 'release', '--check', str(to)])
+    assert done.exit_code == 1
+    assert f'{one}/config.py is missing (LoRA on mini/digits, seed 1)' in done.output
 
 
 def test_an_index_cannot_name_files_outside(tmp_path: Path) -> None:

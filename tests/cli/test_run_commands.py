@@ -82,6 +82,53 @@ def test_from_training_to_a_folded_model_by_the_names_of_files(
     assert [f'{100 * p.score:5.1f}%  {p.name}' for p in best] == shown[0]
     line = call('test', delta, code=1).splitlines()[-1]
     assert 'has no test_dataloader' in line
+    looked_at(call, run, delta, metrics=json.loads(Path('metrics.json').read_text()))
+
+
+def looked_at(call, run: Path, delta: Path, metrics: dict[str, float]) -> None:
+    """What is asked of a config is asked of a run, by any of its three names."""
+    names = (run, run / 'epoch_1.pth', delta)
+    found = [
+        json.loads(call('analyse', 'flops', name, '--json').splitlines()[-1])
+        for name in names
+    ]
+    # Six blocks, queries and values, A and B of rank 2 and width 96; the head.
+    assert found[0]['trainable'] == 6 * 2 * 2 * 2 * 96 + 97 * 10
+    assert found[0] == found[1] == found[2]
+    for name in names:
+        assert '4,608' in call('analyse', 'count', name).splitlines()[-1]
+        assert 'rank=2' in call('config', name)
+    quiet = ('--cfg-options', 'log_level=ERROR')
+    for name in names[:2]:
+        said = call('analyse', 'confusion', name, '--out', 'wrong.png', *quiet)
+        right, _, total = said.splitlines()[-1].split()[:3]
+        assert 100 * int(right) / int(total) == pytest.approx(metrics['accuracy/top1'])
+    assert len(Path('wrong.csv').read_text().splitlines()) == 11
+    said = call('analyse', 'schedule', run, '--out', 'rates.png', *quiet)
+    assert said.splitlines()[-1] == 'picture: rates.png'
+    drawn = call('analyse', 'browse', run, '--number', 1, '--out-dir', 'drawn')
+    assert '1 pictures: drawn' in drawn
+    assert 'loss' in call('analyse', 'logs', run)
+    line = call('analyse', 'confusion', delta, code=1).splitlines()[-1]
+    assert 'has no test_dataloader' in line
+    line = call('analyse', 'flops', run, '--method', 'SSF', code=1).splitlines()[-1]
+    assert 'is a run, which has its method' in line
+    line = call('config', run, '--stage', 'tune', code=1).splitlines()[-1]
+    assert '--stage is for another config' in line
+
+
+def test_a_recipe_comes_before_a_folder_of_its_name(tmp_path, monkeypatch):
+    from mmpetl.apis.runs import is_run
+
+    monkeypatch.chdir(tmp_path)
+    Path('mini/digits').mkdir(parents=True)
+    Path('mini/mine').mkdir()
+    assert not is_run('mini/digits')
+    assert not is_run('configs/mini/digits.py')
+    assert not is_run('mmpetl::mini/digits.py')
+    assert is_run('mini/mine')
+    assert is_run('epoch_1.pth')
+    assert is_run('zoo/digits_lora')
 
 
 def test_a_method_that_cannot_be_where_a_task_lies_says_so(call, picture):

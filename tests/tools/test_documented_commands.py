@@ -1,6 +1,7 @@
 """Commands in the documents exist: the tools, their flags, and the configs they name.
 
-Those of the tutorials are run (``test_tutorials.py``); here all of them are looked at.
+Those of the tutorials are run (``test_tutorials.py``); here all of them are looked at,
+on every page: what stands in a fence of a shell is of a kind that a test here knows.
 """
 
 from __future__ import annotations
@@ -24,6 +25,40 @@ GUIDES = (
     'docs/weights.md',
 )
 PAGES = ('README.md', 'CONTRIBUTING.md', 'docs/**/*.md')
+FENCE = re.compile(r'(?ms)^ *```(\w*)[^\n]*\n(.*?)^ *```')
+SHELLS = ('', 'bash', 'console', 'sh', 'shell')
+"""Languages of fences that hold commands; output is ``text``."""
+
+
+def texts() -> dict[str, str]:
+    """Every page by its path, with commands of several lines on one."""
+    paths = (path for pattern in PAGES for path in ROOT.glob(pattern))
+    return {
+        path.relative_to(ROOT).as_posix(): re.sub(
+            r'\\\n\s*', ' ', path.read_text(encoding='utf-8')
+        )
+        for path in paths
+    }
+
+
+def typed(text: str) -> list[str]:
+    """What a page has its reader type: lines of shells, and those behind a ``$``."""
+    found = []
+    for language, body in FENCE.findall(text):
+        lines = [line.strip() for line in body.splitlines()]
+        if language not in SHELLS:
+            lines = [line for line in lines if line.startswith('$ ')]
+        found += [
+            line.removeprefix('$ ')
+            for line in lines
+            if line and not line.startswith('#')
+        ]
+    return found
+
+
+def without_variables(line: str) -> str:
+    """A command without what is set for it alone: ``A=b command``."""
+    return re.sub(r'^(?:[A-Z_]+=\S+ +)+(?=\S)', '', line)
 
 
 def commands(*patterns: str) -> list[str]:
@@ -37,10 +72,9 @@ def commands(*patterns: str) -> list[str]:
 
 def calls_of_mmpetl() -> list[str]:
     found = []
-    for page in (page for pattern in PAGES for page in ROOT.glob(pattern)):
-        text = re.sub(r'\\\n\s*', ' ', page.read_text(encoding='utf-8'))
-        for block in re.findall(r'(?s)```(?:bash)?\n(.*?)```', text):
-            found += re.findall(r'(?m)^(mmpetl \S.*)$', block)
+    for text in texts().values():
+        lines = [without_variables(line) for line in typed(text)]
+        found += [line for line in lines if line.startswith('mmpetl ')]
         found += re.findall(r'`(mmpetl [a-z][^`>]+)`', text)
     return sorted({' '.join(call.split()) for call in found})
 
@@ -48,13 +82,62 @@ def calls_of_mmpetl() -> list[str]:
 @pytest.mark.parametrize('call', calls_of_mmpetl())
 def test_a_documented_call_of_the_command_is_one_that_it_takes(call):
     group, words = root(), shlex.split(call, comments=True)[1:]
-    while isinstance(group, FolderGroup) and words:
+    while isinstance(group, FolderGroup) and words not in ([], ['--help']):
         group = group.get_command(click.Context(group), words.pop(0))
     assert group is not None, f'{call}: no such command'
-    if words:  # without any, a part of the command is named in a sentence
+    # Without any, a part of the command is named in a sentence.
+    if words not in ([], ['--help']):
         parser = importlib.import_module(group.module).make_parser()
-        wants_help = words == ['--help']
-        assert wants_help or parser.parse_args(words)
+        assert parser.parse_args(words)
+
+
+def other_lines() -> list[str]:
+    """What is typed beside ``mmpetl`` and the tools, and scripts in sentences."""
+    found = []
+    for text in texts().values():
+        found += [without_variables(line) for line in typed(text)]
+        found += re.findall(r'`(python (?:speed|tests|-m)[^`<]+)`', text)
+        found += re.findall(
+            r'`(pip install [^`]*(?:mmpetl\[|requirements/)[^`]*)`', text
+        )
+    known = r'mmpetl |python (?:tools|demo)/|make '
+    return sorted({line for line in found if not re.match(known, line)})
+
+
+@pytest.mark.parametrize('line', other_lines())
+def test_a_line_of_a_shell_is_of_a_kind_that_is_known(line):
+    words = shlex.split(line, comments=True)
+    if words[0] in ('export', '.', 'cd'):
+        return
+    if words[:2] == ['pip', 'install'] or words[:2] == ['pip', 'uninstall']:
+        extras = re.search(r'mmpetl\[([\w,]+)\]', line)
+        assert {*(extras[1].split(',') if extras else ())} <= extras_of_setup()
+        for name in re.findall(r'requirements/\S+', line):
+            assert (ROOT / name).is_file()
+        return
+    if words[0].endswith('.sh') or words[0] == 'bash':
+        assert (ROOT / words[words[0] == 'bash']).is_file()
+        return
+    assert words[0] == 'python', f'{line}: nothing here looks at it'
+    if words[1] == '-m':
+        name = words[2]
+        if not name.startswith('mmpetl'):
+            assert name in ('pytest', 'http.server', 'mkdocs')
+            return
+        parts = name.split('.')
+        path = ROOT.joinpath(*parts)
+        path = path / '__main__.py' if path.is_dir() else path.with_suffix('.py')
+    else:
+        path = ROOT / words[1]
+    assert path.is_file()
+    flags = {word.partition('=')[0] for word in words[1:] if word.startswith('--')}
+    assert flags <= flags_of(path)
+
+
+def extras_of_setup() -> set[str]:
+    """Names that stand in brackets behind ``mmpetl``."""
+    setup = (ROOT / 'setup.py').read_text(encoding='utf-8')
+    return set(re.findall(r"'(\w+)'", re.search(r'(?s)EXTRAS = \((.*?)\)', setup)[1]))
 
 
 def flags_of(path: Path) -> set[str]:

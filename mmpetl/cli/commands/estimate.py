@@ -1,6 +1,8 @@
-"""Tell what memory a config's training takes, by part, before it is run.
+"""Tell what memory a training takes, by part, before it is run.
 
-Example: mmpetl estimate configs/mona/ade20k.py --batch 4 --memory-gb 80
+Examples:
+    mmpetl estimate configs/mona/ade20k.py --batch 4 --memory-gb 80
+    mmpetl estimate work_dirs/lora/mini/digits --batch 256
 
 Nothing is downloaded and no data is needed: the base is random, two small batches run,
 and the line through both is the estimate (docs/memory.md says how near it comes).
@@ -12,13 +14,18 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from mmpetl.cli.arguments import add_config_options, add_method_options, config_of
+from mmpetl.cli.arguments import (
+    add_config_options,
+    add_config_or_run,
+    add_method_options,
+    config_of,
+)
 from mmpetl.cli.parsing import CommandParser
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('config', help='of a training')
+    add_config_or_run(parser)
     parser.add_argument('--batch', type=int, help="samples of a step (the config's)")
     parser.add_argument(
         '--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help='of the pictures'

@@ -3,6 +3,7 @@
 Examples:
     mmpetl layers timm:convnext_tiny
     mmpetl layers configs/mona/ade20k.py --path backbone
+    mmpetl layers zoo/digits_lora
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mmpetl.cli.parsing import CommandParser
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('model', help='a config, SCOPE::CONFIG, or timm:NAME')
+    parser.add_argument('model', help='a config, SCOPE::CONFIG, a run, or timm:NAME')
     parser.add_argument(
         '--path', default='', help='a part of the model, as in model.backbone: backbone'
     )

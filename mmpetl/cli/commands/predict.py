@@ -1,16 +1,21 @@
-"""Predict pictures or videos with a run, and write them with what was found.
+"""Predict pictures or videos with a run, and write them with what was found, or a CSV.
 
 Examples:
     mmpetl predict zoo/digits_lora
     mmpetl predict work_dirs/lora/vtab/cifar100 picture.jpg
     mmpetl predict deltas/ade20k_mona.safetensors scene.jpg --opacity 0.5
     mmpetl predict work_dirs/own/flowers holiday/ --out found/
+    mmpetl predict work_dirs/own/flowers holiday/ --out found.csv
 
 A run is its folder, a checkpoint (.pth), a published delta (.safetensors), or a delta
 of the zoo (zoo/NAME) or of the hub (hub://USER/NAME); they know their config, which
 says whether pictures are classified, segmented or searched for things, or videos
 classified. A folder stands for the pictures at any depth in it. A delta of the zoo may
 bring an example, for where no file is named.
+
+A CSV has a line for each picture, and with --topk as many; its columns are file, class
+and score. Of boxes it has a line for each, with left, top, right and bottom in pixels;
+of segments one for each class that is there, with its pixels and its share of them.
 """
 
 from __future__ import annotations
@@ -35,9 +40,12 @@ def make_parser() -> CommandParser:
         'inputs', nargs='*', metavar='FILE', help='picture, video or folder'
     )
     parser.add_argument('--config', help='config of the run, where it has another')
-    parser.add_argument('--out', help='file to write; of several, a folder')
+    parser.add_argument(
+        '--out',
+        help='file to write; of several, a folder; or .csv, and no picture is written',
+    )
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
-    parser.add_argument('--topk', type=int, help='classes to show (5)')
+    parser.add_argument('--topk', type=int, help='classes to show (5, in a CSV 1)')
     parser.add_argument(
         '--threshold', type=float, help='lowest score of a detected thing (0.3)'
     )
@@ -91,9 +99,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(NO_FILE)
     out = Path(args.out) if args.out else None
     of_several = len(args.inputs) > 1 or any(Path(p).is_dir() for p in args.inputs)
-    if out and of_several and out.suffix and not out.is_dir():
-        parser.error(f'--out names one file, {out}; of several it is a folder')
-    from mmpetl.apis import cli_errors, init_model, open_run, show_file, shown_name
+    as_table = out is not None and out.suffix.lower() == '.csv' and not out.is_dir()
+    if out and of_several and out.suffix and not out.is_dir() and not as_table:
+        parser.error(
+            f'--out names one file, {out}; of several it is a folder, or a .csv'
+        )
+    if as_table and args.opacity is not None:
+        parser.error(f'--opacity is of pictures, and {out} is a table')
+    from mmpetl.apis import (
+        cli_errors,
+        init_model,
+        open_run,
+        show_file,
+        shown_name,
+        write_table,
+    )
     from mmpetl.apis.names import find_in_zoo
     from mmpetl.apis.zoo import bring_example
 
@@ -109,10 +129,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.inputs = [bring_example(*in_zoo)]
             print(f'example: {args.inputs[0]}')
         files = files_of(args.inputs)
-        if out and of_several:
+        if out and of_several and not as_table:
             out.mkdir(parents=True, exist_ok=True)
         run = open_run(args.run, args.config, args.cfg_options)
         model = init_model(run.config, run.weights, args.device)
+        if as_table:
+            lines = write_table(
+                model, files, out, topk=args.topk, threshold=args.threshold
+            )
+            print(f'{lines} lines on {len(files)} files: {out}')
+            return
         for file, stem in zip(files, stems_of(files), strict=True):
             name = shown_name(model, stem)
             written, lines = show_file(

@@ -1,9 +1,10 @@
-"""Count trainable parameters by owner: of a config, or of methods x backbones.
+"""Count trainable parameters by owner: of a run or config, or methods x backbones.
 
 Nothing is downloaded or loaded: the base is random, counts do not depend on it.
 
 Examples:
-    mmpetl analyse count --config configs/mona/ade20k.py
+    mmpetl analyse count configs/mona/ade20k.py
+    mmpetl analyse count work_dirs/lora/mini/digits
     mmpetl analyse count --methods LoRA SSF --backbones vit_b16
     mmpetl analyse count --out counts.json
 """
@@ -16,8 +17,14 @@ from typing import Any
 
 from mmpetl import apis
 from mmpetl.apis.counting import FULL_SIZE, count_config, count_pairs
-from mmpetl.cli.parsing import CommandParser
-from mmpetl.config.cli import DictAction
+from mmpetl.cli.arguments import (
+    add_config_options,
+    add_method_options,
+    config_of,
+    recipes,
+    runs,
+)
+from mmpetl.cli.parsing import CommandParser, suggests
 from mmpetl.core import registered_methods
 
 COLUMNS = ('delta', 'selected', 'head', 'base')
@@ -25,7 +32,16 @@ COLUMNS = ('delta', 'selected', 'head', 'base')
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    parser.add_argument('--config', help='count the model of this config')
+    suggests(
+        parser.add_argument(
+            'what',
+            nargs='?',
+            metavar='config',
+            help='config, recipe, folder of a run, checkpoint, delta, or zoo/NAME',
+        ),
+        lambda: [*recipes(), *runs()],
+    )
+    parser.add_argument('--config', help='the same, by name')
     parser.add_argument(
         '--methods',
         nargs='+',
@@ -39,9 +55,8 @@ def make_parser() -> CommandParser:
         help=f'of {", ".join(FULL_SIZE)} (default: all)',
     )
     parser.add_argument('--out', help='write the counts to this JSON file')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='key=value overrides'
-    )
+    add_method_options(parser)
+    add_config_options(parser)
     return parser
 
 
@@ -56,13 +71,16 @@ def show(row: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.what and args.config:
+        parser.error(f'the config is given twice, as {args.what} and {args.config}')
+    args.config = args.config or args.what
     with apis.cli_errors():
         titles = ''.join(f'{key:>14}' for key in COLUMNS)
         print(f'{"method":14}{"backbone":20}{titles}{"% trains":>10}')
         if args.config:
-            config = apis.load_config(args.config, args.cfg_options)
-            found = iter([count_config(config)])
+            found = iter([count_config(config_of(args))])
         else:
             found = count_pairs(args.methods, args.backbones)
         rows = []

@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check(folder: Path) -> None:
-    from mmpetl.benchmark.release import faults, read_index
+    from mmpetl.benchmark.release import faults, read_index, runs_of
     from mmpetl.core import PETLError
 
     found = faults(folder)
-    for line in found:
+    for line in runs_of(folder, found):
         print(line)
     if found:
         raise PETLError(f'{folder} is not what was released: {len(found)} files differ')
