@@ -107,11 +107,15 @@ class FeatureSet:
 
     def rows(self, numbers: Sequence[int]) -> Rows:
         """These rows, in this order, as new tensors on the CPU."""
+        return tuple(self.part(i, numbers) for i in range(len(self._pieces[0][1])))
+
+    def part(self, index: int, numbers: Sequence[int]) -> Tensor:
+        """One tensor of :meth:`rows`."""
         found = []
         for number in numbers:
             start, rows = self._pieces[int(self._where[number])]
-            found.append([part[number - start] for part in rows])
-        return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+            found.append(rows[index][number - start])
+        return torch.stack(found)
 
     @property
     def nbytes(self) -> int:

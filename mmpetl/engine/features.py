@@ -1,19 +1,25 @@
-"""Features of a frozen trunk in the place of pictures: who may have them, and how.
+"""Features of a frozen trunk in the place of its passes: who may have them, and how.
 
 What a linear probe reads of a picture is the same in every epoch and run, as long as
 trunk, picture and preprocessing are. A loader of stored features hands on numbers of
 rows in the place of pictures (:class:`StoredPipeline`); the model's preprocessor turns
 them into features, and the trunk hands these on (:class:`Readers`). Samplers, random
 generators, labels, head and loss run as ever.
+
+Beside a side network the stream of the trunk is as fixed, up to the first block that a
+gradient reaches. There the pictures stay, with their numbers
+(:class:`NumberedPipeline`): the stem runs, and blocks hand on what they have given,
+in front of the site ``block``, whose deltas run (:class:`Interior`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +28,8 @@ from mmengine.dataset import BaseDataset
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mmpetl.core import fingerprint, injections, tensor_digests
+from mmpetl.core import Context, fingerprint, injections, tensor_digests
+from mmpetl.core.host import BlockHost
 from mmpetl.datasets.fixed import drawing_step, steps_as_data
 from mmpetl.datasets.identity import read_of
 from mmpetl.engine.feature_files import FeatureSet, Rows
@@ -57,6 +64,29 @@ class StoredPipeline:
         return {**self.pack(dict(data)), 'inputs': torch.tensor(data['sample_idx'])}
 
 
+class NumberedPipeline:
+    """A pipeline whose samples know their numbers.
+
+    Args:
+        pipeline: The data set's own.
+    """
+
+    def __init__(self, pipeline: Callable[[dict], dict | None]) -> None:
+        self.pipeline = pipeline
+        self.transforms = getattr(pipeline, 'transforms', [])
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        number = data['sample_idx']
+        sample = self.pipeline(data)
+        if sample is not None:
+            sample['data_samples'].set_metainfo({NUMBER: number})
+        return sample
+
+
+NUMBER = 'stored_row'
+"""Name of a sample's number among what is known of its picture."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """The features of a batch, where a trunk expects pictures."""
@@ -70,34 +100,62 @@ class Readers:
 
     Attributes:
         model: The classifier.
+        blocks: Paths of the blocks whose features are stored, in the backbone; empty
+            where what leaves the trunk is.
         sets: Features by phase.
         specs: How what the trunk gives is put together, by phase.
     """
 
     model: nn.Module
+    blocks: tuple[str, ...] = ()
     sets: dict[str, FeatureSet] = field(default_factory=dict)
     specs: dict[str, Any] = field(default_factory=dict)
+    _due: dict[int, list[int]] = field(default_factory=dict)
+    _phase: str = ''
 
     def attach(self) -> None:
         """Stand in front of preprocessor and trunk; no module and no key changes."""
         self.model.data_preprocessor.forward = self._preprocess
-        self.model.backbone.forward = self._trunk
+        if not self.blocks:
+            self.model.backbone.forward = self._trunk
+        for index, path in enumerate(self.blocks):
+            block = self.model.backbone.get_submodule(path)
+            block.sublayers = Interior(self, index, block)
 
     def detach(self) -> None:
-        """Take both away again."""
+        """Take all of it away again."""
         for module in (self.model.data_preprocessor, self.model.backbone):
             vars(module).pop('forward', None)
+        for path in self.blocks:
+            vars(self.model.backbone.get_submodule(path)).pop('sublayers', None)
+
+    def due(self, phase: str, numbers: list[int]) -> None:
+        """Let each block hand on these rows in the pass that comes; of none, run."""
+        self._phase = phase
+        self._due = {index: numbers for index in range(len(self.blocks)) if numbers}
+
+    def taken(self, index: int) -> Tensor | None:
+        """What a block hands on, once in a pass; None where it is to run."""
+        numbers = self._due.pop(index, None)
+        if numbers is None:
+            return None
+        return self.sets[self._phase].part(index, numbers)
 
     def _preprocess(self, data: dict[str, Any], training: bool = False) -> Any:
         module = self.model.data_preprocessor
         run = type(module).forward
+        phase = 'train' if training else 'val'
+        if self.blocks:
+            samples = data.get('data_samples') or ()
+            known = phase in self.sets and all(NUMBER in s for s in samples)
+            self.due(phase, [int(s.get(NUMBER)) for s in samples] if known else [])
+            return run(module, data, training)
         numbers = _numbers(data['inputs'])
         if numbers is None:
             return run(module, data, training)
         # What it does to labels it does beside pictures of one pixel.
         blank = torch.zeros(3, 1, 1, dtype=torch.uint8)
         found = run(module, {**data, 'inputs': [blank] * len(numbers)}, training)
-        phase = 'train' if training else 'val'
         parts = self.sets[phase].rows(numbers)
         parts = tuple(part.to(module.device) for part in parts)
         value = pytree.tree_unflatten(parts, self.specs[phase])
@@ -109,6 +167,78 @@ class Readers:
         return type(self.model.backbone).forward(
             self.model.backbone, x, *args, **kwargs
         )
+
+
+class Interior:
+    """What lies between the two ports of a block's site ``block``, run or read."""
+
+    def __init__(self, readers: Readers, index: int, block: nn.Module) -> None:
+        self.readers = readers
+        self.index = index
+        self.block = block
+
+    def __call__(self, x: Tensor, ctx: Context) -> Tensor:
+        rows = self.readers.taken(self.index)
+        if rows is None:
+            return type(self.block).sublayers(self.block, x, ctx)
+        return rows.to(x.device)
+
+
+class _Recorder:
+    """Runs the interior of a block and keeps what leaves it."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.given: list[Tensor] = []
+        self.fixed = False
+
+    def __call__(self, x: Tensor, ctx: Context) -> Tensor:
+        if self.given:  # a delta runs the block once more, on a stream of its own
+            return type(self.block).sublayers(self.block, x, ctx)
+        before = _stream(ctx)
+        y = type(self.block).sublayers(self.block, x, ctx)
+        self.fixed = (
+            _stream(ctx) == before and not x.requires_grad and not y.requires_grad
+        )
+        self.given.append(y.detach())
+        return y
+
+
+def _stream(ctx: Context) -> tuple[Any, ...]:
+    """Facts of the stream that a block could change for those behind it."""
+    return ctx.grid, ctx.num_prefix, ctx.num_extra, id(ctx.handed)
+
+
+AROUND = ('block', 'tokens')
+"""Sites of a block in front of and behind which its interior lies."""
+
+
+def side_blocks(backbone: nn.Module) -> dict[str, nn.Module]:
+    """Blocks with no delta inside of them and no parameter that trains, by path."""
+    return {
+        path: block
+        for path, block in backbone.named_modules()
+        if isinstance(block, BlockHost)
+        and set(getattr(block._modules.get('petl'), '_modules', ())) <= set(AROUND)
+        and not any(
+            param.requires_grad
+            for name, param in block.named_parameters()
+            if not name.startswith('petl.')
+        )
+    }
+
+
+@contextlib.contextmanager
+def recording(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, _Recorder]]:
+    """Record what the interiors of blocks give, meanwhile."""
+    found = {path: _Recorder(block) for path, block in blocks.items()}
+    for path, block in blocks.items():
+        block.sublayers = found[path]
+    try:
+        yield found
+    finally:
+        for block in blocks.values():
+            vars(block).pop('sublayers', None)
 
 
 def _numbers(inputs: Any) -> list[int] | None:
@@ -137,15 +267,15 @@ def refusal_of_model(model: nn.Module) -> str | None:
     if not injections(model.backbone):
         return 'its backbone has no method, so all of it trains'
     trains = [n for n, p in model.backbone.named_parameters() if p.requires_grad]
-    if trains:
+    if trains and not side_blocks(model.backbone):
         methods = ', '.join(
             type(slot.method).__name__
             for _, _, record in injections(model.backbone)
             for slot in record.slots.values()
         )
         return (
-            f'{methods} trains {len(trains)} tensors inside of the trunk '
-            f'({trains[0]} for one); LinearProbe trains none'
+            f'{methods} trains {len(trains)} tensors inside of the blocks of the trunk '
+            f'({trains[0]} for one); LinearProbe, LST, DTL and their like do not'
         )
     if {'forward', 'train_step'} & set(vars(model)):
         return 'the model is compiled (take compile out of the config)'
@@ -154,7 +284,9 @@ def refusal_of_model(model: nn.Module) -> str | None:
     varying = [
         name
         for name, module in model.backbone.named_modules()
-        if module.training and any(v in type(module).__name__ for v in VARYING)
+        if module.training
+        and 'petl' not in name.split('.')
+        and any(v in type(module).__name__ for v in VARYING)
     ]
     model.train(was)
     if varying:
@@ -185,7 +317,12 @@ def inner_set(dataset: Any) -> tuple[BaseDataset | None, str]:
 
 
 def facts_of(
-    model: nn.Module, dataset: BaseDataset, batch: int, training: bool, mixed: str
+    model: nn.Module,
+    dataset: BaseDataset,
+    batch: int,
+    training: bool,
+    mixed: str,
+    blocks: tuple[str, ...] = (),
 ) -> dict[str, Any] | None:
     """What decides the features of a data set; None where its samples name no file.
 
@@ -196,19 +333,27 @@ def facts_of(
             taken in another order at another size.
         training: Whether the trunk runs as in training.
         mixed: Mixed precision of the pass; empty without.
+        blocks: Blocks whose features are meant; what lies beside them is no part.
     """
     read = read_of(dataset)
     if not read.digest:
         return None
     backbone, preprocessor = model.backbone, model.data_preprocessor
-    tensors = tensor_digests(backbone.state_dict())
+    tensors = tensor_digests(
+        {
+            name: tensor
+            for name, tensor in backbone.state_dict().items()
+            if not (blocks and 'petl' in name.split('.'))
+        }
+    )
     (preset,) = steps_as_data([_Plain(preprocessor)])
     return {
         'format': FORMAT,
         'base': fingerprint(model),
         'trunk': _digest(sorted(tensors.items())),
         'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
-        'built': _digest([str(backbone), [_source(r) for _, _, r in _recorded(model)]]),
+        'built': _digest(list(_built(backbone, bool(blocks)))),
+        'blocks': list(blocks),
         'data': read.digest,
         'changed': _times(read.places.values()) if read.by == 'size' else '',
         'pipeline': steps_as_data(dataset.pipeline.transforms),
@@ -233,13 +378,13 @@ class _Plain:
             setattr(self, name, buffer.flatten().tolist())
 
 
-def _recorded(model: nn.Module) -> list[Any]:
-    return injections(model)
-
-
-def _source(record: Any) -> Any:
-    methods = [repr(slot.method) for slot in record.slots.values() if slot.enabled]
-    return [str(record.source.get('backbone')), methods]
+def _built(backbone: nn.Module, without_deltas: bool) -> Iterator[Any]:
+    """How a backbone is put together."""
+    for _, _, record in injections(backbone):
+        yield str(record.source.get('backbone'))
+    for name, module in backbone.named_modules():
+        if not (without_deltas and 'petl' in name.split('.')):
+            yield [name, type(module).__qualname__, module.extra_repr()]
 
 
 def _digest(value: Any) -> str:
@@ -306,7 +451,27 @@ class Trunk:
     loader: Any
     training: bool
     context: Callable[[], Any]
+    blocks: tuple[str, ...] = ()
     spec: Any = None
+
+    def find_blocks(self, batch: int) -> None:
+        """Say whose features are stored: those in front of the first gradient.
+
+        Raises:
+            ValueError: A gradient reaches the stream in front of all of them.
+        """
+        there = side_blocks(self.model.backbone)
+        numbers = list(range(min(batch, len(self.dataset))))
+        (data,) = self._data([numbers])
+        with self._mode(grad=True), recording(there) as seen:
+            self._pass(data)
+        self.blocks = tuple(
+            path
+            for path, found in seen.items()
+            if found.fixed and found.given and len(found.given[0]) == len(numbers)
+        )
+        if not self.blocks:
+            raise ValueError('a gradient reaches the stream of every block')
 
     def batches(self, numbers: Sequence[Sequence[int]]) -> Iterator[Rows]:
         """What the trunk gives of these pictures, a batch after the other, on the CPU.
@@ -314,29 +479,71 @@ class Trunk:
         Raises:
             ValueError: It gives something else than tensors with a row a picture.
         """
-        loader = torch.utils.data.DataLoader(
+        for batch, data in zip(numbers, self._data(numbers), strict=True):
+            parts = self._parts(data)
+            if not parts or not all(
+                isinstance(p, Tensor) and p.ndim and len(p) == len(batch) for p in parts
+            ):
+                raise ValueError('the trunk does not give a row for each picture')
+            if any(part.requires_grad for part in parts):
+                raise ValueError('what the trunk gives has a gradient')
+            yield tuple(part.detach().cpu() for part in parts)
+
+    def outputs(
+        self, numbers: Sequence[int], readers: Readers, phase: str
+    ) -> tuple[Rows, Rows]:
+        """What leaves the backbone where blocks run, and where they hand on rows."""
+        found = []
+        for rows in ([], list(numbers)):
+            (data,) = self._data([numbers])
+            if rows:
+                readers.attach()
+            try:
+                with self._mode(grad=self.training):
+                    readers.due(phase, rows)
+                    given, _ = pytree.tree_flatten(self._pass(data))
+            finally:
+                readers.detach()
+            found.append(tuple(part.detach().cpu() for part in given))
+        return found[0], found[1]
+
+    def _data(self, numbers: Sequence[Sequence[int]]) -> Any:
+        return torch.utils.data.DataLoader(
             _Numbered(self.dataset),  # type: ignore[arg-type]
             batch_sampler=list(numbers),
             num_workers=self.loader.num_workers,
             collate_fn=self.loader.collate_fn,
             worker_init_fn=self.loader.worker_init_fn,
         )
+
+    def _parts(self, data: Any) -> Sequence[Any]:
+        if not self.blocks:
+            with self._mode(grad=self.training, training=self.training):
+                parts, self.spec = pytree.tree_flatten(self._pass(data))
+            return parts
+        backbone = self.model.backbone
+        blocks = {path: backbone.get_submodule(path) for path in self.blocks}
+        with self._mode(grad=self.training), recording(blocks) as seen:
+            self._pass(data)
+        return [found.given[0] for found in seen.values()]
+
+    def _pass(self, data: Any) -> Any:
+        run = type(self.model.data_preprocessor).forward
+        with self.context():
+            data = run(self.model.data_preprocessor, data, self.training)
+            return self.model.backbone(data['inputs'])
+
+    @contextlib.contextmanager
+    def _mode(self, grad: bool, training: bool = False) -> Iterator[None]:
+        """A mode of the model; beside a side network one in which that rests.
+
+        A frozen trunk evaluates in either.
+        """
         was = self.model.training
-        self.model.train(self.training)
+        self.model.train(training)
         try:
-            for batch, data in zip(numbers, loader, strict=True):
-                with torch.set_grad_enabled(self.training), self.context():
-                    data = self.model.data_preprocessor(data, self.training)
-                    given = self.model.backbone(data['inputs'])
-                parts, self.spec = pytree.tree_flatten(given)
-                if not parts or not all(
-                    isinstance(p, Tensor) and p.ndim and len(p) == len(batch)
-                    for p in parts
-                ):
-                    raise ValueError('the trunk does not give a row for each picture')
-                if any(part.requires_grad for part in parts):
-                    raise ValueError('what the trunk gives has a gradient')
-                yield tuple(part.detach().cpu() for part in parts)
+            with torch.set_grad_enabled(grad):
+                yield
         finally:
             self.model.train(was)
 

@@ -27,6 +27,7 @@ from mmpetl.core import PETLError
 from mmpetl.core.boundary import Count, read_json
 from mmpetl.engine.feature_files import FeatureSet, Rows, key_of, make_room
 from mmpetl.engine.features import (
+    NumberedPipeline,
     Readers,
     StoredPipeline,
     Trunk,
@@ -184,12 +185,17 @@ class FeatureCacheHook(Hook):
             return self._without(runner, phase, why)
         mixed = _mixed(runner) if phase == 'train' else _mixed_loop(runner.val_loop)
         training = phase == 'train'
-        facts = facts_of(model, dataset, batch, training, mixed)
+        trunk = Trunk(model, dataset, loader, training, _context(runner, phase))
+        try:
+            if any(p.requires_grad for p in model.backbone.parameters()):
+                trunk.find_blocks(batch)
+        except ValueError as error:
+            raise PETLError(f'no features can be stored: {error}') from None
+        readers.blocks = trunk.blocks
+        facts = facts_of(model, dataset, batch, training, mixed, trunk.blocks)
         if facts is None:
             return self._without(runner, phase, 'its samples name no file')
-        key = key_of(facts)
-        stored = FeatureSet(self.folder / key, len(dataset), facts)
-        trunk = Trunk(model, dataset, loader, training, _context(runner, phase))
+        stored = FeatureSet(self.folder / key_of(facts), len(dataset), facts)
         try:
             found = self._filled(runner, phase, stored, trunk, batch)
         except (OSError, ValueError) as error:
@@ -197,8 +203,23 @@ class FeatureCacheHook(Hook):
         if found.why:
             return found
         readers.sets[phase], readers.specs[phase] = stored, trunk.spec
+        if trunk.blocks:
+            some = _checked_batches(loader, stored.count, batch)[0]
+            most = difference(*trunk.outputs(some, readers, phase))
+            if most > self.tolerance:
+                del readers.sets[phase]
+                return self._without(
+                    runner,
+                    phase,
+                    f'what leaves the backbone differs by up to {most:.3g} where '
+                    'blocks hand on what is stored',
+                )
         pipeline = dataset.pipeline
-        dataset.pipeline = StoredPipeline(pipeline.transforms[-1])
+        dataset.pipeline = (
+            NumberedPipeline(pipeline)
+            if trunk.blocks
+            else StoredPipeline(pipeline.transforms[-1])
+        )
 
         def restore() -> None:
             dataset.pipeline = pipeline
