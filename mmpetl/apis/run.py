@@ -175,6 +175,10 @@ def build_runner(
         from mmpetl.engine import DataReadHook
 
         runner.register_hook(DataReadHook(test_data))
+    if config.get('cache_features'):
+        from mmpetl.engine.hooks.feature_cache import with_features
+
+        with_features(runner, config.cache_features)
     # Loaders are built later; a corrupt file is then named in one line.
     guard_runner(runner)
     for line in remarks:

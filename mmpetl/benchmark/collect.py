@@ -97,6 +97,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         resolution=run_facts.resolution_of(config),
         delta_bytes=size_of(folder / DELTA),
         data=data_of(folder),
+        features=features_of(folder),
         **machine,
     )
     return with_times(record, lines)
@@ -116,6 +117,23 @@ def data_of(folder: Path) -> dict[str, DataRead]:
     return {
         phase: DataRead(**msgspec.structs.asdict(read))
         for phase, read in read_data_file(folder).items()
+    }
+
+
+def features_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Phases whose features a run has read from disk, as it has kept it."""
+    from mmpetl.engine.hooks.feature_cache import read_features_file
+
+    return {
+        phase: {
+            'key': found.key,
+            'pictures': found.pictures,
+            'computed': found.computed,
+            'checked': found.checked,
+            'difference': found.difference,
+        }
+        for phase, found in read_features_file(folder).items()
+        if not found.why
     }
 
 

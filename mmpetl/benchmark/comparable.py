@@ -345,6 +345,7 @@ _RUNS: Mapping[str, Callable[[Record], Any]] = {
     'processes': lambda r: r.processes,
     'threads': lambda r: r.threads,
     'jobs at a time on a device (its times)': lambda r: r.shared,
+    'features read from disk (its times)': lambda r: ', '.join(r.features) or 'none',
 }
 """What is compared between all runs of a table."""
 

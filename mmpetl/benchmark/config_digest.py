@@ -30,6 +30,7 @@ FORMAT = 2
 
 UNRELATED = (
     'auto_resume',
+    'cache_features',
     'custom_hooks',
     'default_hooks',
     'env_cfg',
@@ -42,7 +43,10 @@ UNRELATED = (
     'visualizer',
     'work_dir',
 )
-"""Keys that say where a run lives and what it logs. Hooks are seen to apart."""
+"""Keys that say where a run lives and what it logs. Hooks are seen to apart.
+
+So are stored features, which count where they may differ from those of the trunk.
+"""
 
 LOGGING = frozenset(
     (
@@ -68,6 +72,9 @@ LOGGING = frozenset(
 SAVING = frozenset(('CheckpointHook', 'DeltaCheckpointHook'))
 CHOOSING = ('greater_keys', 'less_keys', 'rule', 'save_begin', 'save_best', 'save_last')
 """What of a hook that saves says which checkpoint counts."""
+
+STORING = 'FeatureCacheHook'
+"""Hook behind ``cache_features``. With no tolerance, rows are those of the trunk."""
 
 ROOTS = {
     'MMPETL_DATA': ('{data}', 'data'),
@@ -108,6 +115,9 @@ def _deciding(config: Any) -> dict[str, Any]:
     # A config that was written has the keys of a node in another order.
     order = partial(json.dumps, default=str, sort_keys=True)
     kept['hooks'] = sorted(_hooks(data), key=order)
+    asked = data.get('cache_features')
+    if isinstance(asked, Mapping) and asked.get('tolerance'):
+        kept['cache_features'] = {'tolerance': asked['tolerance']}
     return kept
 
 
@@ -132,6 +142,9 @@ def _hooks(data: Mapping[str, Any]) -> Iterator[Any]:
             # How it is called says nothing more where it chooses nothing.
             if chosen:
                 yield {'type': name, **chosen}
+        elif name == STORING:
+            if node.get('tolerance'):
+                yield {'type': name, 'tolerance': node['tolerance']}
         elif name not in LOGGING:
             yield {**node, 'type': kind}
 

@@ -159,6 +159,9 @@ class Record:
         total_seconds: Wall time of all attempts that is on file, preparation, test
             reading and export included.
         restarted: Why the files of an earlier attempt were removed, in a line.
+        features: Of each phase whose pictures did not go through the trunk, as their
+            features were read from disk: key of the set, pictures that this run
+            computed, pictures that were compared, largest difference.
     """
 
     job: Job
@@ -203,6 +206,7 @@ class Record:
     delta_bytes: Count | None = None
     total_seconds: float | None = None
     restarted: str = ''
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:

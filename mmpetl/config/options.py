@@ -54,6 +54,7 @@ OF_MMENGINE = (
 )
 OF_OURS = (
     'batch',
+    'cache_features',
     'dataset',
     'on_bad_sample',
     'on_damaged_jpeg',

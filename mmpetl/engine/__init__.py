@@ -9,6 +9,7 @@ from mmpetl.engine.hooks import (
     DeltaCheckpointHook,
     DrawingHook,
     EfficiencyHook,
+    FeatureCacheHook,
     NonFiniteGuardHook,
     TrainableEMAHook,
 )
@@ -35,6 +36,7 @@ __all__ = [
     'E2VPTPromptLoop',
     'E2VPTPruneLoop',
     'EfficiencyHook',
+    'FeatureCacheHook',
     'GLoRASearchLoop',
     'GLoRASupernetLoop',
     'NOAHSearchLoop',

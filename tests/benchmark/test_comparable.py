@@ -146,6 +146,10 @@ DIFFERENCES = {
     'versions': ({'versions': {'torch': '2.1'}}, 'torch 2.1: Mona'),
     'threads': ({'threads': 2}, 'threads. 1: BitFit, LoRA, SSF; 2: Mona'),
     'processes': ({'processes': 2}, 'processes'),
+    'features': (
+        {'features': {'train': {'key': 'a' * 32}}},
+        'from disk (its times). none: BitFit, LoRA, SSF; train: Mona',
+    ),
     'base': ({'base': {'file': 'x', 'fingerprint': 'f1'}}, 'fingerprint f1: Mona'),
     'search': ({'search': {'budget': 12}}, 'different budgets (none, 12 trials)'),
     'seeds': ({'seed': 2}, 'seeds. 1: BitFit, LoRA, SSF; 2: Mona'),

@@ -106,6 +106,22 @@ def test_hooks_that_act_on_the_result_count_and_others_do_not():
     assert len({first, *others}) == 1 + len(others)
 
 
+def test_stored_features_count_where_they_may_differ_from_the_trunk():
+    def digest(**change: object) -> str:
+        return config_hash(Config({'train_cfg': {'max_epochs': 3}, **change}))
+
+    plain, hook = digest(), 'mmpetl.FeatureCacheHook'
+    exact = {'folder': 'x', 'limit_gib': 1, 'tolerance': 0.0}
+    for same in (True, False, None, exact):
+        assert digest(cache_features=same) == plain
+    assert digest(custom_hooks=[{'type': hook, **exact}]) == plain
+    loose = digest(cache_features={**exact, 'tolerance': 1e-6})
+    assert loose == digest(cache_features={'tolerance': 1e-6}) != plain
+    other = digest(cache_features={'tolerance': 1e-3})
+    by_hook = digest(custom_hooks=[{'type': hook, 'tolerance': 1e-3}])
+    assert len({plain, loose, other, by_hook}) == 4
+
+
 def test_the_order_of_keys_does_not_count():
     ema = {'type': 'mmpetl.TrainableEMAHook', 'momentum': 0.1}
     stop = {'monitor': 'a', 'type': 'EarlyStoppingHook'}

@@ -212,6 +212,10 @@ PLANTED: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     'delta of another method': (delta_from('method'), 'delta.method'),
     'config': (longer_config, 'config_hash'),
+    'features': (
+        lambda f: edit(f, lambda r: r.update(features={'train': {'key': 'a' * 32}})),
+        'features',
+    ),
     'digest of the recipe': (
         lambda f: edit(f, lambda r: r.update(recipe_digest='0' * 16)),
         'recipe_digest',

@@ -170,6 +170,14 @@ def test_a_method_and_a_recipe_are_composed(asked):
     assert leaf.to_dict() != compose('vtab/svhn', 'SSF').to_dict()
 
 
+def test_features_are_stored_where_that_is_asked_for(asked):
+    probe = ('linear_probe', 'mini/digits')
+    assert 'cache_features' not in asked(*probe)
+    assert asked(*probe, '--cache-features').cache_features is True
+    found = asked(*probe, '--cache-features', '2.5')
+    assert found.cache_features == {'limit_gib': 2.5}
+
+
 def test_a_config_takes_a_method_and_a_rate(asked):
     path = 'mmpetl::mini/digits.py'
     found = asked(path, '--method', 'LoRA', 'rank=16', '--lr', '1e-2')

@@ -11,6 +11,7 @@ from typing import Any
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.collect import (
     curves_of,
+    features_of,
     ppt_of,
     primary_of,
     steps_of,
@@ -370,6 +371,12 @@ def data(run: Run) -> Iterator[Check]:
         yield Check('data.test', 'unchecked', note='nothing is said of what was tested')
 
 
+def features(run: Run) -> Iterator[Check]:
+    """Which phases read their features from disk is what the run has kept of it."""
+    kept = features_of(run.folder)
+    yield same('features', run.record.features, kept, 'in features.json')
+
+
 LOOKS: Mapping[str, Callable[[Run], Iterator[Check]]] = {
     'id': identity,
     'config': config,
@@ -380,6 +387,7 @@ LOOKS: Mapping[str, Callable[[Run], Iterator[Check]]] = {
     'delta': delta,
     'base': base,
     'data': data,
+    'features': features,
     'search': search,
 }
 """What is looked at in files, by the name that a check has where it cannot be."""

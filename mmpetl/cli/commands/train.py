@@ -66,6 +66,15 @@ def make_parser() -> CommandParser:
         const='auto',
         help='continue from a checkpoint, by default the last of the work folder',
     )
+    parser.add_argument(
+        '--cache-features',
+        nargs='?',
+        const=True,
+        type=float,
+        metavar='GIB',
+        help='compute what a frozen trunk gives of each picture once and keep it on '
+        'disk, in GIB GiB at most, by default 10; where nothing is drawn at random',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
     parser.add_argument(
@@ -108,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = dict(args.cfg_options or {})
         if args.lr is not None:
             options['optim_wrapper.optimizer.lr'] = args.lr
+        if args.cache_features is not None:
+            said = args.cache_features
+            options['cache_features'] = said is True or {'limit_gib': said}
         if args.amp:
             import torch
 

@@ -7,6 +7,7 @@ from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
 from mmpetl.engine.hooks.drawing import DrawingHook
 from mmpetl.engine.hooks.efficiency import EfficiencyHook
 from mmpetl.engine.hooks.ema import TrainableEMAHook
+from mmpetl.engine.hooks.feature_cache import FeatureCacheHook
 from mmpetl.engine.hooks.nonfinite_guard import NonFiniteGuardHook
 from mmpetl.engine.hooks.predictions import PredictionsHook
 from mmpetl.engine.hooks.results import ResultsHook
@@ -19,6 +20,7 @@ __all__ = [
     'DeltaCheckpointHook',
     'DrawingHook',
     'EfficiencyHook',
+    'FeatureCacheHook',
     'NonFiniteGuardHook',
     'PredictionsHook',
     'ResultsHook',
