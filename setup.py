@@ -15,6 +15,7 @@ EXTRAS = (
     'optional',
     'transformers',
     'peft',
+    'quantised',
     'onnx',
     'notebooks',
 )

@@ -25,6 +25,7 @@ OPTIONAL = (
     'playwright',
     'ray',
     'submitit',
+    'torchao',
     'transformers',
 )
 """Packages that ``pip install mmpetl`` does not bring."""

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmpetl.core import Owner, owners
+from mmpetl.core.packed import stored
 
 GROUPS: Mapping[Owner, str] = {
     Owner.BASE: 'trunk',
@@ -50,14 +51,15 @@ class Living(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         given = {
-            x.untyped_storage()._cdata
+            part.untyped_storage()._cdata
             for x in tree_leaves((args, kwargs))
             if isinstance(x, Tensor)
+            for part in stored(x)
         }
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self._see(x, given)
+            for part in stored(x) if isinstance(x, Tensor) else ():
+                self._see(part, given)
         return out
 
     def _see(self, tensor: Tensor, given: set[int]) -> None:
@@ -191,10 +193,12 @@ def weights_of(model: nn.Module) -> dict[str, int]:
     found = dict.fromkeys(('trunk', 'deltas', 'heads'), 0)
     seen: set[int] = set()
     for name, owner in owners(model).items():
-        key = params[name].untyped_storage()._cdata
-        if key not in seen:
-            seen.add(key)
-            found[GROUPS[owner]] += params[name].untyped_storage().nbytes()
+        # Of a weight in few bits, its integers and scales.
+        for part in stored(params[name]):
+            key = part.untyped_storage()._cdata
+            if key not in seen:
+                seen.add(key)
+                found[GROUPS[owner]] += part.untyped_storage().nbytes()
     found['trunk'] += bytes_of(model.buffers())
     return found
 

@@ -18,7 +18,8 @@ def pip_line(extra: str) -> str:
     and its own requirements again, which bring a second OpenCV.
 
     Args:
-        extra: ``benchmark``, ``cluster``, ``optional``, ``tests`` or ``transformers``.
+        extra: ``benchmark``, ``cluster``, ``optional``, ``quantised``, ``tests`` or
+            ``transformers``.
 
     Returns:
         ``pip install "optuna>=4" ...``, of the checkout's file of requirements, or else

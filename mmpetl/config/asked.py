@@ -129,6 +129,26 @@ def with_method(
     return config
 
 
+def set_base_bits(config: Any, bits: int) -> None:
+    """Let a config hold its frozen trunk in few bits.
+
+    Args:
+        config: A ``Config`` with a method; it is changed.
+        bits: 8 or 4.
+
+    Raises:
+        PETLError: It has no method, so that nothing is frozen.
+    """
+    node = petl_backbone_of(config)
+    if node is None and is_petl_model(config.get('model')):
+        node = config.model
+    if node is None:
+        raise PETLError(
+            f'{bits} bits are for a frozen trunk, and the config names no method'
+        )
+    node['base_bits'] = bits
+
+
 STARTS = ('load_from', 'resume', 'model.pretrained', 'model.init_cfg')
 OF_TRUNK = ('pretrained', 'init_cfg')
 """Keys that say which file a trunk starts from."""

@@ -8,7 +8,7 @@ from typing import Any
 
 BUILDER = 'mmpetl.PETLBackbone'
 MODEL_BUILDER = 'mmpetl.PETLModel'
-OURS = ('of', 'petl', 'base', 'where', 'freeze', 'layers', 'blocks')
+OURS = ('of', 'petl', 'base', 'where', 'freeze', 'layers', 'blocks', 'base_bits')
 """Keys of ``mmpetl.PETLModel``; all others are upstream's."""
 PHASES = ('train', 'val', 'test')
 WRAPPED = ('dataset', 'datasets')

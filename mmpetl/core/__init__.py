@@ -96,6 +96,7 @@ from mmpetl.core.pyramid_host import (
     ReducedKeysHost,
     Stage,
 )
+from mmpetl.core.quantise import quantise
 from mmpetl.core.rebase import load_base
 from mmpetl.core.role import Role
 from mmpetl.core.save import delta_facts, load_delta, save_delta
@@ -270,6 +271,7 @@ __all__ = [
     'pools_prompts',
     'print_trainable_parameters',
     'projections',
+    'quantise',
     'records_gradients',
     'registered_methods',
     'relative_index',

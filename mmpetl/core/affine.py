@@ -25,6 +25,11 @@ class BiasPart:
     free: bool = False
 
 
+def _bits_of(weight: Tensor) -> int | None:
+    """Bits of a :class:`~mmpetl.core.packed.PackedWeight`, None of any other."""
+    return getattr(weight, 'bits', None)
+
+
 class Affine:
     """The map ``y = W x + b`` (or ``y = w * norm(x) + b``) behind a site, writable.
 
@@ -39,6 +44,8 @@ class Affine:
     Attributes:
         tied: Why it can be read but not written to, as one clause, None where it can:
             what else the base does with these weights.
+        bits: Of frozen weights that :func:`mmpetl.quantise` has packed, None where none
+            is; rows of these are unpacked copies, to which nothing is written.
     """
 
     tied: str | None = None
@@ -55,6 +62,8 @@ class Affine:
         self.weights = (weight,) if isinstance(weight, Tensor) else weight
         self.bias = bias
         self.eps = eps
+        found = (_bits_of(w) for w in self.weights)
+        self.bits: int | None = next((bits for bits in found if bits), None)
 
     @property
     def weight(self) -> Tensor:
@@ -80,8 +89,12 @@ class Affine:
         self._base = self.copy()
 
     def check_readable(self) -> None:
-        """Raise PETLError where nothing can be computed from the stored numbers."""
-        for kind in self._packed():
+        """Raise PETLError where nothing can be computed from the stored numbers.
+
+        Weights that :func:`mmpetl.quantise` has packed act as the values they stand
+        for, and can be read.
+        """
+        for kind in self._packed(of_others=True):
             raise PETLError(
                 f'{self.name} holds a {kind}, whose numbers are no weights; take a '
                 'floating base, or a method that reads no base weights, such as LoRA'
@@ -97,19 +110,32 @@ class Affine:
                 f'what {self.name} has learnt cannot be folded: {self.tied}; keep the '
                 'delta unfolded'
             )
+        if self.bits is not None:
+            raise PETLError(
+                f'{self.name} holds a frozen weight of {self.bits} bits, into which '
+                'nothing can be folded exactly; save the delta and fold it into the '
+                'floating base (mmpetl fold DELTA OUT --base FILE)'
+            )
         for kind in self._packed():
             raise PETLError(
                 f'{self.name} holds a {kind}, into which nothing can be folded '
                 'exactly; fold into a floating base, and quantise that'
             )
 
-    def _packed(self) -> list[str]:
-        """Class and dtype of each tensor that does not hold plain floating numbers."""
+    def _packed(self, of_others: bool = False) -> list[str]:
+        """Class and dtype of each tensor that does not hold plain floating numbers.
+
+        Args:
+            of_others: Whether those of :func:`mmpetl.quantise` are left out.
+        """
         return [
             f'{type(tensor).__name__} of {str(tensor.dtype).removeprefix("torch.")}'
             for tensor in self.tensors
-            if type(tensor) not in (Tensor, nn.Parameter)
-            or not tensor.is_floating_point()
+            if not (of_others and _bits_of(tensor))
+            and (
+                type(tensor) not in (Tensor, nn.Parameter)
+                or not tensor.is_floating_point()
+            )
         ]
 
     @classmethod
@@ -165,7 +191,9 @@ class Affine:
             if low < high:
                 weights.append(weight[low:high])
             row += len(weight)
-        return Affine(name, tuple(weights), parts, self.eps)
+        found = Affine(name, tuple(weights), parts, self.eps)
+        found.bits = self.bits
+        return found
 
     def _check_shape(self, verb: str, given: Tensor, width: Sequence[int] = ()) -> None:
         # torch would broadcast, and fold something else without a word.

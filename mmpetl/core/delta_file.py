@@ -12,6 +12,7 @@ Neither file can run code. The JSON holds at least
 ``where``        ``layers``, ``blocks`` and ``places`` that the method is about, or a
                  list where several share the backbone; absent where it is all of them
 ``sites``        number of the list of sites, absent before there were two
+``base_bits``    bits of the frozen weights of Linear layers, absent where floating
 ``base``         name of the file of the base weights, null where they were random
 ``fingerprint``  digest of the base weights, 16 hexadecimal digits
 ``tensors``      file, number of values, bytes and SHA-256 of the ``.safetensors``
@@ -93,6 +94,7 @@ class RunRecord(msgspec.Struct):
     backbone: dict[str, Any] | None = None
     where: dict[str, Any] | list[dict[str, Any]] | None = None
     sites: int = 1
+    base_bits: int | None = None
 
 
 class DataRecord(msgspec.Struct):

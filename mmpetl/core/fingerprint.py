@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from mmpetl.core.delta_file import plain_key
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.injection import Injection, injections
+from mmpetl.core.packed import PackedWeight, stored
 
 
 def _update(hasher: hashlib._Hash, tensor: Tensor) -> None:
+    if isinstance(tensor, PackedWeight):
+        # What its class says of itself names the device.
+        for part in stored(tensor):
+            _update(hasher, part)
+        return
     inner = getattr(tensor, '__tensor_flatten__', None)
     if inner is not None:
         # A quantised tensor says which plain tensors it is made of.

@@ -14,6 +14,7 @@ from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import tensor_digests
 from mmpetl.core.injection import Injection, injection_of, prune
 from mmpetl.core.method import Method
+from mmpetl.core.packed import PackedWeight
 from mmpetl.core.site import AFTER_ONLY, Site
 from mmpetl.core.slots import pick_slot, remove
 
@@ -54,13 +55,14 @@ def fold(backbone: nn.Module, slot: str | None = None) -> nn.Module:
         (write, site, delta, record.site_map.affine(module, site))
         for write, site, delta in _in_order(module, record, names)
     ]
+    for *_, affine in parts:
+        affine.check_writable()
     writers = Counter(key for *_, affine in parts for key in _storages(affine))
     for _, _, delta, affine in parts:
         shared = any(writers[key] > 1 for key in _storages(affine))
         if shared and delta.reads_base:
             affine.keep_base()
     for write, site, delta, affine in parts:
-        affine.check_writable()
         # Into a copy first: what cannot be folded is found before anything changes.
         write(site, delta, affine.copy())
     written = _parameters_of(module, [affine for *_, affine in parts])
@@ -155,7 +157,8 @@ def _parameters_of(module: nn.Module, affines: list[Affine]) -> dict[str, nn.Par
     return {
         name: param
         for name, param in module.named_parameters()
-        if param.untyped_storage().data_ptr() in held
+        if not isinstance(param, PackedWeight)
+        and param.untyped_storage().data_ptr() in held
     }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmpetl.core.errors import PETLError
 from mmpetl.core.injection import Injection
+from mmpetl.core.packed import PackedWeight, drop_writes, writes_dropped
 
 
 class KeptThroughInit:
@@ -38,12 +39,15 @@ class KeptThroughInit:
 
     @_params_init_info.setter
     def _params_init_info(self, info: Any) -> None:
+        if '_params_init_info' not in self.__dict__:
+            drop_writes(1)
         self.__dict__['_params_init_info'] = info
         self.__dict__.setdefault('_kept', self._values(clone=True))
 
     @_params_init_info.deleter
     def _params_init_info(self) -> None:
         del self.__dict__['_params_init_info']
+        drop_writes(-1)
         # None where the backbone was injected while its model was initialised.
         self._put_back(self.__dict__.pop('_kept', {}))
 
@@ -53,7 +57,8 @@ class KeptThroughInit:
     def apply(self, fn: Callable[[nn.Module], None]) -> Any:
         """Call ``fn`` on every module; values that it writes are put back."""
         kept = {} if '_kept' in self.__dict__ else self._values(clone=True)
-        super().apply(fn)
+        with writes_dropped():
+            super().apply(fn)
         self._put_back(kept)
         return self
 
@@ -85,7 +90,7 @@ class KeptThroughInit:
         return {
             name: value.detach().clone() if clone else value.detach()
             for name, value in found
-            if not value.is_meta
+            if not (value.is_meta or isinstance(value, PackedWeight))
         }
 
     def _put_back(self, kept: Mapping[str, Tensor]) -> None:

@@ -86,6 +86,8 @@ class Injection:
     """What a pass that begins now hands its deltas as :attr:`Context.shares`."""
     versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Identity and in-place count of frozen tensors when they were last found equal."""
+    bits: int | None = None
+    """Bits of the frozen weights of Linear layers, None where they are floating."""
 
     def holder(self, name: str) -> str | None:
         """The slot whose value a base parameter holds, None for the base's own."""

@@ -40,6 +40,13 @@ def load_base(
         PETLError: A tensor of the base is missing, or has another shape.
     """
     changed = False
+    for _, module, record in injections(model):
+        if record.bits is not None:
+            raise PETLError(
+                f'the base of {type(module).__name__} is in {record.bits} bits, and '
+                f'{source or "a state"} would be another under it; name that file as '
+                'the base of the model (checkpoint= or base=)'
+            )
     for path, module, record in injections(model):
         prefix = f'{path}.' if path else ''
         base = _base_in(state, module, record, prefix)

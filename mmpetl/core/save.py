@@ -187,6 +187,7 @@ def delta_facts(model: nn.Module, names: list[str] | None = None) -> dict[str, A
         'fingerprint': fingerprint(model),
         'sites': SITES,
         'num_blocks': max((s.num_blocks for s in record.sites), default=0),
+        **({} if record.bits is None else {'base_bits': record.bits}),
         **_where(slots),
     }
 

@@ -28,6 +28,7 @@ from mmpetl.core import (
     fingerprint,
     inject,
     injections,
+    quantise,
 )
 from mmpetl.core.several import Methods
 from mmpetl.models.weights import load_base_weights
@@ -46,6 +47,7 @@ def petl_backbone(
     checkpoint_part: str | None = None,
     layers: str | Iterable[str] | None = None,
     blocks: Any = None,
+    base_bits: int | None = None,
 ) -> nn.Module:
     """Build a backbone with a method in it.
 
@@ -68,6 +70,8 @@ def petl_backbone(
         layers: Patterns of the layers that the method acts on, as
             :func:`mmpetl.inject` takes them; None means all.
         blocks: Indices or slices of the blocks that it acts in; None means all.
+        base_bits: 8 or 4: the frozen weights of Linear layers are put into so few bits
+            (:func:`mmpetl.quantise`). None leaves them as they are.
 
     Returns:
         The foreign backbone itself, an instance of its own class.
@@ -82,6 +86,11 @@ def petl_backbone(
     module = build_foreign(backbone) if isinstance(backbone, Mapping) else backbone
     filling = _filling(module, source, checkpoint, checkpoint_part)
     origin = filling()
+    if method is None and base_bits is not None:
+        raise PETLError(
+            f'base_bits={base_bits} is of a frozen base, and no method is named, so '
+            'that all of it trains; name a method, or leave base_bits out'
+        )
     if method is None:
         _mark_initialised(module)
         if origin is not None:
@@ -103,6 +112,8 @@ def petl_backbone(
             'checkpoint': origin,
             'fingerprint': fingerprint(module),
         }
+    if base_bits is not None:
+        quantise(module, base_bits)
     print_log(describe(module), logger='current')
     return module
 

@@ -30,6 +30,7 @@ from mmpetl.core import (
     fingerprint,
     inject,
     injections,
+    quantise,
 )
 from mmpetl.core.several import Methods
 from mmpetl.models.petl_backbone import check_package
@@ -56,6 +57,7 @@ def petl_model(
     freeze: str | Iterable[str] = (),
     layers: Any = None,
     blocks: Any = None,
+    base_bits: int | None = None,
     **model: Any,
 ) -> nn.Module:
     """Build a model of upstream with a method in its trunk.
@@ -73,6 +75,7 @@ def petl_model(
         freeze: Paths of modules outside of the trunk that shall not train.
         layers: Patterns of layers, as :func:`mmpetl.inject` takes them.
         blocks: Numbers of blocks, likewise.
+        base_bits: 8 or 4, as of ``mmpetl.PETLBackbone``.
         model: All other keys of the model's config, as upstream has them.
 
     Returns:
@@ -135,6 +138,8 @@ def petl_model(
         }
     for _, _, record in injections(built):
         record.source['fingerprint'] = fingerprint(built)
+    if base_bits is not None:
+        quantise(built, base_bits)
     guard_model(built, freeze)
     read_published_deltas()
     print_log(describe(built), logger='current')

@@ -9,7 +9,8 @@ from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
 from mmpetl.analysis.memory import estimate, weights_of
-from mmpetl.core import inject
+from mmpetl.core import inject, quantise
+from mmpetl.core.quantise import base_bytes
 
 BATCH = 24
 
@@ -50,9 +51,23 @@ def allocated(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) ->
     return max(t for _, t, _ in totals) - (total - size)
 
 
-@pytest.mark.parametrize('method', ['Full', 'LoRA', 'SSF', 'VPTDeep', 'LST'])
-def test_peak_is_what_the_allocator_saw(method, tmp_path):
+@pytest.mark.parametrize(
+    ('method', 'bits'),
+    [
+        ('Full', None),
+        ('LoRA', None),
+        ('SSF', None),
+        ('VPTDeep', None),
+        ('LST', None),
+        ('LoRA', 8),
+        ('SSF', 4),
+    ],
+)
+def test_peak_is_what_the_allocator_saw(method, bits, tmp_path):
     model = inject(vit(), {'type': method}).train()
+    if bits is not None:
+        pytest.importorskip('torchao')
+        quantise(model, bits)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     found = estimate(model, lambda n: loss_of(model, n), optimizer, BATCH)
@@ -100,3 +115,21 @@ def test_weights_that_are_shared_count_once():
     model.again = model.layers[0]
     before = weights_of(inject(vit(), {'type': 'LoRA'}))
     assert weights_of(model) == before
+
+
+@pytest.mark.parametrize(('bits', 'share'), [(8, 0.26), (4, 0.14)])
+def test_a_trunk_in_few_bits_counts_as_it_is_stored(bits, share):
+    pytest.importorskip('torchao')
+    model = inject(vit(), {'type': 'LoRA'})
+    before = weights_of(model)
+    linear = sum(p.numel() * 4 for n, p in model.named_parameters() if linear_weight(n))
+    quantise(model, bits)
+    after = weights_of(model)
+    assert before['trunk'] - after['trunk'] == pytest.approx(
+        (1 - share) * linear, rel=0.02
+    )
+    assert sum(after.values()) == base_bytes(model)
+
+
+def linear_weight(name):
+    return name.endswith('weight') and ('attn' in name or 'ffn' in name)

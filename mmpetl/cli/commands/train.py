@@ -75,6 +75,12 @@ def make_parser() -> CommandParser:
         help='compute what a frozen trunk gives of each picture once and keep it on '
         'disk, in GIB GiB at most, by default 10; where nothing is drawn at random',
     )
+    parser.add_argument(
+        '--base-bits',
+        type=int,
+        choices=(8, 4),
+        help="hold the frozen trunk's Linear layers in so few bits",
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
     parser.add_argument(
@@ -109,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     set_local_rank(args)
     from mmpetl.apis.run import choose_device, cli_errors, train
-    from mmpetl.config.asked import asked_config
+    from mmpetl.config.asked import asked_config, set_base_bits
     from mmpetl.core import PETLError
 
     with cli_errors(of_run=True):
@@ -138,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             stage=args.stage,
             leaf=args.published_settings,
         )
+        if args.base_bits is not None:
+            set_base_bits(config, args.base_bits)
         if args.no_validate:
             config.val_cfg = config.val_dataloader = config.val_evaluator = None
         if args.amp:
