@@ -162,7 +162,7 @@ class PackedWeight(Tensor):
             moved = _map(lambda part: part.to(where, non_blocking=not wait), own.packed)
             return PackedWeight(moved, own.bits, dtype)
         if own is not None and _writes_first(func):
-            if _writes['dropped']:
+            if _writes['dropped'] or _is_itself(func, own, args):
                 return own
             raise PETLError(
                 f'{func.overloadpacket.__name__} would write to a frozen weight of '
@@ -185,6 +185,13 @@ def _writes_first(func: Any) -> bool:
     arguments = func._schema.arguments
     info = arguments[0].alias_info if arguments else None
     return info is not None and info.is_write
+
+
+def _is_itself(func: Any, own: PackedWeight, args: tuple[Any, ...]) -> bool:
+    """Whether the values that it has are copied to it, as DDP does when it begins."""
+    if func is not torch.ops.aten.copy_.default or args[1].shape != own.shape:
+        return False
+    return torch.equal(own.plain(), _plain(args[1]).to(own.device, own.dtype))
 
 
 def _plain(x: Any) -> Any:
