@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmpetl.core.errors import PETLError
 from mmpetl.core.injection import Injection
-from mmpetl.core.packed import PackedWeight, drop_writes, writes_dropped
+from mmpetl.core.packed import PackedWeight, drop_writes
 
 
 class KeptThroughInit:
@@ -40,14 +40,14 @@ class KeptThroughInit:
     @_params_init_info.setter
     def _params_init_info(self, info: Any) -> None:
         if '_params_init_info' not in self.__dict__:
-            drop_writes(1)
+            drop_writes(self.parameters(), 1)
         self.__dict__['_params_init_info'] = info
         self.__dict__.setdefault('_kept', self._values(clone=True))
 
     @_params_init_info.deleter
     def _params_init_info(self) -> None:
         del self.__dict__['_params_init_info']
-        drop_writes(-1)
+        drop_writes(self.parameters(), -1)
         # None where the backbone was injected while its model was initialised.
         self._put_back(self.__dict__.pop('_kept', {}))
 
@@ -57,8 +57,11 @@ class KeptThroughInit:
     def apply(self, fn: Callable[[nn.Module], None]) -> Any:
         """Call ``fn`` on every module; values that it writes are put back."""
         kept = {} if '_kept' in self.__dict__ else self._values(clone=True)
-        with writes_dropped():
+        drop_writes(self.parameters(), 1)
+        try:
             super().apply(fn)
+        finally:
+            drop_writes(self.parameters(), -1)
         self._put_back(kept)
         return self
 

@@ -9,8 +9,7 @@ other operation sees the values that it stands for; and nothing can be written t
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,22 +30,11 @@ BLOCK = 64
 SCALES = 256
 """Scales of 4-bit blocks that share one of their own, at most."""
 
-_writes = {'dropped': 0}
-
-
-@contextmanager
-def writes_dropped() -> Iterator[None]:
-    """What is written to packed weights inside of it has no effect, and no error."""
-    drop_writes(1)
-    try:
-        yield
-    finally:
-        drop_writes(-1)
-
-
-def drop_writes(step: int) -> None:
-    """Begin (1) or end (-1) what :func:`writes_dropped` does."""
-    _writes['dropped'] += step
+def drop_writes(weights: Iterable[Tensor], step: int) -> None:
+    """Begin (1) or end (-1) to take writes to packed weights for none, with no error."""
+    for weight in weights:
+        if isinstance(weight, PackedWeight):
+            weight.dropping += step
 
 
 class PackedWeight(Tensor):
@@ -59,10 +47,12 @@ class PackedWeight(Tensor):
     Attributes:
         packed: torchao's tensor: integers and scales.
         bits: Bits of an entry.
+        dropping: Above 0, what is written to it has no effect, and is no error.
     """
 
     packed: Tensor
     bits: int
+    dropping: int
 
     @staticmethod
     def __new__(
@@ -82,7 +72,7 @@ class PackedWeight(Tensor):
     def __init__(
         self, packed: Tensor, bits: int, dtype: torch.dtype | None = None
     ) -> None:
-        self.packed, self.bits = packed, bits
+        self.packed, self.bits, self.dropping = packed, bits, 0
 
     @classmethod
     def of(cls, weight: Tensor, bits: int) -> PackedWeight:
@@ -123,8 +113,9 @@ class PackedWeight(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         if id(self) not in memo:
             copy = self.map(torch.clone)
+            left_out = ('packed', 'dropping')
             copy.__dict__.update(
-                {k: v for k, v in self.__dict__.items() if k != 'packed'}
+                {k: v for k, v in self.__dict__.items() if k not in left_out}
             )
             memo[id(self)] = copy
         return memo[id(self)]
@@ -154,7 +145,9 @@ class PackedWeight(Tensor):
         kwargs = kwargs or {}
         own = args[0] if args and isinstance(args[0], PackedWeight) else None
         if own is not None and func in _KEEP:
-            return own.map(_KEEP[func])
+            result = own.map(_KEEP[func])
+            result.dropping = own.dropping
+            return result
         if own is not None and func is torch.ops.aten._to_copy.default:
             dtype = kwargs.get('dtype') or own.dtype
             where = kwargs.get('device') or own.device
@@ -162,7 +155,7 @@ class PackedWeight(Tensor):
             moved = _map(lambda part: part.to(where, non_blocking=not wait), own.packed)
             return PackedWeight(moved, own.bits, dtype)
         if own is not None and _writes_first(func):
-            if _writes['dropped'] or _is_itself(func, own, args):
+            if own.dropping > 0 or _is_itself(func, own, args):
                 return own
             raise PETLError(
                 f'{func.overloadpacket.__name__} would write to a frozen weight of '

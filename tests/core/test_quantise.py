@@ -278,3 +278,16 @@ def test_without_torchao_the_line_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(PETLError, match='not installed: pip install "torchao>=0.18"'):
         PackedWeight.of(torch.ones(2, 2), 8)
+
+
+def test_an_initialisation_that_fails_drops_writes_to_no_other_model() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = lora(8)
+
+    model = Fails()
+    model.backbone._params_init_info = {}  # as MMEngine begins, and never ends
+    nn.init.zeros_(model.backbone.blocks[0].attn.qkv.weight)
+    with pytest.raises(PETLError, match='would write to a frozen weight'):
+        nn.init.zeros_(lora(8).blocks[0].attn.qkv.weight)
