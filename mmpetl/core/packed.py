@@ -30,8 +30,9 @@ BLOCK = 64
 SCALES = 256
 """Scales of 4-bit blocks that share one of their own, at most."""
 
+
 def drop_writes(weights: Iterable[Tensor], step: int) -> None:
-    """Begin (1) or end (-1) to take writes to packed weights for none, with no error."""
+    """Begin (1) or end (-1) to take writes to packed weights for none."""
     for weight in weights:
         if isinstance(weight, PackedWeight):
             weight.dropping += step
