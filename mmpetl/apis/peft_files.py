@@ -352,12 +352,9 @@ def _why_not_at(layer: nn.Module, cls: type[Method], convolves: bool) -> str:
         return ''
     if not convolves:
         return f': {cls.__name__} is read at Linears, not at convolutions'
-    why = why_no_pair(layer)
-    return (
-        f': {why}, and the two convolutions of peft are no change of its weight'
-        if (why)
-        else ': no site of the trunk is all of this convolution'
-    )
+    if why := why_no_pair(layer):
+        return f': {why}, and the two convolutions of peft are no change of its weight'
+    return ': no site of the trunk is all of this convolution'
 
 
 def _places(whole: Mapping[str, Site]) -> str:

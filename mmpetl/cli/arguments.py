@@ -103,23 +103,32 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_or_run(parser: CommandParser) -> None:
-    """``config``, which :func:`config_of` reads: a config, a recipe or a run."""
+def add_config_or_run(parser: CommandParser, name: str = 'config', **more: Any) -> None:
+    """A config, a recipe or a run, and flags: what :func:`config_of` reads.
+
+    Args:
+        parser: Of the command.
+        name: Of the argument.
+        more: Further arguments of ``add_argument``.
+    """
     suggests(
         parser.add_argument(
-            'config',
+            name,
             help='config, recipe, folder of a run, checkpoint, delta, or zoo/NAME',
+            **more,
         ),
         lambda: [*recipes(), *runs()],
     )
+    add_method_options(parser)
+    add_config_options(parser)
 
 
 def config_of(args: argparse.Namespace, **more: Any) -> Any:
     """The config that flags ask for: of a run; or a file or a recipe, with a method.
 
     Args:
-        args: ``config``, and what :func:`add_method_options` and
-            :func:`add_config_options` add.
+        args: What :func:`add_config_or_run` adds, or ``config`` and the flags of
+            :func:`add_method_options` and :func:`add_config_options`.
         more: Further arguments of :func:`mmpetl.config.asked.asked_config`.
 
     Raises:

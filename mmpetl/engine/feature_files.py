@@ -137,24 +137,12 @@ class FeatureSet:
 def _read(path: Path, count: int, digest: str) -> Rows | None:
     """Tensors of a piece; None where it is not what its name says."""
     try:
-        with open(path, 'rb') as file:
-            whole = hashlib.file_digest(file, 'sha256') if _HAS else _digest(file)
-        if whole.hexdigest() != digest:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             return None
         rows = _tensors(path)
     except (OSError, SafetensorError):
         return None
     return rows if rows and all(len(part) == count for part in rows) else None
-
-
-_HAS = hasattr(hashlib, 'file_digest')  # from Python 3.11 on
-
-
-def _digest(file: Any) -> Any:
-    found = hashlib.sha256()
-    while block := file.read(2**20):
-        found.update(block)
-    return found
 
 
 def _tensors(path: Path) -> Rows:

@@ -90,7 +90,7 @@ class RayExecutor(Executor):
             num_gpus=1 / self._per_gpu if gpus else 0,
             max_retries=retries,
             retry_exceptions=[JobFailed],
-            enable_task_events=False,
+            enable_task_events=False,  # a log of tasks that nobody reads
         )(remote_work)
 
     def _connect(self) -> None:

@@ -11,12 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmpetl.cli.arguments import (
-    add_config_options,
-    add_config_or_run,
-    add_method_options,
-    config_of,
-)
+from mmpetl.cli.arguments import add_config_or_run, config_of
 from mmpetl.cli.parsing import CommandParser
 
 
@@ -26,8 +21,6 @@ def make_parser() -> CommandParser:
     parser.add_argument('--protocol', choices=('honest', 'published'))
     parser.add_argument('--stage', choices=('final', 'tune'))
     parser.add_argument('--save-path', type=Path, help='write it to this file too')
-    add_method_options(parser)
-    add_config_options(parser)
     return parser
 
 

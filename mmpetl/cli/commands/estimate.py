@@ -14,12 +14,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from mmpetl.cli.arguments import (
-    add_config_options,
-    add_config_or_run,
-    add_method_options,
-    config_of,
-)
+from mmpetl.cli.arguments import add_config_or_run, config_of
 from mmpetl.cli.parsing import CommandParser
 
 
@@ -35,8 +30,6 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--json', action='store_true', help='bytes, for a program')
-    add_method_options(parser)
-    add_config_options(parser)
     return parser
 
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import Count, read_json
+from mmpetl.core.boundary import Count
 from mmpetl.datasets.identity import Read, copies, read_of, shared_files
-from mmpetl.engine.files import AtomicLocalBackend
+from mmpetl.engine.by_phase import read_by_phase, write_by_phase
 from mmpetl.engine.resuming import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
 
 NAME = 'data.json'
-FORMAT = 1
 
 
 class PhaseRead(msgspec.Struct):
@@ -48,13 +46,6 @@ class PhaseRead(msgspec.Struct):
     copies: Count | None = None
 
 
-class DataFile(msgspec.Struct):
-    """All that ``data.json`` holds."""
-
-    format: int
-    phases: dict[str, PhaseRead] = {}
-
-
 def read_data_file(folder: str | Path) -> dict[str, PhaseRead]:
     """What the phases of a run have read; empty where no file says it.
 
@@ -62,12 +53,7 @@ def read_data_file(folder: str | Path) -> dict[str, PhaseRead]:
         PETLError: The file is damaged or of another format.
     """
     path = Path(folder) / NAME
-    if not path.is_file():
-        return {}
-    found = read_json(path, DataFile, 'record of the data that were read')
-    if found.format != FORMAT:
-        raise PETLError(f'{path} has format {found.format}, this mmpetl reads {FORMAT}')
-    return found.phases
+    return read_by_phase(path, PhaseRead, 'record of the data that were read')
 
 
 @HOOKS.register_module()
@@ -203,6 +189,4 @@ def _without_pipelines(node: Any) -> Any:
 def _write(runner: Runner, phases: Mapping[str, PhaseRead]) -> None:
     """Put what phases read into the file; of other phases it keeps what it has."""
     found = {**read_data_file(runner.work_dir), **phases}
-    facts = msgspec.to_builtins(DataFile(FORMAT, found))
-    text = json.dumps(facts, allow_nan=False, indent=1) + '\n'
-    AtomicLocalBackend().put_text(text, Path(runner.work_dir) / NAME)
+    write_by_phase(Path(runner.work_dir) / NAME, found)

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import time
@@ -24,7 +23,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmpetl.core import PETLError
-from mmpetl.core.boundary import Count, read_json
+from mmpetl.core.boundary import Count
+from mmpetl.engine.by_phase import read_by_phase, write_by_phase
 from mmpetl.engine.feature_files import FeatureSet, Rows, key_of, make_room
 from mmpetl.engine.features import (
     NumberedPipeline,
@@ -36,13 +36,11 @@ from mmpetl.engine.features import (
     inner_set,
     refusal_of_model,
 )
-from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.resuming import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
 
 NAME = 'features.json'
-FORMAT = 1
 FOLDER = 'MMPETL_FEATURES'
 GIB = 2**30
 PIECE_BYTES = 32 * 2**20
@@ -72,13 +70,6 @@ class PhaseFeatures(msgspec.Struct):
     why: str = ''
 
 
-class FeaturesFile(msgspec.Struct):
-    """All that ``features.json`` holds."""
-
-    format: int
-    phases: dict[str, PhaseFeatures] = {}
-
-
 def read_features_file(folder: str | Path) -> dict[str, PhaseFeatures]:
     """Where the phases of a run had their features from; empty where nothing says it.
 
@@ -86,12 +77,7 @@ def read_features_file(folder: str | Path) -> dict[str, PhaseFeatures]:
         PETLError: The file is damaged or of another format.
     """
     path = Path(folder) / NAME
-    if not path.is_file():
-        return {}
-    found = read_json(path, FeaturesFile, 'record of stored features')
-    if found.format != FORMAT:
-        raise PETLError(f'{path} has format {found.format}, this mmpetl reads {FORMAT}')
-    return found.phases
+    return read_by_phase(path, PhaseFeatures, 'record of stored features')
 
 
 @HOOKS.register_module()
@@ -155,9 +141,7 @@ class FeatureCacheHook(Hook):
         if readers.sets:
             readers.attach()
             self._undo.append(readers.detach)
-        facts = msgspec.to_builtins(FeaturesFile(FORMAT, kept))
-        text = json.dumps(facts, allow_nan=False, indent=1) + '\n'
-        AtomicLocalBackend().put_text(text, Path(runner.work_dir) / NAME)
+        write_by_phase(Path(runner.work_dir) / NAME, kept)
 
     def after_train(self, runner: Runner) -> None:
         while self._undo:

@@ -12,12 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmpetl.cli.arguments import (
-    add_config_options,
-    add_config_or_run,
-    add_method_options,
-    config_of,
-)
+from mmpetl.cli.arguments import add_config_or_run, config_of
 from mmpetl.cli.parsing import CommandParser
 
 
@@ -27,8 +22,6 @@ def make_parser() -> CommandParser:
     parser.add_argument('--phase', choices=('train', 'val', 'test'), default='train')
     parser.add_argument('--number', type=int, default=20, help='samples at most')
     parser.add_argument('--out-dir', type=Path, required=True, help='of the pictures')
-    add_method_options(parser)
-    add_config_options(parser)
     return parser
 
 

@@ -17,14 +17,8 @@ from typing import Any
 
 from mmpetl import apis
 from mmpetl.apis.counting import FULL_SIZE, count_config, count_pairs
-from mmpetl.cli.arguments import (
-    add_config_options,
-    add_method_options,
-    config_of,
-    recipes,
-    runs,
-)
-from mmpetl.cli.parsing import CommandParser, suggests
+from mmpetl.cli.arguments import add_config_or_run, config_of
+from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import registered_methods
 
 COLUMNS = ('delta', 'selected', 'head', 'base')
@@ -32,15 +26,7 @@ COLUMNS = ('delta', 'selected', 'head', 'base')
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__name__)
-    suggests(
-        parser.add_argument(
-            'what',
-            nargs='?',
-            metavar='config',
-            help='config, recipe, folder of a run, checkpoint, delta, or zoo/NAME',
-        ),
-        lambda: [*recipes(), *runs()],
-    )
+    add_config_or_run(parser, 'what', nargs='?', metavar='config')
     parser.add_argument('--config', help='the same, by name')
     parser.add_argument(
         '--methods',
@@ -55,8 +41,6 @@ def make_parser() -> CommandParser:
         help=f'of {", ".join(FULL_SIZE)} (default: all)',
     )
     parser.add_argument('--out', help='write the counts to this JSON file')
-    add_method_options(parser)
-    add_config_options(parser)
     return parser
 
 

@@ -15,12 +15,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from mmpetl.cli.arguments import (
-    add_config_options,
-    add_config_or_run,
-    add_method_options,
-    config_of,
-)
+from mmpetl.cli.arguments import add_config_or_run, config_of
 from mmpetl.cli.parsing import CommandParser
 
 
@@ -31,8 +26,6 @@ def make_parser() -> CommandParser:
         '--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the input, in pixels'
     )
     parser.add_argument('--json', action='store_true', help='for a program')
-    add_method_options(parser)
-    add_config_options(parser)
     return parser
 
 

@@ -12,12 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmpetl.cli.arguments import (
-    add_config_options,
-    add_config_or_run,
-    add_method_options,
-    config_of,
-)
+from mmpetl.cli.arguments import add_config_or_run, config_of
 from mmpetl.cli.parsing import CommandParser
 
 
@@ -31,8 +26,6 @@ def make_parser() -> CommandParser:
         type=int,
         help='steps of an epoch (default: those of the data)',
     )
-    add_method_options(parser)
-    add_config_options(parser)
     return parser
 
 
