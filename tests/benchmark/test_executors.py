@@ -16,10 +16,10 @@ from typing import Any
 import fake_runs
 import pytest
 
-from mmpetl.benchmark.executors import Executor, make_executor
+from mmpetl.benchmark.executors import Executor, make_executor, ray_cluster
 from mmpetl.benchmark.executors import local as local_module
 from mmpetl.benchmark.records import Job, RecordStore
-from mmpetl.benchmark.sweep import Sweep
+from mmpetl.benchmark.sweep import Dispatcher, Sweep
 from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
 
@@ -311,6 +311,49 @@ def test_ray_says_how_many_jobs_share_a_device_where_it_knows(
     executor.submit(Task(JOBS[0], 'x'))
     executor.submit(Task(Job('voc', 'LoRA', options={'processes': 2}), 'x'))
     assert [task.shared for task in remote.tasks] == [shared, of_two_processes]
+
+
+def test_quick_jobs_share_a_call_of_ray(ray_executor: Executor, tmp_path: Path) -> None:
+    jobs = [Job('mini/digits', 'LoRA', seed=s) for s in range(40)]
+    summary = sweep(tmp_path, ray_executor, 'quick', jobs=jobs).run()
+    assert ray_executor._size > 1
+    assert (summary.done, summary.ran, summary.left) == (40, 40, 0)
+    assert all(len(fake_runs.attempts(tmp_path, job)) == 1 for job in jobs)
+
+
+def test_what_fails_in_a_shared_call_is_begun_again_alone(
+    ray_executor: Executor, tmp_path: Path
+) -> None:
+    """And what dies in it takes no other job along."""
+    jobs = [Job('mini/digits', 'LoRA', seed=s) for s in (0, 1, 5)]
+    runs = ['failing', 'failing', 'failing', 'hanging_once']
+    tasks = [
+        Task(job, str(tmp_path), run=f'fake_runs:{run}')
+        for job, run in zip([*jobs, Job('mini/digits', 'SSF')], runs, strict=True)
+    ]
+    thread = kill_when_it_hangs(tmp_path, tasks[-1].job)
+    dispatcher = Dispatcher(ray_executor)
+    ray_executor._size = 4
+    for task in tasks:
+        dispatcher.put(task)
+    ends = {}
+    while dispatcher.busy:
+        ends |= {outcome.id: outcome.status for _, outcome in dispatcher.step()}
+    thread.join()
+    assert [ends[task.job.id] for task in tasks] == ['done', 'done', 'failed', 'done']
+    counts = [len(fake_runs.attempts(tmp_path, task.job)) for task in tasks]
+    assert counts == [1, 2, 2, 2]
+
+
+def test_a_call_of_ray_hands_back_what_it_has_no_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [Task(job, str(tmp_path), run='fake_runs:quick') for job in JOBS]
+    outcomes, seconds = ray_cluster.remote_several(tasks)
+    assert [outcome.id for outcome in outcomes] == [job.id for job in JOBS]
+    monkeypatch.setattr(ray_cluster, 'CALL_S', seconds / 1000)
+    outcomes, _ = ray_cluster.remote_several(tasks)
+    assert [outcome.id for outcome in outcomes] == [JOBS[0].id]
 
 
 def test_submitit_says_how_many_jobs_share_a_device_where_it_knows(

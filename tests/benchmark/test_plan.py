@@ -38,16 +38,27 @@ SMALL = {
 def test_mini_holds_every_method_of_single_images_twice_on_every_task() -> None:
     resolved = resolve(read_plan('mini'))
     known = registered_methods()
-    others = {n for n, m in known.items() if m.family == 'multi_task' or m.along_time}
-    single = known.keys() - others
-    tasks = {'mini/digits', 'mini/textures', 'mini/counting'}
+    of_tasks = {n for n, m in known.items() if m.family == 'multi_task'}
+    along_time = {n for n, m in known.items() if m.along_time}
+    others = of_tasks | along_time
+    references = {'LinearProbe', 'LoRA', 'Full'}
+    pictures = {'mini/digits', 'mini/textures', 'mini/counting'}
+    pairs = {(m, r) for m in known.keys() - others for r in pictures}
+    pairs |= {(m, 'mini/hmdb51_frames') for m in along_time | references}
+    pairs |= {(m, 'mini/nyud_mt') for m in of_tasks | references}
     cells = {(j.method, j.recipe, j.seed) for j in resolved.jobs}
-    assert cells == {(m, r, s) for m in single for r in tasks for s in (42, 43)}
+    assert cells == {(*pair, seed) for pair in pairs for seed in (42, 43)}
     assert len({j.id for j in resolved.jobs}) == len(resolved.jobs)
     assert {(r.method, r.recipe) for r in resolved.refused} == {
-        (m, r) for m in others for r in tasks
+        (m, r) for m in others for r in pictures
     }
-    assert resolved.toolboxes == ('mmpretrain',)
+    assert resolved.toolboxes == ('mmaction', 'mmpretrain', 'mmseg')
+
+
+@pytest.mark.parametrize('name', ['mini', 'mini-release'])
+def test_mini_plans_hold_every_method(name: str) -> None:
+    jobs = resolve(read_plan(name)).jobs
+    assert {job.method for job in jobs} == set(registered_methods())
 
 
 @pytest.mark.parametrize('path', sorted(plans_folder().glob('*.yaml')), ids=str)

@@ -13,7 +13,7 @@ PYTHON=${PYTHON:-python}
 
 "$PYTHON" "$HERE/search.py" --plan mini-release --recipe mini/digits --trials 3 \
   --methods all --seeds 42 43 44 --out "$OUT" "${@:3}"
-"$PYTHON" "$HERE/run.py" mini-release --recipes mini/ade20k mini/hmdb51 --out "$OUT" \
-  "${@:3}"
+"$PYTHON" "$HERE/run.py" mini-release --out "$OUT" "${@:3}" \
+  --recipes mini/ade20k mini/hmdb51 mini/hmdb51_frames mini/nyud_mt
 "$PYTHON" "$HERE/verify.py" "$OUT"
 "$PYTHON" "$HERE/release.py" "$OUT" --to "$RELEASE"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,10 @@ STORE_BYTES = 100 * 2**20
 
 
 QUEUE, LEAST = 4, 32
-"""Tasks that Ray is given at a time: so many for each that runs, and so many more."""
+"""Calls that Ray is given at a time: so many for each that runs, and so many more."""
+
+MOST, CALL_S = 64, 0.5
+"""Tasks of one call, and seconds after which a call begins no more of its tasks."""
 
 
 class JobFailed(Exception):
@@ -33,6 +37,10 @@ class RayExecutor(Executor):
     """Scheduling, placement and retries are Ray's.
 
     Workers read and write the benchmark's folder, so all nodes need it under one path.
+
+    A call of Ray costs a millisecond or two, which is much where jobs take as long.
+    Where they come back at once, a call has several; it ends after :data:`CALL_S`, and
+    hands back what it has not begun. A job that takes seconds is a call of its own.
 
     Args:
         workers: Jobs at a time on a cluster of our own; by default one per core.
@@ -67,7 +75,10 @@ class RayExecutor(Executor):
         self._per_gpu = per_gpu
         self._address = address or os.environ.get('RAY_ADDRESS') or None
         self._remote: Any = None
-        self._refs: dict[Any, Task] = {}
+        self._several: Any = None
+        self._refs: dict[Any, tuple[Task, ...]] = {}
+        self._waiting: list[Task] = []
+        self._size = 1
         self._own = self._alone = False
         self._slots = self._largest = workers or cores()
         self._gpus = 0
@@ -85,13 +96,17 @@ class RayExecutor(Executor):
         ]
         self._largest = int(max(nodes, default=1))
         self._slots = gpus * self._per_gpu or int(has.get('CPU', 1))
+        place = {
+            'num_cpus': 1,
+            'num_gpus': 1 / self._per_gpu if gpus else 0,
+            'enable_task_events': False,  # a log of tasks that nobody reads
+        }
         self._remote = ray.remote(
-            num_cpus=1,
-            num_gpus=1 / self._per_gpu if gpus else 0,
-            max_retries=retries,
-            retry_exceptions=[JobFailed],
-            enable_task_events=False,  # a log of tasks that nobody reads
+            max_retries=retries, retry_exceptions=[JobFailed], **place
         )(remote_work)
+        # What fails among several is begun again alone.
+        self._several = ray.remote(max_retries=0, **place)(remote_several)
+        self._size = 1
 
     def _connect(self) -> None:
         # Nobody asked for statistics to be sent anywhere.
@@ -128,7 +143,8 @@ class RayExecutor(Executor):
     @property
     def free(self) -> int:
         # Enough that no worker waits for us; more would be looked through each time.
-        return QUEUE * self._slots + LEAST - len(self._refs)
+        calls = QUEUE * self._slots + LEAST - len(self._refs)
+        return calls * self._size - len(self._waiting)
 
     def room(self, task: Task) -> bool:
         return self.free > 0
@@ -146,13 +162,33 @@ class RayExecutor(Executor):
 
     def submit(self, task: Task) -> None:
         task = replace(task, shared=task.shared or self._shared(task))
+        if task.processes > 1:
+            self._call(task)
+            return
+        self._waiting.append(task)
+        if len(self._waiting) >= self._size:
+            self._send()
+
+    def _send(self) -> None:
+        """Give Ray what waits, in calls of as many tasks as suits them."""
+        while self._waiting:
+            tasks = tuple(self._waiting[: self._size])
+            del self._waiting[: self._size]
+            if len(tasks) == 1:
+                self._call(tasks[0])
+            else:
+                self._refs[self._several.remote(tasks)] = tasks
+
+    def _call(self, task: Task) -> None:
+        """Give Ray a task as a call of its own."""
         remote, number = self._remote, task.processes
         if number > 1:
             share = {'num_gpus': number} if self._gpus else {'num_gpus': 0}
             remote = remote.options(num_cpus=number, **share)
-        self._refs[remote.remote(task)] = task
+        self._refs[remote.remote(task)] = (task,)
 
     def wait(self, timeout: float) -> list[Outcome]:
+        self._send()
         if not self._refs:
             return []
         refs = list(self._refs)
@@ -161,26 +197,59 @@ class RayExecutor(Executor):
             # Whatever else has ended meanwhile, without waiting for it.
             more, _ = self._ray.wait(others, num_returns=len(others), timeout=0)
             ready += more
-        return [self._end(ref) for ref in ready]
+        return [outcome for ref in ready for outcome in self._end(ref)]
 
-    def _end(self, ref: Any) -> Outcome:
-        task = self._refs.pop(ref)
+    def _end(self, ref: Any) -> list[Outcome]:
+        """Outcomes of a call; what it leaves to do is handed out again."""
+        tasks = self._refs.pop(ref)
+        if len(tasks) > 1:
+            return self._end_several(ref, tasks)
+        (task,) = tasks
         try:
-            return self._ray.get(ref)
+            outcome, seconds = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, JobFailed):
-                return Outcome(task.job.id, 'failed', str(cause))
+                return [Outcome(task.job.id, 'failed', str(cause))]
             note = ' '.join(str(cause).split())
-            return Outcome(task.job.id, 'lost', f'its worker failed: {note[:300]}')
+            return [Outcome(task.job.id, 'lost', f'its worker failed: {note[:300]}')]
         except self._ray.exceptions.RayError as error:
             note = ' '.join(str(error).split())
-            return Outcome(task.job.id, 'lost', f'its worker died: {note[:300]}')
+            return [Outcome(task.job.id, 'lost', f'its worker died: {note[:300]}')]
+        self._suit(1, seconds)
+        return [outcome]
+
+    def _end_several(self, ref: Any, tasks: Sequence[Task]) -> list[Outcome]:
+        try:
+            outcomes, seconds = self._ray.get(ref)
+        except self._ray.exceptions.RayError:
+            # One of them did it. Those that are done say so at once when asked again.
+            self._size = 1
+            for task in tasks:
+                self._call(task)
+            return []
+        self._suit(len(outcomes), seconds)
+        self._waiting = [*tasks[len(outcomes) :], *self._waiting]
+        ended = []
+        for task, outcome in zip(tasks, outcomes, strict=False):
+            if outcome.retry:
+                self._call(task)
+            else:
+                ended.append(outcome)
+        return ended
+
+    def _suit(self, count: int, seconds: float) -> None:
+        """Let calls have more tasks where these were quick, and fewer where not."""
+        if seconds > CALL_S:
+            self._size = max(1, count // 2)
+        elif seconds < CALL_S / 4 and count == self._size:
+            self._size = min(MOST, 2 * self._size)
 
     def close(self) -> None:
         for ref in self._refs:
             self._ray.cancel(ref, force=True)
         self._refs.clear()
+        self._waiting.clear()
         if self._own:
             self._ray.shutdown()
             self._own = False
@@ -217,10 +286,23 @@ def end_forks_by_sigterm() -> None:
             signal.signal(signal.SIGTERM, _EndsForks(handler))
 
 
-def remote_work(task: Task) -> Outcome:
-    """What a worker of the cluster does."""
+def remote_work(task: Task) -> tuple[Outcome, float]:
+    """What a worker of the cluster does, and the seconds it took."""
     end_forks_by_sigterm()
+    began = time.monotonic()
     outcome = work(task)
     if outcome.retry:
         raise JobFailed(outcome.note)
-    return outcome
+    return outcome, time.monotonic() - began
+
+
+def remote_several(tasks: Sequence[Task]) -> tuple[list[Outcome], float]:
+    """What a worker does with several tasks: as many as go into :data:`CALL_S`."""
+    end_forks_by_sigterm()
+    began = time.monotonic()
+    outcomes: list[Outcome] = []
+    for task in tasks:
+        outcomes.append(work(task))
+        if time.monotonic() - began > CALL_S:
+            break
+    return outcomes, time.monotonic() - began
