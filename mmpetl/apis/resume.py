@@ -30,6 +30,7 @@ HARMLESS = (
     'vis_backends',
     'env_cfg',
     'model_wrapper_cfg',
+    'shard_base',
     'default_hooks.logger',
     'default_hooks.timer',
     'default_hooks.visualization',
@@ -231,6 +232,9 @@ def _may_change(key: str, old: Any, new: Any) -> bool:
         return isinstance(old, int) and isinstance(new, int) and new > old
     if key.endswith('data_root'):
         return True
+    if key.startswith('cache_features'):
+        # Rows are those of the trunk, unless they may differ.
+        return 'tolerance' not in f'{key} {old} {new}'
     # Files and folders that have moved, such as those below MMPETL_WEIGHTS.
     paths = all(isinstance(v, str) and '/' in v for v in (old, new))
     return paths and Path(old).name == Path(new).name

@@ -179,6 +179,10 @@ def build_runner(
         from mmpetl.engine.hooks.feature_cache import with_features
 
         with_features(runner, config.cache_features)
+    if config.get('shard_base'):
+        from mmpetl.engine import ShardBaseHook
+
+        runner.register_hook(ShardBaseHook())
     # Loaders are built later; a corrupt file is then named in one line.
     guard_runner(runner)
     for line in remarks:

@@ -39,6 +39,7 @@ UNRELATED = (
     'log_level',
     'log_processor',
     'resume',
+    'shard_base',
     'vis_backends',
     'visualizer',
     'work_dir',

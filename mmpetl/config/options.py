@@ -63,6 +63,7 @@ OF_OURS = (
     'processes',
     'protocol',
     'published',
+    'shard_base',
     'stage',
     'timm',
     'tune',

@@ -12,7 +12,7 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import tensor_digests
-from mmpetl.core.injection import Injection, injection_of, prune
+from mmpetl.core.injection import Injection, check_whole, injection_of, prune
 from mmpetl.core.method import Method
 from mmpetl.core.packed import PackedWeight
 from mmpetl.core.site import AFTER_ONLY, Site
@@ -48,6 +48,7 @@ def fold(backbone: nn.Module, slot: str | None = None) -> nn.Module:
         False
     """
     module, record = injection_of(backbone)
+    check_whole(module)
     names = list(record.slots) if slot is None else [pick_slot(record, slot)]
     for name in names:
         _check_folds(name, record)

@@ -21,6 +21,7 @@ from mmpetl.core.injection import (
     Injection,
     Kept,
     Slot,
+    check_whole,
     child_of,
     injections,
     moving_statistics,
@@ -179,6 +180,7 @@ def _inject_one(
     is_named = any(given is not None for given in (layers, blocks, places))
     module, site_map = locate(backbone, method, is_named, places is not None)
     record = record_of(module)
+    check_whole(module)
     if record is None:
         by_layer = isinstance(site_map, LeafMap)
         site_map.head += head if by_layer else ()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmpetl.core.affine import Affine
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import fingerprint, tensor_digests
-from mmpetl.core.injection import Injection, injections, plug_of, tensor_of
+from mmpetl.core.injection import Injection, check_whole, injections, plug_of, tensor_of
 
 
 @torch.no_grad()
@@ -41,6 +41,7 @@ def load_base(
     """
     changed = False
     for _, module, record in injections(model):
+        check_whole(module)
         if record.bits is not None:
             raise PETLError(
                 f'the base of {type(module).__name__} is in {record.bits} bits, and '

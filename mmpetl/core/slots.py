@@ -13,6 +13,7 @@ from mmpetl.core.fingerprint import tensor_digests
 from mmpetl.core.injection import (
     Injection,
     Slot,
+    check_whole,
     injection_of,
     injections,
     learnt_values,
@@ -291,6 +292,7 @@ def eject(
         ('VisionTransformer', True)
     """
     module, record = injection_of(backbone)
+    check_whole(module)
     name = pick_slot(record, slot)
     if restore:
         _check_restores(record.slots[name], name)

@@ -11,6 +11,7 @@ from mmpetl.engine.hooks import (
     EfficiencyHook,
     FeatureCacheHook,
     NonFiniteGuardHook,
+    ShardBaseHook,
     TrainableEMAHook,
 )
 from mmpetl.engine.loops import (
@@ -45,6 +46,7 @@ __all__ = [
     'OwnerOptimWrapperConstructor',
     'PETLDistributedDataParallel',
     'SPTLoop',
+    'ShardBaseHook',
     'SharesSampler',
     'TimmCosineLR',
     'TrainableEMAHook',

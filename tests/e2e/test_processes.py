@@ -81,6 +81,38 @@ def test_two_processes_train_together_without_a_gpu(tmp_path, environment):
     assert final_state(work_dir)
 
 
+@pytest.mark.slow
+def test_a_sharded_base_trains_to_the_same_weights_and_goes_on_without(
+    tmp_path, environment
+):
+    environment['PORT'] = str(29500 + os.getpid() % 90)
+    ends = {}
+    for name, flags in (('whole', ()), ('parts', ('--shard-base',))):
+        script = [str(ROOT / 'tools' / 'dist_train.sh'), CONFIG, '2', *flags]
+        script += ['--work-dir', str(tmp_path / name), '--cfg-options', *OPTIONS]
+        done = subprocess.run(script, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ('base is sharded' in done.stdout + done.stderr) == bool(flags)
+        ends[name] = final_state(tmp_path / name)
+    for key, value in ends['whole'].items():
+        assert torch.equal(ends['parts'][key], value), key
+    # What it leaves is a checkpoint like any other.
+    (tmp_path / 'parts' / 'epoch_6.pth').unlink()
+    script = [str(ROOT / 'tools' / 'dist_train.sh'), CONFIG, '2', '--resume']
+    script += ['--work-dir', str(tmp_path / 'parts'), '--cfg-options', *OPTIONS]
+    subprocess.run(script, env=environment, check=True, capture_output=True)
+    for key, value in final_state(tmp_path / 'parts').items():
+        assert torch.equal(ends['whole'][key], value), key
+    alone = subprocess.run(
+        command(tmp_path / 'alone', '--shard-base'),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert alone.returncode == 1
+    assert alone.stderr.splitlines()[-1].startswith('error: a base is sharded over the')
+
+
 def test_an_error_in_several_processes_is_one_line_each(tmp_path, environment):
     script = [str(ROOT / 'tools' / 'dist_train.sh'), CONFIG, '2', '--cfg-options']
     environment['PORT'] = str(29900 + os.getpid() % 90)

@@ -81,6 +81,11 @@ def make_parser() -> CommandParser:
         choices=(8, 4),
         help="hold the frozen trunk's Linear layers in so few bits",
     )
+    parser.add_argument(
+        '--shard-base',
+        action='store_true',
+        help='of several processes each keeps its share of the frozen trunk',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
     parser.add_argument(
@@ -126,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.cache_features is not None:
             said = args.cache_features
             options['cache_features'] = said is True or {'limit_gib': said}
+        if args.shard_base:
+            options['shard_base'] = True
         if args.amp:
             import torch
 

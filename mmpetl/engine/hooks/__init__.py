@@ -12,6 +12,7 @@ from mmpetl.engine.hooks.nonfinite_guard import NonFiniteGuardHook
 from mmpetl.engine.hooks.predictions import PredictionsHook
 from mmpetl.engine.hooks.results import ResultsHook
 from mmpetl.engine.hooks.run_log import RunLogHook
+from mmpetl.engine.hooks.shard_base import ShardBaseHook
 
 __all__ = [
     'BaseGuardHook',
@@ -25,5 +26,6 @@ __all__ = [
     'PredictionsHook',
     'ResultsHook',
     'RunLogHook',
+    'ShardBaseHook',
     'TrainableEMAHook',
 ]

@@ -1,0 +1,109 @@
+"""The frozen base spread over the processes of a run: each keeps its share of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from mmpetl.core import Injection, PETLError, injections
+from mmpetl.core.fingerprint import converting, frozen_parameters
+
+
+def shard_base(model: nn.Module, mesh: DeviceMesh | None = None) -> int:
+    """Leave each process its share of the frozen weights of every block, in place.
+
+    A block's weights are gathered when it runs, forward and backward, and dropped
+    behind it (FSDP2, ``torch.distributed.fsdp.fully_shard``). What trains stays whole
+    in every process, as the heads, the stem, what several blocks share, and what a
+    method selects of the base: its gradients are averaged as without this, by
+    DistributedDataParallel. No number changes: gathered weights are what they were.
+
+    Call it in every process, behind the wrapper and before the first step; all of them
+    run the model equally often from then on.
+
+    Args:
+        model: An injected backbone, or a model that contains some.
+        mesh: The processes, one axis; by default all of them.
+
+    Returns:
+        Bytes that this process holds less.
+
+    Raises:
+        PETLError: Nothing is injected, the processes are fewer than two, the base is
+            in few bits, or it is sharded already.
+    """
+    found = injections(model)
+    if not found:
+        raise PETLError(
+            f'{type(model).__name__} holds no method, so nothing of it is frozen that '
+            'could be sharded'
+        )
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    count = torch.distributed.get_world_size() if several else 1
+    if count < 2:
+        raise PETLError(
+            'a base is sharded over the processes of a run, and this one has one; '
+            'start several (tools/dist_train.sh CONFIG GPUS, or --gpus)'
+        )
+    for _, module, record in found:
+        _check(module, record)
+    if mesh is None:
+        kind = next(model.parameters()).device.type
+        mesh = init_device_mesh(kind, (count,))
+    before = _bytes_here(model)
+    for _, module, record in found:
+        converting(module, record, lambda m=module, r=record: _shard(m, r, mesh))
+    return before - _bytes_here(model)
+
+
+def _check(module: nn.Module, record: Injection) -> None:
+    name = type(module).__name__
+    if record.bits is not None:
+        raise PETLError(
+            f'the base of {name} is in {record.bits} bits, which are not sharded; '
+            'leave out one of base_bits and shard_base'
+        )
+    if any(_is_sharded(param) for param in module.parameters()):
+        raise PETLError(f'the base of {name} is sharded already')
+    if not any(True for _ in _blocks(module, record)):
+        raise PETLError(
+            f'{name} is tuned layer by layer, and which blocks it has is said by no '
+            'file; its base cannot be sharded'
+        )
+
+
+def _blocks(module: nn.Module, record: Injection) -> Iterator[nn.Module]:
+    """The blocks of a trunk, which hold most of its weights."""
+    hosts = dict.fromkeys(site.host for site in record.sites if site.kind == 'block')
+    return (module.get_submodule(host) for host in hosts)
+
+
+def _shard(module: nn.Module, record: Injection, mesh: DeviceMesh) -> None:
+    blocks = list(_blocks(module, record))
+    uses = Counter(id(param) for block in blocks for param in set(block.parameters()))
+    frozen = {
+        id(param)
+        for param in frozen_parameters(module, record).values()
+        if not param.requires_grad and uses[id(param)] == 1
+    }
+    for block in blocks:
+        whole = {param for param in block.parameters() if id(param) not in frozen}
+        if len(whole) < len(set(block.parameters())):
+            fully_shard(
+                block, mesh=mesh, reshard_after_forward=True, ignored_params=whole
+            )
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, 'to_local')
+
+
+def _bytes_here(model: nn.Module) -> int:
+    """Bytes of the parameters that this process holds."""
+    here = (p.to_local() if _is_sharded(p) else p for p in model.parameters())
+    return sum(tensor.numel() * tensor.element_size() for tensor in here)
