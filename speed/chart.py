@@ -17,6 +17,9 @@ from methods import COSTS
 from mmpetl.analysis.charts import COLOURS, colour_of, new_figure, save_figure
 from mmpetl.core import registered_methods
 
+FEWEST = 5
+"""Methods of a chart; fewer are read from their table."""
+
 MOST_TIME, MOST_KEPT = 1.10, 0.85
 """What no method should lie above: of its bound, and of full fine-tuning."""
 
@@ -85,6 +88,8 @@ def main() -> None:
     """Draw what was measured."""
     found = json.loads(COSTS.read_text(encoding='utf-8'))
     for backbone, measured in found.items():
+        if len(measured['rows']) < FEWEST:
+            continue
         draw(backbone, measured['case'], measured['rows'])
         print(COSTS.with_name(f'{backbone}.png'))
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import tempfile
 import time
@@ -41,6 +42,7 @@ from torch import nn
 import mmpetl
 from mmpetl.config.compose import published_pairs
 from mmpetl.core import count_trainable, registered_methods
+from mmpetl.models.frame_backbone import FrameBackbone
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'speed.md'
@@ -100,19 +102,33 @@ def make_video_swin(depth: int) -> nn.Module:
     return SwinTransformer3D(arch, pretrained=None, pretrained2d=False)
 
 
+def make_frames(depth: int) -> nn.Module:
+    """ViT-B/16 of mmpretrain over the 8 frames of a clip, for what looks along time."""
+    return FrameBackbone(make_vit(depth), 8)
+
+
 BACKBONES = {
     'vit_b': (make_vit, (3, 224, 224)),
+    'vit_b_frames': (make_frames, (3, 8, 224, 224)),
     'videomae_b': (make_videomae, (3, 8, 224, 224)),
     'swin_b': (make_swin, (3, 224, 224)),
     'video_swin_b': (make_video_swin, (3, 8, 224, 224)),
 }
 """How each trunk is made, of how many blocks (Swins: in stage 3), and its input."""
 
-DEPTHS = {'vit_b': 12, 'videomae_b': 12, 'swin_b': 18, 'video_swin_b': 18}
+DEPTHS = {
+    'vit_b': 12,
+    'vit_b_frames': 12,
+    'videomae_b': 12,
+    'swin_b': 18,
+    'video_swin_b': 18,
+}
 
 
 def blocks_of(net: nn.Module) -> list[nn.Module]:
     """The blocks of a trunk, lowest first."""
+    if isinstance(net, FrameBackbone):
+        net = net.model
     if hasattr(net, 'stages'):
         return [block for stage in net.stages for block in stage.blocks]
     if hasattr(net, 'blocks'):
@@ -132,6 +148,16 @@ def dense_methods() -> list[str]:
     stems = {stem for stem, recipe in published_pairs() if recipe in dense}
     found = {name for name, m in registered_methods().items() if m.stem() in stems}
     return sorted({*found, 'LinearProbe'})
+
+
+def methods_for(backbone: str) -> list[str]:
+    """What is measured on a trunk where no methods are named."""
+    if backbone == 'swin_b':
+        return dense_methods()
+    known = registered_methods()
+    if backbone == 'vit_b_frames':  # the others are on vit_b
+        return sorted(name for name, method in known.items() if method.along_time)
+    return sorted(known)
 
 
 class Step:
@@ -421,7 +447,10 @@ def main() -> None:
     )
     parser.add_argument('--backbone', choices=BACKBONES, default='vit_b')
     parser.add_argument(
-        '--methods', nargs='+', help='default: all, on swin_b those of dense tasks'
+        '--methods',
+        nargs='+',
+        help='default: all, on swin_b those of dense tasks, on vit_b_frames those that '
+        'look along time',
     )
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--batch', type=int, default=4)
@@ -447,10 +476,7 @@ def main() -> None:
     if args.kept:
         for timed in ('rounds', 'time', 'threads'):
             del case[timed]
-    every = sorted(registered_methods())
-    if args.backbone == 'swin_b':
-        every = dense_methods()
-    wanted = args.methods or every
+    wanted = args.methods or methods_for(args.backbone)
     rows = {r['method']: r for r in read_rows(args.out) if r.get('case') == case}
     missing = [name for name in wanted if args.again or name not in rows]
 
@@ -494,6 +520,7 @@ def main() -> None:
             continue
         rows[name] = {'case': case, **row}
         keep(args.out, rows[name])
+        gc.collect()  # a tuned trunk refers to itself, and the next needs its memory
         ratios = ', '.join(
             f'{text_of(row[f"step_{c}"])} of {c}' for c in ('bound', 'forward', 'full')
         )

@@ -135,7 +135,7 @@ def test_an_old_speed_command_says_where_it_is_and_runs(
     out, err = capsys.readouterr()
     assert end.value.code == 0
     assert err == 'benchmarks/methods.py has moved to speed/methods.py\n'
-    assert '--backbone {vit_b,videomae_b,swin_b,video_swin_b}' in out
+    assert '--backbone {vit_b,vit_b_frames,videomae_b,swin_b,video_swin_b}' in out
 
 
 def test_numbers_on_a_device_are_held_to_fp64(names_of: Any, tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ def test_images_of_a_batch_do_not_mix(brief_pair: Pair) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('odd', [False, True], ids=['square', 'odd'])
+@pytest.mark.parametrize(
+    'odd', [pytest.param(False, marks=pytest.mark.slow), True], ids=['square', 'odd']
+)
 def test_folded_equals_unfolded(folding_pair: Pair, odd: bool) -> None:
     pair = folding_pair
     plain = bare(pair.stem)

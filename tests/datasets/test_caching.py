@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmcv.transforms  # noqa: F401  # what STEPS names is registered
 import numpy as np
 import pytest
 from PIL import Image

@@ -141,7 +141,7 @@ falsifications in copies of its runs and prints what the verifier says of each.
   set. A dash: the backbone cannot serve the method, or its runs failed: NOAH's on clips
   and scenes, whose search was not told what is reported there, and GPS's on scenes,
   which have no one label. The plan says both by now. Methods of several tasks, and AIM,
-  are not in it.
+  are not in it; the plan has had a recipe for each since.
 - **What this can show**: {designs}
 
 These are toys: trunks of half a million parameters that have seen drawn letters. What
