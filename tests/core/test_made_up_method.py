@@ -114,8 +114,9 @@ def test_the_contract_picks_it_up_on_every_host(file: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     passed = int(done.stdout.rpartition(' passed')[0].split()[-1])
-    # Every promise on every host: tens of tests, none of them written for it.
-    assert passed > 12 * len(hosts())
+    # What meets the trunk on every host, and what core keeps in order on the first:
+    # tens of tests, none of them written for it.
+    assert passed > 2 * len(hosts()) + 20
 
 
 _RUN = 'import sys; sys.path[:0] = {path}; import pytest; sys.exit(pytest.main({args}))'
