@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import json
 import tempfile
 import time
@@ -520,7 +519,6 @@ def main() -> None:
             continue
         rows[name] = {'case': case, **row}
         keep(args.out, rows[name])
-        gc.collect()  # a tuned trunk refers to itself, and the next needs its memory
         ratios = ', '.join(
             f'{text_of(row[f"step_{c}"])} of {c}' for c in ('bound', 'forward', 'full')
         )

@@ -322,8 +322,8 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
             records[run] = record
     waiting = [run for run in runs if run not in records]
     # Forked before torch has started threads: children share the loaded libraries, and
-    # peak memory is counted from what they begin with; hence a process per run. MMEngine
-    # collects garbage for every dataset; among what is loaded there is none to find.
+    # peak memory is counted from what they begin with; hence a process per run.
+    # MMEngine collects garbage for every dataset; what is loaded by now is none.
     gc.collect()
     gc.freeze()
     context = multiprocessing.get_context('fork')

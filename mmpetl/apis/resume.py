@@ -31,6 +31,8 @@ HARMLESS = (
     'env_cfg',
     'model_wrapper_cfg',
     'shard_base',
+    'cache_features.folder',
+    'cache_features.limit_gib',
     'default_hooks.logger',
     'default_hooks.timer',
     'default_hooks.visualization',
@@ -232,9 +234,10 @@ def _may_change(key: str, old: Any, new: Any) -> bool:
         return isinstance(old, int) and isinstance(new, int) and new > old
     if key.endswith('data_root'):
         return True
-    if key.startswith('cache_features'):
+    if key == 'cache_features':
         # Rows are those of the trunk, unless they may differ.
-        return 'tolerance' not in f'{key} {old} {new}'
+        said = [value for value in (old, new) if isinstance(value, Mapping)]
+        return not any(value.get('tolerance') for value in said)
     # Files and folders that have moved, such as those below MMPETL_WEIGHTS.
     paths = all(isinstance(v, str) and '/' in v for v in (old, new))
     return paths and Path(old).name == Path(new).name

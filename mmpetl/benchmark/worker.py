@@ -160,9 +160,7 @@ def tidy(folder: Path) -> None:
     """Remove what only a resumed run would need; the delta stays."""
     from mmpetl.engine import best, latest
 
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith('.pth'):
-                Path(parent, name).unlink(missing_ok=True)
+    for path in folder.rglob('*.pth'):
+        path.unlink(missing_ok=True)
     for name in (latest.POINTER, best.NAME):
         (folder / name).unlink(missing_ok=True)

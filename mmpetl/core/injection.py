@@ -214,12 +214,17 @@ def injection_of(backbone: nn.Module) -> tuple[nn.Module, Injection]:
     return module, record
 
 
+def is_share(tensor: Tensor) -> bool:
+    """Whether this process holds a part of a tensor, the others the rest (FSDP)."""
+    return hasattr(tensor, 'to_local')
+
+
 def check_whole(module: nn.Module) -> None:
     """Raise PETLError where this process holds a share of the base and not all of it.
 
     Blocks are of FSDP's classes then, and their weights of its kind.
     """
-    if any(hasattr(param, 'to_local') for param in module.parameters()):
+    if any(is_share(param) for param in module.parameters()):
         raise PETLError(
             f'the base of {type(module).__name__} is sharded over processes: inject '
             'and eject before that, and fold a saved delta into the whole base '

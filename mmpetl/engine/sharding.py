@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from mmpetl.core import Injection, PETLError, injections
 from mmpetl.core.fingerprint import converting, frozen_parameters
+from mmpetl.core.injection import is_share
 
 
 def shard_base(model: nn.Module, mesh: DeviceMesh | None = None) -> int:
@@ -68,7 +69,7 @@ def _check(module: nn.Module, record: Injection) -> None:
             f'the base of {name} is in {record.bits} bits, which are not sharded; '
             'leave out one of base_bits and shard_base'
         )
-    if any(_is_sharded(param) for param in module.parameters()):
+    if any(is_share(param) for param in module.parameters()):
         raise PETLError(f'the base of {name} is sharded already')
     if not any(True for _ in _blocks(module, record)):
         raise PETLError(
@@ -99,11 +100,7 @@ def _shard(module: nn.Module, record: Injection, mesh: DeviceMesh) -> None:
             )
 
 
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, 'to_local')
-
-
 def _bytes_here(model: nn.Module) -> int:
     """Bytes of the parameters that this process holds."""
-    here = (p.to_local() if _is_sharded(p) else p for p in model.parameters())
+    here = (p.to_local() if is_share(p) else p for p in model.parameters())
     return sum(tensor.numel() * tensor.element_size() for tensor in here)

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mmpetl.benchmark.executors.base import PRELOAD, Executor
@@ -60,9 +59,7 @@ class LocalExecutor(Executor):
             records of other seeds, or by a calibration. A job of which nothing is
             known has a GPU for itself.
         reuse: How many jobs of one process a worker does before it ends. One of its
-            own for each job costs some milliseconds and keeps jobs apart: with more,
-            what libraries print past Python goes to a file of the worker
-            (``workers/PID.log``) instead of the run's.
+            own for each job costs some milliseconds and keeps jobs apart.
 
     Raises:
         PETLError: A count is not positive, or a job does not fit a GPU.
@@ -284,24 +281,17 @@ def _child(pipe: Any, count: int) -> None:
     # The one at the keyboard is the runner, which ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    for number in range(count):
+    for _ in range(count):
         try:
             task = pipe.recv()
         except EOFError:
             return
-        if count == 1:
-            _print_to(RecordStore(task.out).folder(task.job) / 'console.log')
-        elif number == 0:
-            _print_to(Path(task.out) / 'workers' / f'{os.getpid()}.log')
+        folder = RecordStore(task.out).folder(task.job)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / 'console.log', 'ab') as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         pipe.send(work(task))
-
-
-def _print_to(path: Path) -> None:
-    """Send to a file what this process prints, whoever in it does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'ab') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
 
 
 def _follow_parent() -> None:
