@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gc
 import hashlib
 import json
 import multiprocessing
@@ -41,7 +40,7 @@ LEARNING_RATE = 3e-3
 """Of methods that were not searched."""
 
 BATCH = 16
-STEPS = 80
+STEPS = 52
 """About, of every run: epochs follow from the number of images."""
 
 METHODS = (
@@ -65,7 +64,7 @@ def parse_args() -> argparse.Namespace:
         '--methods', nargs='+', default=list(METHODS), help='names, or all'
     )
     parser.add_argument(
-        '--shots', type=int, nargs='+', default=[100, 200, 800], help='labelled images'
+        '--shots', type=int, nargs='+', default=[100, 200, 400], help='labelled images'
     )
     parser.add_argument('--epochs', type=int, help=f'default: {STEPS} steps')
     parser.add_argument('--seeds', type=int, nargs='+', default=[42, 43, 44])
@@ -323,9 +322,6 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     waiting = [run for run in runs if run not in records]
     # Forked before torch has started threads: children share the loaded libraries, and
     # peak memory is counted from what they begin with; hence a process per run.
-    # MMEngine collects garbage for every dataset; what is loaded by now is none.
-    gc.collect()
-    gc.freeze()
     context = multiprocessing.get_context('fork')
     console = Console()
     failures = {}
@@ -512,13 +508,12 @@ def main() -> None:
 
 def prepare() -> None:
     """Write the task, and load what every child needs before they are forked."""
+    from mmpetl.benchmark.executors.base import PRELOAD
     from mmpetl.datasets.mini import make
 
     make(Path(os.environ['MMPETL_DATA']), names=['vtab-1k/digits'])
-    import mmpretrain.apis
-    import mmpretrain.datasets
-    import mmpretrain.evaluation
-    import mmpretrain.models  # noqa: F401
+    os.environ[PRELOAD] = 'mmpretrain'
+    import mmpetl.benchmark.preload  # noqa: F401
 
 
 if __name__ == '__main__':
