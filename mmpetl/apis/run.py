@@ -144,9 +144,12 @@ def build_runner(
     from mmengine.runner import Runner
 
     from mmpetl.datasets.reading import guard_runner
+    from mmpetl.engine.allocator import keep_freed_memory
     from mmpetl.engine.full_disk import let_log_fail, logs_may_fail
     from mmpetl.engine.run_names import named_apart
 
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
         # MMEngine's own wrapper names a GPU by its number.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
-from torch import nn
+from torch import nn, optim
 from torch.nn.modules.batchnorm import _NormBase
 
 from mmpetl.core import Delta, Owner, PETLError, owners, suggest
@@ -51,6 +51,10 @@ KNOWN = (
 
 NAMING = ('params', 'param_names', 'param_name', 'group_name')
 """What upstream's groups hold beside settings of the optimizer."""
+
+FUSED = (optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD)
+"""What torch has a fused step for, on these devices."""
+FUSED_ON = ('cpu', 'cuda')
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 """What MMEngine calls a norm: batch, instance, group and layer norm."""
@@ -106,6 +110,26 @@ def described(groups: list[dict[str, Any]]) -> str:
     return f'optimizer groups: {"; ".join(parts)}'
 
 
+def can_fuse(settings: Mapping[str, Any], params: Iterable[nn.Parameter]) -> bool:
+    """Whether torch can step these parameters in one pass, and nobody said otherwise.
+
+    A few hundred small tensors are what many methods train, and by plain operations
+    each takes a dozen of them in a step. The result is the same but for rounding.
+
+    Args:
+        settings: Config of an optimizer.
+        params: What it trains.
+    """
+    kind = settings.get('type')
+    kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    said = {'fused', 'foreach', 'capturable', 'differentiable'} & settings.keys()
+    return (
+        kind in FUSED
+        and not said
+        and all(p.is_floating_point() and p.device.type in FUSED_ON for p in params)
+    )
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     logger = MMLogger.get_current_instance()
@@ -146,6 +170,9 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     A method may ask for another rate for some of its parameters (``Delta.lr_mults``, as
     LoRA+ does for B). That factor comes on top of all of these, in a group of its own
     whose name ends in it: ``delta_x16``.
+
+    Where torch has a fused step of the optimizer (:func:`can_fuse`), it is taken;
+    ``fused=False`` among the optimizer's settings leaves it to plain operations.
 
     Args:
         optim_wrapper_cfg: Config of the wrapper and its optimizer.
@@ -333,6 +360,8 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         wrapper_cfg = self.optim_wrapper_cfg.copy()
         wrapper_cfg.setdefault('type', 'OptimWrapper')
         optimizer_cfg = self.optimizer_cfg.copy()
+        if can_fuse(optimizer_cfg, (p for group in groups for p in group['params'])):
+            optimizer_cfg['fused'] = True
         optimizer_cfg['params'] = groups
         optimizer = OPTIMIZERS.build(optimizer_cfg)
         return OPTIM_WRAPPERS.build(wrapper_cfg, default_args={'optimizer': optimizer})

@@ -26,6 +26,7 @@ from mmpetl.core import (
     on_maps,
     records_gradients,
 )
+from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
 KERNELS = (3, 5, 7)
@@ -213,7 +214,8 @@ class MonaDelta(Delta):
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         h = self.entered(y)
         h = on_maps(self.conv, h, ctx)
-        return y + self.up(self.drop(F.gelu(h)))
+        h = self.drop(F.gelu(h))
+        return add_product(y, h, self.up.weight, bias=self.up.bias)
 
 
 @METHODS.register_module()

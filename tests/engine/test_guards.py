@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -92,7 +93,12 @@ def test_an_optimizer_may_know_frozen_parameters(make_runner, optimizer):
     ):
         wrapper = {
             'type': 'OptimWrapper',
-            'optimizer': {'type': optimizer, 'lr': 1e-2, 'weight_decay': 0.1},
+            'optimizer': {
+                'type': optimizer,
+                'lr': 1e-2,
+                'weight_decay': 0.1,
+                'fused': False,  # one takes it by itself, and rounds elsewhere
+            },
             'constructor': constructor,
         }
         if constructor.startswith('mmpetl'):
@@ -269,6 +275,45 @@ def test_options_without_a_rate_or_decay_to_multiply_are_refused():
             OwnerOptimWrapperConstructor(
                 {'optimizer': {'type': 'SGD', 'lr': 1e-3}}, options
             )
+
+
+@pytest.mark.parametrize(
+    ('settings', 'fused'),
+    [
+        ({'type': 'AdamW', 'weight_decay': 0.1}, True),
+        ({'type': torch.optim.Adam}, True),
+        ({'type': 'SGD', 'momentum': 0.9, 'nesterov': True}, True),
+        ({'type': 'AdamW', 'fused': False}, False),
+        ({'type': 'AdamW', 'foreach': True}, False),
+        ({'type': 'RMSprop'}, False),
+    ],
+    ids=['adamw', 'adam', 'sgd', 'said', 'foreach', 'rmsprop'],
+)
+def test_a_fused_step_is_taken_where_there_is_one(settings, fused):
+    settings = {'lr': 1e-2, **settings}
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    twin = copy.deepcopy(model)
+    ours = OwnerOptimWrapperConstructor({'optimizer': settings})(model).optimizer
+    assert bool(ours.defaults.get('fused')) is fused
+    kind = settings.pop('type')
+    kind = getattr(torch.optim, kind) if isinstance(kind, str) else kind
+    # Biases do not decay where a decay is named.
+    spared = {'weight_decay': 0.0} if 'weight_decay' in settings else {}
+    groups = [
+        {'params': [twin[0].weight, twin[2].weight]},
+        {'params': [twin[0].bias, twin[2].bias], **spared},
+    ]
+    settings |= {key: False for key in ('foreach', 'fused') if key in settings}
+    plain = kind(groups, **settings)
+    for _ in range(5):
+        x = torch.randn(16, 4)
+        for net, optimizer in ((model, ours), (twin, plain)):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_the_record_holds_counts_time_memory_and_ppt(make_runner, tmp_path):

@@ -143,7 +143,7 @@ def test_without_gamma_the_norm_has_no_say():
         before = made.after(None, y, Context((4, 4)))
         made.norm.weight.mul_(3)
         made.norm.bias.add_(1)
-    assert torch.equal(made.after(None, y, Context((4, 4))), before)
+        assert torch.equal(made.after(None, y, Context((4, 4))), before)
 
 
 def test_class_tokens_pass_the_convolutions_by():
