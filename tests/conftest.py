@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 # One thread: the models are tiny, and sums then come out the same on every machine.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -84,16 +86,11 @@ core keeps in order, whatever the backbone: slots, files, flags.
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test over the cases that its arguments name."""
     for name in filter(CASES.keys().__contains__, metafunc.fixturenames):
-        import tiny
-
-        source = getattr(tiny, CASES[name])
-        cases = list(source() if callable(source) else source)
+        # 'slow or not slow' means all of them.
+        brief = metafunc.config.getoption('markexpr').startswith('not slow')
+        cases = _cases(name, brief)
         if name == 'stem':
             cases = _served(metafunc, cases)
-        # 'slow or not slow' means all of them.
-        if metafunc.config.getoption('markexpr').startswith('not slow'):
-            # Most are slow ones; to make each only to leave it out takes minutes.
-            cases = [case for case in cases if not getattr(case, 'slow', False)]
         found = [
             pytest.param(
                 case,
@@ -104,6 +101,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ]
         # The scope groups the tests of a file by their case, not by their function.
         metafunc.parametrize(name, found, scope='module')
+
+
+@functools.cache
+def _cases(name: str, brief: bool) -> list[Any]:
+    """The values of an argument; to find them for each test would take a minute.
+
+    Args:
+        name: See :data:`CASES`.
+        brief: Whether to leave out the slow ones; to make each only to leave it out
+            would take minutes.
+    """
+    import tiny
+
+    source = getattr(tiny, CASES[name])
+    cases = source() if callable(source) else source
+    return [case for case in cases if not (brief and getattr(case, 'slow', False))]
 
 
 def _served(metafunc: pytest.Metafunc, stems: list[str]) -> list[str]:

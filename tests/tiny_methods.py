@@ -327,8 +327,13 @@ def snake(name: str) -> str:
     return known.get(name, parts.lower())
 
 
-def method_cases() -> Iterator[MethodCase]:
+@cache
+def method_cases() -> tuple[MethodCase, ...]:
     """Every registered method, with each of its variants."""
+    return tuple(_method_cases())
+
+
+def _method_cases() -> Iterator[MethodCase]:
     known = registered_methods()
     stems = [cls.stem() for cls in known.values()]
     for name, cls in sorted(known.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -516,10 +517,11 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
         raise PETLError(f'{cls.__name__}({given}) cannot be made: {err}') from None
 
 
-def arguments_of(cls: type[Method]) -> list[inspect.Parameter]:
+@functools.lru_cache(maxsize=256)
+def arguments_of(cls: type[Method]) -> tuple[inspect.Parameter, ...]:
     """What its ``__init__`` takes behind the instance, however that is called."""
     _, *arguments = inspect.signature(cls.__init__).parameters.values()
-    return arguments
+    return tuple(arguments)
 
 
 def _checked(method: Method) -> Method:
