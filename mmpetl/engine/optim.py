@@ -130,6 +130,16 @@ def can_fuse(settings: Mapping[str, Any], params: Iterable[nn.Parameter]) -> boo
     )
 
 
+def _go_on_fused(optimizer: optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run that stepped by plain operations, for one that is fused.
+
+    Groups bring the settings that they were saved with, and a fused optimizer with
+    those of a plain one fails under a gradient scaler.
+    """
+    groups = [{**group, 'fused': True} for group in state['param_groups']]
+    return {**state, 'param_groups': groups}
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     logger = MMLogger.get_current_instance()
@@ -360,8 +370,11 @@ class OwnerOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         wrapper_cfg = self.optim_wrapper_cfg.copy()
         wrapper_cfg.setdefault('type', 'OptimWrapper')
         optimizer_cfg = self.optimizer_cfg.copy()
-        if can_fuse(optimizer_cfg, (p for group in groups for p in group['params'])):
+        fused = can_fuse(optimizer_cfg, (p for g in groups for p in g['params']))
+        if fused:
             optimizer_cfg['fused'] = True
         optimizer_cfg['params'] = groups
         optimizer = OPTIMIZERS.build(optimizer_cfg)
+        if fused:
+            optimizer.register_load_state_dict_pre_hook(_go_on_fused)
         return OPTIM_WRAPPERS.build(wrapper_cfg, default_args={'optimizer': optimizer})

@@ -316,6 +316,34 @@ def test_a_fused_step_is_taken_where_there_is_one(settings, fused):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_run_that_stepped_plainly_goes_on_fused():
+    model = nn.Linear(4, 2)
+    twin = copy.deepcopy(model)
+    settings = {'lr': 1e-2, 'weight_decay': 0.0}
+    cfg = {'optimizer': {'type': 'AdamW', **settings}}
+    ours = OwnerOptimWrapperConstructor(cfg)(model).optimizer
+    plain = torch.optim.AdamW([twin.weight, twin.bias], **settings)
+    scaler = torch.amp.GradScaler('cpu', init_scale=16.0)
+
+    def step(net, optimizer):
+        optimizer.zero_grad()
+        scaler.scale(net(torch.ones(3, 4)).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(twin, plain)
+    model.load_state_dict(twin.state_dict())
+    state = copy.deepcopy(plain.state_dict())  # of one group, and ours has two
+    (group,) = state['param_groups']
+    state['param_groups'] = [{**group, 'params': [i]} for i in group['params']]
+    ours.load_state_dict(state)
+    assert all(group['fused'] for group in ours.param_groups)
+    step(twin, plain)
+    step(model, ours)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_the_record_holds_counts_time_memory_and_ppt(make_runner, tmp_path):
     runner = make_runner()
     runner.train()
