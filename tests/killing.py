@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 from collections.abc import Callable
 
+import torch
 from mmengine.hooks import Hook
 
 
@@ -35,13 +37,30 @@ class KillAt(Hook):
 
 
 def in_a_child(work: Callable[[], object]) -> int:
-    """Run ``work`` in a process of its own and give how it ended."""
-    process = multiprocessing.get_context('fork').Process(target=work)
+    """Run ``work`` in a process of its own and give how it ended.
+
+    Raises:
+        TimeoutError: It did not end; says where it stood.
+    """
+    read, write = os.pipe()
+
+    def child() -> None:
+        # A fork has none of OpenMP's threads, and would wait for them without end.
+        torch.set_num_threads(1)
+        faulthandler.dump_traceback_later(110, file=write)
+        work()
+
+    process = multiprocessing.get_context('fork').Process(target=child)
     process.start()
+    os.close(write)
     process.join(120)
-    if process.exitcode is None:
+    ended = process.exitcode is not None
+    if not ended:
         # Left alone it would hold up the end of this process.
         process.kill()
         process.join()
-        raise TimeoutError('the child did not end within 120 s')
+    with os.fdopen(read) as stood:
+        where = stood.read()
+    if not ended:
+        raise TimeoutError(f'the child did not end within 120 s; it stood at\n{where}')
     return process.exitcode

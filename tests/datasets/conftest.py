@@ -20,12 +20,6 @@ def tiny_root(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def no_collection(monkeypatch):
-    """MMEngine collects garbage at every data set: slow beside many packages."""
-    monkeypatch.setattr('mmengine.dataset.base_dataset.gc.collect', lambda: 0)
-
-
 @pytest.fixture
 def copy(tiny_root, tmp_path) -> Callable[[str], Path]:
     """``copy(id)`` gives a data root that holds one set, to be spoilt."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import logging
-import os
 import re
 import resource
-import sys
 
 import pytest
 import torch
-from killing import in_a_child
 from mmengine.hooks import Hook
 
 from mmpetl.apis.run import cli_errors
@@ -42,18 +41,17 @@ def final_state(folder) -> dict:
 
 
 def ended(work) -> tuple[int, str]:
-    """Exit code and standard error of a child that does ``work`` as a command would."""
-    read, write = os.pipe()
-
-    def child() -> None:
-        sys.stderr = os.fdopen(write, 'w', encoding='utf-8')
-        with cli_errors():
+    """Exit code and standard error of ``work``, done as a command would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), cli_errors():
             work()
-
-    code = in_a_child(child)
-    os.close(write)
-    with os.fdopen(read, encoding='utf-8') as file:
-        return code, file.read()
+    except SystemExit as end:
+        return end.code, said.getvalue()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return 0, said.getvalue()
 
 
 @pytest.mark.parametrize('logs', [False, True])
