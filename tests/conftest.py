@@ -41,8 +41,10 @@ base_dataset.gc = _Heap
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _same_start() -> None:
+    """Numbers and threads, whatever the tests before have left."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
