@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -118,7 +119,18 @@ def test_readers_of_mmpetl_become_a_folder_of_images(bench):
     assert [step.type for step in dataset.pipeline][-1] == 'PackInputs'
 
 
-def test_the_tools_publish_and_fold(bench):
+def call(tool: str, *args: object) -> int:
+    """Exit code of a tool that runs in this process, which has loaded everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [tool, *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / tool), run_name='__main__')
+        except SystemExit as end:
+            return end.code or 0
+    return 0
+
+
+def test_the_tools_publish_and_fold(bench, capsys):
     from mmpetl.core import delta_state
     from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 
@@ -133,10 +145,10 @@ def test_the_tools_publish_and_fold(bench):
     assert 'ants.safetensors' in done.stdout
     assert apis.read_delta(out).metrics == {'acc': 0.75}
     fold = 'tools/model_converters/fold_delta.py'
-    run(fold, config, f'{out}.safetensors', f'{out}.pth')
+    assert call(fold, config, f'{out}.safetensors', f'{out}.pth') == 0
     assert Path(f'{out}.py').is_file()
     base = bench.folder / 'base.pth'
-    run(fold, f'{out}.safetensors', f'{out}_base.pth', '--base', base)
+    assert call(fold, f'{out}.safetensors', f'{out}_base.pth', '--base', base) == 0
     assert not Path(f'{out}_base.py').exists()
     one, two = (
         torch.load(f'{out}{end}.pth', weights_only=True)['state_dict']
@@ -144,14 +156,18 @@ def test_the_tools_publish_and_fold(bench):
     )
     for key, value in one.items():
         torch.testing.assert_close(two[key], value)
-    done = run(fold, f'{out}.safetensors', f'{out}_base.pth', code=1)
-    last = done.stderr.strip().splitlines()[-1]
-    assert 'ants.safetensors is on the base base.pth, and there is no' in last
 
-    done = run(publish, config, bench.folder / 'none.pth', out, code=1)
-    assert done.stderr.strip().splitlines()[-1].startswith('error: there is no')
-    done = run(publish, config, run_file, out, '--metrics', 'acc', code=1)
-    assert done.stderr.strip().splitlines()[-1].startswith('error: --metrics takes')
+    def refused(*args: object) -> str:
+        capsys.readouterr()
+        assert call(*args) == 1
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    said = refused(fold, f'{out}.safetensors', f'{out}_base.pth')
+    assert 'ants.safetensors is on the base base.pth, and there is no' in said
+    said = refused(publish, config, bench.folder / 'none.pth', out)
+    assert said.startswith('error: there is no')
+    said = refused(publish, config, run_file, out, '--metrics', 'acc')
+    assert said.startswith('error: --metrics takes')
     assert apis.read_delta(out).metrics == {'acc': 0.75}
 
 
