@@ -1,16 +1,20 @@
-"""What a run takes by itself: optimizers in one pass, and memory that it keeps.
+"""What a run takes by itself: optimizers in one pass, memory and modules that stay.
 
 Example: OMP_NUM_THREADS=1 python speed/run_defaults.py --methods LoRA Mona Full
 
 The first table has the step of AdamW alone, fused over plain operations
 (``mmpetl.engine.optim.can_fuse``). The second has a step of training in processes whose
 memory is kept between steps (``mmpetl.engine.allocator``), over such that give it back,
-in turns; both on a CPU, in time of the processor.
+in turns; both on a CPU, in time of the processor. The third has a collection of
+garbage, as MMEngine makes one with each data set: over all that a run has imported, and
+behind it alone (``mmpetl.datasets.garbage``).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import os
 import statistics
 import subprocess
@@ -22,6 +26,7 @@ from methods import BACKBONES, Step
 from timing import markdown, ratio, time_rounds
 
 import mmpetl
+from mmpetl.datasets.garbage import heap_spared
 from mmpetl.engine.allocator import keep_freed_memory
 
 DEPTH, BATCH = 4, 4
@@ -76,8 +81,26 @@ def kept(names: list[str], rounds: int) -> list[list[str]]:
     return rows
 
 
+def collections(rounds: int) -> list[list[str]]:
+    """A row: milliseconds of a collection of all, and behind what is loaded."""
+    for name in ('mmpretrain.datasets', 'mmpretrain.models', 'mmpetl.engine'):
+        importlib.import_module(name)
+
+    def spared() -> None:
+        with heap_spared():
+            gc.collect()
+
+    cases = {'spared': spared, 'whole': gc.collect}
+    times = time_rounds(cases, rounds, clock=time.process_time)
+    medians = [1e3 * statistics.median(times[name]) for name in ('whole', 'spared')]
+    return [
+        ['objects', 'whole, ms', 'spared, ms'],
+        [f'{len(gc.get_objects()):,}', *(f'{ms:.1f}' for ms in medians)],
+    ]
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,7 +118,8 @@ def main() -> None:
         one(args.one, args.rounds)
         return
     print(markdown(optimizers(args.methods, args.rounds)), end='\n\n', flush=True)
-    print(markdown(kept(args.methods, args.rounds)))
+    print(markdown(kept(args.methods, args.rounds)), end='\n\n', flush=True)
+    print(markdown(collections(args.rounds)))
 
 
 if __name__ == '__main__':
