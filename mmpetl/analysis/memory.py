@@ -155,6 +155,8 @@ class MemoryEstimate:
         update: The same while the optimizer steps; no batch changes it.
         kept_per_sample: What one more sample adds to ``kept``.
         passes_per_sample: What one more sample adds to ``passes``.
+        exchanged: Of the buffers in which processes exchange gradients.
+        gathered: Of weights that are gathered while a block of a sharded base runs.
     """
 
     batch: int
@@ -168,22 +170,25 @@ class MemoryEstimate:
     update: int
     kept_per_sample: int
     passes_per_sample: int
+    exchanged: int = 0
+    gathered: int = 0
 
     @property
     def resting(self) -> int:
-        """Of weights, buffers and the optimizer's state."""
-        return self.trunk + self.deltas + self.heads + self.optimizer
+        """Of weights, buffers, the optimizer's state, and what processes exchange."""
+        own = self.trunk + self.deltas + self.heads
+        return own + self.optimizer + self.exchanged
 
     @property
     def peak(self) -> int:
         """The most that lives at once, all parts together."""
-        return self.resting + max(self.passes, self.update)
+        return self.resting + max(self.passes + self.gathered, self.update)
 
     def fits(self, limit: int) -> int:
         """The largest batch whose peak is within ``limit`` bytes; 0 where none is."""
         if self.resting + self.update > limit:
             return 0
-        left = limit - self.resting - self.passes
+        left = limit - self.resting - self.passes - self.gathered
         return max(0, self.batch + left // max(1, self.passes_per_sample))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from mmpetl.apis.counting import without_files
 from mmpetl.config.nodes import sides_made, train_pipeline
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError, check_range
+from mmpetl.engine.sharding import sharded_bytes
 
 BOXES = 8
 """Objects that a picture of a detection batch shows."""
@@ -31,8 +33,9 @@ def estimate_memory(
     batch: int | None = None,
     size: tuple[int, int] | None = None,
     device: str = 'auto',
+    processes: int = 1,
 ) -> MemoryEstimate:
-    """Memory of training as a config says, by part.
+    """Memory of training as a config says, by part, in one of its processes.
 
     Args:
         config: Path or ``Config``.
@@ -40,14 +43,17 @@ def estimate_memory(
         size: Height and width of what the backbone is shown, in pixels; those of the
             training pipeline where None.
         device: ``auto``, ``cpu`` or ``cuda``: where the small batches run.
+        processes: How many train together, which shares the base where the config has
+            ``shard_base``.
 
     Raises:
-        PETLError: The config does not say how large batches or pictures are, or its
-            model is of no known task.
+        PETLError: The config does not say how large batches or pictures are, its model
+            is of no known task, or a base is to be shared that cannot be.
     """
     config = without_files(config)
     batch = batch_of(config) if batch is None else batch
     check_range('estimate', 'batch', batch, 1)
+    check_range('estimate', 'processes', processes, 1)
     sides = tuple(size or pictures_of(config))
     frames = frames_of(config)
     where = pick_device(device)
@@ -69,7 +75,16 @@ def estimate_memory(
 
     with scope_of(config):
         optimizer = optimizer_of(config, model)
-        return estimate(model, loss_of, optimizer, batch)
+        found = estimate(model, loss_of, optimizer, batch)
+    if processes > 1:
+        # DistributedDataParallel averages gradients in buffers of their size.
+        found = replace(found, exchanged=found.gradients)
+    if config.get('shard_base'):
+        spared, largest = sharded_bytes(model, processes)
+        trunk = found.trunk - spared
+        # The next block's weights come while one is at work.
+        found = replace(found, trunk=trunk, gathered=2 * largest)
+    return found
 
 
 def batch_of(config: Any) -> int:
@@ -221,9 +236,13 @@ def lines_of(found: MemoryEstimate, limit: float | None = None) -> list[str]:
         ('heads', found.heads),
         ('optimizer', found.optimizer),
         ('gradients', found.gradients),
+        ('gradients in exchange', found.exchanged),
         (f'activations kept, batch {found.batch}', found.kept),
+        ('weights gathered', found.gathered),
         ('peak', found.peak),
     ]
+    apart = ('gradients in exchange', 'weights gathered')  # of several processes alone
+    rows = [(name, size) for name, size in rows if size or name not in apart]
     wide = max(len(name) for name, _ in rows)
     lines = [f'{name:{wide}}  {size / 2**20:>10,.1f} MiB' for name, size in rows]
     lines.append(

@@ -38,28 +38,61 @@ def shard_base(model: nn.Module, mesh: DeviceMesh | None = None) -> int:
         PETLError: Nothing is injected, the processes are fewer than two, the base is
             in few bits, or it is sharded already.
     """
-    found = injections(model)
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    count = torch.distributed.get_world_size() if several else 1
+    found = _checked(model, count)
+    if mesh is None:
+        kind = next(model.parameters()).device.type
+        mesh = init_device_mesh(kind, (count,))
+    before = _bytes_here(model)
+    for module, record in found:
+        converting(module, record, lambda m=module, r=record: _shard(m, r, mesh))
+    return before - _bytes_here(model)
+
+
+def sharded_bytes(model: nn.Module, count: int) -> tuple[int, int]:
+    """What :func:`shard_base` does to memory, told without any process.
+
+    Args:
+        model: An injected backbone, or a model that contains some.
+        count: Processes that would share its base.
+
+    Returns:
+        Bytes that the first of them would hold less, and those of the largest block's
+        weights that are gathered when it runs.
+
+    Raises:
+        PETLError: Nothing is injected, the processes are fewer than two, or the base is
+            in few bits or sharded already.
+    """
+    spared = largest = 0
+    for module, record in _checked(model, count):
+        for _, frozen in _shared(module, record):
+            whole = sum(p.numel() * p.element_size() for p in frozen)
+            # Rows are dealt in equal chunks, of which the first process has a full one.
+            kept = sum(
+                -(-len(p) // count) * p[:1].numel() * p.element_size() for p in frozen
+            )
+            spared, largest = spared + whole - kept, max(largest, whole)
+    return spared, largest
+
+
+def _checked(model: nn.Module, count: int) -> list[tuple[nn.Module, Injection]]:
+    """Backbones whose bases so many processes can share, with their records."""
+    found = [(module, record) for _, module, record in injections(model)]
     if not found:
         raise PETLError(
             f'{type(model).__name__} holds no method, so nothing of it is frozen that '
             'could be sharded'
         )
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    count = torch.distributed.get_world_size() if several else 1
     if count < 2:
         raise PETLError(
             'a base is sharded over the processes of a run, and this one has one; '
             'start several (tools/dist_train.sh CONFIG GPUS, or --gpus)'
         )
-    for _, module, record in found:
+    for module, record in found:
         _check(module, record)
-    if mesh is None:
-        kind = next(model.parameters()).device.type
-        mesh = init_device_mesh(kind, (count,))
-    before = _bytes_here(model)
-    for _, module, record in found:
-        converting(module, record, lambda m=module, r=record: _shard(m, r, mesh))
-    return before - _bytes_here(model)
+    return found
 
 
 def _check(module: nn.Module, record: Injection) -> None:
@@ -84,7 +117,10 @@ def _blocks(module: nn.Module, record: Injection) -> Iterator[nn.Module]:
     return (module.get_submodule(host) for host in hosts)
 
 
-def _shard(module: nn.Module, record: Injection, mesh: DeviceMesh) -> None:
+def _shared(
+    module: nn.Module, record: Injection
+) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
+    """The blocks, with those of their weights that are spread over the processes."""
     blocks = list(_blocks(module, record))
     uses = Counter(id(param) for block in blocks for param in set(block.parameters()))
     frozen = {
@@ -93,11 +129,14 @@ def _shard(module: nn.Module, record: Injection, mesh: DeviceMesh) -> None:
         if not param.requires_grad and uses[id(param)] == 1
     }
     for block in blocks:
-        whole = {param for param in block.parameters() if id(param) not in frozen}
-        if len(whole) < len(set(block.parameters())):
-            fully_shard(
-                block, mesh=mesh, reshard_after_forward=True, ignored_params=whole
-            )
+        if spread := [param for param in block.parameters() if id(param) in frozen]:
+            yield block, spread
+
+
+def _shard(module: nn.Module, record: Injection, mesh: DeviceMesh) -> None:
+    for block, spread in list(_shared(module, record)):
+        whole = set(block.parameters()).difference(spread)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
 
 
 def _bytes_here(model: nn.Module) -> int:

@@ -1,6 +1,8 @@
 """Estimates of a step's memory beside what torch's own profiler saw allocated."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from mmpetl.analysis.memory import estimate, weights_of
 from mmpetl.core import inject, quantise
 from mmpetl.core.quantise import base_bytes
+from mmpetl.engine.sharding import shard_base, sharded_bytes
 
 BATCH = 24
 
@@ -32,13 +35,15 @@ def loss_of(model: nn.Module, batch: int) -> Tensor:
     return model(torch.randn(batch, 3, 32, 32))[0].square().sum()
 
 
-def allocated(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> int:
+def allocated(
+    model: nn.Module, optimizer: torch.optim.Optimizer, file: Path, batch: int = BATCH
+) -> int:
     """The most that a step allocates, by the allocator's own account."""
-    loss_of(model, BATCH).backward()
+    loss_of(model, batch).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     with torch.profiler.profile(profile_memory=True) as profiler:
-        loss_of(model, BATCH).backward()
+        loss_of(model, batch).backward()
         optimizer.step()
     profiler.export_chrome_trace(str(file))
     events = json.loads(file.read_text())['traceEvents']
@@ -133,3 +138,60 @@ def test_a_trunk_in_few_bits_counts_as_it_is_stored(bits, share):
 
 def linear_weight(name):
     return name.endswith('weight') and ('attn' in name or 'ffn' in name)
+
+
+WIDE = {
+    'embed_dims': 256,
+    'num_layers': 4,
+    'num_heads': 4,
+    'feedforward_channels': 1024,
+}
+FEW = 4
+"""Samples of a step whose activations are not much more than a block's weights."""
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    net = VisionTransformer(arch=WIDE, img_size=32, patch_size=8)
+    return inject(net, {'type': 'LoRA'}).train()
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+
+
+def _shared(rank: int, port: int, folder: str) -> None:
+    """One of two processes that train together; what it held and allocated."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    file = Path(folder) / f'{rank}.json'
+    try:
+        model = wide()
+        optimizer = adam(model)
+        together = nn.parallel.DistributedDataParallel(model)
+        found = {'whole': allocated(together, optimizer, file, FEW)}
+        found['spared'] = shard_base(together)
+        found['shared'] = allocated(together, optimizer, file, FEW)
+        torch.save(found, file.with_suffix('.pth'))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_allocate_what_is_told(tmp_path):
+    """Most of what a step of so few samples takes are the weights of two blocks."""
+    model = wide()
+    found = estimate(model, lambda n: loss_of(model, n), adam(model), FEW)
+    spared, largest = sharded_bytes(model, 2)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_shared, (port, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        there = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        assert found.passes == pytest.approx(there['whole'], rel=0.1)
+        assert there['spared'] == spared
+        told = found.passes + 2 * largest
+        assert told == pytest.approx(there['shared'], rel=0.1)

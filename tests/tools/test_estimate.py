@@ -75,3 +75,31 @@ def test_the_tool_tells_parts_and_what_fits(estimated):
     text, code = estimated(digits, '--batch', '0')
     assert code == 1
     assert text.splitlines()[-1].startswith('error: estimate needs batch')
+
+
+def test_processes_share_the_base(estimated):
+    digits = str(MINI / 'digits.py')
+    several = ('--gpus', '4')
+
+    def facts(*argv: str) -> dict[str, int]:
+        text, code = estimated(digits, '--json', '--batch', '8', *argv)
+        assert code == 0
+        return json.loads(text.splitlines()[-1])
+
+    alone, whole, shared = facts(), facts(*several), facts(*several, '--shard-base')
+    assert whole == {
+        **alone,
+        'exchanged': alone['gradients'],
+        'peak': alone['peak'] + alone['gradients'],
+    }
+    # Blocks are most of the mini ViT, and a quarter of them stays.
+    assert 0.25 * whole['trunk'] < shared['trunk'] < 0.5 * whole['trunk']
+    assert shared['peak'] - whole['peak'] == pytest.approx(
+        shared['trunk'] - whole['trunk'] + shared['gathered'], abs=1
+    )
+    text, code = estimated(digits, *several, '--shard-base')
+    assert code == 0
+    assert 'weights gathered' in text
+    text, code = estimated(digits, '--shard-base')
+    assert code == 1
+    assert 'this one has one; start several' in text.splitlines()[-1]

@@ -3,6 +3,7 @@
 Examples:
     mmpetl estimate configs/mona/ade20k.py --batch 4 --memory-gb 80
     mmpetl estimate work_dirs/lora/mini/digits --batch 256
+    mmpetl estimate configs/mona/ade20k.py --gpus 8 --shard-base
 
 Nothing is downloaded and no data is needed: the base is random, two small batches run,
 and the line through both is the estimate (docs/memory.md says how near it comes).
@@ -14,7 +15,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from mmpetl.cli.arguments import add_config_or_run, config_of
+from mmpetl.cli.arguments import add_config_or_run, config_of, positive
 from mmpetl.cli.parsing import CommandParser
 
 
@@ -27,6 +28,14 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument(
         '--memory-gb', type=float, help='of the device, to learn what batch fits'
+    )
+    parser.add_argument(
+        '--gpus', type=positive, default=1, help='processes that train together (1)'
+    )
+    parser.add_argument(
+        '--shard-base',
+        action='store_true',
+        help='each of them keeps its share of the frozen trunk, as in mmpetl train',
     )
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--json', action='store_true', help='bytes, for a program')
@@ -41,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with apis.cli_errors(of_run=True):
         config = config_of(args)
-        found = estimate_memory(config, args.batch, args.size, args.device)
+        if args.shard_base:
+            config.shard_base = True
+        found = estimate_memory(config, args.batch, args.size, args.device, args.gpus)
         if args.json:
             print(json.dumps({**dataclasses.asdict(found), 'peak': found.peak}))
         else:
