@@ -157,6 +157,7 @@ class MemoryEstimate:
         passes_per_sample: What one more sample adds to ``passes``.
         exchanged: Of the buffers in which processes exchange gradients.
         gathered: Of weights that are gathered while a block of a sharded base runs.
+        before: Of all weights while a base that will be sharded is whole.
     """
 
     batch: int
@@ -172,6 +173,7 @@ class MemoryEstimate:
     passes_per_sample: int
     exchanged: int = 0
     gathered: int = 0
+    before: int = 0
 
     @property
     def resting(self) -> int:
@@ -182,11 +184,12 @@ class MemoryEstimate:
     @property
     def peak(self) -> int:
         """The most that lives at once, all parts together."""
-        return self.resting + max(self.passes + self.gathered, self.update)
+        step = self.resting + max(self.passes + self.gathered, self.update)
+        return max(step, self.before)
 
     def fits(self, limit: int) -> int:
         """The largest batch whose peak is within ``limit`` bytes; 0 where none is."""
-        if self.resting + self.update > limit:
+        if max(self.resting + self.update, self.before) > limit:
             return 0
         left = limit - self.resting - self.passes - self.gathered
         return max(0, self.batch + left // max(1, self.passes_per_sample))

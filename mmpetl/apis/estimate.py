@@ -81,9 +81,11 @@ def estimate_memory(
         found = replace(found, exchanged=found.gradients)
     if config.get('shard_base'):
         spared, largest = sharded_bytes(model, processes)
-        trunk = found.trunk - spared
+        whole = found.trunk + found.deltas + found.heads + found.exchanged
         # The next block's weights come while one is at work.
-        found = replace(found, trunk=trunk, gathered=2 * largest)
+        found = replace(
+            found, trunk=found.trunk - spared, gathered=2 * largest, before=whole
+        )
     return found
 
 

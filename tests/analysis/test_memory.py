@@ -1,5 +1,6 @@
 """Estimates of a step's memory beside what torch's own profiler saw allocated."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -113,6 +114,10 @@ def test_the_largest_batch_that_fits():
     assert found.fits(limit) == BATCH + 5
     assert found.fits(limit - 1) == BATCH + 4
     assert found.fits(found.resting) == 0
+    late = dataclasses.replace(found, before=limit)
+    assert late.peak == limit
+    assert late.fits(limit) == BATCH + 5
+    assert late.fits(limit - 1) == 0
 
 
 def test_weights_that_are_shared_count_once():

@@ -97,6 +97,9 @@ def test_processes_share_the_base(estimated):
     assert shared['peak'] - whole['peak'] == pytest.approx(
         shared['trunk'] - whole['trunk'] + shared['gathered'], abs=1
     )
+    assert shared['before'] == sum(
+        whole[part] for part in ('trunk', 'deltas', 'heads', 'exchanged')
+    )
     text, code = estimated(digits, *several, '--shard-base')
     assert code == 0
     assert 'weights gathered' in text
