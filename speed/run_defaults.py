@@ -7,7 +7,7 @@ The first table has the step of AdamW alone, fused over plain operations
 memory is kept between steps (``mmpetl.engine.allocator``), over such that give it back,
 in turns; both on a CPU, in time of the processor. The third has a collection of
 garbage, as MMEngine makes one with each data set: over all that a run has imported, and
-behind it alone (``mmpetl.datasets.garbage``).
+behind it alone (``mmpetl.compat.garbage``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from methods import BACKBONES, Step
 from timing import markdown, ratio, time_rounds
 
 import mmpetl
-from mmpetl.datasets.garbage import heap_spared
+from mmpetl.compat.garbage import heap_spared
 from mmpetl.engine.allocator import keep_freed_memory
 
 DEPTH, BATCH = 4, 4

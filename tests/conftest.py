@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import inspect
 import os
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 # One thread: the models are tiny, and sums then come out the same on every machine.
@@ -15,7 +17,6 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 import torch
-from mmengine.dataset import base_dataset
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 import mmpetl  # noqa: F401  (closes the gaps of OpenMMLab before anything imports it)
@@ -24,20 +25,9 @@ torch.set_num_threads(1)
 if not torch.accelerator.is_available():
     # It would note the seed for accelerators too, each with its call stack, for good.
     torch.manual_seed = torch.default_generator.manual_seed
-
-
-class _Heap:
-    """Stands for ``gc`` where MMEngine collects garbage with each data set it makes.
-
-    That takes a third of a second over what has been imported by now, which stays.
-    """
-
-    @staticmethod
-    def collect() -> int:
-        return 0
-
-
-base_dataset.gc = _Heap
+# MMEngine collects garbage with each data set, a third of a second over what stays.
+base_dataset = importlib.import_module('mmengine.dataset.base_dataset')
+base_dataset.gc = SimpleNamespace(collect=lambda: 0)
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ from tiny_trunk import Tiny
 from torch import nn
 
 
-def mmpretrain_vit(**args: Any) -> nn.Module:
+def mmpretrain_vit(num_layers: int = 2, **args: Any) -> nn.Module:
     from mmpretrain.models import VisionTransformer
 
     arch = {
         'embed_dims': 32,
-        'num_layers': 2,
+        'num_layers': num_layers,
         'num_heads': 4,
         'feedforward_channels': 64,
     }

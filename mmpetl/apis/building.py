@@ -16,7 +16,6 @@ from mmpetl.config.load import as_config
 from mmpetl.config.nodes import built_model, find_dataset
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError
-from mmpetl.datasets.garbage import heap_spared
 from mmpetl.datasets.lines import read_labelled
 
 
@@ -144,7 +143,7 @@ def _classes_on_disk(config: Any, node: Mapping[str, Any]) -> list[str] | None:
     if not str(node['type']).startswith('mmpetl.'):
         return None
     try:
-        with scope_of(config), heap_spared():
+        with scope_of(config):
             return DATASETS.build({**node, 'pipeline': []}).metainfo.get('classes')
     except (FileNotFoundError, PETLError):
         return None

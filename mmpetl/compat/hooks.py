@@ -5,7 +5,7 @@ nothing else provides, so a compiled ``mmcv._ext`` or a complete mmaction2 is us
 untouched. The one at the front knows only the modules in which mmpretrain and mmaction2
 switch their multimodal models on, the one in which mmcv decodes pictures, and those
 in which MMEngine lays out configs, counts the steps of an optimizer, keeps the figures
-that its checkpoints hold, and registers classes.
+that its checkpoints hold, makes data sets, and registers classes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PICTURES = 'mmcv.image.io'
 CONFIGS = 'mmengine.config.config'
 WRAPPER = 'mmengine.optim.optimizer.optimizer_wrapper'
 FIGURES = 'mmengine.logging.history_buffer'
+DATASETS = 'mmengine.dataset.base_dataset'
 REGISTRIES = 'mmengine.registry'
 ORIGIN = 'mmpetl.compat'  # tells a stand-in from the real module
 
@@ -157,6 +158,12 @@ def _allow_types(module: ModuleType) -> None:
     loading.allow_mmengine_types()
 
 
+def _spare_heap(module: ModuleType) -> None:
+    from . import garbage
+
+    garbage.spare_heap(module)
+
+
 def _add_registries(module: ModuleType) -> None:
     # `custom_imports` of a config may find mmpetl imported; then its classes are due.
     importlib.import_module('mmpetl.registry')
@@ -168,6 +175,7 @@ _CORRECT: dict[str, Callable[[ModuleType], None]] = {
     CONFIGS: _correct_configs,
     WRAPPER: _tell_begins,
     FIGURES: _allow_types,
+    DATASETS: _spare_heap,
     REGISTRIES: _add_registries,
 }
 
@@ -209,6 +217,6 @@ def install_hooks() -> None:
         models = f'{name.partition(".")[0]}.models'
         if name in sys.modules and models not in sys.modules:
             _set_switch(sys.modules[name])
-    for name in (PICTURES, CONFIGS, WRAPPER, FIGURES, REGISTRIES):
+    for name in (PICTURES, CONFIGS, WRAPPER, FIGURES, DATASETS, REGISTRIES):
         if name in sys.modules:
             _CORRECT[name](sys.modules[name])

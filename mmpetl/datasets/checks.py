@@ -20,7 +20,6 @@ from PIL import Image
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_utf8, regular_file
 from mmpetl.datasets.annotations import CocoFile, read_coco, read_voc, remarks_of_coco
-from mmpetl.datasets.garbage import heap_spared
 from mmpetl.datasets.lines import as_label, is_file, repeats
 from mmpetl.datasets.maps import fault_of_form
 
@@ -205,8 +204,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _check_own(cfg: Mapping[str, Any], asked: _Asked) -> int:
     """Our own sets check everything when they are built."""
-    with heap_spared():
-        dataset = ALL_DATASETS.build({**cfg, 'pipeline': []})
+    dataset = ALL_DATASETS.build({**cfg, 'pipeline': []})
     if asked.num_classes is not None and dataset.num_classes > asked.num_classes:
         raise PETLError(
             f"{cfg['type']} '{dataset.ann_file or dataset.folder}' has "

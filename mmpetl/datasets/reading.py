@@ -22,7 +22,6 @@ import torch
 from mmengine.dataset import BaseDataset, Compose
 
 from mmpetl.core import PETLError
-from mmpetl.datasets.garbage import heap_spared
 from mmpetl.datasets.ledger import Ledger, TellBadSamples, ledger_of
 from mmpetl.datasets.loader_watch import Board, Watch, watched
 from mmpetl.datasets.maps import fault_of_stored, sizes
@@ -327,8 +326,7 @@ def guard_runner(runner: Runner) -> None:
             (p for p in _PHASES if given is getattr(runner, f'_{p}_dataloader', None)),
             None,
         )
-        with heap_spared():
-            loader = build(*args, **kwargs)
+        loader = build(*args, **kwargs)
         patient = isinstance(given, Mapping) and 'timeout' in given
         watch = watched(loader, f'{phase or "train"}_dataloader', patient)
         if watch is not None:

@@ -134,6 +134,7 @@ def _shared(
 
 
 def _shard(module: nn.Module, record: Injection, mesh: DeviceMesh) -> None:
+    # A list, for what is frozen is looked up before any of it is replaced.
     for block, spread in list(_shared(module, record)):
         whole = set(block.parameters()).difference(spread)
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

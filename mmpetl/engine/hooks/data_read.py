@@ -20,7 +20,6 @@ from mmengine.runner import Runner
 
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import Count
-from mmpetl.datasets.garbage import heap_spared
 from mmpetl.datasets.identity import Read, copies, read_of, shared_files
 from mmpetl.engine.by_phase import read_by_phase, write_by_phase
 from mmpetl.engine.resuming import rng_state, set_rng_state
@@ -118,8 +117,7 @@ class DataReadHook(Hook):
         if not test:
             return kept
         try:
-            with heap_spared():
-                tested = read_of(DATASETS.build(_without_pipelines(test)))
+            tested = read_of(DATASETS.build(_without_pipelines(test)))
         except (PETLError, OSError):
             if self.test is None:
                 raise

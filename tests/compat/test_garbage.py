@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+from mmengine.dataset import BaseDataset, base_dataset
 
-from mmpetl.datasets.garbage import heap_spared
+from mmpetl.compat.garbage import heap_spared
 
 
 class Ring:
@@ -60,3 +63,24 @@ def test_an_error_thaws_them(thawed):
         raise KeyError
     gc.collect()
     assert old() is None
+
+
+class Three(BaseDataset):
+    """Three samples, which no file lists."""
+
+    def load_data_list(self) -> list[dict[str, int]]:
+        return [{'label': i} for i in range(3)]
+
+
+def test_a_data_set_collects_behind_what_is_loaded(thawed, monkeypatch):
+    frozen = []
+    there = SimpleNamespace(collect=lambda: frozen.append(gc.get_freeze_count()))
+    monkeypatch.setattr(base_dataset, 'gc', there)
+    assert len(Three()) == 3
+    (count,) = frozen
+    assert count > 10_000
+    assert gc.get_freeze_count() == 0
+
+
+def test_arguments_of_a_data_set_can_still_be_asked_for():
+    assert 'lazy_init' in inspect.signature(Three).parameters
