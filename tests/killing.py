@@ -40,7 +40,7 @@ def in_a_child(work: Callable[[], object]) -> int:
     """Run ``work`` in a process of its own and give how it ended.
 
     Raises:
-        TimeoutError: It did not end; says where it stood.
+        TimeoutError: It did not end; says where it was.
     """
     read, write = os.pipe()
 
@@ -54,13 +54,16 @@ def in_a_child(work: Callable[[], object]) -> int:
     process.start()
     os.close(write)
     process.join(120)
-    ended = process.exitcode is not None
-    if not ended:
-        # Left alone it would hold up the end of this process.
-        process.kill()
-        process.join()
-    with os.fdopen(read) as stood:
-        where = stood.read()
-    if not ended:
-        raise TimeoutError(f'the child did not end within 120 s; it stood at\n{where}')
+    try:
+        if process.exitcode is None:
+            # Left alone it would hold up the end of this process.
+            process.kill()
+            process.join()
+            os.set_blocking(read, False)  # workers of the child may have the other end
+            stood = os.read(read, 2**16).decode()
+            raise TimeoutError(
+                f'the child did not end within 120 s; it was at\n{stood}'
+            )
+    finally:
+        os.close(read)
     return process.exitcode
