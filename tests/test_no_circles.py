@@ -21,6 +21,7 @@ import mmpetl
 
 PACKAGE = Path(mmpetl.__file__).parent
 
+WANTED = (ast.Import, ast.ImportFrom, ast.Call, ast.Assign)
 LAZY = ('lazy_names', 'moved_names')
 """Functions of ``mmpetl.lazy`` that are given names with the modules of each."""
 
@@ -33,7 +34,7 @@ class Modules:
     """
 
     def __init__(self, package: Path) -> None:
-        self.trees: dict[str, ast.Module] = {}
+        self.nodes: dict[str, list[ast.AST]] = {}
         self.packages: set[str] = set()
         for path in sorted(package.rglob('*.py')):
             parts = path.relative_to(package.parent).with_suffix('').parts
@@ -41,26 +42,28 @@ class Modules:
                 parts = parts[:-1]
                 self.packages.add('.'.join(parts))
             name = '.'.join(parts)
-            self.trees[name] = ast.parse(path.read_text(encoding='utf-8'))
-        self.given = {name: dict(self._given(name)) for name in self.trees}
+            tree = ast.parse(path.read_text(encoding='utf-8'))
+            self.nodes[name] = [n for n in ast.walk(tree) if isinstance(n, WANTED)]
+        self.lazy = {name: self._lazy(name) for name in self.nodes}
+        self.given = {name: dict(self._given(name)) for name in self.nodes}
 
     def edges(self) -> dict[str, set[str]]:
         """What each module imports of the others."""
-        return {name: set(self._imports(name)) - {name} for name in self.trees}
+        return {name: set(self._imports(name)) - {name} for name in self.nodes}
 
     def _imports(self, name: str) -> Iterator[str]:
-        for node in ast.walk(self.trees[name]):
+        for node in self.nodes[name]:
             if isinstance(node, ast.Import):
-                yield from (a.name for a in node.names if a.name in self.trees)
+                yield from (a.name for a in node.names if a.name in self.nodes)
             elif isinstance(node, ast.ImportFrom):
                 source = self._source(name, node)
-                for alias in node.names if source in self.trees else ():
+                for alias in node.names if source in self.nodes else ():
                     yield self.home(source, alias.name)
-        yield from (self.home(*home) for home in self._lazy(name).values())
+        yield from (self.home(*home) for home in self.lazy[name].values())
 
     def home(self, module: str, name: str, seen: frozenset[str] = frozenset()) -> str:
         """The module behind ``from module import name``: packages pass names on."""
-        if f'{module}.{name}' in self.trees:
+        if f'{module}.{name}' in self.nodes:
             return f'{module}.{name}'
         passed = module in self.packages and name in self.given[module]
         if not passed or module in seen:
@@ -69,24 +72,24 @@ class Modules:
 
     def _given(self, name: str) -> Iterator[tuple[str, tuple[str, str]]]:
         """Names that a module has from others: where from, and what they are there."""
-        for node in ast.walk(self.trees[name]):
+        for node in self.nodes[name]:
             if isinstance(node, ast.ImportFrom):
                 source = self._source(name, node)
-                for alias in node.names if source in self.trees else ():
+                for alias in node.names if source in self.nodes else ():
                     yield alias.asname or alias.name, (source, alias.name)
-        yield from self._lazy(name).items()
+        yield from self.lazy[name].items()
 
     def _lazy(self, name: str) -> dict[str, tuple[str, str]]:
         """Names that a module gives when they are asked for, by ``mmpetl.lazy``."""
-        tree, found = self.trees[name], {}
+        nodes, found = self.nodes[name], {}
         calls = [
             node
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.Call) and getattr(node.func, 'id', '') in LAZY
         ]
         literals = {
             target.id: node.value
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.Assign)
             for target in node.targets
             if isinstance(target, ast.Name)
@@ -96,8 +99,8 @@ class Modules:
             if isinstance(homes, ast.Name):
                 homes = literals[homes.id]
             for key, home in ast.literal_eval(homes).items():
-                absolute = home if home in self.trees else f'{name}.{home}'
-                assert absolute in self.trees, f'{name} gives {key} from {home}'
+                absolute = home if home in self.nodes else f'{name}.{home}'
+                assert absolute in self.nodes, f'{name} gives {key} from {home}'
                 found[key] = absolute, key
         return found
 

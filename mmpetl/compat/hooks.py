@@ -3,9 +3,10 @@
 Two finders join ``sys.meta_path``. The one at the end is asked only for modules that
 nothing else provides, so a compiled ``mmcv._ext`` or a complete mmaction2 is used
 untouched. The one at the front knows only the modules in which mmpretrain and mmaction2
-switch their multimodal models on, the one in which mmcv decodes pictures, and those
-in which MMEngine lays out configs, counts the steps of an optimizer, keeps the figures
-that its checkpoints hold, makes data sets, and registers classes.
+switch their multimodal models on or extend mmdet, the one in which mmcv decodes
+pictures, and those in which MMEngine lays out configs, counts the steps of an
+optimizer, keeps the figures that its checkpoints hold, makes data sets, and registers
+classes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+
+from . import detection
 
 EXT = 'mmcv._ext'
 LOCALIZER = 'mmaction.models.localizers.drn'
@@ -169,6 +172,10 @@ def _add_registries(module: ModuleType) -> None:
     importlib.import_module('mmpetl.registry')
 
 
+def _load_waiting(module: ModuleType) -> None:
+    detection.load_waiting()
+
+
 _CORRECT: dict[str, Callable[[ModuleType], None]] = {
     **dict.fromkeys(SWITCHES, _set_switch),
     PICTURES: _scale_pictures,
@@ -177,6 +184,8 @@ _CORRECT: dict[str, Callable[[ModuleType], None]] = {
     FIGURES: _allow_types,
     DATASETS: _spare_heap,
     REGISTRIES: _add_registries,
+    detection.MODELS: _load_waiting,
+    detection.UTILS: detection.leave_out,
 }
 
 
@@ -186,8 +195,31 @@ class _CorrectingLoader(SourceFileLoader):
         _CORRECT[module.__name__](module)
 
 
+class _PartLoader(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        detection.load_part(module, super().exec_module)
+
+
+class _GivenLoader(Loader):
+    """Hands over a module that looking for it has loaded."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+        # Python goes by the spec of a module that came while it looked.
+        module.__spec__ = ModuleSpec(module.__name__, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
 class SwitchFinder(MetaPathFinder):
-    """First in line, for the modules of `_CORRECT`: loads one, then corrects it."""
+    """First in line, for the modules of `_CORRECT`: loads one, then corrects it.
+
+    Those of :data:`detection.PARTS` it loads when it is their turn.
+    """
 
     def find_spec(
         self,
@@ -196,13 +228,19 @@ class SwitchFinder(MetaPathFinder):
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         """The module itself, with a loader that corrects it, or None."""
-        if fullname not in _CORRECT:
+        if detection.is_hidden(fullname):
+            raise ModuleNotFoundError(f'{fullname} is not loaded yet', name=fullname)
+        if (given := detection.come_first(fullname)) is not None:
+            _GivenLoader(given)
+            return given.__spec__
+        loader = _PartLoader if fullname in detection.PARTS else _CorrectingLoader
+        if loader is _CorrectingLoader and fullname not in _CORRECT:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or not isinstance(spec.loader, SourceFileLoader):
             return spec
         return spec_from_file_location(
-            fullname, spec.origin, loader=_CorrectingLoader(fullname, spec.origin)
+            fullname, spec.origin, loader=loader(fullname, spec.origin)
         )
 
 
