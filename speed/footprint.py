@@ -36,7 +36,10 @@ def import_seconds(statement: str, rounds: int = 5) -> float:
     times = []
     for _ in range(rounds):
         out = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True
+            [sys.executable, '-W', 'ignore', '-c', code],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         times.append(float(out.stdout.splitlines()[-1]))
     return statistics.median(times)

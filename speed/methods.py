@@ -39,6 +39,7 @@ from timing import device_name, markdown, ratio, time_rounds
 from torch import nn
 
 import mmpetl
+from mmpetl.apis.published_counts import read_published
 from mmpetl.config.compose import published_pairs
 from mmpetl.core import count_trainable, registered_methods
 from mmpetl.engine.allocator import keep_freed_memory
@@ -150,10 +151,18 @@ def dense_methods() -> list[str]:
     return sorted({*found, 'LinearProbe'})
 
 
+def video_methods() -> list[str]:
+    """Methods with published figures on video, all at their defaults here."""
+    rows = read_published(ROOT / 'tools' / 'analysis_tools' / 'published_counts.csv')
+    return sorted({r.setting.partition('(')[0] for r in rows if r.table == 'video'})
+
+
 def methods_for(backbone: str) -> list[str]:
     """What is measured on a trunk where no methods are named."""
     if backbone == 'swin_b':
         return dense_methods()
+    if backbone in ('videomae_b', 'video_swin_b'):
+        return video_methods()
     known = registered_methods()
     if backbone == 'vit_b_frames':  # the others are on vit_b
         return sorted(name for name, method in known.items() if method.along_time)
@@ -450,8 +459,9 @@ def main() -> None:
     parser.add_argument(
         '--methods',
         nargs='+',
-        help='default: all, on swin_b those of dense tasks, on vit_b_frames those that '
-        'look along time',
+        help='default: all, on swin_b those of dense tasks, on videomae_b and '
+        'video_swin_b those with published figures, on vit_b_frames those that look '
+        'along time',
     )
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--batch', type=int, default=4)

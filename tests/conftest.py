@@ -8,7 +8,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,9 @@ if not torch.accelerator.is_available():
 # MMEngine collects garbage with each data set, a third of a second over what stays.
 base_dataset = importlib.import_module('mmengine.dataset.base_dataset')
 base_dataset.gc = SimpleNamespace(collect=lambda: 0)
+# Workers that garbage is left of, as by a run that a test kills, do not end by
+# themselves: a collection waits so long for each of them, five seconds as it comes.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 1.0
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +54,25 @@ def _dropout_of_mmcv() -> Iterator[None]:
         init = inspect.unwrap(bricks.MultiheadAttention.__init__)
         default = inspect.signature(init).parameters['dropout_layer'].default
         default['drop_prob'] = 0.0
+
+
+@pytest.fixture(scope='session')
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_data(*names)``: a data root that holds these mini sets, or all of them.
+
+    To read from; copy what is to be changed. Each is drawn once in a run of the suite.
+    """
+    from mmpetl.datasets.mini import make
+
+    base = tmp_path_factory.getbasetemp()
+    # Processes of a run have folders of their own, in one that is the run's.
+    root = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'tiny_data'
+
+    def drawn(*names: str) -> Path:
+        make(root, names or None, size='tiny')
+        return root
+
+    return drawn
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

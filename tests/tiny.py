@@ -446,12 +446,13 @@ def acts_at(case: MethodCase, stem: str) -> tuple[set[tuple[str, str]], int]:
 
 @cache
 def cover(stem: str) -> frozenset[str]:
-    """Methods that together act wherever any method does on a backbone.
+    """Methods that together act wherever any does that meets a backbone.
 
     Each kind of site that it offers is met at each port, the largest gain first, and
     of equals the one with the fewest sites; then those of :func:`few`.
     """
-    cases = {case.id: case for case in method_cases() if fits(case, stem)}
+    meets = TINY[stem].meets
+    cases = {c.id: c for c in method_cases() if meets(c) and fits(c, stem)}
     acts = {id: acts_at(case, stem) for id, case in cases.items()}
     left = set().union(*(places for places, _ in acts.values()))
     chosen: set[str] = set()
@@ -511,9 +512,8 @@ def by_default(stem: str, brief: bool) -> frozenset[str]:
     every = frozenset(case.id for case in method_cases())
     if stem in (hosts()[:1] if brief else hosts()):
         return every
-    if TINY[stem].meets is covering:
-        return few(stem) if brief else cover(stem)
-    return few(stem) | homeless() if brief else every
+    found = few(stem) if brief else cover(stem)
+    return found if TINY[stem].meets is covering else found | homeless()
 
 
 def trunks() -> list[str]:

@@ -344,11 +344,7 @@ def _method_cases() -> Iterator[MethodCase]:
 
 
 def covering(case: MethodCase) -> bool:
-    """All methods: a backbone with a forward pass of its own.
-
-    By default it meets those of ``tiny.cover``, which act at every kind of site that it
-    offers; the others are ``slow``.
-    """
+    """All methods: a backbone with a forward pass of its own."""
     return True
 
 

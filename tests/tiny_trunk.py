@@ -21,9 +21,9 @@ class Tiny:
         odd: A non-square input that needs padding wherever the backbone pads.
         exact: Whether the swapped arithmetic is that of the original.
         frozen_stages: Makes one with ``frozen_stages=1``, None where that is unknown.
-        meets: Which methods the contract runs here: all of them (by default those of
-            ``tiny.cover``, the rest as ``slow``), or on a variant of another backbone
-            those that see what differs.
+        meets: Which methods the contract runs here: all of them, or on a variant of
+            another backbone those that see what differs. By default it runs those of
+            ``tiny.cover``, the rest as ``slow``.
         forward: How it is called with a batch of images, and what of the result counts,
             where that is not ``model(x)``. Lists, tuples and mappings of tensors are
             taken apart by ``tiny.outputs``.

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
+from two_processes import in_two_processes
 
 from mmpetl.analysis.memory import estimate, weights_of
 from mmpetl.core import inject, quantise
@@ -165,27 +164,19 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
 
 
-def _shared(rank: int, port: int, folder: str) -> None:
+def _shared(rank: int, folder: Path) -> None:
     """One of two processes that train together; what it held and allocated."""
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    dist.init_process_group('gloo', rank=rank, world_size=2)
-    file = Path(folder) / f'{rank}.json'
-    try:
-        model = wide()
-        optimizer = adam(model)
-        together = nn.parallel.DistributedDataParallel(model)
-        found = {'whole': allocated(together, optimizer, file, FEW)}
-        found['spared'] = shard_base(together)
-        # Threads that exchange give buffers back when they come to it: now and then a
-        # step has one or two shares more.
-        steps = [allocated(together, optimizer, file, FEW) for _ in range(12)]
-        found['shared'] = min(steps)
-        torch.save(found, file.with_suffix('.pth'))
-    finally:
-        dist.destroy_process_group()
+    file = folder / f'{rank}.json'
+    model = wide()
+    optimizer = adam(model)
+    together = nn.parallel.DistributedDataParallel(model)
+    found = {'whole': allocated(together, optimizer, file, FEW)}
+    found['spared'] = shard_base(together)
+    # Threads that exchange give buffers back when they come to it: now and then a
+    # step has one or two shares more.
+    steps = [allocated(together, optimizer, file, FEW) for _ in range(12)]
+    found['shared'] = min(steps)
+    torch.save(found, file.with_suffix('.pth'))
 
 
 def test_two_processes_allocate_what_is_told(tmp_path):
@@ -193,10 +184,7 @@ def test_two_processes_allocate_what_is_told(tmp_path):
     model = wide()
     found = estimate(model, lambda n: loss_of(model, n), adam(model), FEW)
     spared, largest = sharded_bytes(model, 2)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_shared, (port, str(tmp_path)), nprocs=2)
+    in_two_processes(_shared, tmp_path)
     for rank in range(2):
         there = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
         assert found.passes == pytest.approx(there['whole'], rel=0.1)

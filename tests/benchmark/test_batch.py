@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +182,8 @@ def test_a_rate_that_follows_the_batch_follows_that_of_a_step() -> None:
 
 
 @pytest.fixture(scope='module')
-def _voc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('data')
-    make(root, names=['VOCdevkit/VOC2007', 'VOCdevkit/VOC2012'], size='tiny')
+def _voc(tiny_data: Callable[..., Path]) -> Iterator[None]:
+    root = tiny_data('VOCdevkit/VOC2007', 'VOCdevkit/VOC2012')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('MMPETL_DATA', str(root))
         yield

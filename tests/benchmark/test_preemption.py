@@ -32,13 +32,9 @@ JOB = Job('mini/digits', 'BitFit', options=OPTIONS)
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('data')
-    make(root, names=['vtab-1k/digits'], size='tiny')
+def _data(tiny_data: Callable[..., Path]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('MMPETL_DATA', str(root))
+        patch.setenv('MMPETL_DATA', str(tiny_data('vtab-1k/digits')))
         yield
 
 

@@ -57,24 +57,9 @@ def test_weights_are_found_from_any_folder(name, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope='session')
-def mini_root(tmp_path_factory):
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('data')
-    make(
-        root,
-        [
-            'digits',
-            'CUB_200_2011',
-            'hmdb51',
-            'ADEChallengeData2016',
-            'coco',
-            'VOCdevkit',
-            'nyud_mt',
-        ],
-        size='tiny',
-    )
-    return root
+def mini_root(tiny_data):
+    pictures = 'digits', 'CUB_200_2011', 'nyud_mt'
+    return tiny_data(*pictures, 'hmdb51', 'ADEChallengeData2016', 'coco', 'VOCdevkit')
 
 
 @pytest.mark.slow

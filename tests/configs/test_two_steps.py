@@ -32,12 +32,8 @@ TABLES = sorted({(folder, name.partition('/')[0]) for folder, name in ROWS})
 
 
 @pytest.fixture(scope='session')
-def data_root(tmp_path_factory):
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('mini')
-    make(root, sorted({CATALOG[i].path for i in needed()}), size='tiny')
-    return root
+def data_root(tiny_data):
+    return tiny_data(*sorted({CATALOG[i].path for i in needed()}))
 
 
 def needed():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import Tuned, base, images
 from torch import nn
+from two_processes import in_two_processes
 
 from mmpetl.core import (
     FAMILIES,
@@ -60,41 +59,30 @@ def _train(model: nn.Module, x: torch.Tensor) -> list[str]:
     return without
 
 
-def _work(rank: int, port: int, folder: str) -> None:
+def _work(rank: int, folder: Path) -> None:
     """One of two processes; what each method ends with goes to disk."""
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    dist.init_process_group('gloo', rank=rank, world_size=2)
     x = images('timm_vit', batch=4)
-    try:
-        for family, config in CONFIGS.items():
-            model = _model(config, x)
-            # A parameter that takes no part makes the second pass raise.
-            wrapped = nn.parallel.DistributedDataParallel(
-                model, find_unused_parameters=False
-            )
-            without = _train(wrapped, x[2 * rank : 2 * rank + 2])
-            result = {
-                'without': without,
-                'changed': base_changes(model),
-                'state': model.state_dict(),
-                'delta': delta_state(model),
-            }
-            torch.save(result, Path(folder) / f'{family}-{rank}.pth')
-    finally:
-        dist.destroy_process_group()
+    for family, config in CONFIGS.items():
+        model = _model(config, x)
+        # A parameter that takes no part makes the second pass raise.
+        wrapped = nn.parallel.DistributedDataParallel(
+            model, find_unused_parameters=False
+        )
+        without = _train(wrapped, x[2 * rank : 2 * rank + 2])
+        result = {
+            'without': without,
+            'changed': base_changes(model),
+            'state': model.state_dict(),
+            'delta': delta_state(model),
+        }
+        torch.save(result, folder / f'{family}-{rank}.pth')
 
 
 @pytest.fixture(scope='module')
 def ends(tmp_path_factory) -> Path:
-    """What two processes end with: one pair for all, as to start it takes seconds."""
+    """What two processes end with: one pair for all."""
     folder = tmp_path_factory.mktemp('ends')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_work, args=(port, str(folder)), nprocs=2)
+    in_two_processes(_work, folder)
     return folder
 
 

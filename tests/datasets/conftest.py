@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mmpetl.datasets import mini
 from mmpetl.datasets.catalog import CATALOG
 
 
 @pytest.fixture(scope='session')
-def tiny_root(tmp_path_factory) -> Path:
+def tiny_root(tiny_data) -> Path:
     """A data root to read from; copy what is to be changed."""
-    root = tmp_path_factory.mktemp('tiny')
-    mini.make(root, size='tiny')
-    return root
+    return tiny_data()
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from mmpetl.core import PETLError
-from mmpetl.datasets import DenseTasks, check_dataset, mini
+from mmpetl.datasets import DenseTasks, check_dataset
 from mmpetl.datasets.mini import multi_task
 from mmpetl.datasets.mini.scenes import Scene, Thing
 
 
 @pytest.fixture(scope='module')
-def drawn(tmp_path_factory) -> Path:
-    return mini.make(tmp_path_factory.mktemp('data'), ['nyud_mt'], 'tiny')['nyud_mt']
+def drawn(tiny_data) -> Path:
+    return tiny_data('nyud_mt') / 'nyud_mt'
 
 
 @pytest.fixture

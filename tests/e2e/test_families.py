@@ -103,14 +103,10 @@ FAMILIES = {
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory) -> Path:
-    """Tiny copies of every set, and ``MMPETL_DATA`` pointing there."""
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('data')
-    names = ['vtab-1k/digits', 'hmdb51', 'ADEChallengeData2016', 'coco', 'VOCdevkit']
-    make(root, names=names, size='tiny')
-    return root
+def data(tiny_data) -> Path:
+    """Tiny copies of every set."""
+    names = 'vtab-1k/digits', 'hmdb51', 'ADEChallengeData2016', 'coco', 'VOCdevkit'
+    return tiny_data(*names)
 
 
 def train(config: Any, kill_at: int | None = None) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,8 @@ SHORT = {
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory) -> Path:
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('data')
-    make(root, names=['nyud_mt'], size='tiny')
-    return root
+def data(tiny_data) -> Path:
+    return tiny_data('nyud_mt')
 
 
 @pytest.mark.parametrize(
@@ -119,19 +114,18 @@ class Record(Hook):
         self.seen['losses'] = set(outputs)
 
 
-def test_tasks_that_do_not_match_the_heads_end_in_one_line(data, tmp_path):
-    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(CONFIG)]
-    command += ['--work-dir', str(tmp_path), '--cfg-options']
-    command += ['model.backbone.checkpoint=None', 'model.backbone.method.reduction=4']
-    command += ['model.backbone.method.type=VMTAdapter']
-    command += ['model.backbone.method.tasks=[segmentation,depth,normals]']
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'MMPETL_DATA': str(data)},
-    )
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
+def test_tasks_that_do_not_match_the_heads_end_in_one_line(
+    data, tmp_path, monkeypatch, capsys
+):
+    argv = ['train.py', str(CONFIG), '--work-dir', str(tmp_path), '--cfg-options']
+    argv += ['model.backbone.checkpoint=None', 'model.backbone.method.reduction=4']
+    argv += ['model.backbone.method.type=VMTAdapter']
+    argv += ['model.backbone.method.tasks=[segmentation,depth,normals]']
+    monkeypatch.setattr(sys, 'argv', argv)
+    monkeypatch.setenv('MMPETL_DATA', str(data))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / 'tools' / 'train.py'), run_name='__main__')
+    assert end.value.code == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith('error: the method has 3 tasks')
     assert 'heads for 2 (segmentation, depth)' in last

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +15,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, TRANSFORMS
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from two_processes import in_two_processes
 
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks import calibration
@@ -339,37 +338,30 @@ def test_the_pass_may_have_transforms_of_its_own(make_runner):
 # ------------------------------------------------------------------- two processes
 
 
-def _calibrate(rank: int, port: int, folder: str) -> None:
+def _calibrate(rank: int, folder: Path) -> None:
     """The hook in one of two processes that see different halves of the data."""
-    import torch.distributed as dist
     from tiny import base, images
 
     from mmpetl.core import delta_state, inject
     from mmpetl.engine.hooks import CalibrationHook
 
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    dist.init_process_group('gloo', rank=rank, world_size=2)
-    try:
-        x, labels = images('timm_vit', batch=8), torch.arange(8) % 2
-        dataset = TensorDataset(x, labels)
-        sampler = DistributedSampler(dataset, 2, rank)
-        for name, method in METHODS.items():
-            torch.manual_seed(rank)
-            model = inject(base('timm_vit'), method)
-            loop = SimpleNamespace(dataloader=DataLoader(dataset, 4, sampler=sampler))
-            torch.manual_seed(0)
-            runner = SimpleNamespace(
-                iter=0,
-                model=model,
-                cfg={},
-                train_loop=loop,
-                logger=SimpleNamespace(info=str),
-            )
-            CalibrationHook().before_train(runner)
-            torch.save(delta_state(model), Path(folder) / f'{name}-{rank}.pth')
-    finally:
-        dist.destroy_process_group()
+    x, labels = images('timm_vit', batch=8), torch.arange(8) % 2
+    dataset = TensorDataset(x, labels)
+    sampler = DistributedSampler(dataset, 2, rank)
+    for name, method in METHODS.items():
+        torch.manual_seed(rank)
+        model = inject(base('timm_vit'), method)
+        loop = SimpleNamespace(dataloader=DataLoader(dataset, 4, sampler=sampler))
+        torch.manual_seed(0)
+        runner = SimpleNamespace(
+            iter=0,
+            model=model,
+            cfg={},
+            train_loop=loop,
+            logger=SimpleNamespace(info=str),
+        )
+        CalibrationHook().before_train(runner)
+        torch.save(delta_state(model), folder / f'{name}-{rank}.pth')
 
 
 def test_two_processes_choose_what_one_does(tmp_path):
@@ -377,10 +369,7 @@ def test_two_processes_choose_what_one_does(tmp_path):
 
     from mmpetl.core import delta_state, inject
 
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_calibrate, args=(port, str(tmp_path)), nprocs=2)
+    in_two_processes(_calibrate, tmp_path)
     for name in METHODS:
         cls = TARGETS[name]
         first, second = (

@@ -25,13 +25,9 @@ STEPS = 15  # of the tiny set, two pictures each
 
 
 @pytest.fixture
-def stopped_clock(tmp_path_factory, monkeypatch):
+def stopped_clock(tiny_data, monkeypatch):
     """Every run begins in the same second, on a tiny set."""
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('data')
-    make(root, names=['vtab-1k/digits'], size='tiny')
-    monkeypatch.setenv('MMPETL_DATA', str(root))
+    monkeypatch.setenv('MMPETL_DATA', str(tiny_data('vtab-1k/digits')))
     real = time.strftime
 
     def strftime(form, *args):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ import torch
 from mmengine.hooks import EMAHook
 from tiny import base, images, outputs
 from torch import nn
+from two_processes import in_two_processes
 
 from mmpetl.core import PETLError, base_changes, delta_state, eject, fold, inject
 from mmpetl.engine.base_watch import BaseWatch
@@ -98,26 +97,15 @@ def _compare(stem: str, method: Any) -> dict:
     return found
 
 
-def _work(rank: int, port: int, folder: str, which: str) -> None:
+def _work(rank: int, folder: Path, which: str) -> None:
     """One of two processes; what each case ends with goes to disk."""
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    dist.init_process_group('gloo', rank=rank, world_size=2)
-    try:
-        for name, stem, method in _cases(which):
-            torch.save(_compare(stem, method), Path(folder) / f'{name}-{rank}.pth')
-    finally:
-        dist.destroy_process_group()
+    for name, stem, method in _cases(which):
+        torch.save(_compare(stem, method), folder / f'{name}-{rank}.pth')
 
 
 def _ends(folder: Path, which: str) -> Path:
-    """Two processes for all cases: to start them takes seconds."""
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_work, args=(port, str(folder), which), nprocs=2)
+    """Two processes for all cases."""
+    in_two_processes(_work, folder, which)
     return folder
 
 

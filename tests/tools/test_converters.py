@@ -57,8 +57,15 @@ def run(*args: object, code: int = 0) -> subprocess.CompletedProcess:
     return done
 
 
+# Another process for each, which knows no mmpetl.
 @pytest.mark.parametrize(
-    'method', [{'type': 'LoRA', 'rank': 2}, {'type': 'SSF'}, {'type': 'BitFit'}]
+    'method',
+    [
+        {'type': 'LoRA', 'rank': 2},
+        pytest.param({'type': 'SSF'}, marks=pytest.mark.slow),
+        pytest.param({'type': 'BitFit'}, marks=pytest.mark.slow),
+    ],
+    ids=lambda method: method['type'],
 )
 def test_a_folded_checkpoint_loads_into_stock_mmpretrain(bench, method):
     config = bench.config(method)

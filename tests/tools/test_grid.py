@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import runpy
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,11 @@ def tool() -> SimpleNamespace:
 @pytest.fixture(scope='module')
 def grid(tool):
     return tool.Grid(tool.trunks())
+
+
+def test_the_tables_in_the_documents_are_not_stale(tool, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), '--check'])
+    assert tool.main() == 0, capsys.readouterr().out
 
 
 def test_every_file_has_a_column_and_a_group(tool, grid) -> None:

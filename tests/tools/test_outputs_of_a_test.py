@@ -29,12 +29,8 @@ SETS = {
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory) -> Path:
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('data')
-    make(root, names=SETS.values(), size='tiny')
-    return root
+def data(tiny_data) -> Path:
+    return tiny_data(*SETS.values())
 
 
 @pytest.fixture

@@ -1,22 +1,10 @@
-"""Generated tables are those that the registries give now."""
+"""What pages there are, and how the README begins."""
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_the_tables_in_the_documents_are_not_stale(monkeypatch, capsys):
-    tool = ROOT / 'tools' / 'misc' / 'update_tables.py'
-    monkeypatch.setattr(sys, 'argv', [str(tool), '--check'])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(tool), run_name='__main__')
-    assert end.value.code == 0, capsys.readouterr().out
 
 
 def test_every_method_has_a_page():

@@ -8,13 +8,13 @@ import math
 import os
 import pickle
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from killing import in_a_child
 from mmengine.registry import DefaultScope
 from PIL import Image
 
@@ -30,12 +30,8 @@ SHORT = (
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory) -> Path:
-    from mmpetl.datasets.mini import make
-
-    root = tmp_path_factory.mktemp('data')
-    make(root, names=['vtab-1k/digits', 'hmdb51', 'coco'], size='tiny')
-    return root
+def data(tiny_data) -> Path:
+    return tiny_data('vtab-1k/digits', 'hmdb51', 'coco')
 
 
 @pytest.fixture
@@ -219,20 +215,16 @@ def test_a_backend_that_is_not_installed_is_one_line(data, tmp_path):
     argv = ['train.py', str(MINI / 'digits.py'), '--work-dir', str(tmp_path)]
     argv += ['--device', 'cpu', '--cfg-options', 'log_level=ERROR', *SHORT]
     argv.append("visualizer.vis_backends=[{'type': 'WandbVisBackend'}]")
-    code = (
-        'import runpy, sys\n'
-        "sys.modules['wandb'] = None\n"
-        f'sys.argv = {argv!r}\n'
-        f"runpy.run_path({str(ROOT / 'tools' / 'train.py')!r}, run_name='__main__')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', code],
-        env={**os.environ, 'MMPETL_DATA': str(data), 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 1
-    line = done.stderr.strip().splitlines()[-1]
+    said = tmp_path / 'said'
+
+    def train() -> None:
+        sys.modules['wandb'] = None
+        sys.argv = argv
+        os.environ['MMPETL_DATA'] = str(data)
+        with open(said, 'w') as sys.stderr:
+            runpy.run_path(str(ROOT / 'tools' / 'train.py'), run_name='__main__')
+
+    assert in_a_child(train) == 1
+    line = said.read_text().strip().splitlines()[-1]
     assert line.startswith('error: the run cannot begin as its config says')
     assert 'pip install wandb' in line

@@ -179,6 +179,7 @@ class Trunk:
         return 'pyramid' if any(site.stage for site in sites) else 'plain'
 
 
+@cache
 def trunks() -> list[Trunk]:
     """Every described backbone, in the order of groups and names."""
     found = []
@@ -199,7 +200,7 @@ def trunks() -> list[Trunk]:
                         for text, build in OPTIONS.get(info.name, {}).items()
                     }
                     if not info.name.startswith('mmaction'):
-                        options[OVER_FRAMES] = over_frames(site_map().example())
+                        options[OVER_FRAMES] = over_frames(copy.deepcopy(model))
                 found.append(Trunk(info.name, class_name(cls), model, options))
     order = list(GROUPS)
     return sorted(found, key=lambda t: (order.index(t.group), t.name, t.stem))
@@ -207,6 +208,8 @@ def trunks() -> list[Trunk]:
 
 class AnyModel(torch.nn.Module):
     """A model that no file describes, with each usual layer."""
+
+    __module__ = 'yours'  # as messages name it, however this file is run
 
     def __init__(self) -> None:
         super().__init__()

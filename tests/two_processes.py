@@ -1,0 +1,37 @@
+"""Work in two processes that train together."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def in_two_processes(work: Callable[..., object], *args: Any) -> None:
+    """Run ``work(rank, *args)`` in two processes that gloo joins.
+
+    They are forked, and so have imported what this one has.
+    """
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.start_processes(
+        _joined, (port, work, args), nprocs=2, start_method='fork'
+    )
+
+
+def _joined(
+    rank: int, port: int, work: Callable[..., object], args: tuple[Any, ...]
+) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)  # a fork has none of OpenMP's others
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    try:
+        work(rank, *args)
+    finally:
+        dist.destroy_process_group()
