@@ -507,13 +507,25 @@ def homeless() -> frozenset[str]:
 
 
 @cache
+def plain_selecting() -> frozenset[str]:
+    """Methods that plug nothing: they train some of the base, or leave all to the head.
+
+    :func:`cover` sees nothing of them, and a variant of a backbone is met for them too.
+    """
+    methods = {case.id: case.build() for case in method_cases() if ':' not in case.id}
+    return frozenset(id for id, m in methods.items() if not {*m.targets, *m.optional})
+
+
+@cache
 def by_default(stem: str, brief: bool) -> frozenset[str]:
     """Ids of the methods that a backbone meets without ``-m slow``."""
     every = frozenset(case.id for case in method_cases())
     if stem in (hosts()[:1] if brief else hosts()):
         return every
     found = few(stem) if brief else cover(stem)
-    return found if TINY[stem].meets is covering else found | homeless()
+    if TINY[stem].meets is covering:
+        return found
+    return found | homeless() if brief else found | homeless() | plain_selecting()
 
 
 def trunks() -> list[str]:

@@ -13,13 +13,15 @@ import torch
 def in_two_processes(work: Callable[..., object], *args: Any) -> None:
     """Run ``work(rank, *args)`` in two processes that gloo joins.
 
-    They are forked, and so have imported what this one has.
+    They are forked, and so have imported what this one has; not where an accelerator
+    is, as autograd may have threads for it by now, which a fork has none of.
     """
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
+    method = 'spawn' if torch.accelerator.is_available() else 'fork'
     torch.multiprocessing.start_processes(
-        _joined, (port, work, args), nprocs=2, start_method='fork'
+        _joined, (port, work, args), nprocs=2, start_method=method
     )
 
 

@@ -5,7 +5,7 @@ import mmdet's models, and with these SciPy, scikit-learn and Matplotlib: a thir
 what importing the models of an image task takes (speed/footprint.py). Each copes with
 a missing mmdet, and is first told that it is missing; once mmdet's models are there,
 whoever imported them, it is loaded again, and before that its names can be asked for as
-ever.
+ever. Only ``from package import *`` leaves them out until then.
 """
 
 from __future__ import annotations
@@ -34,9 +34,15 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """Modules that wait -> what they define. Packages on the way pass these names on."""
 
-UTILS = 'mmpretrain.models.utils'  # says that it has what waits, and would have None
+PACKAGES = ('mmpretrain.models', 'mmpretrain.models.utils', 'mmaction.models')
+"""What passes these names on: a name is looked for there, too."""
 
-_waiting: set[str] = set()
+_waiting: dict[str, dict[str, Any]] = {}
+"""Parts that wait -> what upstream has in place of their names without mmdet."""
+
+_unlisted: list[tuple[str, str]] = []
+"""Packages and what of their ``__all__`` has been taken out meanwhile."""
+
 _hiding = threading.local()
 
 
@@ -52,9 +58,12 @@ def load_part(module: ModuleType, load: Callable[[ModuleType], None]) -> None:
         return
     with _hidden():
         load(module)
-    _waiting.add(module.__name__)
-    for holder in (module, *_packages(module.__name__)):
-        holder.__getattr__ = _asked(holder)
+    names = PARTS[module.__name__]
+    if any(vars(module).get(name) is not None for name in names):
+        return  # another thread has begun to import mmdet meanwhile
+    _waiting[module.__name__] = {n: vars(module)[n] for n in names if n in vars(module)}
+    vars(module).setdefault('__all__', [])  # nothing of it is to be taken along
+    module.__getattr__ = _asked(module)
 
 
 def _is_installed() -> bool:
@@ -73,63 +82,69 @@ def _hidden() -> Iterator[None]:
         _hiding.on = False
 
 
-def _packages(part: str) -> Iterator[ModuleType]:
-    """The packages that pass on what a part defines, but for the outermost."""
-    while (part := part.rpartition('.')[0]).count('.'):
-        yield sys.modules[part]
-
-
 def _asked(holder: ModuleType) -> Callable[[str], Any]:
     """A module's ``__getattr__``: what waits is loaded when it is asked for."""
-    waiting = {
-        name
-        for part, names in PARTS.items()
-        if f'{part}.'.startswith(f'{holder.__name__}.')
-        for name in names
-    }
 
     def get(name: str) -> Any:
-        if name in waiting and _waiting:
-            importlib.import_module(MODELS)
-            if name in vars(holder):
-                return vars(holder)[name]
-        raise AttributeError(
+        missing = AttributeError(
             f'module {holder.__name__!r} has no attribute {name!r}',
             name=name,
             obj=holder,
         )
+        part = next((p for p in _below(holder) if name in PARTS[p]), None)
+        if part is None:
+            raise missing
+        instead = _waiting[part]
+        try:
+            importlib.import_module(MODELS)
+        except ImportError as error:  # as upstream has it then
+            if name in instead:
+                return instead[name]
+            raise missing from error
+        if name in vars(holder):
+            return vars(holder)[name]
+        raise missing
 
     return get
 
 
-def leave_out(utils: ModuleType) -> None:
-    """Take what waits out of the names of ``mmpretrain.models.utils``."""
-    for part in _waiting:
-        if part.startswith(f'{utils.__name__}.'):
-            for name in PARTS[part]:
-                delattr(utils, name)
-                utils.__all__.remove(name)
+def _below(holder: ModuleType) -> list[str]:
+    """The parts that wait inside of a package, or the part itself."""
+    return [p for p in _waiting if f'{p}.'.startswith(f'{holder.__name__}.')]
+
+
+def pass_on(package: ModuleType) -> None:
+    """Let one of :data:`PACKAGES` look for what waits, in place of its absence."""
+    for part in _below(package):
+        package.__getattr__ = _asked(package)
+        for name in _waiting[part]:
+            # Upstream has None for it, which would stand before what is looked for.
+            for holder in (sys.modules[part], package):
+                vars(holder).pop(name, None)
+            if name in getattr(package, '__all__', ()):
+                package.__all__.remove(name)
+                _unlisted.append((package.__name__, name))
 
 
 def load_waiting() -> None:
     """Load the parts that waited: mmdet's models are there now."""
     while _waiting:
-        part = _waiting.pop()
+        part, _ = _waiting.popitem()
+        packages = [p for p in PACKAGES if part.startswith(f'{p}.')]
+        if part not in sys.modules or not sys.modules.keys() >= {*packages}:
+            # Their import was interrupted, and begins anew with the next one.
+            sys.modules.pop(part, None)
+            continue
+        vars(sys.modules[part]).pop('__all__', None)
         module = importlib.reload(sys.modules[part])
         found = {n: vars(module)[n] for n in PARTS[part] if n in vars(module)}
-        for package in _packages(part):
+        for package in map(sys.modules.__getitem__, packages):
             vars(package).update(found)
-            if package.__name__ == UTILS:
-                package.__all__.extend(found)
+            again = [n for n in found if (package.__name__, n) in _unlisted]
+            if again:
+                package.__all__.extend(again)
 
 
-def come_first(name: str) -> ModuleType | None:
-    """A module inside of a part that waits, loaded with that part, which is first.
-
-    Returns:
-        None where it is in no such part, or the part does not load it.
-    """
-    if not any(name.startswith(f'{part}.') for part in _waiting):
-        return None
-    importlib.import_module(MODELS)
-    return sys.modules.get(name)
+def waits_above(name: str) -> bool:
+    """Whether a module is inside of a part that waits, which has to come first."""
+    return any(name.startswith(f'{part}.') for part in _waiting)

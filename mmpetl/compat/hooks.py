@@ -185,7 +185,7 @@ _CORRECT: dict[str, Callable[[ModuleType], None]] = {
     DATASETS: _spare_heap,
     REGISTRIES: _add_registries,
     detection.MODELS: _load_waiting,
-    detection.UTILS: detection.leave_out,
+    **dict.fromkeys(detection.PACKAGES, detection.pass_on),
 }
 
 
@@ -200,19 +200,28 @@ class _PartLoader(SourceFileLoader):
         detection.load_part(module, super().exec_module)
 
 
-class _GivenLoader(Loader):
-    """Hands over a module that looking for it has loaded."""
+class _BelowLoader(Loader):
+    """Loads a module inside of a part that waits, which is loaded first.
 
-    def __init__(self, module: ModuleType) -> None:
-        self.module, self.spec = module, module.__spec__
-        # Python goes by the spec of a module that came while it looked.
-        module.__spec__ = ModuleSpec(module.__name__, self)
+    Args:
+        spec: What the module is found by else.
+    """
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self.module
+    def __init__(self, spec: ModuleSpec) -> None:
+        self.spec, self.given = spec, None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        importlib.import_module(detection.MODELS)
+        self.given = sys.modules.get(spec.name)
+        if self.given is None:
+            return self.spec.loader.create_module(self.spec)
+        self.spec = self.given.__spec__
+        return self.given
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec
+        module.__spec__, module.__loader__ = self.spec, self.spec.loader
+        if self.given is None:
+            self.spec.loader.exec_module(module)
 
 
 class SwitchFinder(MetaPathFinder):
@@ -230,9 +239,8 @@ class SwitchFinder(MetaPathFinder):
         """The module itself, with a loader that corrects it, or None."""
         if detection.is_hidden(fullname):
             raise ModuleNotFoundError(f'{fullname} is not loaded yet', name=fullname)
-        if (given := detection.come_first(fullname)) is not None:
-            _GivenLoader(given)
-            return given.__spec__
+        if detection.waits_above(fullname):
+            return self._below(fullname, path, target)
         loader = _PartLoader if fullname in detection.PARTS else _CorrectingLoader
         if loader is _CorrectingLoader and fullname not in _CORRECT:
             return None
@@ -242,6 +250,18 @@ class SwitchFinder(MetaPathFinder):
         return spec_from_file_location(
             fullname, spec.origin, loader=loader(fullname, spec.origin)
         )
+
+    @staticmethod
+    def _below(
+        name: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> ModuleSpec | None:
+        found = PathFinder.find_spec(name, path, target)
+        if found is None:
+            return None
+        spec = ModuleSpec(name, _BelowLoader(found), origin=found.origin)
+        spec.submodule_search_locations = found.submodule_search_locations
+        spec.has_location, spec.cached = found.has_location, found.cached
+        return spec
 
 
 def install_hooks() -> None:

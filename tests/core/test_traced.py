@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import io
-import re
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -25,7 +22,6 @@ from tiny import (
     train,
 )
 from tiny_builds import mmpretrain_vit
-from tiny_methods import first_of_a_family
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -57,26 +53,6 @@ def once() -> list[str]:
     """Every method on a plain transformer, in its first setting; a few elsewhere."""
     plain = [f'{case}-{PLAIN}' for case in CASES if ':' not in case]
     return [id for id in plain if id in PAIRS] + ELSEWHERE
-
-
-def exported_once() -> list[str]:
-    """Of them one method of every family, and those that know of graphs."""
-    plain = [id.rpartition('-') for id in once() if id not in ELSEWHERE]
-    kept = [
-        f'{case}-{stem}'
-        for case, _, stem in plain
-        if first_of_a_family(CASES[case]) or knows_of_graphs(CASES[case])
-    ]
-    return kept + ELSEWHERE
-
-
-def knows_of_graphs(case: MethodCase) -> bool:
-    """Whether a method goes another way in a graph, or has a backward pass of its own.
-
-    The others are what they plug, and of that a saved trace says as much.
-    """
-    source = inspect.getsource(sys.modules[type(case.build()).__module__])
-    return re.search(r'is_tracing|is_exporting|Function\)', source) is not None
 
 
 def shaken(pair: Pair) -> nn.Module:
@@ -135,7 +111,7 @@ def check_any_batch(
             assert equal(outputs(graph, x), outputs(model, x)), batch
 
 
-@pytest.mark.parametrize('id', exported_once())
+@pytest.mark.parametrize('id', once())
 def test_an_exported_model_takes_any_batch(id: str) -> None:
     check_any_batch(exported, shallow(PAIRS[id]), PAIRS[id].stem)
 
@@ -156,7 +132,7 @@ def test_windows_export_where_gradients_are_recorded(method: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('id', sorted(set(PAIRS) - set(exported_once())))
+@pytest.mark.parametrize('id', sorted(set(PAIRS) - set(once())))
 def test_every_exported_model_takes_any_batch(id: str) -> None:
     check_any_batch(exported, shaken(PAIRS[id]), PAIRS[id].stem)
 

@@ -57,7 +57,8 @@ def run(*args: object, code: int = 0) -> subprocess.CompletedProcess:
     return done
 
 
-# Another process for each, which knows no mmpetl.
+# Another process for each, which knows no mmpetl. What folding writes of each method is
+# held by the contract.
 @pytest.mark.parametrize(
     'method',
     [
