@@ -60,7 +60,8 @@ def _dropout_of_mmcv() -> Iterator[None]:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``tiny_data(*names)``: a data root that holds these mini sets, or all of them.
 
-    To read from; copy what is to be changed. Each is drawn once in a run of the suite.
+    To read from; copy what is to be changed. Each is drawn once in a run of the suite,
+    so that others may be there too: a test for which one is missing draws its own.
     """
     from mmpetl.datasets.mini import make
 

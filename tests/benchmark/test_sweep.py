@@ -65,9 +65,14 @@ if __name__ == '__main__':
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _data(tiny_data: Callable[..., Path]) -> Iterator[None]:
+def _data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from mmpetl.datasets.mini import make
+
+    # Its own: of one job the data are not there.
+    root = tmp_path_factory.mktemp('data')
+    make(root, names=['vtab-1k/digits'], size='tiny')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('MMPETL_DATA', str(tiny_data('vtab-1k/digits')))
+        patch.setenv('MMPETL_DATA', str(root))
         yield
 
 
