@@ -507,7 +507,7 @@ def homeless() -> frozenset[str]:
 
 
 @cache
-def plain_selecting() -> frozenset[str]:
+def plugging_nothing() -> frozenset[str]:
     """Methods that plug nothing: they train some of the base, or leave all to the head.
 
     :func:`cover` sees nothing of them, and a variant of a backbone is met for them too.
@@ -525,7 +525,7 @@ def by_default(stem: str, brief: bool) -> frozenset[str]:
     found = few(stem) if brief else cover(stem)
     if TINY[stem].meets is covering:
         return found
-    return found | homeless() if brief else found | homeless() | plain_selecting()
+    return found | homeless() if brief else found | homeless() | plugging_nothing()
 
 
 def trunks() -> list[str]:
