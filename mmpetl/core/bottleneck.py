@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mmpetl.core.delta import Delta
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.errors import PETLError
 from mmpetl.core.method import Method, kaiming_uniform_
 
@@ -46,7 +47,7 @@ class Bottleneck(Delta):
         super().__init__()
         self.down = nn.Linear(dims, hidden_dims)
         self.act = ACTIVATIONS[activation]()
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.up = nn.Linear(hidden_dims, dims)
         kaiming_uniform_(self.down.weight)
         nn.init.zeros_(self.down.bias)

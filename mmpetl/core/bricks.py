@@ -11,6 +11,7 @@ from mmpetl.core.affine import Affine
 from mmpetl.core.attention import split_heads
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.errors import PETLError
 from mmpetl.core.lean import scale_shift, scaled, scaled_norm
 from mmpetl.core.site import Site
@@ -262,7 +263,7 @@ class Prompts(Delta):
         self.projection = None if inner_dims is None else str(dims)
         start = torch.empty(num_tokens, dims if inner_dims is None else inner_dims)
         self.E = nn.Parameter(start.uniform_(-bound, bound))
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def tokens(self, batch: int) -> Tensor:
         """What joins the stream, (batch, P, C)."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.errors import PETLError
 from mmpetl.core.lean import add_product, product
 from mmpetl.core.method import Method, kaiming_uniform_
@@ -88,7 +89,7 @@ class FactorDelta(Delta):
         self.stage = stage_key(site)
         self.dims, self.rows, self.columns = square_blocks(site)
         self.scale = scale
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def factors(self) -> Factors:
         """What this delta shares with its stage."""

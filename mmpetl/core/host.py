@@ -64,7 +64,8 @@ class Host:
         self, kind: str, x: Features, ctx: Context, index: int | None = None
     ) -> Features:
         """Run the ``before`` ports of a site."""
-        return self._run('before', kind, self.plugged(kind, index, ctx), (x,), ctx)
+        deltas = self.plugged(kind, index, ctx)
+        return self._run('before', kind, deltas, (x,), ctx) if deltas else x
 
     def after(
         self,
@@ -75,7 +76,8 @@ class Host:
         index: int | None = None,
     ) -> Tensor:
         """Run the ``after`` ports of a site, given its input and output."""
-        return self._run('after', kind, self.plugged(kind, index, ctx), (x, y), ctx)
+        deltas = self.plugged(kind, index, ctx)
+        return self._run('after', kind, deltas, (x, y), ctx) if deltas else y
 
     def affine(self, name: str, kind: str) -> Affine | None:
         """The base weights behind a site of this module, None where it has none."""
@@ -109,6 +111,8 @@ class Host:
         index: int | None = None,
     ) -> Tensor:
         """Both ports around ``module``."""
+        if not self.plugged(kind, index, ctx):
+            return module(x)  # most sites: a small batch on a GPU waits for Python
         x = self.before(kind, x, ctx, index)
         y = self.within(kind, module, x, ctx, index)
         return self.after(kind, x, module(x), ctx, index) if y is None else y
@@ -126,8 +130,9 @@ class Host:
         See :meth:`Delta.within`. None: there is none, as where there is no module.
         """
         deltas = _heard(self.plugged(kind, index, ctx), ctx)
-        shorter = deltas and type(deltas[0]).within is not Delta.within
-        if module is None or not shorter or not records_gradients():
+        if module is None or not deltas or not records_gradients():
+            return None
+        if type(deltas[0]).within is Delta.within:
             return None
         if is_shared(ctx):
             return None
@@ -298,7 +303,7 @@ def run_in(
     return run(x.to(dtype), ctx, *more)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen would take longer to make, in every block
 class FFN:
     """A feed-forward network, by its parts.
 
@@ -497,7 +502,7 @@ class BlockHost(Host):
                 parts = _split(y, qkv.sizes)
         ctx.output_kept = False
         dims = qkv.sizes[0] // num_heads
-        q, k, v = (p.unflatten(-1, (-1, dims)).transpose(1, 2) for p in parts)
+        q, k, v = (p.reshape(*p.shape[:-1], -1, dims).transpose(1, 2) for p in parts)
         if prepare is not None:
             q, k, v = prepare(q, k, v, ctx)
         q, k, v = self.before('attn.core', (q, k, v), ctx)

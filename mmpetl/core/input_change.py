@@ -29,6 +29,10 @@ class InputChange(nn.Module):
         """``x C``.  x: (..., in), in any floating dtype."""
         raise NotImplementedError
 
+    def added(self, x: Tensor) -> Tensor:
+        """``x + x C``, which a change may have by one product in full precision."""
+        return x + self(x)
+
     def of_weight(self, weight: Tensor) -> Tensor:
         """``W C^T``, what a projection changes by.  W: (out, in), float64."""
         raise NotImplementedError
@@ -47,16 +51,21 @@ class ChangingDelta(Delta):
 
     def changed(self, x: Tensor) -> Tensor:
         """``x C``, with what is noted for losses."""
+        self.note()
+        return self.change(x)
+
+    def note(self) -> None:
+        """Note in a training pass what the method has for losses."""
         for name, value in self.change.terms().items() if self.training else ():
             self.add_term(name, value)
-        return self.change(x)
 
 
 class FrontDelta(ChangingDelta):
     """``x + x C`` enters a projection instead of x.  x: (B, N, in_dims)."""
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return x + self.changed(x)
+        self.note()
+        return self.change.added(x)
 
 
 class RowsDelta(ChangingDelta):

@@ -22,6 +22,7 @@ from mmpetl.core.context import (
     has_values,
     records_gradients,
 )
+from mmpetl.core.dropout import dropped, only_those
 
 
 def lean(*tensors: Tensor | None) -> bool:
@@ -99,7 +100,7 @@ def _again(
 class DroppedProduct(Function):
     """``drop(x) W^T`` that keeps a byte for each element, and x or what it is made of.
 
-    The elements are those that PyTorch's dropout would drop.
+    The elements are those that :func:`mmpetl.core.dropout.dropout` would drop.
     """
 
     @staticmethod
@@ -111,23 +112,22 @@ class DroppedProduct(Function):
         compute: Callable[..., Tensor] | None,
         *sources: Tensor,
     ) -> Tensor:
-        dropped, stays = torch.native_dropout(x, rate, True)
-        ctx.scale, ctx.compute = 1 / (1 - rate), compute
+        thinned, stays = dropped(x, rate)
+        ctx.rate, ctx.compute = rate, compute
         ctx.save_for_backward(weight, stays, *sources)
-        return _product(dropped, weight)
+        return _product(thinned, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, stays, *sources = ctx.saved_tensors
         rank, dims = weight.shape
         rows = grad.reshape(-1, rank)
-        dropped = torch.ops.aten.native_dropout_backward
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            to_x = dropped((rows @ weight).view(stays.shape), stays, ctx.scale)
+            to_x = only_those((rows @ weight).view(stays.shape), stays, ctx.rate)
         if ctx.needs_input_grad[1]:
             x = sources[0] if ctx.compute is None else ctx.compute(*sources)
-            x = dropped(x, stays, ctx.scale)
+            x = only_those(x, stays, ctx.rate)
             to_weight = rows.t() @ x.reshape(-1, dims)
         return to_x, to_weight, None, None, *(None for _ in sources)
 

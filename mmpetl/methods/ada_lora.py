@@ -33,6 +33,7 @@ from mmpetl.core import (
     convolve,
     is_wider,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product, product
 from mmpetl.core.peft_format import (
     PeftAdapter,
@@ -67,7 +68,7 @@ class AdaLoRADelta(Delta):
         self.E = nn.Parameter(torch.zeros(rank, 1))
         self.B = nn.Parameter(torch.empty(out_dims, rank))
         self.scale = scale
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         nn.init.normal_(self.A, std=0.02)
         nn.init.normal_(self.B, std=0.02)
         self.register_buffer('importance', torch.zeros(rank, 1 + in_dims + out_dims))

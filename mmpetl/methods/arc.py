@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import Affine, Context, Delta, Method, PETLError, Site, check_range
+from mmpetl.core.dropout import Dropout
 from mmpetl.registry import METHODS
 
 STYLES = {'block': ('attn.qkv', 'ffn.fc1'), 'attn': ('attn.qkv',)}
@@ -38,7 +39,7 @@ class ARCDelta(Delta):
         self.key = factor_key(site)
         self.c = nn.Parameter(torch.zeros(rank))
         self.t = nn.Parameter(torch.zeros(site.in_dims))
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def factor(self) -> Tensor:
         """D, (C, rank)."""

@@ -31,6 +31,7 @@ from mmpetl.core import (
     is_wider,
     kaiming_uniform_,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.few_bits import FewBits
 from mmpetl.core.lean import add_product, product
 from mmpetl.core.packing import check_bits
@@ -55,7 +56,7 @@ class BiLoRADelta(Delta):
     ) -> None:
         super().__init__()
         self.down, self.up = pair(site.in_dims, rank, site.out_dims, bits)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.scale = scale
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
@@ -96,7 +97,7 @@ class BiAdaptFormerDelta(Delta):
     ) -> None:
         super().__init__()
         self.down, self.up = pair(dims, hidden_dims, dims, bits)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.scale = scale
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:

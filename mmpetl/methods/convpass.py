@@ -26,6 +26,7 @@ from mmpetl.core import (
     drop_path,
     on_maps,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
@@ -74,7 +75,7 @@ class BypassDelta(Delta):
         self.drop_path_rate = drop_path_rate
         self.down = nn.Linear(site.in_dims, hidden_dims)
         self.conv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.up = nn.Linear(hidden_dims, site.out_dims)
         nn.init.xavier_uniform_(self.down.weight)
         if conv_init == 'identity':

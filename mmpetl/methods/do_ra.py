@@ -31,6 +31,7 @@ from mmpetl.core import (
     is_wider,
     kaiming_uniform_,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product, product, scale_shift
 from mmpetl.core.peft_format import (
     PeftAdapter,
@@ -68,7 +69,7 @@ class DoRADelta(Delta):
         self.m = nn.Parameter(torch.ones(site.out_dims))
         self.site = site
         self.scale = scale
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         kaiming_uniform_(self.A)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:

@@ -38,6 +38,7 @@ from mmpetl.core import (
     task_loss,
 )
 from mmpetl.core.boundary import read_json
+from mmpetl.core.dropout import Dropout
 from mmpetl.registry import METHODS
 
 Mask = Sequence[int]
@@ -87,7 +88,7 @@ class KeyValueDelta(Delta):
         self.Ek = nn.Parameter(start.uniform_(-bound, bound))
         if not share:
             self.Ev = nn.Parameter(torch.empty_like(start).uniform_(-bound, bound))
-        self.drop = nn.Dropout(rate)
+        self.drop = Dropout(rate)
 
     def before(self, x: tuple[Tensor, ...], ctx: Context) -> tuple[Tensor, ...]:
         keys = self.drop(self.Ek)

@@ -26,6 +26,7 @@ from mmpetl.core import (
     convolve,
     is_wider,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
@@ -40,7 +41,7 @@ class LowRank(nn.Module):
     ) -> None:
         super().__init__()
         self.down = nn.Linear(in_dims, rank)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.up = nn.Linear(rank, out_dims)
         nn.init.xavier_uniform_(self.down.weight)
         for tensor in (self.down.bias, self.up.weight, self.up.bias):

@@ -44,6 +44,7 @@ from mmpetl.core import (
     kaiming_uniform_,
 )
 from mmpetl.core.bottleneck import ACTIVATIONS
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product, product
 from mmpetl.core.peft_format import (
     PeftAdapter,
@@ -331,7 +332,7 @@ class CompacterDelta(Delta):
         n, rank = method.num_factors, method.rank
         self.down = HypercomplexLinear(dims, hidden, n, rank, zero=False)
         self.act = ACTIVATIONS[method.activation]()
-        self.drop = nn.Dropout(method.drop_rate)
+        self.drop = Dropout(method.drop_rate)
         self.up = HypercomplexLinear(hidden, dims, n, rank, zero=True)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:

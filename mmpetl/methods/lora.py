@@ -50,6 +50,7 @@ from mmpetl.core import (
     warn_uncalibrated,
     watching,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product, product
 from mmpetl.core.peft_format import (
     PeftAdapter,
@@ -93,7 +94,7 @@ class LoRADelta(Delta):
         self.site = site
         self.scale = scale
         self.start = start
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         kaiming_uniform_(self.A)
         if lr_ratio != 1:
             self.lr_mults = {'B': lr_ratio}

@@ -26,6 +26,7 @@ from mmpetl.core import (
     on_maps,
     records_gradients,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
@@ -194,7 +195,7 @@ class MonaDelta(Delta):
         self.gamma_x = nn.Parameter(torch.ones(dims))
         self.down = nn.Linear(dims, hidden_dims)
         self.conv = MultiScaleConv(hidden_dims)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.up = nn.Linear(hidden_dims, dims)
         for linear in (self.down, self.up):
             nn.init.trunc_normal_(linear.weight, std=0.02)

@@ -34,6 +34,7 @@ from mmpetl.core import (
     kaiming_uniform_,
     suggest,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product, product
 from mmpetl.core.tasks import TaskEntry, TaskSwitch, check_tasks
 from mmpetl.registry import METHODS
@@ -79,7 +80,7 @@ class SharedDelta(Delta):
     def __init__(self, method: MTLoRA, site: Site) -> None:
         super().__init__()
         self.pair = Pair(site, method.rank, method.scale)
-        self.drop = nn.Dropout(method.drop_rate)
+        self.drop = Dropout(method.drop_rate)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         return self.pair(y, x, ctx, self.drop)
@@ -106,7 +107,7 @@ class SplitDelta(Delta):
         self.tasks = nn.ModuleDict(
             {t: Pair(site, method.task_rank, method.task_scale) for t in method.tasks}
         )
-        self.drop = nn.Dropout(method.drop_rate)
+        self.drop = Dropout(method.drop_rate)
         self.adds_shared = method.mode == 'matrixv2'
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:

@@ -38,6 +38,7 @@ from mmpetl.core import (
     kaiming_uniform_,
 )
 from mmpetl.core.boundary import checked, read_json
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.injection import Place
 from mmpetl.core.lean import add_product, product
 from mmpetl.core.supernet import Evolution
@@ -220,7 +221,7 @@ class NOAHLoRA(Delta):
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, in_dims))
         self.B = nn.Parameter(torch.zeros(out_dims, rank))
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.width = rank
         if released:
             nn.init.trunc_normal_(self.A, std=0.02)
@@ -252,7 +253,7 @@ class NOAHAdapter(Delta):
         super().__init__()
         self.down = nn.Linear(dims, hidden_dims)
         self.up = nn.Linear(hidden_dims, dims)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.width = hidden_dims
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.bias)

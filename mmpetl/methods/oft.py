@@ -40,7 +40,7 @@ from mmpetl.core.input_change import (
     fold_change,
     only_after,
 )
-from mmpetl.core.lean import scale_shift
+from mmpetl.core.lean import FULL, scale_shift
 from mmpetl.core.peft_format import (
     PeftAdapter,
     PeftFormat,
@@ -56,6 +56,11 @@ WIDE = 64
 """So many channels a product of butterfly factors may mix to be written as one."""
 
 
+def unit(size: int, like: Tensor) -> Tensor:
+    """The identity, (size, size), in dtype and on device of another tensor."""
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
 def skew(upper: Tensor, size: int) -> Tensor:
     """``Q = U - U^T``, (..., size, size), from the upper triangle row by row."""
     row, column = torch.triu_indices(size, size, 1, device=upper.device)
@@ -66,7 +71,7 @@ def skew(upper: Tensor, size: int) -> Tensor:
 
 def cayley(Q: Tensor) -> Tensor:
     """``R - I`` of ``R = (I - Q) (I + Q)^-1``, orthogonal for a skew-symmetric Q."""
-    one = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    one = unit(Q.shape[-1], Q)
     solve = eliminated if torch.onnx.is_in_onnx_export() else torch.linalg.solve
     return solve(one + Q, -2 * Q)
 
@@ -78,7 +83,7 @@ def eliminated(A: Tensor, B: Tensor) -> Tensor:
     what is left of it behind each step, or more, and no pivot is small.
     """
     n = A.shape[-1]
-    M, one = torch.cat((A, B), dim=-1), torch.eye(n, dtype=A.dtype, device=A.device)
+    M, one = torch.cat((A, B), dim=-1), unit(n, A)
     for k in range(n):
         row = M[..., k : k + 1, :] / M[..., k : k + 1, k : k + 1]
         # The row itself becomes `row`, and all others lose their part of it.
@@ -134,6 +139,12 @@ class Rotations(InputChange):
     def forward(self, x: Tensor) -> Tensor:
         return by_blocks(x, self.drawn(x.dtype))
 
+    def added(self, x: Tensor) -> Tensor:
+        if x.dtype not in FULL:
+            return super().added(x)
+        turns = self.drawn(x.dtype)
+        return by_blocks(x, turns + unit(self.size, x))
+
     def of_weight(self, weight: Tensor) -> Tensor:
         return by_blocks(weight, self.turns(weight.dtype).mT)
 
@@ -152,16 +163,28 @@ class Butterfly(Rotations):
         super().__init__(factors * blocks, size, drop_rate=drop_rate)
         self.factors = factors
 
+    @property
+    def width(self) -> int:
+        """So many channels, one behind the other, all factors together stay within."""
+        return self.size * 2 ** (self.factors - 1)
+
     def forward(self, x: Tensor) -> Tensor:
         turns = self.drawn(x.dtype)
-        width = self.size * 2 ** (self.factors - 1)
-        if width > WIDE:
+        if self.width > WIDE:
             return self.one_by_one(x, turns)
-        # All factors stay within groups of this many channels, so that their product
-        # is of blocks as well, and one pass over the features does.
-        one = torch.eye(width, dtype=x.dtype, device=x.device)
-        rows = self.one_by_one(one.repeat(1, x.shape[-1] // width), turns)
-        return by_blocks(x, rows.unflatten(-1, (-1, width)).transpose(0, 1))
+        return by_blocks(x, self.product(x, turns))
+
+    def added(self, x: Tensor) -> Tensor:
+        if x.dtype not in FULL or self.width > WIDE:
+            return x + self(x)
+        blocks = self.product(x, self.drawn(x.dtype))
+        return by_blocks(x, blocks + unit(self.width, x))
+
+    def product(self, x: Tensor, turns: Tensor) -> Tensor:
+        """C as blocks of its own, (k, width, width): one pass over the features."""
+        one = unit(self.width, x).repeat(1, x.shape[-1] // self.width)
+        rows = self.one_by_one(one, turns)
+        return rows.unflatten(-1, (-1, self.width)).transpose(0, 1)
 
     def one_by_one(self, x: Tensor, turns: Tensor) -> Tensor:
         """``x C``, factor by factor."""

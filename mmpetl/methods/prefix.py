@@ -24,6 +24,7 @@ from mmpetl.core import (
     grow,
     injection_of,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.registry import METHODS
 
 PARAMETRISATIONS = ('direct', 'mlp')
@@ -36,7 +37,7 @@ class PrefixDelta(Delta):
         super().__init__()
         self.Pk = nn.Parameter(torch.empty(num_tokens, dims).normal_(std=0.02))
         self.Pv = nn.Parameter(torch.empty(num_tokens, dims).normal_(std=0.02))
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def before(self, x: tuple[Tensor, ...], ctx: Context) -> tuple[Tensor, ...]:
         return grow(x, self.drop(self.Pk), self.drop(self.Pv))
@@ -52,7 +53,7 @@ class MLPPrefixDelta(Delta):
         self.E = nn.Parameter(torch.empty(num_tokens, dims).normal_())
         self.a = nn.Linear(dims, hidden_dims)
         self.b = nn.Linear(hidden_dims, 2 * dims)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def keys_and_values(self) -> tuple[Tensor, Tensor]:
         """Pk and Pv, each (P, D)."""

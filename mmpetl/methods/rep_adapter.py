@@ -23,6 +23,7 @@ from mmpetl.core import (
     Site,
     check_range,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product
 from mmpetl.registry import METHODS
 
@@ -37,7 +38,7 @@ class RepAdapterDelta(Delta):
     ) -> None:
         super().__init__()
         self.down = nn.Linear(dims, hidden_dims)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.up = GroupedLinear(hidden_dims, dims, groups)
         self.scale = scale
         nn.init.xavier_uniform_(self.down.weight)

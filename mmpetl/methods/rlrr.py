@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import Affine, Context, Delta, Method, ScaleShift, Site, check_range
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import merged
 from mmpetl.registry import METHODS
 
@@ -46,7 +47,7 @@ class RescaledDelta(Delta):
         self.s_in = nn.Parameter(torch.empty(site.in_dims))
         self.s_out = nn.Parameter(torch.zeros(site.out_dims))
         self.t = nn.Parameter(torch.zeros(site.out_dims))
-        self.drop = nn.Dropout(drop_rate if site.kind in BRANCH_ENDS else 0.0)
+        self.drop = Dropout(drop_rate if site.kind in BRANCH_ENDS else 0.0)
         bound = (6 / site.in_dims) ** 0.5
         nn.init.uniform_(self.s_in, -bound, bound)
         if not exact_identity:

@@ -50,6 +50,7 @@ from mmpetl.core import (
     task_loss,
 )
 from mmpetl.core.boundary import checked, read_json
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_product, product
 from mmpetl.registry import METHODS
 
@@ -97,7 +98,7 @@ class LowRank(nn.Module):
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, in_dims))
         self.B = nn.Parameter(torch.zeros(out_dims, rank))
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.drop_path = drop_path
         kaiming_uniform_(self.A)
 
@@ -115,7 +116,7 @@ class Behind(nn.Module):
         super().__init__()
         self.down = nn.Linear(dims, rank)
         self.up = nn.Linear(rank, dims)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         kaiming_uniform_(self.down.weight)
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)

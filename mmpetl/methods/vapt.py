@@ -26,6 +26,7 @@ from mmpetl.core import (
     check_range,
     join_tokens,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.registry import METHODS
 
 
@@ -36,7 +37,7 @@ class Refinement(nn.Module):
         super().__init__()
         self.down = nn.Linear(dims, hidden_dims, bias=False)
         self.up = nn.Linear(hidden_dims, dims, bias=False)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C)."""

@@ -30,6 +30,7 @@ from mmpetl.core import (
     convolve,
     in_networks,
 )
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import add_scaled_product, product
 from mmpetl.core.peft_format import (
     PeftAdapter,
@@ -80,7 +81,7 @@ class VeRADelta(Delta):
         self.rank = rank
         self.lambda_d = nn.Parameter(torch.full((self.parts * rank,), d_initial))
         self.lambda_b = nn.Parameter(torch.zeros(site.out_dims))
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """``A`` (parts * rank, in_dims) and ``B`` (out_dims, rank) of this layer."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpetl.core import Context, Delta, Method, Site, check_range, in_stages
+from mmpetl.core.dropout import Dropout
 from mmpetl.registry import METHODS
 
 
@@ -31,7 +32,7 @@ class QueryDelta(Delta):
     ) -> None:
         super().__init__()
         self.E = nn.Parameter(torch.empty(num_tokens, dims).uniform_(-bound, bound))
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
         queries = self.drop(self.E.expand(x.shape[0], -1, -1)).to(x.dtype)

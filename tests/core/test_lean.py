@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mmpetl
 from mmpetl.core import Context, ScaleShift, lean
+from mmpetl.core.dropout import Dropout
 from mmpetl.core.lean import (
     add_product,
     add_scaled_product,
@@ -128,7 +129,7 @@ def test_deltas_of_one_input_share_a_product() -> None:
 
 def test_a_product_of_what_is_dropped_keeps_a_byte_for_each_element() -> None:
     torch.manual_seed(0)
-    u, w, act, drop = random(2, 4, 6), random(3, 6), nn.GELU(), nn.Dropout(0.3)
+    u, w, act, drop = random(2, 4, 6), random(3, 6), nn.GELU(), Dropout(0.3)
     torch.manual_seed(1)
     want = F.linear(drop(act(u)), w)
     with kept_by([u, w]) as kept:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import plain_vit
 import pytest
 import tiny
@@ -236,3 +238,26 @@ def test_layers_of_any_model_turn_and_fold(method: OFT | BOFT) -> None:
         want = model(x)
         assert (want - start).abs().max() > 1e-2
         torch.testing.assert_close(mmpetl.fold(model)(x), want)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ('make', 'channels'),
+    [
+        (lambda: Rotations(4, 8), 32),
+        (lambda: Rotations(1, 8), 32),
+        (lambda: Butterfly(4, 8, 2), 32),
+        (lambda: Butterfly(8, 16, 4), 128),  # too wide to be written as one
+    ],
+)
+def test_what_is_turned_is_x_and_its_change(
+    make: Callable[[], Rotations], channels: int, dtype: torch.dtype
+) -> None:
+    change, x = make().double(), torch.randn(3, channels, dtype=dtype)
+    assert torch.equal(change.added(x), x)  # bit for bit at the start
+    torch.nn.init.normal_(change.upper, std=0.01)
+    want = x.double() + change(x.double())
+    # In half precision a turn of a thousandth is not lost beside one.
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 0.01)
+    got = change.to(dtype).added(x).double()
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,207 @@
+"""What a step of each method computes and moves, counted beside its bound.
+
+Example: python speed/operations.py --write
+         python speed/operations.py --backbone swin_b --batch 2 --methods Mona E3VA
+
+Nothing is timed, so that the table is the same on any machine. Rows, trunks and bounds
+are those of ``speed/methods.py``:
+
+- *products*: multiplications of matrix products, convolutions and attention in a step,
+  its backward pass and optimizer included, over those of the bound;
+- *traffic*: bytes that its operations read and write, views left out, over those of the
+  bound. An operation that is done in several passes counts as one.
+
+A processor that did nothing but products would take the first, a memory that did
+nothing but move features the second. Numbers that are drawn (dropout), transforms and
+activations are in the second alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from methods import (
+    BACKBONES,
+    COSTS,
+    DEPTHS,
+    References,
+    Step,
+    lowest_block,
+    methods_for,
+    write_table,
+)
+from timing import markdown
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+import mmpetl
+
+aten = torch.ops.aten
+
+IN_PLACE = {
+    aten.addmm_: aten.addmm,
+    aten.baddbmm_: aten.baddbmm,
+}
+"""Products that PyTorch's table of formulas knows by another name."""
+
+ATTENTION = {
+    # Two products forward; backward the scores once more, and four.
+    aten._scaled_dot_product_flash_attention_for_cpu: (0, 2),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, 5),
+}
+"""Where the queries stand among its arguments, and how many products it is."""
+
+
+class Tally(TorchDispatchMode):
+    """Counts what runs within it.
+
+    Attributes:
+        products: Multiplications of products.
+        traffic: Bytes that are read and written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = self.traffic = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
+        if packet in flop_registry:
+            flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+            self.products += flops // 2
+        elif packet in ATTENTION:
+            first, count = ATTENTION[packet]
+            query, key = args[first : first + 2]
+            self.products += count * query.numel() * key.shape[-2]
+        if not is_free(func):
+            self.traffic += sum(map(bytes_of, tensors((args, kwargs, out))))
+        return out
+
+
+def is_free(func: Any) -> bool:
+    """Whether an operation moves nothing: a view, or memory that is only taken."""
+    name = func._overloadpacket.__name__
+    aliases = [r.alias_info for r in func._schema.returns]
+    is_view = any(alias is not None and not alias.is_write for alias in aliases)
+    return is_view or name in ('empty', 'empty_like', 'new_empty', '_unsafe_view')
+
+
+def tensors(tree: Any) -> Iterable[Tensor]:
+    """The tensors among arguments and results."""
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor; what is repeated by a stride of zero counts once."""
+    count = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride else min(size, 1)
+    return count * tensor.element_size()
+
+
+def tally(run: Callable[[], Any]) -> Tally:
+    """What a run computes and moves."""
+    run()  # what is built by the first
+    with Tally() as counted:
+        run()
+    return counted
+
+
+def measure(
+    name: str, references: References, bounds: dict[int | None, Tally]
+) -> dict[str, Any]:
+    """The row of a method.
+
+    Args:
+        name: The method.
+        references: Of the trunk.
+        bounds: Those that are counted already, by lowest block; more are added.
+    """
+    net = mmpetl.inject(references.make(), name)
+    net.train()
+    index = lowest_block(net, references.x)
+    if index not in bounds:
+        bounds[index] = tally(references.bound(index))
+    own, bound = tally(Step(net, references.x)), bounds[index]
+    return {
+        'method': name,
+        'products': own.products / bound.products,
+        'traffic': own.traffic / bound.traffic,
+    }
+
+
+def measured(backbone: str) -> dict[str, float]:
+    """Step / bound of each method as ``speed/methods.py --write`` left it."""
+    known = json.loads(COSTS.read_text(encoding='utf-8')) if COSTS.is_file() else {}
+    rows = known.get(backbone, {'rows': []})['rows']
+    return {row['method']: row['step_bound'][0] for row in rows}
+
+
+def table(rows: Iterable[Mapping[str, Any]], timed: Mapping[str, float]) -> str:
+    """Rows as Markdown, what computes most first."""
+    lines = [['method', 'products / bound', 'traffic / bound', 'step / bound']]
+    for row in sorted(rows, key=lambda row: -row['products']):
+        time = timed.get(row['method'])
+        lines.append(
+            [
+                row['method'],
+                f'{row["products"]:.3f}',
+                f'{row["traffic"]:.2f}',
+                '-' if time is None else f'{time:.2f}',
+            ]
+        )
+    return markdown(lines)
+
+
+def main() -> None:
+    """Count, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--backbone', choices=BACKBONES, default='vit_b')
+    parser.add_argument('--methods', nargs='+', help='default: those of methods.py')
+    parser.add_argument('--batch', type=int, default=4)
+    parser.add_argument('--depth', type=int, help='blocks, of Swins in stage 3')
+    parser.add_argument('--write', action='store_true', help='write docs/speed.md')
+    args = parser.parse_args()
+    make, shape = BACKBONES[args.backbone]
+    depth = args.depth or DEPTHS[args.backbone]
+
+    def seeded() -> nn.Module:
+        torch.manual_seed(0)
+        return make(depth)
+
+    references = References(seeded, torch.randn(args.batch, *shape))
+    wanted = args.methods or methods_for(args.backbone)
+    rows, bounds = [], {}
+    for number, name in enumerate(wanted, 1):
+        try:
+            row = measure(name, references, bounds)
+        except mmpetl.PETLError as error:
+            print(f'{name}: {error}', flush=True)
+            continue
+        rows.append(row)
+        print(
+            f'{number}/{len(wanted)} {name}: products {row["products"]:.3f}, '
+            f'traffic {row["traffic"]:.2f}',
+            flush=True,
+        )
+    text = table(rows, measured(args.backbone))
+    case = {'backbone': args.backbone, 'blocks': depth, 'batch': args.batch}
+    case['torch'] = torch.__version__
+    print(f'\n{case}\n\n{text}')
+    if args.write:
+        write_table('operations', case, text)
+
+
+if __name__ == '__main__':
+    main()
