@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from mmpetl.core import Injection, PETLError, injections
 from mmpetl.core.fingerprint import converting, frozen_parameters
-from mmpetl.core.injection import is_share
+from mmpetl.core.injection import is_share, own_share
 
 
 def shard_base(model: nn.Module, mesh: DeviceMesh | None = None) -> int:
@@ -104,14 +104,14 @@ def _check(module: nn.Module, record: Injection) -> None:
         )
     if any(is_share(param) for param in module.parameters()):
         raise PETLError(f'the base of {name} is sharded already')
-    if not any(True for _ in _blocks(module, record)):
+    if not any(True for _ in blocks_of(module, record)):
         raise PETLError(
             f'{name} is tuned layer by layer, and which blocks it has is said by no '
             'file; its base cannot be sharded'
         )
 
 
-def _blocks(module: nn.Module, record: Injection) -> Iterator[nn.Module]:
+def blocks_of(module: nn.Module, record: Injection) -> Iterator[nn.Module]:
     """The blocks of a trunk, which hold most of its weights."""
     hosts = dict.fromkeys(site.host for site in record.sites if site.kind == 'block')
     return (module.get_submodule(host) for host in hosts)
@@ -121,7 +121,7 @@ def _shared(
     module: nn.Module, record: Injection
 ) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
     """The blocks, with those of their weights that are spread over the processes."""
-    blocks = list(_blocks(module, record))
+    blocks = list(blocks_of(module, record))
     uses = Counter(id(param) for block in blocks for param in set(block.parameters()))
     frozen = {
         id(param)
@@ -142,5 +142,5 @@ def _shard(module: nn.Module, record: Injection, mesh: DeviceMesh) -> None:
 
 def _bytes_here(model: nn.Module) -> int:
     """Bytes of the parameters that this process holds."""
-    here = (p.to_local() if is_share(p) else p for p in model.parameters())
+    here = (own_share(p) for p in model.parameters())
     return sum(tensor.numel() * tensor.element_size() for tensor in here)
