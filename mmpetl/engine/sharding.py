@@ -104,14 +104,14 @@ def _check(module: nn.Module, record: Injection) -> None:
         )
     if any(is_share(param) for param in module.parameters()):
         raise PETLError(f'the base of {name} is sharded already')
-    if not any(True for _ in blocks_of(module, record)):
+    if not any(True for _ in _blocks(module, record)):
         raise PETLError(
             f'{name} is tuned layer by layer, and which blocks it has is said by no '
             'file; its base cannot be sharded'
         )
 
 
-def blocks_of(module: nn.Module, record: Injection) -> Iterator[nn.Module]:
+def _blocks(module: nn.Module, record: Injection) -> Iterator[nn.Module]:
     """The blocks of a trunk, which hold most of its weights."""
     hosts = dict.fromkeys(site.host for site in record.sites if site.kind == 'block')
     return (module.get_submodule(host) for host in hosts)
@@ -121,7 +121,7 @@ def _shared(
     module: nn.Module, record: Injection
 ) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
     """The blocks, with those of their weights that are spread over the processes."""
-    blocks = list(blocks_of(module, record))
+    blocks = list(_blocks(module, record))
     uses = Counter(id(param) for block in blocks for param in set(block.parameters()))
     frozen = {
         id(param)

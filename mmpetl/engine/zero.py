@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -144,7 +145,7 @@ def check_zero(config: Any, processes: int | None = None) -> None:
         processes: How many train, where it is known.
     """
     asked = config.get('deepspeed')
-    if asked is None:
+    if asked is None or asked is False:
         return
     zero_settings(asked)
     if importlib.util.find_spec('deepspeed') is None:
@@ -154,7 +155,7 @@ def check_zero(config: Any, processes: int | None = None) -> None:
             'torch alone'
         )
     there = version('deepspeed')
-    if tuple(int(n) for n in there.split('.')[:2]) < LEAST:
+    if tuple(int(n) for n in re.findall(r'\d+', there)[:2]) < LEAST:
         raise PETLError(
             f'deepspeed {there} is installed, and {_dotted(LEAST)} or newer is needed: '
             f'pip install "deepspeed>={_dotted(LEAST)}"'
@@ -556,6 +557,9 @@ def start_zero(wrapped: ZeroModel, wrapper: OptimWrapper, asked: Any) -> int:
         'gradient_accumulation_steps': 1,
         'gradient_clipping': float(clip.get('max_norm', 0.0)),
     }
+    if not next(model.parameters()).is_cuda:
+        # It would compile a faster exchange than gloo's when it begins.
+        deepspeed.ops.__compatible_ops__['deepspeed_shm_comm'] = False
     names = {param: name for name, param in model.named_parameters()}
     groups = [list(group['params']) for group in optimizer.param_groups]
     options = [[k for k in g if k != 'params'] for g in optimizer.param_groups]

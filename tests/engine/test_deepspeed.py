@@ -24,10 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from two_processes import in_two_processes
 
 from mmpetl.apis.run import build_runner
+from mmpetl.config.load import load_config
 from mmpetl.core import PETLError, base_changes, delta_state, eject, fold, inject
 from mmpetl.core.injection import injections
-from mmpetl.engine import zero
+from mmpetl.datasets.mini import make
+from mmpetl.engine import SPTLoop, zero
 from mmpetl.engine.base_watch import BaseWatch
+from mmpetl.engine.best import read_best
 from mmpetl.engine.hooks import (
     BaseGuardHook,
     DeepSpeedHook,
@@ -43,6 +46,8 @@ from mmpetl.engine.zero import (
     start_zero,
     zero_settings,
 )
+
+MINI = Path(__file__).resolve().parents[2] / 'configs' / 'mini'
 
 METHODS = {
     'LoRA': {'type': 'LoRA', 'rank': 2},
@@ -95,13 +100,11 @@ def _steps(
 
 
 def _quiet() -> None:
-    """What torchrun says by variables, and an operation less to compile."""
-    import deepspeed
+    """What torchrun says by variables; DeepSpeed says less."""
     from deepspeed.utils import logger
 
     rank = str(torch.distributed.get_rank())
     os.environ.update(RANK=rank, LOCAL_RANK='0', WORLD_SIZE='2')
-    deepspeed.ops.__compatible_ops__['deepspeed_shm_comm'] = False
     logger.setLevel(logging.ERROR)
 
 
@@ -242,7 +245,7 @@ def _check(folder: Path, name: str, stage: int) -> None:
         if stage < 3:
             assert found['spared'] == 0
             continue
-        assert found['spared'] > 0.3
+        assert found['spared'] > 0.1
         assert found['gathered'] == 0
         for said in found['refused']:
             assert 'is sharded over processes: inject and eject before' in said
@@ -263,6 +266,71 @@ def test_deepspeed_ends_where_data_parallel_training_does(
 @pytest.mark.parametrize('name', tiny.trunks())
 def test_every_trunk_trains_through_deepspeed(name: str, ends_everywhere: Path) -> None:
     _check(ends_everywhere, name, 3)
+
+
+# ----------------------------------------------------------------------- runs
+
+OPTIONS = {
+    'model.backbone.method.type': 'LoRA',
+    'train_dataloader.batch_size': 4,
+    'train_cfg.max_epochs': 4,
+    'train_cfg.val_interval': 2,
+    'optim_wrapper.clip_grad': {'max_norm': 1.0},
+    'default_hooks.checkpoint.interval': 1,
+    'default_hooks.checkpoint.max_keep_ckpts': -1,
+}
+
+
+def _run(rank: int, folder: Path, name: str, options: dict, resume: str = '') -> None:
+    """A whole run of the mini recipe, in one of two processes."""
+    from mmpetl.apis.run import train
+
+    _quiet()
+    config = load_config(
+        MINI / 'digits.py', OPTIONS | options, folder / name, protocol='published'
+    )
+    if resume:
+        config.resume, config.load_from = True, str(folder / resume)
+    runner = train(config, launcher='pytorch')
+    logged = runner.message_hub.log_scalars['train/grad_norm'].data[0]
+    assert len(logged) == 16
+    assert (logged[-4:] > 0).all()
+
+
+@pytest.mark.slow
+def test_a_run_leaves_the_checkpoints_of_one_without_deepspeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip('deepspeed')
+    make(tmp_path / 'data', names=['vtab-1k/digits'], size='tiny')
+    monkeypatch.setenv('MMPETL_DATA', str(tmp_path / 'data'))
+    three = {'deepspeed': _asked(3)}
+    in_two_processes(_run, tmp_path, 'plain', {})
+    in_two_processes(_run, tmp_path, 'zero', three)
+    in_two_processes(_run, tmp_path, 'again', three, 'zero/epoch_2.pth')
+    in_two_processes(_run, tmp_path, 'without', {}, 'zero/epoch_2.pth')
+
+    def read(name: str, file: str = 'epoch_4.pth') -> dict:
+        return torch.load(tmp_path / name / file, weights_only=True)
+
+    plain, ours = read('plain'), read('zero')
+    assert plain.keys() == ours.keys()
+    assert [*plain['state_dict']] == [*ours['state_dict']]
+    assert plain['meta']['mmpetl'] == ours['meta']['mmpetl']
+    one, other = plain['optimizer'], ours['optimizer']
+    assert one['param_groups'] == other['param_groups']
+    assert one['state'].keys() == other['state'].keys()
+    for name in ('again', 'without'):
+        for key, value in read(name)['state_dict'].items():
+            if name == 'again':
+                assert torch.equal(value, ours['state_dict'][key]), key
+            torch.testing.assert_close(
+                value, plain['state_dict'][key], rtol=1e-3, atol=1e-4
+            )
+    best = read_best(tmp_path / 'zero')
+    assert [b.score for b in best] == [b.score for b in read_best(tmp_path / 'plain')]
+    content = read('zero', best[0].file)
+    assert [*content['state_dict']] == [*ours['state_dict']]
 
 
 # ------------------------------------------------------------------- refusals
@@ -325,6 +393,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_zero(ConfigDict())
+    check_zero(ConfigDict(deepspeed=False))
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(PETLError, match='not installed: pip install "deepspeed>=0.19"'):
         check_zero(ConfigDict(deepspeed=3))
@@ -411,13 +480,17 @@ def test_models_that_zero_would_change_are_refused() -> None:
     assert 'leave out one of base_bits and deepspeed' in refused(packed)
 
 
-def _runner(hooks: list, alone: bool = False) -> SimpleNamespace:
+def _runner(
+    hooks: list, alone: bool = False, loop: type = EpochBasedTrainLoop
+) -> SimpleNamespace:
     model = inject(base('timm_vit'), 'LoRA')
     params = [p for p in model.parameters() if p.requires_grad]
+    loop = object.__new__(loop)
     return SimpleNamespace(
         model=model if alone else ZeroModel(model),
         optim_wrapper=OptimWrapper(torch.optim.SGD(params, lr=0.1)),
-        _train_loop=object.__new__(EpochBasedTrainLoop),
+        _train_loop=loop,
+        train_loop=loop,
         hooks=hooks,
     )
 
@@ -430,6 +503,8 @@ def test_a_run_is_refused_before_it_begins() -> None:
     for other in (EMAHook(), TrainableEMAHook()):
         with pytest.raises(PETLError, match='reads weights between steps'):
             hook.before_run(_runner([other]))
+    with pytest.raises(PETLError, match='SPTLoop trains other parts in each step'):
+        hook.before_run(_runner([], loop=SPTLoop))
     with pytest.raises(PETLError, match='would save weights that deepspeed has'):
         hook.before_run(_runner([CheckpointHook()]))
 

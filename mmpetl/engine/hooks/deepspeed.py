@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import (
+    BaseLoop,
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+)
 
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.base_guard import BaseGuardHook
@@ -15,6 +20,9 @@ from mmpetl.engine.hooks.ema import TrainableEMAHook
 from mmpetl.engine.hooks.shard_base import check_even
 from mmpetl.engine.zero import ZeroModel, check_trainable, held_bytes, start_zero
 from mmpetl.registry import HOOKS
+
+LOOPS = (EpochBasedTrainLoop, IterBasedTrainLoop)
+"""Loops whose every step trains the same."""
 
 
 @HOOKS.register_module()
@@ -44,6 +52,12 @@ class DeepSpeedHook(Hook):
                 'deepspeed shards over the processes of a run, and this one has one; '
                 'start several (--gpus 2, or tools/dist_train.sh CONFIG 2)'
             )
+        loop = type(runner.train_loop)
+        if loop not in LOOPS:
+            raise PETLError(
+                f'{loop.__name__} trains other parts in each step, or other than the '
+                'optimizer holds, and deepspeed shards once; take shard_base'
+            )
         for hook in runner.hooks:
             name = type(hook).__name__
             if isinstance(hook, EMAHook | TrainableEMAHook):
@@ -71,6 +85,12 @@ class DeepSpeedHook(Hook):
             f'deepspeed trains, ZeRO stage {stage}: a process holds '
             f'{held / 2**20:.1f} MiB of weights, {(held + spared) / 2**20:.1f} before'
         )
+        if stage == 3 and spared <= 0:
+            runner.logger.warning(
+                'stage 3 spares no weights here: what trains is held whole, and so are '
+                'weights below zero_optimization.stage3_param_persistence_threshold; '
+                'stages 1 and 2 cost less'
+            )
 
     def before_val(self, runner: Runner) -> None:
         if self._is_sharded(runner):
