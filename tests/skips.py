@@ -14,6 +14,7 @@ import pytest
 
 OPTIONAL = (
     'accelerate',
+    'deepspeed',
     'ipykernel',
     'lightning',
     'mkdocs',

@@ -51,6 +51,11 @@ def estimate_memory(
             is of no known task, or a base is to be shared that cannot be.
     """
     config = without_files(config)
+    if config.get('deepspeed'):
+        raise PETLError(
+            'what deepspeed shards is not estimated; leave deepspeed out for the '
+            'memory without it, or say shard_base = True in its place'
+        )
     batch = batch_of(config) if batch is None else batch
     check_range('estimate', 'batch', batch, 1)
     check_range('estimate', 'processes', processes, 1)

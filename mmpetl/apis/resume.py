@@ -31,6 +31,7 @@ HARMLESS = (
     'env_cfg',
     'model_wrapper_cfg',
     'shard_base',
+    'deepspeed',
     'cache_features.folder',
     'cache_features.limit_gib',
     'default_hooks.logger',

@@ -147,14 +147,13 @@ def build_runner(
     from mmpetl.engine.allocator import keep_freed_memory
     from mmpetl.engine.full_disk import let_log_fail, logs_may_fail
     from mmpetl.engine.run_names import named_apart
+    from mmpetl.engine.zero import check_runner
 
+    check_runner(config)
     if not torch.cuda.is_available():
         keep_freed_memory()
     config.launcher = launcher
-    if launcher != 'none' and not torch.cuda.is_available():
-        # MMEngine's own wrapper names a GPU by its number.
-        wrapper = {'type': 'mmpetl.PETLDistributedDataParallel'}
-        config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
+    _set_wrapper(config, launcher)
     init_dist_any(launcher)
     scope = config.get('default_scope', 'mmengine')
     if scope in SCOPES:  # a package of the user's own need not have registries
@@ -186,11 +185,27 @@ def build_runner(
         from mmpetl.engine import ShardBaseHook
 
         runner.register_hook(ShardBaseHook())
+    if config.get('deepspeed'):
+        from mmpetl.engine import DeepSpeedHook
+
+        runner.register_hook(DeepSpeedHook(config.deepspeed))
     # Loaders are built later; a corrupt file is then named in one line.
     guard_runner(runner)
     for line in remarks:
         runner.logger.warning(line)
     return runner
+
+
+def _set_wrapper(config: Any, launcher: str) -> None:
+    """Let a config say how its model is wrapped in several processes."""
+    if launcher == 'none':
+        return
+    if config.get('deepspeed'):
+        config.model_wrapper_cfg = {'type': 'mmpetl.ZeroModel'}
+    elif not torch.cuda.is_available():
+        # MMEngine's own wrapper names a GPU by its number.
+        wrapper = {'type': 'mmpetl.PETLDistributedDataParallel'}
+        config.model_wrapper_cfg = config.get('model_wrapper_cfg') or wrapper
 
 
 def _needs(config: Any, phase: str) -> None:
@@ -216,17 +231,22 @@ def train(config: Any, **kwargs: Any) -> Any:
             is at work in the folder, or the folder cannot be written to.
         mmpetl.engine.stopping.Stopped: A signal came; a KeyboardInterrupt.
     """
+    from mmengine.dist import get_world_size
+
     from mmpetl.apis.resume import check_resume, find_checkpoint
     from mmpetl.engine.first_step import behind_steps_marked
     from mmpetl.engine.folder_lock import hold_for_run
     from mmpetl.engine.full_disk import writes_named
     from mmpetl.engine.hooks.common import plain_model
     from mmpetl.engine.stopping import stop_on_signals, train_until_stopped
+    from mmpetl.engine.zero import check_zero
 
     _needs(config, 'train')
     check_honest(config)
     kwargs.setdefault('check_data', ('train', 'val'))
     init_dist_any(kwargs.get('launcher', 'none'))
+    check_zero(config, get_world_size())
+    _set_wrapper(config, kwargs.get('launcher', 'none'))
     folder = config.work_dir
     with stop_on_signals() as stop, hold_for_run(folder), writes_named(folder):
         found = find_checkpoint(config)

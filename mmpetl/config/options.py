@@ -56,6 +56,7 @@ OF_OURS = (
     'batch',
     'cache_features',
     'dataset',
+    'deepspeed',
     'on_bad_sample',
     'on_damaged_jpeg',
     'phases',

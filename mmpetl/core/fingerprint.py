@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmpetl.core.delta_file import plain_key
 from mmpetl.core.errors import PETLError, shorten
-from mmpetl.core.injection import Injection, injections
+from mmpetl.core.injection import Injection, injections, own_share
 from mmpetl.core.packed import PackedWeight, stored
 
 
@@ -28,7 +28,8 @@ def _update(hasher: hashlib._Hash, tensor: Tensor) -> None:
         for name in names:
             _update(hasher, getattr(tensor, name))
         return
-    data = tensor.detach().contiguous().cpu()
+    # FSDP's kind has flattened itself above; DeepSpeed's parts hang at a parameter.
+    data = own_share(tensor).detach().contiguous().cpu()
     hasher.update(f'{tuple(data.shape)}{data.dtype}'.encode())
     hasher.update(data.flatten().view(torch.uint8).numpy())
 

@@ -215,14 +215,25 @@ def injection_of(backbone: nn.Module) -> tuple[nn.Module, Injection]:
 
 
 def is_share(tensor: Tensor) -> bool:
-    """Whether this process holds a part of a tensor, the others the rest (FSDP)."""
-    return hasattr(tensor, 'to_local')
+    """Whether this process holds a part of a tensor, the others the rest.
+
+    It is FSDP's kind of tensor, or a parameter at which DeepSpeed has hung its part.
+    """
+    return hasattr(tensor, 'to_local') or hasattr(tensor, 'ds_tensor')
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: a plain one itself, of a share its part."""
+    if hasattr(tensor, 'to_local'):
+        return tensor.to_local()
+    return getattr(tensor, 'ds_tensor', tensor)
 
 
 def check_whole(module: nn.Module) -> None:
     """Raise PETLError where this process holds a share of the base and not all of it.
 
-    Blocks are of FSDP's classes then, and their weights of its kind.
+    Blocks are of FSDP's classes then and their weights of its kind, or weights empty
+    but for when DeepSpeed gathers them.
     """
     if any(is_share(param) for param in module.parameters()):
         raise PETLError(

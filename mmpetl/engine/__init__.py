@@ -6,6 +6,7 @@ from mmpetl.engine.hooks import (
     BaseGuardHook,
     CalibrationHook,
     DataReadHook,
+    DeepSpeedHook,
     DeltaCheckpointHook,
     DrawingHook,
     EfficiencyHook,
@@ -26,12 +27,14 @@ from mmpetl.engine.loops import (
 from mmpetl.engine.optim import OwnerOptimWrapperConstructor
 from mmpetl.engine.runner import TuningRunner
 from mmpetl.engine.schedulers import TimmCosineLR
+from mmpetl.engine.zero import ZeroModel
 
 __all__ = [
     'AccumulatingSchedulerHook',
     'BaseGuardHook',
     'CalibrationHook',
     'DataReadHook',
+    'DeepSpeedHook',
     'DeltaCheckpointHook',
     'DrawingHook',
     'E2VPTPromptLoop',
@@ -51,4 +54,5 @@ __all__ = [
     'TimmCosineLR',
     'TrainableEMAHook',
     'TuningRunner',
+    'ZeroModel',
 ]

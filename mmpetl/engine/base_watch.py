@@ -6,15 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import Owner, PETLError, base_changes, owners
-from mmpetl.core.injection import is_share
+from mmpetl.core.injection import own_share
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor | int:
     """The sum of a tensor's numbers read as integers, where the tensor lies."""
-    if is_share(tensor):
-        tensor = tensor.to_local()
+    tensor = own_share(tensor)
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
         return tensor._version  # of an opaque class
     bits = tensor.detach().view(_INTEGERS[tensor.element_size()])

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from mmpetl.core import Injection, PETLError, injections
 from mmpetl.core.fingerprint import converting, frozen_parameters
-from mmpetl.core.injection import is_share
+from mmpetl.core.injection import is_share, own_share
 
 
 def shard_base(model: nn.Module, mesh: DeviceMesh | None = None) -> int:
@@ -142,5 +142,5 @@ def _shard(module: nn.Module, record: Injection, mesh: DeviceMesh) -> None:
 
 def _bytes_here(model: nn.Module) -> int:
     """Bytes of the parameters that this process holds."""
-    here = (p.to_local() if is_share(p) else p for p in model.parameters())
+    here = (own_share(p) for p in model.parameters())
     return sum(tensor.numel() * tensor.element_size() for tensor in here)

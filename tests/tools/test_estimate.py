@@ -103,6 +103,8 @@ def test_processes_share_the_base(estimated):
     text, code = estimated(digits, *several, '--shard-base')
     assert code == 0
     assert 'weights gathered' in text
+    with pytest.raises(PETLError, match='what deepspeed shards is not estimated'):
+        estimate_memory(load_config(digits, {'deepspeed': 3}), processes=4)
     text, code = estimated(digits, '--shard-base')
     assert code == 1
     assert 'this one has one; start several' in text.splitlines()[-1]

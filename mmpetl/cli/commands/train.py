@@ -86,6 +86,14 @@ def make_parser() -> CommandParser:
         action='store_true',
         help='of several processes each keeps its share of the frozen trunk',
     )
+    parser.add_argument(
+        '--deepspeed',
+        type=int,
+        choices=(1, 2, 3),
+        metavar='STAGE',
+        help='let DeepSpeed shard over several processes: 1 the state of the '
+        'optimizer, 2 gradients too, 3 weights too',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
     parser.add_argument(
@@ -122,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmpetl.apis.run import choose_device, cli_errors, train
     from mmpetl.config.asked import asked_config, set_base_bits
     from mmpetl.core import PETLError
+    from mmpetl.engine.zero import check_zero
 
     with cli_errors(of_run=True):
         choose_device(args.device)
@@ -133,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             options['cache_features'] = said is True or {'limit_gib': said}
         if args.shard_base:
             options['shard_base'] = True
+        if args.deepspeed:
+            options['deepspeed'] = args.deepspeed
         if args.amp:
             import torch
 
@@ -170,5 +181,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise PETLError(f'there is no checkpoint {config.load_from}')
         if args.gpus and args.launcher == 'none':
             # Behind the config, so that what is wrong with it is said once.
+            check_zero(config)
             in_processes(args.gpus, 'train', argv)
         train(config, launcher=args.launcher)

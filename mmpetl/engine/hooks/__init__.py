@@ -3,6 +3,7 @@
 from mmpetl.engine.hooks.base_guard import BaseGuardHook
 from mmpetl.engine.hooks.calibration import CalibrationHook
 from mmpetl.engine.hooks.data_read import DataReadHook
+from mmpetl.engine.hooks.deepspeed import DeepSpeedHook
 from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
 from mmpetl.engine.hooks.drawing import DrawingHook
 from mmpetl.engine.hooks.efficiency import EfficiencyHook
@@ -18,6 +19,7 @@ __all__ = [
     'BaseGuardHook',
     'CalibrationHook',
     'DataReadHook',
+    'DeepSpeedHook',
     'DeltaCheckpointHook',
     'DrawingHook',
     'EfficiencyHook',

@@ -53,6 +53,15 @@ class BaseGuardHook(Hook):
                 'selects it'
             )
         self._check(model, 'before training; a checkpoint or an initialiser wrote it')
+        self.note_resting(model)
+
+    def note_resting(self, model: nn.Module) -> None:
+        """Remember what slots that are frozen or switched off hold in this process.
+
+        Args:
+            model: The model, without wrappers.
+        """
+        params = dict(model.named_parameters())
         self._resting = tensor_digests(
             {
                 name: params[name]

@@ -17,7 +17,7 @@ from mmengine.dist import (
 )
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 
 from mmpetl.core import (
     PETLError,
@@ -123,6 +123,8 @@ class DeltaCheckpointHook(CheckpointHook):
         self._resumed: dict[str, list[dict]] = {}
         # The same of this moment; see `_gather`.
         self._processes: dict[str, list[dict]] = {}
+        # What trains, where the model of a process holds parts of it.
+        self._whole: dict[str, Tensor] = {}
         self._epoch_rng: dict | None = None
         self._train_rng: dict | None = None
         self._validated: int | None = 0
@@ -379,6 +381,8 @@ class DeltaCheckpointHook(CheckpointHook):
         self._processes = {name: [one[name] for one in every] for name in own}
         if not any(self._processes['gradients']):
             del self._processes['gradients']
+        zero = getattr(runner.model, 'zero', None)
+        self._whole = {} if zero is None else zero.collect()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Drop the frozen base and say what is left."""
@@ -391,6 +395,7 @@ class DeltaCheckpointHook(CheckpointHook):
             return
         if self._watch is not None:
             self._watch.check()
+        checkpoint['state_dict'] |= self._whole
         frozen = frozen_keys(model)
         for state, prefix in _states(checkpoint):
             for key in frozen:

@@ -45,8 +45,13 @@ class ShardBaseHook(Hook):
         check_even('test', runner.test_dataloader)
 
 
-def check_even(phase: str, loader: Any) -> None:
+def check_even(phase: str, loader: Any, key: str = 'shard_base') -> None:
     """Raise PETLError where processes would see different numbers of batches.
+
+    Args:
+        phase: ``val`` or ``test``.
+        loader: Its loader.
+        key: The key of a config that shards.
 
     Each gathers the base with all the others whenever a block runs, so that one that
     has more to do would wait for ever.
@@ -57,5 +62,5 @@ def check_even(phase: str, loader: Any) -> None:
         raise PETLError(
             f'the {len(loader.dataset)} samples of {phase} do not fall evenly to '
             f'{sampler.world_size} processes; leave round_up=False out of the sampler '
-            'of its loader, which counts no sample twice, or shard_base out'
+            f'of its loader, which counts no sample twice, or {key} out'
         )
