@@ -169,6 +169,10 @@ def check_zero(config: Any, processes: int | None = None) -> None:
         raise PETLError(
             'deepspeed and shard_base are two ways to shard a base; leave one out'
         )
+    if config.get('cache_features'):
+        raise PETLError(
+            'deepspeed shards a base that cache_features does not run; leave one out'
+        )
     if config.get('compile'):
         raise PETLError('deepspeed is not supported beside compile; leave one out')
     given = (config.get('model_wrapper_cfg') or {}).get('type') or ''
