@@ -7,7 +7,8 @@ Nothing is timed, so that the table is the same on any machine. Rows, trunks and
 are those of ``speed/methods.py``:
 
 - *products*: multiplications of matrix products, convolutions and attention in a step,
-  its backward pass and optimizer included, over those of the bound;
+  its backward pass and optimizer included, over those of the bound; a matrix and a
+  vector are none;
 - *traffic*: bytes that its operations read and write, views left out, over those of the
   bound. An operation that is done in several passes counts as one.
 
@@ -87,12 +88,24 @@ class Tally(TorchDispatchMode):
         return out
 
 
+TAKEN = (
+    '_unsafe_view',
+    'empty',
+    'empty_like',
+    'empty_permuted',
+    'empty_strided',
+    'new_empty',
+    'new_empty_strided',
+)
+"""Operations that give memory in which nothing is written."""
+
+
 def is_free(func: Any) -> bool:
     """Whether an operation moves nothing: a view, or memory that is only taken."""
     name = func._overloadpacket.__name__
     aliases = [r.alias_info for r in func._schema.returns]
     is_view = any(alias is not None and not alias.is_write for alias in aliases)
-    return is_view or name in ('empty', 'empty_like', 'new_empty', '_unsafe_view')
+    return is_view or name in TAKEN
 
 
 def tensors(tree: Any) -> Iterable[Tensor]:

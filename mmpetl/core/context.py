@@ -21,13 +21,15 @@ def records_gradients() -> bool:
 def has_values(x: Tensor) -> bool:
     """Whether a program may look at numbers, to decide what to compute.
 
-    Not while compiling, tracing or recording for a GPU, nor where there are none.
+    Not while compiling, tracing or recording for a GPU, nor in a transform of
+    torch.func, nor where there are none.
     """
     return (
         type(x) is Tensor
         and not x.is_meta
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
         and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
     )
 

@@ -28,7 +28,8 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     On a CPU PyTorch draws a number for each element, and keeps a float of each for the
     backward pass. Here four elements share the 64 bits that its generator gives at
     once, which rounds the rate to the nearest multiple of 1 / 65,536, and a byte of
-    each is kept. Elsewhere, and in a trace or under a compiler, it is PyTorch's.
+    each is kept. Elsewhere, of a parameter itself, in a trace and under a compiler it
+    is PyTorch's.
 
     Args:
         x: Any shape.
@@ -72,7 +73,7 @@ def _draws(x: Tensor, rate: float) -> bool:
 
 def _drawn(x: Tensor, rate: float) -> Tensor:
     """True where an element of x stays, of its shape; by PyTorch's own generator."""
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
     bits.random_(-(1 << 63), None)  # all 64
     lowest = _levels(rate) - LEVELS // 2
     return (bits.view(torch.int16)[: x.numel()] >= lowest).view(x.shape)
@@ -89,8 +90,14 @@ class Dropped(Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         _, stays, ctx.rate = inputs
         ctx.save_for_backward(stays)
+        ctx.save_for_forward(stays)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (stays,) = ctx.saved_tensors
         return only_those(grad, stays, ctx.rate), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (stays,) = ctx.saved_tensors
+        return only_those(tangent, stays, ctx.rate)

@@ -502,7 +502,11 @@ class BlockHost(Host):
                 parts = _split(y, qkv.sizes)
         ctx.output_kept = False
         dims = qkv.sizes[0] // num_heads
-        q, k, v = (p.reshape(*p.shape[:-1], -1, dims).transpose(1, 2) for p in parts)
+        # Heads by their number, which no reshaping finds out where a batch is empty.
+        q, k, v = (
+            p.reshape(*p.shape[:-1], p.shape[-1] // dims, dims).transpose(1, 2)
+            for p in parts
+        )
         if prepare is not None:
             q, k, v = prepare(q, k, v, ctx)
         q, k, v = self.before('attn.core', (q, k, v), ctx)

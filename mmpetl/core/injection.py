@@ -226,7 +226,16 @@ def own_share(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: a plain one itself, of a share its part."""
     if hasattr(tensor, 'to_local'):
         return tensor.to_local()
-    return getattr(tensor, 'ds_tensor', tensor)
+    share = getattr(tensor, 'ds_tensor', None)
+    if share is None:
+        return tensor
+    if not tensor.numel():
+        return share
+    # The whole is there too, and is what a pass reads: its part, and what fills it up.
+    row, size = tensor.detach().flatten(), share.numel()
+    own = row[torch.distributed.get_rank() * size :][:size]
+    filling = share.detach().flatten()[len(own) :]
+    return torch.cat((own, filling.to(own.device)))
 
 
 def check_whole(module: nn.Module) -> None:

@@ -30,7 +30,7 @@ class InputChange(nn.Module):
         raise NotImplementedError
 
     def added(self, x: Tensor) -> Tensor:
-        """``x + x C``, which a change may have by one product in full precision."""
+        """``x + x C``, which a change may have by one product that keeps all digits."""
         return x + self(x)
 
     def of_weight(self, weight: Tensor) -> Tensor:

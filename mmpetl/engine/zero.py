@@ -51,6 +51,27 @@ TAKEN = (
 )
 """Settings of DeepSpeed that may be given; others change what is trained."""
 
+OF_ZERO = (
+    'allgather_bucket_size',
+    'allgather_partitions',
+    'contiguous_gradients',
+    'offload_optimizer',
+    'offload_param',
+    'overlap_comm',
+    'reduce_bucket_size',
+    'reduce_scatter',
+    'stage',
+    'stage3_max_live_parameters',
+    'stage3_max_reuse_distance',
+    'stage3_model_persistence_threshold',
+    'stage3_param_persistence_threshold',
+    'stage3_prefetch_bucket_size',
+    'sub_group_size',
+    'zero_hpz_partition_size',
+)
+"""Settings of ``zero_optimization`` that may be given: others lay weights out anew, so
+that a checkpoint would gather something else."""
+
 HALF = ('fp16', 'bf16', 'bfloat16', 'amp', 'torch_autocast')
 """Settings of DeepSpeed for weights or passes in less than float32."""
 
@@ -110,6 +131,12 @@ def zero_settings(asked: Any) -> dict[str, Any]:
                 f'deepspeed takes no {key!r}.{suggest(key, TAKEN)} It takes: '
                 f'{", ".join(TAKEN)}'
             )
+    for key in zero:
+        if key not in OF_ZERO:
+            raise PETLError(
+                f'deepspeed.zero_optimization takes no {key!r}.{suggest(key, OF_ZERO)} '
+                f'It takes: {", ".join(OF_ZERO)}'
+            )
     for part in ('offload_param', 'offload_optimizer'):
         where = zero.get(part) or {}
         if isinstance(where, Mapping) and where.get('device') == 'nvme':
@@ -123,17 +150,17 @@ def zero_settings(asked: Any) -> dict[str, Any]:
 def check_runner(config: Any) -> None:
     """Raise PETLError where a config asks for MMEngine's Runner of strategies.
 
-    It resumes before hooks begin, and its strategy for DeepSpeed neither asks them what
-    to save nor shows them what was loaded.
+    It builds models and resumes before hooks begin, and its strategy for DeepSpeed
+    neither asks them what to save nor shows them what was loaded.
     """
-    kind = _last(config.get('runner_type') or '')
-    if kind == 'FlexibleRunner' or config.get('strategy'):
-        asked = 'runner_type is FlexibleRunner' if kind else 'strategy is given'
+    flexible = _last(config.get('runner_type') or '') == 'FlexibleRunner'
+    if flexible or config.get('strategy'):
+        asked = 'runner_type is FlexibleRunner' if flexible else 'strategy is given'
         raise PETLError(
-            f'{asked}, and strategies of MMEngine save and load without our hooks, so '
-            'that a checkpoint would be no delta and nothing guard the base; leave '
-            'runner_type and strategy out, and say deepspeed = 3 (or 1, 2, or a dict '
-            'of its settings) or shard_base = True'
+            f'{asked}: the Runner of MMEngine that takes strategies builds and loads '
+            'models before our hooks begin, so that no checkpoint would be held to the '
+            'base; leave runner_type and strategy out, and say deepspeed = 3 (or 1, 2, '
+            'or a dict of its settings) or shard_base = True'
         )
 
 
@@ -263,11 +290,21 @@ def check_trainable(model: nn.Module, wrapper: Any) -> None:
             f'the optimizer holds {what}, and deepspeed takes what trains and nothing '
             "else; give optim_wrapper constructor='mmpetl.OwnerOptimWrapperConstructor'"
         )
-    points = [n for n, param in model.named_parameters() if not param.dim()]
-    if points:
+    if not all(group['params'] for group in groups):
         raise PETLError(
-            f'deepspeed joins rows of numbers, and {shorten(points)} of the model have '
-            'no axis; take shard_base in place of deepspeed'
+            'a group of the optimizer holds no parameters, which deepspeed would leave '
+            'out; leave it out of paramwise_cfg'
+        )
+    odd = [
+        name
+        for name, param in model.named_parameters()
+        if not (param.dim() and param.numel() and param.is_contiguous())
+    ]
+    if odd:
+        raise PETLError(
+            f'deepspeed joins rows of numbers that lie one behind the other, and '
+            f'{shorten(odd)} of the model have no axis, no number or another order; '
+            'take shard_base in place of deepspeed'
         )
     other = [
         f'{name} ({str(param.dtype).removeprefix("torch.")})'
@@ -421,6 +458,11 @@ class Zero:
     def step(self, **kwargs: Any) -> None:
         """Clip, step, and forget the gradients."""
         self.engine.step()
+        if self.engine.optimizer.overflow:
+            raise PETLError(
+                'a gradient is not finite, and deepspeed has left this step out; lower '
+                'the learning rate, or look at the samples of this batch'
+            )
         norm = self.engine.get_global_grad_norm()
         if self.engine.gradient_clipping() and norm is not None:
             # MMEngine's wrapper logs what it clips.
@@ -504,6 +546,21 @@ class Zero:
         weights = zip(params, self._whole(None), strict=True)
         return {self.names[param]: whole for param, whole in weights}
 
+    def check_layout(self, weights: list[Tensor]) -> None:
+        """Raise PETLError where what is gathered is not what was handed over.
+
+        Where numbers lie is said by no interface of DeepSpeed.
+        """
+        same = all(map(torch.equal, self._whole(None), weights))
+        # Those of the first process went to the others, which may have had others.
+        said = torch.tensor([same], dtype=torch.uint8, device=self.engine.device)
+        torch.distributed.broadcast(said, 0)
+        if not said.item():
+            raise PETLError(
+                f'deepspeed {version("deepspeed")} lays weights out in a way that is '
+                'not known here, and a checkpoint would hold others; take shard_base'
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`collect` has gathered, as the optimizer alone would give it."""
         if self._collected is None:
@@ -569,6 +626,7 @@ def start_zero(wrapped: ZeroModel, wrapper: OptimWrapper, asked: Any) -> int:
     options = [[k for k in g if k != 'params'] for g in optimizer.param_groups]
     state = dict(optimizer.state)
     optimizer.state.clear()
+    weights = [param.detach().cpu().clone() for group in groups for param in group]
     before = held_bytes(model)
 
     def begin() -> None:
@@ -580,6 +638,7 @@ def start_zero(wrapped: ZeroModel, wrapper: OptimWrapper, asked: Any) -> int:
             _keep_whole([param for group in groups for param in group], engine)
 
     _all_converting(model, begin)
+    wrapped.zero.check_layout(weights)
     wrapped.zero.load_state(state)
     wrapper.optimizer = wrapped.zero
     wrapper.__class__ = ZeroOptimWrapper

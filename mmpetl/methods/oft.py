@@ -28,6 +28,7 @@ from mmpetl.core import (
     Method,
     PETLError,
     Site,
+    autocasts,
     check_kinds,
     check_range,
 )
@@ -56,6 +57,11 @@ WIDE = 64
 """So many channels a product of butterfly factors may mix to be written as one."""
 
 
+def is_exact(x: Tensor) -> bool:
+    """Whether a product keeps all digits of x; a GPU may multiply with fewer (TF32)."""
+    return x.is_cpu and x.dtype in FULL and not autocasts(x)
+
+
 def unit(size: int, like: Tensor) -> Tensor:
     """The identity, (size, size), in dtype and on device of another tensor."""
     return torch.eye(size, dtype=like.dtype, device=like.device)
@@ -69,11 +75,16 @@ def skew(upper: Tensor, size: int) -> Tensor:
     return full - full.mT
 
 
-def cayley(Q: Tensor) -> Tensor:
-    """``R - I`` of ``R = (I - Q) (I + Q)^-1``, orthogonal for a skew-symmetric Q."""
+def cayley(Q: Tensor, whole: bool = False) -> Tensor:
+    """``R - I`` of ``R = (I - Q) (I + Q)^-1``, orthogonal for a skew-symmetric Q.
+
+    Args:
+        Q: (..., size, size).
+        whole: Give R itself.
+    """
     one = unit(Q.shape[-1], Q)
     solve = eliminated if torch.onnx.is_in_onnx_export() else torch.linalg.solve
-    return solve(one + Q, -2 * Q)
+    return solve(one + Q, one - Q if whole else -2 * Q)
 
 
 def eliminated(A: Tensor, B: Tensor) -> Tensor:
@@ -118,32 +129,35 @@ class Rotations(InputChange):
         self.max_norm = max_norm
         self.drop_rate = drop_rate
 
-    def turns(self, dtype: torch.dtype) -> Tensor:
-        """``R_j - I``, (blocks, size, size), computed and given in a dtype."""
+    def turns(self, dtype: torch.dtype, whole: bool = False) -> Tensor:
+        """``R_j - I``, (blocks, size, size), or R_j; computed and given in a dtype."""
         Q = skew(self.upper.to(dtype), self.size)
         if self.max_norm is not None:
             norm = torch.linalg.vector_norm(Q, dim=(-2, -1), keepdim=True)
             Q = Q * (self.max_norm / norm.clamp(min=self.max_norm))
-        return neumann(Q) if self.series else cayley(Q)
+        if self.series:
+            return neumann(Q) + unit(self.size, Q) if whole else neumann(Q)
+        return cayley(Q, whole)
 
-    def drawn(self, dtype: torch.dtype) -> Tensor:
+    def drawn(self, dtype: torch.dtype, whole: bool = False) -> Tensor:
         """The same for a forward pass in a dtype: some blocks stay in training."""
         with torch.autocast(self.upper.device.type, enabled=False):
             # No half kernel solves.
-            turns = self.turns(torch.promote_types(self.upper.dtype, torch.float32))
+            full = torch.promote_types(self.upper.dtype, torch.float32)
+            turns = self.turns(full, whole)
         if self.training and self.drop_rate:
             chance = torch.rand(len(turns), 1, 1, device=turns.device)
-            turns = turns * (chance >= self.drop_rate)
+            rest = unit(self.size, turns) if whole else torch.zeros_like(turns)
+            turns = torch.where(chance >= self.drop_rate, turns, rest)
         return turns.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return by_blocks(x, self.drawn(x.dtype))
 
     def added(self, x: Tensor) -> Tensor:
-        if x.dtype not in FULL:
+        if not is_exact(x):
             return super().added(x)
-        turns = self.drawn(x.dtype)
-        return by_blocks(x, turns + unit(self.size, x))
+        return by_blocks(x, self.drawn(x.dtype, whole=True))
 
     def of_weight(self, weight: Tensor) -> Tensor:
         return by_blocks(weight, self.turns(weight.dtype).mT)
@@ -175,7 +189,7 @@ class Butterfly(Rotations):
         return by_blocks(x, self.product(x, turns))
 
     def added(self, x: Tensor) -> Tensor:
-        if x.dtype not in FULL or self.width > WIDE:
+        if not is_exact(x) or self.width > WIDE:
             return x + self(x)
         blocks = self.product(x, self.drawn(x.dtype))
         return by_blocks(x, blocks + unit(self.width, x))

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from promises import F64, gap, offered_sites, same
-from tiny import Pair, bare, decide_, images, outputs, plain_outputs, record, shake_
+from tiny import (
+    Pair,
+    bare,
+    base,
+    decide_,
+    images,
+    outputs,
+    plain_outputs,
+    record,
+    shake_,
+)
 
 from mmpetl.core import PETLError, eject, fold, inject, slots
 
@@ -36,6 +46,14 @@ def test_evaluation_is_deterministic(brief_pair: Pair) -> None:
     first = outputs(model, x)
     assert same(outputs(model, x), first), 'a pass draws numbers, or leaves a trace'
     assert all(torch.isfinite(y).all() for y in first)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['timm_vit', 'mmpretrain_vit'])
+def test_an_empty_batch_passes(name: str) -> None:
+    x = images(name)[:0]
+    got = outputs(inject(base(name), 'LoRA'), x)
+    assert [y.shape for y in got] == [y.shape for y in outputs(base(name), x)]
 
 
 @torch.no_grad()

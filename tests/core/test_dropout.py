@@ -128,3 +128,29 @@ def test_it_compiles_and_traces() -> None:
 def test_maps_of_no_memory_pass() -> None:
     x = torch.ones(3, 4, device='meta')
     assert dropout(x, 0.5).shape == x.shape
+
+
+def test_transforms_of_functions_and_tangents() -> None:
+    x = torch.randn(6, 50)
+
+    def loss(row: Tensor) -> Tensor:
+        return (dropout(row, 0.5) ** 2).sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), randomness='different')(x)
+    factor = each / (2 * x)  # 0 where dropped, else 4
+    torch.testing.assert_close(factor.unique(), torch.tensor([0.0, 4.0]))
+    assert not torch.equal(factor[0], factor[1])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(
+            x.clone().requires_grad_(), torch.ones_like(x)
+        )
+        y, tangent = torch.autograd.forward_ad.unpack_dual(dropout(dual, 0.5))
+    torch.testing.assert_close(tangent, (y != 0).float() * 2)
+
+
+def test_a_default_device_is_not_that_of_a_mask() -> None:
+    x = torch.ones(100)
+    with torch.device('meta'):
+        y = dropout(x, 0.5)
+    assert y.is_cpu
+    assert 0 < y.count_nonzero() < 100

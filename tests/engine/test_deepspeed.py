@@ -164,6 +164,7 @@ def _compare(stem: str, method: Any, stage: int, kind: str, **more: Any) -> dict
         with torch.no_grad():
             frozen.ds_tensor.add_(1)
         found['watched'] = _refusal(lambda m: watch.check(), parts)
+        found['by default'] = _by_default(copy.deepcopy(model), kind, x, more)
 
     again = copy.deepcopy(model)
     wrapper = _wrapped(again, kind, **copy.deepcopy(more))
@@ -173,7 +174,33 @@ def _compare(stem: str, method: Any, stage: int, kind: str, **more: Any) -> dict
     start_zero(run, wrapper, _asked(stage))
     _steps(run.zero.engine, wrapper, x, 1)
     found['again'] = delta_state(again) | run.zero.collect()
+    found['diverged'] = _diverged(run.zero.engine, wrapper, x)
     return found
+
+
+def _by_default(model: nn.Module, kind: str, x: torch.Tensor, more: dict) -> dict:
+    """Two steps by stage 3 as it is asked for by its number; then a base that moves.
+
+    Its weights are too small to be worth a gathering, and stay whole.
+    """
+    wrapper, run = _wrapped(model, kind, **copy.deepcopy(more)), ZeroModel(model)
+    start_zero(run, wrapper, 3)
+    losses = _steps(run.zero.engine, wrapper, x, 2)
+    watch = BaseWatch(model)
+    watch.check()
+    (_, module, record), *_ = injections(model)
+    frozen = next(iter(frozen_parameters(module, record).values()))
+    with torch.no_grad():
+        frozen.add_(1)
+    said = _refusal(lambda m: watch.check(), model)
+    return {'losses': losses, 'watched': said, 'changed': base_changes(model)}
+
+
+def _diverged(call: Any, wrapper: OptimWrapper, x: torch.Tensor) -> str:
+    """What a step says whose loss is a number and whose gradients are none."""
+    loss = sum((y * 0).sqrt().sum() for y in call(x))
+    assert loss == 0
+    return _refusal(lambda m: wrapper.update_params(loss), call)
 
 
 def _refusal(act: Any, model: nn.Module) -> str:
@@ -251,8 +278,10 @@ def _check(folder: Path, name: str, stage: int) -> None:
         assert found['kinds']
         steps = [v for k, v in found['numbers'].items() if k.endswith('.step')]
         assert all(torch.equal(*pair) for pair in steps)
-        numbers = {k: v for k, v in found['numbers'].items() if '.step' not in k}
-        _check_close([tuple(pair) for pair in numbers.values()])
+        for kind in {key.partition('.')[2] for key in found['numbers']} - {'step'}:
+            pairs = [v for k, v in found['numbers'].items() if k.endswith(f'.{kind}')]
+            _check_close([tuple(pair) for pair in pairs])
+        assert 'a gradient is not finite' in found['diverged']
         assert found['names'] == ['delta', 'head']
         assert found['changed'] == []
         if stage < 3:
@@ -263,6 +292,11 @@ def _check(folder: Path, name: str, stage: int) -> None:
         for said in found['refused']:
             assert 'is sharded over processes: inject and eject before' in said
         assert 'of the frozen base differ' in found['watched']
+        kept = found['by default']
+        for one, other in zip(found['losses'], kept['losses'], strict=False):
+            assert other == pytest.approx(one, rel=1e-6)
+        assert 'of the frozen base differ' in kept['watched']
+        assert len(kept['changed']) == 1
 
 
 NAMES = {name: case[2] for name, *case in _cases('few')}
@@ -367,6 +401,10 @@ def test_a_run_leaves_the_checkpoints_of_one_without_deepspeed(
             "takes no 'step_per_print'. Did you mean 'steps_per_print'",
         ),
         (
+            {'zero_optimization': {'stage': 2, 'round_robin_gradients': True}},
+            "zero_optimization takes no 'round_robin_gradients'",
+        ),
+        (
             {'zero_optimization': {'stage': 3, 'offload_param': {'device': 'nvme'}}},
             "offload_param on nvme is not supported.*take device='cpu'",
         ),
@@ -385,8 +423,12 @@ def test_a_number_is_a_stage() -> None:
 @pytest.mark.parametrize(
     ('more', 'line'),
     [
-        ({'runner_type': 'FlexibleRunner'}, 'runner_type is FlexibleRunner, and'),
-        ({'strategy': {'type': 'DeepSpeedStrategy'}}, 'strategy is given, and'),
+        ({'runner_type': 'FlexibleRunner'}, 'runner_type is FlexibleRunner:'),
+        ({'strategy': {'type': 'DeepSpeedStrategy'}}, 'strategy is given:'),
+        (
+            {'runner_type': 'mmpetl.TuningRunner', 'strategy': {'type': 'DDPStrategy'}},
+            'strategy is given:',
+        ),
     ],
 )
 def test_strategies_of_mmengine_are_refused(more: dict, line: str) -> None:
@@ -484,6 +526,12 @@ def test_models_that_zero_would_change_are_refused() -> None:
     assert 'have no axis' in refused(
         inject(base('timm_vit'), {'type': 'LST', 'reduction': 4})
     )
+    turned = inject(base('timm_vit'), 'LoRA')
+    turned.cls_token.data = torch.zeros(1, 32, 1).mT.expand(1, 1, 32)
+    turned.pos_embed.data = turned.pos_embed.data.mT.contiguous().mT
+    assert 'pos_embed of the model have no axis, no number or another order' in refused(
+        turned
+    )
     assert '(bfloat16)' in refused(inject(base('timm_vit', torch.bfloat16), 'LoRA'))
     packed = inject(base('timm_vit'), 'LoRA')
     loose = torch.optim.SGD(packed.parameters(), lr=1)
@@ -506,6 +554,8 @@ def _runner(
         _train_loop=loop,
         train_loop=loop,
         hooks=hooks,
+        cfg=ConfigDict(),
+        world_size=2,
     )
 
 

@@ -261,3 +261,17 @@ def test_what_is_turned_is_x_and_its_change(
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 0.01)
     got = change.to(dtype).added(x).double()
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('make', [lambda: Rotations(4, 8), lambda: Butterfly(4, 8, 2)])
+def test_a_small_turn_is_not_lost_under_autocast(
+    make: Callable[[], Rotations],
+) -> None:
+    """A product with the identity would be in half precision there."""
+    change, x = make(), torch.randn(64, 32)
+    torch.nn.init.normal_(change.upper, std=1e-3)
+    want = change.added(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = change.added(x)
+    assert got.dtype is torch.float32
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-3)

@@ -18,7 +18,13 @@ from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.hooks.delta_checkpoint import DeltaCheckpointHook
 from mmpetl.engine.hooks.ema import TrainableEMAHook
 from mmpetl.engine.hooks.shard_base import check_even
-from mmpetl.engine.zero import ZeroModel, check_trainable, held_bytes, start_zero
+from mmpetl.engine.zero import (
+    ZeroModel,
+    check_trainable,
+    check_zero,
+    held_bytes,
+    start_zero,
+)
 from mmpetl.registry import HOOKS
 
 LOOPS = (EpochBasedTrainLoop, IterBasedTrainLoop)
@@ -46,6 +52,7 @@ class DeepSpeedHook(Hook):
         """Refuse what cannot be, before anything costs time."""
         if not isinstance(runner._train_loop, BaseLoop):
             return  # what is only tested is not sharded
+        check_zero(runner.cfg, runner.world_size)
         check_trainable(plain_model(runner), runner.optim_wrapper)
         if not isinstance(runner.model, ZeroModel):
             raise PETLError(
