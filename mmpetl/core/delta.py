@@ -114,10 +114,12 @@ class Delta(nn.Module):
                 f'{type(self).__name__} notes a term {name!r}, and its method has '
                 f'losses = {self.losses}; write losses = ({name!r},) there'
             )
-        # As torch's own checkpointing asks; -1 is no backward pass.
-        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            if self.training:
-                _terms.setdefault(self, {})[name] = value
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        # As torch's own checkpointing asks; -1 is no backward pass. No compiler runs a
+        # block once more by calling it.
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            _terms.setdefault(self, {})[name] = value
 
     def take_terms(self) -> dict[str, Tensor]:
         """What has been noted; it is noted no longer."""

@@ -42,7 +42,8 @@ class FewBits(FewValues):
         super().__init__(bits, weight)
         # In no file, for it is computed anew; as integers, which a conversion of the
         # model to half precision and back does not round.
-        codes = torch.tensor(code_book(bits), dtype=torch.float32)
+        self.known = code_book(bits)  # which no compiler can compute
+        codes = torch.tensor(self.known, dtype=torch.float32)
         self.register_buffer('book', codes.view(torch.int32), persistent=False)
 
     @property
@@ -50,7 +51,7 @@ class FewBits(FewValues):
         """The code book, (2 ** bits,), ascending."""
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             # What is saved of a trace, and ONNX, hold no view of this kind.
-            return torch.tensor(code_book(self.bits), device=self.book.device)
+            return torch.tensor(self.known, device=self.book.device)
         return self.book.view(torch.float32)
 
     def quantised(self) -> Tensor:

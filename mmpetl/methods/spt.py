@@ -140,7 +140,8 @@ class SPTDelta(Delta):
         self.found = found
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        if self.training and not self.found:
+        silent = self.found or torch.compiler.is_compiling()  # as no graph can warn
+        if self.training and not silent:
             self.found = True  # once
             warnings.warn(
                 'SPT trains a module at every projection: no pass has found out where '
