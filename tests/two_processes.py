@@ -9,6 +9,15 @@ from typing import Any
 
 import torch
 
+MEETING_THE_BASE = {
+    'reads weights': {'type': 'DoRA', 'rank': 2},
+    'turns weights': {'type': 'OFT', 'block_size': 8},
+    'shares factors': {'type': 'FacTTT', 'rank': 2},
+    'trains a block': {'type': 'PartialK', 'num_blocks': 1},
+    'adds tokens': {'type': 'VPTDeep', 'drop_rate': 0.0},
+}
+"""Methods over a base that processes share, by what of it they meet."""
+
 
 def in_two_processes(work: Callable[..., object], *args: Any) -> None:
     """Run ``work(rank, *args)`` in two processes that gloo joins.

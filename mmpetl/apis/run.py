@@ -246,7 +246,6 @@ def train(config: Any, **kwargs: Any) -> Any:
     kwargs.setdefault('check_data', ('train', 'val'))
     init_dist_any(kwargs.get('launcher', 'none'))
     check_zero(config, get_world_size())
-    _set_wrapper(config, kwargs.get('launcher', 'none'))
     folder = config.work_dir
     with stop_on_signals() as stop, hold_for_run(folder), writes_named(folder):
         found = find_checkpoint(config)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -480,18 +481,14 @@ class Zero:
             for param in group:
                 if self.stage == 3:
                     place = zero.grad_position[zero.get_param_id(param)]
-                    flat, at, size = (
-                        zero.fp32_partitioned_groups_flat[place[0]],
-                        *place[1:],
-                    )
+                    joined, at, size = place
+                    flat = zero.fp32_partitioned_groups_flat[joined]
                     start = rank * size
                     count = max(0, min(size, param.ds_numel - start))
                     yield param, Piece(flat, at, start, count)
                     continue
-                flat, held = (
-                    zero.single_partition_of_fp32_groups[number],
-                    param._hp_mapping,
-                )
+                flat = zero.single_partition_of_fp32_groups[number]
+                held = param._hp_mapping
                 if held is None:
                     yield param, Piece(flat, 0, 0, 0)
                     continue
@@ -662,11 +659,10 @@ def _keep_whole(params: list[nn.Parameter], engine: Any) -> None:
         lasting[0].all_gather(lasting)
 
 
-def _all_converting(model: nn.Module, convert: Any) -> None:
+def _all_converting(model: nn.Module, convert: Callable[[], object]) -> None:
     """Convert the bases of all backbones of a model at once."""
     for _, module, record in injections(model):
-        inner = convert
-        convert = lambda m=module, r=record, c=inner: converting(m, r, c)  # noqa: E731
+        convert = partial(converting, module, record, convert)
     convert()
 
 

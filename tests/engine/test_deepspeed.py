@@ -21,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from tiny import base, images, outputs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from two_processes import in_two_processes
+from two_processes import MEETING_THE_BASE, in_two_processes
 
 from mmpetl.apis.run import build_runner
 from mmpetl.config.load import load_config
@@ -52,12 +52,8 @@ MINI = Path(__file__).resolve().parents[2] / 'configs' / 'mini'
 
 METHODS = {
     'LoRA': {'type': 'LoRA', 'rank': 2},
-    'reads weights': {'type': 'DoRA', 'rank': 2},
-    'turns weights': {'type': 'OFT', 'block_size': 8},
-    'shares factors': {'type': 'FacTTT', 'rank': 2},
-    'trains a block': {'type': 'PartialK', 'num_blocks': 1},
     'trains biases': {'type': 'BitFit'},
-    'adds tokens': {'type': 'VPTDeep', 'drop_rate': 0.0},
+    **MEETING_THE_BASE,
 }
 """Methods on one trunk, by what of the base they meet."""
 

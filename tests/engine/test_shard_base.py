@@ -14,7 +14,7 @@ import torch
 from mmengine.hooks import EMAHook
 from tiny import base, images, outputs
 from torch import nn
-from two_processes import in_two_processes
+from two_processes import MEETING_THE_BASE, in_two_processes
 
 from mmpetl.core import PETLError, base_changes, delta_state, eject, fold, inject
 from mmpetl.engine.base_watch import BaseWatch
@@ -23,12 +23,8 @@ from mmpetl.engine.hooks.shard_base import check_even
 from mmpetl.engine.sharding import shard_base
 
 READERS = {
-    'reads weights': {'type': 'DoRA', 'rank': 2},
-    'turns weights': {'type': 'OFT', 'block_size': 8},
-    'shares factors': {'type': 'FacTTT', 'rank': 2},
-    'trains a block': {'type': 'PartialK', 'num_blocks': 1},
+    **MEETING_THE_BASE,
     'is beside the trunk': {'type': 'LST', 'reduction': 4},
-    'adds tokens': {'type': 'VPTDeep', 'drop_rate': 0.0},
 }
 """Methods on one trunk, by what of the base they meet."""
 
