@@ -9,6 +9,8 @@ Parts, each with its share of the time:
   beside the same step in fp64 on the CPU: outputs, and gradients of what trains;
 - *tables*: speed/methods.py for ViT-B/16 and Swin-B at batch 64;
 - *compiled*: a step under torch.compile, block by block, over the eager one;
+- *offloaded*: a step whose activations wait in the memory of the machine, are computed
+  again, or both, over a plain one;
 - *batches*: the largest batch that fits, beside what tools/estimate.py says of it;
 - *launcher*: one epoch by tools/dist_train.sh with a process per GPU;
 - *benchmark*: mini jobs that share the device.
@@ -41,6 +43,7 @@ from torch import nn
 import mmpetl
 from mmpetl.analysis.memory import estimate
 from mmpetl.core import registered_methods
+from mmpetl.engine.hooks.offload import offload_passes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +52,8 @@ SHARES = {
     'launcher': 0.1,
     'benchmark': 0.1,
     'batches': 0.1,
-    'compiled': 0.15,
+    'compiled': 0.1,
+    'offloaded': 0.05,
     'tables': 0.35,
 }
 """Of the time that is left for a part and those behind it, relative to each other."""
@@ -61,6 +65,9 @@ SETTINGS: dict[str, Any] = {
     'Consolidator': {'type': 'Consolidator', 'groups': [48]},
 }
 """Of methods whose defaults do not fit the tiny trunk."""
+
+LESS = ('offloaded', 'recomputed', 'both')
+"""Ways to keep less of a forward pass on the device."""
 
 TRUNKS = ('vit_b', 'swin_b')
 
@@ -234,6 +241,25 @@ def compiled(part: Part, device: torch.device, small: bool) -> bool:
     return True
 
 
+def offloaded(part: Part, device: torch.device, small: bool) -> bool:
+    """Steps that keep less on the device, over plain ones."""
+    for name in part.missing(['LoRA', 'Full']):
+        x = torch.randn(2 if small else 64, 3, 224, 224, device=device)
+        plain = mmpetl.inject(make_vit(1 if small else 12), name).to(device).train()
+        nets = {'plain': plain, **{way: copy.deepcopy(plain) for way in LESS}}
+        for way, net in nets.items():
+            for block in net.layers:
+                block.with_cp = way in ('recomputed', 'both')
+            if way in ('offloaded', 'both'):
+                offload_passes(net)
+        steps = {way: Step(net, x) for way, net in nets.items()}
+        peaks = {f'{way} peak': step.peak_bytes() for way, step in steps.items()}
+        times = time_rounds(steps, 2 if small else 10)
+        found = {way: ratio(times, way, 'plain').median for way in LESS}
+        part.keep(name, **found, **peaks)
+    return True
+
+
 def batches(part: Part, device: torch.device, small: bool) -> bool:
     """The largest batch that runs, and that of the estimate."""
     limit = 2**29
@@ -318,6 +344,8 @@ def run(name: str, part: Part, device: torch.device, small: bool, out: Path) -> 
         return numbers(part, device)
     if name == 'compiled':
         return compiled(part, device, small)
+    if name == 'offloaded':
+        return offloaded(part, device, small)
     if name == 'batches':
         return batches(part, device, small)
     if name == 'launcher':

@@ -158,6 +158,7 @@ class MemoryEstimate:
         exchanged: Of the buffers in which processes exchange gradients.
         gathered: Of weights that are gathered while a block of a sharded base runs.
         before: Of all weights while a base that will be sharded is whole.
+        offloaded: Of activations that wait in the memory of the machine.
     """
 
     batch: int
@@ -174,6 +175,7 @@ class MemoryEstimate:
     exchanged: int = 0
     gathered: int = 0
     before: int = 0
+    offloaded: int = 0
 
     @property
     def resting(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from mmpetl.apis.counting import without_files
 from mmpetl.config.nodes import sides_made, train_pipeline
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError, check_range
+from mmpetl.engine.offload import LEAST, Offloading
 from mmpetl.engine.sharding import sharded_bytes
 
 BOXES = 8
@@ -46,6 +48,9 @@ def estimate_memory(
         processes: How many train together, which shares the base where the config has
             ``shard_base``.
 
+    Where the config has ``offload_activations``, what is kept is what stays on the
+    device.
+
     Raises:
         PETLError: The config does not say how large batches or pictures are, its model
             is of no known task, or a base is to be shared that cannot be.
@@ -66,6 +71,9 @@ def estimate_memory(
     sample = sample_maker(model, sides)
     shape = (1, 3, frames, *sides) if frames else (3, *sides)
 
+    offloads = bool(config.get('offload_activations'))
+    offloaded: dict[int, int] = {}
+
     def loss_of(n: int) -> Tensor:
         data = {
             'inputs': [
@@ -75,12 +83,21 @@ def estimate_memory(
             'data_samples': [sample() for _ in range(n)],
         }
         ready = model.data_preprocessor(data, training=True)
-        losses = model(ready['inputs'], ready['data_samples'], mode='loss')
+        # What a sample keeps is small here; it goes where that of the batch would.
+        passes = Offloading(model, -(-LEAST * n // batch)) if offloads else None
+        with passes or nullcontext():
+            losses = model(ready['inputs'], ready['data_samples'], mode='loss')
+        if passes:
+            offloaded[n] = passes.held
         return model.parse_losses(losses)[0]
 
     with scope_of(config):
         optimizer = optimizer_of(config, model)
         found = estimate(model, loss_of, optimizer, batch)
+    if offloads:
+        (small, first), (large, last) = sorted(offloaded.items())
+        slope = (last - first) // (large - small)
+        found = replace(found, offloaded=last + slope * (batch - large))
     if processes > 1:
         # DistributedDataParallel averages gradients in buffers of their size.
         found = replace(found, exchanged=found.gradients)
@@ -256,6 +273,11 @@ def lines_of(found: MemoryEstimate, limit: float | None = None) -> list[str]:
         f'one more sample adds {found.passes_per_sample / 2**20:,.1f} MiB to the peak, '
         f'{found.kept_per_sample / 2**20:,.1f} of them kept'
     )
+    if found.offloaded:
+        lines.append(
+            f'{found.offloaded / 2**20:,.1f} MiB of activations wait in the memory of '
+            'the machine'
+        )
     if limit is not None:
         fits = found.fits(math.floor(limit * 2**30))
         lines.append(

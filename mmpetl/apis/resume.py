@@ -32,6 +32,7 @@ HARMLESS = (
     'model_wrapper_cfg',
     'shard_base',
     'deepspeed',
+    'offload_activations',
     'cache_features.folder',
     'cache_features.limit_gib',
     'default_hooks.logger',

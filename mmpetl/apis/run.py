@@ -185,6 +185,10 @@ def build_runner(
         from mmpetl.engine import ShardBaseHook
 
         runner.register_hook(ShardBaseHook())
+    if config.get('offload_activations'):
+        from mmpetl.engine import OffloadHook
+
+        runner.register_hook(OffloadHook())
     if config.get('deepspeed'):
         from mmpetl.engine import DeepSpeedHook
 

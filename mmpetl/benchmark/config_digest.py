@@ -38,6 +38,7 @@ UNRELATED = (
     'launcher',
     'log_level',
     'log_processor',
+    'offload_activations',
     'resume',
     'shard_base',
     'vis_backends',

@@ -57,6 +57,7 @@ OF_OURS = (
     'cache_features',
     'dataset',
     'deepspeed',
+    'offload_activations',
     'on_bad_sample',
     'on_damaged_jpeg',
     'phases',

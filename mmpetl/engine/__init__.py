@@ -12,6 +12,7 @@ from mmpetl.engine.hooks import (
     EfficiencyHook,
     FeatureCacheHook,
     NonFiniteGuardHook,
+    OffloadHook,
     ShardBaseHook,
     TrainableEMAHook,
 )
@@ -46,6 +47,7 @@ __all__ = [
     'NOAHSearchLoop',
     'NOAHSupernetLoop',
     'NonFiniteGuardHook',
+    'OffloadHook',
     'OwnerOptimWrapperConstructor',
     'PETLDistributedDataParallel',
     'SPTLoop',

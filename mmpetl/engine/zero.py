@@ -203,6 +203,11 @@ def check_zero(config: Any, processes: int | None = None) -> None:
         )
     if config.get('compile'):
         raise PETLError('deepspeed is not supported beside compile; leave one out')
+    if config.get('offload_activations'):
+        raise PETLError(
+            'deepspeed is not supported beside offload_activations, which would take '
+            'the weights that it gathers for activations; leave one out'
+        )
     given = (config.get('model_wrapper_cfg') or {}).get('type') or ''
     if _last(given) not in ('', *REPLACED, WRAPPER.partition('.')[2]):
         raise PETLError(

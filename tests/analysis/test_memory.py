@@ -10,9 +10,10 @@ from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 from two_processes import in_two_processes
 
-from mmpetl.analysis.memory import estimate, weights_of
+from mmpetl.analysis.memory import estimate, step_memory, weights_of
 from mmpetl.core import inject, quantise
 from mmpetl.core.quantise import base_bytes
+from mmpetl.engine.offload import Offloading
 from mmpetl.engine.sharding import shard_base, sharded_bytes
 
 BATCH = 24
@@ -103,6 +104,31 @@ def test_what_is_kept_is_what_the_graph_saves():
         loss = loss_of(model, BATCH)
     assert found.kept == pytest.approx(sum(saved.values()), rel=0.1)
     assert loss.requires_grad
+
+
+def test_what_stays_on_the_device_is_a_line_in_the_batch_too():
+    """A tensor goes by its size in the batch that is asked for, not in those tried."""
+    model = inject(vit(), {'type': 'LoRA'}).train()
+    optimizer = adam(model)
+    least = 2**20
+    held = {}
+
+    def offloaded(n: int, of: int) -> Tensor:
+        passes = Offloading(model, least * n // of)
+        with passes:
+            loss = loss_of(model, n)
+        held[n] = passes.held
+        return loss
+
+    found = estimate(model, lambda n: offloaded(n, BATCH), optimizer, BATCH)
+    there = step_memory(lambda: offloaded(BATCH, BATCH), optimizer)
+    plain = estimate(model, lambda n: loss_of(model, n), optimizer, BATCH)
+    assert found.kept == pytest.approx(there.kept, rel=0.01)
+    assert found.passes == pytest.approx(there.passes, rel=0.01)
+    # Inputs of norms and the smaller products are below a MiB, those of GELU above.
+    assert 0.2 * plain.kept < found.kept < 0.8 * plain.kept
+    assert held[3] * BATCH == held[BATCH] * 3
+    assert held[BATCH] == pytest.approx(plain.kept - found.kept, rel=0.1)
 
 
 def test_the_largest_batch_that_fits():

@@ -99,6 +99,7 @@ def test_settings_that_decide_are_refused(run, changes, line):
         ({'train_cfg__max_epochs': 20}, 'max_epochs is 20, was 10'),
         ({'train_dataloader__num_workers': 0}, 'num_workers is 0, was 4'),
         ({'shard_base': True}, 'shard_base is True, was absent'),
+        ({'offload_activations': True}, 'offload_activations is True, was absent'),
         ({'deepspeed': 3}, 'deepspeed is 3, was absent'),
         ({'cache_features': True}, 'cache_features is True, was absent'),
         ({'val_dataloader': 1}, 'val_dataloader is 1, was None'),

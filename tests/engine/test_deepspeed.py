@@ -460,6 +460,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ({'shard_base': True}, 'two ways to shard a base; leave one out'),
         ({'compile': True}, 'not supported beside compile'),
+        ({'offload_activations': True}, 'not supported beside offload_activations'),
         ({'cache_features': True}, 'cache_features does not run; leave one out'),
         (
             {'model_wrapper_cfg': {'type': 'MMFullyShardedDataParallel'}},

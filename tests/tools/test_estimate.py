@@ -77,6 +77,29 @@ def test_the_tool_tells_parts_and_what_fits(estimated):
     assert text.splitlines()[-1].startswith('error: estimate needs batch')
 
 
+def test_activations_wait_elsewhere(estimated):
+    argv = (str(MINI / 'digits.py'), '--batch', '4096')
+
+    def facts(*more: str) -> dict[str, int]:
+        text, code = estimated(*argv, '--json', *more)
+        assert code == 0
+        return json.loads(text.splitlines()[-1])
+
+    plain, away = facts(), facts('--offload-activations')
+    assert plain['offloaded'] == 0
+    assert away['offloaded'] == pytest.approx(plain['kept'], rel=0.05)
+    assert away['kept'] < 0.05 * plain['kept']
+    assert away['peak'] < 0.5 * plain['peak']
+    text, code = estimated(*argv, '--offload-activations')
+    assert code == 0
+    said = f'{away["offloaded"] / 2**20:,.1f} MiB of activations wait in the memory'
+    assert said in text
+    # Nothing of one sample is large enough to go.
+    alone = facts('--batch', '1', '--offload-activations')
+    assert alone['offloaded'] == 0
+    assert alone == facts('--batch', '1')
+
+
 def test_processes_share_the_base(estimated):
     digits = str(MINI / 'digits.py')
     several = ('--gpus', '4')

@@ -37,6 +37,11 @@ def make_parser() -> CommandParser:
         action='store_true',
         help='each of them keeps its share of the frozen trunk, as in mmpetl train',
     )
+    parser.add_argument(
+        '--offload-activations',
+        action='store_true',
+        help='activations wait in the memory of the machine, as in mmpetl train',
+    )
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--json', action='store_true', help='bytes, for a program')
     return parser
@@ -52,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = config_of(args)
         if args.shard_base:
             config.shard_base = True
+        if args.offload_activations:
+            config.offload_activations = True
         found = estimate_memory(config, args.batch, args.size, args.device, args.gpus)
         if args.json:
             print(json.dumps({**dataclasses.asdict(found), 'peak': found.peak}))

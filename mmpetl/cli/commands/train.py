@@ -94,6 +94,12 @@ def make_parser() -> CommandParser:
         help='let DeepSpeed shard over several processes: 1 the state of the '
         'optimizer, 2 gradients too, 3 weights too',
     )
+    parser.add_argument(
+        '--offload-activations',
+        action='store_true',
+        help='what the forward pass keeps waits for the backward pass in the memory of '
+        'the machine, not of the GPU',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
     parser.add_argument(
@@ -144,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             options['shard_base'] = True
         if args.deepspeed:
             options['deepspeed'] = args.deepspeed
+        if args.offload_activations:
+            options['offload_activations'] = True
         if args.amp:
             import torch
 

@@ -10,6 +10,7 @@ from mmpetl.engine.hooks.efficiency import EfficiencyHook
 from mmpetl.engine.hooks.ema import TrainableEMAHook
 from mmpetl.engine.hooks.feature_cache import FeatureCacheHook
 from mmpetl.engine.hooks.nonfinite_guard import NonFiniteGuardHook
+from mmpetl.engine.hooks.offload import OffloadHook
 from mmpetl.engine.hooks.predictions import PredictionsHook
 from mmpetl.engine.hooks.results import ResultsHook
 from mmpetl.engine.hooks.run_log import RunLogHook
@@ -25,6 +26,7 @@ __all__ = [
     'EfficiencyHook',
     'FeatureCacheHook',
     'NonFiniteGuardHook',
+    'OffloadHook',
     'PredictionsHook',
     'ResultsHook',
     'RunLogHook',
