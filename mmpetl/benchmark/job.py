@@ -33,6 +33,7 @@ from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
 from mmpetl.core import PETLError
 from mmpetl.engine.run_names import forget
+from mmpetl.engine.zero import check_zero
 from mmpetl.lazy import moved_names
 
 __getattr__, __dir__ = moved_names(
@@ -85,6 +86,7 @@ def run_job(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = compose_job(job, folder)
+    check_zero(config, config.get(PROCESSES, 1))
     config.work_dir = str(folder)
     digest = config_hash(config)
     log, restarted = begin(folder, config, digest)

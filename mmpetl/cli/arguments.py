@@ -202,6 +202,59 @@ def add_launching(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """What a training holds, and where: :func:`memory_options`, and ``--base-bits``."""
+    parser.add_argument(
+        '--cache-features',
+        nargs='?',
+        const=True,
+        type=float,
+        metavar='GIB',
+        help='compute what a frozen trunk gives of each picture once and keep it on '
+        'disk, in GIB GiB at most, by default 10; where nothing is drawn at random',
+    )
+    parser.add_argument(
+        '--base-bits',
+        type=int,
+        choices=(8, 4),
+        help="hold the frozen trunk's Linear layers in so few bits",
+    )
+    parser.add_argument(
+        '--shard-base',
+        action='store_true',
+        help='of several processes each keeps its share of the frozen trunk',
+    )
+    parser.add_argument(
+        '--deepspeed',
+        type=int,
+        choices=(1, 2, 3),
+        metavar='STAGE',
+        help='let DeepSpeed shard over several processes: 1 the state of the '
+        'optimizer, 2 gradients too, 3 weights too',
+    )
+    parser.add_argument(
+        '--offload-activations',
+        action='store_true',
+        help='what the forward pass keeps waits for the backward pass in the memory of '
+        'the machine, not of the GPU',
+    )
+
+
+def memory_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What flags of :func:`add_memory` say, as keys of a config, without the bits."""
+    options: dict[str, Any] = {}
+    if args.cache_features is not None:
+        said = args.cache_features
+        options['cache_features'] = said is True or {'limit_gib': said}
+    if args.shard_base:
+        options['shard_base'] = True
+    if args.deepspeed:
+        options['deepspeed'] = args.deepspeed
+    if args.offload_activations:
+        options['offload_activations'] = True
+    return options
+
+
 def set_local_rank(args: argparse.Namespace) -> None:
     """What older launchers pass as a flag, where libraries look for it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

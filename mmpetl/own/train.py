@@ -31,7 +31,7 @@ from torch import nn
 
 from mmpetl.apis.building import without_memory
 from mmpetl.benchmark.job import run_job
-from mmpetl.benchmark.job_config import METHOD
+from mmpetl.benchmark.job_config import METHOD, PROCESSES
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.worker import tidy
 from mmpetl.config.names import method_class, methods_stem
@@ -224,6 +224,10 @@ def train_own(
             raise PETLError(f'another process works in {folder}; wait for it')
         record = store.read(job)
         if record is None or record.status != 'done':
+            processes = job.options.get(PROCESSES, 1)
+            if processes > 1:
+                said = folder / 'console.log'
+                say(f'{processes} processes train; what they say is in {said}')
             record = run_job(job, folder)
             store.write(record)
             tidy(folder)

@@ -196,6 +196,60 @@ def test_train_with_pictures_in_place_of_a_recipe_is_this(tmp_path, monkeypatch)
     assert asked == [['lora', 'list.csv', '--backbone', MINI]]
 
 
+def test_flags_of_memory_and_processes_are_options_of_the_task(tmp_path, monkeypatch):
+    from mmpetl.cli.commands import train_own as command
+
+    asked = {}
+
+    def note(data, **named):
+        asked.update(named)
+        raise PETLError('seen')
+
+    monkeypatch.setattr('mmpetl.own.prepare', note)
+    words = 'lora pictures --gpus 2 --shard-base --offload-activations --base-bits 8'
+    more = '--cache-features 2.5 --deepspeed 3 --cfg-options batch=64 deepspeed=2'
+    with pytest.raises(SystemExit):
+        command.main([*words.split(), *more.split()])
+    assert asked['options'] == {
+        'processes': 2,
+        'shard_base': True,
+        'offload_activations': True,
+        'model.backbone.base_bits': 8,
+        'cache_features': {'limit_gib': 2.5},
+        'deepspeed': 2,
+        'batch': 64,
+    }
+    with pytest.raises(SystemExit):
+        command.main(['lora', 'pictures'])
+    assert asked['options'] == {}
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_scores(task):
+    from dataclasses import replace
+
+    options = {'processes': 2, 'shard_base': True}
+    said = []
+    run = train_own(replace(task, options=options), 'lora', say=said.append)
+    assert 'console.log' in said[0]
+    assert (run.folder / 'console.log').read_text().count('the frozen base is sharded')
+    assert (run.record.status, run.record.test_reads) == ('done', 1)
+    assert run.record.data['test'].count == 3 * 2
+    assert run.record.score > 60  # a third by chance
+
+
+def test_a_base_to_be_shared_by_one_process_is_one_line(task):
+    from dataclasses import replace
+
+    for options, match in (
+        ({'shard_base': True}, 'this one has one; start several'),
+        ({'deepspeed': 3}, 'this one has one; start several|is not installed'),
+        ({'deepspeed': 4}, 'deepspeed'),
+    ):
+        with pytest.raises(PETLError, match=match):
+            train_own(replace(task, options=options), 'lora')
+
+
 def test_a_batch_may_be_made_of_several_passes(task):
     from dataclasses import replace
 

@@ -22,7 +22,9 @@ from pathlib import Path
 from mmpetl.cli.arguments import (
     add_config_options,
     add_launching,
+    add_memory,
     add_method_options,
+    memory_options,
     method_names,
     recipes,
     set_local_rank,
@@ -66,40 +68,7 @@ def make_parser() -> CommandParser:
         const='auto',
         help='continue from a checkpoint, by default the last of the work folder',
     )
-    parser.add_argument(
-        '--cache-features',
-        nargs='?',
-        const=True,
-        type=float,
-        metavar='GIB',
-        help='compute what a frozen trunk gives of each picture once and keep it on '
-        'disk, in GIB GiB at most, by default 10; where nothing is drawn at random',
-    )
-    parser.add_argument(
-        '--base-bits',
-        type=int,
-        choices=(8, 4),
-        help="hold the frozen trunk's Linear layers in so few bits",
-    )
-    parser.add_argument(
-        '--shard-base',
-        action='store_true',
-        help='of several processes each keeps its share of the frozen trunk',
-    )
-    parser.add_argument(
-        '--deepspeed',
-        type=int,
-        choices=(1, 2, 3),
-        metavar='STAGE',
-        help='let DeepSpeed shard over several processes: 1 the state of the '
-        'optimizer, 2 gradients too, 3 weights too',
-    )
-    parser.add_argument(
-        '--offload-activations',
-        action='store_true',
-        help='what the forward pass keeps waits for the backward pass in the memory of '
-        'the machine, not of the GPU',
-    )
+    add_memory(parser)
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
     parser.add_argument(
@@ -143,15 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = dict(args.cfg_options or {})
         if args.lr is not None:
             options['optim_wrapper.optimizer.lr'] = args.lr
-        if args.cache_features is not None:
-            said = args.cache_features
-            options['cache_features'] = said is True or {'limit_gib': said}
-        if args.shard_base:
-            options['shard_base'] = True
-        if args.deepspeed:
-            options['deepspeed'] = args.deepspeed
-        if args.offload_activations:
-            options['offload_activations'] = True
+        options |= memory_options(args)
         if args.amp:
             import torch
 

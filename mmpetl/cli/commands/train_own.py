@@ -20,8 +20,11 @@ from pathlib import Path
 
 from mmpetl.cli.arguments import (
     add_config_options,
+    add_memory,
     add_method_arguments,
+    memory_options,
     method_names,
+    positive,
 )
 from mmpetl.cli.parsing import CommandParser, suggests
 
@@ -61,6 +64,14 @@ def make_parser() -> CommandParser:
     parser.add_argument('--split-seed', type=int, help='of splits that are drawn')
     parser.add_argument('--workers', type=int, help='processes that load pictures')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument(
+        '--gpus',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='train in N processes, one for each GPU; on CPUs through gloo',
+    )
+    add_memory(parser)
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     add_config_options(parser)
     return parser
@@ -90,6 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             'methods': args.methods,
         }
         check_line(**line)
+        options = memory_options(args)
+        if args.base_bits is not None:
+            options['model.backbone.base_bits'] = args.base_bits
+        if args.gpus > 1:
+            options['processes'] = args.gpus
         task = prepare(
             args.data,
             backbone=args.backbone,
@@ -104,6 +120,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=args.seed,
             split_seed=args.split_seed,
             workers=args.workers,
-            options=args.cfg_options,
+            options=options | (args.cfg_options or {}),
         )
         run_line(task, **line, report=args.report, say=say)
