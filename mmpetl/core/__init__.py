@@ -32,7 +32,7 @@ from mmpetl.core.calibration import (
     warn_uncalibrated,
     watching,
 )
-from mmpetl.core.context import Context, autocasts, records_gradients
+from mmpetl.core.context import Context, autocasts, records_gradients, uncast
 from mmpetl.core.conv_host import (
     ConvBackboneHost,
     ConvBlockHost,
@@ -291,6 +291,7 @@ __all__ = [
     'tensor_digests',
     'to_maps',
     'to_windows',
+    'uncast',
     'unfreeze',
     'unreached',
     'wanted_sites',

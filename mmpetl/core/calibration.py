@@ -33,7 +33,8 @@ class Calibrated(nn.Module):
 def warn_uncalibrated(delta: Delta, what: str) -> None:
     """Warn, once per delta, where training goes on without the data pass.
 
-    A traced or compiled pass says nothing, for no graph can ask what a flag holds.
+    A traced or compiled pass says nothing, for no graph can ask what a flag holds, nor
+    one without numbers.
 
     Args:
         delta: One whose method shares a :class:`Calibrated`.
@@ -41,7 +42,7 @@ def warn_uncalibrated(delta: Delta, what: str) -> None:
     """
     if not delta.training or delta.__dict__.get('_warned'):
         return
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or delta.shared.done.is_meta:
         return
     delta.__dict__['_warned'] = True  # once: reading a flag makes a GPU wait
     if not delta.shared.done:

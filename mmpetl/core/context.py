@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,12 @@ def autocasts(x: Tensor) -> bool:
     """Whether autocast decides on dtypes here; never where there are no numbers."""
     kind = x.device.type
     return kind != 'meta' and torch.is_autocast_enabled(kind)
+
+
+def uncast(x: Tensor) -> AbstractContextManager[object]:
+    """Where autocast decides on no dtype."""
+    # A device without numbers has no autocast, and torch refuses to end it there.
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class Made(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmpetl.core.context import uncast
 from mmpetl.core.packing import FewValues
 
 ROUNDS = 500
@@ -55,7 +56,7 @@ class FewBits(FewValues):
         return self.book.view(torch.float32)
 
     def quantised(self) -> Tensor:
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with uncast(self.weight):
             W = self.weight
             W = W.to(torch.promote_types(W.dtype, torch.float32))
             m, sigma = W.mean(), W.std()

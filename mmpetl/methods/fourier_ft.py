@@ -31,6 +31,7 @@ from mmpetl.core import (
     check_range,
     convolve,
     in_networks,
+    uncast,
 )
 from mmpetl.core.lean import merged
 from mmpetl.core.peft_format import (
@@ -157,7 +158,7 @@ class FourierFTDelta(Delta):
 
     def weight(self, x: Tensor) -> Tensor:
         """The increment in the dtype of ``x``; no transform is in half precision."""
-        with torch.autocast(x.device.type, enabled=False):
+        with uncast(x):
             dtype = torch.promote_types(self.c.dtype, torch.float32)
             return self.increment(self.c.to(dtype)).to(x.dtype)
 

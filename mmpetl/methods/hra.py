@@ -28,6 +28,7 @@ from mmpetl.core import (
     check_kinds,
     check_range,
     kaiming_uniform_,
+    uncast,
 )
 from mmpetl.core.input_change import (
     INSTEAD,
@@ -126,13 +127,13 @@ class Reflections(InputChange):
     def terms(self) -> dict[str, Tensor]:
         if not self.penalised:
             return {}
-        with torch.autocast(self.U.device.type, enabled=False):
+        with uncast(self.U):
             u = self.directions(self.fine)
             off = u @ u.mT - torch.eye(len(u), dtype=u.dtype, device=u.device)
             return {'orthogonal': (off**2).sum()}
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(self.U.device.type, enabled=False):
+        with uncast(self.U):
             parts = self.factors(self.fine)
         left, right = (part.to(x.dtype) for part in parts)
         return F.linear(F.linear(x, right), left)

@@ -31,6 +31,7 @@ from mmpetl.core import (
     autocasts,
     check_kinds,
     check_range,
+    uncast,
 )
 from mmpetl.core.input_change import (
     INSTEAD,
@@ -141,7 +142,7 @@ class Rotations(InputChange):
 
     def drawn(self, dtype: torch.dtype, whole: bool = False) -> Tensor:
         """The same for a forward pass in a dtype: some blocks stay in training."""
-        with torch.autocast(self.upper.device.type, enabled=False):
+        with uncast(self.upper):
             # No half kernel solves.
             full = torch.promote_types(self.upper.dtype, torch.float32)
             turns = self.turns(full, whole)

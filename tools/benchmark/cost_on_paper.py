@@ -118,12 +118,15 @@ def pairs(args: argparse.Namespace) -> tuple[list[Any], int]:
     plan = read_plan(args.plan)
     known = read_counts()
     counter = Counter(known)
-    found, failed = [], []
+    found: list[Any] = []
+    failed: dict[tuple[str, str], str] = {}
     for recipe, work, config, methods in composed(plan):
         from mmpetl.benchmark.paper import group_of
 
         group = group_of(config, recipe)
         for method, spec in methods.items():
+            if (group, method) in failed:
+                continue
             if (group, method) not in known:
                 if not args.count:
                     raise PETLError(
@@ -132,14 +135,16 @@ def pairs(args: argparse.Namespace) -> tuple[list[Any], int]:
                 try:
                     counter.count(config, recipe, spec)
                 except (PETLError, RuntimeError, ValueError) as error:
-                    failed.append(f'{method} on {group}: {error}')
-                    print(f'not counted: {failed[-1]}', file=sys.stderr, flush=True)
+                    failed[group, method] = f'{method} on {group}: {error}'
+                    said = f'not counted: {failed[group, method]}'
+                    print(said, file=sys.stderr, flush=True)
                     continue
                 write_counts(known)
                 print(f'counted {method} on {group}', file=sys.stderr, flush=True)
             found.append((work, known[group, method]))
     if failed:
-        raise PETLError(f'{len(failed)} pairs cannot be counted; {failed[0]}')
+        first = next(iter(failed.values()))
+        raise PETLError(f'{len(failed)} pairs cannot be counted; {first}')
     return found, len(plan.seeds)
 
 
