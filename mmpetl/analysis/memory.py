@@ -158,7 +158,8 @@ class MemoryEstimate:
         exchanged: Of the buffers in which processes exchange gradients.
         gathered: Of weights that are gathered while a block of a sharded base runs.
         before: Of all weights while a base that will be sharded is whole.
-        offloaded: Of activations that wait in the memory of the machine.
+        offloaded: Of activations that wait in the memory of the machine; None where
+            that was not asked for.
     """
 
     batch: int
@@ -175,7 +176,7 @@ class MemoryEstimate:
     exchanged: int = 0
     gathered: int = 0
     before: int = 0
-    offloaded: int = 0
+    offloaded: int | None = None
 
     @property
     def resting(self) -> int:

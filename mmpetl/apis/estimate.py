@@ -23,7 +23,7 @@ from mmpetl.apis.counting import without_files
 from mmpetl.config.nodes import sides_made, train_pipeline
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError, check_range
-from mmpetl.engine.offload import LEAST, Offloading
+from mmpetl.engine.offload import BESIDE_COMPILE, LEAST, Offloading
 from mmpetl.engine.sharding import sharded_bytes
 
 BOXES = 8
@@ -72,6 +72,8 @@ def estimate_memory(
     shape = (1, 3, frames, *sides) if frames else (3, *sides)
 
     offloads = bool(config.get('offload_activations'))
+    if offloads and config.get('compile'):
+        raise PETLError(BESIDE_COMPILE)
     offloaded: dict[int, int] = {}
 
     def loss_of(n: int) -> Tensor:
@@ -83,7 +85,8 @@ def estimate_memory(
             'data_samples': [sample() for _ in range(n)],
         }
         ready = model.data_preprocessor(data, training=True)
-        # What a sample keeps is small here; it goes where that of the batch would.
+        # What a sample keeps is small here; it goes where that of the batch would. Of
+        # what no batch changes, too much may go.
         passes = Offloading(model, -(-LEAST * n // batch)) if offloads else None
         with passes or nullcontext():
             losses = model(ready['inputs'], ready['data_samples'], mode='loss')
@@ -275,9 +278,11 @@ def lines_of(found: MemoryEstimate, limit: float | None = None) -> list[str]:
     )
     if found.offloaded:
         lines.append(
-            f'{found.offloaded / 2**20:,.1f} MiB of activations wait in the memory of '
-            'the machine'
+            f'{found.offloaded / 2**20:,.1f} MiB of activations of each process wait '
+            'in the memory of the machine'
         )
+    elif found.offloaded is not None:
+        lines.append('no activation is large enough to wait elsewhere')
     if limit is not None:
         fits = found.fits(math.floor(limit * 2**30))
         lines.append(

@@ -185,6 +185,8 @@ def likeness(job: Job) -> str:
     plain = dataclasses.replace(job, method='LinearProbe', options=rest)
     config = compose_job(plain, '').to_dict()
     kept: dict[str, Any] = {key: config.get(key) for key in OF_A_STEP}
+    # Not among the others, so that jobs without them are those that were timed before.
+    kept |= {key: config[key] for key in OF_MEMORY if config.get(key)}
     for phase in ('train', 'test'):
         loader = dict(config.get(f'{phase}_dataloader') or {})
         kept[phase] = {**loader, 'dataset': _transforms(loader.get('dataset'))}
@@ -196,6 +198,9 @@ OF_A_STEP = (
     *('default_hooks', 'custom_hooks', 'model_wrapper_cfg', 'compile'),
 )
 """Keys of a config that a step takes time for, beside its loaders."""
+
+OF_MEMORY = ('deepspeed', 'offload_activations', 'shard_base')
+"""The same, of keys that most configs have not."""
 
 
 def _transforms(node: Any) -> Any:

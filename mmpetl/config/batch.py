@@ -140,10 +140,12 @@ def reach_batch(config: Any, processes: int = 1) -> None:
                 f'{samples * own * processes}, and that of the recipe is {batch}; '
                 'leave it out, or set batch to what is meant'
             )
-        return
-    _set_samples(loader, batch, samples, processes)
+    else:
+        _set_samples(loader, batch, samples, processes)
     if processes > 1:
         config.processes = processes
+    if own > 1:
+        return
     passes = batch // (loader['batch_size'] * processes)
     if passes > 1:
         _accumulate(config, passes)

@@ -107,11 +107,12 @@ def merge(config: Any, options: Mapping[str, Any]) -> None:
     Text that spells a number becomes one where the config holds a number.
 
     Raises:
-        PETLError: A key is unknown, leads below something that has no keys or past a
-            list's end, text stands where a number is wanted, or another type takes not
-            all keys of its node.
+        PETLError: A key is unknown, leads below something that has no keys, past a
+            list's end, or below what another option sets, text stands where a number is
+            wanted, or another type takes not all keys of its node.
     """
     options = {_key(key): value for key, value in options.items()}
+    _check_apart(options)
     numbers = {
         key: _numbers(_found(config, key.split('.')), value, key, config)
         for key, value in options.items()
@@ -134,6 +135,16 @@ def merge(config: Any, options: Mapping[str, Any]) -> None:
         node = _found(config, path)
         for name in list(node) if isinstance(node, dict) else ():
             _check_taken(config, [*path, name])
+
+
+def _check_apart(options: Mapping[str, Any]) -> None:
+    """Raise PETLError where one option leads below the value of another."""
+    for key, value in options.items():
+        below = next((other for other in options if other.startswith(f'{key}.')), None)
+        if below and not isinstance(value, Mapping | list | tuple):
+            raise PETLError(
+                f'{key} is to be {value!r}, and {below} leads below it; leave one out'
+            )
 
 
 def _retyped(options: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -14,12 +14,17 @@ from torch.utils._python_dispatch import _disable_current_modes
 LEAST = 2**20
 """Bytes that a tensor must have to be worth its way there and back."""
 
+BESIDE_COMPILE = (
+    'offload_activations is not supported beside compile, which decides by itself what '
+    'a pass keeps; leave one out'
+)
+
 
 class Away:
     """A piece of the memory of a device that lies in the memory of the machine.
 
     Args:
-        piece: A dense tensor on the device.
+        piece: On the device, (N,), without gaps.
     """
 
     __slots__ = ('_device', '_copy', '_back', '__weakref__')
@@ -31,7 +36,7 @@ class Away:
         self._copy = torch.empty_like(
             piece, device='cpu', pin_memory=piece.device.type == 'cuda'
         )
-        self._copy.copy_(piece, non_blocking=True)
+        self._copy.copy_(piece, non_blocking=self._copy.is_pinned())
         self._back: Callable[[], torch.UntypedStorage | None] = _nothing
 
     @property
@@ -40,15 +45,19 @@ class Away:
         return self._copy.nbytes
 
     def back(self) -> Tensor:
-        """The piece on its device, one for all that look at it at the same time."""
+        """The piece on its device, one for all that look at it at the same time.
+
+        Queries, keys and values do, which are views of one piece.
+        """
+        piece = self._copy.new_empty(0, device=self._device)
         there = self._back()
-        if there is None:
-            # A copy on a CPU, too, where an estimate counts what a GPU would hold.
-            piece = torch.empty_like(self._copy, device=self._device)
-            piece.copy_(self._copy, non_blocking=True)
-            self._back = weakref.ref(piece.untyped_storage())
-            return piece
-        return self._copy.new_empty(0, device=self._device).set_(there)
+        if there is not None:
+            return piece.set_(there)
+        # A copy on a CPU, too, where an estimate counts what a GPU would hold.
+        piece = torch.empty_like(self._copy, device=self._device)
+        piece.copy_(self._copy, non_blocking=self._copy.is_pinned())
+        self._back = weakref.ref(piece.untyped_storage())
+        return piece
 
 
 class Kept(NamedTuple):
@@ -64,13 +73,36 @@ class Kept(NamedTuple):
         return self.piece.back().as_strided(self.shape, self.stride, self.offset)
 
 
+class Here(NamedTuple):
+    """A tensor that autograd keeps and that stays on its device."""
+
+    tensor: Tensor
+    version: int
+
+    def back(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            RuntimeError: It has been written to, as autograd has it without hooks.
+        """
+        if self.tensor._version != self.version:
+            shape, version = tuple(self.tensor.shape), self.tensor._version
+            raise RuntimeError(
+                'one of the variables needed for gradient computation has been '
+                f'modified by an inplace operation: of shape {shape}, it is at version '
+                f'{version}; expected {self.version}'
+            )
+        return self.tensor
+
+
 class Offloading:
     """A forward pass in it leaves what it keeps in the memory of the machine.
 
     What autograd keeps for the backward pass is copied from the device to the memory of
     the machine, and back when the backward pass asks for it, so that no number changes.
     Weights and buffers stay where they are, and so does what is small. What several
-    operations keep is copied once.
+    operations keep is copied once, in whatever shape they look at it. That it was
+    written to through ``.data`` in between is not seen.
 
     On a CPU it only copies.
 
@@ -88,7 +120,7 @@ class Offloading:
         self.held = 0
         self._own: set[int] = set()
         self._devices: set[torch.device] = set()
-        self._copies: weakref.WeakKeyDictionary[
+        self._pieces: weakref.WeakKeyDictionary[
             torch.UntypedStorage, weakref.WeakValueDictionary[Any, Away]
         ] = weakref.WeakKeyDictionary()
         self._hooks: saved_tensors_hooks | None = None
@@ -102,6 +134,7 @@ class Offloading:
 
     def start(self) -> None:
         """Offload from here on."""
+        self.stop()
         own = (*self.model.parameters(), *self.model.buffers())
         self._own = {_place(x) for x in own if type(x.data) is Tensor}
         self._devices = {x.device for x in own}
@@ -114,33 +147,36 @@ class Offloading:
             self._hooks.__exit__()
             self._hooks = None
 
-    def _leave(self, tensor: Tensor) -> Tensor | Kept:
+    def _leave(self, tensor: Tensor) -> Here | Kept:
         if not self._goes(tensor):
-            return tensor
+            # Without its node, which would keep itself for ever where no backward pass
+            # comes by.
+            own = tensor if tensor.grad_fn is None else tensor.detach()
+            return Here(own, tensor._version)
         # Not seen by what counts the tensors of the device.
         with torch.no_grad(), _disable_current_modes():
-            # Views with gaps, as queries among keys and values, share their storage.
-            piece = tensor if _is_dense(tensor) else _whole(tensor)
-            return Kept(
-                self._copied(piece),
-                tensor.shape,
-                tensor.stride(),
-                tensor.storage_offset() - piece.storage_offset(),
-            )
+            piece, offset = self._piece(tensor)
+        return Kept(piece, tensor.shape, tensor.stride(), offset)
 
-    def _copied(self, piece: Tensor) -> Away:
-        of_storage = self._copies.setdefault(
-            piece.untyped_storage(), weakref.WeakValueDictionary()
-        )
+    def _piece(self, tensor: Tensor) -> tuple[Away, int]:
+        """What holds a tensor in the memory of the machine, and where in it."""
+        storage, first = tensor.untyped_storage(), tensor.storage_offset()
+        pieces = self._pieces.setdefault(storage, weakref.WeakValueDictionary())
+        length = storage.nbytes() // tensor.element_size()
         # The version, as what is written in place holds other numbers from then on.
-        place = (piece.storage_offset(), piece.shape, piece.stride())
-        key = (*place, piece.dtype, piece._version)
-        away = of_storage.get(key)
+        facts = (tensor.dtype, tensor._version)
+        whole = pieces.get((0, length, facts))
+        if whole is not None:
+            return whole, first
+        # Views with gaps, as queries among keys and values, share their storage.
+        start, size = (first, tensor.numel()) if _is_dense(tensor) else (0, length)
+        away = pieces.get((start, size, facts))
         if away is None:
-            away = of_storage[key] = Away(piece)
+            away = Away(tensor.detach().as_strided((size,), (1,), start))
+            pieces[start, size, facts] = away
             self.held += away.nbytes
             weakref.finalize(away, self._dropped, away.nbytes)
-        return away
+        return away, first - start
 
     def _goes(self, tensor: Tensor) -> bool:
         """Whether a tensor is worth copying."""
@@ -153,6 +189,8 @@ class Offloading:
             and not isinstance(whole, nn.Parameter)
             and tensor.device in self._devices
             and tensor.layout is torch.strided
+            # Numbers of another sign than what memory holds.
+            and not (tensor.is_conj() or tensor.is_neg())
             and size >= self.least
             # What is expanded would take more room there than here.
             and size <= tensor.untyped_storage().nbytes()
@@ -178,14 +216,8 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """All that the storage of a tensor holds, with the version of the tensor."""
-    length = tensor.untyped_storage().nbytes() // tensor.element_size()
-    return tensor.detach().as_strided((length,), (1,), 0)
-
-
-def _fetch(kept: Tensor | Kept) -> Tensor:
-    return kept.back() if isinstance(kept, Kept) else kept
+def _fetch(kept: Here | Kept) -> Tensor:
+    return kept.back()
 
 
 def _nothing() -> None:

@@ -122,10 +122,13 @@ class ConvLoRADelta(Delta):
         chosen, uneven = self.gate(maps.mean((2, 3)))
         if uneven is not None:
             self.add_term('balance', uneven)
-        recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()
-        if recorded or maps.is_meta:
-            # A graph holds every expert, whichever the example's maps have chosen;
-            # maps without numbers choose none.
+        if maps.is_meta:
+            # Without numbers none is chosen: each expert gets its share.
+            count = len(self.experts)
+            parts = (e(maps[at::count]) for at, e in enumerate(self.experts))
+            return torch.cat([part.to(maps.dtype) for part in parts])
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            # A graph holds every expert, whichever the example's maps have chosen.
             every = torch.stack([e(maps).to(maps.dtype) for e in self.experts])
             which = chosen.view(1, -1, 1, 1, 1).expand(1, *maps.shape)
             return every.gather(0, which)[0]

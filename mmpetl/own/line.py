@@ -71,6 +71,11 @@ def run_line(
             f'{AUTO} compares methods on validation pictures of classifiers, and '
             f'{task.data} holds {task.kind}; name a method'
         )
+    if method == AUTO and task.options.get('cache_features'):
+        raise PETLError(
+            f'{AUTO} tries methods that train inside of the trunk, whose features '
+            'cannot be stored; leave cache_features out, or name a method'
+        )
     options = {f'{METHOD}{key}': value for key, value in (petl_options or {}).items()}
     for line in task.in_words():
         say(line)

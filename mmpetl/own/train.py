@@ -34,6 +34,7 @@ from mmpetl.benchmark.job import run_job
 from mmpetl.benchmark.job_config import METHOD, PROCESSES
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.worker import tidy
+from mmpetl.config.batch import check_processes
 from mmpetl.config.names import method_class, methods_stem
 from mmpetl.core import PETLError, build_entries, inject, with_arguments
 from mmpetl.core.several import PLUS, written_out
@@ -224,7 +225,7 @@ def train_own(
             raise PETLError(f'another process works in {folder}; wait for it')
         record = store.read(job)
         if record is None or record.status != 'done':
-            processes = job.options.get(PROCESSES, 1)
+            processes = check_processes(job.options.get(PROCESSES, 1))
             if processes > 1:
                 said = folder / 'console.log'
                 say(f'{processes} processes train; what they say is in {said}')

@@ -66,6 +66,18 @@ def test_image_recipes_share_their_batch_among_processes(tmp_path: Path) -> None
     assert 'accumulative_counts' not in alone.optim_wrapper
 
 
+def test_passes_that_are_said_are_shared_too(tmp_path: Path) -> None:
+    options = {
+        'processes': 2,
+        'batch': 64,
+        'optim_wrapper.accumulative_counts': 2,
+        'train_dataloader.batch_size': 16,
+    }
+    config = compose_job(Job('vtab/svhn', 'LoRA', options=options), tmp_path)
+    assert config.processes == 2
+    assert shares_of(config).batch == 64
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     'a pass that does not divide': (
         {'train_dataloader.batch_size': 3},

@@ -83,6 +83,16 @@ def test_wrong_options_are_named(key, value, word):
     assert '\n' not in str(error.value)
 
 
+def test_an_option_below_the_value_of_another_is_one_line():
+    options = {'deepspeed': 3, 'deepspeed.zero_optimization.stage': 2}
+    with pytest.raises(PETLError) as error:
+        merge(config(), options)
+    assert str(error.value) == (
+        'deepspeed is to be 3, and deepspeed.zero_optimization.stage leads below it; '
+        'leave one out'
+    )
+
+
 @pytest.mark.parametrize(
     ('key', 'value'),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from mmengine.registry import MODEL_WRAPPERS
 from tiny import base, images, loss_of, outputs
 from torch import nn
 from two_processes import MEETING_THE_BASE, in_two_processes
@@ -28,6 +30,15 @@ METHODS = {
     'is beside the trunk': {'type': 'LST', 'reduction': 4},
     'trains everything': {'type': 'Full'},
 }
+
+
+@MODEL_WRAPPERS.register_module()
+class MMDataParallelLike(nn.Module):
+    """What MMEngine takes for a wrapper of a model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
 
 
 def _cases():
@@ -148,7 +159,7 @@ def test_only_inputs_of_blocks_go_beside_checkpointing():
 def test_passes_of_a_model_are_offloaded():
     model = inject(base('timm_vit'), 'LoRA').train()
     x = images('timm_vit', batch=2)
-    passes = offload_passes(model)
+    passes, leave = offload_passes(model)
     passes.least = 1
     out = model(x)
     assert passes.held > 0
@@ -162,6 +173,9 @@ def test_passes_of_a_model_are_offloaded():
     # Nothing is offloaded behind a pass, nor behind one that ended in an error.
     out = torch.randn(1024, requires_grad=True).square()
     assert passes.held == 0
+    leave()
+    out = model(x)
+    assert passes.held == 0
     del out
 
 
@@ -172,7 +186,7 @@ class _Stop(KeyboardInterrupt):
 def test_a_pass_that_was_interrupted_leaves_nothing_behind_the_next():
     model = inject(base('timm_vit'), 'LoRA').train()
     x = images('timm_vit', batch=2)
-    passes = offload_passes(model)
+    passes, leave = offload_passes(model)
 
     def interrupt(module, args):
         raise _Stop
@@ -186,6 +200,7 @@ def test_a_pass_that_was_interrupted_leaves_nothing_behind_the_next():
     out = torch.randn(1024, requires_grad=True).square()
     assert passes.held == 0
     del out
+    leave()
 
 
 def test_queries_among_keys_and_values_are_copied_with_them():
@@ -197,6 +212,96 @@ def test_queries_among_keys_and_values_are_copied_with_them():
     sum(y.sum() for y in ys).backward()
     for at, weight in enumerate(weights):
         torch.testing.assert_close(weight.grad, made[:, :, at].sum((0, 1)))
+
+
+@pytest.mark.parametrize(
+    'views',
+    [
+        (lambda x: x, lambda x: x.view(-1, 4), lambda x: x.mT),
+        (lambda x: x[:, ::2], lambda x: x, lambda x: x[:, 1::2]),
+    ],
+    ids=['shapes', 'parts'],
+)
+def test_one_memory_is_copied_once_whatever_its_shapes(views):
+    x = torch.randn(16, 16)
+    weights = [torch.randn(view(x).shape[-1], requires_grad=True) for view in views]
+    with Offloading(nn.Linear(1, 1), least=1) as passes:
+        ys = [view(x) * w for view, w in zip(views, weights, strict=True)]
+    assert passes.held == x.nbytes
+    sum(y.sum() for y in ys).backward()
+    for view, weight in zip(views, weights, strict=True):
+        expected = view(x).reshape(-1, len(weight)).sum(0)
+        torch.testing.assert_close(weight.grad, expected)
+
+
+def test_numbers_of_another_sign_than_their_memory_stay():
+    x = torch.randn(8, dtype=torch.complex64)
+    one, other = (torch.ones(8, dtype=x.dtype, requires_grad=True) for _ in range(2))
+    flipped = torch.ones(8, requires_grad=True)
+    with Offloading(nn.Linear(1, 1), least=1) as passes:
+        found = x * one + x.conj() * other
+        negative = x.conj().imag * flipped
+    assert passes.held == x.nbytes
+    (found.real.sum() + negative.sum()).backward()
+    torch.testing.assert_close(one.grad, x.conj())
+    torch.testing.assert_close(other.grad, x)
+    torch.testing.assert_close(flipped.grad, -x.imag)
+
+
+def _small(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.ones(4)
+    return x * w, x
+
+
+def _weight(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    layer = nn.Linear(4, 4)
+    return layer(w), layer.weight
+
+
+def _output(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    y = w.exp()
+    return y, y
+
+
+@pytest.mark.parametrize('compute', [_small, _weight, _output])
+@pytest.mark.parametrize('offloads', [False, True])
+def test_what_stays_and_is_written_to_is_refused_as_without(compute, offloads):
+    w = torch.ones(4, requires_grad=True)
+    with Offloading(nn.Linear(1, 1), least=2**20) if offloads else nullcontext():
+        y, kept = compute(w)
+    with torch.no_grad():
+        kept.add_(1)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        y.sum().backward()
+
+
+def test_a_branch_that_no_backward_pass_reaches_is_dropped():
+    """A group norm keeps its own small statistics, which know the node they are of."""
+    model = nn.Linear(64, 64)
+    passes = Offloading(model, least=4096)
+    x, norm = torch.randn(128, 64, requires_grad=True), nn.GroupNorm(4, 128)
+    for _ in range(3):
+        with passes:
+            hidden = model(x).square()
+            aside = norm(hidden.view(1, 128, 64))
+        hidden.sum().backward()
+        del hidden, aside
+        gc.collect()
+        assert passes.held == 0
+
+
+def test_two_backward_passes_and_one_through_a_gradient():
+    x = torch.randn(32, requires_grad=True)
+    with Offloading(nn.Linear(1, 1), least=1) as passes:
+        y = (x**3).sum()
+        (first,) = torch.autograd.grad(y, x, create_graph=True)
+        (second,) = torch.autograd.grad(y, x, retain_graph=True)
+    torch.testing.assert_close(first, 3 * x**2)
+    torch.testing.assert_close(second, first)
+    first.sum().backward()
+    torch.testing.assert_close(x.grad, 6 * x)
+    del y, first, second
+    assert passes.held == 0
 
 
 def _runner(model):
@@ -213,12 +318,20 @@ def test_a_run_on_a_cpu_says_that_there_is_nothing_to_do(caplog):
 
 def test_a_run_on_a_device_offloads():
     model = nn.Linear(2, 2, device='meta')
-    OffloadHook().before_train(_runner(model))
-    assert model._forward_pre_hooks
+    hook, runner = OffloadHook(), _runner(model)
+    for _ in range(2):  # a training that was interrupted, and one that ends
+        hook.before_train(runner)
+        assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
+    hook.after_train(runner)
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
 
 
-def test_a_compiled_model_is_refused():
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_compiled_model_is_refused(wrapped):
     model = nn.Linear(2, 2)
+    if wrapped:
+        model = MMDataParallelLike(model)
     model.train_step = model.forward
     with pytest.raises(PETLError, match='beside compile.*leave one out'):
         OffloadHook().before_train(_runner(model))

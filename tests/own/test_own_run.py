@@ -207,7 +207,7 @@ def test_flags_of_memory_and_processes_are_options_of_the_task(tmp_path, monkeyp
 
     monkeypatch.setattr('mmpetl.own.prepare', note)
     words = 'lora pictures --gpus 2 --shard-base --offload-activations --base-bits 8'
-    more = '--cache-features 2.5 --deepspeed 3 --cfg-options batch=64 deepspeed=2'
+    more = '--cache-features 2.5 --deepspeed 2 --cfg-options batch=64 deepspeed=3'
     with pytest.raises(SystemExit):
         command.main([*words.split(), *more.split()])
     assert asked['options'] == {
@@ -244,7 +244,8 @@ def test_a_base_to_be_shared_by_one_process_is_one_line(task):
     for options, match in (
         ({'shard_base': True}, 'this one has one; start several'),
         ({'deepspeed': 3}, 'this one has one; start several|not installed'),
-        ({'deepspeed': 4}, 'deepspeed'),
+        ({'deepspeed': 4}, 'is 1, 2 or 3; got 4'),
+        ({'processes': 'two'}, "processes is a whole number from 1 to .* got 'two'"),
     ):
         with pytest.raises(PETLError, match=match):
             train_own(replace(task, options=options), 'lora')
@@ -259,6 +260,13 @@ def test_a_batch_may_be_made_of_several_passes(task):
     config = compose_job(replace(task, options=options).job('LoRA'), 'unused')
     assert config.optim_wrapper.accumulative_counts == 3
     assert config.train_dataloader.batch_size == 2
+
+
+def test_a_search_keeps_no_features(task):
+    from dataclasses import replace
+
+    with pytest.raises(PETLError, match='leave cache_features out, or name a method'):
+        run_line(replace(task, options={'cache_features': True}), 'auto')
 
 
 def test_what_does_not_go_together_is_refused(task):

@@ -86,18 +86,23 @@ def test_activations_wait_elsewhere(estimated):
         return json.loads(text.splitlines()[-1])
 
     plain, away = facts(), facts('--offload-activations')
-    assert plain['offloaded'] == 0
+    assert plain['offloaded'] is None
     assert away['offloaded'] == pytest.approx(plain['kept'], rel=0.05)
     assert away['kept'] < 0.05 * plain['kept']
     assert away['peak'] < 0.5 * plain['peak']
     text, code = estimated(*argv, '--offload-activations')
     assert code == 0
-    said = f'{away["offloaded"] / 2**20:,.1f} MiB of activations wait in the memory'
+    said = f'{away["offloaded"] / 2**20:,.1f} MiB of activations of each process wait'
     assert said in text
     # Nothing of one sample is large enough to go.
     alone = facts('--batch', '1', '--offload-activations')
-    assert alone['offloaded'] == 0
-    assert alone == facts('--batch', '1')
+    assert alone == {**facts('--batch', '1'), 'offloaded': 0}
+    text, code = estimated(*argv, '--batch', '1', '--offload-activations')
+    assert code == 0
+    assert 'no activation is large enough' in text
+    config = load_config(argv[0], {'compile': True, 'offload_activations': True})
+    with pytest.raises(PETLError, match='not supported beside compile'):
+        estimate_memory(config)
 
 
 def test_processes_share_the_base(estimated):

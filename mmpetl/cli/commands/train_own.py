@@ -120,6 +120,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=args.seed,
             split_seed=args.split_seed,
             workers=args.workers,
-            options=options | (args.cfg_options or {}),
+            options=(args.cfg_options or {}) | options,
         )
         run_line(task, **line, report=args.report, say=say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -10,7 +11,7 @@ from torch import is_grad_enabled, nn
 
 from mmpetl.core import PETLError
 from mmpetl.engine.hooks.common import plain_model
-from mmpetl.engine.offload import Offloading
+from mmpetl.engine.offload import BESIDE_COMPILE, Offloading
 from mmpetl.registry import HOOKS
 
 
@@ -21,37 +22,55 @@ class OffloadHook(Hook):
     On a CPU it says that there is nothing to do, and does nothing.
     """
 
+    def __init__(self) -> None:
+        self._end: Callable[[], None] | None = None
+
     def before_train(self, runner: Runner) -> None:
         model = plain_model(runner)
-        if {'forward', 'train_step'} & set(vars(model)):
-            raise PETLError(
-                'offload_activations is not supported beside compile, which decides by '
-                'itself what a pass keeps; leave one out'
-            )
+        if {'forward', 'train_step'} & {*vars(model), *vars(runner.model)}:
+            raise PETLError(BESIDE_COMPILE)
         if all(param.device.type == 'cpu' for param in model.parameters()):
             runner.logger.warning(
                 'offload_activations does nothing on a CPU: activations lie in the '
                 'memory of the machine as it is'
             )
             return
-        offload_passes(model)
+        self.after_train(runner)  # of a training that was interrupted
+        _, self._end = offload_passes(model)
         runner.logger.info(
-            'activations wait for the backward pass in the memory of the machine'
+            'activations of a MiB and more wait for the backward pass in the memory of '
+            'the machine'
         )
 
+    def after_train(self, runner: Runner) -> None:
+        if self._end is not None:
+            self._end()
+            self._end = None
 
-def offload_passes(model: nn.Module) -> Offloading:
-    """Offload what every pass of a model keeps for a backward pass from now on."""
+
+def offload_passes(model: nn.Module) -> tuple[Offloading, Callable[[], None]]:
+    """Offload what every pass of a model keeps for a backward pass from now on.
+
+    Returns:
+        What offloads, and a function that ends it.
+    """
     offloading = Offloading(model)
 
     def begin(module: nn.Module, args: Any) -> None:
-        offloading.stop()  # that of a pass which was interrupted
         if is_grad_enabled():
             offloading.start()
 
     def end(module: nn.Module, args: Any, out: Any) -> None:
         offloading.stop()
 
-    model.register_forward_pre_hook(begin)
-    model.register_forward_hook(end, always_call=True)
-    return offloading
+    handles = (
+        model.register_forward_pre_hook(begin),
+        model.register_forward_hook(end, always_call=True),
+    )
+
+    def leave() -> None:
+        offloading.stop()
+        for handle in handles:
+            handle.remove()
+
+    return offloading, leave
