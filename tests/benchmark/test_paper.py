@@ -11,7 +11,9 @@ import pytest
 from mmpetl.benchmark import paper
 from mmpetl.benchmark.paper import Assumptions, Cost, Flops, Work, cost_of, sum_of
 from mmpetl.benchmark.paper_tables import tables
+from mmpetl.benchmark.plan import choose_methods, read_plan
 from mmpetl.config.compose import compose
+from mmpetl.core import registered_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,6 +124,16 @@ def test_the_tables_sum_what_they_list():
     assert '3 seeds' in found['assumptions']
     assert '| LoRA | 2,000,000.0 | 1,000,000.0 |' in found['methods']
     assert '| LinearProbe | 1,000,000.0 | – |' in found['methods']
+
+
+def test_no_method_of_the_plan_is_forgotten():
+    """But those of several tasks, and AIM, which looks at frames of pictures."""
+    kept = runpy.run_path(str(ROOT / 'tools' / 'benchmark' / 'cost_on_paper.py'))
+    asked = set(choose_methods(read_plan(kept['PLAN']).methods))
+    counted = {method for _, method in kept['read_counts']()}
+    left = {m for m in asked if registered_methods()[m].family == 'multi_task'}
+    assert asked - counted == left | {'AIM'}
+    assert counted <= asked
 
 
 @pytest.mark.slow
