@@ -56,9 +56,6 @@ def test_methods_that_norm_over_the_batch_and_look_at_data_are_counted():
         {'type': 'HST', 'dims': [32, 48, 64], 'num_heads': [2, 4, 8]},
         {'type': 'GPS'},
         {'type': 'SCT'},
-        {'type': 'BOFT', 'block_size': 4, 'factors': 2},
-        {'type': 'HRA'},
-        {'type': 'BiLoRA'},
         {'type': 'ConvLoRA'},
     ):
         found = counter.count(config, 'mini/digits', method)
