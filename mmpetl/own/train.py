@@ -22,6 +22,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.models.petl_backbone import build_foreign
 from mmpetl.own.boxes import BoxResults, BoxTask
 from mmpetl.own.defaults import settings_for
+from mmpetl.own.follow import shown
 from mmpetl.own.maps import MapTrunk, map_trunk_of
 from mmpetl.own.masks import MaskResults, MaskTask
 from mmpetl.own.results import Results
@@ -226,10 +228,10 @@ def train_own(
         record = store.read(job)
         if record is None or record.status != 'done':
             processes = check_processes(job.options.get(PROCESSES, 1))
-            if processes > 1:
-                said = folder / 'console.log'
-                say(f'{processes} processes train; what they say is in {said}')
-            record = run_job(job, folder)
+            # Several write to a file, for this one to show.
+            aside = shown(folder / 'console.log') if processes > 1 else nullcontext()
+            with aside:
+                record = run_job(job, folder)
             store.write(record)
             tidy(folder)
         else:

@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from painted import COLOURS, paint
 
 from mmpetl.core import PETLError
 from mmpetl.own import auto, choose_method, prepare, run_line, train_own, write_page
+from mmpetl.own.follow import PERIOD_S, shown
 
 MINI = str(Path(__file__).parents[2] / 'configs' / 'mini' / 'digits.py')
 
@@ -224,15 +226,29 @@ def test_flags_of_memory_and_processes_are_options_of_the_task(tmp_path, monkeyp
     assert asked['options'] == {}
 
 
+def test_what_is_added_to_a_file_is_shown(tmp_path, capsys):
+    path = tmp_path / 'console.log'
+    path.write_bytes(b'before\n')
+    with open(path, 'ab', buffering=0) as file, shown(path):
+        file.write('drei\nf\u00fcnf\n'.encode()[:7])
+        time.sleep(3 * PERIOD_S)
+        assert capsys.readouterr().out == 'drei\nf'
+        file.write('\u00fcnf\n'.encode()[1:])
+    assert capsys.readouterr().out == '\u00fcnf\n'
+    with shown(tmp_path / 'absent'):
+        pass
+    assert capsys.readouterr().out == ''
+
+
 @pytest.mark.slow
-def test_two_processes_train_and_one_scores(task):
+def test_two_processes_train_and_one_scores(task, capfd):
     from dataclasses import replace
 
     options = {'processes': 2, 'shard_base': True}
-    said = []
-    run = train_own(replace(task, options=options), 'lora', say=said.append)
-    assert 'console.log' in said[0]
-    assert (run.folder / 'console.log').read_text().count('the frozen base is sharded')
+    run = train_own(replace(task, options=options), 'lora')
+    out = capfd.readouterr().out
+    assert out.count('the frozen base is sharded') == 1
+    assert (run.folder / 'console.log').read_text() in out
     assert (run.record.status, run.record.test_reads) == ('done', 1)
     assert run.record.data['test'].count == 3 * 2
     assert run.record.score > 60  # a third by chance
