@@ -198,7 +198,7 @@ def test_train_with_pictures_in_place_of_a_recipe_is_this(tmp_path, monkeypatch)
     assert asked == [['lora', 'list.csv', '--backbone', MINI]]
 
 
-def test_flags_of_memory_and_processes_are_options_of_the_task(tmp_path, monkeypatch):
+def test_flags_of_memory_and_processes_are_options_of_the_task(monkeypatch):
     from mmpetl.cli.commands import train_own as command
 
     asked = {}
