@@ -53,8 +53,9 @@ class PETLMultiScaleBlock(HieraHost, MultiScaleBlock):
 
     def pool_queries(self, q: Tensor, own: int, grid: Extents) -> Tensor:
         window = self.partition(grid).window
-        heads = pool_tokens(self.attn.q_pool, q.flatten(0, 1), own, window)
-        return heads.unflatten(0, q.shape[:2])
+        joined = q.transpose(1, 2).flatten(2)  # channel by channel: no copy for heads
+        pooled = pool_tokens(self.attn.q_pool, joined, own, window)
+        return pooled.unflatten(2, (q.shape[1], -1)).transpose(1, 2)
 
     def source(self, branch: int, normed: Tensor, x: Tensor) -> Tensor:
         return normed if branch == 1 and self.dim != self.dim_out else x

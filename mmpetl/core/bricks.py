@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmpetl.core.affine import Affine
 from mmpetl.core.attention import split_heads
-from mmpetl.core.context import Context
+from mmpetl.core.context import Context, records_gradients
 from mmpetl.core.delta import Delta
 from mmpetl.core.dropout import Dropout
 from mmpetl.core.errors import PETLError
@@ -203,6 +203,10 @@ def join_tokens(x: Tensor, tokens: Tensor, ctx: Context, slot: str) -> Tensor:
     # Not in place: to TorchScript's trace numbers are tensors, which forks share.
     ctx.num_prefix = ctx.num_prefix + grown
     ctx.num_extra = ctx.num_extra + grown
+    # A frozen block keeps 10 features of a token where full fine-tuning keeps 16: with
+    # a third of the tokens more that is hardly less.
+    if records_gradients() and 4 * ctx.num_extra > x.shape[1] + grown:
+        ctx.recomputes = True
     kept = x[:, :start], x[:, stop:end], tokens.to(x.dtype), x[:, end:]
     return torch.cat([part for part in kept if part.shape[1]], dim=1)
 

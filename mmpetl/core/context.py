@@ -110,6 +110,10 @@ class Context:
             backward pass, as it is.
         products: What deltas made of one input at queries, keys and values, for one
             another (:func:`~mmpetl.core.lean.product`); None at other sites.
+        recomputes: Whether blocks make the sum behind attention again in the backward
+            pass, for the norm that reads it, and do not keep it: one feature of each
+            token, for the product with the output projection. Set where extra tokens
+            make the stream much longer.
     """
 
     __slots__ = (
@@ -127,6 +131,7 @@ class Context:
         'num_prefix',
         'output_kept',
         'products',
+        'recomputes',
         'rerun',
         'shares',
         'silent',
@@ -152,6 +157,7 @@ class Context:
         self.made: Made | None = None
         self.output_kept = False
         self.products: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self.recomputes = False
 
     def tell(
         self, x: Tensor, sources: tuple[Tensor, ...], compute: Callable[..., Tensor]
@@ -183,6 +189,7 @@ class Context:
         copy.silent = self.silent
         copy.shares = self.shares
         copy.affine = self.affine
+        copy.recomputes = self.recomputes
         return copy
 
     def own(self) -> Context:

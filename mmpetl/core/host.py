@@ -24,6 +24,7 @@ from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import check_unmoved, converting
 from mmpetl.core.init_guard import KeptThroughInit
 from mmpetl.core.injection import Injection, deltas_of, find_submodule, wholly
+from mmpetl.core.lean import norm_again
 from mmpetl.core.shares import is_shared, side_by_side
 from mmpetl.core.stack import Rows, Stack, affine_of
 from mmpetl.core.steps import follow_steps
@@ -515,7 +516,15 @@ class BlockHost(Host):
         o = self.after('attn.core', (q, k, v), o, ctx).transpose(1, 2).flatten(2)
         if behind is not None:
             o = behind(o, q, x, ctx)
-        return o if proj is None else self.through('attn.proj', proj, o, ctx)
+        if proj is None:
+            return o
+        y = self.through('attn.proj', proj, o, ctx)
+        if ctx.recomputes and not self.plugged('attn.proj', ctx=ctx):
+            rows = Rows.of(proj)
+            if rows.is_plain:
+                weight = rows.weight.flatten(1)
+                ctx.tell(y, (o, weight, rows.full_bias()), F.linear)
+        return y
 
     def _parts_apart(
         self,
@@ -688,7 +697,7 @@ class BlockHost(Host):
         ctx: Context,
     ) -> Tensor:
         """What a sub-layer makes of the stream, and the stream."""
-        normed = x if self.post_norm else self.through(f'norm{branch}', norm, x, ctx)
+        normed = x if self.post_norm else self.normed(branch, norm, x, ctx)
         h = self.before(name, normed, ctx)
         b = self.after(name, h, inside(h, ctx), ctx)
         if self.post_norm:
@@ -701,6 +710,17 @@ class BlockHost(Host):
             of_branch = ctx.made.compute
             ctx.tell(y, (skipped, *ctx.made.sources), partial(_onto, of_branch))
         return y
+
+    def normed(
+        self, branch: int, norm: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+    ) -> Tensor:
+        """The norm in front of a sub-layer, and its site."""
+        kind = f'norm{branch}'
+        if ctx.recomputes and not self.plugged(kind, ctx=ctx):
+            y = norm_again(norm, x, ctx)
+            if y is not None:
+                return y
+        return self.through(kind, norm, x, ctx)
 
     def attended(self, x: Tensor, ctx: Context) -> Tensor:
         """:meth:`attention`, also where a part of the block has that name."""
@@ -726,7 +746,9 @@ class BlockHost(Host):
 
     def afresh(self, x: Tensor, ctx: Context) -> Tensor:
         """:meth:`sublayers` with facts that stay what they are, to be run again."""
-        return self.sublayers(x, ctx.fork())
+        ctx = ctx.fork()
+        ctx.recomputes = False  # all of it is made again
+        return self.sublayers(x, ctx)
 
     def affine(self, name: str, kind: str) -> Affine | None:
         if kind in ('norm1', 'norm2'):

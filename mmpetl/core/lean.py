@@ -557,12 +557,10 @@ def scaled_norm(
         beta: (C,).
         ctx: Given, x is not kept where :attr:`Context.made` says what it is made of.
     """
-    if type(norm) is not nn.LayerNorm and not _is_timm_norm(norm):
+    if not _is_layer_norm(norm):
         return None
     weight, bias = norm.weight, norm.bias
     if weight is None or gamma.dtype not in FULL or weight.shape != gamma.shape:
-        return None
-    if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks:
         return None
     alike = {t.dtype for t in (x, gamma, beta, weight)}
     if len(alike) > 1 or autocasts(x):
@@ -573,6 +571,38 @@ def scaled_norm(
     if made is not None and made.x is x and lean(x, *made.sources):
         return NormAgain.apply(x, weight, bias, norm.eps, made.compute, *made.sources)
     return F.layer_norm(x, weight.shape, weight, bias, norm.eps)
+
+
+def norm_again(
+    norm: Callable[[Tensor], Tensor], x: Tensor, ctx: Context
+) -> Tensor | None:
+    """``norm(x)`` that keeps what x is made of in its place.
+
+    Args:
+        norm: A layer norm.
+        x: (..., C).
+        ctx: Facts of this forward pass.
+
+    Returns:
+        (..., C); None where the norm is another, nothing says what x is made of, or a
+        compiler makes the backward pass.
+    """
+    made = ctx.made
+    if made is None or made.x is not x or not _is_layer_norm(norm):
+        return None
+    weight, bias = norm.weight, norm.bias
+    if weight is None or bias is None or torch.compiler.is_compiling():
+        return None
+    if not lean(x, weight, bias, *made.sources):
+        return None
+    return NormAgain.apply(x, weight, bias, norm.eps, made.compute, *made.sources)
+
+
+def _is_layer_norm(norm: Any) -> bool:
+    """Whether it is a layer norm that nothing else watches."""
+    if type(norm) is not nn.LayerNorm and not _is_timm_norm(norm):
+        return False
+    return not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
 
 
 def _is_timm_norm(norm: Any) -> bool:

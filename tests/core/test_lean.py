@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mmpetl
-from mmpetl.core import Context, ScaleShift, lean
+from mmpetl.core import Context, ScaleShift, host, lean
 from mmpetl.core.dropout import Dropout
+from mmpetl.core.host import BlockHost
 from mmpetl.core.lean import (
     add_product,
     add_scaled_product,
@@ -398,3 +399,36 @@ def test_an_activation_in_place_may_follow_a_sum(layer, shape):
         found.append([y, *gradients(y, *params)])
     assert len(found[0]) == 3
     close(*found)
+
+
+@pytest.mark.parametrize('trunk', ['timm_vit', 'mmpretrain_vit', 'mmaction_vit'])
+def test_where_a_stream_is_much_longer_a_sum_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, trunk: str
+) -> None:
+    """One feature of each token less in each block, and the same numbers to the bit."""
+    x, method = tiny.images(trunk), {'type': 'VPTShallow', 'num_tokens': 40}
+    model = mmpetl.inject(tiny.base(trunk), method).train()
+    tiny.shake_(model)
+    block = next(m for m in model.modules() if isinstance(m, BlockHost))
+    shapes = []
+    block.register_forward_hook(lambda *args: shapes.append(args[2].numel()))
+    kept, grads = [], []
+    for again in (True, False):
+        if not again:
+            monkeypatch.setattr(host, 'norm_again', lambda *_: None)
+        model.zero_grad()
+        kept.append(kept_bytes(lambda: model(x), model))
+        tiny.loss_of(tiny.outputs(model, x)).backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+    blocks = sum(isinstance(m, BlockHost) for m in model.modules())
+    assert kept[1] - kept[0] == blocks * shapes[0] * 4
+    assert all(g.any() for g in grads[0])
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_few_tokens_are_not_worth_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, 'norm_again', lambda *_: pytest.fail('made again'))
+    method = {'type': 'VPTShallow', 'num_tokens': 1}
+    model = mmpetl.inject(tiny.base('timm_vit'), method).train()
+    tiny.loss_of(tiny.outputs(model, tiny.images('timm_vit'))).backward()
