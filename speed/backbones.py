@@ -1,8 +1,12 @@
 """The swapped backbone without a method against the original.
 
-Example: python speed/backbones.py --rounds 10
+Example: python speed/backbones.py --rounds 10 --write
+         python speed/backbones.py --only Swin
 
 Both hold the same weights; the swapped one has every site and nothing plugged in.
+
+Seconds are those of the processor (``--wall``: of the clock). Every row is kept in
+``--out`` as it is done, and a call goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from timing import header, markdown, ratio, time_rounds
+from page import keep, read_rows, write_table
+from timing import device_name, markdown, ratio, time_rounds
 from torch import nn
 
 import mmpetl
@@ -345,23 +351,40 @@ def measure(
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--only', default='', help='part of a backbone name')
-    parser.add_argument(
-        '--cpu-time', action='store_true', help='that of the process, on shared cores'
-    )
+    parser.add_argument('--wall', action='store_true', help='time by the clock')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/backbones.jsonl'))
+    parser.add_argument('--again', action='store_true', help='also what is done')
+    parser.add_argument('--write', action='store_true', help='write docs/speed.md')
     args = parser.parse_args()
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    rows = [['swapped / original', 'forward', 'full step', 'frozen-trunk step']]
-    for name, (model, x) in (make_cases() | pyramids() | pooling()).items():
-        if args.only.lower() in name.lower():
-            rows.append([name, *measure(model, x, args.rounds, clock)])
-            print(name, *rows[-1][1:], sep='  ', flush=True)
-    print(f'\n{header(args.rounds)}\n\n{markdown(rows)}')
+    wall = args.wall or torch.cuda.is_available()
+    case = {
+        'rounds': args.rounds,
+        'time': 'wall' if wall else 'processor',
+        'device': device_name(),
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+    }
+    rows = {r['backbone']: r for r in read_rows(args.out) if r.get('case') == case}
+    clock = time.perf_counter if wall else time.process_time
+    cases = make_cases() | pyramids() | pooling()
+    for name, (model, x) in cases.items():
+        if args.only.lower() in name.lower() and (args.again or name not in rows):
+            cells = measure(model, x, args.rounds, clock)
+            rows[name] = {'case': case, 'backbone': name, 'ratios': cells}
+            keep(args.out, rows[name])
+            print(name, *cells, sep='  ', flush=True)
+    lines = [['swapped / original', 'forward', 'full step', 'frozen-trunk step']]
+    lines += [[name, *rows[name]['ratios']] for name in cases if name in rows]
+    text = markdown(lines)
+    print(f'\n{case}\n\n{text}')
+    if args.write:
+        write_table('swapped', case, text)
 
 
 if __name__ == '__main__':

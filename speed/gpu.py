@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import subprocess
 import sys
@@ -35,8 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import Step, make_vit, outputs_of, read_rows
+from methods import Step, make_vit, outputs_of
 from methods import table as costs
+from page import keep, read_rows
 from timing import device_name, markdown, ratio, sync, time_rounds
 from torch import nn
 
@@ -112,8 +112,7 @@ class Part:
     def keep(self, name: str, **found: Any) -> None:
         """Write a line."""
         self.rows[name] = {'name': name, 'case': self.case, **found}
-        with open(self.path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(self.rows[name]) + '\n')
+        keep(self.path, self.rows[name])
         print(f'{self.path.stem} {name}: {found}', flush=True)
 
 

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from page import keep, read_rows, write_table
 from timing import device_name, markdown, ratio, time_rounds
 from torch import nn
 
@@ -46,7 +47,6 @@ from mmpetl.engine.allocator import keep_freed_memory
 from mmpetl.models.frame_backbone import FrameBackbone
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / 'docs' / 'speed.md'
 COSTS = ROOT / 'docs' / 'speed' / 'methods.json'
 
 
@@ -405,18 +405,6 @@ def table(rows: list[Mapping[str, Any]]) -> str:
     return markdown(lines)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that are done; a line that was cut is left out."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding='utf-8').splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return rows
-
-
 def write(case: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
     """Write the table of a case, and its rows, into docs."""
     COSTS.parent.mkdir(parents=True, exist_ok=True)
@@ -425,29 +413,7 @@ def write(case: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
     own.sort(key=lambda row: row['method'].lower())
     kept[case['backbone']] = {'case': dict(case), 'rows': own}
     COSTS.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
-    write_table('methods', case, table(rows))
-
-
-def write_table(name: str, case: Mapping[str, Any], text: str) -> None:
-    """Write a table of a case between its marks on the page."""
-    page = PAGE.read_text(encoding='utf-8')
-    begin = f'<!-- begin {name} {case["backbone"]} -->'
-    end = f'<!-- end {name} {case["backbone"]} -->'
-    before, _, rest = page.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f'{PAGE.name} has no {begin} ... {end} to write between')
-    said = ', '.join(f'{key} {value}' for key, value in case.items())
-    PAGE.write_text(
-        f'{before}{begin}\n({said})\n\n{text}\n{end}{after}', encoding='utf-8'
-    )
-
-
-def keep(out: Path, row: Mapping[str, Any]) -> None:
-    """Append a row that is done to the file of rows."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(row) + '\n')
+    write_table(f'methods {case["backbone"]}', case, table(rows))
 
 
 def main() -> None:
@@ -517,7 +483,7 @@ def main() -> None:
         text = table_of_kept([rows[name] for name in wanted if name in rows])
         print(f'\n{case}\n\n{text}')
         if args.write:
-            write_table('kept', case, text)
+            write_table(f'kept {args.backbone}', case, text)
         return
 
     references = None

@@ -33,8 +33,8 @@ from methods import (
     Step,
     lowest_block,
     methods_for,
-    write_table,
 )
+from page import write_table
 from timing import markdown
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -213,7 +213,7 @@ def main() -> None:
     case['torch'] = torch.__version__
     print(f'\n{case}\n\n{text}')
     if args.write:
-        write_table('operations', case, text)
+        write_table(f'operations {args.backbone}', case, text)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,6 @@ peft is no part of an installation: ``pip install peft``.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import PAGE, Step, make_vit, read_rows, text_of
+from methods import Step, make_vit, text_of
 from mmengine.logging import MMLogger
+from page import keep, read_rows, write_table
 from timing import device_name, markdown, ratio, time_rounds
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -173,19 +173,6 @@ def table(rows: list[Mapping[str, Any]]) -> str:
     return markdown(lines)
 
 
-def write(case: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
-    """Write the table into the page."""
-    begin, end = '<!-- begin peers -->', '<!-- end peers -->'
-    page = PAGE.read_text(encoding='utf-8')
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise SystemExit(f'{PAGE.name} has no {begin} ... {end} to write between')
-    said = ', '.join(f'{key} {value}' for key, value in case.items())
-    text = f'{before}{begin}\n({said})\n\n{table(rows)}\n{end}{after}'
-    PAGE.write_text(text, encoding='utf-8')
-
-
 def main() -> None:
     """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(
@@ -223,14 +210,12 @@ def main() -> None:
     for number, name in enumerate(missing, 1):
         row = measure(name, args.depth, x, args.rounds, clock)
         rows[name] = {'case': case, **row}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.out, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(rows[name]) + '\n')
+        keep(args.out, rows[name])
         print(f'{number}/{len(missing)} {name}: {text_of(row["step"])}', flush=True)
     shown = [rows[name] for name in args.only if name in rows]
     print(f'\n{case}\n\n{table(shown)}')
     if args.write:
-        write(case, shown)
+        write_table('peers', case, table(shown))
 
 
 if __name__ == '__main__':

@@ -113,7 +113,7 @@ def test_a_row_says_what_a_method_costs(small: Any) -> None:
 def test_rows_that_were_cut_are_measured_again(names_of: Any, tmp_path: Path) -> None:
     path = tmp_path / 'rows.jsonl'
     path.write_text('{"method": "LoRA"}\n{"method": "SS', encoding='utf-8')
-    assert names_of('methods.py')['read_rows'](path) == [{'method': 'LoRA'}]
+    assert names_of('page.py')['read_rows'](path) == [{'method': 'LoRA'}]
 
 
 def test_every_old_speed_script_leads_to_a_new_one() -> None:
