@@ -1,6 +1,6 @@
 """Sites, deltas, methods and how they join. Torch only, no task and no Runner."""
 
-from mmpetl.core.affine import Affine, BiasPart
+from mmpetl.core.affine import Affine, BiasPart, in_rows
 from mmpetl.core.attention import score_terms, softmax_attention, split_heads
 from mmpetl.core.bricks import (
     GroupedLinear,
@@ -236,6 +236,7 @@ __all__ = [
     'gradient_at',
     'grow',
     'in_networks',
+    'in_rows',
     'in_stages',
     'inject',
     'injection_of',

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +24,33 @@ class BiasPart:
     stop: int
     bias: Tensor | None
     free: bool = False
+
+
+@contextmanager
+def in_rows(module: nn.Module) -> Iterator[None]:
+    """Let every weight lie row by row meanwhile, so that maps are views of weights.
+
+    The kernels of a model in ``torch.channels_last`` do not, and a matrix of their rows
+    is a copy: what is written to it is lost. Behind this they lie as they did.
+    """
+    moved = {}
+    for param in module.parameters():
+        form = FORMATS.get(param.ndim) if type(param) is nn.Parameter else None
+        if form is None or param.is_contiguous():
+            continue
+        if param.is_contiguous(memory_format=form):
+            moved[param] = param.data
+            param.data = param.data.contiguous()
+    try:
+        yield
+    finally:
+        for param, own in moved.items():
+            own.copy_(param.data)
+            param.data = own
+
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Layouts of kernels whose channels lie last, by axes."""
 
 
 def _bits_of(weight: Tensor) -> int | None:

@@ -28,8 +28,9 @@ def on_maps(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tensor:
     p, (h, w) = ctx.num_prefix, ctx.grid[-2:]
     if not h * w:
         return x  # tokens in front of no grid
-    maps = x[:, p:].reshape(-1, h, w, x.shape[-1]).permute(0, 3, 1, 2)
-    y = op(maps).permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[-1])
+    cells = x[:, p:]
+    maps = cells.reshape(-1, h, w, x.shape[-1]).permute(0, 3, 1, 2)
+    y = op(maps).permute(0, 2, 3, 1).reshape(cells.shape)
     return torch.cat((x[:, :p], y), dim=1) if p else y
 
 
@@ -47,11 +48,12 @@ def on_volumes(op: Callable[[Tensor], Tensor], x: Tensor, ctx: Context) -> Tenso
     if not all(grid):
         return x  # tokens in front of no grid
     cells = x[:, p:]
+    shape = cells.shape
     if len(grid) == 2:
         cells, grid = cells.unflatten(0, (-1, ctx.frames)), (ctx.frames, *grid)
         cells = cells.flatten(1, 2)
     y = op(cells.unflatten(1, grid).movedim(-1, 1)).movedim(1, -1)
-    y = y.reshape(x.shape[0], -1, x.shape[-1])
+    y = y.reshape(shape)
     return torch.cat((x[:, :p], y), dim=1) if p else y
 
 

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
+from mmpetl.core.errors import PETLError
 from mmpetl.core.injection import plug_of, prune
+from mmpetl.core.packed import PackedWeight
 from mmpetl.core.site import Site
 
 Observer = Callable[[Any, Any, Context], None]
@@ -234,10 +236,25 @@ def parameters_behind(
 
     Args:
         module: The backbone.
-        views: Of :attr:`mmpetl.core.Affine.tensors`.
+        views: Of :attr:`mmpetl.core.Affine.tensors`, made inside of
+            :func:`~mmpetl.core.affine.in_rows`.
+
+    Raises:
+        PETLError: One is of a quantised weight, which has no gradient.
     """
-    owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
-    return {view: owner[view.untyped_storage().data_ptr()] for view in views}
+    params = [p for p in module.parameters() if not isinstance(p, PackedWeight)]
+    owner = {p.untyped_storage().data_ptr(): p for p in params}
+    found = {}
+    for view in views:
+        packed = isinstance(view, PackedWeight)
+        param = None if packed else owner.get(view.untyped_storage().data_ptr())
+        if param is None:
+            raise PETLError(
+                'gradients of base weights are asked for, and some of this base are '
+                'in few bits and have none; calibrate first, then quantise'
+            )
+        found[view] = param
+    return found
 
 
 def gradient_at(view: Tensor, param: nn.Parameter) -> Tensor:

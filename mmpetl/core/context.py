@@ -14,9 +14,14 @@ def records_gradients() -> bool:
     """Whether what is kept for a backward pass matters in this forward pass.
 
     Not in a trace of TorchScript: what is saved can hold plain operations only, and no
-    Python function of autograd or of activation checkpointing.
+    Python function of autograd or of activation checkpointing; nor in a transform of
+    torch.func, which must know the derivative of each operation.
     """
-    return torch.is_grad_enabled() and not torch.jit.is_tracing()
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return not torch._C._are_functorch_transforms_active()
 
 
 def has_values(x: Tensor) -> bool:
@@ -53,6 +58,8 @@ class Made(NamedTuple):
     x: Tensor
     sources: tuple[Tensor, ...]
     compute: Callable[..., Tensor]
+    version: int
+    """How often ``x`` had been written to."""
 
 
 class Share(NamedTuple):
@@ -105,7 +112,8 @@ class Context:
             :meth:`Delta.own`. Set while a delta acts. A delta reads them in each pass,
             and says so (:attr:`Delta.reads_base`); it keeps no view of them, since
             conversions, copies and folding put others in their place.
-        made: How the latest feature can be computed again, or None (:meth:`tell`).
+        made: How the latest feature can be computed again, or None (:meth:`tell`;
+            :meth:`made_of` reads it).
         output_kept: Whether what follows the site at hand keeps what leaves it for the
             backward pass, as it is.
         products: What deltas made of one input at queries, keys and values, for one
@@ -169,7 +177,21 @@ class Context:
             sources: What it is made of, and is kept for the backward pass by others.
             compute: ``compute(*sources)`` is x. It must hold no tensor itself.
         """
-        self.made = Made(x, sources, compute) if records_gradients() else None
+        # A compiler decides itself what is kept and what is computed again.
+        if not records_gradients() or torch.compiler.is_compiling() or x.is_inference():
+            self.made = None
+        else:
+            self.made = Made(x, sources, compute, x._version)
+
+    def made_of(self, x: Tensor) -> Made | None:
+        """How this very feature can be computed again, None where nobody has said.
+
+        A layer that writes in place hands on the same tensor with other values.
+        """
+        made = self.made
+        if made is None or made.x is not x or made.version != x._version:
+            return None
+        return made
 
     def fork(self) -> Context:
         """A copy whose counts stay as they are now; notes and masks are shared.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from mmpetl.core.affine import Affine
+from mmpetl.core.affine import Affine, in_rows
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
 from mmpetl.core.fingerprint import tensor_digests
@@ -52,6 +52,22 @@ def fold(backbone: nn.Module, slot: str | None = None) -> nn.Module:
     names = list(record.slots) if slot is None else [pick_slot(record, slot)]
     for name in names:
         _check_folds(name, record)
+    with in_rows(module):
+        _write(module, record, names, alone=slot is not None)
+    for name in names:
+        remove(module, record, name, restore=False)
+    return backbone
+
+
+def _write(module: nn.Module, record: Injection, names: list[str], alone: bool) -> None:
+    """Write what slots have learnt into the base weights; the slots stay.
+
+    Args:
+        module: The backbone.
+        record: Its injection.
+        names: The slots.
+        alone: Whether others stay that must not meet the same weights.
+    """
     parts = [
         (write, site, delta, record.site_map.affine(module, site))
         for write, site, delta in _in_order(module, record, names)
@@ -67,14 +83,11 @@ def fold(backbone: nn.Module, slot: str | None = None) -> nn.Module:
         # Into a copy first: what cannot be folded is found before anything changes.
         write(site, delta, affine.copy())
     written = _parameters_of(module, [affine for *_, affine in parts])
-    if slot is not None:
+    if alone:
         _check_apart(record, names[0], written)
     for write, site, delta, affine in parts:
         write(site, delta, affine)
     _renew_digests(record, written)
-    for name in names:
-        remove(module, record, name, restore=False)
-    return backbone
 
 
 Write = Callable[[Site, Delta, Affine], None]
@@ -105,21 +118,22 @@ def fold_sites(
     """
     module, record = injection_of(backbone)
     entry = record.slots[slot]
-    parts = [
-        (site, delta, record.site_map.affine(module, site))
-        for site in entry.sites
-        if isinstance(delta := module.get_submodule(f'{site.path}.{slot}'), kind)
-    ]
-    for site, delta, affine in parts:
-        affine.check_writable()
-        write(site, delta, affine.copy())
-    written = _parameters_of(module, [affine for *_, affine in parts])
-    _check_apart(record, slot, written)
-    for part in parts:
-        write(*part)
-    # What the method itself trains is its own, and the base keeps another value.
-    kept = {n: p for n, p in written.items() if n not in entry.selected}
-    _renew_digests(record, kept)
+    with in_rows(module):
+        parts = [
+            (site, delta, record.site_map.affine(module, site))
+            for site in entry.sites
+            if isinstance(delta := module.get_submodule(f'{site.path}.{slot}'), kind)
+        ]
+        for site, delta, affine in parts:
+            affine.check_writable()
+            write(site, delta, affine.copy())
+        written = _parameters_of(module, [affine for *_, affine in parts])
+        _check_apart(record, slot, written)
+        for part in parts:
+            write(*part)
+        # What the method itself trains is its own, and the base keeps another value.
+        kept = {n: p for n, p in written.items() if n not in entry.selected}
+        _renew_digests(record, kept)
     folded = [site for site, *_ in parts]
     for site in folded:
         host = module.get_submodule(site.host)
@@ -154,13 +168,23 @@ def _storages(affine: Affine) -> set[int]:
 
 def _parameters_of(module: nn.Module, affines: list[Affine]) -> dict[str, nn.Parameter]:
     """The parameters that hold the tensors of maps, by name; these may be views."""
-    held = {key for affine in affines for key in _storages(affine)}
-    return {
-        name: param
-        for name, param in module.named_parameters()
-        if not isinstance(param, PackedWeight)
-        and param.untyped_storage().data_ptr() in held
-    }
+    held = {key: affine.name for affine in affines for key in _storages(affine)}
+    found, owned = {}, set()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, PackedWeight):
+            continue
+        place = tensor.untyped_storage().data_ptr()
+        if place in held and isinstance(tensor, nn.Parameter):
+            found[name] = tensor
+        owned.add(place)
+    lost = next((name for place, name in held.items() if place not in owned), None)
+    if lost is not None:
+        raise PETLError(
+            f'the weight of {lost} is computed from other tensors, as by a '
+            'parametrization, so that nothing can be folded into it; keep the delta '
+            'unfolded'
+        )
+    return found
 
 
 def _check_apart(record: Injection, name: str, written: Iterable[str]) -> None:

@@ -706,9 +706,9 @@ class BlockHost(Host):
         skip = partial(self.shortcut, branch, normed)
         skipped = self.through(f'{name}.skip', skip, x, ctx)
         y = skipped + r
-        if ctx.made is not None and ctx.made.x is r:
-            of_branch = ctx.made.compute
-            ctx.tell(y, (skipped, *ctx.made.sources), partial(_onto, of_branch))
+        made = ctx.made_of(r)
+        if made is not None:
+            ctx.tell(y, (skipped, *made.sources), partial(_onto, made.compute))
         return y
 
     def normed(
@@ -804,6 +804,12 @@ class KeepsBase(KeptThroughInit):
             for param, flag in flags:
                 param.requires_grad_(flag)
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or what was pickled, sees the steps that the original would see."""
+        super().__setstate__(state)
+        if self._petl.training:
+            follow_steps(self, self._petl)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
         convert = partial(super()._apply, fn, recurse)

@@ -36,7 +36,8 @@ class Slot:
             given back; not where a method trains most of the base.
         enabled: Whether it acts.
         frozen: Whether it acts without training.
-        paused: Names of its parameters that trained when it was switched off.
+        paused: Names of its parameters that trained when it was last switched off or
+            frozen.
         layers: Patterns of the layers that were named, None for all.
         blocks: Indices of the blocks that were named, None for all.
         places: Patterns of modules by kind, where places were named.
@@ -82,6 +83,8 @@ class Injection:
     """The base's values of parameters that slots select."""
     converted: dict[str, str] = field(default_factory=dict)
     """Digests after a conversion to another dtype or size, where there was one."""
+    by_hand: set[str] = field(default_factory=set)
+    """What slots train of the base, and a user had frozen when they stopped."""
     shares: tuple[Share, ...] | None = None
     """What a pass that begins now hands its deltas as :attr:`Context.shares`."""
     versions: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -63,8 +63,8 @@ def product(
     for known, by, found in ctx.products or ():
         if known is x and by is weight:
             return found
-    made = ctx.made
-    if made is not None and made.x is x and lean(x, weight, *made.sources):
+    made = ctx.made_of(x)
+    if made is not None and lean(x, weight, *made.sources):
         h = ProductAgain.apply(x, weight, made.compute, *made.sources)
     else:
         h = _product(x, weight)
@@ -82,7 +82,7 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 def _dropped(x: Tensor, weight: Tensor, ctx: Context, drop: nn.Dropout) -> Tensor:
     if drop.p == 1 or not lean(x, weight):
         return _product(drop(x), weight)
-    compute, sources = _again(x, ctx.made)
+    compute, sources = _again(x, ctx.made_of(x))
     if not weight.requires_grad:
         sources = ()
     return DroppedProduct.apply(x, weight, drop.p, compute, *sources)
@@ -92,7 +92,7 @@ def _again(
     x: Tensor, made: Made | None
 ) -> tuple[Callable[..., Tensor] | None, tuple[Tensor, ...]]:
     """How to come by x in a backward pass, and what to keep for that; None: x."""
-    if made is not None and made.x is x and lean(x, *made.sources):
+    if made is not None and lean(x, *made.sources):
         return made.compute, made.sources
     return None, (x,)
 
@@ -153,7 +153,8 @@ class ProductAgain(Function):
         rows = grad.reshape(-1, rank)
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            to_x = (rows @ weight).view(*grad.shape[:-1], -1)
+            parts = grad.shape[-1] // rank  # by its number: a batch may be empty
+            to_x = (rows @ weight).view(*grad.shape[:-1], parts * dims)
         if ctx.needs_input_grad[1]:
             to_weight = rows.t() @ ctx.compute(*sources).reshape(-1, dims)
         return to_x, to_weight, None, *(None for _ in sources)
@@ -349,7 +350,7 @@ def merged(
         return None
     if shift is not None:
         bias = shift if bias is None else bias + shift
-    compute, sources = _again(x, ctx.made)
+    compute, sources = _again(x, ctx.made_of(x))
     if not any(factor.requires_grad for factor in factors):
         sources = ()
     how = write, collect, compute, len(factors)
@@ -384,7 +385,7 @@ class Merged(Function):
         with torch.set_grad_enabled(again or (learn and collect is None)):
             written = write(weight, *factors)
         if ctx.needs_input_grad[0]:
-            to_x = (rows @ written).view(*grad.shape[:-1], -1)
+            to_x = (rows @ written).view(*grad.shape[:-1], weight.shape[1])
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)
         if learn:
@@ -427,7 +428,7 @@ def scale_shift(
         beta: (C,), None for zero.
         output_kept: Whether what follows keeps what leaves (see
             :attr:`Context.output_kept`), so that keeping it costs nothing.
-        made: How y may be computed again (see :attr:`Context.made`).
+        made: How y may be computed again (:meth:`Context.made_of`).
     """
     learns = gamma.requires_grad or (beta is not None and beta.requires_grad)
     if not (learns and lean(y, gamma, beta)):
@@ -567,8 +568,8 @@ def scaled_norm(
         return None
     weight = weight * gamma
     bias = beta if bias is None else scaled(bias, gamma, beta)
-    made = None if ctx is None else ctx.made
-    if made is not None and made.x is x and lean(x, *made.sources):
+    made = None if ctx is None else ctx.made_of(x)
+    if made is not None and lean(x, *made.sources):
         return NormAgain.apply(x, weight, bias, norm.eps, made.compute, *made.sources)
     return F.layer_norm(x, weight.shape, weight, bias, norm.eps)
 
@@ -584,14 +585,13 @@ def norm_again(
         ctx: Facts of this forward pass.
 
     Returns:
-        (..., C); None where the norm is another, nothing says what x is made of, or a
-        compiler makes the backward pass.
+        (..., C); None where the norm is another, or nothing says what x is made of.
     """
-    made = ctx.made
-    if made is None or made.x is not x or not _is_layer_norm(norm):
+    made = ctx.made_of(x)
+    if made is None or not _is_layer_norm(norm):
         return None
     weight, bias = norm.weight, norm.bias
-    if weight is None or bias is None or torch.compiler.is_compiling():
+    if weight is None or bias is None:
         return None
     if not lean(x, weight, bias, *made.sources):
         return None

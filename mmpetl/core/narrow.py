@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mmpetl.core.affine import in_rows
 from mmpetl.core.errors import PETLError, shorten
 from mmpetl.core.injection import injections, record_of
 from mmpetl.core.leaf_map import LeafMap, layer_facts, layers_of
 from mmpetl.core.leaves import check_weights, foreign_class, leaf_of, pads_itself
 from mmpetl.core.method import Method, registered_methods
+from mmpetl.core.packed import PackedWeight
 from mmpetl.core.patterns import as_blocks, as_patterns, in_short, matches, nearest
 from mmpetl.core.places import run_once
 from mmpetl.core.role import Role
@@ -156,12 +160,34 @@ def site_names(module: nn.Module, site_map: SiteMap, sites: Sequence[Site]) -> N
     """
     if isinstance(site_map, LeafMap):
         return {site: (site.host,) for site in sites}
+    with _readable(module, site_map):
+        return dict(_names(module, site_map, sites))
+
+
+@contextmanager
+def _readable(module: nn.Module, site_map: SiteMap) -> Iterator[None]:
+    """Let maps of sites be views of weights, which tell by their address whose.
+
+    A weight in few bits has no address: another stands in its place, and is not read.
+    """
+    packed = [
+        (part, name, param)
+        for part in module.modules()
+        for name, param in part._parameters.items()
+        if isinstance(param, PackedWeight)
+    ]
     swapped = record_of(module) is not None
     if not swapped:
         site_map.swap(module)
     try:
-        return dict(_names(module, site_map, sites))
+        for part, name, param in packed:
+            empty = torch.empty(param.shape, dtype=param.dtype)
+            part._parameters[name] = nn.Parameter(empty, requires_grad=False)
+        with in_rows(module):
+            yield
     finally:
+        for part, name, param in packed:
+            part._parameters[name] = param
         if not swapped:
             site_map.unswap(module)
 
@@ -207,14 +233,8 @@ def linear_rows(
         convolutions: Whether those count too which :func:`why_no_pair` has nothing
             against.
     """
-    swapped = record_of(module) is not None
-    if not swapped:
-        site_map.swap(module)
-    try:
+    with _readable(module, site_map):
         return _linear_rows(module, site_map, sites, convolutions)
-    finally:
-        if not swapped:
-            site_map.unswap(module)
 
 
 def why_no_pair(conv: nn.Module) -> str:

@@ -99,13 +99,12 @@ def switch(module: nn.Module, record: Injection, name: str, on: bool) -> None:
     _check_restores(slot, name)
     if on:
         check_stack(name, slot.method, slot.sites, record.slots)
-    own = own_parameters(module, name, slot)
-    if not on:
-        slot.paused = frozenset(n for n, p in own.items() if p.requires_grad)
-    with rearranging(module, record), retraining(module, record):
+    with (
+        rearranging(module, record),
+        retraining(module, record),
+        pausing(module, name, slot),
+    ):
         slot.enabled = on
-    for key, param in own.items():
-        param.requires_grad_(on and key in slot.paused)
     for site in slot.sites:
         plug = module.get_submodule(site.path)
         (plug.off.discard if on else plug.off.add)(name)
@@ -113,17 +112,40 @@ def switch(module: nn.Module, record: Injection, name: str, on: bool) -> None:
 
 
 @contextmanager
+def pausing(module: nn.Module, name: str, slot: Slot) -> Iterator[None]:
+    """A slot is switched or frozen inside of it; its own parameters follow.
+
+    Those that a user had frozen when it stopped stay frozen when it goes on.
+    """
+    own = own_parameters(module, name, slot)
+    trained = slot.enabled and not slot.frozen
+    if trained:
+        slot.paused = frozenset(n for n, p in own.items() if p.requires_grad)
+    yield
+    trains = slot.enabled and not slot.frozen
+    if trains != trained:
+        for key, param in own.items():
+            param.requires_grad_(trains and key in slot.paused)
+
+
+@contextmanager
 def retraining(module: nn.Module, record: Injection) -> Iterator[None]:
     """Slots change inside of it; then those base parameters train that must.
 
-    What trains before and after alike is left as it is, so that a user may freeze it.
+    What trains before and after alike is left as it is, so that a user may freeze it;
+    what a user had frozen when a slot stopped stays so when that goes on.
     """
     before = trained_base(module, record)
     yield
     after = trained_base(module, record)
     for name, param in module.named_parameters():
-        if (name in before) != (name in after):
-            param.requires_grad_(name in after)
+        if name in before - after:
+            if not param.requires_grad:
+                record.by_hand.add(name)
+            param.requires_grad_(False)
+        elif name in after - before:
+            param.requires_grad_(name not in record.by_hand)
+            record.by_hand.discard(name)
 
 
 def trained_base(module: nn.Module, record: Injection) -> frozenset[str]:
@@ -252,14 +274,8 @@ def _set_frozen(backbone: nn.Module, slot: str | None, frozen: bool) -> None:
     module, record = injection_of(backbone)
     name = pick_slot(record, slot)
     entry = record.slots[name]
-    with retraining(module, record):
+    with retraining(module, record), pausing(module, name, entry):
         entry.frozen = frozen
-    own = own_parameters(module, name, entry)
-    if entry.enabled:
-        for param in own.values():
-            param.requires_grad_(not frozen)
-    else:
-        entry.paused = frozenset() if frozen else frozenset(own)
     module.train(record.training)
 
 
@@ -313,6 +329,7 @@ def remove(
     unplug(module, record, name)
     if not record.slots:
         release(module, record)
+    record.by_hand &= {n for slot in record.slots.values() for n in slot.selected}
     module.train(record.training)
 
 
@@ -320,6 +337,8 @@ def release(module: nn.Module, record: Injection) -> None:
     """Give a backbone without slots its own classes and flags back."""
     del module.__dict__['_petl']
     record.site_map.unswap(module)
+    free = record.trainable_before - record.by_hand
     for key, param in module.named_parameters():
-        if key in record.base:  # A head that came later keeps its flag.
-            param.requires_grad_(key in record.trainable_before)
+        # A head is the user's, and so is what came later.
+        if key in record.base and key not in record.head:
+            param.requires_grad_(key in free)

@@ -116,6 +116,8 @@ class AdaLoRADelta(Delta):
 
     def prune(self, chosen: Tensor, for_good: bool) -> None:
         """Set the entries of E to zero that are chosen, (rank,) of bool."""
+        if not self.E.requires_grad:
+            return
         self.E.masked_fill_(chosen[:, None], 0)
         if for_good:
             self.kept.copy_(~chosen[:, None])
@@ -316,6 +318,8 @@ class AdaLoRA(Method):
         weight = self.orthogonality / (2 * len(deltas))
         for delta in deltas if weight else ():
             for rows, param in ((delta.A, delta.A), (delta.B.T, delta.B)):
+                if not param.requires_grad:
+                    continue
                 gradient = gradient_of_penalty(rows).mul_(weight)
                 gradient = gradient if rows is param else gradient.T
                 if param.grad is None:

@@ -77,7 +77,7 @@ class GridDelta(ConvAdapterDelta):
         if not h * w:
             return y  # tokens in front of no grid
         maps = x[:, p:].reshape(-1, h, w, x.shape[-1]).permute(0, 3, 1, 2)
-        update = self.update(maps).reshape(x.shape[0], -1, x.shape[-1])
+        update = self.update(maps).reshape(y[:, p:].shape)
         return torch.cat((y[:, :p], y[:, p:] + update), dim=1) if p else y + update
 
 

@@ -35,6 +35,7 @@ from mmpetl.core import (
     batch_size,
     check_range,
     gradient_at,
+    in_rows,
     inputs_and_labels,
     one_epoch,
     only_trains,
@@ -139,7 +140,7 @@ class SparseRows(torch.autograd.Function):
 
 def _to_inputs(grad: Tensor, values: Tensor, index: Tensor, dims: int) -> Tensor:
     """``grad D``, (M, dims), for the D of :func:`dense_rows`."""
-    if index.shape[1] > FEW:
+    if index.shape[1] > FEW or torch.is_grad_enabled():  # of this pass, a second one
         return grad @ dense_rows(values, index, dims)
     total = grad.new_zeros(grad.shape[0], dims)
     for into, part in _few_tokens(total, grad):
@@ -150,6 +151,8 @@ def _to_inputs(grad: Tensor, values: Tensor, index: Tensor, dims: int) -> Tensor
 
 def _to_values(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
     """``sum_m grad_mo x[m, index_ok]``, (out_dims, K)."""
+    if torch.is_grad_enabled():  # a backward pass of this one writes to no views
+        return (grad.t() @ x).gather(1, index.long())
     total = grad.new_zeros(index.shape)
     for part, inside in _few_tokens(grad, x):
         for into, place in zip(total.T, index.long().T, strict=True):
@@ -426,6 +429,12 @@ class GPS(Method):
             PETLError: There are no data, labels of one class only, or none.
         """
         place = Place(backbone, self)
+        with in_rows(place.module):
+            return self._gradients(backbone, place, batches)
+
+    def _gradients(
+        self, backbone: nn.Module, place: Place, batches: Iterable[Any]
+    ) -> dict[Site, Tensor]:
         module = place.module
         weights = {
             site: place.record.site_map.affine(module, site).weights

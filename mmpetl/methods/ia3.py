@@ -54,7 +54,7 @@ class InputScale(Delta):
         self.scale = nn.Parameter(torch.ones(site.in_dims))
 
     def before(self, x: Tensor, ctx: Context) -> Tensor:
-        return scale_shift(x, self.scale, made=ctx.made)
+        return scale_shift(x, self.scale, made=ctx.made_of(x))
 
 
 class IA3InPeft(PeftFormat):

@@ -38,8 +38,7 @@ from mmpetl.core import (
     check_range,
     check_rank,
     convolve,
-    disable,
-    enable,
+    disabled,
     in_networks,
     inputs_and_labels,
     is_wider,
@@ -436,14 +435,15 @@ class LoRA(Method):
 
             return add
 
-        disable(module, place.slot)
         backbone.eval()
         try:
-            with watching(module, {site: look(site) for site in place.sites}):
+            with (
+                disabled(module, place.slot),
+                watching(module, {site: look(site) for site in place.sites}),
+            ):
                 for (batch,) in one_epoch(batches):
                     module(inputs_and_labels(backbone, module, batch)[0])
         finally:
-            enable(module, place.slot)
             backbone.train(training)
         for site, seen in moments.items():
             if not seen.count:

@@ -35,11 +35,11 @@ from mmpetl.core import (
     Place,
     Site,
     check_range,
-    disable,
-    enable,
+    disabled,
     one_by_one,
     one_epoch,
     only_trains,
+    parameters_behind,
     softmax_attention,
     split_heads,
     task_loss,
@@ -369,24 +369,24 @@ class LST(Method):
         """
         place = Place(backbone, self)
         module = place.module
-        # A view of the weight of a site lies in the storage of a parameter.
-        owner = {p.untyped_storage().data_ptr(): p for p in module.parameters()}
-        params = [
-            owner[tensor.untyped_storage().data_ptr()]
+        views = [
+            tensor
             for site in place.sites
             if site.kind == 'block'
             for kind in BLOCK_PARTS
             for tensor in _affine(place, site.host, kind).tensors
         ]
-        params = list(dict.fromkeys(params))
+        params = list(dict.fromkeys(parameters_behind(module, views).values()))
         total = {
             p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
             for p in params
         }
         seen, modes = 0, {m: m.training for m in backbone.modules()}
-        disable(module, place.slot)
         try:
-            with only_trains(backbone, params, train_mode=False):
+            with (
+                disabled(module, place.slot),
+                only_trains(backbone, params, train_mode=False),
+            ):
                 for (batch,) in one_epoch(batches, shuffle=True):
                     if seen >= FISHER_IMAGES:
                         break
@@ -403,7 +403,6 @@ class LST(Method):
                             if grad is not None:
                                 total[p] += grad.to(total[p].dtype).square()
         finally:
-            enable(module, place.slot)
             for part, mode in modes.items():
                 part.training = mode
         if not seen:

@@ -77,8 +77,11 @@ class Depthwise(torch.autograd.Function):
             pad = weight.shape[-1] // 2
             maps = F.pad(z, (pad,) * 4).flatten(0, 1)[None]
             kernels = grad.flatten(0, 1)[:, None]
-            found = F.conv2d(maps, kernels, groups=len(kernels))
-            to_weight = found.view(len(z), *weight.shape).sum(0)
+            if len(kernels):  # a batch may be empty
+                found = F.conv2d(maps, kernels, groups=len(kernels))
+                to_weight = found.view(len(z), *weight.shape).sum(0)
+            else:
+                to_weight = torch.zeros_like(weight)
         if ctx.needs_input_grad[2]:
             to_bias = grad.sum((0, 2, 3))
         return to_z, to_weight, to_bias
@@ -163,7 +166,7 @@ class ScaledDown(torch.autograd.Function):
         scale, shift, shape = gamma * weight, gamma * bias, y.shape[-1:]
         n, mean, rstd = torch.native_layer_norm(y, shape, scale, shift, ctx.eps)
         z, rows = n.addcmul_(y, gamma_x), grad.reshape(-1, grad.shape[-1])
-        to_down = rows.T @ z.reshape(len(rows), -1)
+        to_down = rows.T @ z.flatten(0, -2)
         to_z = grad @ down
         to_y, to_scale, to_shift = torch.ops.aten.native_layer_norm_backward(
             to_z, y, shape, mean, rstd, scale, shift, [True] * 3

@@ -27,8 +27,7 @@ from mmpetl.core import (
     Place,
     Site,
     check_range,
-    disable,
-    enable,
+    disabled,
     inputs_and_labels,
     one_epoch,
     warn_uncalibrated,
@@ -225,10 +224,12 @@ class SCT(Method):
             return lambda x, y, ctx: sums[site].add(y, ctx.num_prefix)
 
         labelled = False
-        disable(module, place.slot)
         backbone.eval()
         try:
-            with watching(module, {watched[s]: look(s) for s in place.sites}):
+            with (
+                disabled(module, place.slot),
+                watching(module, {watched[s]: look(s) for s in place.sites}),
+            ):
                 for (batch,) in one_epoch(batches):
                     inputs, labels = inputs_and_labels(backbone, module, batch)
                     labelled = labels is not None
@@ -240,7 +241,6 @@ class SCT(Method):
                         entry.labels = labels
                     module(inputs)
         finally:
-            enable(module, place.slot)
             backbone.train(training)
         classes = {label for entry in sums.values() for label in entry.squares}
         if not classes:

@@ -42,6 +42,7 @@ from mmpetl.core import (
     check_rank,
     drop_path,
     gradient_at,
+    in_rows,
     is_wider,
     kaiming_uniform_,
     one_epoch,
@@ -396,6 +397,12 @@ class SPT(Method):
             PETLError: There are no data.
         """
         place = Place(model, self)
+        with in_rows(place.module):
+            return self._sensitivities(model, place, batches, most)
+
+    def _sensitivities(
+        self, model: nn.Module, place: Place, batches: Iterable[Any], most: int
+    ) -> Sensitivities:
         module, site_map = place.module, place.record.site_map
         affines = {site: site_map.affine(module, site) for site in place.sites}
         weights = {site: affine.weights for site, affine in affines.items()}

@@ -11,6 +11,7 @@ stages are refused: a prompt per window is not defined.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class AdaptivePrompts(Delta):
         kernel = self.kernel.expand(dims, -1, -1, -1)
         places = self.drop(F.conv2d(maps, kernel, groups=dims)).flatten(2)
         z = self.linear(places).transpose(1, 2)  # (B * frames, P, C)
-        z = z.unflatten(0, (x.shape[0], -1)).mean(1)
+        z = z.unflatten(0, (-1, prod(ctx.grid[:-2]))).mean(1)
         return join_tokens(x, self.shared(z), ctx, self.slot)
 
 

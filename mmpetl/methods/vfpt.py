@@ -55,7 +55,7 @@ class FourierPrompts(Prompts):
 
     def tokens(self, batch: int) -> Tensor:
         tokens = super().tokens(batch)
-        if not self.num_fourier:
+        if not (self.num_fourier and batch):  # no transform is of nothing
             return tokens
         first, rest = tokens.tensor_split([self.num_fourier], dim=1)
         # There is no transform of half floats.

@@ -10,12 +10,14 @@ from tiny import (
     bare,
     base,
     decide_,
+    fits,
     images,
     outputs,
     plain_outputs,
     record,
     shake_,
 )
+from tiny_methods import MethodCase, method_cases
 
 from mmpetl.core import PETLError, eject, fold, inject, slots
 
@@ -48,12 +50,16 @@ def test_evaluation_is_deterministic(brief_pair: Pair) -> None:
     assert all(torch.isfinite(y).all() for y in first)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize('name', ['timm_vit', 'mmpretrain_vit'])
-def test_an_empty_batch_passes(name: str) -> None:
-    x = images(name)[:0]
-    got = outputs(inject(base(name), 'LoRA'), x)
-    assert [y.shape for y in got] == [y.shape for y in outputs(base(name), x)]
+@pytest.mark.filterwarnings('ignore::UserWarning')  # of data passes to come
+@pytest.mark.parametrize('case', method_cases(), ids=lambda case: case.id)
+def test_an_empty_batch_passes_and_comes_back(case: MethodCase) -> None:
+    """As in a process that has no samples left."""
+    if not fits(case, 'timm_vit'):
+        return  # what looks along time, and along the grid of a pyramid
+    model = inject(base('timm_vit'), case.build()).train()
+    (got,) = outputs(model, images('timm_vit')[:0])
+    assert len(got) == 0
+    got.sum().backward()
 
 
 @torch.no_grad()

@@ -427,6 +427,60 @@ def test_where_a_stream_is_much_longer_a_sum_is_made_again(
         assert torch.equal(a, b)
 
 
+class Doubling(nn.Module):
+    """In place: what leaves is what entered, with other values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2.0)
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0
+
+
+@pytest.mark.parametrize('method', ['VPTShallow', 'SSF'])
+def test_what_is_written_in_place_is_not_made_again(method: str) -> None:
+    """A scale or a dropout of the branch that hands on the tensor it was given."""
+    settings = {'VPTShallow': {'num_tokens': 40}}.get(method, {})
+    found = []
+    for scale in (Doubling, Twice):
+        torch.manual_seed(0)
+        net = tiny.base('timm_vit', DOUBLE)
+        for block in net.blocks:
+            block.ls1 = block.ls2 = scale()
+        model = mmpetl.inject(net, {'type': method, **settings}).train()
+        tiny.shake_(model)
+        found.append(trained(model, fast=True))
+    close(*found)
+
+
+@pytest.mark.parametrize(
+    'method',
+    ['LoRA', 'SSF', 'BitFit', {'type': 'VPTShallow', 'num_tokens': 40}, 'GPS', 'Mona'],
+    ids=str,
+)
+@pytest.mark.filterwarnings('ignore:GPS trains the first:UserWarning')
+def test_transforms_of_functions_take_plain_operations(method: str | dict) -> None:
+    """Gradients of each sample by itself, and what they are in sum."""
+    model = mmpetl.inject(tiny.base('timm_vit', DOUBLE), method).train()
+    tiny.shake_(model)
+    for part in model.modules():  # one draw for all samples is another function
+        if isinstance(part, Dropout):
+            part.p = 0.0
+    x = tiny.images('timm_vit', dtype=DOUBLE)
+    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+    def loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, params, (x[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(params, x)
+    model(x).square().sum().backward()
+    for name, param in params.items():
+        want = torch.zeros_like(param) if param.grad is None else param.grad
+        torch.testing.assert_close(each[name].sum(0), want)
+
+
 def test_few_tokens_are_not_worth_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, 'norm_again', lambda *_: pytest.fail('made again'))
     method = {'type': 'VPTShallow', 'num_tokens': 1}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tiny import base, images, outputs, shake_
 from torch import Tensor, nn
 
+from mmpetl.apis import save_peft
 from mmpetl.core import (
     Method,
     PETLError,
@@ -24,6 +27,7 @@ from mmpetl.core import (
     fingerprint,
     fold,
     inject,
+    injections,
     load_base,
     quantise,
 )
@@ -228,6 +232,19 @@ def test_slots_come_and_go_over_a_packed_base() -> None:
     assert torch.equal(outputs(model, x)[0], outputs(twin, x)[0])
 
 
+def test_layers_are_named_over_a_packed_base(tmp_path: Path) -> None:
+    model = lora(8)
+    inject(model, {'type': 'LoRA', 'rank': 2}, slot='more', layers=['*.attn.qkv'])
+    own = {n for n, _ in model.named_parameters() if '.more.' in n}
+    assert own
+    assert all('attn_' in n for n in own)
+    assert len(packed_of(model)) == 8
+    eject(model, 'more')
+    folder = save_peft(model, tmp_path / 'lora')
+    tensors = load_file(folder / 'adapter_model.safetensors')
+    assert any(key.endswith('blocks.0.attn.qkv.lora_A.weight') for key in tensors)
+
+
 def test_what_cannot_be_is_said_in_a_line() -> None:
     model = lora(8)
     with pytest.raises(PETLError, match='8 bits, into which nothing can be folded'):
@@ -239,6 +256,15 @@ def test_what_cannot_be_is_said_in_a_line() -> None:
         quantise(model, 3)
     with pytest.raises(PETLError, match='holds no method'):
         quantise(base('timm_vit'))
+    x = images('timm_vit', batch=4)
+    data = [(x, torch.tensor([0, 1, 0, 1]))]
+    for method in ('GPS', 'SPT', {'type': 'LST', 'init': 'fisher', 'reduction': 2}):
+        packed = inject(base('timm_vit'), method)
+        quantise(packed, 8)
+        chooser = injections(packed)[0][2].slots['0'].method
+        look = {'SPT': 'sensitivities'}.get(str(method), 'calibrate')
+        with pytest.raises(PETLError, match='in few bits and have none; calibrate'):
+            getattr(chooser, look)(packed, data)
     with pytest.raises(PETLError, match='no frozen Linear layer'):
         quantise(inject(base('timm_vit'), 'Full'))
     weight = model.blocks[0].attn.qkv.weight

@@ -254,6 +254,45 @@ def test_what_the_user_froze_stays_frozen() -> None:
     assert model.blocks[1].petl.attn_v.a.A.requires_grad
 
 
+def test_what_the_user_froze_stays_frozen_through_switches_and_freezes() -> None:
+    model = mmpetl.inject(base(VIT), 'BitFit', slot='a')
+    mmpetl.inject(model, LoRA(rank=2), slot='b')
+    chosen = model.blocks[0].norm1.bias
+    factor = model.blocks[0].petl.attn_v.b.A
+    others = model.blocks[1].norm1.bias, model.blocks[1].petl.attn_v.b.A
+    for tensor in (model.head.weight, chosen, factor):
+        tensor.requires_grad_(False)
+
+    def switched() -> None:
+        with mmpetl.disabled(model):
+            assert not chosen.requires_grad
+
+    def frozen_while_off() -> None:
+        mmpetl.disable(model, 'b')
+        mmpetl.freeze(model, 'b')
+        mmpetl.enable(model, 'b')
+        assert not factor.requires_grad
+        mmpetl.unfreeze(model, 'b')
+
+    def frozen(slot: str) -> None:
+        mmpetl.freeze(model, slot)
+        mmpetl.unfreeze(model, slot)
+
+    steps = [switched, frozen_while_off, lambda: frozen('a'), lambda: frozen('b')]
+    steps.append(lambda: mmpetl.run_by_slot(model, images(VIT), ['a', 'b']))
+    for step in steps:
+        step()
+        assert not any(t.requires_grad for t in (model.head.weight, chosen, factor))
+        assert all(t.requires_grad for t in others)
+    mmpetl.eject(model, 'b')
+    mmpetl.eject(model, 'a')
+    assert not model.head.weight.requires_grad
+    assert not chosen.requires_grad
+    assert others[0].requires_grad
+    # Where no slot trains it any more, nothing is remembered.
+    assert mmpetl.inject(model, 'BitFit').blocks[1].norm1.bias.requires_grad
+
+
 def test_a_head_that_was_frozen_before_stays_frozen() -> None:
     model = base(VIT)
     model.head.requires_grad_(False)

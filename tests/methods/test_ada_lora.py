@@ -1,17 +1,33 @@
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from collections.abc import Callable
 
 import pytest
 import tiny
 import torch
 from full_size import counts
+from torch import nn
 
 import mmpetl
 from mmpetl.core import PETLError, injections, plan_steps
 from mmpetl.methods.ada_lora import AdaLoRA, gradient_of_penalty
 
 QV = ('attn.q', 'attn.v')
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def steps(model: nn.Module, held: list[nn.Parameter], number: int) -> None:
+    optimizer = torch.optim.SGD(held, lr=0.01)
+    for _ in range(number):
+        (model(torch.ones(1, 3, 32, 32)) ** 2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 @pytest.mark.parametrize(
@@ -163,6 +179,33 @@ def test_nothing_is_pruned_where_ranks_are_equal_or_a_slot_is_frozen() -> None:
     mmpetl.freeze(model)
     optimizer.step()
     assert int(count.step) == 4
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, pickled], ids=['copy', 'pickle'])
+def test_a_copy_sees_its_steps(copied: Callable[[nn.Module], nn.Module]) -> None:
+    original = mmpetl.inject(tiny.timm_vit(), AdaLoRA(rank=2, target_rank=1)).train()
+    plan_steps(original, 4)
+    model = copied(original)
+    steps(model, [p for p in model.parameters() if p.requires_grad], 4)
+    assert int(model.get_submodule('petl.shared.0').step) == 4
+    assert int(original.get_submodule('petl.shared.0').step) == 0
+    method = injections(model)[0][2].slots['0'].method
+    assert sum(method.ranks(model).values()) == len(method.ranks(model))
+
+
+def test_what_the_user_froze_is_not_moved() -> None:
+    model = mmpetl.inject(tiny.timm_vit(), AdaLoRA(rank=2, target_rank=1)).train()
+    plan_steps(model, 4)
+    held = [p for p in model.parameters() if p.requires_grad]
+    first = next(d for d in model.modules() if hasattr(d, 'uncertainty'))
+    first.A.requires_grad_(False)
+    first.E.requires_grad_(False)
+    before = first.A.clone(), first.E.clone()
+    with torch.no_grad():
+        first.E.fill_(0.5)
+    steps(model, held, 4)
+    assert torch.equal(first.A, before[0])
+    assert first.E.eq(0.5).all()
 
 
 def test_a_gradient_that_the_optimizer_unscales_itself_is_refused() -> None:

@@ -126,6 +126,7 @@ def test_sparse_product_and_its_gradients(k: int) -> None:
         lambda *args: add_rows(*args, index, Columns.apply),
     ):
         assert torch.autograd.gradcheck(run, (y, x, values))
+        assert torch.autograd.gradgradcheck(run, (y, x, values))
 
 
 @pytest.mark.parametrize('dims', [4, 64])
