@@ -19,7 +19,7 @@ from mmpetl.benchmark.designs import ALPHA, Design
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.resampling import Interval, uncertainty
 from mmpetl.benchmark.scores import percent, suite_of, with_facts
-from mmpetl.benchmark.statistics import holm, mean_ranks, wilcoxon_p
+from mmpetl.benchmark.statistics import DECIMALS, holm, mean_ranks, wilcoxon_p
 from mmpetl.benchmark.table_parts import Table
 from mmpetl.benchmark.tables import build_tables, runs_of
 from mmpetl.core import Method, PETLError, check_range, registered_methods, suggest
@@ -398,7 +398,7 @@ def _ranked(
     }
     means = {label: fmean(row.values()) for label, row in scores.items()}
     ranks = mean_ranks(scores)
-    order = sorted(ranks, key=lambda label: (ranks[label], -means[label]))
+    order = sorted(ranks, key=lambda x: (ranks[x], -round(means[x], DECIMALS)))
     if not order:
         return ()
     runs = {

@@ -81,7 +81,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         primary=primary,
         ppt=ppt_of(metrics, primary, counts),
         counts=counts,
-        curves=curves_of(lines),
+        curves=curves_of(lines, passes_of(config)),
         config_hash=digest,
         base=base,
         preprocessing=run_facts.preprocessing_of(config),
@@ -106,8 +106,12 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
 def steps_of(lines: list[dict[str, Any]], config: Any) -> int | None:
     """Steps of the optimizer; a log counts passes, of which a step may take several."""
     passes = max((x['of'] for x in lines if 'of' in x), default=None)
-    each = (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
-    return None if passes is None else math.ceil(passes / each)
+    return None if passes is None else math.ceil(passes / passes_of(config))
+
+
+def passes_of(config: Any) -> int:
+    """Passes whose gradients make one step of the optimizer."""
+    return (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
 
 
 def data_of(folder: Path) -> dict[str, DataRead]:
@@ -208,16 +212,24 @@ def ppt_of(
     return ppt(score, counts['delta'] + counts['selected'])
 
 
-def curves_of(lines: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Curves by name; of several values of a step the last counts."""
+def curves_of(
+    lines: list[dict[str, Any]], passes: int = 1
+) -> dict[str, list[list[float]]]:
+    """Curves by name; of several values of a step the last counts.
+
+    Args:
+        lines: Of a log, which counts passes.
+        passes: Behind one step of the optimizer, by which curves and ``steps`` count.
+    """
     found: dict[str, dict[int, float]] = {}
     for line in lines:
+        step = math.ceil(line.get('step', 0) / passes)
         for key in ('loss', 'lr'):
             if line.get(key) is not None:
-                found.setdefault(key, {})[line['step']] = line[key]
+                found.setdefault(key, {})[step] = line[key]
         for key, value in (line.get('val') or {}).items():
             if value is not None and not key.endswith('time'):
-                found.setdefault(f'val/{key}', {})[line['step']] = value
+                found.setdefault(f'val/{key}', {})[step] = value
     return {
         name: [[step, points[step]] for step in sorted(points)]
         for name, points in found.items()
