@@ -44,8 +44,9 @@ def metric_of(name: str) -> Metric:
 
     ``segmentation/mIoU``, with a prefix of the config, is ``mIoU``.
     """
-    short = name.rpartition('/')[2]
-    return METRICS.get(name) or METRICS.get(short) or Metric(name, name, 1)
+    from mmpetl.evaluation.metric_names import meant
+
+    return METRICS.get(meant(name)) or Metric(name, name, 1)
 
 
 def percent(record: Record) -> float | None:

@@ -198,10 +198,15 @@ def _later(record: Record, config: Any) -> dict[str, Any]:
 def derived(run: Run) -> Iterator[Check]:
     """What follows from metrics and counts of the record itself."""
     record = run.record
-    primary = primary_of(record.metrics)
-    yield same('primary', record.primary, primary, 'first of the metrics known')
+    primary = record.primary
     value = ppt_of(record.metrics, primary, record.counts) if primary else None
     yield same('ppt', record.ppt, value, 'of metric and counts', near=NEAR)
+    try:
+        found = primary_of(record.metrics, run.asked)
+    except Unknown as error:
+        yield Check('primary', 'unchecked', primary, note=str(error))
+        return
+    yield same('primary', primary, found, 'of the metrics, by its config')
 
 
 def counts(run: Run) -> Iterator[Check]:
