@@ -174,8 +174,9 @@ def by_method(
 ) -> dict[str, dict[str, Any]]:
     """Means over seeds by method."""
     found: dict[str, dict[str, Any]] = {}
+    names = selection.names_of(records)
     for record in records:
-        name = selection.name_of(record)
+        name = names[record.job.id]
         row = found.setdefault(name, {'family': record.family, 'seeds': []})
         row['seeds'].append(scores[record.job.id])
     for row in found.values():
