@@ -75,18 +75,26 @@ def template(records: Sequence[Record], task: str, method: str) -> Job:
     """The job of a benchmark's run, to be varied.
 
     A method that the benchmark has not run takes the options of one that it has,
-    without the arguments of that method.
+    without the arguments of that method, and not what a search has chosen for it.
 
     Raises:
-        PETLError: The benchmark has no run of the task.
+        PETLError: The benchmark has no run of the task, or of this method and otherwise
+            only of settings that were searched.
     """
     rows = choose(plain(records), tasks=[task])
     if not rows:
         raise PETLError(f'the benchmark has no finished run of {task}')
     own = [r for r in rows if r.job.method == method]
-    job = (own or rows)[0].job
     if own:
-        return job
+        return own[0].job  # by_family: of the recipe, before what a search chose
+    lent = [r for r in rows if not r.job.variant]
+    if not lent:
+        raise PETLError(
+            f'the benchmark has no finished run of {method} on {task}, and those of '
+            'other methods have the settings that a search chose for them; run '
+            f'{method} first'
+        )
+    job = lent[0].job
     _, rest = split_options(job.options)
     return replace(job, method=method, options=rest, leaf=False)
 
@@ -95,7 +103,8 @@ def varied(job: Job, variant: Variant, options: Mapping[str, Any], name: str) ->
     """A job with settings and options of its own, under a variant's name."""
     settings = {f'{METHOD}{k}': v for k, v in variant.settings}
     label = '-'.join(filter(None, (variant.label, name)))
-    return replace(job, options={**job.options, **settings, **options}, variant=label)
+    options = {**job.options, **settings, **options}
+    return replace(job, options=options, variant=label or job.variant)
 
 
 def config_of(job: Job, stage: str = 'final') -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from mmpetl.analysis.selection import by_family
 from mmpetl.benchmark.job_config import METHOD
 from mmpetl.benchmark.records import Record
+from mmpetl.benchmark.scores import percent
 from mmpetl.core import PETLError, check_range
 
 INDICES = 'train_dataloader.dataset.indices'
@@ -170,7 +171,7 @@ def points(
     """
     groups: dict[tuple[str, int], list[Record]] = {}
     for record in by_family(records):
-        if record.score is not None and record.job.id in named:
+        if percent(record) is not None and record.job.id in named:
             groups.setdefault(named[record.job.id], []).append(record)
     found = []
     for (name, shots), rows in groups.items():
@@ -190,7 +191,7 @@ def points(
                 shots=shots,
                 trainable=first.trainable,
                 share=first.trainable / total if total else 0.0,
-                scores=tuple(r.score for r in rows),
+                scores=tuple(map(percent, rows)),
             )
         )
     return sorted(found, key=lambda p: p.shots)

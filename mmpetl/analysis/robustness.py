@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.core import PETLError
+from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES
 
 KEEP_BYTES = 32 * 2**20
 """Samples of a set stay in memory while they are smaller than this."""
@@ -266,6 +267,42 @@ def condition(kind: str, severity: int) -> str:
     return f'{kind}-{severity}'
 
 
+def split_condition(name: str) -> tuple[str, int] | None:
+    """Kind and severity of a name that :func:`condition` made; None of others."""
+    kind, _, severity = name.rpartition('-')
+    made = kind in CORRUPTIONS and severity in map(str, SEVERITIES)
+    return (kind, int(severity)) if made else None
+
+
+def named_sets(
+    paths: Iterable[Path] | None, taken: Iterable[str] = (CLEAN,)
+) -> dict[str, Path]:
+    """Configs of shifted sets by what tables call them: their names without ending.
+
+    Args:
+        paths: The files.
+        taken: Names that something else has.
+
+    Raises:
+        PETLError: There is no such file, or its name is taken: by another set, by what
+            is no shifted set, or by a corruption.
+    """
+    found: dict[str, Path] = {}
+    for path in paths or ():
+        if not path.is_file():
+            raise PETLError(f'there is no config {path} of a shifted set')
+        name = path.stem
+        other = found.get(name)
+        if other is not None or name in taken or split_condition(name):
+            of = f'that of {other}' if other else 'the name of another set here'
+            raise PETLError(
+                f'the set of {path} would be called {name!r}, which is {of}; rename '
+                'the file'
+            )
+        found[name] = path
+    return found
+
+
 def shifted_mean(scores: Mapping[str, float]) -> float:
     """Plain mean over all sets but the clean one."""
     values = [v for k, v in scores.items() if k != CLEAN]
@@ -279,10 +316,8 @@ def by_kind(scores: Mapping[str, float]) -> dict[str, float]:
     groups: dict[str, list[float]] = {}
     for name, value in scores.items():
         if name != CLEAN:
-            kind, _, severity = name.rpartition('-')
-            groups.setdefault(kind if severity.isdigit() and kind else name, []).append(
-                value
-            )
+            kind, _ = split_condition(name) or (name, 0)
+            groups.setdefault(kind, []).append(value)
     return {kind: float(np.mean(values)) for kind, values in groups.items()}
 
 
@@ -290,11 +325,11 @@ def by_severity(scores: Mapping[str, float]) -> dict[int, float]:
     """Mean over kinds per severity; 0 is the clean set."""
     groups: dict[int, list[float]] = {}
     for name, value in scores.items():
-        severity = name.rpartition('-')[2]
+        _, severity = split_condition(name) or (name, None)
         if name == CLEAN:
             groups.setdefault(0, []).append(value)
-        elif severity.isdigit():
-            groups.setdefault(int(severity), []).append(value)
+        elif severity is not None:
+            groups.setdefault(severity, []).append(value)
     return {s: float(np.mean(groups[s])) for s in sorted(groups)}
 
 

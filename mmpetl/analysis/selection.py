@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mmpetl.benchmark.collect import PREDICTIONS
+from mmpetl.benchmark.finals import VARIANT
 from mmpetl.benchmark.records import Record, RecordStore
+from mmpetl.benchmark.scores import labels_of, percent, suite_of
 from mmpetl.core import FAMILIES, PETLError, suggest
 
 REFERENCES = ('Full', 'LinearProbe')
@@ -27,17 +29,14 @@ class Run:
         folder: Where it lies.
         logits: (N, C), float32.
         labels: (N,), int64; equal for all runs of a task.
+        name: What the run is called beside others, as in :func:`names_of`.
     """
 
     record: Record
     folder: Path
     logits: np.ndarray
     labels: np.ndarray
-
-    @property
-    def name(self) -> str:
-        """The method, and the variant where there is one."""
-        return name_of(self.record)
+    name: str = ''
 
     @property
     def accuracy(self) -> float:
@@ -45,10 +44,41 @@ class Run:
         return 100.0 * float((self.logits.argmax(1) == self.labels).mean())
 
 
-def name_of(record: Record) -> str:
-    """``LoRA``, or ``LoRA (rank4)`` for a variant."""
-    job = record.job
-    return f'{job.method} ({job.variant})' if job.variant else job.method
+def names_of(records: Iterable[Record]) -> dict[str, str]:
+    """What runs are called beside one another, by the id of the job.
+
+    They are those of rows in tables (:func:`mmpetl.benchmark.scores.labels_of`), so
+    that runs of one name on a task differ in the seed alone: ``LoRA``,
+    ``LoRA (rank=4)``, ``LoRA (searched)``.
+
+    Raises:
+        PETLError: Two runs of a name, task and seed, such as those of two recipes of a
+            data set.
+    """
+    records = list(records)
+    names = labels_of(records)
+    for task, rows in _by_place(records).items():
+        found: dict[tuple[str, int], Record] = {}
+        for record in rows:
+            name, seed = names[record.job.id], record.job.seed
+            other = found.setdefault((name, seed), record)
+            if other is not record:
+                raise PETLError(
+                    f'{other.job.id} and {record.job.id} are both {name} on {task[0]} '
+                    f'with seed {seed}; give one of them a variant, or move it to a '
+                    'folder of its own'
+                )
+    return names
+
+
+def is_reference(name: str) -> bool:
+    """Whether a name of :func:`names_of` is one of :data:`REFERENCES`."""
+    return method_of(name) in REFERENCES
+
+
+def method_of(name: str) -> str:
+    """The method in a name of :func:`names_of`."""
+    return name.partition(' (')[0]
 
 
 def by_family(records: Iterable[Record]) -> list[Record]:
@@ -94,8 +124,8 @@ def finished(out: str | os.PathLike, protocol: str = 'honest') -> list[Record]:
 
 
 def plain(records: Iterable[Record]) -> list[Record]:
-    """Those that stand for their method: no variants of it."""
-    return [r for r in records if not r.job.variant]
+    """Those that stand for their method: no variants of it but what a search chose."""
+    return [r for r in records if r.job.variant in ('', VARIANT)]
 
 
 def choose(
@@ -134,24 +164,30 @@ def choose(
 def by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by task, tasks in the order of their groups and names.
 
-    A task that was run on several backbones stands once for each of them, the backbone
-    behind its name.
+    A task that was run on several backbones, or in several sets of tasks, stands once
+    for each of them, with the backbone or the set behind its name.
     """
-    records = sorted(records, key=lambda r: (r.group, r.task, r.backbone))
-    backbones: dict[str, set[str]] = {}
-    for record in records:
-        backbones.setdefault(record.task, set()).add(record.backbone)
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        key = record.task
-        if len(backbones[key]) > 1:
-            key = f'{key}-{re.sub("[^0-9A-Za-z.]+", "_", record.backbone)}'
-        found.setdefault(key, []).append(record)
-    return {task: by_family(rows) for task, rows in found.items()}
+    places = _by_place(records)
+    found = {}
+    for place, rows in places.items():
+        alike = [other for other in places if other[0] == place[0]]
+        differ = [n for n in (1, 2) if len({other[n] for other in alike}) > 1]
+        words = [re.sub('[^0-9A-Za-z.]+', '_', place[n]) for n in differ]
+        found['-'.join([place[0], *words])] = by_family(rows)
+    return found
 
 
-def load_run(out: str | os.PathLike, record: Record) -> Run:
-    """A record with its predictions.
+def _by_place(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]]:
+    """Records by task, backbone and set of tasks, in the order of groups and names."""
+    found: dict[tuple[str, str, str], list[Record]] = {}
+    for record in sorted(records, key=lambda r: (r.group, r.task, r.backbone)):
+        place = record.task, record.backbone, suite_of(record)
+        found.setdefault(place, []).append(record)
+    return found
+
+
+def load_run(out: str | os.PathLike, record: Record, name: str = '') -> Run:
+    """A record with its predictions, and what it is called.
 
     Raises:
         PETLError: It has none, or the file is damaged.
@@ -167,7 +203,7 @@ def load_run(out: str | os.PathLike, record: Record) -> Run:
 
     logits, labels = read_predictions(path)
     check_predictions(logits, labels, str(path))
-    return Run(record, folder, logits, labels)
+    return Run(record, folder, logits, labels, name)
 
 
 def has_predictions(
@@ -175,9 +211,9 @@ def has_predictions(
 ) -> bool:
     """Whether two methods of a task left predictions with the seed of a comparison."""
     seed = common_seed(records) if seed is None else seed
-    store = RecordStore(out)
+    store, names = RecordStore(out), names_of(records)
     found = {
-        name_of(r)
+        names[r.job.id]
         for r in records
         if r.job.seed == seed and (store.folder(r.job) / PREDICTIONS).is_file()
     }
@@ -231,18 +267,17 @@ def load_task(
             of several.
 
     Raises:
-        PETLError: Fewer than two methods have the seed, or labels differ.
+        PETLError: Fewer than two methods have the seed, labels differ, or two runs are
+            called alike.
     """
     if seed is None:
         seed = common_seed(records)
-    runs = [load_run(out, r) for r in by_family(records) if r.job.seed == seed]
-    names = [run.name for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise PETLError(
-                f'{name} stands {names.count(name)} times at {records[0].task} with '
-                f'seed {seed}; give its runs different variants'
-            )
+    names = names_of(records)
+    runs = [
+        load_run(out, r, names[r.job.id])
+        for r in by_family(records)
+        if r.job.seed == seed
+    ]
     if len(runs) < 2:
         raise PETLError(
             f'{len(runs)} finished run of {records[0].task} has seed {seed}; '
@@ -265,8 +300,10 @@ def load_seeds(
 ) -> dict[str, list[Run]]:
     """All seeds of every method of a task that has at least two."""
     groups: dict[str, list[Run]] = {}
+    names = names_of(records)
     for record in by_family(records):
-        groups.setdefault(name_of(record), []).append(load_run(out, record))
+        name = names[record.job.id]
+        groups.setdefault(name, []).append(load_run(out, record, name))
     groups = {name: runs for name, runs in groups.items() if len(runs) > 1}
     for runs in groups.values():
         same_labels(runs)
@@ -274,15 +311,19 @@ def load_seeds(
 
 
 def mean_scores(records: Iterable[Record]) -> tuple[list[str], list[str], np.ndarray]:
-    """Tasks, methods by family, and means over seeds (tasks, methods); NaN for none."""
-    records = [r for r in records if r.score is not None]
-    methods = list(dict.fromkeys(name_of(r) for r in by_family(records)))
+    """Tasks, names by family, and means over seeds (tasks, methods); NaN for none.
+
+    Scores are percent, whatever the evaluators of the tasks report.
+    """
+    records = [r for r in records if percent(r) is not None]
+    names = names_of(records)
+    methods = list(dict.fromkeys(names[r.job.id] for r in by_family(records)))
     tasks = by_task(records)
     values = np.full((len(tasks), len(methods)), np.nan)
     for i, rows in enumerate(tasks.values()):
         seeds: dict[str, list[float]] = {}
         for record in rows:
-            seeds.setdefault(name_of(record), []).append(record.score)
+            seeds.setdefault(names[record.job.id], []).append(percent(record))
         for name, scores in seeds.items():
             values[i, methods.index(name)] = np.mean(scores)
     return list(tasks), methods, values

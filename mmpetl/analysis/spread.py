@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmpetl.analysis.ensemble import ranks
+from mmpetl.benchmark.statistics import levels
 from mmpetl.core import PETLError
 
 COLLAPSED = 0.5
@@ -41,7 +42,7 @@ def rank_table(values: np.ndarray) -> np.ndarray:
     table = np.full(values.shape, np.nan)
     for row, out in zip(values, table, strict=True):
         known = np.isfinite(row)
-        out[known] = ranks(-row[known])
+        out[known] = ranks(-levels(row[known]))
     return table
 
 

@@ -19,11 +19,12 @@ from mmpetl.benchmark.designs import ALPHA, Design
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.resampling import Interval, uncertainty
 from mmpetl.benchmark.scores import percent, suite_of, with_facts
-from mmpetl.benchmark.statistics import holm, mean_ranks, wilcoxon_p
+from mmpetl.benchmark.statistics import DECIMALS, holm, mean_ranks, wilcoxon_p
 from mmpetl.benchmark.table_parts import Table
 from mmpetl.benchmark.tables import build_tables, runs_of
 from mmpetl.core import Method, PETLError, check_range, registered_methods, suggest
 from mmpetl.core.several import written_out
+from mmpetl.evaluation.metric_names import meant
 
 KINDS: Mapping[str, str] = {
     'accuracy/top1': 'images',
@@ -240,8 +241,7 @@ def _some(kept: Sequence[Record], what: str, there: Iterable[str]) -> None:
 
 def kind_of(record: Record) -> str | None:
     """The kind of a record's task; None where its metric does not tell."""
-    name = record.primary
-    return KINDS.get(name) or KINDS.get(name.rpartition('/')[2])
+    return KINDS.get(meant(record.primary))
 
 
 def pictures_of(records: Iterable[Record]) -> dict[str, int | None]:
@@ -398,7 +398,7 @@ def _ranked(
     }
     means = {label: fmean(row.values()) for label, row in scores.items()}
     ranks = mean_ranks(scores)
-    order = sorted(ranks, key=lambda label: (ranks[label], -means[label]))
+    order = sorted(ranks, key=lambda x: (ranks[x], -round(means[x], DECIMALS)))
     if not order:
         return ()
     runs = {

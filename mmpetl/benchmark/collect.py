@@ -15,7 +15,7 @@ import msgspec
 from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.config_digest import recipe_digest
 from mmpetl.benchmark.records import DataRead, Job, Record
-from mmpetl.core import methods_family
+from mmpetl.core import PETLError, methods_family
 from mmpetl.core.boundary import read_json
 
 LOG = 'log.jsonl'
@@ -65,7 +65,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
     base = _base(folder)
     counts = efficiency.counts
     task, group = run_facts.task_of(job.recipe, config)
-    primary = primary_of(metrics)
+    primary = primary_of(metrics, config)
     machine = run_facts.machine()
     # Those that trained; what is read here is read by one.
     machine['processes'] = config.get('processes', machine['processes'])
@@ -81,7 +81,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         primary=primary,
         ppt=ppt_of(metrics, primary, counts),
         counts=counts,
-        curves=curves_of(lines),
+        curves=curves_of(lines, passes_of(config)),
         config_hash=digest,
         base=base,
         preprocessing=run_facts.preprocessing_of(config),
@@ -106,8 +106,12 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
 def steps_of(lines: list[dict[str, Any]], config: Any) -> int | None:
     """Steps of the optimizer; a log counts passes, of which a step may take several."""
     passes = max((x['of'] for x in lines if 'of' in x), default=None)
-    each = (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
-    return None if passes is None else math.ceil(passes / each)
+    return None if passes is None else math.ceil(passes / passes_of(config))
+
+
+def passes_of(config: Any) -> int:
+    """Passes whose gradients make one step of the optimizer."""
+    return (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
 
 
 def data_of(folder: Path) -> dict[str, DataRead]:
@@ -185,39 +189,76 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 
-def primary_of(metrics: Mapping[str, float]) -> str:
-    """The metric that tables rank by: the first of MMEngine's usual ones."""
-    from mmpetl.engine.hooks.efficiency import PRIMARY
+def primary_of(metrics: Mapping[str, float], config: Any = None) -> str:
+    """The metric that tables rank by, which is better the higher it is.
 
-    known = [name for name in PRIMARY if name in metrics]
-    return known[0] if known else next(iter(metrics), '')
+    What the config says in ``primary``; else the metric by which the published protocol
+    keeps the best checkpoint; else the first of upstream's usual ones, whatever prefix
+    the config gives it.
+
+    Args:
+        metrics: Those of a reading.
+        config: Of the run.
+
+    Returns:
+        Its name; empty where there are no metrics.
+
+    Raises:
+        PETLError: None of the metrics is one of these. The first of them may be an
+            error, which is better the lower it is.
+    """
+    from mmpetl.config.protocols import best_by
+    from mmpetl.evaluation.metric_names import PRIMARY, last_of
+
+    config = config or {}
+    there = ', '.join(metrics)
+    asked = config.get('primary')
+    if asked and metrics and asked not in metrics:
+        raise PETLError(f'primary is {asked!r}, and the evaluators give {there}')
+    named = (asked, best_by(config), *PRIMARY)
+    found = [name for name in named if name in metrics]
+    found += [n for k in PRIMARY for n in metrics if last_of(n) == last_of(k)]
+    if metrics and not found:
+        raise PETLError(
+            f'which metric tables rank by is not known of {there}; say it in the '
+            "config, primary = 'NAME', of one that is better the higher it is"
+        )
+    return found[0] if found else ''
 
 
 def ppt_of(
     metrics: Mapping[str, float], primary: str, counts: Mapping[str, int]
 ) -> float | None:
     """PPT of the primary metric; None where it is no accuracy, AP or mIoU."""
-    from mmpetl.engine.hooks.efficiency import FRACTIONS, PRIMARY
+    from mmpetl.evaluation.metric_names import FRACTIONS, PRIMARY, meant
     from mmpetl.evaluation.ppt import ppt
 
-    if primary not in PRIMARY or not counts:
+    if meant(primary) not in PRIMARY or not counts:
         return None
-    score = metrics[primary] / (1 if primary in FRACTIONS else 100)
+    score = metrics[primary] / (1 if meant(primary) in FRACTIONS else 100)
     if not 0 <= score <= 1:  # COCO reports -1 where there is nothing to score
         return None
     return ppt(score, counts['delta'] + counts['selected'])
 
 
-def curves_of(lines: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Curves by name; of several values of a step the last counts."""
+def curves_of(
+    lines: list[dict[str, Any]], passes: int = 1
+) -> dict[str, list[list[float]]]:
+    """Curves by name; of several values of a step the last counts.
+
+    Args:
+        lines: Of a log, which counts passes.
+        passes: Behind one step of the optimizer, by which curves and ``steps`` count.
+    """
     found: dict[str, dict[int, float]] = {}
     for line in lines:
+        step = math.ceil(line.get('step', 0) / passes)
         for key in ('loss', 'lr'):
             if line.get(key) is not None:
-                found.setdefault(key, {})[line['step']] = line[key]
+                found.setdefault(key, {})[step] = line[key]
         for key, value in (line.get('val') or {}).items():
             if value is not None and not key.endswith('time'):
-                found.setdefault(f'val/{key}', {})[line['step']] = value
+                found.setdefault(f'val/{key}', {})[step] = value
     return {
         name: [[step, points[step]] for step in sorted(points)]
         for name, points in found.items()

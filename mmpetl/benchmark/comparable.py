@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmpetl.benchmark.job_config import METHOD
-from mmpetl.benchmark.records import DataRead, Record
+from mmpetl.benchmark.records import DataRead, Record, reads_by_seed
 from mmpetl.benchmark.scores import search_budget, search_spaces
 
 COPIES = 0.01
@@ -149,6 +149,12 @@ def leaks(record: Record) -> list[str]:
         found.append('validated on the test data')
     if record.test_reads > 1:
         found.append(f'scored the test set {record.test_reads} times')
+    elif earlier := sum(reads_by_seed(record.search).values()):
+        # Whoever went on may have done so because of them, also with another seed.
+        found.append(
+            f'its search went on after final runs had scored the test set {earlier} '
+            f'time{"" if earlier == 1 else "s"}'
+        )
     return found
 
 

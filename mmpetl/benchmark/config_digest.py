@@ -39,6 +39,7 @@ UNRELATED = (
     'log_level',
     'log_processor',
     'offload_activations',
+    'primary',
     'resume',
     'shard_base',
     'vis_backends',

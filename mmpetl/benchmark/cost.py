@@ -29,6 +29,7 @@ from typing import Any, Literal
 from mmengine.hooks import Hook
 
 from mmpetl.benchmark import run_facts
+from mmpetl.benchmark.collect import passes_of
 from mmpetl.benchmark.config_digest import config_hash
 from mmpetl.benchmark.executors import Executor
 from mmpetl.benchmark.job_config import PROCESSES, compose_job, split_options
@@ -49,7 +50,7 @@ class Estimate:
     """What one job of a pair is expected to take.
 
     Attributes:
-        steps: Training steps.
+        steps: Steps of the optimizer.
         seconds: Wall time on the device where it was measured.
         memory_bytes: Peak memory; None where the system does not tell.
         source: ``records`` or ``calibration``.
@@ -105,7 +106,8 @@ def _of_calibration(record: Record) -> Estimate:
         + facts['test_batches'] * facts['test_batch_s']
     )
     peak = record.peak_memory_bytes
-    return Estimate(int(facts['steps']), seconds, peak, 'calibration', record.task)
+    steps = math.ceil(facts['steps'] / facts.get(PASSES, 1))
+    return Estimate(steps, seconds, peak, 'calibration', record.task)
 
 
 def to_calibrate(jobs: Iterable[Job], out: str | os.PathLike) -> list[Job]:
@@ -251,6 +253,7 @@ def estimated(task: Task, asked: Any) -> Record | None:
     found.config_hash = config_hash(asked)
     found.metrics = {**same.metrics, 'steps': steps, 'test_batches': batches}
     found.metrics |= {OWN: facts[OWN], OWN_BATCHES: facts[OWN_BATCHES]}
+    found.metrics[PASSES] = passes_of(asked)
     return found
 
 
@@ -264,6 +267,9 @@ def _calibrated(task: Task, job: Job) -> Record | None:
 
 OWN, OWN_BATCHES = 'own_steps', 'own_test_batches'
 """Steps and test batches of a run without the phases of its method."""
+
+PASSES = 'passes'
+"""Of the steps that a calibration counts, how many make one of the optimizer."""
 
 
 def measure(task: Task, folder: Path) -> Record:
@@ -310,6 +316,7 @@ def measure(task: Task, folder: Path) -> Record:
             'startup_s': hook.startup,
             'test_batches': batches,
             'test_batch_s': seconds,
+            PASSES: passes_of(asked),
             **own,
         },
         config_hash=config_hash(asked),

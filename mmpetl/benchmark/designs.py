@@ -10,7 +10,7 @@ outcome has probability ``2 * 2 ** -n`` on both sides; Friedman (1937); Demsar, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mmpetl.benchmark.records import Job
@@ -271,22 +271,55 @@ def counted(number: int, noun: str) -> str:
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
-def designs_of(jobs: Iterable[Job], alpha: float = ALPHA) -> list[Design]:
+@dataclass(frozen=True)
+class Place:
+    """The table that runs of a recipe go to, with others of the same three.
+
+    Attributes:
+        suite: Name of the set of tasks.
+        backbone: Name of the backbone.
+        metric: What the table ranks by, as the published tables name it.
+    """
+
+    suite: str
+    backbone: str = ''
+    metric: str = ''
+
+
+def designs_of(
+    jobs: Iterable[Job],
+    alpha: float = ALPHA,
+    places: Mapping[str, Place] | None = None,
+) -> list[Design]:
     """Designs of planned jobs: one for each set of recipes that becomes one table.
 
-    A recipe without a folder stands for itself: what metric and backbone it has is not
-    known before it is built. Methods that lack a recipe are not counted.
+    Methods that lack a recipe are not counted.
+
+    Args:
+        jobs: What is planned; final runs count.
+        alpha: The p to stay below.
+        places: Where recipes go, by name. One of which this is not known goes with
+            those of its folder.
     """
-    found: dict[tuple[str, str], dict[tuple[str, str], dict[str, set[int]]]] = {}
+    known = places or {}
+    found: dict[tuple[str, Place], dict[tuple[str, str], dict[str, set[int]]]] = {}
     for job in jobs:
         if job.stage != 'final':
             continue
-        suite = job.recipe.partition('/')[0]
-        rows = found.setdefault((job.protocol, suite), {})
+        place = known.get(job.recipe) or Place(job.recipe.partition('/')[0])
+        rows = found.setdefault((job.protocol, place), {})
         seeds = rows.setdefault((job.method, job.variant), {})
         seeds.setdefault(job.recipe, set()).add(job.seed)
     designs = []
-    for (_, suite), rows in found.items():
+    for (_, place), rows in found.items():
+        alike = {other for _, other in found if other.suite == place.suite}
+        differ = [
+            part
+            for part in ('backbone', 'metric')
+            if len({getattr(other, part) for other in alike}) > 1
+        ]
+        parts = (place.suite, *(getattr(place, part) for part in differ))
+        suite = ', '.join(filter(None, parts))
         recipes = {recipe for row in rows.values() for recipe in row}
         whole = [row for row in rows.values() if set(row) == recipes]
         seeds = min((len(s) for row in whole for s in row.values()), default=0)

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,15 @@ def _read(place: Path) -> tuple[Record | None, int]:
     return record, max(reads, own)
 
 
-def replaced_reads(out: Path, job: Job) -> int:
-    """Readings of the test set that lie below ``replaced``, of a final job's seed."""
+def replaced_reads(out: Path, job: Job) -> Counter[int]:
+    """Readings of the test set below ``replaced`` of a job's search, by seed."""
     folder = search_folder(out, job.recipe, job.method) / REPLACED
-    places = folder.iterdir() if folder.is_dir() else ()
-    of_seed = re.compile(rf'.*--s{job.seed}(~\d+)?')
-    return sum(
-        _read(place)[1]
-        for place in places
-        if place.is_dir() and of_seed.fullmatch(place.name)
-    )
+    found: Counter[int] = Counter()
+    for place in folder.iterdir() if folder.is_dir() else ():
+        named = re.fullmatch(r'.*--s(\d+)(~\d+)?', place.name)
+        if named and place.is_dir():
+            found[int(named[1])] += _read(place)[1]
+    return found
 
 
 def _begun(store: RecordStore, folder: Path, like: Job) -> list[Job]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpetl.benchmark import run_facts
+from mmpetl.benchmark import claims, run_facts
 from mmpetl.benchmark.collect import (
     LOG,
     PREDICTIONS,
@@ -126,9 +126,11 @@ def begin(folder: Path, config: Any, digest: str) -> tuple[Any, str]:
         restarted = f'begun anew, since {changes(folder, config)}'
         print(f'{folder.name}: {restarted}', flush=True)
         for path in folder.iterdir():
-            if path.name in ('lock', 'console.log', 'record.json'):
+            # The lock or the leases hold the run, now too.
+            kept = path.name in (claims.LOCK, 'console.log', 'record.json')
+            if kept or path.name.startswith(claims.LEASE):
                 continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         attempts = []
     keep(folder, config)
     line = {'attempt': len(attempts) + 1, 'begun': now(), 'config': digest}

@@ -271,7 +271,7 @@ class PruningHook(Hook):
         from mmpetl.engine.hooks.run_log import plain_metrics
 
         found = plain_metrics(metrics or {})
-        name, step = primary_of(found), runner.iter
+        name, step = primary_of(found, runner.cfg), runner.iter
         if name not in found or found[name] != found[name]:
             return
         if step not in self.reported:

@@ -40,14 +40,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mmpetl.benchmark import run_facts
+from mmpetl.benchmark.designs import Place
 from mmpetl.benchmark.job_config import METHOD, PROCESSES, split_options
 from mmpetl.benchmark.plan_file import check_plain, read_yaml
 from mmpetl.benchmark.records import Job, check_job, write_json
+from mmpetl.benchmark.scores import metric_of, suite_named
 from mmpetl.benchmark.sizes import sizes
 from mmpetl.benchmark.trust import check_trusted
 from mmpetl.config.batch import check_processes, reach_batch, shares_of
 from mmpetl.config.names import method_class, methods_stem
 from mmpetl.config.options import MOST_SEED
+from mmpetl.config.protocols import best_by
 from mmpetl.core import (
     PETLError,
     is_several,
@@ -103,6 +107,8 @@ class Resolved:
     toolboxes: tuple[str, ...]
     batches: Mapping[str, str] = field(default_factory=dict)
     """How a step of each recipe's optimizer is put together, in words."""
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """The table that each recipe goes to."""
 
 
 LISTS = ('methods', 'recipes', 'seeds', 'include', 'exclude', 'data')
@@ -383,6 +389,7 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
     refused: list[Refusal] = []
     boxes: set[str] = set()
     batches: dict[str, str] = {}
+    places: dict[str, Place] = {}
     for recipe in recipes:
         wanted = [m for m in methods if _kept(plan, m, methods_family(m), recipe)]
         if not wanted:
@@ -392,6 +399,7 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
         config = _composed(plan, recipe, wanted[0])
         if shares := shares_of(config):
             batches[recipe] = str(shares)
+        places[recipe] = _place_of(recipe, config)
         checker = Support(config)
         fitting = [_rest(plan, wanted[0], recipe)]
         for method in wanted:
@@ -413,7 +421,15 @@ def resolve(plan: Plan, trust: bool = False) -> Resolved:
         why = f'; {refused[0].reason}' if refused else ''
         raise PETLError(f'the plan {plan.name} has nothing to run{why}')
     jobs = [_seeded(job, seed) for seed in plan.seeds for job in cells]
-    return Resolved(plan, tuple(jobs), tuple(refused), tuple(sorted(boxes)), batches)
+    boxes_used = tuple(sorted(boxes))
+    return Resolved(plan, tuple(jobs), tuple(refused), boxes_used, batches, places)
+
+
+def _place_of(recipe: str, config: Any) -> Place:
+    """The table that runs of a composed recipe go to."""
+    suite = suite_named(recipe, *run_facts.task_of(recipe, config))
+    metric = metric_of(config.get('primary') or best_by(config) or '')
+    return Place(suite, run_facts.backbone_of(config), metric.key)
 
 
 def _check_trusted(plan: Plan, methods: Sequence[str], recipe: str) -> None:

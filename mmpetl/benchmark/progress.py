@@ -12,7 +12,7 @@ from typing import Any
 
 from mmpetl.benchmark.collect import LOG
 from mmpetl.benchmark.cost import Estimate, Total, estimates, total
-from mmpetl.benchmark.designs import designs_of
+from mmpetl.benchmark.designs import Place, designs_of
 from mmpetl.benchmark.plan import Refusal, Resolved
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.sweep import Sweep
@@ -311,12 +311,14 @@ def print_plan(
             console.print(f'batch of {recipe}: {text}', highlight=False)
     print_refused(resolved.refused, console)
     print_total(total(left, known), len(left), slots, console)
-    print_designs(resolved.jobs, console)
+    print_designs(resolved.jobs, console, resolved.places)
 
 
-def print_designs(jobs: Sequence[Job], console: Any) -> None:
+def print_designs(
+    jobs: Sequence[Job], console: Any, places: Mapping[str, Place] | None = None
+) -> None:
     """What differences the planned tasks and seeds can show at all."""
-    for design in designs_of(jobs):
+    for design in designs_of(jobs, places=places):
         for line in design.sentences():
             console.print(line, highlight=False, soft_wrap=True)
 

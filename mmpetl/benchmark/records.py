@@ -23,6 +23,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -125,6 +126,7 @@ class Record:
         ppt: PPT of the primary metric.
         counts: Trainable parameters by owner: ``delta``, ``selected``, ``head``.
         curves: Name to list of (step, value); ``loss``, ``lr``, metrics of validation.
+            Steps are those of the optimizer, as in ``steps``.
         config_hash: Digest of the resolved config without folders and logging.
         base: ``file`` and ``fingerprint`` of the base weights.
         preprocessing: Named preset: normalisation, augmentation, interpolation.
@@ -372,10 +374,17 @@ def _shallow(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
 
+def reads_by_seed(search: Mapping[str, Any] | None) -> Counter[int]:
+    """Readings of the test set by final runs that a search has replaced, by seed."""
+    found: Counter[int] = Counter()
+    for item in (search or {}).get('earlier', ()):
+        found[item['seed']] += item['test_reads']
+    return found
+
+
 def earlier_reads(search: Mapping[str, Any] | None, seed: int) -> int:
     """Readings of the test set by final runs of a seed that a search has replaced."""
-    earlier = (search or {}).get('earlier', ())
-    return sum(item['test_reads'] for item in earlier if item['seed'] == seed)
+    return reads_by_seed(search)[seed]
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -424,7 +433,8 @@ class RecordStore:
         (:mod:`mmpetl.benchmark.index`).
 
         Args:
-            curves: Whether to read curves, too; else they are empty.
+            curves: Whether to read curves, too; else there is only the last point of
+                the loss, by which a record is held against itself.
         """
         found: dict[str, Record] = {}
         self.left_out = []
@@ -506,9 +516,13 @@ class RecordStore:
 
 
 def _head_and_tail(path: Path) -> tuple[bytes, bytes]:
-    """A record, checked, as its curves and the rest."""
+    """A record, checked, as its curves and the rest, which has where the loss ends."""
     record = read_record(path)
-    curves, record.curves = record.curves, {}
+    curves = record.curves
+    ends = [
+        max(points, key=lambda p: p[0]) for points in (curves.get('loss'),) if points
+    ]
+    record.curves = {'loss': ends} if ends else {}
     return msgspec.json.encode(record), msgspec.json.encode(curves)
 
 
@@ -516,7 +530,7 @@ def _head_and_tail(path: Path) -> tuple[bytes, bytes]:
 def _index_kind() -> str:
     """What an index of records is of: this format, these fields."""
     names = [field.name for kind in (Job, Record) for field in dataclasses.fields(kind)]
-    return f'records {FORMAT}: {" ".join(names)}'
+    return f'records {FORMAT}, end of the loss: {" ".join(names)}'
 
 
 def read_record(path: str | os.PathLike) -> Record:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmpetl.benchmark.statistics import DECIMALS, Runs, shared_tasks
+from mmpetl.benchmark.statistics import Runs, levels, shared_tasks
 from mmpetl.core import PETLError
 
 RESAMPLES = 10_000
@@ -172,7 +172,7 @@ def uncertainty(
     if scores is None:
         return None
     means = scores.mean(axis=1)
-    ranks = rankdata(-scores.round(DECIMALS), axis=2).mean(axis=1)
+    ranks = rankdata(-levels(scores), axis=2).mean(axis=1)
     first = np.isclose(ranks, ranks.min(axis=1, keepdims=True), atol=1e-12)
     shares = (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
     return {

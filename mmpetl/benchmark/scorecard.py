@@ -393,8 +393,9 @@ def lines_of(
     found = []
     for task, some in selection.by_task(records).items():
         groups: dict[str, list[Record]] = {}
+        names = selection.names_of(some)
         for record in some:
-            groups.setdefault(selection.name_of(record), []).append(record)
+            groups.setdefault(names[record.job.id], []).append(record)
         alike = _agreement(out, groups)
         for name, rows in groups.items():
             mine = [cards[r.job.id] for r in rows]

@@ -44,8 +44,9 @@ def metric_of(name: str) -> Metric:
 
     ``segmentation/mIoU``, with a prefix of the config, is ``mIoU``.
     """
-    short = name.rpartition('/')[2]
-    return METRICS.get(name) or METRICS.get(short) or Metric(name, name, 1)
+    from mmpetl.evaluation.metric_names import meant
+
+    return METRICS.get(meant(name)) or Metric(name, name, 1)
 
 
 def percent(record: Record) -> float | None:
@@ -105,13 +106,18 @@ def suite_of(record: Record) -> str:
 
     Recipes without a folder belong to the benchmark of their data set.
     """
+    return suite_named(record.job.recipe, record.task, record.group)
+
+
+def suite_named(recipe: str, task: str, group: str) -> str:
+    """:func:`suite_of` a run of a recipe on a task of a group."""
     from mmpetl.datasets.catalog import CATALOG
 
-    suite, slash, _ = record.job.recipe.partition('/')
+    suite, slash, _ = recipe.partition('/')
     if slash:
         return suite
-    facts = CATALOG.get(record.task)
-    return facts.benchmark if facts else record.group or suite
+    facts = CATALOG.get(task)
+    return facts.benchmark if facts else group or suite
 
 
 def with_facts(records: Iterable[Record]) -> list[Record]:

@@ -11,9 +11,12 @@ import itertools
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mmpetl.core import PETLError
 
@@ -24,8 +27,40 @@ Runs = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Method to task to seed to score."""
 
 
-DECIMALS = 9
-"""To which scores are told apart."""
+DECIMALS = 4
+"""Of percent, to which scores are told apart.
+
+Metrics of upstream are float32, whose last digits are noise at 1e-6 percent, and a mean
+depends on the order of its sum; one picture of 50,000 is 0.002.
+"""
+
+EDGE = 0.5 * 10**-DECIMALS
+"""Scores that lie nearer than this are one: their difference rounds to nothing."""
+
+
+def rounded(gaps: Iterable[float]) -> list[float]:
+    """Differences of scores without what is noise in them."""
+    return [round(gap, DECIMALS) for gap in gaps]
+
+
+def levels(scores: Any) -> np.ndarray:
+    """Whole numbers in place of scores along the last axis, higher for higher ones.
+
+    Scores that are not told apart have one level. Rounding them would part two that
+    lie on both sides of where it breaks.
+
+    Args:
+        scores: (..., n).
+
+    Returns:
+        The same shape.
+    """
+    scores = np.asarray(scores, np.float64)
+    order = scores.argsort(axis=-1)
+    steps = np.diff(np.take_along_axis(scores, order, -1), axis=-1) >= EDGE
+    found = np.zeros(scores.shape, np.int64)
+    np.put_along_axis(found, order[..., 1:], steps.cumsum(axis=-1), -1)
+    return found
 
 
 def shared_tasks(scores: Mapping[str, Mapping[str, object]]) -> list[str]:
@@ -37,16 +72,14 @@ def shared_tasks(scores: Mapping[str, Mapping[str, object]]) -> list[str]:
 def task_ranks(scores: Scores) -> dict[str, dict[str, float]]:
     """Rank of each method on each shared task: 1 is best, ties share their mean.
 
-    Means over seeds that differ by less than :data:`DECIMALS` tell are ties: their last
-    digits depend on the order of the sum.
+    What is not told apart (:func:`levels`) ties.
     """
     from scipy.stats import rankdata
 
     methods = list(scores)
     ranks: dict[str, dict[str, float]] = {method: {} for method in methods}
     for task in shared_tasks(scores):
-        means = [round(scores[method][task], DECIMALS) for method in methods]
-        column = rankdata([-mean for mean in means])
+        column = rankdata(-levels([scores[method][task] for method in methods]))
         for method, rank in zip(methods, column, strict=True):
             ranks[method][task] = float(rank)
     return ranks
@@ -105,8 +138,8 @@ def friedman(scores: Scores) -> Friedman:
             f'{len(methods)} methods with {len(tasks)} shared tasks'
         )
     k, n = len(methods), len(tasks)
-    columns = [[scores[method][task] for task in tasks] for method in methods]
-    if all(column == columns[0] for column in columns):
+    columns = levels([[scores[m][task] for m in methods] for task in tasks]).T
+    if (columns == columns[0]).all():
         # Nothing but ties: the statistic is 0 / 0.
         return Friedman(0.0, 1.0, 0.0, 1.0, k, n)
     chi2, p = friedmanchisquare(*columns)
@@ -164,9 +197,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilcoxon_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value of the signed-rank test; 1 where nothing differs."""
+    """Two-sided p-value of the signed-rank test; 1 where nothing differs.
+
+    Differences count without their noise (:func:`rounded`).
+    """
     from scipy.stats import wilcoxon
 
+    differences = rounded(differences)
     if not any(differences):
         return 1.0
     return float(wilcoxon(differences).pvalue)
@@ -180,6 +217,7 @@ def wilcoxon_ps(rows: Sequence[Sequence[float]]) -> list[float]:
     """
     from scipy.stats import wilcoxon
 
+    rows = [rounded(row) for row in rows]
     found = [1.0] * len(rows)
     alike: dict[int, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
@@ -203,7 +241,7 @@ class Pair:
         a: A method.
         b: The other.
         wins: Tasks on which a's mean over the shared seeds is higher.
-        ties: Tasks on which the means differ by at most the margin.
+        ties: Tasks on which the means differ by at most the margin, or by noise.
         losses: Tasks on which b's mean is higher.
         difference: Mean over tasks of a minus b, in points.
         num_runs: Pairs of the same task and seed.
@@ -241,7 +279,7 @@ def compare_pairs(runs: Runs, margin: float = 0.0) -> list[Pair]:
                 by_run += gaps
                 by_task.append(sum(gaps) / len(gaps))
         if by_task:
-            rows.append((a, b, by_run, by_task))
+            rows.append((a, b, by_run, rounded(by_task)))
     p_runs = holm(wilcoxon_ps([by_run for _, _, by_run, _ in rows]))
     p_tasks = holm(wilcoxon_ps([by_task for _, _, _, by_task in rows]))
     return [

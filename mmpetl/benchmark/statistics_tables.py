@@ -27,6 +27,7 @@ from mmpetl.benchmark.statistics import (
     draw_critical_difference,
     friedman,
     mean_ranks,
+    rounded,
     shared_tasks,
 )
 from mmpetl.benchmark.table_parts import Table
@@ -169,7 +170,7 @@ def _needed(
     """How many tasks would tell the first of the ranks from the second."""
     tasks = shared_tasks(scores)
     a, b = list(ranks)[:2]
-    gaps = [scores[a][task] - scores[b][task] for task in tasks]
+    gaps = rounded(scores[a][task] - scores[b][task] for task in tasks)
     if len(gaps) < 2:
         return []
     mean, spread = sum(gaps) / len(gaps), stdev(gaps)

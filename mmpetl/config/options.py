@@ -62,6 +62,7 @@ OF_OURS = (
     'on_damaged_jpeg',
     'phases',
     'preprocessing',
+    'primary',
     'processes',
     'protocol',
     'published',

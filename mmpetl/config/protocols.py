@@ -246,18 +246,43 @@ def _hold_out(config: Any) -> None:
                 step['meta_keys'] = (*step['meta_keys'], 'instances')
 
 
+def best_by(config: Any, *phases: str) -> str | None:
+    """Name of the metric that says which of two models is better, as readings have it.
+
+    Args:
+        config: A config as it is written out.
+        phases: Whose evaluators are looked at, the first that has any; by default those
+            of the test, then of the validation.
+
+    Returns:
+        None where the first evaluator is none of :data:`BEST_BY`.
+    """
+    for phase in phases or ('test', 'val'):
+        first = _first_evaluator(config, phase)
+        if not first:
+            continue
+        best = BEST_BY.get(str(first.get('type')).rpartition('.')[2])
+        if best and first.get('prefix'):
+            best = f'{first["prefix"]}/{best.rpartition("/")[2]}'
+        return best
+    return None
+
+
+def _first_evaluator(config: Any, phase: str) -> Mapping[str, Any]:
+    """The first evaluator of a phase; nothing where there is none."""
+    found = config.get(f'{phase}_evaluator') or {}
+    first = found[0] if isinstance(found, list | tuple) else found
+    return first if isinstance(first, Mapping) else {}
+
+
 def _keep_best(config: Any) -> None:
     if config.train_cfg.get('max_epochs') and config.default_scope == 'mmpretrain':
         config.train_cfg.val_interval = min(VAL_EPOCHS, config.train_cfg.max_epochs)
-    evaluator = config.val_evaluator
-    first = evaluator[0] if isinstance(evaluator, list | tuple) else evaluator
-    kind = first['type'].rpartition('.')[2]
-    if kind not in BEST_BY:
+    best = best_by(config, 'val')
+    if best is None:
+        kind = _first_evaluator(config, 'val').get('type')
         raise PETLError(
             f'the published protocol keeps the best epoch, but which metric of {kind} '
             f'is meant is not known; it is for: {", ".join(BEST_BY)}'
         )
-    best = BEST_BY[kind]
-    if first.get('prefix'):
-        best = f'{first["prefix"]}/{best.rpartition("/")[2]}'
     config.default_hooks.checkpoint.update(save_best=best, rule='greater')

@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from PIL import Image
 
+from mmpetl.core import PETLError
 from mmpetl.registry import METRICS
 
 
@@ -62,9 +63,27 @@ class LabelMaps(BaseMetric):
 def confusion(
     truth: np.ndarray, said: np.ndarray, count: int, ignore_index: int = 255
 ) -> np.ndarray:
-    """Pixels by what they are (rows) and what they were called, (count, count)."""
+    """Pixels by what they are (rows) and what they were called, (count, count).
+
+    Args:
+        truth: Labels, of any shape.
+        said: What was said, of the same shape.
+        count: Classes.
+        ignore_index: Label of pixels that do not count.
+
+    Raises:
+        PETLError: A pixel that counts is of no class, or was called none.
+    """
     counts = truth != ignore_index
-    pairs = truth[counts].astype(np.int64) * count + said[counts]
+    truth, said = truth[counts].astype(np.int64), said[counts].astype(np.int64)
+    for what, labels in (('a label map holds', truth), ('a prediction holds', said)):
+        strange = labels[(labels < 0) | (labels >= count)]
+        if strange.size:
+            raise PETLError(
+                f'{what} the label {strange[0]}, and the {count} classes are 0 to '
+                f'{count - 1}; pixels that do not count are {ignore_index}'
+            )
+    pairs = truth * count + said
     return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
 

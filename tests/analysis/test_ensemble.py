@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from made_up_runs import check_picture, make_bench, refused, run_tool
 
-from mmpetl.analysis import ensemble, spread
+from mmpetl.analysis import ensemble, selection, spread
+from mmpetl.cli.commands.analyse import spread as spread_tool
 from mmpetl.core import PETLError
 
 
@@ -163,6 +166,116 @@ def test_the_spread_tool(tmp_path, monkeypatch, capsys):
     assert found['sensitivity']['LoRA']['chosen'] == {'lr': {'1': 2}}
     assert len(found['mean_rank']) == 6
     assert 'digits: spread' in capsys.readouterr().out
+
+
+RATE = 'optim_wrapper.optimizer.lr'
+
+
+def rewrite(store, change, keep=True):
+    """Write each record again as ``change`` makes it, with its predictions."""
+    for record in store.all():
+        old, new = store.folder(record.job), change(record)
+        store.write(new)
+        if new.job == record.job:
+            continue
+        shutil.copy(old / 'predictions.npz', store.folder(new.job))
+        if not keep:
+            shutil.rmtree(old)
+
+
+def searched(record):
+    """A final run of a search, whose settings differ from task to task."""
+    options = {RATE: len(record.task) / 1000}
+    return replace(record, job=replace(record.job, variant='searched', options=options))
+
+
+def test_searched_runs_are_analysed_and_stand_apart(tmp_path, monkeypatch, capsys):
+    store = make_bench(tmp_path / 'alone', trials=True, seeds=[42, 43])
+    rewrite(store, searched, keep=False)
+    for tool in ('spread', 'agreement', 'ensemble'):
+        run_tool(monkeypatch, tool, tmp_path / 'alone')
+    found = tmp_path / 'alone' / 'analysis' / 'spread' / 'spread.numbers.json'
+    found = json.loads(found.read_text())
+    assert found['sensitivity']['LoRA (searched)']['tasks'] == 2
+    assert 'Full (searched)' in found['methods']
+    # Beside those of the recipe they have names of their own; references stay such.
+    store = make_bench(tmp_path / 'both', methods=['Full', 'LoRA', 'SSF'])
+    rewrite(store, searched)
+    _, methods, values = selection.mean_scores(store.all())
+    assert methods[:2] == ['Full', 'Full (searched)']
+    assert set(methods[2:]) == {'LoRA', 'LoRA (searched)', 'SSF', 'SSF (searched)'}
+    assert np.isfinite(values).all()
+    run_tool(monkeypatch, 'spread', tmp_path / 'both')
+    found = tmp_path / 'both' / 'analysis' / 'spread' / 'spread.numbers.json'
+    scores = np.array(json.loads(found.read_text())['scores'])
+    spans = scores[:, 2:].max(1) - scores[:, 2:].min(1)
+    assert json.loads(found.read_text())['spread'] == pytest.approx(list(spans))
+
+
+def test_settings_are_no_seeds(tmp_path):
+    """Runs of two ranks without a variant: rows of their own, as in tables."""
+    store = make_bench(
+        tmp_path, tasks=['digits'], methods=['LoRA', 'SSF'], seeds=[1, 2]
+    )
+    rank = 'model.backbone.method.rank'
+
+    def ranked(record):
+        options = {} if record.job.method == 'SSF' else {rank: 3 + record.job.seed}
+        return replace(record, job=replace(record.job, options=options))
+
+    rewrite(store, ranked, keep=False)
+    records = selection.finished(tmp_path)
+    names = ['LoRA (rank=4)', 'LoRA (rank=5)', 'SSF']
+    assert sorted(set(selection.names_of(records).values())) == names
+    assert selection.mean_scores(records)[1] == names
+    assert list(selection.load_seeds(tmp_path, records)) == ['SSF']
+    assert [r.name for r in selection.load_task(tmp_path, records, 1)] == [
+        'LoRA (rank=4)',
+        'SSF',
+    ]
+
+
+def test_runs_of_one_name_task_and_seed_are_refused(tmp_path):
+    store = make_bench(tmp_path, tasks=['digits'], methods=['LoRA'], seeds=[1])
+    rewrite(store, lambda r: replace(r, job=replace(r.job, recipe='mini/digits_again')))
+    with pytest.raises(
+        PETLError, match='are both LoRA on digits with seed 1; give one'
+    ):
+        selection.mean_scores(store.all())
+
+
+def test_a_task_of_two_sets_is_two(tmp_path):
+    store = make_bench(tmp_path, tasks=['digits'], methods=['LoRA'], seeds=[1])
+    rewrite(store, lambda r: replace(r, job=replace(r.job, recipe='own/digits')))
+    tasks, methods, values = selection.mean_scores(store.all())
+    assert (tasks, methods) == (['digits-mini', 'digits-own'], ['LoRA'])
+    assert values.shape == (2, 1)
+
+
+def test_fractions_and_percent_are_one_unit(tmp_path):
+    store = make_bench(tmp_path, methods=['LoRA', 'SSF'], trials=True)
+
+    def of_clips(record):
+        if record.task == 'digits':
+            return record
+        score = record.score / 100
+        trials = [{**t, 'value': t['value'] / 100} for t in record.search['trials']]
+        return replace(
+            record,
+            metrics={'acc/top1': score},
+            primary='acc/top1',
+            search={'trials': trials},
+        )
+
+    plain, sensitive = selection.mean_scores(store.all())[2], spread_tool.searched
+    known = sensitive(store.all())
+    for record in store.all():
+        store.write(of_clips(record))
+    assert selection.mean_scores(store.all())[2] == pytest.approx(plain)
+    for name, tasks in sensitive(store.all()).items():
+        for (_, one), (_, other) in zip(tasks, known[name], strict=True):
+            values = [t['value'] for t in other]
+            assert [t['value'] for t in one] == pytest.approx(values)
 
 
 def test_the_spread_tool_refuses_in_one_line(tmp_path, monkeypatch, capsys):

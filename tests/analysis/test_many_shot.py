@@ -122,6 +122,21 @@ def test_a_method_takes_the_options_of_the_benchmark():
     assert made.id != own.id
 
 
+def test_what_a_search_chose_for_a_method_is_lent_to_no_other():
+    rate = 'optim_wrapper.optimizer.lr'
+    chosen = _record('LoRA', {rate: 0.1}, variant='searched')
+    own = further_runs.template([chosen], 'digits', 'LoRA')
+    assert own == chosen.job
+    # Without settings of its own it is the benchmark's run.
+    assert further_runs.varied(own, further_runs.Variant('LoRA'), {}, '') == own
+    with pytest.raises(PETLError, match='no finished run of SSF on digits, and those'):
+        further_runs.template([chosen], 'digits', 'SSF')
+    plain = _record('LoRA', {rate: 0.5})
+    for method in ('LoRA', 'SSF'):
+        found = further_runs.template([plain, chosen], 'digits', method)
+        assert found.options == {rate: 0.5}
+
+
 def _points(name, scores):
     return [
         many_shot.Point(name, name, '', {}, shots, 10, 0.1, (value, value + 2))

@@ -90,6 +90,10 @@ def test_means_leave_the_clean_set_out():
     assert robustness.by_kind(scores) == {'blur': 70, 'rotation': 40}
     assert robustness.by_severity(scores) == {0: 90, 1: 60, 2: 60}
     assert robustness.by_kind({'clean': 1.0, 'imagenet_r': 5.0}) == {'imagenet_r': 5}
+    # A number at the end of a set's own name is no severity.
+    own = {'clean': 9.0, 'cifar-10': 5.0, 'cifar-100': 3.0}
+    assert robustness.by_kind(own) == {'cifar-10': 5, 'cifar-100': 3}
+    assert robustness.by_severity(own) == {0: 9}
     with pytest.raises(PETLError, match='no shifted set'):
         robustness.shifted_mean({'clean': 1.0})
 
@@ -180,6 +184,60 @@ def test_the_tool_scores_once(bench, monkeypatch, capsys):
     monkeypatch.setattr(robustness, 'score', never)
     run_tool(monkeypatch, 'robustness', bench, *argv)
     assert capsys.readouterr().out == first
+
+
+def test_scores_of_another_set_under_a_name_are_not_taken(
+    bench, tmp_path, monkeypatch, capsys
+):
+    """The config of a set is edited, or another file of its name is given."""
+    monkeypatch.setenv('MMPETL_DATA', str(bench / 'data'))
+    lora = next(f for f in sorted((bench / 'runs').iterdir()) if 'lora' in f.name)
+    scored = []
+
+    def score(model, samples):
+        scored.append(samples.name)
+        return 10.0 * len(samples.dataset)
+
+    monkeypatch.setattr(robustness, 'score', score)
+    where = tmp_path / 'shifted.py'
+    text = f"_base_ = '{lora / 'config.py'}'\n"
+
+    def values() -> set[float]:
+        argv = ('--sets', where, '--device', 'cpu', '--methods', 'LoRA', 'VPTDeep')
+        run_tool(monkeypatch, 'robustness', bench, *argv)
+        path = bench / 'analysis' / 'robustness' / 'digits.numbers.json'
+        methods = json.loads(path.read_text())['methods']
+        return {row['scores']['shifted'] for row in methods.values()}
+
+    where.write_text(text)
+    first = values()
+    assert scored.count('shifted') == 2
+    assert values() == first
+    assert scored.count('shifted') == 2  # kept
+    where.write_text(f'{text}test_dataloader = dict(dataset=dict(indices=3))\n')
+    assert values() == {30.0} != first
+    assert scored.count('shifted') == 4
+    where.write_text(text)
+    assert values() == first
+    assert scored.count('shifted') == 4
+
+
+def test_two_sets_are_not_called_alike(bench, tmp_path, monkeypatch, capsys):
+    paths = [tmp_path / n for n in ('a/x.py', 'b/x.py', 'clean.py', 'blur-3.py')]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for sets, words in (
+        (paths[:2], f"would be called 'x', which is that of {paths[0]}"),
+        (paths[2:3], "would be called 'clean', which is the name of another set"),
+        (paths[3:], "would be called 'blur-3', which is the name of another set"),
+    ):
+        for tool in ('robustness', 'wise'):
+            line = refused(monkeypatch, capsys, tool, bench, '--sets', *sets)
+            assert words in line
+    (tmp_path / 'validation.py').touch()
+    sets = ('--sets', tmp_path / 'validation.py')
+    assert 'another set' in refused(monkeypatch, capsys, 'wise', bench, *sets)
 
 
 def test_bad_input_is_one_line(bench, tmp_path, monkeypatch, capsys):

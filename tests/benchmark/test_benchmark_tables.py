@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 import synthetic
+from mmengine.config import Config
 
+from mmpetl.benchmark.collect import ppt_of, primary_of
+from mmpetl.benchmark.config_digest import config_hash
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.render import render
 from mmpetl.benchmark.scores import METRICS, labels_of, metric_of, percent
 from mmpetl.benchmark.statistics_tables import compare, draw
 from mmpetl.benchmark.tables import build_table, build_tables
+from mmpetl.config.compose import compose as compose_recipe
 from mmpetl.core import PETLError
-from mmpetl.engine.hooks.efficiency import FRACTIONS
+from mmpetl.evaluation.metric_names import FRACTIONS
 from mmpetl.evaluation.ppt import ppt
 
 
@@ -111,6 +115,49 @@ def test_scales_are_those_of_the_evaluators():
     assert all(metric_of(name).scale == 100 for name in FRACTIONS)
     assert metric_of('segmentation/mIoU') == METRICS['mIoU']
     assert metric_of('depth/rmse').label == 'depth/rmse'
+
+
+def test_a_prefix_of_the_config_hides_no_metric():
+    """Of the tasks of ``nyud_mt`` the pixel accuracy stands first and ranks nothing."""
+    found = {'segmentation/aAcc': 70.0, 'segmentation/mIoU': 40.0, 'depth/rmse': 0.6}
+    config = compose_recipe('nyud_mt', 'LoRA')
+    for known in (None, config):
+        assert primary_of(found, known) == 'segmentation/mIoU'
+    published = compose_recipe('nyud_mt', 'LoRA', protocol='published')
+    assert published.default_hooks.checkpoint.save_best == 'segmentation/mIoU'
+    counts = {'delta': 10, 'selected': 0, 'head': 5}
+    one, other = ppt_of(found, 'segmentation/mIoU', counts), ppt(0.4, 10)
+    assert one == pytest.approx(other)
+    boxes = {'boxes/bbox_mAP_50': 0.8, 'boxes/bbox_mAP': 0.5}
+    assert primary_of(boxes) == 'boxes/bbox_mAP'
+    assert ppt_of(boxes, 'boxes/bbox_mAP', counts) == pytest.approx(ppt(0.5, 10))
+    assert metric_of('boxes/bbox_mAP') == METRICS['coco/bbox_mAP']
+    # The unit of these is known by their prefix alone.
+    assert ppt_of({'x/top1': 0.5}, 'x/top1', counts) is None
+
+
+def test_the_first_evaluator_says_which_metric_ranks():
+    found = {'scene/top1': 90.0, 'segmentation/mIoU': 40.0}
+    both = [
+        {'type': 'IoUMetric', 'prefix': 'segmentation'},
+        {'type': 'Accuracy', 'prefix': 'scene'},
+    ]
+    assert primary_of(found, {'test_evaluator': both}) == 'segmentation/mIoU'
+    assert primary_of(found, {'test_evaluator': both[::-1]}) == 'scene/top1'
+
+
+def test_an_unknown_metric_is_no_rank_unless_the_config_says_it():
+    found = {'depth/rmse': 0.6, 'depth/delta1': 0.8}
+    with pytest.raises(PETLError, match='of depth/rmse, depth/delta1; say it in the'):
+        primary_of(found)
+    assert primary_of(found, {'primary': 'depth/delta1'}) == 'depth/delta1'
+    with pytest.raises(
+        PETLError, match="primary is 'x', and the evaluators give depth"
+    ):
+        primary_of(found, {'primary': 'x'})
+    assert primary_of({}, {'primary': 'x'}) == ''  # a run that failed has none
+    with_it = Config({'primary': 'depth/delta1', 'seed': 1})
+    assert config_hash(with_it) == config_hash(Config({'seed': 1}))
 
 
 def test_missing_and_failed_cells_are_shown_and_spoil_the_mean_openly():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
+from mmpetl.benchmark import claims
 from mmpetl.benchmark.config_digest import (
     NAME,
     changes,
@@ -159,6 +161,23 @@ def test_a_run_of_another_config_is_begun_anew_and_it_is_told_why(tmp_path, caps
     assert not (tmp_path / 'iter_3.pth').exists()
     assert begun(tmp_path, 0.2) == why  # also where that attempt was killed
     assert [x['attempt'] for x in read_run_log(tmp_path / 'log.jsonl')] == [1, 2]
+
+
+def test_what_is_begun_anew_stays_held(tmp_path, monkeypatch):
+    """Where leases hold runs, the one of this process is a file of the folder."""
+
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, 'no locks available')
+
+    monkeypatch.setattr(claims.fcntl, 'flock', flock)
+    with claims.claim(tmp_path) as mine:
+        assert mine
+        begun(tmp_path, 0.1)
+        begun(tmp_path, 0.2)
+        assert (tmp_path / 'lease-1').exists()
+        assert claims.held(tmp_path)
+        with claims.claim(tmp_path) as second:
+            assert not second
 
 
 def test_a_run_of_an_earlier_mmpetl_is_not_emptied_in_silence(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def test_a_pair_is_said_to_take_the_steps_of_one_and_the_data_of_the_other(
     assert (found.steps, found.like) == (300, 'mini/digits')
     assert found.seconds == pytest.approx(1.0 + 300 * 2.0 + 7 * 0.1)
     assert found.memory_bytes == 2e8
+    # A dry run counts steps of the optimizer, as records do.
+    accumulating = copy.deepcopy(config)
+    accumulating.optim_wrapper.accumulative_counts = 8
+    store.write(estimated(task, accumulating))
+    (same,) = estimates([asked], tmp_path).values()
+    assert (same.steps, same.seconds) == (38, found.seconds)
     # What cannot be built is said, though its twin could be measured.
     config.model.backbone.method = {'type': 'LoRA', 'rank': 10**6}
     with pytest.raises(PETLError, match='rank'):

@@ -12,6 +12,7 @@ import pytest
 
 from mmpetl.benchmark.designs import (
     Design,
+    Place,
     designs_of,
     least_p,
     least_p_friedman,
@@ -21,6 +22,7 @@ from mmpetl.benchmark.designs import (
     num_pictures,
 )
 from mmpetl.benchmark.paired import mcnemar
+from mmpetl.benchmark.plan import read_plan, resolve
 from mmpetl.benchmark.records import Job
 from mmpetl.benchmark.statistics import wilcoxon_p
 from mmpetl.core import PETLError
@@ -158,6 +160,25 @@ def test_a_plan_is_one_design_for_each_set_of_recipes():
     assert designs_of(jobs) == [
         Design('vtab', 2, 2, 1),
         Design('kinetics400', 1, 1, 1),
+    ]
+
+
+def test_recipes_of_a_folder_are_as_many_designs_as_tables():
+    """Images, clips and two tasks of the mini set: three backbones and metrics."""
+    recipes = ['mini/digits', 'mini/textures', 'mini/hmdb51_frames', 'mini/nyud_mt']
+    plan = read_plan('mini', recipes=recipes, methods=['BitFit', 'LoRA'])
+    resolved = resolve(plan)
+    assert resolved.places['mini/digits'] == Place('mini', 'mini ViT', 'top1')
+    assert resolved.places['mini/nyud_mt'].metric == 'miou'
+    found = designs_of(resolved.jobs, places=resolved.places)
+    assert sorted(d.num_tasks for d in found) == [1, 1, 2]
+    names = [d.name for d in found]
+    assert len(set(names)) == 3
+    assert 'mini, mini ViT, top1' in names
+    # Recipes without a folder become one table where their sets are of one benchmark.
+    places = {name: Place('dense', 'Swin-T', 'miou') for name in ('a', 'b')}
+    assert designs_of([Job('a', 'LoRA', 1), Job('b', 'LoRA', 1)], places=places) == [
+        Design('dense', 1, 2, 1)
     ]
 
 

@@ -187,7 +187,11 @@ def test_an_index_says_what_the_files_say(
     assert store.all() == plain
     assert len(reads) == 300
     lean = store.all(curves=False)
-    assert [replace(record, curves={}) for record in plain] == lean
+    ends = [
+        {'loss': [record.curves['loss'][-1]]} if record.curves else {}
+        for record in plain
+    ]
+    assert [replace(r, curves=c) for r, c in zip(plain, ends, strict=True)] == lean
     assert build_tables(lean) == build_tables(plain)
     # One that was edited in place, of the same length, and one that is gone.
     path = store.folder(plain[5].job) / 'record.json'

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from mmpetl.benchmark import finals as finals_module
 from mmpetl.benchmark import search as search_module
+from mmpetl.benchmark.comparable import leaks
 from mmpetl.benchmark.executors import make_executor
 from mmpetl.benchmark.records import Job, Record, RecordStore, setting_key
 from mmpetl.benchmark.scores import search_budget
@@ -423,6 +425,11 @@ def test_a_search_that_goes_on_replaces_its_final_runs_and_keeps_their_readings(
     assert fake(tmp_path, trials=12).run()['LoRA'] == new
     more = fake(tmp_path, trials=12, seeds=(2, 3)).run()['LoRA']
     assert [r.test_reads for r in more] == [2, 1]
+    assert leaks(more[0]) == ['scored the test set 2 times']
+    # The readings that the search went on after count for the new seed, too.
+    assert leaks(more[1]) == [
+        'its search went on after final runs had scored the test set 2 times'
+    ]
 
 
 def test_more_trials_without_a_better_one_keep_the_run_and_renew_its_search(
@@ -507,6 +514,11 @@ def test_the_verifier_finds_what_a_search_hides(tmp_path: Path) -> None:
     search = record.search
     record.search = {**search, 'earlier': []}
     assert falsified() == ['search.earlier']
+    # A run of another seed hides them no better.
+    job = record.job
+    record.job = replace(job, seed=7)
+    assert falsified() == ['search.earlier']
+    record.job = job
     # As a record was before the search went on.
     best = search['trials'][search['best']]
     others = [t for t in search['trials'] if t['value'] is None or t is best]

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from mmpetl.benchmark.resampling import uncertainty
 from mmpetl.benchmark.statistics import (
     cliques,
     compare_pairs,
@@ -15,6 +16,7 @@ from mmpetl.benchmark.statistics import (
     friedman,
     holm,
     iman_davenport,
+    levels,
     mean_ranks,
     wilcoxon_p,
     wilcoxon_ps,
@@ -59,6 +61,33 @@ def test_means_that_differ_by_the_order_of_their_sum_tie():
     assert one != other
     ranks = mean_ranks({'a': {'t': one}, 'b': {'t': other}, 'c': {'t': 0.1}})
     assert ranks == {'a': 1.5, 'b': 1.5, 'c': 3.0}
+
+
+@pytest.mark.parametrize('noise', [3.6e-15, 2e-6])
+def test_noise_is_a_tie_in_every_test(noise):
+    """Of the order of a sum, and of float32, on both sides of where rounding breaks."""
+    tasks = [f't{i}' for i in range(6)]
+    means = {t: 12.34565 + 10 * i for i, t in enumerate(tasks)}
+    row = {t: {1: v - noise, 2: v + 1 - noise} for t, v in means.items()}
+    above = {t: {1: v + noise, 2: v + 1 + noise} for t, v in means.items()}
+    (pair,) = compare_pairs({'a': row, 'b': above})
+    assert (pair.wins, pair.ties, pair.losses) == (0, 6, 0)
+    assert (pair.p_tasks, pair.p_runs, pair.difference) == (1.0, 1.0, 0.0)
+    gaps = [row[t][1] - above[t][1] for t in tasks]
+    assert (wilcoxon_p(gaps), wilcoxon_ps([gaps])) == (1.0, [1.0])
+    scores = {'a': row, 'b': above, 'c': row}
+    scores = {m: {t: v[1] for t, v in r.items()} for m, r in scores.items()}
+    assert set(mean_ranks(scores).values()) == {2.0}
+    assert friedman(scores).p == 1.0
+    runs = {'a': row, 'b': above}
+    assert {u.best for u in uncertainty(runs, resamples=50).values()} == {0.5}
+
+
+def test_one_picture_of_many_is_no_noise():
+    assert levels([[50.0, 50.002, 49.998], [1.0, 1.0, 2.0]]).tolist() == [
+        [1, 2, 0],
+        [0, 0, 1],
+    ]
 
 
 def test_friedman_is_that_of_demsar_corrected_for_ties():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmpetl.benchmark.comparable import leaks
 from mmpetl.benchmark.job import run_job
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.verdicts import (
@@ -44,6 +46,7 @@ JOBS = {
     'lora': Job('mini/digits', 'LoRA', seed=1, options={**OPTIONS, **RANK}),
     'seed': Job('mini/digits', 'LoRA', seed=2, options={**OPTIONS, **RANK}),
     'method': Job('mini/digits', 'BitFit', seed=1, options=OPTIONS),
+    'passes': Job('mini/digits', 'BitFit', seed=3, options={**OPTIONS, 'batch': 20}),
 }
 
 
@@ -60,7 +63,7 @@ def _data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope='module')
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A benchmark folder of three runs."""
+    """A benchmark folder of four runs."""
     store = RecordStore(tmp_path_factory.mktemp('bench'))
     for job in JOBS.values():
         store.write(run_job(job, store.folder(job)))
@@ -102,6 +105,18 @@ def test_what_runs_left_is_verified(out: Path) -> None:
         assert 'metrics.accuracy/top1' in {c.field for c in verdict.checks}
         assert 'predictions.labels' in {c.field for c in verdict.checks}
         assert {'config.py', 'delta.safetensors', 'log.jsonl'} <= set(verdict.files)
+
+
+def test_steps_and_curves_of_a_run_that_accumulates_count_alike(out: Path) -> None:
+    """In every view: with curves, without them, and where the log is read again."""
+    store = RecordStore(out)
+    for curves in (True, False):
+        found = store.of([JOBS['passes']], curves=curves)[JOBS['passes'].id]
+        assert found.batch == 20
+        assert found.curves['loss'][-1][0] == found.steps
+        assert leaks(found) == []
+        edited = dataclasses.replace(found, steps=2 * found.steps)
+        assert 'its record contradicts itself' in leaks(edited)[0]
 
 
 def test_a_run_of_another_machine_is_verified(copied: Path) -> None:

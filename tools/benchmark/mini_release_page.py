@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.apis.run import cli_errors
-from mmpetl.benchmark.designs import designs_of
+from mmpetl.benchmark.designs import Place, designs_of
 from mmpetl.benchmark.records import Record, RecordStore
-from mmpetl.benchmark.scores import percent
+from mmpetl.benchmark.scores import metric_of, percent, suite_of
 from mmpetl.benchmark.verdicts import standing_of
 from mmpetl.core import PETLError, registered_methods
 
@@ -89,7 +89,11 @@ def page(out: Path, records: Sequence[Record]) -> str:
     seeds = sorted({record.job.seed for record in records})
     # A method is one, whatever settings it has on each recipe.
     jobs = [dataclasses.replace(r.job, options={}, variant='') for r in records]
-    designs = [s for d in designs_of(jobs) for s in d.sentences()]
+    places = {
+        r.job.recipe: Place(suite_of(r), r.backbone, metric_of(r.primary).key)
+        for r in records
+    }
+    designs = [s for d in designs_of(jobs, places=places) for s in d.sentences()]
     rows = rows_of(records)
     tried = sorted({r.search['tried'] for r in records if r.search})
     return TEMPLATE.format(

@@ -14,7 +14,7 @@ from mmpetl.benchmark.choosing_text import resampling_note
 from mmpetl.benchmark.designs import ALPHA
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.resampling import LEVEL, RUN_RESAMPLES, SEED
-from mmpetl.benchmark.statistics import wilcoxon_ps
+from mmpetl.benchmark.statistics import EDGE, wilcoxon_ps
 from mmpetl.benchmark.table_parts import Table
 from mmpetl.benchmark.tables import runs_of
 
@@ -29,6 +29,7 @@ def draws() -> dict[str, Any]:
         'resamples': RUN_RESAMPLES,
         'level': LEVEL,
         'alpha': ALPHA,
+        'edge': EDGE,
         'note': resampling_note(),
     }
 

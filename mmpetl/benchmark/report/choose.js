@@ -26,13 +26,14 @@ function generator() {
     return Math.floor(product / 2 ** 32);
   };
 }
+const rounded = (score) => Math.round(score / (2 * DATA.draws.edge));
 // Ranks of scores, 1 is best; ties share their mean.
 function ranksOf(scores, order, out) {
   order.sort((a, b) => scores[b] - scores[a]);
   for (let i = 0; i < order.length;) {
     let j = i;
-    // Means of equal seeds differ in the last digits by the order of their sum.
-    while (j + 1 < order.length && scores[order[i]] - scores[order[j + 1]] < 5e-10) j += 1;
+    // Nearer ones are not told apart, as in mmpetl.benchmark.statistics.
+    while (j + 1 < order.length && scores[order[j]] - scores[order[j + 1]] < DATA.draws.edge) j += 1;
     for (let k = i; k <= j; k += 1) out[order[k]] += (i + j) / 2 + 1;
     i = j + 1;
   }
@@ -135,7 +136,7 @@ function choose(item) {
   const value = (label, task) => mean([...cells.get(label).get(task)].sort((a, b) => a[0] - b[0]).map(([, score]) => score));
   for (const task of tasks) ranksOf(labels.map((label) => value(label, task)), order, total);
   const found = labels.map((label, i) => ({ label, unknown: fit.get(label), facts: facts[label], rank: total[i] / tasks.length, mean: mean(tasks.map((task) => value(label, task))) }))
-    .sort((a, b) => a.rank - b.rank || b.mean - a.mean);
+    .sort((a, b) => a.rank - b.rank || rounded(b.mean) - rounded(a.mean));
   const around = found.length ? uncertainty(found.map((one) => one.label), tasks, cells) : null;
   const pOf = (a, b) => { const [i, j] = [whole.indexOf(a), whole.indexOf(b)].sort((x, y) => x - y); return p[i * whole.length - i * (i + 1) / 2 + j - i - 1]; };
   const ps = holm(found.slice(1).map((one) => pOf(found[0].label, one.label)));

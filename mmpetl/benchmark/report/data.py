@@ -245,7 +245,7 @@ def _curves(records: Sequence[Record]) -> dict[str, Any]:
 
 def _scale(name: str) -> float:
     """Validation curves are shown in percent, as the scores are."""
-    return metric_of(name).scale
+    return metric_of(name.removeprefix('val/')).scale
 
 
 def thin(points: Sequence[Any], most: int) -> list[Any]:

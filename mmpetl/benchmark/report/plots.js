@@ -219,7 +219,7 @@ painters.heat = (t) => {
   const tone = (task, value) => {
     if (value === null || value === undefined) return null;
     if (mode === 'score') return value;
-    if (mode === 'rank') return 1 + column.get(task).filter((x) => x > value).length;
+    if (mode === 'rank') return 1 + column.get(task).filter((x) => x - value >= DATA.draws.edge).length;
     return value - median(column.get(task));
   };
   const z = ordered.map((row) => tasks.map((task) => tone(task, row.values.get(task))));

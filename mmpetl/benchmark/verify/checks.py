@@ -12,6 +12,7 @@ from mmpetl.benchmark import run_facts
 from mmpetl.benchmark.collect import (
     curves_of,
     features_of,
+    passes_of,
     ppt_of,
     primary_of,
     steps_of,
@@ -19,7 +20,7 @@ from mmpetl.benchmark.collect import (
 )
 from mmpetl.benchmark.config_digest import recipe_digest
 from mmpetl.benchmark.finals import replaced_reads, search_folder
-from mmpetl.benchmark.records import Found, Record, earlier_reads
+from mmpetl.benchmark.records import Found, Record, earlier_reads, reads_by_seed
 from mmpetl.benchmark.verdicts import Check
 from mmpetl.benchmark.verify.run import Run, Unknown, equal, hash_of, holds, same
 from mmpetl.core import Owner, injections, methods_family, owners
@@ -83,18 +84,7 @@ def log(run: Run) -> Iterator[Check]:
         'test_reads', record.test_reads, reads + earlier, 'readings in log.jsonl'
     )
     yield from _protocol(run, reads)
-    curves = curves_of(lines)
-    for name in sorted(record.curves.keys() | curves.keys()):
-        one, other = record.curves.get(name), curves.get(name)
-        field = f'curves.{name}'
-        if one is None or other is None or len(one) != len(other):
-            yield Check(field, 'falsified', _size(one), _size(other), 'in log.jsonl')
-            continue
-        differ = next(
-            ((a, b) for a, b in zip(one, other, strict=True) if not equal(a, b, NEAR)),
-            None,
-        )
-        yield same(field, *(differ or (None, None)), 'first point that differs')
+    yield from _curves(run, lines)
     if record.steps is not None:
         yield _steps(run, lines)
     timed = with_times(Record(record.job, 'done'), lines)
@@ -118,6 +108,27 @@ def log(run: Run) -> Iterator[Check]:
                 line['config'],
                 'of the last attempt in log.jsonl',
             )
+
+
+def _curves(run: Run, lines: list[dict[str, Any]]) -> Iterator[Check]:
+    """Curves over steps of the optimizer, of which a log counts the passes."""
+    record = run.record
+    try:
+        curves = curves_of(lines, passes_of(run.asked))
+    except Unknown as error:
+        yield Check('curves', 'unchecked', note=str(error))
+        return
+    for name in sorted(record.curves.keys() | curves.keys()):
+        one, other = record.curves.get(name), curves.get(name)
+        field = f'curves.{name}'
+        if one is None or other is None or len(one) != len(other):
+            yield Check(field, 'falsified', _size(one), _size(other), 'in log.jsonl')
+            continue
+        differ = next(
+            ((a, b) for a, b in zip(one, other, strict=True) if not equal(a, b, NEAR)),
+            None,
+        )
+        yield same(field, *(differ or (None, None)), 'first point that differs')
 
 
 def _size(curve: Any) -> str:
@@ -187,10 +198,15 @@ def _later(record: Record, config: Any) -> dict[str, Any]:
 def derived(run: Run) -> Iterator[Check]:
     """What follows from metrics and counts of the record itself."""
     record = run.record
-    primary = primary_of(record.metrics)
-    yield same('primary', record.primary, primary, 'first of the metrics known')
+    primary = record.primary
     value = ppt_of(record.metrics, primary, record.counts) if primary else None
     yield same('ppt', record.ppt, value, 'of metric and counts', near=NEAR)
+    try:
+        found = primary_of(record.metrics, run.asked)
+    except Unknown as error:
+        yield Check('primary', 'unchecked', primary, note=str(error))
+        return
+    yield same('primary', primary, found, 'of the metrics, by its config')
 
 
 def counts(run: Run) -> Iterator[Check]:
@@ -326,9 +342,14 @@ def search(run: Run) -> Iterator[Check]:
 def _went_on(run: Run, trials: Mapping[int, Mapping[str, Any]]) -> Iterator[Check]:
     """A record tells of the search as it is now, and of what it has read before."""
     job, out = run.record.job, run.folder.parent.parent
-    told = earlier_reads(run.record.search, job.seed)
-    found = replaced_reads(out, job)
-    yield same('search.earlier', told, found, 'readings of runs that were replaced')
+    # A reading counts for every seed, so none may be hidden; no reading is no entry.
+    told, found = +reads_by_seed(run.record.search), +replaced_reads(out, job)
+    yield same(
+        'search.earlier',
+        dict(sorted(told.items())),
+        dict(sorted(found.items())),
+        'readings by seed of runs that were replaced',
+    )
     path = search_folder(out, job.recipe, job.method) / 'trials.json'
     if os.path.lexists(path):
         now = read_json(path, Found, 'trials of a search')

@@ -18,22 +18,9 @@ from mmengine.runner import Runner
 from mmpetl.core import count_trainable, describe
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import as_number, finite, plain_model, plain_value
+from mmpetl.evaluation.metric_names import FRACTIONS, PRIMARY, meant
 from mmpetl.evaluation.ppt import ppt
 from mmpetl.registry import HOOKS
-
-PRIMARY = (
-    'accuracy/top1',
-    'single-label/top1',
-    'acc/top1',
-    'mIoU',
-    'pascal_voc/mAP',
-    'coco/bbox_mAP',
-    'coco/segm_mAP',
-)
-"""Metrics, in percent or as fractions, of which PPT is computed."""
-
-FRACTIONS = ('pascal_voc/mAP', 'coco/bbox_mAP', 'coco/segm_mAP', 'acc/top1')
-"""Those of them that upstream reports in [0, 1]."""
 
 
 @HOOKS.register_module()
@@ -104,11 +91,11 @@ class EfficiencyHook(Hook):
     def _add_ppt(self, runner: Runner, metrics: dict | None, phase: str) -> None:
         if not metrics:
             return
-        for name in PRIMARY:
-            score = as_number(metrics.get(name))
-            if score is None:
+        for name, value in list(metrics.items()):
+            score = as_number(value)
+            if score is None or name.startswith('PPT/') or meant(name) not in PRIMARY:
                 continue
-            score /= 1 if name in FRACTIONS else 100
+            score /= 1 if meant(name) in FRACTIONS else 100
             if 0 <= score <= 1:  # COCO's metrics say -1 where there was nothing to find
                 metrics[f'PPT/{name}'] = ppt(score, self.counts.backbone)
         self.record[phase] = plain_value(metrics)

@@ -12,7 +12,7 @@ Nothing is trained. What is scored is kept: run again to continue or to add meth
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 from mmpetl.analysis import charts, robustness, scatter, selection
 from mmpetl.apis.run import cli_errors
+from mmpetl.benchmark.config_digest import config_hash
 from mmpetl.benchmark.records import Record, RecordStore
 from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
+from mmpetl.config.load import as_config
 from mmpetl.core import PETLError, check_range
 from mmpetl.core.boundary import read_json
 from mmpetl.datasets.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
@@ -60,9 +62,9 @@ def sets_of(config: Any, args: argparse.Namespace) -> Sets:
         robustness.CLEAN: lambda: robustness.samples_of(config, **common),
     }
     if args.sets:
-        for path in args.sets:
-            found[path.stem] = lambda path=path: robustness.samples_of(
-                path, name=path.stem, **common
+        for name, path in robustness.named_sets(args.sets).items():
+            found[name] = lambda name=name, path=path: robustness.samples_of(
+                path, name=name, **common
             )
         return found
     for kind in args.kinds:
@@ -81,21 +83,46 @@ class Kept(msgspec.Struct):
     scores: dict[str, float]
 
 
-class Cells:
-    """Scores of one run, kept in a file as they come."""
+def digests_of(args: argparse.Namespace) -> dict[str, str]:
+    """What each set of ``--sets`` is: a digest of its config, written out."""
+    return {
+        name: config_hash(as_config(path))
+        for name, path in robustness.named_sets(args.sets).items()
+    }
 
-    def __init__(self, path: Path, key: dict[str, Any]) -> None:
+
+class Cells:
+    """Scores of one run, kept in a file as they come.
+
+    Args:
+        path: The file.
+        key: What the scores depend on; those of another one do not count.
+        digests: What else a set is than its name. A score under this name that was of
+            another set does not count.
+    """
+
+    def __init__(
+        self, path: Path, key: dict[str, Any], digests: Mapping[str, str]
+    ) -> None:
         self.path = path
         self.key = key
+        self.digests = digests
         self.scores: dict[str, float] = {}
         if path.is_file():
             data = read_json(path, Kept, 'scores')
             if data.key == key:
                 self.scores = data.scores
 
+    def get(self, name: str) -> float | None:
+        """The score on a set; None where none is kept."""
+        return self.scores.get(self._kept_as(name))
+
+    def _kept_as(self, name: str) -> str:
+        return '@'.join(filter(None, (name, self.digests.get(name))))
+
     def put(self, name: str, value: float) -> None:
         """Keep a score."""
-        self.scores[name] = value
+        self.scores[self._kept_as(name)] = value
         charts.save_numbers(self.path, {'key': self.key, 'scores': self.scores})
 
 
@@ -111,6 +138,7 @@ def score_runs(
     for path in configs.values():
         if not path.is_file():
             raise PETLError(f'{path} is missing; it must be a finished run')
+    digests = digests_of(args)
     built: dict[str, robustness.Samples] = {}
     found = {}
     with tqdm(records, unit='run') as bar:
@@ -123,8 +151,8 @@ def score_runs(
                 'noise_seed': args.noise_seed,
                 'finished': record.finished,
             }
-            cells = Cells(kept / f'{record.job.id}.json', key)
-            left = [name for name in sets if name not in cells.scores]
+            cells = Cells(kept / f'{record.job.id}.json', key, digests)
+            left = [name for name in sets if cells.get(name) is None]
             model = None
             # Runs of a task that see pictures alike share the prepared samples.
             same = repr(config.test_dataloader.dataset)
@@ -137,7 +165,7 @@ def score_runs(
                 if where not in built:
                     built[where] = sets[name]()
                 cells.put(name, robustness.score(model, built[where]))
-            found[record.job.id] = {name: cells.scores[name] for name in sets}
+            found[record.job.id] = {name: cells.get(name) for name in sets}
     return found
 
 
@@ -146,8 +174,9 @@ def by_method(
 ) -> dict[str, dict[str, Any]]:
     """Means over seeds by method."""
     found: dict[str, dict[str, Any]] = {}
+    names = selection.names_of(records)
     for record in records:
-        name = selection.name_of(record)
+        name = names[record.job.id]
         row = found.setdefault(name, {'family': record.family, 'seeds': []})
         row['seeds'].append(scores[record.job.id])
     for row in found.values():
@@ -323,9 +352,7 @@ def compare(args: argparse.Namespace, to: Path) -> list[str]:
         check_corruption(args.kinds[0], severity)
     if args.limit is not None:
         check_range('robustness', '--limit', args.limit, 1)
-    for path in args.sets or ():
-        if not path.is_file():
-            raise PETLError(f'there is no config {path} of a shifted set')
+    robustness.named_sets(args.sets)
     records = selection.choose(
         selection.plain(selection.finished(args.out)),
         tasks=args.tasks,

@@ -19,6 +19,7 @@ import numpy as np
 from mmpetl.analysis import charts, selection, spread
 from mmpetl.apis.run import cli_errors
 from mmpetl.benchmark.records import Record
+from mmpetl.benchmark.scores import metric_of
 from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
@@ -39,7 +40,7 @@ def draw_spread(
     tasks: list[str], methods: list[str], families: list[str], values: Any, to: Path
 ) -> None:
     """Accuracy of every method per task, the span of tuning methods as a bar."""
-    tuned = np.array([m not in selection.REFERENCES for m in methods])
+    tuned = np.array([not selection.is_reference(m) for m in methods])
     spans = spread.accuracy_spread(values[:, tuned])
     order = np.argsort(spans)
     figure, axes = charts.new_figure(8.5, max(2.6, 0.42 * len(tasks) + 1.7))
@@ -59,7 +60,9 @@ def draw_spread(
                 axis.plot(
                     values[i, j],
                     row + 0.07 * (j % 5 - 2),  # equal scores stay visible
-                    {'Full': 'D', 'LinearProbe': 'x'}.get(method, 'o'),
+                    {'Full': 'D', 'LinearProbe': 'x'}.get(
+                        selection.method_of(method), 'o'
+                    ),
                     ms=5,
                     color='black' if not tuned[j] else charts.colour_of(families[j]),
                     alpha=0.9,
@@ -69,7 +72,7 @@ def draw_spread(
         range(len(tasks)), [f'{tasks[i]}  ({spans[i]:.1f})' for i in order], fontsize=9
     )
     axis.set_ylim(-0.6, len(tasks) - 0.4)
-    axis.set_xlabel('score, mean over seeds (Full: diamond, LinearProbe: cross)')
+    axis.set_xlabel('score in %, mean over seeds (Full: diamond, LinearProbe: cross)')
     axis.grid(alpha=0.3, axis='x')
     shown = [f for f, t in zip(families, tuned, strict=True) if t]
     charts.family_legend(axis, shown, loc='upper left', bbox_to_anchor=(1.01, 1))
@@ -136,13 +139,18 @@ def draw_ranks(
 
 
 def searched(records: list[Record]) -> dict[str, list[tuple[str, list[dict]]]]:
-    """Task and trials of every search, by method."""
+    """Task and trials of every search, by name; values are percent."""
     found: dict[str, dict[str, list[dict]]] = {}
+    names = selection.names_of(records)
     for record in records:
         if record.search:
-            trials = spread.trials_of(record.search, record.job.id)
+            scale = metric_of(record.primary).scale  # trials tell what evaluators do
+            trials = [
+                {**trial, 'value': scale * trial['value']}
+                for trial in spread.trials_of(record.search, record.job.id)
+            ]
             # The seeds of one setting share one search.
-            found.setdefault(selection.name_of(record), {})[record.task] = trials
+            found.setdefault(names[record.job.id], {})[record.task] = trials
     return {name: list(tasks.items()) for name, tasks in found.items()}
 
 
@@ -176,7 +184,8 @@ def draw_sensitivity(records: list[Record], to: Path) -> dict[str, Any] | None:
             'chosen': spread.chosen_frequency(best),
         }
     names = sorted(rows, key=lambda m: float(np.median(rows[m]['behind_best'])))
-    families = {selection.name_of(r): r.family for r in records}
+    names_of_all = selection.names_of(records)
+    families = {names_of_all[r.job.id]: r.family for r in records}
     figure, axes = charts.new_figure(8, max(2.6, 0.34 * len(names) + 1.6))
     axis = axes[0, 0]
     boxes = axis.boxplot(
@@ -227,9 +236,10 @@ def compare(args: argparse.Namespace, to: Path) -> list[str]:
         methods=args.methods,
     )
     tasks, methods, values = selection.mean_scores(records)
-    families = {selection.name_of(r): r.family for r in records}
+    names = selection.names_of(records)
+    families = {names[r.job.id]: r.family for r in records}
     kinds = [families[m] for m in methods]
-    tuned = [m not in selection.REFERENCES for m in methods]
+    tuned = [not selection.is_reference(m) for m in methods]
     if sum(tuned) < 2:
         raise PETLError(
             f'{args.out} has {sum(tuned)} tuning method, a spread needs two '

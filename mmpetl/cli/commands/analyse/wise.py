@@ -77,9 +77,7 @@ def check(args: argparse.Namespace) -> None:
         check_corruption(kind, 1)
     for severity in args.severities:
         check_corruption(args.kinds[0], severity)
-    for path in args.sets or ():
-        if not path.is_file():
-            raise PETLError(f'there is no config {path} of a shifted set')
+    robustness.named_sets(args.sets, (robustness.CLEAN, VALIDATION))
     if args.limit is not None:
         check_range('wise', '--limit', args.limit, 1)
     further_runs.parse_variants(args.methods)
@@ -133,10 +131,8 @@ def sets_of(
         robustness.CLEAN: robustness.samples_of(test, limit=args.limit),
     }
     if args.sets:
-        for path in args.sets:
-            found[path.stem] = robustness.samples_of(
-                path, name=path.stem, limit=args.limit
-            )
+        for name, path in robustness.named_sets(args.sets).items():
+            found[name] = robustness.samples_of(path, name=name, limit=args.limit)
         return found
     for kind in args.kinds:
         for severity in args.severities:
