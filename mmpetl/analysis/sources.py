@@ -235,7 +235,17 @@ def as_pictures(model: nn.Module, inputs: Tensor) -> Tensor:
     else:
         low, high = x.amin(), x.amax()
         x = (x - low) / (high - low).clamp_min(1e-12)
+    if x.ndim == 4 and not _is_rgb(prep):
+        x = x.flip(1)
     return x.movedim(1, -1).clamp(0, 1)
+
+
+def _is_rgb(prep: Any) -> bool:
+    """Whether a preprocessor of pictures, which are read as BGR, hands out RGB."""
+    # Names of mmpretrain, MMEngine and mmdet, and mmseg.
+    names = ('to_rgb', '_channel_conversion', 'channel_conversion')
+    said = [getattr(prep, name) for name in names if hasattr(prep, name)]
+    return any(said) if said else True
 
 
 def add_run_arguments(

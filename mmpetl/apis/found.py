@@ -17,6 +17,9 @@ from mmpetl.apis.predict import (
     predict_video,
 )
 from mmpetl.apis.show import of_task
+from mmpetl.core import PETLError
+from mmpetl.core.errors import shorten
+from mmpetl.datasets.walk import is_utf8
 
 Row = tuple[Any, ...]
 
@@ -61,6 +64,16 @@ TABLES: dict[str, tuple[Row, Callable[..., list[Row]], str]] = {
 """By a config's ``default_scope``: header, rows of a file, option that they take."""
 
 
+def check_names(files: Iterable[str | os.PathLike]) -> None:
+    """Raise PETLError where a file has a name that can be neither written nor said."""
+    odd = [ascii(os.fspath(file)) for file in files if not is_utf8(os.fspath(file))]
+    if odd:
+        raise PETLError(
+            f'{len(odd)} files have a name that is no UTF-8: {shorten(odd, 5)}; rename '
+            'them'
+        )
+
+
 def write_table(
     model: nn.Module,
     files: Iterable[str | os.PathLike],
@@ -82,10 +95,12 @@ def write_table(
 
     Raises:
         FileNotFoundError: A file is not there.
-        PETLError: A file cannot be read, an option is of another task, or no task is
-            known.
+        PETLError: A file cannot be read or has a name that is no UTF-8, an option is of
+            another task, or no task is known.
     """
     (header, rows_of, _), given = of_task(model, TABLES, options, ' as a table')
+    files = list(files)
+    check_names(files)
     out, lines = Path(out), 0
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f'{out.name}.part')

@@ -362,6 +362,7 @@ def _of_delta(path: Path) -> dict[str, Any]:
     if not facts.get('model'):
         return {}
     return {
+        **_test_beside(path, facts.get('scope')),
         'default_scope': facts.get('scope'),
         'model': _with_weights(facts['model'], _bases_beside(path)),
         'test_pipeline': list(facts.get('preprocessing') or ()),
@@ -371,6 +372,31 @@ def _of_delta(path: Path) -> dict[str, Any]:
     }
 
 
+TESTED = ('test_dataloader', 'test_evaluator', 'test_cfg')
+"""Keys of a config that say on what its model is tested."""
+
+
+def _test_beside(delta: Path, scope: str | None) -> dict[str, Any]:
+    """On what a delta is tested, where the config of its run beside says it."""
+    is_of_folder = delta.stem == 'delta'
+    path = delta.parent / 'config.py' if is_of_folder else delta.with_suffix('.py')
+    config = _as_data(path)
+    found = {key: config[key] for key in TESTED if key in config}
+    try:
+        check_trusted(found, lambda: scope, str(path))
+    except PETLError:
+        return {}  # such a config is named by whoever trusts it
+    return found
+
+
+def _as_data(config: Path) -> Mapping[str, Any]:
+    """What a config says that is data; nothing where it is more, or not there."""
+    if not config.is_file():
+        return {}
+    text = config.read_text('utf-8', errors='replace')
+    return read_text(text) if is_data(text) else {}
+
+
 def _bases_beside(delta: Path) -> Callable[[str], str]:
     """Where base files lie, by name: first as the config of a run beside says it.
 
@@ -378,12 +404,8 @@ def _bases_beside(delta: Path) -> Callable[[str], str]:
     """
     found: dict[str, str] = {}
     for config in (delta.parent / 'config.py', delta.with_suffix('.py')):
-        if not config.is_file():
-            continue
-        text = config.read_text('utf-8', errors='replace')
-        if is_data(text):
-            for name in _base_files(read_text(text).get('model')):
-                found |= {Path(name).name: name} if Path(name).is_file() else {}
+        for name in _base_files(_as_data(config).get('model')):
+            found |= {Path(name).name: name} if Path(name).is_file() else {}
     return lambda name: found.get(name) or _here(name)
 
 

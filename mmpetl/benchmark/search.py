@@ -351,6 +351,21 @@ def _warmup(config: Any) -> int:
     return steps // 3 if steps else 1
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Refuse a second search in a benchmark's folder: budgets are counted by one."""
+    path = out / 'search' / 'lock'
+    with open(path, 'a', encoding='ascii') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PETLError(
+                f'another process searches in {out}; wait for it, or search in another '
+                'folder'
+            ) from None
+        yield
+
+
 def splits_of(config: Any) -> str:
     """Names of the data that trials train on and are scored on."""
     names = []
@@ -425,23 +440,9 @@ class Search:
 
         An interrupt ends the workers and is passed on; the next call continues.
         """
-        with self.alone():
+        with alone(self.out):
             self.tune()
             return self.finish()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Refuse a second search in the folder: budgets are counted by one."""
-        path = self.out / 'search' / 'lock'
-        with open(path, 'a', encoding='ascii') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PETLError(
-                    f'another process searches in {self.out}; wait for it, or search '
-                    'in another folder'
-                ) from None
-            yield
 
     def tune(self) -> None:
         """Spend the budgets; what is on record is not run again."""

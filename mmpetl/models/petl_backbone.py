@@ -322,14 +322,23 @@ def _filling(
 
 def _pretrained_of(module: nn.Module, source: Mapping[str, Any]) -> str | None:
     """The file that the backbone's own settings name."""
-    config = getattr(module, 'init_cfg', None) or {}
-    for entry in config if isinstance(config, list | tuple) else [config]:
+    # VideoMAE's class forgets the second, which the count then shows.
+    return named_weights(getattr(module, 'init_cfg', None), source.get('pretrained'))
+
+
+def named_weights(init_cfg: Any, pretrained: Any = None) -> str | None:
+    """The file that settings of upstream name; None where they only say how to draw.
+
+    Args:
+        init_cfg: One initialiser, or a list of them.
+        pretrained: The older key; a file where it is text.
+    """
+    entries = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg or {}]
+    for entry in entries:
         kind = entry.get('type')
         if getattr(kind, '__name__', kind) in ('Pretrained', 'PretrainedInit'):
-            return entry['checkpoint']
-    # VideoMAE's class forgets this one, which the count then shows.
-    given = source.get('pretrained')
-    return given if isinstance(given, str) else None
+            return entry.get('checkpoint') or None
+    return pretrained if isinstance(pretrained, str) and pretrained else None
 
 
 def _mark_initialised(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ import msgspec
 from mmpetl.benchmark.executors.inline import InlineExecutor
 from mmpetl.benchmark.job_config import METHOD
 from mmpetl.benchmark.records import Record
-from mmpetl.benchmark.search import MethodSearch, Search
+from mmpetl.benchmark.search import MethodSearch, Search, alone
 from mmpetl.benchmark.task import Task as Work
 from mmpetl.benchmark.worker import work
 from mmpetl.config.names import config_root
@@ -44,6 +45,9 @@ MARGIN = 1.5
 ``configs/own/auto.py`` took 1.4 times the time of the first on the mini ViT."""
 
 BUDGETS = {'s': 1, 'm': 60, 'h': 3600}
+
+SEARCH = 'search'
+"""Folder of the search below the work folder, as the benchmark has it."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +130,23 @@ def choose_method(
         say: Called with a line where one is due.
 
     Raises:
-        PETLError: No method is left, the time does not hold one epoch of each, or
-            another process searches in the work folder.
+        PETLError: No method is left, the time does not hold one epoch of each, the
+            search on record was asked for other epochs, or another process searches in
+            the work folder.
     """
     names, left_out = _candidates(task, methods)
+    _set_aside(task, say)
+    kept = _kept_length(task)
     pace = _pace(task, names[0])
-    epochs = _epochs(task, pace, budget_s, len(names))
+    epochs = kept.epochs if kept else _fitting(task, pace, budget_s, len(names))
     if epochs < task.settings.epochs:
-        say(
-            f'trials have {epochs} epochs, not {task.settings.epochs}: so many fit '
-            f'into the budget for {len(names)} methods'
-        )
+        why = f'so many fit into the budget for {len(names)} methods'
+        if kept:
+            why = (
+                'those on record have as many, and others would not compare; remove '
+                f'{task.folder / SEARCH} to begin anew'
+            )
+        say(f'trials have {epochs} epochs, not {task.settings.epochs}: {why}')
     searches = _rounds(task, names, epochs, budget_s, pace, say)
     tried = []
     for one in searches:
@@ -251,11 +261,73 @@ def _work(task: Task, job: Any) -> Record:
     return record
 
 
-def _epochs(task: Task, pace: _Pace, budget_s: float, count: int) -> int:
-    """Epochs of a trial: those of the task, or as many as fit; as before, going on."""
-    path = task.folder / 'search' / 'epochs.json'
-    if path.is_file():
-        return read_json(path, int, 'number of epochs of trials')
+class _Length(msgspec.Struct, frozen=True):
+    """What ``epochs.json`` holds of a search.
+
+    Attributes:
+        epochs: Of a trial.
+        asked: Epochs of the task, which are more where the time did not hold them.
+        division: Digest of the division of the pictures.
+    """
+
+    epochs: int
+    asked: int
+    division: str
+
+
+def _length_file(task: Task) -> Path:
+    return task.folder / SEARCH / 'epochs.json'
+
+
+def _read_length(task: Task) -> _Length | None:
+    path = _length_file(task)
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path, _Length, 'length of trials')
+    except PETLError as error:
+        raise PETLError(f'{error}; remove {path.parent} to begin anew') from None
+
+
+def _set_aside(task: Task, say: Callable[[str], None]) -> None:
+    """Move the search of another division away: its scores do not compare.
+
+    One of this division that was moved away before comes back.
+    """
+    kept = _read_length(task)
+    if kept is None or kept.division == task.splits.digest:
+        return
+    folder = task.folder / SEARCH
+    aside, earlier = (
+        folder.with_name(f'{SEARCH}-{digest[:12]}')
+        for digest in (kept.division, task.splits.digest)
+    )
+    with alone(task.folder):
+        folder.rename(aside)
+        if earlier.is_dir():
+            earlier.rename(folder)
+    say(f'the pictures are divided anew, and searched anew; {aside} was the search')
+
+
+def _kept_length(task: Task) -> _Length | None:
+    """Length of the trials on record; None where there are none.
+
+    Raises:
+        PETLError: Others were asked for.
+    """
+    kept = _read_length(task)
+    asked = task.settings.epochs
+    if kept and kept.asked != asked:
+        raise PETLError(
+            f'the search in {task.folder / SEARCH} was asked for {kept.asked} epochs '
+            f'and now for {asked}, and trials of both do not compare; remove that '
+            f'folder to begin anew, or give --epochs {kept.asked}'
+        )
+    return kept
+
+
+def _fitting(task: Task, pace: _Pace, budget_s: float, count: int) -> int:
+    """Epochs of a trial: those of the task, or as many as fit; they are kept."""
     steps = math.ceil(len(task.splits.parts['train']) / task.settings.batch_size)
     each = (budget_s - pace.seconds) / count
     fit = math.floor((each / MARGIN - pace.start_s) / (steps * pace.step_s))
@@ -267,7 +339,9 @@ def _epochs(task: Task, pace: _Pace, budget_s: float, count: int) -> int:
             'methods'
         )
     epochs = min(fit, task.settings.epochs)
-    AtomicLocalBackend().put_text(json.dumps(epochs) + '\n', path)
+    length = _Length(epochs, task.settings.epochs, task.splits.digest)
+    text = json.dumps(msgspec.structs.asdict(length))
+    AtomicLocalBackend().put_text(text + '\n', _length_file(task))
     return epochs
 
 
@@ -297,7 +371,7 @@ def _rounds(
             warn=said.add,
             watch=lambda search: _tell(search, said, say),
         )
-        with search.alone():
+        with alone(task.folder):
             search.tune()
         took = [_seconds_of(task, one, number - 1) for one in search.searches]
         longest, spent = max(longest, sum(took)), spent + sum(took)

@@ -47,10 +47,11 @@ class BoxTask(Task):
 
     kind: ClassVar[str] = BOXES
     recipe: ClassVar[str] = 'own/boxes'
+    channels: ClassVar[str] = 'bgr_to_rgb'
 
     def ann_file(self, part: str) -> Path:
         """COCO file of what is trained on (``train``) or of the test (``test``)."""
-        return self.folder / 'data' / f'{part}.json'
+        return self.data_folder / f'{part}.json'
 
     def write_data(self, read: Boxes) -> None:
         """Write both files; what is there already is not written again."""

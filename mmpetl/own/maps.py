@@ -34,6 +34,7 @@ from mmpetl.own.trunks import (
     is_config,
     is_timm,
     no_backbone,
+    statistics_of,
     timm_facts,
     weights_file,
 )
@@ -155,6 +156,7 @@ def _of_timm(name: str, weights: str, file: str | None, size: int | None) -> Map
         maps=_maps(f'{TIMM}{name}', backbone, side, step),
         mean=mean,
         std=std,
+        rgb=True,
         size=(side, side),
         interpolation=facts.interpolation,
     )
@@ -179,8 +181,8 @@ def _of_config(name: str, weights: str, file: str | None, size: int | None) -> M
             'maps; name one of mmdet or mmseg, or timm/NAME'
         )
     backbone, checkpoint = config_backbone(name, config, weights, file)
-    stats = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
-    if not stats.get('mean'):
+    stats = statistics_of(config)
+    if not stats:
         raise PETLError(f'{name} does not say with what mean and std its input is')
     side = size or LEAST_SIDE
     return MapTrunk(
@@ -189,8 +191,7 @@ def _of_config(name: str, weights: str, file: str | None, size: int | None) -> M
         checkpoint=checkpoint,
         weights=Path(checkpoint).name if checkpoint else weights,
         maps=_maps(name, backbone, side, STEP),
-        mean=list(stats['mean']),
-        std=list(stats['std']),
+        **stats,
         size=(side, side),
         interpolation='bilinear',
     )

@@ -34,18 +34,14 @@ class MaskTask(Task):
 
     kind: ClassVar[str] = MASKS
     recipe: ClassVar[str] = 'own/masks'
-
-    @property
-    def data_folder(self) -> Path:
-        """Lists of pictures, their masks as numbers, and the colours of classes."""
-        return self.folder / 'data'
+    channels: ClassVar[str] = 'bgr_to_rgb'
 
     def mask(self, path: str) -> Path:
         """The mask of a picture, as training reads it."""
         return self.data_folder / 'masks' / f'{path}.png'
 
     def write_data(self, read: Masks) -> None:
-        """Write lists and masks; masks of pictures that are divided are not changed."""
+        """Write lists, masks of numbers and colours; masks that are there stay."""
         parts = self.splits.parts
         disk = AtomicLocalBackend()
         for part, entries in (

@@ -48,6 +48,17 @@ class Task:
     kind: ClassVar[str] = PICTURES
     recipe: ClassVar[str] = 'own/pictures'
     """Below ``configs``."""
+    channels: ClassVar[str] = 'to_rgb'
+    """What the preprocessor of the recipe calls the turning of BGR into RGB."""
+
+    @property
+    def data_folder(self) -> Path:
+        """What training reads of boxes and masks in this division.
+
+        One that is drawn anew has a folder of its own: its runs are others, and the
+        configs of earlier ones go on reading theirs.
+        """
+        return self.folder / 'data' / self.splits.digest[:12]
 
     @property
     def store(self) -> RecordStore:
@@ -86,6 +97,8 @@ class Task:
         data = {
             'data_root': str(self.root.resolve()),
             'splits': str((self.folder / 'splits.json').resolve()),
+            # The file may be drawn anew, which is another run.
+            'division': self.splits.digest,
         }
         options = {
             **self.common_options(),
@@ -107,6 +120,7 @@ class Task:
             'model.backbone.checkpoint': trunk.checkpoint,
             'model.data_preprocessor.mean': trunk.mean,
             'model.data_preprocessor.std': trunk.std,
+            f'model.data_preprocessor.{self.channels}': trunk.rgb,
             'train_dataloader.batch_size': settings.batch_size,
             'train_cfg.max_epochs': settings.epochs,
             'optim_wrapper.optimizer.lr': settings.lr,

@@ -3,7 +3,7 @@
 A work folder holds::
 
     splits.json               which picture is where (:mod:`mmpetl.datasets.own.splits`)
-    data/                     of boxes and masks: what mmdet and mmseg read
+    data/<division>/          of boxes and masks: what mmdet and mmseg read
     runs/<id>/                the runs, as those of the benchmark
     search/                   what --method auto has tried
     <method>.safetensors      the delta, with <method>.json: it names the classes
@@ -17,6 +17,7 @@ The same call goes on with a run that was stopped, and does nothing where all is
 from __future__ import annotations
 
 import copy
+import filecmp
 import os
 import re
 import shutil
@@ -148,26 +149,32 @@ def prepare(
         options: Dotted keys of the recipe that all methods share.
 
     Raises:
-        PETLError: Something is wrong with pictures, names or numbers, or mixed
-            precision is asked for without a GPU.
+        PETLError: Something is wrong with pictures, names or numbers, the work folder
+            is that of the pictures, or mixed precision is asked for without a GPU.
     """
     if amp and not torch.cuda.is_available():
         raise PETLError('mixed precision (amp) needs a GPU; leave it out on a CPU')
     data = Path(data).expanduser()
-    kind = kind_of(data)
-    own = {BOXES: BoxTask, MASKS: MaskTask}.get(kind, Task)
-    trunk: Trunk | MapTrunk
-    if kind == PICTURES:
-        trunk, read = trunk_of(backbone, weights, size), None
-        found = find_pictures(data)
-    else:
-        trunk = map_trunk_of(backbone, weights, size)
-        read = find_boxes(data) if kind == BOXES else find_masks(data)
-        found = read.found
     name = re.sub(
         r'[^\w.-]', '_', data.resolve().stem if data.is_file() else data.resolve().name
     )
     folder = Path(work_dir) if work_dir else Path('work_dirs') / 'own' / name
+    work = folder.resolve()
+    if data.is_dir() and work == data.resolve():
+        raise PETLError(
+            f'the work folder {folder} is that of the pictures; name another, which '
+            'may lie below'
+        )
+    kind = kind_of(data, work)
+    own = {BOXES: BoxTask, MASKS: MaskTask}.get(kind, Task)
+    trunk: Trunk | MapTrunk
+    if kind == PICTURES:
+        trunk, read = trunk_of(backbone, weights, size), None
+        found = find_pictures(data, work)
+    else:
+        trunk = map_trunk_of(backbone, weights, size)
+        read = find_boxes(data, work) if kind == BOXES else find_masks(data, work)
+        found = read.found
     splits = keep_splits(found, folder / 'splits.json', split_seed)
     trained = len(splits.parts['train']) + len(splits.parts['val'])
     settings = settings_for(
@@ -237,7 +244,7 @@ def train_own(
         else:
             say(f'{folder} is trained and scored already; nothing is run again')
     results = task.results_of_run(folder)
-    delta, config = _published(task, name, folder)
+    delta, config = _published(task, name, folder, say)
     AtomicLocalBackend().put_text(results.as_csv(), delta.with_suffix('.csv'))
     return OwnRun(task, record, folder, delta, config, results)
 
@@ -295,10 +302,22 @@ def _refusal(trunk: nn.Module, method: Any) -> str | None:
     return None
 
 
-def _published(task: Task, method: str, folder: Path) -> tuple[Path, Path]:
-    """Delta and config of a run, copied to where a person finds them."""
+def _published(
+    task: Task, method: str, folder: Path, say: Callable[[str], None]
+) -> tuple[Path, Path]:
+    """Delta and config of a run, copied to where a person finds them.
+
+    What another run has left there goes, its page too.
+    """
     out = task.folder / methods_stem(method)
-    for suffix in WEIGHT_FILES:
-        shutil.copyfile(folder / f'delta.{suffix}', f'{out}.{suffix}')
-    shutil.copyfile(folder / 'config.py', f'{out}.py')
+    files = {f'{out}.{suffix}': folder / f'delta.{suffix}' for suffix in WEIGHT_FILES}
+    files[f'{out}.py'] = folder / 'config.py'
+    there = [name for name in files if Path(name).is_file()]
+    if any(not filecmp.cmp(name, files[name], shallow=False) for name in there):
+        page = Path(f'{out}.html')
+        also = ' and its page removed' if page.is_file() else ''
+        page.unlink(missing_ok=True)  # its figures are not those of this delta
+        say(f'{out}.safetensors of another run is replaced{also}')
+    for name, source in files.items():
+        shutil.copyfile(source, name)
     return Path(f'{out}.safetensors'), Path(f'{out}.py')

@@ -17,6 +17,7 @@ from typing import Any
 from mmpetl.config.load import load_config
 from mmpetl.config.nodes import BUILDER, test_pipeline
 from mmpetl.core import PETLError, suggest
+from mmpetl.models.petl_backbone import named_weights
 
 TIMM = 'timm/'
 PRETRAINED, RANDOM = 'pretrained', 'random'
@@ -40,8 +41,9 @@ class AnyTrunk:
         checkpoint: File of the base weights; None where they come with the model, or
             where there are none.
         weights: ``pretrained``, ``random``, or the file's name, for the page.
-        mean: Of RGB, in units of 0 to 255.
+        mean: Of the channels in their order, in units of 0 to 255.
         std: Likewise.
+        rgb: Whether that order is RGB; else it is BGR.
         size: Height and width of the input, px.
         interpolation: Of the resizing.
     """
@@ -52,6 +54,7 @@ class AnyTrunk:
     weights: str
     mean: list[float]
     std: list[float]
+    rgb: bool
     size: tuple[int, int]
     interpolation: str
 
@@ -231,6 +234,7 @@ def _of_timm(name: str, weights: str, file: str | None, size: int | None) -> Tru
         neck=None,
         mean=mean,
         std=std,
+        rgb=True,
         size=(height, width),
         interpolation=facts.interpolation,
         test=[],
@@ -279,8 +283,8 @@ def _of_config(name: str, weights: str, file: str | None, size: int | None) -> T
         raise PETLError(f'{name} says itself what size its input has; leave out {size}')
     backbone, checkpoint = config_backbone(name, config, weights, file)
     found = resolution_of(config)
-    stats = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
-    if not found or not stats.get('mean'):
+    stats = statistics_of(config)
+    if not found or not stats:
         raise PETLError(
             f'{name} does not say of what size or with what mean and std its input is'
         )
@@ -292,12 +296,28 @@ def _of_config(name: str, weights: str, file: str | None, size: int | None) -> T
         weights=Path(checkpoint).name if checkpoint else weights,
         feature_dims=width,
         neck=_plain(model.get('neck')),
-        mean=list(stats['mean']),
-        std=list(stats['std']),
+        **stats,
         size=(found[0], found[1]),
         interpolation=_interpolation(steps),
         test=steps,
     )
+
+
+CHANNELS = ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
+"""What preprocessors call the turning of channels. Pictures are read as BGR."""
+
+
+def statistics_of(config: Any) -> dict[str, Any]:
+    """``mean``, ``std`` and ``rgb`` of a trunk by a config; empty if it has none."""
+    model = config.get('model') or {}
+    stats = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    if not stats.get('mean'):
+        return {}
+    return {
+        'mean': list(stats['mean']),
+        'std': list(stats['std']),
+        'rgb': any(stats.get(key) for key in CHANNELS),
+    }
 
 
 def config_backbone(
@@ -313,7 +333,9 @@ def config_backbone(
     backbone, checkpoint = (
         (node['backbone'], node.get('checkpoint')) if ours else (node, None)
     )
-    own = backbone.get('init_cfg') or backbone.get('pretrained')
+    given = backbone.get('pretrained')
+    # A wrapper of timm that says True fetches them itself.
+    own = given is True or named_weights(backbone.get('init_cfg'), given)
     if file is not None or weights == RANDOM:
         checkpoint = file
         for key in ('init_cfg', 'pretrained'):

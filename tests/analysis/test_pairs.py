@@ -120,7 +120,7 @@ def test_a_bare_copy_knows_nothing_of_what_is_switched_off():
     assert base_changes(bare) == []
 
 
-def test_features_are_what_the_head_reads(run_folder):
+def test_features_are_what_the_head_reads(run_folder, monkeypatch):
     pair = analysis.load_pair(*find_run(run_folder), device='cpu')
     points = analysis.load_points(pair.config, 7, 'test', seed=3)
     (base, tuned), labels = analysis.features_of_points(
@@ -143,6 +143,11 @@ def test_features_are_what_the_head_reads(run_folder):
     assert as_pictures(pair.tuned, x).shape == (7, 32, 32, 3)
     first = samples[0]['inputs'].flip(0).permute(1, 2, 0) / 255
     torch.testing.assert_close(as_pictures(pair.tuned, x)[0], first)
+    # A trunk whose statistics are of BGR is fed so, and its input drawn as RGB.
+    colours = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand_as(x[:1])
+    drawn = as_pictures(pair.tuned, colours)
+    monkeypatch.setattr(pair.tuned.data_preprocessor, 'to_rgb', False)
+    assert torch.equal(as_pictures(pair.tuned, colours), drawn.flip(-1))
 
 
 def test_points_are_drawn_by_seed():

@@ -21,7 +21,7 @@ from mmpetl.benchmark.comparable import leaks
 from mmpetl.benchmark.executors import make_executor
 from mmpetl.benchmark.records import Job, Record, RecordStore, setting_key
 from mmpetl.benchmark.scores import search_budget
-from mmpetl.benchmark.search import Search, load_study, table_of
+from mmpetl.benchmark.search import Search, alone, load_study, table_of
 from mmpetl.benchmark.spaces import (
     check_in_space,
     decode,
@@ -232,7 +232,7 @@ def test_another_space_in_the_same_folder_is_refused(
 
 def test_two_searches_in_one_folder_are_refused(tmp_path: Path) -> None:
     one, other = fake(tmp_path), fake(tmp_path)
-    with one.alone(), pytest.raises(PETLError, match='another process searches'):
+    with alone(one.out), pytest.raises(PETLError, match='another process searches'):
         other.run()
 
 

@@ -13,7 +13,9 @@ from PIL import Image
 from workbench import Workbench
 
 from mmpetl import apis
+from mmpetl.cli.commands.predict import files_of
 from mmpetl.cli.main import mmpetl as command
+from mmpetl.core import PETLError
 
 MINI = Path(__file__).parents[2] / 'configs' / 'mini'
 
@@ -67,6 +69,32 @@ def test_classes_of_a_folder(pictures, tmp_path):
     part = rows(out.with_name('found.csv.part'))
     assert part[0] == header
     assert len(part) == 2
+
+
+def test_names_that_cannot_be_written_are_one_line(pictures, tmp_path):
+    bench = Workbench(tmp_path)
+    config = bench.config({'type': 'LoRA', 'rank': 2})
+    delta = apis.export_delta(bench.tuned(config), config, tmp_path / 'ants')
+    odd = tmp_path / 'seen' / 'x\udcff.png'
+    pictures[1].rename(odd)
+    out = tmp_path / 'found.csv'
+    argv = ('predict', delta, tmp_path / 'seen', '--config', config, '--out', out)
+    code, line = call(*argv)
+    assert (code, 'x\\udcff.png' in line) == (1, True)
+    assert '1 files have a name that is no UTF-8' in line
+    model = apis.init_model(config, delta, 'cpu')
+    with pytest.raises(PETLError, match='no UTF-8'):
+        apis.write_table(model, [odd], out)
+    assert not out.with_name('found.csv.part').exists()
+
+
+def test_pictures_behind_links_are_predicted(pictures, tmp_path):
+    (tmp_path / 'other').symlink_to(tmp_path / 'seen')
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'new' / 'linked').symlink_to(tmp_path / 'seen')
+    (tmp_path / 'new' / 'again').symlink_to(tmp_path / 'new')
+    found = files_of([str(tmp_path / 'new')])
+    assert found == [tmp_path / 'new' / 'linked' / path.name for path in pictures]
 
 
 def test_segments_and_boxes(pictures, tmp_path):

@@ -233,6 +233,44 @@ def test_a_class_may_be_called_train(tmp_path):
     refused(given, 'classes that train/ has not: dog')
 
 
+def test_splits_without_class_folders_are_no_classes(tmp_path):
+    for name in ('train', 'test'):
+        draw(tmp_path / 'flat', 6, first=ord(name[1]), classes=[name])
+    refused(tmp_path / 'flat', 'has test/, train/ without class folders inside')
+    draw(tmp_path / 'half' / 'train', 4)
+    draw(tmp_path / 'half', 2, first=10, classes=['test'])
+    refused(tmp_path / 'half', 'has test/ without class folders inside')
+
+
+def test_pictures_behind_links_are_found_once(tmp_path):
+    data, other = draw(tmp_path / 'data', 6), draw(tmp_path / 'other', 2, first=10)
+    (data / 'ant' / 'more').symlink_to(other / 'ant')
+    (data / 'ant' / 'z').mkdir()
+    (data / 'ant' / 'z' / 'back').symlink_to(data / 'ant')
+    paths = [p.path for p in find_pictures(data).pictures if p.label == 'ant']
+    own = [f'ant/{number:02d}.png' for number in range(6)]
+    assert paths == [*own, 'ant/more/10.png', 'ant/more/11.png']
+    (data / 'bee' / 'gone.png').symlink_to(tmp_path / 'gone.png')
+    refused(data, r'bee/gone.png \(No such file')
+
+
+def test_the_work_folder_is_no_class(tmp_path):
+    data = draw(tmp_path / 'data', 6)
+    work = data / 'work_dirs' / 'own' / 'data'
+    draw(work / 'data', 1, first=20)
+    assert find_pictures(data, work).classes == CLASSES
+    # With pictures beside it, it is a class folder as any other.
+    draw(data, 6, first=30, classes=['work_dirs'])
+    found = find_pictures(data, work)
+    assert found.classes == (*CLASSES, 'work_dirs')
+    assert len(found.pictures) == 24
+    for number, part in enumerate(('train', 'test')):
+        draw(tmp_path / 'parts' / part, 4, first=10 * number)
+    work = tmp_path / 'parts' / 'work'
+    work.mkdir()
+    assert find_pictures(tmp_path / 'parts', work).parts == ('train', 'test')
+
+
 def test_the_data_set_reads_a_part(tmp_path):
     data, path = draw(tmp_path / 'data', 6), tmp_path / 'splits.json'
     splits = keep_splits(find_pictures(data), path)
@@ -243,6 +281,13 @@ def test_the_data_set_reads_a_part(tmp_path):
     entry = splits.parts['test'][1]
     assert info['img_path'] == str(data / entry.path)
     assert info['gt_label'] == entry.label
+    assert len(OwnPictures(data, path, 'test', division=splits.digest)) == 3
+    path.unlink()
+    keep_splits(find_pictures(data), path, seed=1)
+    with pytest.raises(PETLError, match='was drawn anew since'):
+        OwnPictures(data, path, 'test', division=splits.digest)
+    path.unlink()
+    keep_splits(find_pictures(data), path)
     (data / entry.path).unlink()
     with pytest.raises(PETLError, match='which is not there'):
         OwnPictures(data, path, 'test')

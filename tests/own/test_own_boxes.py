@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from drawn_scenes import NAMES, coco, draw, save, write_boxes, write_masks
@@ -261,6 +263,24 @@ def test_a_plain_trunk_has_levels_of_the_strides_that_anchors_have(task):
     strides = config.model.bbox_head.anchor_generator.strides
     assert strides == [8, 16, 32, 64, 128]
     assert [y.shape[-1] for y in maps] == [8, 4, 2, 1, 1]
+
+
+def test_another_division_and_other_channels_are_another_run(task):
+    drawn = replace(task, splits=msgspec.structs.replace(task.splits, digest='f' * 64))
+    assert drawn.ann_file('test') != task.ann_file('test')
+    assert drawn.job('LoRA').id != task.job('LoRA').id
+    for rgb in (True, False):
+        other = replace(task, trunk=replace(task.trunk, rgb=rgb))
+        config = compose_job(other.job('LoRA'), 'unused')
+        assert config.model.data_preprocessor.bgr_to_rgb is rgb
+
+
+def test_a_work_folder_is_no_part(tmp_path):
+    data = write_boxes(tmp_path / 'data', 6)
+    work = data / 'train'
+    shutil.copytree(data / 'images', work)
+    shutil.copy(data / 'annotations.json', work)
+    assert len(find_boxes(data, work).found.pictures) == 6
 
 
 def test_a_search_is_for_classifiers(task):

@@ -86,6 +86,9 @@ def test_levels_follow_from_the_maps():
     of_config = map_trunk_of(str(CONFIGS / 'coco.py'), size=64)
     assert of_config.maps == (Map(24, 4), Map(48, 8), Map(96, 16), Map(192, 32))
     assert of_config.weights == 'mini_swin.safetensors'
+    assert of_config.rgb
+    caffe = map_trunk_of('mmdet::retinanet/retinanet_r50-caffe_fpn_1x_coco.py', size=64)
+    assert (caffe.rgb, caffe.mean[0]) == (False, 103.53)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -74,6 +75,52 @@ def test_numbers_palettes_and_colours_are_the_same_labels(tmp_path):
     colours = find_masks(folder)
     assert colours.found.names == ALL
     assert np.array_equal(colours.labels(path), labels)
+
+
+def shuffled(labels: np.ndarray, number: int) -> Image.Image:
+    """A mask whose colours are numbered in an order of its own."""
+    order = np.roll(np.arange(4), number)
+    table = np.full(256, 255, np.uint8)
+    table[order] = np.arange(4)
+    mask = Image.fromarray(table[labels])
+    palette = [*np.array(COLOURS)[order].ravel().tolist(), *[9] * (768 - 12)]
+    mask.putpalette(palette)
+    return mask
+
+
+def test_palettes_are_read_by_their_colours_where_these_are_named(tmp_path):
+    folder = write_masks(tmp_path / 'data', 6)
+    numbers = find_masks(folder)
+    wanted = {p.path: numbers.labels(p.path) for p in numbers.found.pictures}
+    rewritten = iter(range(6))
+    rewrite(folder, lambda labels: shuffled(labels, next(rewritten)))
+    with pytest.raises(PETLError, match='is the colour .* in masks/000.png and .* own'):
+        find_masks(folder)
+    lines = [f'{n} {r} {g} {b}' for n, (r, g, b) in zip(ALL, COLOURS, strict=True)]
+    (folder / 'classes.txt').write_text('\n'.join(lines))
+    with pytest.raises(PETLError, match=r'1 colours that .*: 9 9 9 \(in 6 masks\)'):
+        find_masks(folder)
+    (folder / 'classes.txt').write_text('\n'.join([*lines, 'ignore 9 9 9']))
+    found = find_masks(folder)
+    assert found.found.names == ALL
+    for path, labels in wanted.items():
+        assert np.array_equal(found.labels(path), labels)
+
+
+def test_masks_behind_links_and_beside_a_work_folder_are_found(tmp_path):
+    folder = write_masks(tmp_path / 'data', 6)
+    for kind in ('images', 'masks'):
+        (tmp_path / kind / 'more').mkdir(parents=True)
+        for number in (4, 5):
+            file = folder / kind / f'{number:03d}.png'
+            file.rename(tmp_path / kind / 'more' / file.name)
+        (folder / kind / 'more').symlink_to(tmp_path / kind / 'more')
+    assert len(find_masks(folder).found.pictures) == 6
+    work = folder / 'images' / 'work'
+    work.mkdir()
+    shutil.copy(folder / 'images' / '000.png', work / 'shown.png')
+    assert kind_of(folder, work) == 'masks'
+    assert len(find_masks(folder, work).found.pictures) == 6
 
 
 def test_parts_may_lie_within_or_around(tmp_path):
@@ -208,6 +255,17 @@ def test_a_plain_trunk_has_a_pyramid_in_front_of_the_head(task):
         64,
         64,
     )
+
+
+def test_another_division_and_other_channels_are_another_run(task):
+    drawn = replace(task, splits=msgspec.structs.replace(task.splits, digest='f' * 64))
+    drawn.data_folder.mkdir()
+    shutil.copy(task.data_folder / 'palette.json', drawn.data_folder)
+    assert drawn.job('LoRA').id != task.job('LoRA').id
+    for rgb in (True, False):
+        other = replace(task, trunk=replace(task.trunk, rgb=rgb))
+        config = compose_job(other.job('LoRA'), 'unused')
+        assert config.model.data_preprocessor.bgr_to_rgb is rgb
 
 
 def test_a_step_leaves_a_delta_that_names_pixels(task):

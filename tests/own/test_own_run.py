@@ -69,6 +69,55 @@ def test_the_same_call_runs_nothing_again(run, task):
     assert 'nothing is run again' in said[0]
 
 
+def test_another_run_takes_the_page_of_the_last_away(task):
+    said = []
+    write_page(train_own(task, 'bitfit', {'train_cfg.max_epochs': 1}, said.append))
+    for _ in range(2):
+        again = train_own(task, 'bitfit', {'train_cfg.max_epochs': 2}, said.append)
+        assert not again.page.exists()
+    replaced = [line for line in said if 'of another run is replaced' in line]
+    assert len(replaced) == 1
+    assert replaced[0].endswith('of another run is replaced and its page removed')
+
+
+def pictures_of(run) -> list[str]:
+    with open(run.delta.with_suffix('.csv'), encoding='utf-8') as file:
+        return [row['path'] for row in csv.DictReader(file)]
+
+
+def test_a_division_that_is_drawn_anew_is_another_run(tmp_path):
+    paint(tmp_path / 'data', 6)
+    asked = {'backbone': MINI, 'work_dir': tmp_path / 'work', 'epochs': 1}
+    task = prepare(tmp_path / 'data', **asked)
+    first = train_own(task, 'linear_probe')
+    (task.folder / 'splits.json').unlink()
+    drawn = prepare(tmp_path / 'data', split_seed=7, **asked)
+    assert drawn.splits.parts['test'] != task.splits.parts['test']
+    said = []
+    again = train_own(drawn, 'linear_probe', say=said.append)
+    assert not any('nothing is run again' in line for line in said)
+    assert again.folder != first.folder
+    assert pictures_of(again) == [e.path for e in drawn.splits.parts['test']]
+    jobs = [t.job('LoRA', stage='tune', variant='trial') for t in (task, drawn)]
+    assert jobs[0].id != jobs[1].id
+
+
+def test_a_work_folder_may_lie_among_the_pictures(tmp_path, monkeypatch):
+    from mmpetl.cli.commands.predict import files_of
+
+    monkeypatch.chdir(paint(tmp_path / 'data', 5))
+    said = []
+    for _ in range(2):
+        task = prepare('.', backbone=MINI, epochs=1)
+        run = train_own(task, 'linear_probe', say=said.append)
+    assert said == [f'{run.folder} is trained and scored already; nothing is run again']
+    (run.task.folder / 'shown.png').write_bytes(Path('red/00.png').read_bytes())
+    for name in (run.delta, run.task.folder):
+        assert len(files_of(['.'], str(name))) == 15
+    with pytest.raises(PETLError, match='work folder . is that of the pictures'):
+        prepare('.', backbone=MINI, work_dir='.')
+
+
 def test_the_delta_names_classes_without_data_or_folder(run, task, tmp_path):
     from mmpetl.apis import init_model, predict_image
 
@@ -162,6 +211,41 @@ def test_auto_gives_every_method_as_many_trials(task, monkeypatch):
     again = choose_method(task, 45, names, said.append)
     assert again == choice
     assert len(task.store.all(curves=False)) == len(records)
+
+
+def test_epochs_of_trials_are_those_on_record_or_refused(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    def lengths(task, budget_s: float) -> list[str]:
+        said = []
+        with pytest.raises(RuntimeError, match='searched'):
+            choose_method(task, budget_s, ['bitfit', 'linear_probe'], said.append)
+        return said
+
+    def searched(*_):
+        raise RuntimeError('searched')
+
+    monkeypatch.setattr(auto, '_pace', lambda *_: auto._Pace(1.0, 2.0, 5.0))
+    monkeypatch.setattr(auto, '_rounds', searched)
+    asked = {'backbone': MINI, 'work_dir': tmp_path / 'work', 'batch_size': 6}
+    task = prepare(paint(tmp_path / 'data', 8), epochs=8, **asked)
+    assert 'trials have 2 epochs, not 8: so many fit' in lengths(task, 45)[0]
+    (line,) = lengths(task, 450)
+    assert 'trials have 2 epochs, not 8: those on record have as many' in line
+    longer = replace(task, settings=replace(task.settings, epochs=9))
+    with pytest.raises(PETLError, match=r'asked for 8 epochs and now for 9.*remove'):
+        choose_method(longer, 45, ['bitfit'])
+    # What was searched on another division is no trial of this one.
+    (task.folder / 'splits.json').unlink()
+    drawn = prepare(tmp_path / 'data', epochs=9, split_seed=7, **asked)
+    anew, *rest = lengths(drawn, 450)
+    assert 'divided anew' in anew
+    assert not rest
+    aside = task.folder / f'search-{task.splits.digest[:12]}'
+    assert (aside / 'epochs.json').is_file()
+    assert '9' in (task.folder / 'search' / 'epochs.json').read_text()
+    assert 'divided anew' in lengths(task, 450)[0]
+    assert not aside.exists()
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
@@ -265,6 +349,17 @@ def test_a_base_to_be_shared_by_one_process_is_one_line(task):
     ):
         with pytest.raises(PETLError, match=match):
             train_own(replace(task, options=options), 'lora')
+
+
+def test_channels_are_those_of_the_trunk(task):
+    from dataclasses import replace
+
+    from mmpetl.benchmark.job_config import compose_job
+
+    for rgb in (True, False):
+        trunk = replace(task.trunk, rgb=rgb)
+        config = compose_job(replace(task, trunk=trunk).job('LoRA'), 'unused')
+        assert config.model.data_preprocessor.to_rgb is rgb
 
 
 def test_a_batch_may_be_made_of_several_passes(task):

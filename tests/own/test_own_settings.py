@@ -80,12 +80,17 @@ def test_a_config_of_a_classifier_is_a_trunk():
     assert (trunk.size, trunk.feature_dims) == ((32, 32), 96)
     assert trunk.weights == 'mini_vit.safetensors'
     assert trunk.mean == trunk.std == [127.5] * 3
+    assert trunk.rgb
     assert [step['type'] for step in trunk.test] == ['Resize']
     assert trunk_of(MINI, 'random').checkpoint is None
     swin = trunk_of('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', 'random')
     assert swin.backbone['type'] == 'mmpretrain.SwinTransformer'
     assert swin.neck == {'type': 'GlobalAveragePooling'}
     assert [step['type'] for step in swin.test] == ['ResizeEdge', 'CenterCrop']
+    assert swin.rgb
+    # Its statistics are of BGR.
+    mobile = 'mmpretrain::mobilevit/mobilevit-small_8xb128_in1k.py'
+    assert not trunk_of(mobile, 'random').rgb
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,14 @@ def test_a_config_of_a_classifier_is_a_trunk():
         (('timm/test_vit', 'absent.pth'), 'no file of weights absent.pth'),
         (
             ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',),
+            'names no weights',
+        ),
+        (  # it says how to draw them, which is no file
+            ('mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py',),
+            'names no weights',
+        ),
+        (  # a file whose name is left to whoever runs it
+            ('mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py',),
             'names no weights',
         ),
         ((MINI, 'pretrained', 64), 'says itself what size'),

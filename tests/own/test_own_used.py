@@ -57,6 +57,20 @@ def test_folder_config_and_delta_name_one_run(run, tmp_path, monkeypatch):
     assert all(other == one for other in others)
 
 
+def test_a_delta_is_tested_as_its_folder_is(run, tmp_path, monkeypatch, capsys):
+    import json
+
+    from mmpetl.cli.commands import test as command
+
+    monkeypatch.chdir(tmp_path)
+    folder = run.task.root.parent / run.task.folder
+    for number, name in enumerate((folder, folder / run.delta.name)):
+        command.main([str(name), '--out', f'{number}.json', '--device', 'cpu'])
+    one, other = (json.loads(Path(f'{n}.json').read_text()) for n in range(2))
+    assert other == {key: one[key] for key in one if not key.startswith('PPT/')}
+    assert other['accuracy/top1'] == pytest.approx(run.record.score)
+
+
 def test_folded_it_is_a_model_of_timm(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run.task.root.parent)
     picture = run.task.root / 'green' / '01.png'

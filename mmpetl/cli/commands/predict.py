@@ -54,28 +54,28 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def files_of(inputs: Sequence[str]) -> list[Path]:
+def files_of(inputs: Sequence[str], run: str = '') -> list[Path]:
     """The files that are named, and the pictures at any depth in folders.
+
+    Args:
+        inputs: Files and folders.
+        run: What predicts. What it keeps in its work folder is no picture to predict.
 
     Raises:
         PETLError: A folder holds no picture.
     """
     from mmpetl.core import PETLError
     from mmpetl.datasets.image_list import SUFFIXES
+    from mmpetl.datasets.walk import files_below, is_picture
 
+    work = Path(run) if Path(run).is_dir() else Path(run).parent
+    leave = work.resolve() if (work / 'splits.json').is_file() else None
     found = []
     for named in map(Path, inputs):
         if not named.is_dir():
             found.append(named)
             continue
-        inside = sorted(named.rglob('*'))
-        pictures = [
-            path
-            for path in inside
-            if path.suffix.lower() in SUFFIXES
-            and path.is_file()
-            and not path.name.startswith('.')
-        ]
+        pictures = [path for path in files_below(named, leave) if is_picture(path)]
         if not pictures:
             raise PETLError(f'{named} holds no picture ({", ".join(SUFFIXES)})')
         found += pictures
@@ -114,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shown_name,
         write_table,
     )
+    from mmpetl.apis.found import check_names
     from mmpetl.apis.names import find_in_zoo
     from mmpetl.apis.zoo import bring_example
 
@@ -128,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.inputs:
             args.inputs = [bring_example(*in_zoo)]
             print(f'example: {args.inputs[0]}')
-        files = files_of(args.inputs)
+        files = files_of(args.inputs, args.run)
+        check_names(files)
         if out and of_several and not as_table:
             out.mkdir(parents=True, exist_ok=True)
         run = open_run(args.run, args.config, args.cfg_options)

@@ -83,7 +83,7 @@ class Boxes:
         return {'images': images, 'annotations': annotations, 'categories': categories}
 
 
-def coco_files(data: Path) -> dict[Path, str]:
+def coco_files(data: Path, leave: Path | None = None) -> dict[Path, str]:
     """COCO files of a folder, or the file itself, with the part that each is of.
 
     There is none where the layout is another one; a part is empty where no name tells.
@@ -91,7 +91,7 @@ def coco_files(data: Path) -> dict[Path, str]:
     if data.is_file():
         return {data: ''} if data.suffix.lower() == '.json' else {}
     found = {}
-    for folder in folders(data):
+    for folder in folders(data, leave):
         part = PART_NAMES.get(folder.name.lower(), '')
         if part:
             found |= {path: part for path in _jsons(folder)}
@@ -133,13 +133,14 @@ def _part_of(stem: str) -> str:
     return next((PART_NAMES[word] for word in words if word in PART_NAMES), '')
 
 
-def find_boxes(data: Path) -> Boxes:
+def find_boxes(data: Path, leave: Path | None = None) -> Boxes:
     """Find pictures and boxes, open each picture, and refuse what is no good.
 
     What is left aside (boxes beyond their picture, classes without a box) is noted.
 
     Args:
         data: A folder in one of the layouts above, or a file of COCO.
+        leave: The work folder, resolved, which may lie below.
 
     Raises:
         PETLError: A file is no COCO file, or contradicts itself; parts are told by some
@@ -148,7 +149,7 @@ def find_boxes(data: Path) -> Boxes:
             another size than is stated; or no class has a box.
     """
     root = data if data.is_dir() else data.parent
-    files = coco_files(data)
+    files = coco_files(data, leave)
     parts = set(files.values())
     if '' in parts and len(files) > 1:
         raise PETLError(

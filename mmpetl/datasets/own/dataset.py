@@ -31,10 +31,11 @@ class OwnPictures(BaseDataset):
         pipeline: Transforms, built in the default scope of the config.
         test_mode: Set it on evaluation splits.
         indices: Only the first few, or these, samples.
+        division: Digest of the division that is meant; None takes any.
 
     Raises:
-        PETLError: An unknown split, a file that is missing or was edited, or a picture
-            that is no longer there.
+        PETLError: An unknown split, a file that is missing, was edited or holds another
+            division, or a picture that is no longer there.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class OwnPictures(BaseDataset):
         pipeline: list[Any] | tuple[Any, ...] = (),
         test_mode: bool = False,
         indices: int | list[int] | None = None,
+        division: str | None = None,
     ) -> None:
         if split not in READ:
             raise PETLError(
@@ -57,6 +59,11 @@ class OwnPictures(BaseDataset):
             raise PETLError(
                 f'{splits} divides pictures with {self.splits.layout}; OwnPictures '
                 'reads those of one class each.'
+            )
+        if division not in (None, self.splits.digest):
+            raise PETLError(
+                f'{splits} was drawn anew since this config was written, and holds '
+                'another division; train again, or bring the earlier file back.'
             )
         self.num_classes = len(self.splits.classes)
         super().__init__(

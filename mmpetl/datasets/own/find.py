@@ -28,6 +28,7 @@ from mmpetl.core.boundary import read_utf8
 from mmpetl.datasets.image_list import SUFFIXES
 from mmpetl.datasets.lines import is_file
 from mmpetl.datasets.soundness import MAX_BYTES, fault_of_picture
+from mmpetl.datasets.walk import files_below, is_hidden, is_picture, is_utf8
 
 PARTS = ('train', 'val', 'test')
 
@@ -103,7 +104,7 @@ class Found:
         return tuple(part for part in PARTS if part in given)
 
 
-def find_pictures(data: str | Path) -> Found:
+def find_pictures(data: str | Path, leave: Path | None = None) -> Found:
     """Find the pictures of a folder or a CSV, open each, and refuse what is no good.
 
     Copies of a picture in one class count once; those in the same split are left
@@ -111,6 +112,7 @@ def find_pictures(data: str | Path) -> Found:
 
     Args:
         data: A folder, or a ``.csv`` file.
+        leave: The work folder, resolved, which may lie below; it holds no pictures.
 
     Raises:
         PETLError: There is nothing of that name; the layout is none of the three; there
@@ -119,7 +121,7 @@ def find_pictures(data: str | Path) -> Found:
     """
     data = Path(data).expanduser()
     if data.is_dir():
-        found = _of_folder(data)
+        found = _of_folder(data, leave)
     elif data.suffix.lower() == '.csv' and data.is_file():
         found = _of_csv(data)
     elif data.exists():
@@ -139,14 +141,26 @@ def find_pictures(data: str | Path) -> Found:
 
 
 # ---- class folders -------------------------------------------------------------------
-def _of_folder(root: Path) -> Found:
-    below = folders(root)
+def _of_folder(root: Path, leave: Path | None) -> Found:
+    below = folders(root, leave)
     splits = {
         folder: PART_NAMES[folder.name.lower()]
         for folder in below
         if folder.name.lower() in PART_NAMES and _holds_classes(folder)
     }
     others: Counter[str] = Counter()
+    flat = [
+        folder.name
+        for folder in below
+        if folder.name.lower() in PART_NAMES and folder not in splits
+    ]
+    # Between classes of other names one may be called train.
+    if flat and (splits or 1 < len(flat) == len(below)):
+        raise PETLError(
+            f"'{root}' has {', '.join(f'{name}/' for name in flat)} without class "
+            'folders inside; a split has a folder for each class (train/cat/...), or '
+            'name path, label and split of each picture in a CSV.'
+        )
     if 'train' not in splits.values():
         if splits:
             names = ', '.join(f'{folder.name}/' for folder in splits)
@@ -154,7 +168,7 @@ def _of_folder(root: Path) -> Found:
                 f"'{root}' has {names} and no train/; name the training pictures' "
                 'folder train, or put all classes side by side to have splits drawn.'
             )
-        pictures = list(_of_classes(root, root, '', others))
+        pictures = list(_of_classes(root, root, '', others, leave))
         return _found(root, 'class folders', pictures, others)
     beside = [folder.name for folder in below if folder not in splits]
     if beside:
@@ -171,7 +185,7 @@ def _of_folder(root: Path) -> Found:
     pictures = [
         picture
         for folder, part in splits.items()
-        for picture in _of_classes(root, folder, part, others)
+        for picture in _of_classes(root, folder, part, others, leave)
     ]
     trained = {picture.label for picture in pictures if picture.part == 'train'}
     new = sorted({picture.label for picture in pictures} - trained)
@@ -183,11 +197,29 @@ def _of_folder(root: Path) -> Found:
     return _found(root, 'class folders in splits', pictures, others)
 
 
-def folders(root: Path) -> list[Path]:
-    """Folders of a folder that are not hidden, by name."""
+def folders(root: Path, leave: Path | None = None) -> list[Path]:
+    """Folders of a folder that are not hidden, by name.
+
+    Args:
+        root: The folder.
+        leave: The work folder, resolved; left out, as what is there for it alone.
+    """
     return sorted(
-        path for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name)
+        path
+        for path in root.iterdir()
+        if path.is_dir()
+        and not is_hidden(path.name)
+        and not (leave and _is_around(path, leave))
     )
+
+
+def _is_around(folder: Path, leave: Path) -> bool:
+    """Whether a folder is the work folder, or holds it and no picture beside it."""
+    here = folder.resolve()
+    if here == leave:
+        return True
+    within = leave.is_relative_to(here)
+    return within and not any(map(is_picture, files_below(folder, leave)))
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -195,29 +227,21 @@ def _holds_classes(folder: Path) -> bool:
     return bool(folders(folder)) and not any(map(is_picture, folder.iterdir()))
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file bears the suffix of a picture, and is not hidden."""
-    named = path.suffix.lower() in SUFFIXES and path.name[0] != '.'
-    return named and path.is_file()
-
-
 def _of_classes(
-    root: Path, folder: Path, part: str, others: Counter[str]
+    root: Path, folder: Path, part: str, others: Counter[str], leave: Path | None
 ) -> Iterator[Picture]:
     """Pictures of the class folders of a folder; other files are counted by suffix."""
     loose = sorted(path.name for path in folder.iterdir() if is_picture(path))
     if loose:
-        where = 'beside its class folders' if folders(folder) else 'and no class folder'
+        beside = folders(folder, leave)
+        where = 'beside its class folders' if beside else 'and no class folder'
         raise PETLError(
             f"'{folder}' has {len(loose)} pictures {where} "
             f'({some(loose)}); move each into a folder of the name of its class, or '
             'name class and picture in a CSV.'
         )
-    for entry in folders(folder):
-        files = [path for path in sorted(entry.rglob('*')) if path.is_file()]
-        files = [
-            p for p in files if not any(map(_is_hidden, p.relative_to(entry).parts))
-        ]
+    for entry in folders(folder, leave):
+        files = files_below(entry, leave)
         pictures = [path for path in files if is_picture(path)]
         others.update(p.suffix.lower() or p.name for p in files if not is_picture(p))
         if not pictures:
@@ -229,11 +253,6 @@ def _of_classes(
             )
         for path in pictures:
             yield Picture(path.relative_to(root).as_posix(), entry.name, part)
-
-
-def _is_hidden(name: str) -> bool:
-    """Of no interest to a person: hidden, or what macOS puts beside into archives."""
-    return name.startswith('.') or name == '__MACOSX'
 
 
 def _found(
@@ -346,7 +365,7 @@ def opened(found: Found) -> Iterator[Picture]:
     faults = []
     for picture in found.pictures:
         path = found.root / picture.path
-        if not _is_text(picture):
+        if not is_utf8(f'{picture.path}{picture.label}'):
             faults.append(f'{ascii(picture.path)} has a name that is no UTF-8')
             continue
         try:
@@ -366,15 +385,6 @@ def opened(found: Found) -> Iterator[Picture]:
             f"'{found.root}' cannot be read: {some(faults, '; ')}. Mend or remove "
             'them.'
         )
-
-
-def _is_text(picture: Picture) -> bool:
-    """Whether its names can be written down: a file system holds any bytes."""
-    try:
-        f'{picture.path}{picture.label}'.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _fault(data: bytes) -> str | None:

@@ -10,14 +10,18 @@ from mmpetl.datasets.own.masks import mask_folders
 PICTURES, BOXES, MASKS = 'pictures', 'boxes', 'masks'
 
 
-def kind_of(data: Path) -> str:
+def kind_of(data: Path, leave: Path | None = None) -> str:
     """``boxes`` where files of COCO lie, ``masks`` beside images, else ``pictures``.
 
     COCO files come first: a set of boxes may well have a folder ``labels`` too.
+
+    Args:
+        data: A folder or a file.
+        leave: The work folder, resolved, which may lie below.
     """
     if data.exists():
-        if coco_files(data):
+        if coco_files(data, leave):
             return BOXES
-        if mask_folders(data):
+        if mask_folders(data, leave):
             return MASKS
     return PICTURES

@@ -7,8 +7,9 @@ A mask has the stem of its picture, in one of two layouts, with parts or without
 
 A mask holds the number of a class in each pixel, with a palette or without, or colours.
 Names of the classes, and colours where masks hold these, stand in a file beside the
-folders: a line for each class, in their order, ``cat`` or ``cat 255 0 0``. The number
-255 and a class called ``ignore`` or ``void`` do not count.
+folders: a line for each class, in their order, ``cat`` or ``cat 255 0 0``. Where every
+class has a colour there, a mask with a palette is read by its colours. The number 255
+and a class called ``ignore`` or ``void`` do not count.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from mmpetl.datasets.own.find import (
     Found,
     Picture,
     folders,
-    is_picture,
     some,
 )
 from mmpetl.datasets.own.scenes import opened_scenes, size_of, with_classes
+from mmpetl.datasets.walk import files_below, is_picture
 
 LAYOUT = 'masks'
 IGNORED = 255
@@ -76,57 +77,61 @@ class Masks:
         files: The mask of each, by its path.
         numbers: What masks hold to labels: 256 numbers, or a label by colour.
         palette: A colour for each class, or None where none is known.
+        by_palette: Whether a mask with a palette stands for the colours of that.
     """
 
     found: Found
     files: Mapping[str, Path]
     numbers: np.ndarray | Mapping[Colour, int]
     palette: list[list[int]] | None
+    by_palette: bool = False
 
     def labels(self, path: str) -> np.ndarray:
         """Labels of a picture by its path, (H, W) uint8; 255 does not count."""
-        return _labels(_values(self.files[path]), self.numbers)
+        return _labels(_values(self.files[path], self.by_palette), self.numbers)
 
 
-def mask_folders(data: Path) -> list[tuple[Path, Path, str]]:
+def mask_folders(data: Path, leave: Path | None = None) -> list[tuple[Path, Path, str]]:
     """Folders of pictures and of their masks, with the part that each pair is of.
 
     There is none where the layout is another one.
     """
     if not data.is_dir():
         return []
-    pair = _pair(data)
+    pair = _pair(data, leave)
     if pair is None:
-        parts = [f for f in folders(data) if f.name.lower() in PART_NAMES]
-        pairs = [(_pair(f), PART_NAMES[f.name.lower()]) for f in parts]
+        parts = [f for f in folders(data, leave) if f.name.lower() in PART_NAMES]
+        pairs = [(_pair(f, leave), PART_NAMES[f.name.lower()]) for f in parts]
         return [(*pair, part) for pair, part in pairs if pair]
     pictures, masks = pair
-    within = [f for f in folders(pictures) if f.name.lower() in PART_NAMES]
+    within = [f for f in folders(pictures, leave) if f.name.lower() in PART_NAMES]
     if not within:
         return [(pictures, masks, '')]
     return [(f, masks / f.name, PART_NAMES[f.name.lower()]) for f in within]
 
 
-def _pair(folder: Path) -> tuple[Path, Path] | None:
-    called = {f.name.lower(): f for f in folders(folder)}
+def _pair(folder: Path, leave: Path | None) -> tuple[Path, Path] | None:
+    called = {f.name.lower(): f for f in folders(folder, leave)}
     pictures = next((called[name] for name in PICTURES if name in called), None)
     masks = next((called[name] for name in MASKS if name in called), None)
     return (pictures, masks) if pictures and masks else None
 
 
-def find_masks(data: Path) -> Masks:
+def find_masks(data: Path, leave: Path | None = None) -> Masks:
     """Find pictures and masks, open each, and refuse what is no good.
 
     Args:
         data: A folder in one of the layouts above.
+        leave: The work folder, resolved, which may lie below.
 
     Raises:
         PETLError: A picture has no mask or several, a mask no picture or another size;
             one cannot be decoded, or lies in two parts; masks hold colours and no file
             says of which classes; or they hold numbers or colours that it does not
-            name; or there are fewer than two classes.
+            name; or palettes give one number several colours; or there are fewer than
+            two classes.
     """
-    pairs = mask_folders(data)
+    pairs = mask_folders(data, leave)
     parts = [part for _, _, part in pairs]
     if '' not in parts and 'train' not in parts:
         raise PETLError(
@@ -139,14 +144,16 @@ def find_masks(data: Path) -> Masks:
     files: dict[str, Path] = {}
     pictures = []
     for folder, masks, part in pairs:
-        for picture, mask in _matched(folder, masks):
+        for picture, mask in _matched(folder, masks, leave):
             path = picture.relative_to(data).as_posix()
             pictures.append(Picture(path, '', part))
             files[path] = mask
     pictures.sort(key=lambda p: p.path)
     found = opened_scenes(Found(data, LAYOUT, tuple(pictures)))
-    values = _all_values(found, files)
     named, place = _named(data)
+    # Numbers of a palette are those of its file, and may be others in the next.
+    by_palette = bool(named) and all(one.colour for one in named)
+    values = _all_values(found, files, by_palette)
     if any(isinstance(value, tuple) for value in values):
         numbers, classes, colours, notes = _by_colour(data, values, named, place)
     else:
@@ -160,16 +167,19 @@ def find_masks(data: Path) -> Masks:
     colours = colours or _palette_of(found, files, numbers)
     shows, marks = {}, {}
     for picture in found.pictures:
-        labels = _labels(_values(files[picture.path]), numbers)
+        labels = _labels(_values(files[picture.path], by_palette), numbers)
         there = np.unique(labels[labels != IGNORED]).tolist()
         shows[picture.path] = frozenset(classes[label] for label in there)
         marks[picture.path] = hashlib.sha256(labels.tobytes()).digest()
     named_found = with_classes(found, classes, shows, marks)
     notes = (*found.notes, *notes)
-    return Masks(replace(named_found, notes=notes), files, numbers, colours)
+    named_found = replace(named_found, notes=notes)
+    return Masks(named_found, files, numbers, colours, by_palette)
 
 
-def _matched(pictures: Path, masks: Path) -> Iterator[tuple[Path, Path]]:
+def _matched(
+    pictures: Path, masks: Path, leave: Path | None
+) -> Iterator[tuple[Path, Path]]:
     """Pictures with the masks of their stems.
 
     Raises:
@@ -177,11 +187,10 @@ def _matched(pictures: Path, masks: Path) -> Iterator[tuple[Path, Path]]:
     """
     if not masks.is_dir():
         raise PETLError(f"'{pictures}' has no folder of masks '{masks}' beside it.")
-    named = sorted(path for path in pictures.rglob('*') if is_picture(path))
+    named = [path for path in files_below(pictures, leave) if is_picture(path)]
     other: dict[str, list[Path]] = {}
-    for path in sorted(p for p in masks.rglob('*') if p.is_file()):
-        if not any(part.startswith('.') for part in path.relative_to(masks).parts):
-            other.setdefault(_stem(path, masks), []).append(path)
+    for path in files_below(masks, leave):
+        other.setdefault(_stem(path, masks), []).append(path)
     kinds = {path.suffix.lower() for files in other.values() for path in files}
     if kinds and kinds <= {'.txt', '.xml'}:
         raise PETLError(
@@ -215,22 +224,26 @@ def _stem(path: Path, root: Path) -> str:
 
 
 # ---- what masks hold -----------------------------------------------------------------
-def _values(path: Path) -> np.ndarray:
+def _values(path: Path, by_palette: bool) -> np.ndarray:
     """Numbers of a mask (H, W), or its colours (H, W, 3)."""
     with Image.open(path) as picture:
-        if fault_of_form(picture):
+        if fault_of_form(picture) or (by_palette and picture.mode == 'P'):
             picture = picture.convert('RGB')
         return np.asarray(picture)
 
 
-def _all_values(found: Found, files: Mapping[str, Path]) -> Counter[int | Colour]:
+def _all_values(
+    found: Found, files: Mapping[str, Path], by_palette: bool
+) -> Counter[int | Colour]:
     """In how many masks each number or colour is.
 
     Raises:
         PETLError: A mask cannot be decoded, is lossy or of another size than its
-            picture, or some hold numbers and some colours.
+            picture, some hold numbers and some colours, or a number has several
+            colours.
     """
     counts: Counter[int | Colour] = Counter()
+    coloured: dict[int, tuple[Colour, str]] = {}
     faults, kinds = [], {}
     for picture in found.pictures:
         path = files[picture.path]
@@ -239,7 +252,7 @@ def _all_values(found: Found, files: Mapping[str, Path]) -> Counter[int | Colour
         if fault:
             faults.append(f'{name} {fault}')
             continue
-        values = _values(path)
+        values = _values(path, by_palette)
         if values.ndim == 3:
             colours = np.unique(values.reshape(-1, 3), axis=0)
             there = [tuple(colour) for colour in colours.tolist()]
@@ -247,6 +260,7 @@ def _all_values(found: Found, files: Mapping[str, Path]) -> Counter[int | Colour
             there = np.unique(values).astype(int).tolist()
             if there[-1] > IGNORED or there[0] < 0:
                 faults.append(f'{name} holds the number {there[-1]}, of 255 at most')
+            _check_palette(path, name, there, coloured)
         kinds.setdefault(values.ndim, name)
         counts.update(there)
     if faults:
@@ -260,6 +274,32 @@ def _all_values(found: Found, files: Mapping[str, Path]) -> Counter[int | Colour
             f'some colours ({kinds[3]}); write all in one way.'
         )
     return counts
+
+
+def _check_palette(
+    path: Path, name: str, there: list[int], coloured: dict[int, tuple[Colour, str]]
+) -> None:
+    """Refuse a number that has another colour in an earlier mask.
+
+    Args:
+        path: The mask.
+        name: Its name.
+        there: Numbers that it holds.
+        coloured: Colour of each number and the mask that had it first; added to.
+    """
+    with Image.open(path) as picture:
+        given = picture.getpalette('RGB') if picture.mode == 'P' else None
+    for number in there if given else ():
+        colour = tuple(given[3 * number : 3 * number + 3]) or (0, 0, 0)
+        before, first = coloured.setdefault(number, (colour, name))
+        if before != colour:
+            one, other = (' '.join(map(str, c)) for c in (before, colour))
+            raise PETLError(
+                f'the number {number} is the colour {one} in {first} and {other} in '
+                f'{name}: each mask has a palette of its own; name all classes with '
+                f"their colours in {CLASS_FILES[0]} ('cat 255 0 0'), or save all masks "
+                'with one palette.'
+            )
 
 
 def _fault(path: Path, picture: Path) -> str | None:
