@@ -14,7 +14,7 @@ from typing import Any
 from mmpetl.apis.delta import load_tensors
 from mmpetl.config.text import read_text
 from mmpetl.core import PETLError
-from mmpetl.engine.latest import newest_checkpoint
+from mmpetl.engine.latest import file_to_resume, is_remote, newest_checkpoint
 from mmpetl.engine.resumable import check_resumable
 from mmpetl.engine.runner import TuningRunner, safe_config
 
@@ -78,7 +78,7 @@ def check_resume(config: Any) -> list[str]:
         PETLError: A setting differs that decides what is trained, or the checkpoint is
             damaged or lacks what a run needs to go on.
     """
-    path = _checkpoint_of(config)
+    path = file_to_resume(config)
     if path is None:
         return []
     content = load_tensors(path)
@@ -111,7 +111,7 @@ def find_checkpoint(config: Any) -> list[str]:
     """
     folder = Path(config.work_dir)
     hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
-    if '://' in str(hook.get('out_dir') or ''):
+    if is_remote(hook.get('out_dir')):
         return []
     if not config.get('resume'):
         there = sorted(p.name for p in folder.glob('*.pth') if _of_run(p.name))
@@ -169,17 +169,6 @@ def _compare(config: Any, path: Path, text: str, seed: Any) -> list[str]:
             f'another run in another work_dir (load_from={path} takes its weights)'
         )
     return [f'resumed with another setting: {line}' for line in harmless]
-
-
-def _checkpoint_of(config: Any) -> Path | None:
-    """The file that a run goes on from; None where there is none."""
-    if not config.get('resume'):
-        return None
-    if config.get('load_from'):
-        path = Path(config.load_from)
-        return path if path.is_file() else None
-    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
-    return newest_checkpoint(config.work_dir, hook)[0]
 
 
 class _Absent:

@@ -109,7 +109,8 @@ def reach_batch(config: Any, processes: int = 1) -> None:
     Passes are accumulated where processes and the loader's batch size do not make up
     the batch. An iteration-based loop, which counts passes, gets as many more of them;
     schedules move on with the steps of the optimizer, and a pass reads what one of so
-    many processes would.
+    many processes would. It is the same where ``optim_wrapper.accumulative_counts``
+    says the passes beside a ``batch``; without one, they are as upstream counts them.
 
     Args:
         config: A config as it is written out; changed in place.
@@ -130,6 +131,7 @@ def reach_batch(config: Any, processes: int = 1) -> None:
             )
         return
     own = (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
+    as_upstream = own > 1 and not config.get('batch')
     batch = config.get('batch') or samples * own
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise PETLError(f'batch is a whole number of samples >= 1, got {batch!r}')
@@ -144,7 +146,7 @@ def reach_batch(config: Any, processes: int = 1) -> None:
         _set_samples(loader, batch, samples, processes)
     if processes > 1:
         config.processes = processes
-    if own > 1:
+    if as_upstream or _is_accumulated(config):
         return
     passes = batch // (loader['batch_size'] * processes)
     if passes > 1:
@@ -177,6 +179,12 @@ def _fix_rate(config: Any, batch: int) -> None:
         optimizer = config.optim_wrapper.optimizer
         optimizer['lr'] = optimizer['lr'] * factor
     config.auto_scale_lr = {**scale, 'enable': False}
+
+
+def _is_accumulated(config: Any) -> bool:
+    """Whether :func:`reach_batch` has made the passes of a config already."""
+    hook = (config.get('default_hooks') or {}).get('param_scheduler') or {}
+    return isinstance(hook, Mapping) and hook.get('type') == SCHEDULERS
 
 
 def _accumulate(config: Any, passes: int) -> None:

@@ -232,13 +232,18 @@ UNREAD = (
 REPEATING = ('RepeatDataset', 'ClassBalancedDataset')
 
 
+def kind_of(node: Mapping[str, Any]) -> str:
+    """Class that the config of a data set names, without its scope."""
+    kind = node.get('type')
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+    return kind.rpartition('.')[2]
+
+
 def _reading(node: Any) -> Any:
     """A config of a data set with its paths resolved and what is unread left out."""
     if isinstance(node, list | tuple):
         return [_reading(part) for part in node]
-    kind = node.get('type')
-    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
-    kind = kind.rpartition('.')[2]
+    kind = kind_of(node)
     if kind in REPEATING:
         return _reading(node['dataset'])
     root = str(node.get('data_root') or '')

@@ -97,6 +97,34 @@ def newest_checkpoint(
     )
 
 
+def file_to_resume(config: Mapping[str, Any]) -> Path | None:
+    """The file that a run goes on from by its config.
+
+    Args:
+        config: It says ``resume``, ``load_from``, ``work_dir`` and the checkpoint hook.
+
+    Returns:
+        None where it begins anew, or where the file is none of this machine's.
+
+    Raises:
+        PETLError: There are checkpoints, and none of them is whole.
+    """
+    if not config.get('resume'):
+        return None
+    if config.get('load_from'):
+        path = Path(config['load_from'])
+        return path if path.is_file() else None
+    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    if is_remote(hook.get('out_dir')):
+        return None
+    return newest_checkpoint(config['work_dir'], hook)[0]
+
+
+def is_remote(folder: str | os.PathLike | None) -> bool:
+    """Whether a folder is named by a scheme, as ``s3://...``."""
+    return '://' in str(folder or '')
+
+
 def left_to_resume(
     folder: str | os.PathLike, hook: Mapping[str, Any] | None = None
 ) -> str:
@@ -156,15 +184,24 @@ def progress(path: Path) -> tuple[int | None, int | None]:
     Returns:
         None for what it does not say, or not as a number.
     """
+    epoch, iteration = _numbers(path, 'epoch', 'iter')
+    return epoch, iteration
+
+
+def seed_of(path: Path) -> int | None:
+    """The seed of a checkpoint's run, given or drawn; None where it says none."""
+    return _numbers(path, 'seed')[0]
+
+
+def _numbers(path: Path, *names: str) -> list[int | None]:
+    """Numbers that ``meta`` of a checkpoint holds, without reading tensors."""
     import torch
 
     if damage(path) is not None:
-        return None, None
+        return [None] * len(names)
     try:
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-        meta = content['meta']
-        epoch, iteration = meta.get('epoch'), meta.get('iter')
+        found = [content['meta'].get(name) for name in names]
     except Exception:  # whatever it holds, reading it properly comes later
-        return None, None
-    found = [n if type(n) is int else None for n in (epoch, iteration)]
-    return found[0], found[1]
+        return [None] * len(names)
+    return [number if type(number) is int else None for number in found]

@@ -52,9 +52,11 @@ KNOWN = (
 NAMING = ('params', 'param_names', 'param_name', 'group_name')
 """What upstream's groups hold beside settings of the optimizer."""
 
-FUSED = (optim.Adagrad, optim.Adam, optim.AdamW, optim.SGD)
-"""What torch has a fused step for, on these devices."""
-FUSED_ON = ('cpu', 'cuda')
+FUSED = {
+    optim.Adagrad: ('cpu',),
+    **dict.fromkeys((optim.Adam, optim.AdamW, optim.SGD), ('cpu', 'cuda')),
+}
+"""What torch has a fused step for, and on which devices."""
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 """What MMEngine calls a norm: batch, instance, group and layer norm."""
@@ -126,7 +128,7 @@ def can_fuse(settings: Mapping[str, Any], params: Iterable[nn.Parameter]) -> boo
     return (
         kind in FUSED
         and not said
-        and all(p.is_floating_point() and p.device.type in FUSED_ON for p in params)
+        and all(p.is_floating_point() and p.device.type in FUSED[kind] for p in params)
     )
 
 

@@ -253,10 +253,16 @@ def check_run(
         Lines to log: what cannot be taken up again, and was never saved.
 
     Raises:
-        PETLError: Optimizer, schedulers, place or data are those of another run.
+        PETLError: Seed, optimizer, schedulers, place or data are those of another run.
     """
     said = []
     meta, loop = checkpoint['meta'], runner.train_loop
+    was, seed = meta.get('seed'), _seed_of(runner)
+    if was is not None and seed != was:
+        raise PETLError(
+            f'{place} is of a run with the seed {was}, and this one has drawn {seed}, '
+            f'which its data are in order by; set randomness.seed={was}'
+        )
     for what in ('epoch', 'iter'):
         most = getattr(loop, f'max_{what}s', None)
         if most is not None and meta[what] > most:
@@ -298,6 +304,12 @@ def check_run(
             f'another work_dir (load_from={place} takes its weights)'
         )
     return said
+
+
+def _seed_of(runner: Any) -> int:
+    """The seed of a run, given or drawn, as its first process has it."""
+    differ = runner._randomness_cfg.get('diff_rank_seed')
+    return runner.seed - runner.rank if differ else runner.seed
 
 
 def data_facts(dataset: Any) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.runner import Runner
 
 from mmpetl.core.several import PLUS, written_out
+from mmpetl.engine.latest import file_to_resume, seed_of
 from mmpetl.registry import RUNNERS
 
 CHECKPOINTS = 'mmpetl.DeltaCheckpointHook'
@@ -28,7 +29,8 @@ class TuningRunner(Runner):
     - the data pass before training that SCT and GPS need, the guard of the base, and
       the guard against losses that are not finite;
     - optimizer groups by owner, unless the config names a constructor;
-    - the distributed wrapper that runs on CPUs too, unless the config names one.
+    - the distributed wrapper that runs on CPUs too, unless the config names one;
+    - the seed that was drawn, where a run without ``randomness.seed`` is resumed.
 
     For a config with ``mmpetl.PETLModel`` the ``paramwise_cfg`` and the constructor of
     upstream act on what is outside of the backbone, as they always did, and no longer
@@ -43,9 +45,22 @@ class TuningRunner(Runner):
     def from_cfg(cls, cfg: Any) -> Runner:
         """Build the runner of a config, which stays as it is."""
         cfg, added = safe_config(cfg)
+        _take_seed(cfg)
         runner = super().from_cfg(cfg)
         runner.logger.info(f'{cls.__name__} added {", ".join(added) or "nothing"}')
         return runner
+
+
+def _take_seed(config: Any) -> None:
+    """Let a resumed run without a seed have the one that its first part drew.
+
+    Data are in order by the seed before MMEngine reads the checkpoint.
+    """
+    randomness = config.get('randomness') or {}
+    path = file_to_resume(config) if randomness.get('seed') is None else None
+    seed = None if path is None else seed_of(path)
+    if seed is not None:
+        config['randomness'] = {**randomness, 'seed': seed}
 
 
 def safe_config(config: Any) -> tuple[Any, list[str]]:

@@ -7,8 +7,11 @@ from typing import Any
 
 from mmengine.optim import _ParamScheduler
 
-from mmpetl.core import check_range
+from mmpetl.core import PETLError, check_range
 from mmpetl.registry import PARAM_SCHEDULERS
+
+ENDLESS = 10**9
+"""MMEngine's ``end`` of a schedule that has none."""
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -31,7 +34,8 @@ class TimmCosineLR(_ParamScheduler):
         start: Rate at epoch 0.
         eta_min: Floor.
         late: Whether the rule is applied after each epoch, as scripts do that call
-            ``step(epoch)`` there: epoch 0 runs at ``start``, epoch e at f(e - 1).
+            ``step(epoch)`` there: epoch 0 runs at ``start``, epoch e at f(e - 1). A
+            number says how many steps of the schedule late it is.
         begin: First epoch.
         end: Last epoch, exclusive.
         last_step: Epochs already done.
@@ -45,9 +49,9 @@ class TimmCosineLR(_ParamScheduler):
         warmup: int = 0,
         start: float = 0.0,
         eta_min: float = 0.0,
-        late: bool = False,
+        late: bool | int = False,
         begin: int = 0,
-        end: int = 10**9,
+        end: int = ENDLESS,
         last_step: int = -1,
         by_epoch: bool = True,
         verbose: bool = False,
@@ -71,9 +75,56 @@ class TimmCosineLR(_ParamScheduler):
             verbose=verbose,
         )
 
+    @classmethod
+    def build_iter_from_epoch(
+        cls,
+        *args: Any,
+        T_max: int,
+        warmup: int = 0,
+        late: bool | int = False,
+        begin: int = 0,
+        end: int = ENDLESS,
+        by_epoch: bool = True,
+        epoch_length: int | None = None,
+        **kwargs: Any,
+    ) -> TimmCosineLR:
+        """The same rule by iterations; MMEngine asks for it by the config.
+
+        At the end of each epoch the rate is that of the rule by epochs.
+
+        Args:
+            args: The optimizer.
+            T_max: In epochs.
+            warmup: In epochs.
+            late: In epochs; True for one.
+            begin: In epochs.
+            end: In epochs.
+            by_epoch: That the arguments count epochs.
+            epoch_length: Iterations of an epoch.
+            kwargs: Arguments that count nothing.
+
+        Raises:
+            PETLError: The arguments are in iterations, or an epoch has none.
+        """
+        if not by_epoch or not epoch_length:
+            raise PETLError(
+                'TimmCosineLR converts epochs of at least one iteration; leave '
+                'by_epoch=False or convert_to_iter_based out'
+            )
+        return cls(
+            *args,
+            T_max=T_max * epoch_length,
+            warmup=warmup * epoch_length,
+            late=int(late) * epoch_length,
+            begin=begin * epoch_length,
+            end=end if end >= ENDLESS else end * epoch_length,
+            by_epoch=False,
+            **kwargs,
+        )
+
     def value(self, base: float, epoch: int) -> float:
         """The rate of an epoch for a group whose own rate is ``base``."""
-        t = max(0, epoch - 1) if self.late else epoch
+        t = max(0, epoch - int(self.late))
         if t < self.warmup:
             return self.start + t * (base - self.start) / self.warmup
         if t >= self.T_max:

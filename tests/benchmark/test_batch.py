@@ -78,6 +78,33 @@ def test_passes_that_are_said_are_shared_too(tmp_path: Path) -> None:
     assert shares_of(config).batch == 64
 
 
+@pytest.mark.parametrize('recipe', ['ade20k', 'vtab/svhn'])
+def test_passes_that_are_said_train_as_those_that_are_found(
+    recipe: str, tmp_path: Path
+) -> None:
+    options = {'batch': 16, 'train_dataloader.batch_size': 4}
+    said = {**options, 'optim_wrapper.accumulative_counts': 4}
+    one, other = (
+        compose_job(Job(recipe, 'LoRA', options=given), tmp_path)
+        for given in (options, said)
+    )
+    assert one.optim_wrapper.accumulative_counts == 4
+    assert other.to_dict() == one.to_dict()
+    reach_batch(other)
+    assert other.to_dict() == one.to_dict(), 'it is reached once'
+
+
+def test_passes_without_a_batch_are_counted_as_upstream_does() -> None:
+    given = {
+        'train_dataloader': {'batch_size': 4, 'sampler': {}},
+        'train_cfg': {'max_iters': 10},
+        'optim_wrapper': {'optimizer': {'lr': 0.4}, 'accumulative_counts': 4},
+    }
+    config = ConfigDict(given)
+    reach_batch(config)
+    assert config.to_dict() == given
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     'a pass that does not divide': (
         {'train_dataloader.batch_size': 3},
@@ -94,6 +121,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {
             'custom_hooks': [{'type': 'EMAHook'}],
             'train_dataloader.batch_size': 4,
+        },
+        'EMAHook averages after every pass',
+    ),
+    'an average of passes that are said': (
+        {
+            'custom_hooks': [{'type': 'EMAHook'}],
+            'train_dataloader.batch_size': 4,
+            'optim_wrapper.accumulative_counts': 2,
         },
         'EMAHook averages after every pass',
     ),

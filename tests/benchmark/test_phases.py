@@ -16,6 +16,7 @@ from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.records import Job, Record
 from mmpetl.core import PETLError, registered_methods
 from mmpetl.engine.loops import Phase
+from mmpetl.engine.loops.supernet import SupernetLoop
 from mmpetl.methods.lora import LoRA
 from mmpetl.registry import LOOPS, METHODS
 
@@ -135,6 +136,59 @@ def test_a_new_method_with_phases_needs_no_edit_of_the_benchmark(
     asked = compose_job(job, tmp_path / 'unused')
     # Half of 0.8 x 100 steps, and ten times the two batches that score.
     assert _with_phases(asked, 100, 4) == (140, 24)
+
+
+SCHEDULES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    'steps': (
+        [{'type': 'MultiStepLR', 'milestones': [6, 9]}],
+        [{'type': 'MultiStepLR', 'milestones': [3, 5]}],
+    ),
+    'a warm-up of iterations': (
+        [{'type': 'LinearLR', 'by_epoch': False, 'end': 7}],
+        [{'type': 'LinearLR', 'by_epoch': False, 'end': 4}],
+    ),
+    'the cosine of timm': (
+        {'type': 'mmpetl.TimmCosineLR', 'T_max': 10, 'warmup': 4},
+        [{'type': 'mmpetl.TimmCosineLR', 'T_max': 5, 'warmup': 2}],
+    ),
+    'without an end': (
+        [{'type': 'StepLR', 'step_size': 1, 'end': 10**9}],
+        [{'type': 'StepLR', 'step_size': 1, 'end': 10**9}],
+    ),
+}
+
+
+@pytest.mark.parametrize('case', SCHEDULES)
+def test_the_schedules_of_a_phase_follow_its_length(case: str) -> None:
+    given, want = SCHEDULES[case]
+    assert scheduled(given, 5) == want
+
+
+def scheduled(given: Any, epochs: int | None) -> Any:
+    """Schedules of 10 epochs in a phase of so many."""
+    from mmengine.config import Config
+
+    config = Config({'train_cfg': {'max_epochs': 10}, 'param_scheduler': given})
+    settings = {'max_epochs': epochs} if epochs else {}
+    SupernetLoop.prepare(config, settings, {})
+    return config.to_dict()['param_scheduler']
+
+
+def test_a_warm_up_of_which_nothing_is_left_is_taken_out() -> None:
+    pair = [
+        {'type': 'LinearLR', 'end': 1},
+        {'type': 'CosineAnnealingLR', 'begin': 1, 'end': 10, 'T_max': 9},
+    ]
+    (left,) = scheduled(pair, 3)
+    assert left == {'type': 'CosineAnnealingLR', 'begin': 0, 'end': 3, 'T_max': 3}
+    assert scheduled(pair, None) == pair
+
+
+def test_a_schedule_that_cannot_follow_a_phase_is_told_in_a_line() -> None:
+    one = [{'type': 'OneCycleLR', 'total_steps': 10}]
+    with pytest.raises(PETLError, match="'supernet' has 3 epochs of 10, and how One"):
+        scheduled(one, 3)
+    assert scheduled(one, None) == one
 
 
 def test_an_estimate_counts_the_phases_of_the_method(

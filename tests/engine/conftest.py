@@ -34,6 +34,7 @@ def make_runner(tmp_path):
         num_workers=0,
         checkpoint=None,
         hooks=(),
+        of=None,
         **overrides,
     ):
         nonlocal count
@@ -120,7 +121,7 @@ def make_runner(tmp_path):
         config.train_dataloader.dataset = {**pictures, 'spoil': spoil}
         config.val_dataloader.dataset = pictures
         DefaultScope._instance_dict.clear()
-        runner = Runner.from_cfg(config)
+        runner = (of or Runner).from_cfg(config)
         for hook in hooks:
             runner.register_hook(hook)
         made.append(runner)

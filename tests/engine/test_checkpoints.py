@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from killing import KillAt, Killed
+from mmengine.fileio import FileClient, HardDiskBackend, LocalBackend, register_backend
 from pictures import BACKBONE
 
 from mmpetl.core import PETLError, delta_state
+from mmpetl.engine import DeltaCheckpointHook
 from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.resuming import rng_state, set_rng_state
 
@@ -187,6 +189,57 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='power'):
         backend.put(b'new', file)
     assert file.read_bytes() == b'old'
+
+
+def test_checkpoints_of_a_remote_folder_go_there(make_runner, tmp_path, monkeypatch):
+    """By the scheme of the folder, as with MMEngine's hook."""
+    monkeypatch.chdir(tmp_path)
+    kept: dict[str, bytes] = {}
+
+    class Memory(LocalBackend):
+        def put(self, obj, filepath):
+            kept[filepath] = obj
+
+        def isfile(self, filepath):
+            return filepath in kept
+
+        def remove(self, filepath):
+            del kept[filepath]
+
+    register_backend('memory', Memory, force=True, prefixes='memory')
+    FileClient.register_backend(
+        'memory', HardDiskBackend, force=True, prefixes='memory'
+    )
+    hook = {
+        'type': 'mmpetl.DeltaCheckpointHook',
+        'out_dir': 'memory://bucket',
+        'max_keep_ckpts': 1,
+        'save_best': 'auto',
+    }
+    make_runner(default_hooks={'checkpoint': {**hook, 'interval': 1}}).train()
+    assert 'memory://bucket/run/epoch_4.pth' in kept
+    assert [name for name in kept if 'best_' not in name] == [
+        'memory://bucket/run/epoch_4.pth'
+    ]
+    assert len(kept) == 2
+    assert not list(tmp_path.rglob('*.pth'))
+    assert not (tmp_path / 'memory:').exists()
+    said = (tmp_path / 'run' / 'last_checkpoint').read_text()
+    assert said == 'memory://bucket/run/epoch_4.pth'
+
+
+@pytest.mark.parametrize(
+    ('given', 'backend'),
+    [
+        ({}, {'backend': 'mmpetl.atomic'}),
+        ({'out_dir': 'elsewhere'}, {'backend': 'mmpetl.atomic'}),
+        ({'out_dir': 's3://bucket'}, None),
+        ({'out_dir': 's3://bucket', 'backend_args': {'a': 1}}, {'a': 1}),
+        ({'file_client_args': {'backend': 'disk'}}, None),
+    ],
+)
+def test_local_checkpoints_are_written_whole_by_default(given, backend):
+    assert DeltaCheckpointHook(**given).backend_args == backend
 
 
 def test_what_a_checkpoint_replaces_goes_last(make_runner, tmp_path, monkeypatch):

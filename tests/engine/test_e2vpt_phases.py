@@ -78,3 +78,27 @@ def test_phases_end_the_same_after_a_kill_and_prompts_are_rewound(
             train_cfg={'type': 'mmpetl.E2VPTPruneLoop', 'prompts': 'x'},
             param_scheduler=None,
         ).train()
+
+
+def test_an_average_is_what_is_scored_also_when_it_is_resumed(make_runner, tmp_path):
+    hooks = {'custom_hooks': [{'type': 'mmpetl.TrainableEMAHook', 'decay': 0.5}]}
+    train_cfg = {'type': 'mmpetl.E2VPTPromptLoop', 'max_epochs': 2}
+    make_runner('prompts', method=METHOD, train_cfg=train_cfg, **hooks).train()
+    train_cfg = {'type': 'mmpetl.E2VPTPruneLoop', 'prompts': str(tmp_path / 'prompts')}
+    found = []
+    for resume in (False, True):
+        runner = make_runner(
+            f'pruned-{resume}',
+            method=METHOD,
+            train_cfg=train_cfg,
+            param_scheduler=None,
+            resume=resume,
+            **hooks,
+        )
+        runner.train()
+        found.append(runner)
+    assert equal_deltas(*found)
+    texts = [
+        (tmp_path / f'pruned-{r}' / 'masks.json').read_text() for r in (False, True)
+    ]
+    assert texts[0] == texts[1]

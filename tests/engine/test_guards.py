@@ -14,6 +14,7 @@ from torch import nn
 from mmpetl.core import Delta, PETLError, delta_state, freeze, inject
 from mmpetl.engine import OwnerOptimWrapperConstructor
 from mmpetl.engine.hooks.base_guard import BaseGuardHook
+from mmpetl.engine.optim import can_fuse
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(make_runner, tmp_path):
@@ -182,6 +183,26 @@ def test_one_decay_for_all_on_request(make_runner):
     model = make_runner(method={'type': 'BitFit'}).model
     groups = constructor(decay_all=True).groups(model)
     assert {g['weight_decay'] for g in groups} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ('kind', 'devices'),
+    [
+        ('Adagrad', {'cpu'}),
+        ('Adam', {'cpu', 'cuda'}),
+        ('AdamW', {'cpu', 'cuda'}),
+        ('SGD', {'cpu', 'cuda'}),
+        ('RMSprop', set()),
+    ],
+)
+def test_a_fused_step_is_taken_where_torch_has_one(kind, devices):
+    for device in ('cpu', 'cuda', 'meta'):
+        param = SimpleNamespace(
+            is_floating_point=lambda: True, device=torch.device(device)
+        )
+        fits = can_fuse({'type': kind}, [param])
+        assert fits == (device in devices), device
+        assert not can_fuse({'type': kind, 'fused': False}, [param])
 
 
 def test_unknown_group_options_are_refused():

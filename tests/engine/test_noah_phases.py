@@ -289,6 +289,45 @@ def test_a_search_survives_kill_9_and_does_not_score_twice(
     assert len(asked) == every - 6, 'the first generation of six was scored again'
 
 
+@pytest.mark.parametrize(
+    'average',
+    [
+        {'type': 'mmpetl.TrainableEMAHook', 'decay': 0.5},
+        {'type': 'mmengine.EMAHook', 'momentum': 0.5},
+        {'type': 'mmpretrain.EMAHook', 'momentum': 0.5},
+    ],
+    ids=['ours', 'mmengine', 'mmpretrain'],
+)
+def test_an_average_is_what_is_searched_also_when_it_is_resumed(
+    supernet, search, tmp_path, monkeypatch, average
+):
+    hooks = {'custom_hooks': [average]}
+    supernet(max_epochs=2, **hooks).train()
+    file = torch.load(tmp_path / 'supernet' / 'epoch_2.pth', weights_only=True)
+    search('whole', overrides=hooks).train()
+    evaluate, asked = NOAHSearchLoop.evaluate, []
+
+    def killing(self, subnet):
+        asked.append(subnet)
+        if len(asked) == 8:
+            raise Killed
+        return evaluate(self, subnet)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NOAHSearchLoop, 'evaluate', killing)
+        with pytest.raises(Killed):
+            search('killed', overrides=hooks).train()
+    assert (tmp_path / 'killed' / 'search.jsonl').is_file()
+    resumed = search('killed', overrides={'resume': True, **hooks})
+    resumed.train()
+    assert resumed._resume is True, 'it stays a resumed run'
+    for key, value in delta_state(resumed.model).items():
+        assert torch.equal(value, file['state_dict'][key]), key
+    for name in ('search.jsonl', 'found.json'):
+        whole = (tmp_path / 'whole' / name).read_text()
+        assert (tmp_path / 'killed' / name).read_text() == whole
+
+
 def test_an_interrupted_write_keeps_the_generations_before(
     trained, search, tmp_path, monkeypatch
 ):

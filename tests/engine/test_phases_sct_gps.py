@@ -272,7 +272,7 @@ class PipelinePictures(BaseDataset):
     """40 samples with a pipeline, as the sets of OpenMMLab have."""
 
     def load_data_list(self):
-        return [{} for _ in range(40)]
+        return [{'img_path': f'{number}.jpg'} for number in range(40)]
 
 
 @pytest.mark.parametrize('wrapped', [False, True], ids=['plain', 'repeated'])
@@ -333,6 +333,58 @@ def test_the_pass_may_have_transforms_of_its_own(make_runner):
     del runner.cfg.train_dataloader.dataset.pipeline
     with pytest.raises(PETLError, match='training set has none to exchange'):
         calibration.training_data(runner, 'train', own)
+
+
+PICTURES = {'type': 'mmengine.PipelinePictures', 'pipeline': []}
+FOLD = {'type': 'mmpretrain.KFoldDataset', 'num_splits': 4, 'dataset': PICTURES}
+HELD = {'type': 'mmpetl.HeldOut', 'part': 'train', 'share': 0.5, 'dataset': PICTURES}
+TWICE = {'type': 'RepeatDataset', 'times': 2}
+WRAPPED = {
+    'held out': (HELD, HELD),
+    'held out and repeated': ({**TWICE, 'dataset': HELD}, HELD),
+    'a fold': (FOLD, FOLD),
+    'a fold, balanced': (
+        {'type': 'ClassBalancedDataset', 'oversample_thr': 0.5, 'dataset': FOLD},
+        FOLD,
+    ),
+    'held out of what is repeated': (
+        {**HELD, 'dataset': {**TWICE, 'dataset': PICTURES}},
+        {**HELD, 'dataset': {**TWICE, 'dataset': PICTURES}},
+    ),
+    'held out of joined sets': (
+        {**HELD, 'dataset': {'type': 'ConcatDataset', 'datasets': [PICTURES] * 2}},
+        {**HELD, 'dataset': {'type': 'ConcatDataset', 'datasets': [PICTURES] * 2}},
+    ),
+}
+
+
+@pytest.mark.parametrize('exchanged', ['own', 'test'])
+@pytest.mark.parametrize('case', WRAPPED)
+def test_the_pass_reads_no_sample_that_is_held_out(make_runner, case, exchanged):
+    from mmengine.config import Config
+
+    given, want = WRAPPED[case]
+    pipeline = [{'type': 'mmengine.Offset', 'offset': 300}]
+    tested = {**PICTURES, 'pipeline': pipeline}
+    runner = SimpleNamespace(
+        train_loop=make_runner().train_loop,
+        cfg=Config(
+            {
+                'train_dataloader': {'batch_size': 10, 'dataset': given},
+                'val_dataloader': {'batch_size': 10, 'dataset': tested},
+            }
+        ),
+    )
+    read = calibration.training_data(
+        runner, exchanged, pipeline if exchanged == 'own' else None
+    ).dataset
+
+    def names(dataset):
+        return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+
+    assert names(read) == names(DATASETS.build(copy.deepcopy(want)))
+    assert len(set(names(read))) < 40
+    assert float(read[0]['inputs'].min()) >= 300
 
 
 # ------------------------------------------------------------------- two processes

@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS
 
 from mmpetl.core import PETLError
+from mmpetl.engine import TuningRunner
 
 
 @DATA_SAMPLERS.register_module(name='DrawnSampler')
@@ -209,6 +210,49 @@ def test_a_run_survives_kill_9_inside_an_epoch(make_runner):
     resumed = make_runner('killed', resume=True, **changes)
     resumed.train()
     assert_equal_ends(whole, resumed)
+
+
+@pytest.mark.parametrize('named', [False, True], ids=['newest', 'named'])
+@pytest.mark.parametrize('by_epoch', [True, False], ids=['epochs', 'iterations'])
+def test_a_run_of_upstreams_tool_goes_on_with_the_seed_that_it_drew(
+    make_runner, tmp_path, by_epoch, named
+):
+    """That tool builds the runner of the config and compares nothing before."""
+    changes = settings(by_epoch=by_epoch) | {'of': TuningRunner}
+    drawn = {'randomness': {'seed': None, 'deterministic': False}}
+    with pytest.raises(Killed):
+        make_runner('killed', hooks=[KillAt(8)], **changes, **drawn).train()
+    again = {'resume': True}
+    if named:
+        again['load_from'] = str(tmp_path / 'killed' / 'iter_6.pth')
+    resumed = make_runner('killed', **again, **changes, **drawn)
+    resumed.train()
+    seed = resumed.cfg.randomness.seed
+    assert seed is not None
+    whole = make_runner('whole', **changes, randomness={'seed': seed})
+    whole.train()
+    assert_equal_ends(whole, resumed)
+
+
+def test_a_seed_that_is_said_is_not_replaced(make_runner):
+    changes = settings() | {'of': TuningRunner}
+    with pytest.raises(Killed):
+        make_runner('run', hooks=[KillAt(8)], **changes).train()
+    for resumes in (True, False):
+        other = {'resume': resumes, 'randomness': {'seed': 1}}
+        assert make_runner('run', **other, **changes).seed == 1
+
+
+def test_a_run_that_draws_another_seed_cannot_go_on(make_runner):
+    changes = settings() | {'randomness': {'seed': None}}
+    killed = make_runner('run', hooks=[KillAt(8)], **changes)
+    with pytest.raises(Killed):
+        killed.train()
+    resumed = make_runner('run', resume=True, **changes)
+    with pytest.raises(PETLError, match=f'randomness.seed={killed.seed}$') as info:
+        resumed.train()
+    assert f'this one has drawn {resumed.seed}, which' in str(info.value)
+    assert '\n' not in str(info.value)
 
 
 def test_other_data_cannot_take_up_an_epoch(make_runner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.registry import PARAM_SCHEDULERS
 
 from mmpetl.core import PETLError
 from mmpetl.engine import TimmCosineLR
@@ -51,6 +52,55 @@ def test_rates_are_those_of_timm(late, T_max, warmup, epochs):
         schedule.step()
     right = theirs(lr, epochs, late, T_max, warmup, start, floor)
     assert ours == pytest.approx(right, rel=1e-9)
+
+
+@pytest.mark.parametrize('late', [False, True])
+@pytest.mark.parametrize(('begin', 'end'), [(0, None), (2, 9)])
+def test_by_iterations_it_meets_the_rule_by_epochs(late, begin, end):
+    """As MMEngine builds it with ``convert_to_iter_based``."""
+    length, epochs, rates = 3, 14, {}
+    for by_iteration in (False, True):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2)
+        config = {
+            'type': 'mmpetl.TimmCosineLR',
+            'T_max': 10,
+            'warmup': 2,
+            'start': 1e-4,
+            'eta_min': 1e-5,
+            'late': late,
+            'begin': begin,
+            'convert_to_iter_based': by_iteration,
+            **({'end': end} if end else {}),
+        }
+        scheduler = PARAM_SCHEDULERS.build(
+            config, default_args={'optimizer': optimizer, 'epoch_length': length}
+        )
+        assert scheduler.by_epoch is not by_iteration
+        seen = []
+        for _ in range(epochs * (length if by_iteration else 1)):
+            seen.append(optimizer.param_groups[0]['lr'])
+            optimizer.step()
+            scheduler.step()
+        rates[by_iteration] = seen
+    if end is None:
+        assert rates[True][::length] == pytest.approx(rates[False], rel=1e-9)
+        assert len({round(rate, 12) for rate in rates[True][: 2 * length]}) > 2
+    else:
+        # By epochs the last value is that of epoch end - 1, by iterations that of the
+        # last iteration in front of the end.
+        upto = end - 1
+        assert rates[True][: upto * length : length] == pytest.approx(
+            rates[False][:upto], rel=1e-9
+        )
+        assert len(set(rates[True][end * length :])) == 1
+
+
+def test_iterations_are_not_converted_to_iterations():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(PETLError, match='leave by_epoch=False or convert_to_iter'):
+        TimmCosineLR.build_iter_from_epoch(
+            optimizer, T_max=4, by_epoch=False, epoch_length=2
+        )
 
 
 def test_groups_keep_their_ratio_at_the_peak_and_share_the_floor():

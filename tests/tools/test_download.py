@@ -381,6 +381,31 @@ def test_the_digest_in_a_name_is_held_against_the_file(server, folder, content):
     assert not list(folder.glob('*_b-*'))
 
 
+def test_the_first_of_each_node_fetches_and_the_others_wait(monkeypatch):
+    """Two nodes of two processes, whose disks are their own."""
+    turns: dict[tuple[int, int], int] = {}
+    for rank in range(4):
+        node, place = divmod(rank, 2)
+        met: list[None] = []
+
+        def fetched(url, node=node, place=place, met=met):
+            turns[node, place] = len(met)
+            return Path(f'{node}')
+
+        monkeypatch.setenv('LOCAL_RANK', str(place))
+        for name, value in (
+            ('is_main_process', lambda rank=rank: rank == 0),
+            ('get_rank', lambda rank=rank: rank),
+            ('barrier', lambda met=met: met.append(None)),
+            ('_fetched', fetched),
+        ):
+            monkeypatch.setattr(f'mmpetl.models.weights.address.{name}', value)
+        assert resolve('https://host/vit.pth') == Path(f'{node}')
+        assert len(met) == 3, 'all meet as often'
+    # Nodes that share a disk take turns too.
+    assert turns[0, 0] < turns[1, 0] < min(turns[0, 1], turns[1, 1])
+
+
 def test_an_address_that_answers_with_a_page_is_not_kept(server, folder):
     server.files['/vit.pth'] = b'<!DOCTYPE html><html>Sign in</html>'
     with pytest.raises(WeightsError, match='is a web page'):

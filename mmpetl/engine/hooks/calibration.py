@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,13 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmpetl.core import Method, PETLError, injections
+from mmpetl.datasets.identity import REPEATING, kind_of
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.resuming import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
+
+MIXING = ('MultiImageMixDataset',)
+"""Data sets that make samples of several, by transforms of their own."""
 
 
 @HOOKS.register_module()
@@ -75,8 +79,10 @@ def training_data(
     """The training data of a run, with the transforms of ``'train'`` or ``'test'``.
 
     Only the transforms of a dataset with a ``pipeline`` can be exchanged; where the run
-    tests on none, those of validation serve, and else those of training. Test images
-    may differ in size, so they come in batches of the size of the test loader.
+    tests on none, those of validation serve, and else those of training. What divides
+    or joins data sets stays around them, so that no sample is read that the training
+    holds out; what repeats or mixes the whole is left out. Test images may differ in
+    size, so they come in batches of the size of the test loader.
 
     Args:
         runner: Its training data are read.
@@ -89,7 +95,7 @@ def training_data(
     loader = runner.train_loop.dataloader
     own = runner.cfg.get('train_dataloader')
     config = _dataset(own)
-    if config is None or 'pipeline' not in config:
+    if not _exchangeable(config):
         if transforms is None:
             return loader
         raise PETLError(
@@ -101,18 +107,22 @@ def training_data(
     for phase in ('test', 'val') if pipeline == 'test' else ():
         other = runner.cfg.get(f'{phase}_dataloader')
         dataset = _dataset(other)
-        if dataset is not None and 'pipeline' in dataset:
-            size = other.get('batch_size', 1)
-            return _with_transforms(loader, config, dataset.pipeline, size)
+        if _exchangeable(dataset):
+            size, first = other.get('batch_size', 1), next(_innermost(dataset))
+            return _with_transforms(loader, config, first['pipeline'], size)
     return loader
 
 
 def _with_transforms(
     loader: DataLoader, config: Any, transforms: Sequence[Any], batch_size: int
 ) -> DataLoader:
-    """A loader like this one, of the set that ``config`` builds with ``transforms``."""
+    """A loader like this one, of the set that ``config`` builds with ``transforms``.
+
+    What stands around the innermost sets stays: it may say which samples are held out.
+    """
     config = copy.deepcopy(config)
-    config.pipeline = copy.deepcopy(transforms)
+    for dataset in _innermost(config):
+        dataset['pipeline'] = copy.deepcopy(transforms)
     return DataLoader(
         DATASETS.build(config),
         batch_size=batch_size,
@@ -123,8 +133,28 @@ def _with_transforms(
 
 
 def _dataset(loader: Any) -> Any:
-    """The config of a loader's dataset, of the inner one where it is wrapped."""
+    """The config of a loader's dataset, without what repeats or mixes all of it."""
     config = loader.get('dataset') if isinstance(loader, dict) else None
-    while config is not None and isinstance(config.get('dataset'), dict):
-        config = config.dataset
+    while isinstance(config, dict) and kind_of(config) in (*REPEATING, *MIXING):
+        config = config['dataset']
     return config
+
+
+def _exchangeable(config: Any) -> bool:
+    """Whether every innermost set of a dataset's config has transforms to exchange."""
+    return config is not None and all(
+        isinstance(dataset, dict) and 'pipeline' in dataset
+        for dataset in _innermost(config)
+    )
+
+
+def _innermost(config: Any) -> Iterator[Any]:
+    """The sets that a dataset's config divides or joins, or the set itself."""
+    inner = config.get('dataset') if isinstance(config, dict) else None
+    inner = [inner] if isinstance(inner, dict) else []
+    if isinstance(config, dict):
+        inner += config.get('datasets') or ()
+    for dataset in inner:
+        yield from _innermost(dataset)
+    if not inner:
+        yield config

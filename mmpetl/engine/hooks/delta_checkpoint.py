@@ -36,6 +36,7 @@ from mmpetl.engine.hooks.common import as_number, finite, plain_model
 from mmpetl.engine.latest import (
     POINTER,
     STOPPED,
+    is_remote,
     left_to_resume,
     newest_checkpoint,
     progress,
@@ -106,8 +107,11 @@ class DeltaCheckpointHook(CheckpointHook):
     def __init__(
         self, *args: Any, most_mb_per_s: float | None = None, **kwargs: Any
     ) -> None:
-        kwargs.setdefault('backend_args', {'backend': 'mmpetl.atomic'})
         super().__init__(*args, **kwargs)
+        said = self.backend_args is not None or self.file_client_args is not None
+        if not said and not is_remote(self.out_dir):
+            # Beside a scheme, it would win and write to a local folder of that name.
+            self.backend_args = {'backend': 'mmpetl.atomic'}
         if most_mb_per_s is not None:
             check_range('DeltaCheckpointHook', 'most_mb_per_s', most_mb_per_s, 0.001)
         self._pace = Pace(most_mb_per_s)
@@ -150,7 +154,7 @@ class DeltaCheckpointHook(CheckpointHook):
         """Let an automatic resumption find the newest whole file of this folder."""
         if not runner._resume or runner._has_loaded:
             return
-        if not runner._load_from and '://' not in str(self.out_dir or ''):
+        if not runner._load_from and not is_remote(self.out_dir):
             place = {'out_dir': self.out_dir, 'filename_tmpl': self.filename_tmpl}
             path, wrong = newest_checkpoint(runner.work_dir, place)
             if wrong:
@@ -317,7 +321,7 @@ class DeltaCheckpointHook(CheckpointHook):
         that goes on from an older checkpoint, has left them.
         """
         paths = self._best_paths(runner)
-        if not is_main_process() or '://' in str(self.out_dir):
+        if not is_main_process() or is_remote(self.out_dir):
             return
         kept = {os.path.basename(path) for path in paths.values()}
         head, _, tail = self.filename_tmpl.partition('{}')

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmpetl.core import PETLError, injections
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.loops.data_pass import DataPass
-from mmpetl.engine.loops.training import TrainingPhase, checkpoint_of
+from mmpetl.engine.loops.training import TrainingPhase, checkpoint_of, load_trained
 from mmpetl.methods.e2vpt import E2VPT
 from mmpetl.registry import LOOPS
 
@@ -80,7 +80,7 @@ class E2VPTPruneLoop(DataPass):
 
     def begin(self) -> None:
         file = checkpoint_of('trained prompts', self.prompts, 'train_cfg.prompts')
-        self.runner.load_checkpoint(str(file))
+        load_trained(self.runner, file)
 
     def find(self) -> None:
         importance = self.method.importance(plain_model(self.runner), self.dataloader)

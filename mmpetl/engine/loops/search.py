@@ -21,7 +21,7 @@ from mmpetl.engine.files import AtomicLocalBackend
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.loops.phase import Phase
 from mmpetl.engine.loops.supernet import SupernetLoop
-from mmpetl.engine.loops.training import checkpoint_of
+from mmpetl.engine.loops.training import checkpoint_of, load_trained
 
 FORMAT = 1
 """Number of the layout of ``search.jsonl``."""
@@ -165,7 +165,7 @@ class SearchLoop(Phase, BaseLoop):
             # Before the supernet is read: another space has another supernet.
             scored, self.generation = self._read(self._plan())
         file = checkpoint_of('a supernet', self.supernet, 'train_cfg.supernet')
-        self.runner.load_checkpoint(str(file))
+        load_trained(self.runner, file)
         model = plain_model(self.runner)
         weights = {
             'base': fingerprint(model),

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.hooks import EMAHook
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmpetl.core import PETLError
 from mmpetl.engine.latest import newest_checkpoint
 from mmpetl.engine.loops.phase import Phase
+from mmpetl.engine.stretching import stretched
 
 
 class TrainingPhase(Phase, EpochBasedTrainLoop):
     """The ordinary loop, without validation; ``max_epochs`` is that of the run or own.
 
-    Schedulers stretch with the epochs.
+    Schedules stretch with the epochs (:mod:`mmpetl.engine.stretching`).
     """
 
     @classmethod
@@ -36,11 +38,16 @@ class TrainingPhase(Phase, EpochBasedTrainLoop):
         }
         for part in ('val_dataloader', 'val_evaluator', 'val_cfg'):
             config[part] = None
-        stretch = config.train_cfg.max_epochs / planned
-        for scheduler in config.get('param_scheduler') or ():
-            for key in ('begin', 'end', 'T_max'):
-                if key in scheduler:
-                    scheduler[key] = round(scheduler[key] * stretch)
+        epochs, schedules = config.train_cfg.max_epochs, config.get('param_scheduler')
+        if schedules and epochs != planned:
+            config.param_scheduler = stretched(
+                schedules,
+                planned,
+                epochs,
+                f'the phase {cls.phase!r} has {epochs} epochs of {planned}, and how '
+                '{} is to follow is not known; leave its max_epochs out, or take '
+                'another scheduler',
+            )
 
     @classmethod
     def cost(
@@ -48,6 +55,21 @@ class TrainingPhase(Phase, EpochBasedTrainLoop):
     ) -> tuple[float, int]:
         epochs = settings.get('max_epochs', max_epochs)
         return (epochs / max_epochs if max_epochs else 1.0), 0
+
+
+def load_trained(runner: Runner, file: Path) -> None:
+    """Load the weights of another run, which are no resumption of this one.
+
+    The weights of a checkpoint are the average, where its run kept one. Hooks that keep
+    one take it apart in a run that is resumed, and mmpretrain's in any.
+    """
+    resumes, hooks = runner._resume, runner._hooks
+    runner._resume = False
+    runner._hooks = [hook for hook in hooks if not isinstance(hook, EMAHook)]
+    try:
+        runner.load_checkpoint(str(file))
+    finally:
+        runner._resume, runner._hooks = resumes, hooks
 
 
 def checkpoint_of(phase: str, path: str, setting: str) -> Path:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier, get_rank, is_main_process
 from mmengine.logging import print_log
 
 from mmpetl.core.errors import suggest
@@ -37,7 +37,8 @@ def weights_folder() -> Path:
 def resolve(name: str | os.PathLike) -> Path:
     """The local file that a name stands for, fetched if need be.
 
-    Of several processes the first fetches and the others wait for it.
+    Of several processes the first fetches and the others wait for it; on nodes that
+    share no disk the first of each does.
 
     Args:
         name: A path, or an address as above.
@@ -62,13 +63,18 @@ def resolve(name: str | os.PathLike) -> Path:
             f'https://, http://, {"://, ".join(ZOO)}://); fetch the file and name its '
             'path'
         )
-    if is_main_process():
-        path = _fetched(text)
+    # Nodes may share a disk or not: what the first has fetched, others find or fetch.
+    mine = 0 if is_main_process() else 1 if _is_first_of_node() else 2
+    for turn in range(3):
+        if turn == mine:
+            path = _fetched(text)
         barrier()
-    else:
-        barrier()
-        path = _fetched(text)
     return path
+
+
+def _is_first_of_node() -> bool:
+    """Whether this process is the first of its machine, as its launcher says."""
+    return int(os.environ.get('LOCAL_RANK') or get_rank()) == 0
 
 
 def base_name(name: str | os.PathLike) -> str:
