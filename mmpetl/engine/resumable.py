@@ -253,16 +253,22 @@ def check_run(
         Lines to log: what cannot be taken up again, and was never saved.
 
     Raises:
-        PETLError: Seed, optimizer, schedulers, place or data are those of another run.
+        PETLError: Optimizer, schedulers, place or data are those of another run, or its
+            seed inside of an epoch.
     """
     said = []
     meta, loop = checkpoint['meta'], runner.train_loop
     was, seed = meta.get('seed'), _seed_of(runner)
     if was is not None and seed != was:
-        raise PETLError(
+        what = (
             f'{place} is of a run with the seed {was}, and this one has drawn {seed}, '
-            f'which its data are in order by; set randomness.seed={was}'
+            'which its data are in order by'
         )
+        remedy = f'set randomness.seed={was}'
+        if checkpoint.get('epoch_rng') or hasattr(loop, 'dataloader_iterator'):
+            # What was seen of an epoch could not be told from what is to come.
+            raise PETLError(f'{what}; {remedy}')
+        said.append(f'{what}; for the order of an unbroken run, {remedy}')
     for what in ('epoch', 'iter'):
         most = getattr(loop, f'max_{what}s', None)
         if most is not None and meta[what] > most:

@@ -255,6 +255,24 @@ def test_a_run_that_draws_another_seed_cannot_go_on(make_runner):
     assert '\n' not in str(info.value)
 
 
+def test_between_epochs_another_seed_is_said(make_runner, monkeypatch):
+    changes = settings() | {'randomness': {'seed': None}}
+    changes['default_hooks']['checkpoint'] |= {'by_epoch': True, 'interval': 1}
+    killed = make_runner('run', hooks=[KillAt(8)], **changes)
+    with pytest.raises(Killed):
+        killed.train()
+    # The base is drawn here, by the same seed, and is a file elsewhere.
+    changes['randomness'] = {'seed': killed.seed}
+    resumed, said = make_runner('run', resume=True, **changes), []
+    monkeypatch.setattr(resumed, '_randomness_cfg', {'seed': None})
+    monkeypatch.setattr(resumed, '_seed', killed.seed + 1)
+    monkeypatch.setattr(resumed.logger, 'warning', said.append)
+    resumed.train()
+    assert resumed.iter == 20
+    (line,) = [line for line in said if 'has drawn' in line]
+    assert line.endswith(f'set randomness.seed={killed.seed}')
+
+
 def test_other_data_cannot_take_up_an_epoch(make_runner):
     with pytest.raises(Killed):
         make_runner('run', hooks=[KillAt(8)], **settings()).train()
