@@ -50,7 +50,6 @@ def test_evaluation_is_deterministic(brief_pair: Pair) -> None:
     assert all(torch.isfinite(y).all() for y in first)
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')  # of data passes to come
 @pytest.mark.parametrize('case', method_cases(), ids=lambda case: case.id)
 def test_an_empty_batch_passes_and_comes_back(case: MethodCase) -> None:
     """As in a process that has no samples left."""

@@ -279,7 +279,12 @@ def test_what_the_user_froze_stays_frozen_through_switches_and_freezes() -> None
         mmpetl.unfreeze(model, slot)
 
     steps = [switched, frozen_while_off, lambda: frozen('a'), lambda: frozen('b')]
-    steps.append(lambda: mmpetl.run_by_slot(model, images(VIT), ['a', 'b']))
+
+    @torch.no_grad()
+    def served() -> None:
+        mmpetl.run_by_slot(model, images(VIT), ['a', 'b'])
+
+    steps.append(served)
     for step in steps:
         step()
         assert not any(t.requires_grad for t in (model.head.weight, chosen, factor))
