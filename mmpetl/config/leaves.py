@@ -168,6 +168,11 @@ def row_config(path: Path, task: str) -> Any:
     return config
 
 
+LEAST_FACTOR = 1e-8
+"""Of the rate, where a warm-up begins at 0: MMEngine multiplies from step to step, and
+divides by what it came from."""
+
+
 def options_of(cells: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """The dotted keys that the cells of a row set.
 
@@ -178,7 +183,8 @@ def options_of(cells: Mapping[str, Any], config: Any) -> dict[str, Any]:
     options = {COLUMNS[k]: v for k, v in cells.items() if COLUMNS[k]}
     lr = cells.get('lr', config.optim_wrapper.optimizer.lr)
     if 'warmup_lr' in cells:
-        options['param_scheduler.0.start_factor'] = cells['warmup_lr'] / lr
+        factor = max(cells['warmup_lr'] / lr, LEAST_FACTOR)
+        options['param_scheduler.0.start_factor'] = factor
     if 'min_lr' in cells:
         options['param_scheduler.1.eta_min'] = cells['min_lr']
     if 'warmup_epochs' in cells or 'epochs' in cells:

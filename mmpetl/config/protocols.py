@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args
 
 from mmpetl.config.nodes import innermost
 from mmpetl.core import PETLError, suggest
+from mmpetl.datasets.catalog import facts_of
 from mmpetl.datasets.identity import same_reading
 
 Protocol = Literal['honest', 'published']
@@ -234,6 +235,9 @@ def _hold_out(config: Any) -> None:
     while node[key].get('times'):  # a set is split before it is repeated
         node = node[key]
     held = {'type': 'mmpetl.HeldOut', 'share': HELD_OUT}
+    part_of = facts_of(config.dataset).part_of if config.get('dataset') else ''
+    if part_of:
+        held['part_of'] = part_of
     node[key] = {**held, 'part': 'train', 'dataset': node[key]}
     config.val_dataloader.dataset = {**held, 'part': 'val', 'dataset': scored}
     evaluators = config.val_evaluator

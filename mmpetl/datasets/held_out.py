@@ -7,6 +7,7 @@ settings without it, a part of the first is kept from training.
 from __future__ import annotations
 
 import copy
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -40,6 +41,8 @@ class HeldOut:
         dataset: A data set or its config.
         part: ``train`` or ``val``.
         share: Share that ``val`` gets, between 0 and 1.
+        part_of: Pattern of what is left out of a name before its digest is taken, so
+            that samples which were cut from one source stay together.
 
     Raises:
         PETLError: A part would be empty, samples do not say their file, or the data
@@ -51,6 +54,7 @@ class HeldOut:
         dataset: BaseDataset | Mapping[str, Any],
         part: Literal['train', 'val'],
         share: float = 0.1,
+        part_of: str = '',
         lazy_init: bool = False,
     ) -> None:
         check_range('HeldOut', 'share', share, 0, 1)
@@ -61,6 +65,7 @@ class HeldOut:
         )
         self.part = part
         self.share = share
+        self.part_of = re.compile(part_of) if part_of else None
         self._indices: list[int] = []
         self._ready = False
         if not lazy_init:
@@ -101,6 +106,8 @@ class HeldOut:
             raise PETLError('HeldOut needs samples that say their file.')
         # Without the folders above, which differ between machines.
         name = '/'.join(path.replace('\\', '/').split('/')[-2:])
+        if self.part_of is not None:
+            name = self.part_of.sub('', name)
         return zlib.crc32(name.encode()) < self.share * 2**32
 
     def get_data_info(self, idx: int) -> dict[str, Any]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from mmengine.dataset import BaseDataset
 
+from mmpetl.config.load import load_config
+from mmpetl.config.names import config_root
 from mmpetl.core import PETLError
 from mmpetl.datasets import HeldOut
+from mmpetl.datasets.catalog import facts_of
 
 
 class Files(BaseDataset):
@@ -40,6 +45,47 @@ def test_parts_stay_apart_under_filters_and_on_other_machines():
     assert not names('train', skip=3) & val
     assert names('val', skip=3) < val
     assert names('val', root='/elsewhere/data') == val
+
+
+class Clips(BaseDataset):
+    """Films of HMDB51, of which clips are cut, as videos or as folders of frames."""
+
+    def __init__(self, suffix='.avi'):
+        tags = 'u_nm_np1_ba_goo', 'h_cm_np2_le_med'
+        self.names = [
+            f'/a/wave/film_{film}_wave_{tags[i % 2]}_{i}{suffix}'
+            for film in range(120)
+            for i in range(4)
+        ]
+        super().__init__(metainfo={'classes': ('x', 'y')})
+
+    def load_data_list(self):
+        return [{'filename': name, 'label': 1} for name in self.names]
+
+
+@pytest.mark.parametrize('suffix', ['.avi', '.mp4', ''])
+def test_clips_of_one_film_stay_together(suffix):
+    pattern, films = facts_of('hmdb51').part_of, []
+    for part in ('train', 'val'):
+        held = HeldOut(Clips(suffix), part, part_of=pattern)
+        names = [held.get_data_info(i)['filename'] for i in range(len(held))]
+        films.append({re.search(r'film_\d+', name)[0] for name in names})
+        assert len(names) == 4 * len(films[-1])
+    train, val = films
+    assert not train & val
+    assert 0 < len(val) < 40
+
+
+@pytest.mark.parametrize('recipe', ['hmdb51', 'ssv2'])
+def test_recipes_hold_films_out_where_clips_are_cut_from_them(recipe):
+    path = config_root() / 'recipes' / f'{recipe}.py'
+    config = load_config(path, stage='tune')
+    pattern = facts_of(recipe).part_of
+    for phase in ('train', 'val'):
+        held = config[f'{phase}_dataloader'].dataset
+        assert held.type == 'mmpetl.HeldOut'
+        assert held.get('part_of', '') == pattern
+    assert bool(pattern) == (recipe == 'hmdb51')
 
 
 def test_it_is_a_data_set_as_samplers_know_it():

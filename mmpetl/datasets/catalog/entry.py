@@ -59,6 +59,8 @@ class DatasetFacts:
         pool: The list that drawn splits come from, for sets of several sizes.
         folds: Pairs ``train_fold<k>``, ``val_fold<k>`` that are drawn besides.
         subset: How many of ``num_classes`` the set holds, if not all.
+        part_of: Pattern of what the name of a sample adds to that of what it was cut
+            from, such as a film: samples of one are no evidence for each other.
     """
 
     id: str
@@ -80,6 +82,7 @@ class DatasetFacts:
     pool: Split | None = None
     folds: int = 0
     subset: int | None = None
+    part_of: str = ''
 
     @property
     def path(self) -> str:

@@ -13,6 +13,7 @@ def _video(
     licence: str,
     source: str,
     traps: tuple[str, ...],
+    part_of: str = '',
 ) -> DatasetFacts:
     return DatasetFacts(
         id=id,
@@ -29,6 +30,7 @@ def _video(
         licence=licence,
         source=source,
         traps=traps,
+        part_of=part_of,
     )
 
 
@@ -82,6 +84,10 @@ VIDEO_ROWS = (
         _hmdb51_splits(),
         'CC BY 4.0',
         'Serre Lab, Brown University: hmdb51_org.rar and test_train_splits.rar',
-        ('Published figures are those of split 1.',),
+        (
+            'Published figures are those of split 1.',
+            'Clips are cut from films; the splits keep those of one together.',
+        ),
+        part_of=r'_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+',
     ),
 )
