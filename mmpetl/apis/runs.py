@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
 
 from mmpetl.apis.building import build_model
 from mmpetl.apis.counting import without_files
-from mmpetl.apis.delta import load_tensors, read_delta
+from mmpetl.apis.delta import load_tensors, portable_model, read_delta
 from mmpetl.apis.names import find_in_zoo, is_named, locate
 from mmpetl.apis.zoo import PREFIX, Entry, Zoo, bring_base, bring_delta
 from mmpetl.benchmark.trust import TRUSTED, check_trusted
@@ -29,9 +29,10 @@ from mmpetl.config.compose import compose
 from mmpetl.config.known import SCOPES
 from mmpetl.config.load import finish_config, load_config
 from mmpetl.config.names import recipe_names
+from mmpetl.config.nodes import test_pipeline
 from mmpetl.config.text import is_data, read_text
 from mmpetl.core import PETLError
-from mmpetl.core.delta_file import SUFFIXES
+from mmpetl.core.delta_file import SUFFIXES, to_data
 from mmpetl.core.errors import shorten
 from mmpetl.engine.best import best_checkpoint
 from mmpetl.models.weights.address import SCHEME, base_name, weights_folder
@@ -362,7 +363,7 @@ def _of_delta(path: Path) -> dict[str, Any]:
     if not facts.get('model'):
         return {}
     return {
-        **_test_beside(path, facts.get('scope')),
+        **_test_beside(path, facts),
         'default_scope': facts.get('scope'),
         'model': _with_weights(facts['model'], _bases_beside(path)),
         'test_pipeline': list(facts.get('preprocessing') or ()),
@@ -376,17 +377,21 @@ TESTED = ('test_dataloader', 'test_evaluator', 'test_cfg')
 """Keys of a config that say on what its model is tested."""
 
 
-def _test_beside(delta: Path, scope: str | None) -> dict[str, Any]:
-    """On what a delta is tested, where the config of its run beside says it."""
+def _test_beside(delta: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """On what a delta is tested, where the config of its run beside says it.
+
+    A config of another model or preprocessing, whatever its name, is not that.
+    """
     is_of_folder = delta.stem == 'delta'
     path = delta.parent / 'config.py' if is_of_folder else delta.with_suffix('.py')
     config = _as_data(path)
     found = {key: config[key] for key in TESTED if key in config}
     try:
-        check_trusted(found, lambda: scope, str(path))
-    except PETLError:
+        check_trusted(found, lambda: facts.get('scope'), str(path))
+        said = [portable_model(config), to_data(test_pipeline(config))]
+    except (AttributeError, PETLError, TypeError, ValueError):
         return {}  # such a config is named by whoever trusts it
-    return found
+    return found if said == [facts['model'], facts.get('preprocessing') or []] else {}
 
 
 def _as_data(config: Path) -> Mapping[str, Any]:

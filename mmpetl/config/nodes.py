@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mmpetl.core.errors import PETLError
+
 BUILDER = 'mmpetl.PETLBackbone'
 MODEL_BUILDER = 'mmpetl.PETLModel'
 OURS = ('of', 'petl', 'base', 'where', 'freeze', 'layers', 'blocks', 'base_bits')
@@ -30,8 +32,21 @@ def innermost(dataset: Any) -> Iterator[Any]:
 
 def datasets_of(config: Any, phase: str) -> list[Any]:
     """The innermost sets of a phase's loader; none where there is no loader."""
-    loader = config.get(f'{phase}_dataloader')
+    loader = _loader_of(config, phase)
     return list(innermost(loader['dataset'])) if loader else []
+
+
+def _loader_of(config: Any, phase: str) -> Mapping[str, Any]:
+    """Config of a phase's loader, or an empty one.
+
+    Raises:
+        PETLError: It is something else.
+    """
+    key = f'{phase}_dataloader'
+    loader = config.get(key)
+    if loader is not None and not isinstance(loader, Mapping):
+        raise PETLError(f'{key} is a {type(loader).__name__}, expected a dict')
+    return loader or {}
 
 
 def built_model(config: Any) -> Any:
@@ -87,7 +102,7 @@ def find_dataset(
 ) -> Mapping[str, Any]:
     """Config of the first phase's innermost dataset, or an empty one."""
     for phase in phases:
-        node = (config.get(f'{phase}_dataloader') or {}).get('dataset')
+        node = _loader_of(config, phase).get('dataset')
         while isinstance(node, Mapping):
             inner = next((node[k] for k in WRAPPED if node.get(k)), None)
             if inner is None:

@@ -14,6 +14,7 @@ Regression Trees", 1984, section 3.4.3).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -267,7 +268,8 @@ class _Length(msgspec.Struct, frozen=True):
     Attributes:
         epochs: Of a trial.
         asked: Epochs of the task, which are more where the time did not hold them.
-        division: Digest of the division of the pictures.
+        division: Digest of the division of the pictures; empty where an earlier version
+            searched, which kept none.
     """
 
     epochs: int
@@ -284,29 +286,47 @@ def _read_length(task: Task) -> _Length | None:
     if not path.is_file():
         return None
     try:
-        return read_json(path, _Length, 'length of trials')
+        kept = read_json(path, _Length | int, 'length of trials')
     except PETLError as error:
         raise PETLError(f'{error}; remove {path.parent} to begin anew') from None
+    # Earlier versions kept epochs alone.
+    return _Length(kept, kept, '') if isinstance(kept, int) else kept
 
 
 def _set_aside(task: Task, say: Callable[[str], None]) -> None:
     """Move the search of another division away: its scores do not compare.
 
-    One of this division that was moved away before comes back.
+    So goes one of an earlier version, which does not say its division. One of this
+    division that was moved away before comes back.
     """
     kept = _read_length(task)
-    if kept is None or kept.division == task.splits.digest:
+    division = kept.division if kept else ''
+    if division == task.splits.digest:
         return
     folder = task.folder / SEARCH
-    aside, earlier = (
-        folder.with_name(f'{SEARCH}-{digest[:12]}')
-        for digest in (kept.division, task.splits.digest)
-    )
-    with alone(task.folder):
-        folder.rename(aside)
-        if earlier.is_dir():
-            earlier.rename(folder)
-    say(f'the pictures are divided anew, and searched anew; {aside} was the search')
+    back = folder.with_name(f'{SEARCH}-{task.splits.digest[:12]}')
+    if kept is None and not back.is_dir():
+        return
+    said = []
+    if folder.is_dir():
+        aside = _free(folder.with_name(f'{SEARCH}-{division[:12] or "earlier"}'))
+        with alone(task.folder):
+            folder.rename(aside)
+        anew = 'the pictures are divided anew'
+        why = anew if division else 'no division is on record'
+        said.append(f'{why}; {aside} was the search')
+    if back.is_dir():
+        back.rename(folder)
+        said.append(f'the search of this division, which was {back}, goes on')
+    else:
+        said.append('all is searched anew')
+    say('; '.join(said))
+
+
+def _free(folder: Path) -> Path:
+    """A folder, with a number behind its name where there is one already."""
+    names = (folder.with_name(f'{folder.name}-{n}') for n in itertools.count(2))
+    return next(one for one in itertools.chain([folder], names) if not one.exists())
 
 
 def _kept_length(task: Task) -> _Length | None:

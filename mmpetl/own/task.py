@@ -120,11 +120,12 @@ class Task:
             'model.backbone.checkpoint': trunk.checkpoint,
             'model.data_preprocessor.mean': trunk.mean,
             'model.data_preprocessor.std': trunk.std,
-            f'model.data_preprocessor.{self.channels}': trunk.rgb,
             'train_dataloader.batch_size': settings.batch_size,
             'train_cfg.max_epochs': settings.epochs,
             'optim_wrapper.optimizer.lr': settings.lr,
         }
+        if not trunk.rgb:  # recipes turn BGR into RGB
+            options[f'model.data_preprocessor.{self.channels}'] = False
         return options
 
     def loader_options(self, phase: str, dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def run(task):
 
 
 def test_a_step_leaves_a_delta_that_finds_named_things(run, task):
-    from mmpetl.apis import init_model, predict_detection
+    from mmpetl.apis import init_model, open_run, predict_detection
 
     assert (run.record.status, run.record.steps, run.record.test_reads) == (
         'done',
@@ -214,6 +214,7 @@ def test_a_step_leaves_a_delta_that_finds_named_things(run, task):
     # Upstream gives no metric where nothing was found.
     upstream = run.record.metrics.get('coco/bbox_mAP', 0.0)
     assert run.results.score == pytest.approx(upstream, abs=1e-3)
+    assert open_run(run.delta).config.test_dataloader
     facts = json.loads(run.delta.with_suffix('.json').read_text())
     assert facts['classes'] == list(NAMES)
     picture = task.root / task.splits.parts['test'][0].path

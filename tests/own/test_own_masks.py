@@ -15,6 +15,7 @@ import torch
 from drawn_scenes import NAMES, write_masks
 from PIL import Image
 
+from mmpetl.apis import open_run
 from mmpetl.benchmark.job_config import compose_job
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError
@@ -97,14 +98,84 @@ def test_palettes_are_read_by_their_colours_where_these_are_named(tmp_path):
     with pytest.raises(PETLError, match='is the colour .* in masks/000.png and .* own'):
         find_masks(folder)
     lines = [f'{n} {r} {g} {b}' for n, (r, g, b) in zip(ALL, COLOURS, strict=True)]
-    (folder / 'classes.txt').write_text('\n'.join(lines))
-    with pytest.raises(PETLError, match=r'1 colours that .*: 9 9 9 \(in 6 masks\)'):
+    for named in (lines, [*lines, 'ignore 9 9 9']):  # 255 does not count
+        (folder / 'classes.txt').write_text('\n'.join(named))
+        found = find_masks(folder)
+        assert found.by_palette
+        assert found.found.names == ALL
+        for path, labels in wanted.items():
+            assert np.array_equal(found.labels(path), labels)
+    (folder / 'classes.txt').write_text('\n'.join(lines[:-1]))
+    with pytest.raises(PETLError, match='1 colours that .*: 0 0 250'):
         find_masks(folder)
+
+
+@pytest.mark.parametrize(
+    'shown', [COLOURS, [(1, 2, 3), (4, 5, 6), (7, 8, 9), (3, 3, 3)]]
+)
+def test_a_palette_for_the_eye_leaves_numbers_alone(tmp_path, shown):
+    """In the order of classes.txt or of other colours, and beside masks without one."""
+    folder = write_masks(tmp_path / 'data', 6)
+    plain = find_masks(folder)
+    wanted = {p.path: plain.labels(p.path) for p in plain.found.pictures}
+    lines = [f'{n} {r} {g} {b}' for n, (r, g, b) in zip(ALL, shown, strict=True)]
+    (folder / 'classes.txt').write_text('\n'.join(lines))
+    for rewritten in (6, 3):
+        for path, labels in list(wanted.items())[:rewritten]:
+            mask = with_palette(labels) if rewritten == 6 else Image.fromarray(labels)
+            mask.save(folder / 'masks' / Path(path).name)
+        found = find_masks(folder)
+        assert found.found.names == ALL
+        assert not found.by_palette
+        for path, labels in wanted.items():
+            assert np.array_equal(found.labels(path), labels)
+
+
+def test_colours_of_255_are_not_compared(tmp_path):
+    folder = write_masks(tmp_path / 'data', 6)
+    numbers = iter(range(6))
+
+    def other_rim(labels: np.ndarray) -> Image.Image:
+        mask = with_palette(labels)
+        mask.putpalette([*mask.getpalette()[:765], next(numbers), 77, 77])
+        return mask
+
+    rewrite(folder, other_rim)
+    assert find_masks(folder).found.names == ALL
+
+
+def test_a_palette_in_another_order_is_read_by_its_colours(tmp_path):
+    """Among masks of colours too; 255 counts where it alone has a class's colour."""
+    folder = write_masks(tmp_path / 'data', 6)
+    plain = find_masks(folder)
+    wanted = {p.path: plain.labels(p.path) for p in plain.found.pictures}
+    lines = [f'{n} {r} {g} {b}' for n, (r, g, b) in zip(ALL, COLOURS, strict=True)]
     (folder / 'classes.txt').write_text('\n'.join([*lines, 'ignore 9 9 9']))
-    found = find_masks(folder)
-    assert found.found.names == ALL
+
+    def same() -> None:
+        found = find_masks(folder)
+        assert found.by_palette
+        assert found.found.names == ALL
+        for path, labels in wanted.items():
+            assert np.array_equal(found.labels(path), labels)
+
+    rewrite(folder, lambda labels: shuffled(labels, 1))
+    same()
+    with Image.open(folder / 'masks' / '000.png') as mask:
+        mask.convert('RGB').save(folder / 'masks' / '000.png')
+    same()
+
+    def last_is_255(labels: np.ndarray) -> Image.Image:
+        table = np.arange(256, dtype=np.uint8)
+        table[[3, 255]] = 255, 4
+        mask = Image.fromarray(table[labels])
+        colours = [*COLOURS[:3], *[(9, 9, 9)] * 252, COLOURS[3]]
+        mask.putpalette([v for colour in colours for v in colour])
+        return mask
+
     for path, labels in wanted.items():
-        assert np.array_equal(found.labels(path), labels)
+        last_is_255(labels).save(folder / 'masks' / Path(path).name)
+    same()
 
 
 def test_masks_behind_links_and_beside_a_work_folder_are_found(tmp_path):
@@ -264,8 +335,9 @@ def test_another_division_and_other_channels_are_another_run(task):
     assert drawn.job('LoRA').id != task.job('LoRA').id
     for rgb in (True, False):
         other = replace(task, trunk=replace(task.trunk, rgb=rgb))
-        config = compose_job(other.job('LoRA'), 'unused')
-        assert config.model.data_preprocessor.bgr_to_rgb is rgb
+        job = other.job('LoRA')
+        assert any(key.endswith('_rgb') for key in job.options) is not rgb
+        assert compose_job(job, 'unused').model.data_preprocessor.bgr_to_rgb is rgb
 
 
 def test_a_step_leaves_a_delta_that_names_pixels(task):
@@ -280,6 +352,7 @@ def test_a_step_leaves_a_delta_that_names_pixels(task):
     assert sum(one.pixels for one in found.pictures) == sum(
         one.tested for one in found.classes
     )
+    assert open_run(run.delta).config.test_dataloader
     facts = json.loads(run.delta.with_suffix('.json').read_text())
     assert facts['classes'] == list(ALL)
     text = write_page(run).read_text(encoding='utf-8')

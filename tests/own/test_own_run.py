@@ -248,6 +248,61 @@ def test_epochs_of_trials_are_those_on_record_or_refused(tmp_path, monkeypatch):
     assert not aside.exists()
 
 
+def test_a_search_comes_back_with_its_division(tmp_path, monkeypatch):
+    """Also where that of the division between ended before it had kept a length."""
+    from dataclasses import replace
+
+    import msgspec
+
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    def search(task, until=PETLError) -> list[str]:
+        said = []
+        with pytest.raises(until):
+            choose_method(task, 450, ['bitfit'], said.append)
+        return said
+
+    def searched(task, *_):
+        assert (task.folder / 'search' / 'epochs.json').is_file()
+        raise PETLError('searched')
+
+    monkeypatch.setattr(auto, '_rounds', searched)
+    task = prepare(
+        paint(tmp_path / 'data', 8),
+        backbone=MINI,
+        work_dir=tmp_path / 'work',
+        epochs=2,
+        batch_size=6,
+    )
+    other = replace(task, splits=msgspec.structs.replace(task.splits, digest='f' * 64))
+    folder = task.folder / 'search'
+    aside = task.folder / f'search-{task.splits.digest[:12]}'
+    pace = auto._Pace(1.0, 2.0, 5.0)
+    monkeypatch.setattr(auto, '_pace', lambda *_: pace)
+    search(task)
+    (folder / 'trials').write_text('of the first')
+    for _ in range(2):
+        monkeypatch.setattr(auto, '_pace', ended)
+        assert f'{aside} was the search; all is' in search(other, KeyboardInterrupt)[0]
+        assert not folder.exists()
+        monkeypatch.setattr(auto, '_pace', lambda *_: pace)
+        assert f'which was {aside}, goes on' in search(task)[0]
+        assert (folder / 'trials').read_text() == 'of the first'
+    # A folder of that name that is there already is left alone.
+    shutil.copytree(folder, aside)
+    assert f'{aside}-2 was the search' in search(other)[0]
+    assert (aside.with_name(f'{aside.name}-2') / 'trials').is_file()
+    # Earlier versions kept a number, and no division.
+    (folder / 'epochs.json').write_text('2\n')
+    (line,) = search(other)
+    assert f'no division is on record; {folder}-earlier was the search' in line
+    assert (folder.with_name('search-earlier') / 'epochs.json').read_text() == '2\n'
+    (folder / 'epochs.json').write_text('"two"')
+    with pytest.raises(PETLError, match='epochs.json.* to begin anew'):
+        choose_method(other, 450, ['bitfit'])
+
+
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
     import importlib.util
 
@@ -358,8 +413,10 @@ def test_channels_are_those_of_the_trunk(task):
 
     for rgb in (True, False):
         trunk = replace(task.trunk, rgb=rgb)
-        config = compose_job(replace(task, trunk=trunk).job('LoRA'), 'unused')
-        assert config.model.data_preprocessor.to_rgb is rgb
+        job = replace(task, trunk=trunk).job('LoRA')
+        # What a recipe says already is no option, and changes no run's id.
+        assert any(key.endswith('_rgb') for key in job.options) is not rgb
+        assert compose_job(job, 'unused').model.data_preprocessor.to_rgb is rgb
 
 
 def test_a_batch_may_be_made_of_several_passes(task):

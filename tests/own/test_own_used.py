@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,50 @@ def test_a_delta_is_tested_as_its_folder_is(run, tmp_path, monkeypatch, capsys):
     one, other = (json.loads(Path(f'{n}.json').read_text()) for n in range(2))
     assert other == {key: one[key] for key in one if not key.startswith('PPT/')}
     assert other['accuracy/top1'] == pytest.approx(run.record.score)
+
+
+@pytest.mark.parametrize(
+    ('change', 'taken'),
+    [
+        ({}, True),
+        ({'model.backbone.method.rank': 2}, False),
+        ({'test_dataloader.dataset.pipeline': [{'type': 'LoadImageFromFile'}]}, False),
+        ({'test_dataloader': []}, False),
+        ({'test_dataloader.dataset.pipeline': [3]}, False),
+        ({'test_dataloader': [{'dataset': {'type': 'OwnPictures'}}]}, False),
+    ],
+)
+def test_a_config_that_merely_lies_beside_is_not_that_of_a_delta(
+    run, tmp_path, monkeypatch, change, taken
+):
+    from mmengine.config import Config
+
+    from mmpetl.config.nodes import test_pipeline as steps_of
+
+    monkeypatch.chdir(run.task.root.parent)
+    config = Config.fromfile(run.config)
+    wanted = steps_of(config)
+    for key, value in change.items():
+        *inner, last = key.split('.')
+        node = config
+        for name in inner:
+            node = node[name]
+        node[last] = value
+    for suffix in ('json', 'safetensors'):
+        shutil.copy(run.delta.with_suffix(f'.{suffix}'), tmp_path / f'delta.{suffix}')
+    config.dump(tmp_path / 'config.py')
+    found = open_run(tmp_path / 'delta.safetensors').config
+    assert ('test_dataloader' in found) is taken
+    assert [step['type'] for step in steps_of(found)] == [s['type'] for s in wanted]
+
+
+def test_a_loader_that_is_no_dict_is_one_line():
+    from mmpetl.config.nodes import datasets_of, find_dataset
+
+    config = {'test_dataloader': [{'dataset': {}}]}
+    for read in (lambda: find_dataset(config), lambda: datasets_of(config, 'test')):
+        with pytest.raises(PETLError, match='test_dataloader is a list, expected a d'):
+            read()
 
 
 def test_folded_it_is_a_model_of_timm(run, tmp_path, monkeypatch):

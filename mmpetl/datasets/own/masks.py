@@ -7,9 +7,11 @@ A mask has the stem of its picture, in one of two layouts, with parts or without
 
 A mask holds the number of a class in each pixel, with a palette or without, or colours.
 Names of the classes, and colours where masks hold these, stand in a file beside the
-folders: a line for each class, in their order, ``cat`` or ``cat 255 0 0``. Where every
-class has a colour there, a mask with a palette is read by its colours. The number 255
-and a class called ``ignore`` or ``void`` do not count.
+folders: a line for each class, in their order, ``cat`` or ``cat 255 0 0``. Masks with a
+palette are read by its colours where every class has one there and numbers cannot be
+what is meant: palettes give one number several colours, or have the colours of the
+classes in another order. The number 255 and a class called ``ignore`` or ``void`` do
+not count.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,7 +90,7 @@ class Masks:
 
     def labels(self, path: str) -> np.ndarray:
         """Labels of a picture by its path, (H, W) uint8; 255 does not count."""
-        return _labels(_values(self.files[path], self.by_palette), self.numbers)
+        return _labels(self.files[path], self.numbers, self.by_palette)
 
 
 def mask_folders(data: Path, leave: Path | None = None) -> list[tuple[Path, Path, str]]:
@@ -151,9 +153,9 @@ def find_masks(data: Path, leave: Path | None = None) -> Masks:
     pictures.sort(key=lambda p: p.path)
     found = opened_scenes(Found(data, LAYOUT, tuple(pictures)))
     named, place = _named(data)
-    # Numbers of a palette are those of its file, and may be others in the next.
-    by_palette = bool(named) and all(one.colour for one in named)
-    values = _all_values(found, files, by_palette)
+    held = _all_held(found, files)
+    by_palette = _is_by_palette(held, named)
+    values = _counted(held, named, by_palette, data)
     if any(isinstance(value, tuple) for value in values):
         numbers, classes, colours, notes = _by_colour(data, values, named, place)
     else:
@@ -167,7 +169,7 @@ def find_masks(data: Path, leave: Path | None = None) -> Masks:
     colours = colours or _palette_of(found, files, numbers)
     shows, marks = {}, {}
     for picture in found.pictures:
-        labels = _labels(_values(files[picture.path], by_palette), numbers)
+        labels = _labels(files[picture.path], numbers, by_palette)
         there = np.unique(labels[labels != IGNORED]).tolist()
         shows[picture.path] = frozenset(classes[label] for label in there)
         marks[picture.path] = hashlib.sha256(labels.tobytes()).digest()
@@ -224,27 +226,57 @@ def _stem(path: Path, root: Path) -> str:
 
 
 # ---- what masks hold -----------------------------------------------------------------
-def _values(path: Path, by_palette: bool) -> np.ndarray:
-    """Numbers of a mask (H, W), or its colours (H, W, 3)."""
-    with Image.open(path) as picture:
-        if fault_of_form(picture) or (by_palette and picture.mode == 'P'):
-            picture = picture.convert('RGB')
-        return np.asarray(picture)
+@dataclass(frozen=True)
+class _Held:
+    """What a mask holds.
+
+    Attributes:
+        name: Of the mask.
+        values: Numbers, or colours.
+        palette: The colour of each of these numbers that has one; None where the mask
+            has no palette.
+    """
+
+    name: str
+    values: list[int] | list[Colour]
+    palette: Mapping[int, Colour] | None
+
+    def colours(self, named: Collection[Colour]) -> dict[int, Colour]:
+        """Colours of its numbers; 255 is one of them where its colour is named."""
+        return {
+            number: colour
+            for number, colour in (self.palette or {}).items()
+            if number != IGNORED or colour in named
+        }
 
 
-def _all_values(
-    found: Found, files: Mapping[str, Path], by_palette: bool
-) -> Counter[int | Colour]:
-    """In how many masks each number or colour is.
+def _values(picture: Image.Image) -> np.ndarray:
+    """Numbers of an opened mask (H, W), or its colours (H, W, 3)."""
+    return np.asarray(picture.convert('RGB') if fault_of_form(picture) else picture)
+
+
+def _palette(picture: Image.Image) -> dict[int, Colour] | None:
+    """Colours of the numbers of an opened mask; None where it has no palette.
+
+    The number 255 is left out where another one has its colour, which is then of that.
+    """
+    if picture.mode != 'P':
+        return None
+    given = picture.getpalette('RGB') or []
+    given += [0] * (768 - len(given))
+    colours = {n: tuple(given[3 * n : 3 * n + 3]) for n in range(256)}
+    last = colours.pop(IGNORED)
+    return colours if last in colours.values() else {**colours, IGNORED: last}
+
+
+def _all_held(found: Found, files: Mapping[str, Path]) -> list[_Held]:
+    """What each mask holds.
 
     Raises:
         PETLError: A mask cannot be decoded, is lossy or of another size than its
-            picture, some hold numbers and some colours, or a number has several
-            colours.
+            picture.
     """
-    counts: Counter[int | Colour] = Counter()
-    coloured: dict[int, tuple[Colour, str]] = {}
-    faults, kinds = [], {}
+    held, faults = [], []
     for picture in found.pictures:
         path = files[picture.path]
         name = path.relative_to(found.root).as_posix()
@@ -252,54 +284,87 @@ def _all_values(
         if fault:
             faults.append(f'{name} {fault}')
             continue
-        values = _values(path, by_palette)
+        with Image.open(path) as mask:
+            values, palette = _values(mask), _palette(mask)
         if values.ndim == 3:
             colours = np.unique(values.reshape(-1, 3), axis=0)
-            there = [tuple(colour) for colour in colours.tolist()]
-        else:
-            there = np.unique(values).astype(int).tolist()
-            if there[-1] > IGNORED or there[0] < 0:
-                faults.append(f'{name} holds the number {there[-1]}, of 255 at most')
-            _check_palette(path, name, there, coloured)
-        kinds.setdefault(values.ndim, name)
-        counts.update(there)
+            held.append(_Held(name, [tuple(c) for c in colours.tolist()], None))
+            continue
+        there = np.unique(values).astype(int).tolist()
+        if there[-1] > IGNORED or there[0] < 0:
+            faults.append(f'{name} holds the number {there[-1]}, of 255 at most')
+        if palette is not None:
+            palette = {n: palette[n] for n in there if n in palette}
+        held.append(_Held(name, there, palette))
     if faults:
         raise PETLError(
             f"{len(faults)} of {len(found.pictures):,} masks below '{found.root}' are "
             f'no good: {some(faults, "; ")}.'
         )
-    if len(kinds) > 1:
-        raise PETLError(
-            f"of the masks below '{found.root}' some hold numbers ({kinds[2]}) and "
-            f'some colours ({kinds[3]}); write all in one way.'
-        )
-    return counts
+    return held
 
 
-def _check_palette(
-    path: Path, name: str, there: list[int], coloured: dict[int, tuple[Colour, str]]
-) -> None:
-    """Refuse a number that has another colour in an earlier mask.
+def _is_by_palette(held: Sequence[_Held], named: Sequence[Named]) -> bool:
+    """Whether masks with a palette stand for its colours, and not for its numbers.
 
-    Args:
-        path: The mask.
-        name: Its name.
-        there: Numbers that it holds.
-        coloured: Colour of each number and the mask that had it first; added to.
+    Numbers are what most programs mean, and colours are for the eye. Those of one file
+    may be others in the next, though, or those of classes in another order.
+
+    Raises:
+        PETLError: A number has several colours, and not every class has one.
     """
-    with Image.open(path) as picture:
-        given = picture.getpalette('RGB') if picture.mode == 'P' else None
-    for number in there if given else ():
-        colour = tuple(given[3 * number : 3 * number + 3]) or (0, 0, 0)
-        before, first = coloured.setdefault(number, (colour, name))
-        if before != colour:
+    known = bool(named) and all(one.colour for one in named)
+    classes = {one.colour for one in named if one.counts} if known else set()
+    coloured: dict[int, tuple[Colour, str]] = {}
+    for mask in held:
+        for number, colour in mask.colours(classes).items():
+            before, first = coloured.setdefault(number, (colour, mask.name))
+            if before == colour:
+                continue
+            if known:
+                return True
             one, other = (' '.join(map(str, c)) for c in (before, colour))
             raise PETLError(
                 f'the number {number} is the colour {one} in {first} and {other} in '
-                f'{name}: each mask has a palette of its own; name all classes with '
-                f"their colours in {CLASS_FILES[0]} ('cat 255 0 0'), or save all masks "
-                'with one palette.'
+                f'{mask.name}: each mask has a palette of its own; name all classes '
+                f"with their colours in {CLASS_FILES[0]} ('cat 255 0 0'), or save all "
+                'masks with one palette.'
             )
+    colours = {number: colour for number, (colour, _) in coloured.items()}
+    different = set(colours.values())
+    if not known or len(different) < len(colours):
+        return False
+    if not different or not different <= {one.colour for one in named}:
+        return False  # they are for the eye alone
+    beside_colours = any(isinstance(mask.values[0], tuple) for mask in held)
+    order = dict(enumerate(one.colour for one in named))
+    return beside_colours or not colours.items() <= order.items()
+
+
+def _counted(
+    held: Sequence[_Held], named: Sequence[Named], by_palette: bool, data: Path
+) -> Counter[int | Colour]:
+    """In how many masks each number or colour is.
+
+    Raises:
+        PETLError: Some hold numbers and some colours.
+    """
+    counts: Counter[int | Colour] = Counter()
+    kinds: dict[bool, str] = {}
+    known = {one.colour for one in named}
+    for mask in held:
+        values = set(mask.values)
+        if by_palette and mask.palette is not None:
+            values = set(mask.colours(known).values())
+        for value in values:
+            kinds.setdefault(isinstance(value, tuple), mask.name)
+        counts.update(values)
+    if len(kinds) > 1:
+        raise PETLError(
+            f"of the masks below '{data}' some hold numbers ({kinds[False]}) and some "
+            f'colours ({kinds[True]}); write all in one way.'
+        )
+    return counts
 
 
 def _fault(path: Path, picture: Path) -> str | None:
@@ -458,12 +523,20 @@ def _palette_of(
 
 
 def _labels(
-    values: np.ndarray, numbers: np.ndarray | Mapping[Colour, int]
+    path: Path, numbers: np.ndarray | Mapping[Colour, int], by_palette: bool
 ) -> np.ndarray:
-    if isinstance(numbers, Mapping):
-        packed = values.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-        labels = np.full(packed.shape, IGNORED, np.uint8)
-        for (r, g, b), label in numbers.items():
-            labels[packed == (r << 16 | g << 8 | b)] = label
-        return labels
-    return numbers[values.astype(np.uint8)]
+    """Labels of a mask, (H, W) uint8."""
+    with Image.open(path) as picture:
+        values, palette = _values(picture), _palette(picture)
+    if not isinstance(numbers, Mapping):
+        return numbers[values.astype(np.uint8)]
+    if by_palette and palette is not None:
+        of_numbers = np.full(256, IGNORED, np.uint8)
+        for number, colour in palette.items():
+            of_numbers[number] = numbers.get(colour, IGNORED)
+        return of_numbers[values]
+    packed = values.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    labels = np.full(packed.shape, IGNORED, np.uint8)
+    for (r, g, b), label in numbers.items():
+        labels[packed == (r << 16 | g << 8 | b)] = label
+    return labels
