@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from mmpetl.compat import init_dist_any
-from mmpetl.config.batch import missed_batch
+from mmpetl.config.batch import join_passes, missed_batch
 from mmpetl.config.heads import check_metrics
 from mmpetl.config.known import SCOPES
 from mmpetl.config.protocols import check_honest, without_validation
@@ -249,6 +249,7 @@ def train(config: Any, **kwargs: Any) -> Any:
     check_honest(config)
     kwargs.setdefault('check_data', ('train', 'val'))
     init_dist_any(kwargs.get('launcher', 'none'))
+    join_passes(config, get_world_size())
     check_zero(config, get_world_size())
     folder = config.work_dir
     with stop_on_signals() as stop, hold_for_run(folder), writes_named(folder):

@@ -55,6 +55,25 @@ def positive(text: str) -> int:
     return number
 
 
+def check_out(file: str | None) -> None:
+    """Make the folder of a file that is written last, before anything is computed.
+
+    Raises:
+        OSError: It cannot be made, or the file cannot be written.
+        PETLError: It is a folder.
+    """
+    from mmpetl.core import PETLError
+
+    if file is None:
+        return
+    path = Path(file)
+    if path.is_dir():
+        raise PETLError(f'--out {file} is a folder; name a file in it')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PETLError(f'--out {file} cannot be written; name another file')
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """``--cfg-options``."""
     parser.add_argument(

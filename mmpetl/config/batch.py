@@ -82,6 +82,11 @@ def missed_batch(config: Any, processes: int) -> str | None:
     found = Shares(shares.samples, processes, shares.passes).batch
     if found == batch:
         return None
+    if (config.get('auto_scale_lr') or {}).get('enable'):
+        return (
+            f'a step takes {found} samples, not {batch} as in the recipe, and the rate '
+            'follows (auto_scale_lr)'
+        )
     return (
         f'a step takes {found} samples, and the rate of the recipe belongs to {batch}; '
         'begin more processes, or change train_dataloader.batch_size, '
@@ -152,6 +157,35 @@ def reach_batch(config: Any, processes: int = 1) -> None:
     if passes > 1:
         _accumulate(config, passes)
         _fix_rate(config, batch)
+
+
+def join_passes(config: Any, processes: int) -> None:
+    """Let passes that a config says itself be those of :func:`reach_batch`.
+
+    Where they make up the batch of the recipe, rate, length and schedules go by steps
+    of the optimizer then; else they count as upstream counts them.
+
+    Args:
+        config: A config as it is run; changed in place.
+        processes: Processes that train it.
+
+    Raises:
+        PETLError: The rate is to follow the batch, of which MMEngine sees a pass.
+    """
+    own = (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
+    if own == 1 or _is_accumulated(config):
+        return
+    batch, shares = config.get('batch'), shares_of(config)
+    if batch and shares and batch == Shares(shares.samples, processes, own).batch:
+        reach_batch(config, processes)
+    elif (config.get('auto_scale_lr') or {}).get('enable'):
+        raise PETLError(
+            'auto_scale_lr counts the samples of a pass, and a step is '
+            f'{own} of them (optim_wrapper.accumulative_counts), which '
+            f'{"is not the batch of the recipe" if batch else "no batch speaks of"}; '
+            'set batch to the samples of a step, or the rate itself and '
+            'auto_scale_lr.enable=False'
+        )
 
 
 def _set_samples(loader: Any, batch: int, samples: int, processes: int) -> None:

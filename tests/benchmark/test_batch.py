@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mmpetl.benchmark.job_config import compose_job
 from mmpetl.benchmark.plan import Plan, parse_plan, resolve
 from mmpetl.benchmark.records import Job, RecordStore
 from mmpetl.benchmark.sweep import Sweep
-from mmpetl.config.batch import missed_batch, reach_batch, shares_of
+from mmpetl.config.batch import join_passes, missed_batch, reach_batch, shares_of
 from mmpetl.core import PETLError
 from mmpetl.engine import SharesSampler
 
@@ -287,3 +288,28 @@ def test_accumulation_and_two_processes_train_a_dense_plan_equally(
     for key, value in found['processes'][0].items():
         # Bit-equal where it was tried; sums of float32 may come in another order.
         torch.testing.assert_close(trained[key], value, rtol=1e-4, atol=1e-9)
+
+
+def test_passes_that_make_up_the_batch_count_as_those_of_a_job() -> None:
+    """In `mmpetl train` as in the benchmark; another product stays upstream's."""
+    from mmpetl.config.compose import compose
+    from mmpetl.config.load import finish_config
+
+    def made(**options: Any) -> Any:
+        return finish_config(compose('hmdb51', 'LoRA'), options or None)
+
+    said = {'train_dataloader.batch_size': 8, 'optim_wrapper.accumulative_counts': 4}
+    config, wanted = made(**said, batch=64), made(**said, batch=64)
+    rate = wanted.optim_wrapper.optimizer.lr
+    base = wanted.auto_scale_lr.base_batch_size
+    join_passes(config, 2)
+    reach_batch(wanted, 2)
+    assert config.to_dict() == wanted.to_dict()
+    assert config.optim_wrapper.optimizer.lr == pytest.approx(rate * 64 / base)
+    assert not config.auto_scale_lr.enable
+    again = copy.deepcopy(config)
+    join_passes(again, 2)
+    assert again.to_dict() == config.to_dict()
+    with pytest.raises(PETLError, match='auto_scale_lr counts the samples of a pass'):
+        join_passes(made(**said, batch=64), 1)
+    assert missed_batch(made(batch=64), 1).endswith('the rate follows (auto_scale_lr)')

@@ -15,7 +15,9 @@ from mmengine.registry import DefaultScope
 from workbench import Workbench
 
 from mmpetl import apis
+from mmpetl.cli.commands.weights import read_off
 from mmpetl.cli.main import mmpetl as command
+from mmpetl.config.names import config_root
 from mmpetl.core import PETLError
 from mmpetl.registry import METHODS
 
@@ -280,3 +282,40 @@ def test_what_is_no_run_is_named(tmp_path):
         apis.open_run(tmp_path / 'nowhere')
     with pytest.raises(PETLError, match='holds 0 configs'):
         apis.open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'words'),
+    [
+        (
+            ['mini/digits', '--methods', 'LoRA'],
+            '--methods says nothing beside',
+        ),
+        (['mini/digits', '--backbones', 'vit_b16'], '--backbones says nothing beside'),
+        (['--method', 'LoRA'], '--method says nothing without a config'),
+        (['--methods', 'LoRA', '--cfg-options', 'a=1'], '--cfg-options says nothing'),
+    ],
+)
+def test_counting_reads_every_flag_or_refuses_it(call, argv, words):
+    assert words in call('analyse', 'count', *argv, code=2)
+
+
+def test_a_file_that_is_written_last_is_looked_at_first(call, tmp_path):
+    """Its folder is made; where there can be none, nothing is computed before."""
+    (tmp_path / 'file').write_text('')
+    for argv in (['analyse', 'count', 'mini/digits'], ['test', 'zoo/digits_lora']):
+        said = call(*argv, '--out', tmp_path, code=1)
+        assert said.strip().endswith('is a folder; name a file in it')
+        said = call(*argv, '--out', tmp_path / 'file' / 'm.json', code=1)
+        assert said.startswith('error: [Errno')
+    out = tmp_path / 'new' / 'm.json'
+    call(
+        'analyse', 'count', '--methods', 'LoRA', '--backbones', 'vit_b16', '--out', out
+    )
+    assert [row['method'] for row in json.loads(out.read_text())] == ['LoRA']
+
+
+def test_weights_of_a_whole_model_are_those_of_its_base():
+    path = config_root() / 'upstream' / 'ade20k_upernet_dinov2' / 'lora.py'
+    (known,) = read_off(str(path))
+    assert known.name == 'dinov2_vitl14_pretrain.pth'

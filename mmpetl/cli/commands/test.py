@@ -23,6 +23,7 @@ from typing import Any
 from mmpetl.cli.arguments import (
     add_config_options,
     add_launching,
+    check_out,
     runs,
     set_local_rank,
 )
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with cli_errors(of_run=True):
         choose_device(args.device)
+        check_out(args.out)
         run = open_run(
             args.checkpoint, args.config, args.cfg_options, args.work_dir, args.protocol
         )

@@ -65,8 +65,9 @@ def chosen(args: argparse.Namespace) -> list[weights.KnownFile]:
 
 def read_off(config: str) -> list[weights.KnownFile]:
     """The known file that a config, named as for ``train.py``, starts from."""
-    backbone = apis.load_config(config).get('model', {}).get('backbone', {})
-    checkpoint = backbone.get('checkpoint')
+    model = apis.load_config(config).get('model', {})
+    # Of a whole model of upstream with a method, the base stands beside it.
+    checkpoint = model.get('backbone', {}).get('checkpoint') or model.get('base')
     if not checkpoint:
         raise PETLError(f'{config} starts from no weight file')
     name = PurePosixPath(checkpoint).name

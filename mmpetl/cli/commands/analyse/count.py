@@ -17,7 +17,7 @@ from typing import Any
 
 from mmpetl import apis
 from mmpetl.apis.counting import FULL_SIZE, count_config, count_pairs
-from mmpetl.cli.arguments import add_config_or_run, config_of
+from mmpetl.cli.arguments import add_config_or_run, check_out, config_of
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import registered_methods
 
@@ -31,13 +31,11 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         '--methods',
         nargs='+',
-        default=sorted(registered_methods()),
         help='names, with their defaults (default: all)',
     )
     parser.add_argument(
         '--backbones',
         nargs='+',
-        default=list(FULL_SIZE),
         help=f'of {", ".join(FULL_SIZE)} (default: all)',
     )
     parser.add_argument('--out', help='write the counts to this JSON file')
@@ -60,17 +58,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.what and args.config:
         parser.error(f'the config is given twice, as {args.what} and {args.config}')
     args.config = args.config or args.what
+    given = {f'--{n}': getattr(args, n) for n in ('methods', 'backbones')}
+    if not args.config:
+        of_config = ('method', 'method_options', 'base', 'cfg_options')
+        given = {f'--{n.replace("_", "-")}': getattr(args, n, None) for n in of_config}
+    unread = [flag for flag, value in given.items() if value]
+    if unread:
+        beside = 'beside' if args.config else 'without'
+        parser.error(f'{unread[0]} says nothing {beside} a config')
     with apis.cli_errors():
+        check_out(args.out)
         titles = ''.join(f'{key:>14}' for key in COLUMNS)
         print(f'{"method":14}{"backbone":20}{titles}{"% trains":>10}')
         if args.config:
             found = iter([count_config(config_of(args))])
         else:
-            found = count_pairs(args.methods, args.backbones)
+            methods = args.methods or sorted(registered_methods())
+            found = count_pairs(methods, args.backbones or list(FULL_SIZE))
         rows = []
         for row in found:
             show(row)
             rows.append(row)
-    if args.out:
-        with open(args.out, 'w', encoding='utf-8') as file:
-            json.dump(rows, file, indent=2)
+        if args.out:
+            with open(args.out, 'w', encoding='utf-8') as file:
+                json.dump(rows, file, indent=2)
