@@ -65,7 +65,12 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
     base = _base(folder)
     counts = efficiency.counts
     task, group = run_facts.task_of(job.recipe, config)
-    primary = primary_of(metrics, config)
+    try:
+        primary = primary_of(metrics, config)
+    except PETLError as error:
+        # The test set was read: what came out is kept, and ranks nowhere.
+        print(f'{folder.name}: no score is ranked, since {error}', flush=True)
+        primary = ''
     machine = run_facts.machine()
     # Those that trained; what is read here is read by one.
     machine['processes'] = config.get('processes', machine['processes'])

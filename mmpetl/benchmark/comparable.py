@@ -19,12 +19,13 @@ several that are as frequent, the one with more test samples, then fewer trainin
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmpetl.benchmark.job_config import METHOD
+from mmpetl.benchmark.job_config import METHOD, passes_of_job
 from mmpetl.benchmark.records import DataRead, Record, reads_by_seed
 from mmpetl.benchmark.scores import search_budget, search_spaces
 
@@ -136,7 +137,7 @@ def leaks(record: Record) -> list[str]:
             'samples'
         )
     last = max((p[0] or 0 for p in record.curves.get('loss', ())), default=None)
-    if None not in (last, record.steps) and last != record.steps:
+    if not (None in (last, record.steps) or _ends_at(record, last)):
         found.append(
             f'its record contradicts itself: {record.steps:,} steps, and a curve that '
             f'ends at {last:,.0f}'
@@ -156,6 +157,14 @@ def leaks(record: Record) -> list[str]:
             f'time{"" if earlier == 1 else "s"}'
         )
     return found
+
+
+def _ends_at(record: Record, last: float) -> bool:
+    """Whether a curve ends where the training did, in steps or, as once, in passes."""
+    return (
+        last == record.steps
+        or math.ceil(last / passes_of_job(record.job)) == record.steps
+    )
 
 
 def _of_own_search(record: Record) -> list[str]:

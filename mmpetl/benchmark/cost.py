@@ -89,9 +89,11 @@ def estimates(jobs: Iterable[Job], out: str | os.PathLike) -> dict[str, Estimate
 
 def _of_records(records: Sequence[Record]) -> Estimate:
     peaks = [r.peak_memory_bytes for r in records if r.peak_memory_bytes is not None]
-    steps = [int(r.curves['loss'][-1][0]) for r in records if r.curves.get('loss')]
+    # Curves of older versions count passes.
+    ends = [int(r.curves['loss'][-1][0]) for r in records if r.curves.get('loss')]
+    steps = [r.steps for r in records if r.steps is not None]
     return Estimate(
-        max(steps, default=0),
+        max(steps or ends, default=0),
         statistics.median(r.seconds for r in records),
         max(peaks, default=None),
         'records',

@@ -31,6 +31,7 @@ from mmpetl.benchmark.optuna_study import Pruned, PruningHook
 from mmpetl.benchmark.phases import run_phases
 from mmpetl.benchmark.records import Job, Record, earlier_reads
 from mmpetl.benchmark.task import Task
+from mmpetl.config.protocols import check_ranked
 from mmpetl.core import PETLError
 from mmpetl.engine.run_names import forget
 from mmpetl.engine.zero import check_zero
@@ -89,6 +90,8 @@ def run_job(
     check_zero(config, config.get(PROCESSES, 1))
     config.work_dir = str(folder)
     digest = config_hash(config)
+    if begun_with(folder) != digest or not finished(job, folder):
+        check_ranked(config)
     log, restarted = begin(folder, config, digest)
     resting = run_facts.release_peak()
     _write_config(config, folder / 'config.py')
@@ -109,6 +112,14 @@ def run_job(
     if pruned:
         record.status = 'pruned'
     return record
+
+
+def begun_with(folder: Path) -> str:
+    """Digest of the config of the last attempt in a folder; empty where none was."""
+    from mmpetl.engine.hooks.run_log import read_run_log
+
+    lines = read_run_log(folder / LOG)
+    return next((x['config'] for x in reversed(list(lines)) if 'attempt' in x), '')
 
 
 def begin(folder: Path, config: Any, digest: str) -> tuple[Any, str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from mmpetl.benchmark.records import Job
+from mmpetl.core import PETLError
 from mmpetl.lazy import moved_names
 
 __getattr__, __dir__ = moved_names(
@@ -71,6 +75,37 @@ def test_data(job: Job) -> Any:
     final = compose(job.recipe, method, protocol=job.protocol, leaf=job.leaf)
     loader = final.get('test_dataloader') or {}
     return loader.get('dataset')
+
+
+def passes_of_job(job: Job) -> int:
+    """Passes behind one step of the optimizer, by what a job composes to here.
+
+    What cannot be composed, or reaches further than data may, has what its options say.
+    """
+    rest = split_options(job.options)[1]
+    # Passes are the recipe's; seeds, methods and their arguments share them.
+    method = job.method if job.leaf else 'LinearProbe'
+    like = Job(job.recipe, method, 0, job.protocol, job.stage, rest, leaf=job.leaf)
+    return _passes(json.dumps(dataclasses.asdict(like), sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=256)
+def _passes(text: str) -> int:
+    from mmpetl.benchmark.collect import passes_of
+    from mmpetl.benchmark.trust import check_trusted
+    from mmpetl.config.compose import compose
+
+    job = Job(**json.loads(text))
+
+    def scope() -> str:
+        return compose(job.recipe, 'LinearProbe').get('default_scope') or 'mmengine'
+
+    try:
+        check_trusted(job.options, scope, f'the job {job.id}')
+        found = passes_of(compose_job(job, 'unused'))
+    except (PETLError, AttributeError, LookupError, TypeError, ValueError):
+        found = job.options.get('optim_wrapper.accumulative_counts')
+    return found if isinstance(found, int) and found > 0 else 1
 
 
 def split_options(

@@ -455,7 +455,7 @@ def _rest(plan: Plan, method: str, recipe: str) -> dict[str, Any]:
 def _composed(plan: Plan, recipe: str, method: str) -> Any:
     """A recipe with the options of the plan, which must fit it."""
     from mmpetl.config.compose import compose
-    from mmpetl.config.protocols import check_honest
+    from mmpetl.config.protocols import check_honest, check_ranked
 
     options = dict(_rest(plan, method, recipe))
     processes = options.pop(PROCESSES, 1)
@@ -463,6 +463,7 @@ def _composed(plan: Plan, recipe: str, method: str) -> Any:
         config = compose(recipe, 'LinearProbe', options, protocol=plan.protocol)
         reach_batch(config, processes)
         check_honest(config)
+        check_ranked(config)
         return config
     except PETLError as error:
         raise PETLError(

@@ -56,6 +56,7 @@ from mmpetl.benchmark.spaces import (
 )
 from mmpetl.benchmark.sweep import Dispatcher, Sweep, environment
 from mmpetl.benchmark.task import Task
+from mmpetl.config.protocols import check_ranked
 from mmpetl.core import PETLError, check_range
 from mmpetl.core.boundary import read_json
 from mmpetl.lazy import moved_names
@@ -136,6 +137,7 @@ class MethodSearch:
         self.space, self.space_from = space_of(self.method, self.warn)
         default = self._job({})
         config = compose_job(default, self.folder / 'unused')
+        check_ranked(config)
         self.tune_options = validate_often(config)
         self.warmup = _warmup(config)
         self.default = {k: value_at(config, k) for k in self.space}

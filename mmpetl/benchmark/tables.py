@@ -382,6 +382,12 @@ def _notes(
     states = {c.state for row in rows for c in row.cells.values()}
     if 'failed' in states:
         notes.append('failed: every run of this cell failed.')
+    blank = [r for r in records if r.status == 'done' and r.metrics and not r.primary]
+    if blank:
+        notes.append(
+            f'{_count(len(blank), "run")} ended well with no score that is ranked: '
+            f'which of {", ".join(blank[0].metrics)} it is was not said in `primary`.'
+        )
     if 'missing' in states:
         notes.append('–: not run.')
     if 'partial' in states:

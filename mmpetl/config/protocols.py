@@ -19,7 +19,7 @@ A config that has nothing of a recipe is upstream's, and validates as it says it
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from mmpetl.config.nodes import innermost
@@ -259,24 +259,121 @@ def best_by(config: Any, *phases: str) -> str | None:
             of the test, then of the validation.
 
     Returns:
-        None where the first evaluator is none of :data:`BEST_BY`.
+        None where the first evaluator is none of :data:`BEST_BY`, or is asked for other
+        metrics only.
     """
     for phase in phases or ('test', 'val'):
-        first = _first_evaluator(config, phase)
-        if not first:
-            continue
-        best = BEST_BY.get(str(first.get('type')).rpartition('.')[2])
-        if best and first.get('prefix'):
-            best = f'{first["prefix"]}/{best.rpartition("/")[2]}'
-        return best
+        evaluators = _evaluators(config, phase)
+        if evaluators:
+            return _best_of(evaluators[0], _name_of(evaluators[0]))
     return None
 
 
-def _first_evaluator(config: Any, phase: str) -> Mapping[str, Any]:
-    """The first evaluator of a phase; nothing where there is none."""
-    found = config.get(f'{phase}_evaluator') or {}
-    first = found[0] if isinstance(found, list | tuple) else found
-    return first if isinstance(first, Mapping) else {}
+def check_ranked(config: Any) -> None:
+    """Raise PETLError where no metric of a run could be ranked by, before it trains.
+
+    The config says one in ``primary``, or some evaluator gives one of upstream's usual
+    ones under any prefix. A config without evaluators scores nothing, and is let be.
+    """
+    if config.get('primary'):
+        return
+    for phase in ('test', 'val'):
+        evaluators = _evaluators(config, phase)
+        if not evaluators:
+            continue
+        if any(_ranks(evaluator) for evaluator in evaluators):
+            return
+        kinds = ', '.join(dict.fromkeys(map(_name_of, evaluators)))
+        raise PETLError(
+            f'which metric of {kinds} tables rank by is not known; say it in the '
+            "config, primary = 'NAME', of one that is better the higher it is"
+        )
+
+
+def _best_of(evaluator: Mapping[str, Any], kind: str) -> str | None:
+    """The metric by which an evaluator says what is better, as readings have it."""
+    best = BEST_BY.get(kind)
+    if best is None or not _GIVES[kind](evaluator):
+        return None
+    if kind == 'CocoMetric' and not _coco(evaluator, 'bbox'):
+        best = 'coco/segm_mAP'
+    prefix = evaluator.get('prefix')
+    return f'{prefix}/{best.rpartition("/")[2]}' if prefix else best
+
+
+def _ranks(evaluator: Mapping[str, Any]) -> bool:
+    """Whether an evaluator, or one that it holds, gives a metric to rank by."""
+    held = evaluator.get('metrics') or ()
+    each = (evaluator.get('task_metrics') or {}).values()
+    inner = [*_listed(held), *(one for some in each for one in _listed(some))]
+    if any(isinstance(one, Mapping) and _ranks(one) for one in inner):
+        return True
+    kind = _kind_of(evaluator)
+    return kind in _MEANS or _best_of(evaluator, kind) is not None
+
+
+def _name_of(evaluator: Mapping[str, Any]) -> str:
+    kind = evaluator.get('type')
+    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
+
+
+def _kind_of(evaluator: Mapping[str, Any]) -> str:
+    """Class of an evaluator; of one that extends a known one, the known one's."""
+    name, kind = _name_of(evaluator), evaluator.get('type')
+    if name in BEST_BY or name in _MEANS:
+        return name
+    from mmengine.registry import METRICS
+
+    try:
+        found = kind if isinstance(kind, type) else METRICS.get(str(kind))
+    except (ImportError, KeyError, ValueError):
+        found = None  # building it says why
+    bases = [base.__name__ for base in getattr(found, '__mro__', ())]
+    return next((base for base in bases if base in BEST_BY or base in _MEANS), name)
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _coco(evaluator: Mapping[str, Any], kind: str) -> bool:
+    items = evaluator.get('metric_items')
+    asked = kind in _listed(evaluator.get('metric', 'bbox'))
+    return asked and (items is None or 'mAP' in items)
+
+
+def _top1(options: Mapping[str, Any], topk: tuple[int, ...]) -> bool:
+    return 1 in _listed(options.get('topk', topk))
+
+
+_GIVES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    # Of several thresholds each has a name of its own.
+    'Accuracy': lambda e: _top1(e, (1,)) and len(_listed(e.get('thrs'))) == 1,
+    'AccMetric': lambda e: (
+        'top_k_accuracy' in _listed(e.get('metric_list', 'top_k_accuracy'))
+        and _top1((e.get('metric_options') or {}).get('top_k_accuracy') or {}, (1, 5))
+    ),
+    'IoUMetric': lambda e: 'mIoU' in _listed(e.get('iou_metrics', 'mIoU')),
+    'CocoMetric': lambda e: _coco(e, 'bbox') or _coco(e, 'segm'),
+    'VOCMetric': lambda e: 'mAP' in _listed(e.get('metric', 'mAP')),
+    'MaskedAccuracy': lambda e: _top1(e, (1,)),
+}
+"""Whether the arguments of an evaluator ask for its metric of :data:`BEST_BY`."""
+
+_MEANS = (
+    'AveragePrecision',
+    'CityScapesMetric',
+    'CrowdHumanMetric',
+    'LabelMaps',
+    'VOCAveragePrecision',
+)
+"""Further evaluators, whose ``mAP`` or ``mIoU`` tables rank by."""
+
+
+def _evaluators(config: Any, phase: str) -> list[Mapping[str, Any]]:
+    """The evaluators of a phase."""
+    found = _listed(config.get(f'{phase}_evaluator') or ())
+    return [one for one in found if isinstance(one, Mapping)]
 
 
 def _keep_best(config: Any) -> None:
@@ -284,7 +381,8 @@ def _keep_best(config: Any) -> None:
         config.train_cfg.val_interval = min(VAL_EPOCHS, config.train_cfg.max_epochs)
     best = best_by(config, 'val')
     if best is None:
-        kind = _first_evaluator(config, 'val').get('type')
+        first = _evaluators(config, 'val')[:1]
+        kind = first[0].get('type') if first else None
         raise PETLError(
             f'the published protocol keeps the best epoch, but which metric of {kind} '
             f'is meant is not known; it is for: {", ".join(BEST_BY)}'

@@ -15,13 +15,16 @@ from mmengine.config import Config
 
 from mmpetl.benchmark.collect import ppt_of, primary_of
 from mmpetl.benchmark.config_digest import config_hash
+from mmpetl.benchmark.plan import choose_recipes
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.render import render
 from mmpetl.benchmark.scores import METRICS, labels_of, metric_of, percent
 from mmpetl.benchmark.statistics_tables import compare, draw
 from mmpetl.benchmark.tables import build_table, build_tables
 from mmpetl.config.compose import compose as compose_recipe
+from mmpetl.config.protocols import best_by, check_ranked
 from mmpetl.core import PETLError
+from mmpetl.evaluation.masked_accuracy import MaskedAccuracy
 from mmpetl.evaluation.metric_names import FRACTIONS
 from mmpetl.evaluation.ppt import ppt
 
@@ -416,3 +419,68 @@ def test_the_tool_refuses_an_empty_folder_in_one_line(tmp_path, monkeypatch, cap
         runpy.run_path(str(tool), run_name='__main__')
     assert stop.value.code == 1
     assert capsys.readouterr().err.count('\n') == 1
+
+
+UNRANKED = {
+    'IoUMetric': {'type': 'IoUMetric', 'iou_metrics': ['mFscore']},
+    'MultiLabelMetric': {'type': 'MultiLabelMetric'},
+    'SingleLabelMetric': {
+        'type': 'mmpretrain.SingleLabelMetric',
+        'items': ['f1-score'],
+    },
+    'RetrievalRecall': {'type': 'mmpretrain.RetrievalRecall', 'topk': 1},
+    'Accuracy': {'type': 'Accuracy', 'topk': (5,)},
+    'AccMetric': {'type': 'AccMetric', 'metric_list': 'mean_class_accuracy'},
+    'CocoMetric': {'type': 'CocoMetric', 'metric': ['proposal']},
+    'VOCMetric': {'type': 'VOCMetric', 'metric': 'recall'},
+    'DepthError': {'type': 'mmpetl.DepthError'},
+}
+
+
+@pytest.mark.parametrize('kind', UNRANKED)
+def test_a_metric_that_cannot_rank_is_refused_before_training(kind):
+    evaluator = UNRANKED[kind]
+    for config in ({'test_evaluator': evaluator}, {'val_evaluator': [evaluator]}):
+        assert best_by(config) is None
+        with pytest.raises(PETLError, match=f'which metric of {kind} tables rank by'):
+            check_ranked(config)
+        check_ranked({**config, 'primary': 'x'})
+    check_ranked({'test_evaluator': [evaluator, {'type': 'Accuracy'}]})
+
+
+class Stricter(MaskedAccuracy):
+    """An evaluator that extends a known one."""
+
+
+RANKED = [
+    {'type': 'CocoMetric', 'metric': 'segm'},
+    {'type': 'IoUMetric', 'prefix': 'x', 'iou_metrics': ['mDice', 'mIoU']},
+    {'type': 'mmpretrain.AveragePrecision'},
+    {'type': 'MultiTasksMetric', 'task_metrics': {'a': [{'type': 'Accuracy'}]}},
+    {'type': 'MultiDatasetsEvaluator', 'metrics': [{'type': 'CocoMetric'}]},
+    {'type': 'mmpetl.LabelMaps'},
+    {'type': Stricter},
+]
+
+
+@pytest.mark.parametrize('evaluator', RANKED)
+def test_evaluators_that_are_known_are_not_refused(evaluator):
+    check_ranked({'test_evaluator': evaluator})
+
+
+def test_no_recipe_is_refused():
+    for recipe in choose_recipes(['*']):
+        check_ranked(compose_recipe(recipe, 'LinearProbe'))
+
+
+def test_a_mask_metric_says_what_is_better():
+    masks = {'test_evaluator': {'type': 'CocoMetric', 'metric': 'segm'}}
+    assert best_by(masks) == 'coco/segm_mAP'
+
+
+def test_a_run_without_a_ranked_score_is_said_below_its_table():
+    blank = record('SSF', 'svhn', metrics={'mFscore': 40.0}, primary='')
+    (table,) = build_tables([record('LoRA', 'svhn'), blank])
+    said = '1 run ended well with no score that is ranked: which of mFscore'
+    assert any(note.startswith(said) for note in table.notes)
+    assert 'SSF' not in table.scores()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 
-from mmpetl.benchmark.comparable import compare
+from mmpetl.benchmark.comparable import compare, leaks
 from mmpetl.benchmark.records import DataRead, Job, Record
 from mmpetl.benchmark.scores import labels_of
 from mmpetl.benchmark.tables import build_tables
@@ -105,6 +106,24 @@ MARKS = {
         'its record contradicts itself: 1,600 steps, and a curve that ends at 6,400',
     ),
 }
+
+
+def test_curves_of_older_versions_count_passes():
+    accumulates = {'options': {'optim_wrapper.accumulative_counts': 4}}
+    for recipe in ('vtab/svhn', 'elsewhere/unknown'):
+        job = {**accumulates, 'recipe': recipe}
+        for last, marked in ((1600, False), (6398, False), (6401, True), (800, True)):
+            curves = {'loss': [[1, 2.0], [last, 0.1]]}
+            record = run('Mona', job=job, curves=curves)
+            assert record.steps == 1600
+            assert bool(leaks(record)) is marked
+    for wrong in ('x', 0, -2, [4], {'a': 1}):
+        options = {'optim_wrapper.accumulative_counts': wrong}
+        assert leaks(run('Mona', job={'options': options}, curves=curves))
+    # An option that reaches further than data is not composed.
+    evil = {**job['options'], 'custom_imports': {'imports': ['antigravity']}}
+    assert leaks(run('Mona', job={'options': evil}, curves=curves))
+    assert 'antigravity' not in sys.modules
 
 
 @pytest.mark.parametrize('name', MARKS)

@@ -98,3 +98,10 @@ def test_a_pair_is_said_to_take_the_steps_of_one_and_the_data_of_the_other(
     config.model.backbone.method = {'type': 'LoRA', 'rank': 10**6}
     with pytest.raises(PETLError, match='rank'):
         estimated(task, config)
+
+
+def test_curves_of_older_versions_are_not_taken_for_steps(tmp_path: Path) -> None:
+    curves = {'loss': [[1, 2.0], [76, 1.0]]}
+    RecordStore(tmp_path).write(Record(LORA, 'done', steps=38, curves=curves))
+    (found,) = estimates([LORA], tmp_path).values()
+    assert found.steps == 38

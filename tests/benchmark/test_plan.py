@@ -377,3 +377,10 @@ def test_the_tools_fail_in_a_line(
     assert said.startswith('error: ')
     assert said.count('\n') == 1
     assert message in said
+
+
+def test_a_plan_whose_scores_could_not_be_ranked_is_refused() -> None:
+    options = {'test_evaluator.topk': [5]}
+    with pytest.raises(PETLError, match='small, recipe mini/digits .*of Accuracy'):
+        resolve(parse_plan(SMALL | {'options': options}))
+    assert resolve(parse_plan(SMALL | {'options': options | {'primary': 'x/top5'}}))

@@ -245,6 +245,41 @@ def test_a_reading_of_the_test_set_is_not_repeated(
     assert record.test_reads == 1
 
 
+def test_a_run_that_could_not_be_ranked_is_refused_before_it_trains(
+    unkilled: Path, tmp_path: Path
+) -> None:
+    job = dataclasses.replace(JOBS[2], options={**OPTIONS, 'test_evaluator.topk': [5]})
+    with pytest.raises(PETLError, match=r'which metric of Accuracy tables rank by'):
+        run_job(job, tmp_path / 'new')
+    assert not any((tmp_path / 'new').iterdir())
+    # What another config has left is not removed for it.
+    folder = tmp_path / 'run'
+    shutil.copytree(RecordStore(unkilled).folder(JOBS[2]), folder)
+    with pytest.raises(PETLError, match=r"primary = 'NAME'"):
+        run_job(job, folder)
+    assert (folder / 'predictions.npz').is_file()
+
+
+@pytest.mark.parametrize('said', [{}, {'primary': 'accuracy/top2'}])
+def test_a_finished_run_is_kept_where_no_score_is_ranked(
+    said: dict[str, str], unkilled: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / 'run'
+    shutil.copytree(RecordStore(unkilled).folder(JOBS[2]), folder)
+    lines = list(read_run_log(folder / 'log.jsonl'))
+    (folder / 'log.jsonl').unlink()
+    for line in lines:
+        if 'test' in line:
+            line['test'] = {'mFscore': 40.0}
+        append_line(folder / 'log.jsonl', line)
+    job = dataclasses.replace(JOBS[2], options={**OPTIONS, **said})
+    record = run_job(job, folder)
+    assert (record.status, record.metrics) == ('done', {'mFscore': 40.0})
+    assert (record.primary, record.score, record.ppt) == ('', None, None)
+    assert 'no score is ranked, since' in capsys.readouterr().out
+    assert Record.from_json(record.to_json()) == record
+
+
 @pytest.mark.slow
 def test_the_published_protocol_counts_its_readings_of_the_test_set(
     tmp_path: Path,

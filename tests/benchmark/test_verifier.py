@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmpetl.benchmark.collect import curves_of
 from mmpetl.benchmark.comparable import leaks
 from mmpetl.benchmark.job import run_job
 from mmpetl.benchmark.records import Job, RecordStore
@@ -117,6 +118,43 @@ def test_steps_and_curves_of_a_run_that_accumulates_count_alike(out: Path) -> No
         assert leaks(found) == []
         edited = dataclasses.replace(found, steps=2 * found.steps)
         assert 'its record contradicts itself' in leaks(edited)[0]
+
+
+def test_curves_that_count_passes_as_older_versions_wrote_them_hold(
+    out: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(out, tmp_path, 'passes')
+    lines = [json.loads(x) for x in (folder / 'log.jsonl').read_text().splitlines()]
+    edit(folder, lambda r: r.update(curves=curves_of(lines)))
+    store = RecordStore(tmp_path)
+    for curves in (True, False):
+        found = store.of([JOBS['passes']], curves=curves)[JOBS['passes'].id]
+        assert found.curves['loss'][-1][0] == 2 * found.steps
+        assert leaks(found) == []
+        for steps in (2 * found.steps + 1, found.steps - 1):
+            edited = dataclasses.replace(found, steps=steps)
+            assert 'its record contradicts itself' in leaks(edited)[0]
+    verdict = verify_run(folder)
+    assert verdict.status == 'verified', faults(verdict)
+    # One unit for all curves of a record, and the numbers of the log.
+    steps = curves_of(lines, 2)['lr']
+    for name, points in (('lr', steps), ('loss', [[1, 0.1]])):
+        edit(folder, lambda r, n=name, p=points: r['curves'].update({n: p}))
+        assert {c.split('.')[0] for c in fields(verify_run(folder))} == {'curves'}
+
+
+def test_an_unknown_metric_of_an_older_version_is_unchecked(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*args: Any) -> str:
+        raise PETLError('which metric tables rank by is not known')
+
+    monkeypatch.setattr('mmpetl.benchmark.verify.checks.primary_of', unknown)
+    verdict = verify_run(copied)
+    assert verdict.falsified == ()
+    (found,) = verdict.unchecked
+    assert found.field == 'primary'
+    assert 'which metric tables rank by is not known' in found.note
 
 
 def test_a_run_of_another_machine_is_verified(copied: Path) -> None:

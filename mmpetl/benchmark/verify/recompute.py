@@ -236,8 +236,13 @@ def retrained(run: Run) -> Iterator[Check]:
     import torch
 
     from mmpetl.benchmark.job import run_job
+    from mmpetl.config.protocols import check_ranked
 
     record = run.record
+    try:
+        check_ranked(run.asked)  # older versions had run it
+    except PETLError as error:
+        raise Unknown(f'it cannot be trained again: {error}') from None
     threads = record.threads
     before = torch.get_num_threads()
     if threads:
