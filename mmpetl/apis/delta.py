@@ -70,7 +70,7 @@ from mmpetl.core.delta_file import (
 )
 from mmpetl.core.errors import shorten
 from mmpetl.core.packing import few_values
-from mmpetl.core.state import with_later_sites
+from mmpetl.core.state import completed
 from mmpetl.engine.hooks.common import plain_value
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 from mmpetl.lazy import moved_names
@@ -238,7 +238,7 @@ def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
         check_facts(delta.meta, delta_meta(model))
         wanted = delta_state(model)
         state = state_for(delta.state, wanted, slot_names(model))
-        load_delta_state(model, with_later_sites(model, wanted, state, delta.meta))
+        load_delta_state(model, completed(model, wanted, state, delta.meta))
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
     _compare_classes(delta, model)

@@ -16,6 +16,7 @@ from mmpetl.apis.predict import Box, Prediction, Segmentation
 from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import regular_file
+from mmpetl.core.part_files import whole_file
 
 SHORT_SIDE = 360
 """Smaller inputs are enlarged until text beside them can be read."""
@@ -50,28 +51,27 @@ def draw_video(
     if out.suffix.lower() != '.mp4':
         raise PETLError(f'{out} cannot be written: videos are written as .mp4')
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f'{out.stem}.part.mp4')
     writer, count = None, 0
-    while True:
-        there, frame = reader.read()
-        if not there:
-            break
-        picture, _ = _enlarge(Image.fromarray(frame[..., ::-1]))
-        height = _ranking_height(picture.width, len(predictions))
-        canvas = _below(picture, height + (picture.height + height) % 2)
-        _ranking(canvas, predictions, picture.height)
+    with whole_file(out, '.mp4') as part:
+        while True:
+            there, frame = reader.read()
+            if not there:
+                break
+            picture, _ = _enlarge(Image.fromarray(frame[..., ::-1]))
+            height = _ranking_height(picture.width, len(predictions))
+            canvas = _below(picture, height + (picture.height + height) % 2)
+            _ranking(canvas, predictions, picture.height)
+            if writer is None:
+                codec = cv2.VideoWriter_fourcc(*'mp4v')
+                writer = cv2.VideoWriter(str(part), codec, fps, canvas.size)
+                if not writer.isOpened():
+                    raise PETLError(f'OpenCV cannot write {out}; choose another place')
+            writer.write(np.ascontiguousarray(np.asarray(canvas)[..., ::-1]))
+            count += 1
+        reader.release()
         if writer is None:
-            codec = cv2.VideoWriter_fourcc(*'mp4v')
-            writer = cv2.VideoWriter(str(part), codec, fps, canvas.size)
-            if not writer.isOpened():
-                raise PETLError(f'OpenCV cannot write {out}; choose another place')
-        writer.write(np.ascontiguousarray(np.asarray(canvas)[..., ::-1]))
-        count += 1
-    reader.release()
-    if writer is None:
-        raise PETLError(f'no frame of {video} can be read; the file is damaged')
-    writer.release()
-    os.replace(part, out)
+            raise PETLError(f'no frame of {video} can be read; the file is damaged')
+        writer.release()
     return out
 
 
@@ -270,13 +270,10 @@ def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 def _save(canvas: Image.Image, out: str | os.PathLike) -> Path:
     out = Path(out)
-    part = out.with_name(f'{out.stem}.part{out.suffix}')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        canvas.save(part)
-        os.replace(part, out)
+        with whole_file(out, out.suffix) as part:
+            canvas.save(part)
     except (OSError, ValueError) as error:
         raise PETLError(f'cannot write {out}: {error}') from None
-    finally:
-        part.unlink(missing_ok=True)
     return out

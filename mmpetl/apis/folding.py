@@ -42,12 +42,14 @@ from mmpetl.core import (
 )
 from mmpetl.core.delta_file import (
     check_facts,
+    head_of,
     methods_of,
+    plain_copies,
     plain_key,
     state_for,
     write_all,
 )
-from mmpetl.core.state import with_later_sites
+from mmpetl.core.state import completed
 from mmpetl.engine.hooks.delta_checkpoint import delta_meta
 from mmpetl.models.weights.containers import read_tensors
 
@@ -120,7 +122,7 @@ def fold_checkpoint(
     if safetensors:
         from safetensors.torch import save
 
-        files[target['.safetensors']] = save(state)
+        files[target['.safetensors']] = save(plain_copies(state))
     write_all(files)
     return target['.pth'], None if config is None else target['.py']
 
@@ -167,15 +169,16 @@ def fold_state_dict(
     # Copies, for folding writes in place.
     copies = {key: value.detach().clone() for key, value in state.items()}
     backbone.load_state_dict(copies, strict=False, assign=True)
+    head = node.get('head') or head_of(read.meta)
     for method, where in methods_of(read.meta):
-        inject(backbone, method, head=node.get('head') or (), **where)
+        inject(backbone, method, head=head, **where)
     root = _at(path, backbone)
     inside = {k: v for k, v in read.state.items() if _below(k, path)}
     try:
         check_facts(read.meta, delta_meta(root))
         wanted = delta_state(root)
         state = state_for(inside, wanted, slot_names(root))
-        load_delta_state(root, with_later_sites(root, wanted, state, read.meta))
+        load_delta_state(root, completed(root, wanted, state, read.meta))
         fold(backbone)
     except PETLError as error:
         raise PETLError(f'{read.path}: {error}') from None
@@ -235,12 +238,21 @@ def _backbone_of(delta: DeltaFile) -> tuple[str, Mapping[str, Any]]:
         inside = any(key.startswith('backbone.') for key in delta.state)
         path = 'backbone' if inside else ''
         node = {'backbone': delta.meta.get('backbone')}
-    if not node or not node.get('backbone'):
+    config = (node or {}).get('backbone')
+    if not config or _is_class_alone(config):
         raise PETLError(
             f'{delta.path} does not say which backbone it is on; build it, load base '
             'and delta, and call mmpetl.fold'
         )
     return path, node
+
+
+def _is_class_alone(config: Any) -> bool:
+    """Whether a record only names a class, as that of a user's own model does."""
+    if not isinstance(config, Mapping) or set(config) != {'type'}:
+        return False
+    package, dot, _ = str(config['type']).rpartition('.')
+    return bool(dot) and package not in SCOPES
 
 
 def _builders(

@@ -41,7 +41,13 @@ from mmpetl.core import (
     injections,
 )
 from mmpetl.core.boundary import read_json, regular_file
-from mmpetl.core.delta_file import method_name, methods_of, read_delta_file, write_all
+from mmpetl.core.delta_file import (
+    head_of,
+    method_name,
+    methods_of,
+    read_delta_file,
+    write_all,
+)
 from mmpetl.models.weights import KNOWN_FILES
 
 CARD = 'README.md'
@@ -176,7 +182,13 @@ def from_pretrained(
 
 
 def _inject(model: nn.Module, facts: Mapping[str, Any], repo_id: str) -> None:
-    methods = methods_of(facts)
+    methods, head = methods_of(facts), head_of(facts)
+    if facts.get('trunks'):
+        paths = ', '.join(trunk['path'] for trunk in facts['trunks'])
+        raise PETLError(
+            f'{repo_id} is of methods in several backbones ({paths}); inject each of '
+            'them first'
+        )
     for _, part in methods:
         if 'places' in part:
             raise PETLError(
@@ -185,9 +197,9 @@ def _inject(model: nn.Module, facts: Mapping[str, Any], repo_id: str) -> None:
             )
     if len(methods) == 1:
         (method, part), *_ = methods
-        inject(model, method, **part)
+        inject(model, method, head=head, **part)
     else:
-        inject(model, [{**method, **part} for method, part in methods])
+        inject(model, [{**method, **part} for method, part in methods], head=head)
 
 
 # ------------------------------------------------------------------------ places
@@ -329,6 +341,8 @@ def _method_rows(facts: Mapping[str, Any]) -> dict[str, Any]:
         given = {k: v for k, v in method.items() if k != 'type'} | part
         shown = ', '.join(f'{key}={value!r}' for key, value in given.items())
         rows[f'{number}: {method["type"]}'] = shown or 'no arguments'
+    if head_of(facts):
+        rows['trains like a head'] = ', '.join(head_of(facts))
     return rows
 
 

@@ -39,7 +39,13 @@ from mmpetl.core import (
     registered_methods,
 )
 from mmpetl.core.boundary import checked, read_bytes, read_json
-from mmpetl.core.delta_file import check_values, plain_key, to_data, write_all
+from mmpetl.core.delta_file import (
+    check_values,
+    plain_copies,
+    plain_key,
+    to_data,
+    write_all,
+)
 from mmpetl.core.errors import shorten
 from mmpetl.core.fingerprint import check_unmoved
 from mmpetl.core.injection import learnt_values
@@ -459,7 +465,7 @@ def save_peft(
     bias, values = _written_biases(module, record, biased, prefix, linears)
     tensors |= {f'{PREFIX}{key}': value for key, value in {**heads, **values}.items()}
     tensors |= adapter.shared
-    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    tensors = plain_copies(tensors)
     check_values(tensors)
     entries = {
         'peft_type': form.kind,

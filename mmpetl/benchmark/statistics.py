@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmpetl.core import PETLError
+from mmpetl.core.part_files import whole_file
 
 Scores = Mapping[str, Mapping[str, float]]
 """Method to task to score."""
@@ -397,7 +398,6 @@ def draw_critical_difference(
         axes.set_title(title, fontsize=10, loc='left')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.stem}.part{path.suffix}')
-    figure.savefig(part, dpi=160)
-    part.replace(path)
+    with whole_file(path, path.suffix) as part:
+        figure.savefig(part, dpi=160)
     return path

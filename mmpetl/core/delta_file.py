@@ -11,6 +11,11 @@ Neither file can run code. The JSON holds at least
 ``num_blocks``   its depth
 ``where``        ``layers``, ``blocks`` and ``places`` that the method is about, or a
                  list where several share the backbone; absent where it is all of them
+``head``         paths of the backbone that trained like a head (``inject(head=...)``);
+                 absent before they were on record
+``trunks``       ``path``, ``method``, ``backbone``, ``num_blocks``, ``head`` and
+                 ``where`` of each backbone with a method, absent where it is one; what
+                 stands outside is of the first
 ``sites``        number of the list of sites, absent before there were two
 ``base_bits``    bits of the frozen weights of Linear layers, absent where floating
 ``base``         name of the file of the base weights, null where they were random
@@ -43,6 +48,7 @@ from mmpetl.core.boundary import checked, read_bytes, read_json
 from mmpetl.core.errors import PETLError
 from mmpetl.core.method import build_method
 from mmpetl.core.packing import PackedTensor, packed_tensors, unpacked_tensors
+from mmpetl.core.part_files import part_name
 from mmpetl.version import __version__
 
 FORMAT = 1
@@ -82,6 +88,17 @@ Metric = float | None | list[float | None]
 """A figure, or one for each class; None where there was nothing to measure."""
 
 
+class TrunkRecord(msgspec.Struct):
+    """What a delta says of one of several backbones that it is on."""
+
+    path: str
+    method: dict[str, Any] | list[dict[str, Any]]
+    num_blocks: int
+    backbone: dict[str, Any] | None = None
+    where: dict[str, Any] | list[dict[str, Any]] | None = None
+    head: list[str] | None = None
+
+
 class RunRecord(msgspec.Struct):
     """What a delta says of itself, in a run's checkpoint too; more may stand beside."""
 
@@ -93,6 +110,8 @@ class RunRecord(msgspec.Struct):
     version: str = ''
     backbone: dict[str, Any] | None = None
     where: dict[str, Any] | list[dict[str, Any]] | None = None
+    head: list[str] | None = None
+    trunks: list[TrunkRecord] | None = None
     sites: int = 1
     base_bits: int | None = None
 
@@ -238,8 +257,7 @@ def write_delta_file(
             f'{error}, so no delta is written; take an earlier checkpoint'
         ) from None
     held, packed = packed_tensors(tensors, bits or {})
-    # Clones, for safetensors refuses tensors that share memory.
-    data = save({k: v.detach().cpu().clone() for k, v in held.items()})
+    data = save(plain_copies(held))
     known = to_data(facts)
     known.pop('packed', None)
     whole = {
@@ -259,6 +277,15 @@ def write_delta_file(
     text = json.dumps(whole, indent=2, ensure_ascii=False) + '\n'
     write_all({weights: data, record: text.encode()})
     return weights
+
+
+def plain_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, each with memory of its own and rows one behind the other.
+
+    safetensors refuses tensors that share memory, and those of ``channels_last``.
+    """
+    rows = torch.contiguous_format
+    return {k: v.detach().cpu().clone(memory_format=rows) for k, v in tensors.items()}
 
 
 def read_delta_file(
@@ -328,9 +355,12 @@ def check_record(facts: Mapping[str, Any], kind: type[RunRecord], place: str) ->
         place: Where they stand, for messages.
     """
     checked(to_data(facts), kind, place)
-    for method in _methods(facts) or [{}]:
-        if not isinstance(method.get('type'), str):
-            raise PETLError(f'{place} is no record of a delta: its method has no type')
+    for part in (facts, *(facts.get('trunks') or ())):
+        for method in _methods(part) or [{}]:
+            if not isinstance(method.get('type'), str):
+                raise PETLError(
+                    f'{place} is no record of a delta: its method has no type'
+                )
 
 
 def check_kinds(tensors: Mapping[str, Tensor]) -> None:
@@ -391,7 +421,7 @@ def check_values(
 
 def write_all(files: Mapping[Path, bytes]) -> None:
     """Write files of one export: all are whole beside their names before any moves."""
-    parts = {path: path.with_name(f'{path.name}.part') for path in files}
+    parts = {path: part_name(path) for path in files}
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -431,6 +461,26 @@ def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
             and, where it is known, ``backbone``.
     """
     check_format(facts)
+    _check_trunk(facts, here)
+    _check_trunks(facts, here)
+    if facts['fingerprint'] != here['fingerprint']:
+        # What trains as a head is no part of the digest, so it is compared first.
+        _check_heads(facts, here)
+        todo = 'load the base that the delta was made on'
+        if not facts['base']:
+            todo += (
+                '; where its values were drawn, the seed of the run draws them again '
+                "(randomness.seed=N; the run's log says it)"
+            )
+        raise PETLError(
+            f'the delta was made on the base {facts["base"] or "(no name)"} '
+            f'[{facts["fingerprint"]}], this model has {here["base"] or "(no name)"} '
+            f'[{here["fingerprint"]}]; {todo}'
+        )
+
+
+def _check_trunk(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Compare methods, class and depth of one backbone."""
     if method_name(facts) != method_name(here):
         raise PETLError(
             f'the delta is of {method_name(facts)}, the model has '
@@ -457,18 +507,55 @@ def check_facts(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
             f'the delta acts at {_where(facts)}, the model at {_where(here)}; inject '
             'with the same layers and blocks'
         )
-    if facts['fingerprint'] != here['fingerprint']:
-        todo = 'load the base that the delta was made on'
-        if not facts['base']:
-            todo += (
-                '; where its values were drawn, the seed of the run draws them again '
-                "(randomness.seed=N; the run's log says it)"
-            )
+
+
+def _trunks(facts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What is said of each backbone by its path; empty where there is one."""
+    return {trunk['path']: trunk for trunk in facts.get('trunks') or ()}
+
+
+def _check_trunks(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Compare each of several backbones; old files tell of the first alone."""
+    there, built = _trunks(facts), _trunks(here)
+    if not there:
+        return
+    if list(there) != list(built):
         raise PETLError(
-            f'the delta was made on the base {facts["base"] or "(no name)"} '
-            f'[{facts["fingerprint"]}], this model has {here["base"] or "(no name)"} '
-            f'[{here["fingerprint"]}]; {todo}'
+            f'the delta is of methods in {len(there)} backbones ({", ".join(there)}), '
+            f'the model has them in {", ".join(built) or "one"}; inject into the same '
+            'ones'
         )
+    for path, trunk in there.items():
+        try:
+            _check_trunk(trunk, built[path])
+        except PETLError as error:
+            raise PETLError(f'{path}: {error}') from None
+
+
+def _check_heads(facts: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Say where other paths of the backbones train as a head than did for a delta."""
+    here_by_path = _trunks(here)
+    pairs = [
+        (f'{path}: ', trunk, here_by_path[path])
+        for path, trunk in _trunks(facts).items()
+    ]
+    for place, there, built in pairs or [('', facts, here)]:
+        theirs, ours = head_of(there), head_of(built)
+        # Files from before heads were on record do not say.
+        if there.get('head') is not None and set(theirs) != set(ours):
+            raise PETLError(
+                f'{place}the delta was trained with {_said(theirs)}, the model was '
+                f'injected with {_said(ours)}; inject with {_said(theirs)}'
+            )
+
+
+def head_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Paths of the backbone that trained like a head; none where it is not said."""
+    return tuple(facts.get('head') or ())
+
+
+def _said(head: tuple[str, ...]) -> str:
+    return f'head={head}' if head else 'no head='
 
 
 def method_name(facts: Mapping[str, Any]) -> str:

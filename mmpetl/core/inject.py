@@ -462,8 +462,8 @@ def _adopt(
                 'cannot train with the head'
             )
     _freeze_as_in_training(module)
-    head += site_map.head
-    in_head = {n for n in params if any(is_below(n, h) for h in head)}
+    every_head = head + site_map.head
+    in_head = {n for n in params if any(is_below(n, h) for h in every_head)}
     record = Injection(
         site_map=site_map,
         sites=sites,
@@ -471,6 +471,7 @@ def _adopt(
         trainable_before=frozenset(n for n, p in params.items() if p.requires_grad),
         digests=tensor_digests(params),
         head=frozenset(in_head | moving_statistics(module, in_head)),
+        extra_head=head,
         frozen_drop_path=frozen_drop_path,
         training=module.training,
     )

@@ -73,6 +73,8 @@ class Injection:
     """Digest of every base parameter as it was when the first method came."""
     head: frozenset[str] = frozenset()
     """Base parameters that train with the head: the checkpoint did not hold them."""
+    extra_head: tuple[str, ...] = ()
+    """Path prefixes that the caller named as head, beside those of the site map."""
     frozen_drop_path: bool = False
     training: bool = True
     """The mode that was asked for; a frozen backbone itself says ``training=False``."""

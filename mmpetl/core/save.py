@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from mmpetl.core.counts import Owner, owners
 from mmpetl.core.delta_file import (
     BASE_KEY,
     FORMAT,
     SITES,
     check_facts,
     file_key,
+    head_of,
     lone_slot,
     methods_of,
     plain_key,
@@ -36,7 +36,7 @@ from mmpetl.core.injection import (
 )
 from mmpetl.core.sitemap import class_name
 from mmpetl.core.slots import pick_slot
-from mmpetl.core.state import fill, with_later_sites
+from mmpetl.core.state import completed, fill, head_state
 from mmpetl.version import __version__
 
 
@@ -116,7 +116,7 @@ def load_delta(
         # Old files have the name that the slot had.
         own = lone_slot(tensors, len(names))
         found = {file_key(key, own): value for key, value in tensors.items()}
-        found = with_later_sites(model, expected, found, facts)
+        found = completed(model, expected, found, facts)
         fill(type(model).__name__, expected, found)
     except PETLError as error:
         raise PETLError(f'{path}: {error}') from None
@@ -135,17 +135,9 @@ def delta_tensors(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
         prefix = f'{path}.' if path else ''
         for key, value in _slot_tensors(module, record, names).items():
             found[file_key(f'{prefix}{key}', names)] = value
-    owner = owners(model)
-    state = model.state_dict()
-    heads = {key for key, who in owner.items() if who is Owner.HEAD}
-    heads |= set(state) - set(owner) - _inside(model, state) - {BASE_KEY}
-    return found | {plain_key(key): state[key] for key in state if key in heads}
-
-
-def _inside(model: nn.Module, keys: Iterable[str]) -> set[str]:
-    """Keys that lie in a backbone."""
-    prefixes = tuple(f'{path}.' if path else '' for path, _, _ in injections(model))
-    return {key for key in keys if key.startswith(prefixes)}
+    heads = head_state(model).items()
+    found |= {plain_key(key): value for key, value in heads}
+    return {key: value for key, value in found.items() if key != BASE_KEY}
 
 
 def _slot_tensors(
@@ -172,22 +164,35 @@ def delta_facts(model: nn.Module, names: list[str] | None = None) -> dict[str, A
         model: An injected model.
         names: Its slots; None means all of the first backbone.
     """
-    _, _, record = injections(model)[0]
-    slots = [record.slots[name] for name in (names or record.slots)]
+    (path, _, record), *others = injections(model)
+    trunks = [
+        {'path': plain_key(where), **_of_trunk(one, list(one.slots))}
+        for where, _, one in ((path, None, record), *others)
+    ]
+    return {
+        'format': FORMAT,
+        'version': __version__,
+        **_of_trunk(record, names or list(record.slots)),
+        'base': record.source.get('checkpoint'),
+        'fingerprint': fingerprint(model),
+        'sites': SITES,
+        **({} if record.bits is None else {'base_bits': record.bits}),
+        **({'trunks': trunks} if others else {}),
+    }
+
+
+def _of_trunk(record: Injection, names: list[str]) -> dict[str, Any]:
+    """What is said of one backbone: class, depth, methods, where they are, heads."""
+    slots = [record.slots[name] for name in names]
     methods = [slot.method.config() for slot in slots]
     backbone = record.source.get('backbone') or {
         'type': class_name(record.site_map.host)
     }
     return {
-        'format': FORMAT,
-        'version': __version__,
         'method': to_data(methods[0] if len(methods) == 1 else methods),
         'backbone': to_data(backbone),
-        'base': record.source.get('checkpoint'),
-        'fingerprint': fingerprint(model),
-        'sites': SITES,
         'num_blocks': max((s.num_blocks for s in record.sites), default=0),
-        **({} if record.bits is None else {'base_bits': record.bits}),
+        'head': list(record.extra_head),
         **_where(slots),
     }
 
@@ -206,8 +211,10 @@ def _where(slots: list[Slot]) -> dict[str, Any]:
 
 def _calls(facts: Mapping[str, Any]) -> str:
     """The injections that make a model fit for a delta, for messages."""
-    calls = []
+    calls, head = [], head_of(facts)
     for method, part in methods_of(facts):
+        # The first injection says it, and the others find it said.
+        part |= {} if calls or not head else {'head': head}
         given = ''.join(f', {k}={v!r}' for k, v in part.items())
         calls.append(f'mmpetl.inject(model, {method!r}{given})')
     return ' and '.join(calls)

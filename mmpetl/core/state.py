@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,19 @@ def delta_state(model: nn.Module) -> dict[str, Tensor]:
     """
     frozen = frozen_keys(model)
     return {k: v for k, v in model.state_dict().items() if k not in frozen}
+
+
+def head_state(model: nn.Module) -> dict[str, Tensor]:
+    """What of :func:`delta_state` belongs to no method: heads, buffers included."""
+    found = delta_state(model)
+    for path, _, record in injections(model):
+        prefix = f'{path}.' if path else ''
+        for key in [key for key in found if key.startswith(prefix)]:
+            name = key.removeprefix(prefix)
+            is_of_base = name in record.base and name not in record.head
+            if is_of_base or 'petl' in name.split('.'):
+                del found[key]
+    return found
 
 
 def load_delta_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -80,27 +94,50 @@ def fill(who: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
             expected[key].copy_(value)
 
 
-def with_later_sites(
+def completed(
     model: nn.Module,
     expected: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     facts: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """Complete a delta from before some sites existed by what the model starts with.
+    """Complete a delta of an older version by what the model starts with.
 
     Args:
         model: An injected model.
         expected: Its tensors by the keys of ``state``.
         state: The tensors of the delta.
         facts: What the delta says of itself. Without ``sites`` it is from when the norm
-            behind a mean over tokens had no site in plain image transformers.
+            behind a mean over tokens had no site in plain image transformers; without
+            ``head`` it may lack the buffers of heads inside of a backbone, which a
+            warning names.
     """
-    if 'sites' in facts:
-        return dict(state)
-    later = _pooled_norms(model)
     missing = {k: v for k, v in expected.items() if k not in state}
-    found = {k: v for k, v in missing.items() if any(is_below(k, p) for p in later)}
+    found: dict[str, Tensor] = {}
+    if 'sites' not in facts:
+        later = _pooled_norms(model)
+        found |= {
+            k: v for k, v in missing.items() if any(is_below(k, p) for p in later)
+        }
+    if 'head' not in facts:
+        inside = _buffers_of_inner_heads(model)
+        lost = {k: v for k, v in missing.items() if plain_key(k) in inside}
+        # A file that has one of them was written with all.
+        if len(lost) == len(inside) > 0:
+            warnings.warn(
+                f'the delta is of an older version and lacks {shorten(sorted(lost))} '
+                'of the head, which stay as they are; export it again from the '
+                'trained model where there still is one',
+                stacklevel=3,
+            )
+            found |= lost
     return {**found, **state}
+
+
+def _buffers_of_inner_heads(model: nn.Module) -> set[str]:
+    """Keys, free of wrappers, of buffers of heads that lie inside of a backbone."""
+    heads = set(head_state(model)) - {name for name, _ in model.named_parameters()}
+    prefixes = tuple(f'{path}.' if path else '' for path, _, _ in injections(model))
+    return {plain_key(key) for key in heads if key.startswith(prefixes)}
 
 
 def _pooled_norms(model: nn.Module) -> list[str]:

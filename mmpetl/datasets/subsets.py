@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmpetl.core import PETLError
+from mmpetl.core.part_files import whole_file
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.lines import read_labelled
 
@@ -218,6 +218,5 @@ def _write(path: Path, lines: Sequence[str]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.write_text(text, 'utf-8')
-    os.replace(partial, path)
+    with whole_file(path) as part:
+        part.write_text(text, 'utf-8')

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
-import socket
 import time
 from pathlib import Path
 
 from mmengine.fileio import register_backend
 from mmengine.fileio.backends import LocalBackend
 
-_count = itertools.count()
+from mmpetl.core.part_files import part_name
+
 _PART = re.compile(r'.+\.part')
-
-
-def part_name(path: str | os.PathLike) -> str:
-    """A name beside ``path`` that no other writer uses.
-
-    Two processes that write the same file must not write the same temporary file: what
-    is renamed would hold a part of each.
-    """
-    folder, name = os.path.split(os.path.abspath(path))
-    writer = f'{socket.gethostname()[:32]}-{os.getpid()}-{next(_count)}'
-    return os.path.join(folder, f'{name[:160]}.{writer}.part')
 
 
 def remove_parts(folder: str | os.PathLike) -> None:
@@ -42,7 +30,7 @@ class AtomicLocalBackend(LocalBackend):
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
         """Write bytes; where that fails, the file is as it was."""
         part = part_name(filepath)
-        os.makedirs(os.path.dirname(part), exist_ok=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(part, 'wb') as file:
                 file.write(obj)

@@ -92,7 +92,7 @@ class IA3InPeft(PeftFormat):
             else:
                 scale = delta.scale.new_ones(linear.out_dims, 1)
                 for start, stop, part in linear.parts:
-                    scale[start:stop, 0] = part.scale
+                    scale[start:stop, 0] *= part.scale  # rows of attn.qkv and attn.k
             layers[linear.path] = {'ia3_l': scale}
         return PeftAdapter({'feedforward_modules': in_front}, layers)
 

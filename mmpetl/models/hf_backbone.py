@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from mmengine.model import BaseModule, initialize
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmpetl.compat.extras import pip_line
 from mmpetl.core import PETLError, SiteMap
+from mmpetl.models.weights.convert import may_lack
 from mmpetl.registry import BACKBONES, MODELS
 
 EXTRA = (
@@ -44,9 +47,9 @@ class HFBackbone(BaseModule):
         init_cfg: As in every module of MMEngine.
 
     Raises:
-        PETLError: transformers is missing, nothing has that name, the model gives
-            neither a plain sequence of tokens nor maps, or there is no class token to
-            hand out.
+        PETLError: transformers is missing, nothing has that name, its weights do not
+            fill the model, the model gives neither a plain sequence of tokens nor maps,
+            or there is no class token to hand out.
     """
 
     def __init__(
@@ -185,6 +188,8 @@ BUILD: dict[str, dict[str, Any]] = {
     'beit': {'add_pooling_layer': False},
 }
 """What is left out of a backbone."""
+UNREAD = re.compile(r'(^|\.)(pooler|predictor|mask_token)(\.|$)|^head\.')
+"""Tensors that no output here is made of, so that files may come without them."""
 
 
 def build_model(
@@ -222,9 +227,65 @@ def build_model(
     if not pretrained:
         return cls(config, **build)
     try:
-        return cls.from_pretrained(name_or_config, config=config, **build)
+        # Sizes that differ are listed below, each with both sides.
+        model, info = cls.from_pretrained(
+            name_or_config,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **build,
+        )
     except OSError as error:
         raise PETLError(_first_line(name_or_config, error)) from error
+    except (RuntimeError, SafetensorError) as error:
+        said = str(error).strip().partition('\n')[0]
+        raise PETLError(
+            f'transformers cannot load the weights at {name_or_config!r}: {said}; '
+            f'{ANOTHER_WAY}'
+        ) from error
+    _check_filled(model, name_or_config, info)
+    return model
+
+
+ANOTHER_WAY = (
+    'give a folder or a name with the weights of this model, or set pretrained=False '
+    'and name the file as checkpoint of mmpetl.PETLBackbone, which reads more names'
+)
+
+
+def _check_filled(model: nn.Module, source: Any, info: Mapping[str, Any]) -> None:
+    """Refuse a model that transformers has drawn a part of, which it only warns of.
+
+    Args:
+        model: As it was loaded.
+        source: Where from, for messages.
+        info: What ``from_pretrained`` says of it: names in ``missing_keys``, names and
+            both shapes in ``mismatched_keys``, lines in ``error_msgs``.
+
+    Raises:
+        PETLError: The weights lack what is read here, or have it in another size.
+    """
+    who = type(model).__name__
+
+    def is_read(name: str) -> bool:
+        return not UNREAD.search(name) and not may_lack(model, name)
+
+    for name, there, here in sorted(info['mismatched_keys']):
+        if is_read(name):
+            raise PETLError(
+                f'{name} has shape {tuple(there)} in the weights at {source!r} and '
+                f'{tuple(here)} in {who}; {ANOTHER_WAY}'
+            )
+    lost = sorted(filter(is_read, info['missing_keys']))
+    if lost:
+        names = {name for name in model.state_dict() if is_read(name)}
+        raise PETLError(
+            f'the weights at {source!r} lack {len(lost)} of {len(names)} tensors of '
+            f'{who} ({lost[0]} is one), which would be random; {ANOTHER_WAY}'
+        )
+    if info.get('error_msgs'):
+        said = str(info['error_msgs'][0]).strip().partition('\n')[0]
+        raise PETLError(f'{who} is not filled from {source!r}: {said}; {ANOTHER_WAY}')
 
 
 def _config(

@@ -204,3 +204,16 @@ def test_both_kinds_of_files_are_bases(bench, folded):
     (bench.folder / 'bad.safetensors').write_bytes(b'x')
     with pytest.raises(PETLError, match=r'bad\.safetensors is not a weight file'):
         apis.fold_checkpoint(None, path, 'x', base=bench.folder / 'bad.safetensors')
+
+
+def test_a_delta_of_a_users_own_model_says_what_to_do(tmp_path):
+    """It was refused as if its class were to be registered."""
+    import timm
+
+    import mmpetl
+
+    model = timm.create_model('test_vit', num_classes=3, img_size=32)
+    base = {k: v.clone() for k, v in model.state_dict().items()}
+    mmpetl.save_delta(mmpetl.inject(model, 'LoRA'), tmp_path / 'd')
+    with pytest.raises(PETLError, match='does not say which backbone.*mmpetl.fold'):
+        apis.fold_state_dict(tmp_path / 'd', base)

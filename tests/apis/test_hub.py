@@ -156,3 +156,32 @@ def test_names_that_are_none_are_refused(name, tuned, tmp_path) -> None:
         push_to_hub(tuned, name, hub=tmp_path)
     with pytest.raises(PETLError, match='a repository is called user/name'):
         from_pretrained(name, vit(), hub=tmp_path)
+
+
+def test_what_trained_like_a_head_is_injected_as_such(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv('MMPETL_HUB', str(tmp_path))
+    model = mmpetl.inject(vit(), 'LoRA', head=('norm',))
+    with torch.no_grad():
+        for param in model.parameters():
+            if param.requires_grad:
+                param.add_(0.1 * torch.randn_like(param))
+    made = push_to_hub(model, 'me/birds')
+    assert '| trains like a head | norm |' in (Path(made) / 'README.md').read_text()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(from_pretrained('me/birds', vit())(x), model(x))
+
+
+def test_a_delta_of_two_trunks_is_injected_by_hand(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv('MMPETL_HUB', str(tmp_path))
+
+    def towers(method: str | None) -> nn.Module:
+        trunks = nn.ModuleDict({'one': vit(), 'two': vit()})
+        for trunk in trunks.values() if method else ():
+            mmpetl.inject(trunk, method)
+        return trunks
+
+    push_to_hub(towers('LoRA'), 'me/birds')
+    from_pretrained('me/birds', towers('LoRA'))
+    with pytest.raises(PETLError, match=r'several backbones \(one, two\); inject each'):
+        from_pretrained('me/birds', towers(None))

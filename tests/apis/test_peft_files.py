@@ -600,3 +600,15 @@ def test_a_linear_that_nobody_calls_has_no_adapter(trunk: str, tmp_path: Path) -
     model = mmpetl.inject(TINY[trunk].build(), method)
     with pytest.raises(PETLError, match='no single Linear that the model calls'):
         save_peft(model, tmp_path)
+
+
+def test_scales_at_the_same_rows_are_multiplied(tmp_path: Path) -> None:
+    targets = ('attn.qkv', 'attn.k')
+    model = mmpetl.inject(vit(), {'type': 'IA3', 'targets': targets})
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if name.endswith('.scale'):
+                param.uniform_(0.5, 1.5)
+    save_peft(model, tmp_path)
+    again = load_peft(vit(), tmp_path)
+    assert torch.allclose(out(again), out(model), atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from functools import partial
 
 import pytest
@@ -466,3 +467,32 @@ def test_states_of_a_swin_shrink_with_its_maps() -> None:
     trained = [p for n, p in model.named_parameters() if '.petl.' in n]
     assert trained
     assert all(p.grad is not None for p in trained)
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_weights_that_leave_a_part_random_are_refused(kind: str, tmp_path) -> None:
+    """transformers says so in a table alone, and draws what it does not find."""
+    from safetensors.torch import load_file, save_file
+
+    model = drawn(kind).model
+    model.save_pretrained(tmp_path)
+    loaded = HFBackbone(tmp_path).model.state_dict()
+    assert all(torch.equal(v, loaded[k]) for k, v in model.state_dict().items())
+    file = tmp_path / 'model.safetensors'
+    whole = load_file(file)
+    short = {k: v for k, v in whole.items() if not re.search(r'layers?\.2\.', k)}
+    assert len(short) < len(whole)
+    other = {k: v[:1].clone() if v.ndim == 2 else v for k, v in whole.items()}
+    for tensors, line in (
+        (short, 'which would be random'),
+        ({f'net.{k}': v for k, v in whole.items()}, 'which would be random'),
+        (other, 'has shape .* in the weights at'),
+    ):
+        save_file(tensors, file, metadata={'format': 'pt'})
+        with pytest.raises(PETLError, match=line) as error:
+            HFBackbone(tmp_path)
+        assert '\n' not in str(error.value)
+    file.write_bytes(b'damaged')
+    with pytest.raises(PETLError, match='transformers') as error:
+        HFBackbone(tmp_path)
+    assert '\n' not in str(error.value)

@@ -201,3 +201,159 @@ def test_a_delta_of_a_base_that_moved_is_not_written(tmp_path) -> None:
     model.norm.weight.data += 1
     with pytest.raises(PETLError, match=r'norm.weight of the frozen base changed'):
         mmpetl.save_delta(model, tmp_path / 'd')
+
+
+def with_norm(method='LoRA') -> nn.Module:
+    """A trunk whose head, which lies in it, has running statistics."""
+    model = base(VIT)
+    width = model.head.in_features
+    model.head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, 3))
+    torch.manual_seed(1)
+    nn.init.normal_(model.head[1].weight)
+    return mmpetl.inject(model, method)
+
+
+def trained_with_norm() -> nn.Module:
+    model = with_norm()
+    shake_(model)
+    model.train()(images(VIT))
+    assert not torch.equal(model.head[0].running_mean, torch.zeros(1))
+    return model.eval()
+
+
+@pytest.mark.parametrize('writes', ['save_delta', 'export_delta'])
+@pytest.mark.parametrize('reads', ['core', 'apis'])
+def test_statistics_of_a_head_inside_of_the_trunk_are_saved(
+    writes, reads, tmp_path
+) -> None:
+    from mmpetl import apis
+
+    model, x = trained_with_norm(), images(VIT)
+    if writes == 'save_delta':
+        mmpetl.save_delta(model, tmp_path / 'd')
+    else:
+        apis.export_delta(model, None, tmp_path / 'd')
+    tensors, _ = read_delta_file(tmp_path / 'd')
+    assert {'head.0.running_mean', 'head.0.num_batches_tracked'} <= set(tensors)
+    load = mmpetl.load_delta if reads == 'core' else apis.load_delta
+    other = load(with_norm(), tmp_path / 'd').eval()
+    assert all(map(torch.equal, outputs(other, x), outputs(model, x)))
+
+
+@pytest.mark.parametrize('reads', ['core', 'apis'])
+def test_a_delta_from_before_they_were_saved_still_loads(reads, tmp_path) -> None:
+    from mmpetl import apis
+
+    model = trained_with_norm()
+    mmpetl.save_delta(model, tmp_path / 'new')
+    tensors, facts = read_delta_file(tmp_path / 'new')
+    buffers = {name for name, _ in model.named_buffers()}
+    old = {k: v for k, v in tensors.items() if k not in buffers}
+    assert len(old) == len(tensors) - 3
+    load = mmpetl.load_delta if reads == 'core' else apis.load_delta
+    write_delta_file(tmp_path / 'cut', old, facts)
+    with pytest.raises(PETLError, match='head.0.*missing'):
+        load(with_norm(), tmp_path / 'cut')
+    del facts['head']
+    write_delta_file(tmp_path / 'old', old, facts)
+    other = with_norm()
+    with pytest.warns(UserWarning, match='lacks head.0.num_batches_tracked'):
+        load(other, tmp_path / 'old')
+    assert torch.equal(other.head[1].weight, model.head[1].weight)
+    assert not other.head[0].running_mean.any()
+
+
+def test_a_model_with_channels_last_is_saved(tmp_path) -> None:
+    from mmpetl.apis import export_delta
+
+    model = base(VIT).to(memory_format=torch.channels_last)
+    model.head = nn.Sequential(
+        nn.Unflatten(1, (-1, 4, 4)), nn.Conv2d(model.head.in_features // 16, 3, 3)
+    )
+    model = mmpetl.inject(model, 'Full').to(memory_format=torch.channels_last)
+    assert not model.head[1].weight.is_contiguous()
+    mmpetl.save_delta(model, tmp_path / 'd')
+    export_delta(model, None, tmp_path / 'e')
+    for name in ('d', 'e'):
+        tensors, _ = read_delta_file(tmp_path / name)
+        assert torch.equal(tensors['head.1.weight'], model.head[1].weight)
+
+
+class Towers(nn.Module):
+    """Two trunks, each of which may hold a method."""
+
+    def __init__(self, one='LoRA', two='SSF') -> None:
+        super().__init__()
+        self.one = mmpetl.inject(base(VIT), one)
+        self.two = mmpetl.inject(base(VIT), two)
+
+
+def test_each_of_two_trunks_is_on_record(tmp_path) -> None:
+    from mmpetl.apis import export_delta, load_delta
+
+    model = Towers()
+    shake_(model)
+    export_delta(model, None, tmp_path / 'd')
+    _, facts = read_delta_file(tmp_path / 'd')
+    assert [(t['path'], t['method']['type']) for t in facts['trunks']] == [
+        ('one', 'LoRA'),
+        ('two', 'SSF'),
+    ]
+    other = load_delta(Towers(), tmp_path / 'd')
+    found = dict(other.named_parameters())
+    assert all(torch.equal(p, found[n]) for n, p in model.named_parameters())
+    export_delta(Towers('LoRA', LoRA(alpha=3)), None, tmp_path / 'alpha')
+    for path, twin, line in (
+        ('d', Towers('LoRA', 'BitFit'), 'two: the delta is of SSF, the model has Bi'),
+        ('alpha', Towers('LoRA', 'LoRA'), "two: .*'alpha': 3"),
+        (
+            'alpha',
+            Towers('LoRA', [{'type': 'LoRA', 'alpha': 3, 'blocks': '1:'}]),
+            'two: the delta acts at all layers, the model at',
+        ),
+        ('d', tuned('LoRA'), 'methods in 2 backbones .one, two., the model .* in one'),
+    ):
+        with pytest.raises(PETLError, match=line) as error:
+            load_delta(twin, tmp_path / path)
+        assert '\n' not in str(error.value)
+    # Files from before tell of the first trunk alone.
+    tensors, facts = read_delta_file(tmp_path / 'd')
+    del facts['trunks']
+    write_delta_file(tmp_path / 'old', tensors, facts)
+    load_delta(Towers(), tmp_path / 'old')
+
+
+def test_what_trained_like_a_head_is_on_record(tmp_path) -> None:
+    model = mmpetl.inject(base(VIT), 'LoRA', head=('norm',))
+    shake_(model)
+    with torch.no_grad():
+        model.norm.weight += 1
+    mmpetl.save_delta(model, tmp_path / 'd')
+    with pytest.raises(PETLError, match=r"holds no.*head=\('norm',\)"):
+        mmpetl.load_delta(base(VIT), tmp_path / 'd')
+    line = r"trained with head=\('norm',\), the model was injected with no head="
+    with pytest.raises(PETLError, match=line) as error:
+        mmpetl.load_delta(mmpetl.inject(base(VIT), 'LoRA'), tmp_path / 'd')
+    assert '\n' not in str(error.value)
+    tensors, facts = read_delta_file(tmp_path / 'd')
+    assert facts['head'] == ['norm']
+    del facts['head']
+    write_delta_file(tmp_path / 'old', tensors, facts)
+    for name in ('d', 'old'):
+        other = mmpetl.inject(base(VIT), 'LoRA', head=('norm',))
+        mmpetl.load_delta(other, tmp_path / name)
+        assert torch.equal(other.norm.weight, model.norm.weight)
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path) -> None:
+    """Ranks that save to one path renamed the file of each other away."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from mmpetl.core.delta_file import write_all
+
+    path = tmp_path / 'd.json'
+    written = [bytes([n]) * 100_000 for n in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda data: write_all({path: data}), written * 4))
+    assert path.read_bytes() in written
+    assert list(tmp_path.iterdir()) == [path]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.core import PETLError
+from mmpetl.core.part_files import whole_file
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
 
@@ -74,8 +75,7 @@ def screenshot(
     """
     picture = Path(picture)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    part = picture.with_name(f'{picture.stem}.part{picture.suffix}')
-    with browser() as found:
+    with whole_file(picture, picture.suffix) as part, browser() as found:
         page = found.new_page(
             viewport={'width': width, 'height': 900},
             color_scheme='dark' if dark else 'light',
@@ -88,5 +88,4 @@ def screenshot(
             page.pdf(path=part, prefer_css_page_size=True, print_background=True)
         else:
             page.screenshot(path=part, full_page=True)
-    part.replace(picture)
     return picture

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmpetl.compat.arrays import read_arrays
 from mmpetl.core import PETLError
-from mmpetl.engine.files import part_name
+from mmpetl.core.part_files import part_name
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.registry import HOOKS
 
@@ -120,7 +120,7 @@ def _one_label(sample: Any) -> bool:
 def write_predictions(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
     """Write a file of predictions, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(part_name(path))
+    part = part_name(path)
     with open(part, 'wb') as file:
         np.savez(file, logits=logits.astype(np.float32), labels=labels)
         file.flush()

@@ -30,7 +30,7 @@ from torch import Tensor
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import parse_json, read_bytes, text_limit
 from mmpetl.core.delta_file import to_data
-from mmpetl.engine.files import part_name
+from mmpetl.core.part_files import part_name
 from mmpetl.engine.hooks.predictions import PredictionsHook
 from mmpetl.registry import HOOKS
 
@@ -134,7 +134,7 @@ def write_results(path: Path, results: Results) -> None:
     """Write a file of results, whole or not at all."""
     text = json.dumps(msgspec.to_builtins(results), separators=(',', ':'))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(part_name(path))
+    part = part_name(path)
     with open(part, 'wb') as file:
         # Without the time of writing, so that equal runs leave equal bytes.
         file.write(gzip.compress(text.encode(), 9, mtime=0))

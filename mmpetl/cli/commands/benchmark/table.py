@@ -25,6 +25,7 @@ from mmpetl.benchmark.verdicts import standings
 from mmpetl.cli.arguments import add_folder
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
+from mmpetl.core.part_files import whole_file
 
 
 def make_parser() -> CommandParser:
@@ -119,9 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.to:
             path = Path(args.to)
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f'{path.name}.part')
-            part.write_text(text, encoding='utf-8')
-            part.replace(path)
+            with whole_file(path) as part:
+                part.write_text(text, encoding='utf-8')
             print(path)
         else:
             print(text, end='')
