@@ -31,7 +31,9 @@ class BranchScale(Delta):
     """``gamma * y``.  y: (B, N, C), what leaves a branch's last projection.
 
     Layer scale and stochastic depth behind it multiply too, so that the order does not
-    matter. ``gamma``: (C,), one at the start.
+    matter. Where a norm follows (Swin V2), its own scale trains and is that of the
+    branch; MSCAN's inner shortcut, and what TimeSformer's time attention projects once
+    more, stand behind it. ``gamma``: (C,), one at the start.
     """
 
     def __init__(self, dims: int) -> None:

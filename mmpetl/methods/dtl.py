@@ -134,6 +134,7 @@ class DTL(Method):
         self.beta = beta
         self.kernel_size = kernel_size
         self.patch_mean = patch_mean
+        self.windowed = False
         self.starts_as_identity = not patch_mean
 
     def adds(self, site: Site) -> bool:
@@ -141,13 +142,15 @@ class DTL(Method):
         if self.add_after is not None:
             return site.block in self.add_after
         first = site.num_blocks // 2
-        if site.window is not None:
+        if self.windowed:
             first = FIRST_ADDED_WINDOWED.get(site.num_blocks, first)
         return site.block >= first
 
     def choose(self, sites: list[Site]) -> list[Site]:
         blocks = [site for site in sites if site.kind == 'block']
         there = {site.block for site in blocks}
+        # Of the trunk, as some blocks of a windowed one attend to all.
+        self.windowed = any(site.window is not None for site in blocks)
         for block in self.add_after or ():
             if block not in there:
                 raise PETLError(

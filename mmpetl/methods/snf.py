@@ -61,7 +61,8 @@ class SNF(Method):
         zero_init: Whether the planar flows start at zero, so that the model starts as
             the frozen one.
         blocks: How many blocks, from the first on. None takes 12 of a plain
-            transformer, as the authors' code does, and all of a windowed one.
+            transformer, as the authors' code does, and all of one with windows or
+            several stages.
     """
 
     targets = ('attn.skip', 'ffn.skip')
@@ -86,13 +87,10 @@ class SNF(Method):
                 f'SNF is to act in {self.blocks} blocks; this backbone has '
                 f'{chosen[0].num_blocks}'
             )
-        return [site for site in chosen if site.block < self.last(site)]
-
-    def last(self, site: Site) -> int:
-        """The first block without flows."""
-        if self.blocks is not None:
-            return self.blocks
-        return PUBLISHED_BLOCKS if site.window is None else site.num_blocks
+        # What is plain is the trunk: some blocks of a windowed one attend to all.
+        is_plain = all(site.window is None and not site.stage for site in chosen)
+        end = self.blocks or (PUBLISHED_BLOCKS if is_plain else None)
+        return [site for site in chosen if end is None or site.block < end]
 
     def build(self, site: Site) -> FlowDelta:
         return FlowDelta(site.out_dims, self.length, self.zero_init)

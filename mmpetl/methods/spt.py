@@ -213,7 +213,8 @@ class SPT(Method):
             ``'adapter'``: bottlenecks behind it.
         rank: Of the modules, 8 in the paper.
         drop_rate: Dropout on what enters a module.
-        drop_path: Stochastic depth of the low-rank sum.
+        drop_path: Stochastic depth of the low-rank sum; in windowed attention it is
+            drawn for each window.
         alpha: A projection gets a module where at least 1 / alpha as many of its
             weights as the module has parameters are among the most sensitive.
         beta: A vector trains as a whole where 1 / beta of it is among them.

@@ -121,6 +121,19 @@ def test_published_blocks_on_swin_b():
     assert [s.block for s in chosen if method.adds(s)] == list(range(14, 24))
 
 
+def test_blocks_that_attend_to_all_are_no_reason_to_begin_elsewhere():
+    """As in Twins-SVT-B, where each second one does."""
+    method = DTL(4)
+    sites = [
+        mmpetl.core.Site(
+            'block', '', 8, 8, i, stage, 24, window=None if i % 2 else (7, 7)
+        )
+        for i, stage in enumerate([0] * 2 + [1] * 2 + [2] * 18 + [3] * 2)
+    ]
+    chosen = method.choose(sites)
+    assert [s.block for s in chosen if method.adds(s)] == list(range(14, 24))
+
+
 def test_side_state_does_not_cross_a_patch_merging():
     x = tiny.images('mmpretrain_swin', dtype=torch.double)
     model = mmpetl.inject(

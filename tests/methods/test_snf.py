@@ -127,6 +127,26 @@ def test_a_deep_plain_transformer_gets_flows_in_twelve_blocks():
     assert len(injection_of(model)[1].slots['0'].sites) == 28
 
 
+@pytest.mark.parametrize(
+    ('window', 'stages', 'last'),
+    [
+        ((14, 14), [0] * 24, 24),  # SAM's: each sixth block attends to all
+        (None, [0] * 24, 12),
+        (None, [0] * 3 + [1] * 4 + [2] * 14 + [3] * 3, 24),  # a pyramid
+    ],
+)
+def test_the_trunk_decides_how_many_blocks_have_flows(window, stages, last):
+    sites = [
+        mmpetl.core.Site(
+            kind, '', 8, 8, i, stage, 24, window=None if i % 6 == 5 else window
+        )
+        for i, stage in enumerate(stages)
+        for kind in SNF.targets
+    ]
+    chosen = SNF().choose(sites)
+    assert [s.block for s in chosen[::2]] == list(range(last))
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(PETLError, match='SNF needs length of at least 1, got 0'):
         SNF(0)
