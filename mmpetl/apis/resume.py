@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.apis.delta import load_tensors
+from mmpetl.config.batch import is_accumulated
 from mmpetl.config.text import read_text
 from mmpetl.core import PETLError
 from mmpetl.engine.latest import file_to_resume, is_remote, newest_checkpoint
@@ -94,6 +95,25 @@ def check_resume(config: Any) -> list[str]:
     said = _compare(config, path, text if isinstance(text, str) else '', drawn)
     check_resumable(content, str(path), seed)  # its lines come with the resumption
     return said
+
+
+def goes_on_by_passes(config: Any) -> bool:
+    """Whether a run is resumed that counts passes where it might count steps.
+
+    One that was begun before :func:`mmpetl.config.batch.join_passes` does.
+    """
+    path = file_to_resume(config)
+    content = None if path is None else load_tensors(path)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    text = meta.get('cfg') if isinstance(meta, dict) else None
+    if not isinstance(text, str):
+        return False
+    try:
+        before = read_text(text)
+    except PETLError:
+        return False  # the comparison says it
+    own = (before.get('optim_wrapper') or {}).get('accumulative_counts') or 1
+    return own > 1 and not is_accumulated(before)
 
 
 def find_checkpoint(config: Any) -> list[str]:

@@ -237,7 +237,11 @@ def train(config: Any, **kwargs: Any) -> Any:
     """
     from mmengine.dist import get_world_size
 
-    from mmpetl.apis.resume import check_resume, find_checkpoint
+    from mmpetl.apis.resume import (
+        check_resume,
+        find_checkpoint,
+        goes_on_by_passes,
+    )
     from mmpetl.engine.first_step import behind_steps_marked
     from mmpetl.engine.folder_lock import hold_for_run
     from mmpetl.engine.full_disk import writes_named
@@ -249,11 +253,12 @@ def train(config: Any, **kwargs: Any) -> Any:
     check_honest(config)
     kwargs.setdefault('check_data', ('train', 'val'))
     init_dist_any(kwargs.get('launcher', 'none'))
-    join_passes(config, get_world_size())
     check_zero(config, get_world_size())
     folder = config.work_dir
     with stop_on_signals() as stop, hold_for_run(folder), writes_named(folder):
         found = find_checkpoint(config)
+        if not goes_on_by_passes(config):
+            join_passes(config, get_world_size())
         said = check_resume(config)
         runner = build_runner(config, **kwargs)
         for line in filter(None, [*found, missed_batch(config, runner.world_size)]):

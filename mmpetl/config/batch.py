@@ -151,7 +151,7 @@ def reach_batch(config: Any, processes: int = 1) -> None:
         _set_samples(loader, batch, samples, processes)
     if processes > 1:
         config.processes = processes
-    if as_upstream or _is_accumulated(config):
+    if as_upstream or is_accumulated(config):
         return
     passes = batch // (loader['batch_size'] * processes)
     if passes > 1:
@@ -173,7 +173,7 @@ def join_passes(config: Any, processes: int) -> None:
         PETLError: The rate is to follow the batch, of which MMEngine sees a pass.
     """
     own = (config.get('optim_wrapper') or {}).get('accumulative_counts') or 1
-    if own == 1 or _is_accumulated(config):
+    if own == 1 or is_accumulated(config):
         return
     batch, shares = config.get('batch'), shares_of(config)
     if batch and shares and batch == Shares(shares.samples, processes, own).batch:
@@ -215,7 +215,7 @@ def _fix_rate(config: Any, batch: int) -> None:
     config.auto_scale_lr = {**scale, 'enable': False}
 
 
-def _is_accumulated(config: Any) -> bool:
+def is_accumulated(config: Any) -> bool:
     """Whether :func:`reach_batch` has made the passes of a config already."""
     hook = (config.get('default_hooks') or {}).get('param_scheduler') or {}
     return isinstance(hook, Mapping) and hook.get('type') == SCHEDULERS

@@ -309,6 +309,8 @@ def _ranks(evaluator: Mapping[str, Any]) -> bool:
     if any(isinstance(one, Mapping) and _ranks(one) for one in inner):
         return True
     kind = _kind_of(evaluator)
+    if kind == 'ReIDMetrics':
+        return 'mAP' in _listed(evaluator.get('metric', 'mAP'))
     return kind in _MEANS or _best_of(evaluator, kind) is not None
 
 
@@ -320,7 +322,7 @@ def _name_of(evaluator: Mapping[str, Any]) -> str:
 def _kind_of(evaluator: Mapping[str, Any]) -> str:
     """Class of an evaluator; of one that extends a known one, the known one's."""
     name, kind = _name_of(evaluator), evaluator.get('type')
-    if name in BEST_BY or name in _MEANS:
+    if name in BEST_BY or name in _MEANS or name in _OTHERS:
         return name
     from mmengine.registry import METRICS
 
@@ -365,9 +367,13 @@ _MEANS = (
     'CityScapesMetric',
     'CrowdHumanMetric',
     'LabelMaps',
+    'OpenImagesMetric',
     'VOCAveragePrecision',
 )
 """Further evaluators, whose ``mAP`` or ``mIoU`` tables rank by."""
+
+_OTHERS = ('LVISMetric',)
+"""Evaluators that extend a known one and call their metrics otherwise."""
 
 
 def _evaluators(config: Any, phase: str) -> list[Mapping[str, Any]]:

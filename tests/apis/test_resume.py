@@ -8,7 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmpetl.apis.resume import check_resume, differences
+from mmpetl.apis.resume import check_resume, differences, goes_on_by_passes
+from mmpetl.config.batch import SCHEDULERS
 from mmpetl.config.text import is_data, read_text
 from mmpetl.core import PETLError
 from mmpetl.engine.resuming import rng_state
@@ -188,3 +189,22 @@ def test_keys_and_sets_that_no_mapping_takes_are_read_as_text():
         'a': {'[1]': 2, -1: {'b': 'inf'}},
         'c': '{[1], 2}',
     }
+
+
+@pytest.mark.parametrize(
+    ('optim', 'hooks', 'by_passes'),
+    [
+        ({}, {}, False),
+        ({'accumulative_counts': 4}, {}, True),
+        ({'accumulative_counts': 4}, {'param_scheduler': {'type': SCHEDULERS}}, False),
+    ],
+)
+def test_a_run_that_counted_passes_goes_on_so(tmp_path, optim, hooks, by_passes):
+    config = Config.fromstring(RUN, '.py')
+    config.optim_wrapper.update(optim)
+    config.default_hooks.update(hooks)
+    file = tmp_path / 'epoch_3.pth'
+    torch.save(whole({'cfg': config.pretty_text, 'seed': 42}), file)
+    assert not goes_on_by_passes(config)
+    config.resume, config.load_from = True, str(file)
+    assert goes_on_by_passes(config) == by_passes

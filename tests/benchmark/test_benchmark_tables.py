@@ -434,6 +434,9 @@ UNRANKED = {
     'CocoMetric': {'type': 'CocoMetric', 'metric': ['proposal']},
     'VOCMetric': {'type': 'VOCMetric', 'metric': 'recall'},
     'DepthError': {'type': 'mmpetl.DepthError'},
+    # It extends CocoMetric, and calls its metrics otherwise.
+    'LVISMetric': {'type': 'mmdet.LVISMetric'},
+    'ReIDMetrics': {'type': 'mmdet.ReIDMetrics', 'metric': 'CMC'},
 }
 
 
@@ -459,6 +462,8 @@ RANKED = [
     {'type': 'MultiTasksMetric', 'task_metrics': {'a': [{'type': 'Accuracy'}]}},
     {'type': 'MultiDatasetsEvaluator', 'metrics': [{'type': 'CocoMetric'}]},
     {'type': 'mmpetl.LabelMaps'},
+    {'type': 'mmdet.OpenImagesMetric'},
+    {'type': 'mmdet.ReIDMetrics', 'metric': ['mAP', 'CMC']},
     {'type': Stricter},
 ]
 

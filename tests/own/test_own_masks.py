@@ -131,6 +131,22 @@ def test_a_palette_for_the_eye_leaves_numbers_alone(tmp_path, shown):
             assert np.array_equal(found.labels(path), labels)
 
 
+def test_a_colour_without_a_class_does_not_make_numbers_of_the_others(tmp_path):
+    """The background unnamed, or one strange colour: what is said is which."""
+    folder = write_masks(tmp_path / 'data', 6)
+    rewrite(folder, with_palette)
+    lines = [f'{n} {r} {g} {b}' for n, (r, g, b) in zip(ALL, COLOURS, strict=True)]
+    (folder / 'classes.txt').write_text('\n'.join(lines[1:]))
+    first = ' '.join(map(str, COLOURS[0]))
+    with pytest.raises(PETLError, match=f'1 colours that .*: {first} '):
+        find_masks(folder)
+    swapped = [lines[1], lines[0], lines[2], f'{ALL[3]} 7 7 7']
+    (folder / 'classes.txt').write_text('\n'.join(swapped))
+    strange = ' '.join(map(str, COLOURS[3]))
+    with pytest.raises(PETLError, match=f'1 colours that .*: {strange} '):
+        find_masks(folder)
+
+
 def test_colours_of_255_are_not_compared(tmp_path):
     folder = write_masks(tmp_path / 'data', 6)
     numbers = iter(range(6))

@@ -334,10 +334,14 @@ def _is_by_palette(held: Sequence[_Held], named: Sequence[Named]) -> bool:
     different = set(colours.values())
     if not known or len(different) < len(colours):
         return False
-    if not different or not different <= {one.colour for one in named}:
-        return False  # they are for the eye alone
-    beside_colours = any(isinstance(mask.values[0], tuple) for mask in held)
+    if not different:
+        return False
     order = dict(enumerate(one.colour for one in named))
+    of = set(order.values())
+    if not different <= of:
+        # They are for the eye alone, unless one says that a number is another class.
+        return any(c in of and order.get(n) != c for n, c in colours.items())
+    beside_colours = any(isinstance(mask.values[0], tuple) for mask in held)
     return beside_colours or not colours.items() <= order.items()
 
 
