@@ -7,27 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmpetl.core.errors import PETLError
+from mmpetl.datasets.identity import WRAPPED, innermost
 
 BUILDER = 'mmpetl.PETLBackbone'
 MODEL_BUILDER = 'mmpetl.PETLModel'
 OURS = ('of', 'petl', 'base', 'where', 'freeze', 'layers', 'blocks', 'base_bits')
 """Keys of ``mmpetl.PETLModel``; all others are upstream's."""
 PHASES = ('train', 'val', 'test')
-WRAPPED = ('dataset', 'datasets')
-"""Keys under which a dataset of datasets holds what it wraps."""
-
-
-def innermost(dataset: Any) -> Iterator[Any]:
-    """The sets that a dataset's config repeats or joins, or the set itself."""
-    if isinstance(dataset, list | tuple):
-        for part in dataset:
-            yield from innermost(part)
-        return
-    inner = [dataset[key] for key in WRAPPED if dataset.get(key)]
-    if not inner:
-        yield dataset
-    for part in inner:
-        yield from innermost(part)
 
 
 def datasets_of(config: Any, phase: str) -> list[Any]:

@@ -22,10 +22,9 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
-from mmpetl.config.nodes import innermost
 from mmpetl.core import PETLError, suggest
 from mmpetl.datasets.catalog import facts_of
-from mmpetl.datasets.identity import same_reading
+from mmpetl.datasets.identity import innermost, same_reading
 
 Protocol = Literal['honest', 'published']
 Stage = Literal['final', 'tune']

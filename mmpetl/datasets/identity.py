@@ -239,6 +239,24 @@ def kind_of(node: Mapping[str, Any]) -> str:
     return kind.rpartition('.')[2]
 
 
+WRAPPED = ('dataset', 'datasets')
+"""Keys under which a dataset of datasets holds what it wraps."""
+
+
+def innermost(dataset: Any) -> Iterator[Any]:
+    """The sets that a dataset's config divides, repeats or joins, or the set itself."""
+    if isinstance(dataset, list | tuple):
+        for part in dataset:
+            yield from innermost(part)
+        return
+    is_config = isinstance(dataset, Mapping)
+    inner = [dataset[key] for key in WRAPPED if dataset.get(key)] if is_config else []
+    if not inner:
+        yield dataset
+    for part in inner:
+        yield from innermost(part)
+
+
 def _reading(node: Any) -> Any:
     """A config of a data set with its paths resolved and what is unread left out."""
     if isinstance(node, list | tuple):

@@ -298,6 +298,25 @@ def test_what_the_user_froze_stays_frozen_through_switches_and_freezes() -> None
     assert mmpetl.inject(model, 'BitFit').blocks[1].norm1.bias.requires_grad
 
 
+@pytest.mark.parametrize(
+    'method',
+    [
+        {'type': 'LoRA', 'rank': 2, 'start': 'eva'},
+        {'type': 'SCT', 'num_channels': 4},
+        {'type': 'LST', 'init': 'fisher', 'reduction': 2},
+    ],
+    ids=lambda method: method['type'],
+)
+def test_a_slot_that_is_off_stays_off_through_its_data_pass(method: dict) -> None:
+    model = mmpetl.inject(base(VIT), method)
+    (slot,) = injections(model)[0][2].slots.values()
+    batches = [(images(VIT), torch.tensor([0, 1]))]
+    for acts in (False, True):
+        (mmpetl.enable if acts else mmpetl.disable)(model)
+        slot.method.calibrate(model, batches)
+        assert slot.enabled == acts
+
+
 def test_a_head_that_was_frozen_before_stays_frozen() -> None:
     model = base(VIT)
     model.head.requires_grad_(False)

@@ -315,14 +315,3 @@ def test_bad_options(args: dict, message: str) -> None:
     with pytest.raises(PETLError) as info:
         LoRA(**args)
     assert message in str(info.value)
-
-
-def test_a_slot_that_is_off_stays_off_through_its_data_pass() -> None:
-    x = tiny.images('timm_vit', batch=4)
-    model = mmpetl.inject(tiny.base('timm_vit'), LoRA(rank=2, start='eva'))
-    (slot,) = mmpetl.core.injections(model)[0][2].slots.values()
-    mmpetl.disable(model)
-    slot.method.calibrate(model, [(x, torch.tensor([0, 1, 0, 1]))])
-    assert not slot.enabled
-    mmpetl.enable(model)
-    assert all(slot.enabled for slot in mmpetl.slots(model))

@@ -344,14 +344,3 @@ def test_a_model_without_it_cannot_be_calibrated() -> None:
     model = mmpetl.inject(tiny.base('timm_vit'), SCT(5))
     with pytest.raises(PETLError, match='does not hold SCT'):
         SCT(6).calibrate(model, [])
-
-
-def test_a_slot_that_is_off_stays_off_through_its_data_pass() -> None:
-    x = tiny.images('timm_vit', batch=4)
-    model = mmpetl.inject(tiny.base('timm_vit'), SCT(num_channels=4))
-    (slot,) = mmpetl.core.injections(model)[0][2].slots.values()
-    mmpetl.disable(model)
-    slot.method.calibrate(model, [(x, torch.tensor([0, 1, 0, 1]))])
-    assert not slot.enabled
-    mmpetl.enable(model)
-    assert all(slot.enabled for slot in mmpetl.slots(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmpetl.core import Method, PETLError, injections
-from mmpetl.datasets.identity import REPEATING, kind_of
+from mmpetl.datasets.identity import REPEATING, innermost, kind_of
 from mmpetl.engine.hooks.common import plain_model
 from mmpetl.engine.resuming import rng_state, set_rng_state
 from mmpetl.registry import HOOKS
@@ -108,7 +108,7 @@ def training_data(
         other = runner.cfg.get(f'{phase}_dataloader')
         dataset = _dataset(other)
         if _exchangeable(dataset):
-            size, first = other.get('batch_size', 1), next(_innermost(dataset))
+            size, first = other.get('batch_size', 1), next(innermost(dataset))
             return _with_transforms(loader, config, first['pipeline'], size)
     return loader
 
@@ -121,7 +121,7 @@ def _with_transforms(
     What stands around the innermost sets stays: it may say which samples are held out.
     """
     config = copy.deepcopy(config)
-    for dataset in _innermost(config):
+    for dataset in innermost(config):
         dataset['pipeline'] = copy.deepcopy(transforms)
     return DataLoader(
         DATASETS.build(config),
@@ -144,17 +144,5 @@ def _exchangeable(config: Any) -> bool:
     """Whether every innermost set of a dataset's config has transforms to exchange."""
     return config is not None and all(
         isinstance(dataset, dict) and 'pipeline' in dataset
-        for dataset in _innermost(config)
+        for dataset in innermost(config)
     )
-
-
-def _innermost(config: Any) -> Iterator[Any]:
-    """The sets that a dataset's config divides or joins, or the set itself."""
-    inner = config.get('dataset') if isinstance(config, dict) else None
-    inner = [inner] if isinstance(inner, dict) else []
-    if isinstance(config, dict):
-        inner += config.get('datasets') or ()
-    for dataset in inner:
-        yield from _innermost(dataset)
-    if not inner:
-        yield config
