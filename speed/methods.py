@@ -19,8 +19,9 @@ out; *peak* those of the device at most, on a GPU. *Folded* is a forward pass of
 folded trunk, of methods that fold. *Disk* is the saved delta, both files.
 
 Seconds are those of the processor (``--wall``: of the clock), so that other work on the
-machine counts little; a ratio is taken within its round. Every row is kept in ``--out``
-as it is done, and a call goes on where the last one stopped.
+machine counts little; a ratio is taken within its round, whose references
+``--together`` methods share. Every row is kept in ``--out`` as it is done, and a call
+goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,48 +297,75 @@ def of_delta(net: nn.Module, make: Callable[[], nn.Module], method: str) -> dict
     return {'disk': size, 'save_s': saved - began, 'load_s': loaded - begun}
 
 
+class Measured:
+    """A method in the trunk: its step, its row, and its folded trunk where it folds."""
+
+    def __init__(self, name: str, references: References) -> None:
+        x = references.x
+        net = mmpetl.inject(references.make(), name).to(x.device)
+        net.train()
+        self.lowest = lowest_block(net, x)
+        self.step = Step(net, x)
+        self.row: dict[str, Any] = {
+            'method': name,
+            'parameters': count_trainable(net).backbone,
+            'lowest_block': self.lowest,
+            'kept': self.step.kept_bytes() / references.full_kept,
+            'peak': self.step.peak_bytes(),
+            **of_delta(net, references.make, name),
+        }
+        self.folded = None
+        if mmpetl.core.build_method(name).folds:
+            self.folded = mmpetl.fold(copy.deepcopy(net)).eval()
+
+
 def measure(
-    name: str,
+    methods: Mapping[str, Measured],
     references: References,
     rounds: int,
     clock: Callable[[], float],
-) -> dict[str, Any]:
-    """The row of a method."""
-    x = references.x
-    net = mmpetl.inject(references.make(), name).to(x.device)
-    net.train()
-    index = lowest_block(net, x)
-    step = Step(net, x)
-    cases: dict[str, Callable[[], None]] = {
-        'bound': references.bound(index),
+) -> list[dict[str, Any]]:
+    """The rows of methods whose steps are timed in the same rounds.
+
+    Args:
+        methods: The methods, by name.
+        references: What a step is beside.
+        rounds: How many; of the folded trunks three times as many, for a forward pass
+            is a third of a step, and should be the original's to two hundredths.
+        clock: Seconds.
+    """
+    bounds = {m.lowest: references.bound(m.lowest) for m in methods.values()}
+    cases: dict[Any, Callable[[], None]] = {
         'forward': references.forward,
         'full': references.full,
-        'step': step,
     }
-    method = mmpetl.core.build_method(name)
-    row: dict[str, Any] = {
-        'method': name,
-        'parameters': count_trainable(net).backbone,
-        'lowest_block': index,
-        'kept': step.kept_bytes() / references.full_kept,
-        'peak': step.peak_bytes(),
-        **of_delta(net, references.make, name),
-    }
-    if method.folds:
-        folded = mmpetl.fold(copy.deepcopy(net))
-        folded.eval()
-
-        @torch.no_grad()
-        def run_folded() -> None:
-            folded(x)
-
-        cases['folded'] = run_folded
+    cases |= {('bound', lowest): run for lowest, run in bounds.items()}
+    cases |= {('step', name): m.step for name, m in methods.items()}
     times = time_rounds(cases, rounds, clock=clock)
-    for case in ('bound', 'forward', 'full'):
-        row[f'step_{case}'] = list(vars(ratio(times, 'step', case)).values())
-    if method.folds:
-        row['folded_forward'] = list(vars(ratio(times, 'folded', 'forward')).values())
-    return row
+    for name, m in methods.items():
+        for case, beside in (
+            ('bound', ('bound', m.lowest)),
+            ('forward', 'forward'),
+            ('full', 'full'),
+        ):
+            found = ratio(times, ('step', name), beside)
+            m.row[f'step_{case}'] = list(vars(found).values())
+
+    @torch.no_grad()
+    def run(net: nn.Module) -> None:
+        net(references.x)
+
+    folding = {name: m for name, m in methods.items() if m.folded is not None}
+    if folding:
+        passes: dict[Any, Callable[[], None]] = {
+            name: partial(run, m.folded) for name, m in folding.items()
+        }
+        times = time_rounds(
+            {'forward': references.forward, **passes}, 3 * rounds, clock=clock
+        )
+        for name, m in folding.items():
+            m.row['folded_forward'] = list(vars(ratio(times, name, 'forward')).values())
+    return [m.row for m in methods.values()]
 
 
 def measure_kept(
@@ -372,6 +401,12 @@ def table_of_kept(rows: list[Mapping[str, Any]]) -> str:
         for row in sorted(rows, key=lambda row: -row['kept'])
     ]
     return markdown(lines)
+
+
+def batched(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The names, so many at a time."""
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
 
 
 def text_of(found: list[float] | None) -> str:
@@ -430,6 +465,9 @@ def main() -> None:
         'along time',
     )
     parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument(
+        '--together', type=int, default=4, help='methods in the same rounds'
+    )
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--depth', type=int, help='blocks, of Swins in stage 3')
     parser.add_argument('--wall', action='store_true', help='time by the clock')
@@ -488,21 +526,26 @@ def main() -> None:
 
     references = None
     clock = time.perf_counter if case['time'] == 'wall' else time.process_time
-    for number, name in enumerate(missing, 1):
+    done = 0
+    for names in batched(missing, args.together):
         if references is None:
             x = torch.randn(args.batch, *shape, device=device)
             references = References(seeded, x)
-        try:
-            row = measure(name, references, args.rounds, clock)
-        except mmpetl.PETLError as error:
-            print(f'{name}: {error}', flush=True)
-            continue
-        rows[name] = {'case': case, **row}
-        keep(args.out, rows[name])
-        ratios = ', '.join(
-            f'{text_of(row[f"step_{c}"])} of {c}' for c in ('bound', 'forward', 'full')
-        )
-        print(f'{number}/{len(missing)} {name}: {ratios}', flush=True)
+        methods = {}
+        for name in names:
+            try:
+                methods[name] = Measured(name, references)
+            except mmpetl.PETLError as error:
+                print(f'{name}: {error}', flush=True)
+        for row in measure(methods, references, args.rounds, clock):
+            rows[row['method']] = {'case': case, **row}
+            keep(args.out, rows[row['method']])
+            ratios = ', '.join(
+                f'{text_of(row[f"step_{c}"])} of {c}'
+                for c in ('bound', 'forward', 'full')
+            )
+            done += 1
+            print(f'{done}/{len(missing)} {row["method"]}: {ratios}', flush=True)
     shown = [rows[name] for name in wanted if name in rows]
     print(f'\n{case}\n\n{table(shown)}')
     if args.write:

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,11 +37,11 @@ def sync() -> None:
 
 
 def time_rounds(
-    cases: Mapping[str, Callable[[], None]],
+    cases: Mapping[Any, Callable[[], None]],
     rounds: int,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+) -> dict[Any, list[float]]:
     """Seconds of each case in each round, after one warm-up round.
 
     Args:
@@ -50,7 +51,7 @@ def time_rounds(
         clock: ``time.process_time`` where a CPU is shared with other work.
     """
     rng = random.Random(seed)
-    times: dict[str, list[float]] = {name: [] for name in cases}
+    times: dict[Any, list[float]] = {name: [] for name in cases}
     for i in range(rounds + 1):
         for name in rng.sample(list(cases), len(cases)):
             sync()
@@ -62,7 +63,7 @@ def time_rounds(
     return times
 
 
-def ratio(times: Mapping[str, list[float]], case: str, reference: str) -> Ratio:
+def ratio(times: Mapping[Any, list[float]], case: Any, reference: Any) -> Ratio:
     """``case`` relative to ``reference``."""
     pairs = zip(times[case], times[reference], strict=True)
     ratios = sorted(a / b for a, b in pairs)
