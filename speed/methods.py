@@ -15,8 +15,9 @@ against
 - *full*: fine-tuning of everything.
 
 *Kept* are the bytes that autograd keeps between forward and backward, parameters left
-out; *peak* those of the device at most, on a GPU. *Folded* is a forward pass of the
-folded trunk, of methods that fold. *Disk* is the saved delta, both files.
+out; *peak*, on a GPU, those that a step takes at most above parameters and optimizer.
+*Folded* is a forward pass of the folded trunk, of methods that fold. *Disk* is the
+saved delta, both files.
 
 Seconds are those of the processor (``--wall``: of the clock), so that other work on the
 machine counts little; a ratio is taken within its round, whose references
@@ -38,7 +39,7 @@ from typing import Any
 
 import torch
 from page import keep, read_rows, write_table
-from timing import device_name, markdown, ratio, time_rounds
+from timing import Ratio, device_name, markdown, ratio, time_rounds
 from torch import nn
 
 import mmpetl
@@ -217,12 +218,14 @@ class Step:
         return total
 
     def peak_bytes(self) -> int | None:
-        """Bytes of the GPU that a step takes at most; None on a CPU."""
+        """Bytes of the GPU that a step takes at most above what lies there."""
         if self.x.device.type != 'cuda':
             return None
+        self()  # what the optimizer keeps is made by the first
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         self()
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() - before
 
 
 def lowest_block(net: nn.Module, x: torch.Tensor) -> int | None:
@@ -316,7 +319,26 @@ class Measured:
         }
         self.folded = None
         if mmpetl.core.build_method(name).folds:
-            self.folded = mmpetl.fold(copy.deepcopy(net)).eval()
+            self.folded = mmpetl.fold(copy.deepcopy(net))
+            self.folded.eval()  # some of upstream's return nothing
+
+
+def time_folded(
+    folded: Mapping[str, nn.Module],
+    references: References,
+    rounds: int,
+    clock: Callable[[], float],
+) -> dict[str, Ratio]:
+    """Forward passes of folded trunks beside that of the frozen one, by method."""
+
+    @torch.no_grad()
+    def run(net: nn.Module) -> None:
+        net(references.x)
+
+    cases: dict[str, Callable[[], None]] = {'forward': references.forward}
+    cases |= {name: partial(run, net) for name, net in folded.items()}
+    times = time_rounds(cases, rounds, clock=clock)
+    return {name: ratio(times, name, 'forward') for name in folded}
 
 
 def measure(
@@ -351,20 +373,10 @@ def measure(
             found = ratio(times, ('step', name), beside)
             m.row[f'step_{case}'] = list(vars(found).values())
 
-    @torch.no_grad()
-    def run(net: nn.Module) -> None:
-        net(references.x)
-
-    folding = {name: m for name, m in methods.items() if m.folded is not None}
-    if folding:
-        passes: dict[Any, Callable[[], None]] = {
-            name: partial(run, m.folded) for name, m in folding.items()
-        }
-        times = time_rounds(
-            {'forward': references.forward, **passes}, 3 * rounds, clock=clock
-        )
-        for name, m in folding.items():
-            m.row['folded_forward'] = list(vars(ratio(times, name, 'forward')).values())
+    folded = {name: m.folded for name, m in methods.items() if m.folded is not None}
+    if folded:
+        for name, found in time_folded(folded, references, 3 * rounds, clock).items():
+            methods[name].row['folded_forward'] = list(vars(found).values())
     return [m.row for m in methods.values()]
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmpetl.core.context import Context
+from mmpetl.core.context import Context, has_values
 from mmpetl.core.delta import Delta
 from mmpetl.core.errors import PETLError
 from mmpetl.core.injection import plug_of, prune
@@ -44,7 +44,7 @@ def warn_uncalibrated(delta: Delta, what: str) -> None:
     """
     if not delta.training or delta.__dict__.get('_warned'):
         return
-    if torch.compiler.is_compiling() or delta.shared.done.is_meta:
+    if not has_values(delta.shared.done):
         return
     delta.__dict__['_warned'] = True  # once: reading a flag makes a GPU wait
     if not delta.shared.done:

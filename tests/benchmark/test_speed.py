@@ -100,7 +100,12 @@ def test_the_bound_of_a_method_is_where_its_gradient_ends(
 def test_a_row_says_what_a_method_costs(small: Any) -> None:
     script, references = small
     ticks = iter(range(10_000))
-    row = script['measure']('LoRA', references, 2, lambda: float(next(ticks)))
+    methods = {name: script['Measured'](name, references) for name in ('LoRA', 'LST')}
+    found = script['measure'](methods, references, 2, lambda: float(next(ticks)))
+    row, beside = found
+    assert [beside['method'], beside['lowest_block']] == ['LST', None]
+    assert beside['step_bound'] == beside['step_forward'] == [1, 1, 1, 1]
+    assert 'folded_forward' not in beside
     assert row['parameters'] == 2 * 2 * 8 * (32 + 32)
     assert 0 < row['kept'] < 1
     assert row['disk'] > 4 * row['parameters']
