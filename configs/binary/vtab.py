@@ -32,7 +32,7 @@ diabetic_retinopathy  10
 clevr_count           1
 clevr_dist            0.1
 dmlab                 10
-kitti                 1
+kitti                 10
 dsprites_loc          1
 dsprites_ori          0.1
 smallnorb_azi         10

@@ -66,11 +66,15 @@ def unevenness(x: Tensor) -> Tensor:
 
 
 class ScaledConv(nn.Conv2d):
-    """``down(gelu(conv3x3(up(m))))``, up and down bicubic by ``scale``."""
+    """``down(gelu(conv3x3(up(m))))``, up and down bicubic by ``scale``.
+
+    The weight starts as PyTorch's, the bias at zero.
+    """
 
     def __init__(self, dims: int, scale: int) -> None:
         super().__init__(dims, dims, 3, padding=1)
         self.scale = scale
+        nn.init.zeros_(self.bias)
 
     def forward(self, maps: Tensor) -> Tensor:
         h, w = maps.shape[-2:]

@@ -130,11 +130,12 @@ class SplitDelta(Delta):
             x: The generic stream in front.
             streams: Those of the tasks.
             ctx: Facts of this forward pass.
-            drop: Dropout on each stream.
+            drop: Dropout on the generic stream; those of the tasks have none, as in the
+                authors' code.
         """
         generic = y if self.pair is None else self.pair(y, x, ctx, drop)
         start = generic if self.adds_shared else y
-        own = [self.tasks[t](start, x_t, ctx, drop) for t, x_t in streams.items()]
+        own = [self.tasks[t](start, x_t, ctx) for t, x_t in streams.items()]
         return torch.cat((generic, *own))
 
 
@@ -229,7 +230,8 @@ class MTLoRA(Method):
         task_rank: Rank of the pairs of a task, likewise.
         scale: Factor of the shared pairs, not divided by their rank.
         task_scale: Factor of the pairs of a task, likewise.
-        drop_rate: Dropout on what enters the pairs.
+        drop_rate: Dropout on what enters the pairs; not on streams of tasks behind the
+            projection where they part.
         mode: ``'matrix'``: what a task reads at a projection is without the shared
             pair there. ``'matrixv2'``: with it.
         plus: MTLoRA+, a shared pair at the reduction of every patch merging too.

@@ -5,8 +5,9 @@ Domain Generalized Semantic Segmentation", CVPR 2024, https://arxiv.org/abs/2312
 section 3.
 Differs from the authors' code: nothing in the algebra. The features enter their own
 update, and the first token takes attention and gives nothing, as there. The start takes
-the patch size of the trunk, where theirs has 16 for a model of 14. Trunks of several
-widths (maps and a transform per width) are our extension.
+the patch size of the trunk, where theirs has 16 for a model of 14. On trunks of several
+widths the link merges the tokens of all blocks once; theirs has a link per stage and
+adds up the queries.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@ Approach", CVPR 2024, https://arxiv.org/abs/2403.19067.
 Differs from the authors' code: none in the algebra. Both store the pairs of scales and
 shifts behind the patch projection and the norms, which the paper's count holds. What
 the code calls drop-path is dropout of single elements, and is called so here. Scales
-have one axis, so that by default none of them decays.
+have one axis, so that by default none of them decays. The authors' Swin rescales the
+reductions of patch mergings as well, has no pair behind the patch projection, and drops
+whole samples; ours is as the transformers are.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class RescaledDelta(Delta):
         self.s_in = nn.Parameter(torch.empty(site.in_dims))
         self.s_out = nn.Parameter(torch.zeros(site.out_dims))
         self.t = nn.Parameter(torch.zeros(site.out_dims))
-        self.drop = Dropout(drop_rate if site.kind in BRANCH_ENDS else 0.0)
+        self.drop = Dropout(drop_rate)
         bound = (6 / site.in_dims) ** 0.5
         nn.init.uniform_(self.s_in, -bound, bound)
         if not exact_identity:
@@ -87,7 +89,8 @@ class RLRR(Method):
 
     Args:
         drop_rate: Dropout on what the last projection of each sub-layer gives, in
-            training; 0 to 0.5 by task in the authors' code.
+            training: the rate in the last block, rising linearly from zero in the
+            first; 0 to 0.5 by task in the authors' code.
         exact_identity: Whether the tuned model starts at the base: ``s_out`` and
             ``beta`` at zero, ``gamma`` at one. As released, ``s_in`` and ``s_out`` are
             both drawn, and the start is far from the base.
@@ -120,7 +123,10 @@ class RLRR(Method):
 
     def build(self, site: Site) -> RescaledDelta | ScaleShift:
         if site.kind in LINEAR:
-            return RescaledDelta(site, self.drop_rate, self.exact_identity)
+            rate = 0.0
+            if site.kind in BRANCH_ENDS:
+                rate = self.drop_rate * site.block / max(1, site.num_blocks - 1)
+            return RescaledDelta(site, rate, self.exact_identity)
         return ScaleShift(site.out_dims, self.exact_identity)
 
     def fold(

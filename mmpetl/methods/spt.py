@@ -5,9 +5,10 @@ https://arxiv.org/abs/2303.08566, section 3 and algorithm 1.
 Differs from the authors' code: one cut through all sensitivities that meets the budget
 best, found by bisection, in place of a sweep in steps of 20,000; norms are counted only
 where they train, which is as a whole (there their single entries are counted and do not
-train); the adapter at the output projection stands behind it with dropout, as the other
-five do (there it is parallel to it, without); queries, keys and values draw a dropout
-mask each.
+train); modules start at zero (there an initialiser of the whole model draws both of
+their matrices from a truncated normal of 0.02); the adapter at the output projection
+stands behind it with dropout, as the other five do (there it is parallel to it,
+without); queries, keys and values draw a dropout mask each.
 
 Its pass over data is the loop of :mod:`mmpetl.engine.loops.spt`.
 """
@@ -103,7 +104,7 @@ class LowRank(nn.Module):
         self.drop_path = drop_path
         kaiming_uniform_(self.A)
 
-    def forward(self, z: Tensor, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
+    def forward(self, z: Tensor, x: Tensor, ctx: Context) -> Tensor:
         h = product(x, self.A, ctx, self.drop)
         if self.training and self.drop_path:
             h = drop_path(h, self.drop_path)  # the narrow side of what is dropped
@@ -111,23 +112,29 @@ class LowRank(nn.Module):
 
 
 class Behind(nn.Module):
-    """``z + up(gelu(down(drop(y))))``."""
+    """``z + keep(up(gelu(down(drop(z)))))``; keep is stochastic depth."""
 
-    def __init__(self, dims: int, rank: int, drop_rate: float) -> None:
+    def __init__(
+        self, dims: int, rank: int, drop_rate: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.down = nn.Linear(dims, rank)
         self.up = nn.Linear(rank, dims)
         self.drop = Dropout(drop_rate)
+        self.drop_path = drop_path
         kaiming_uniform_(self.down.weight)
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, z: Tensor, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
-        return z + self.up(F.gelu(self.down(self.drop(y))))
+    def forward(self, z: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        update = self.up(F.gelu(self.down(self.drop(z))))
+        if self.training and self.drop_path:
+            update = drop_path(update, self.drop_path)
+        return z + update
 
 
 class SPTDelta(Delta):
-    """``y + module(x, y) + (x D^T + d) + bias``, each where the site has it.
+    """``z = y + (x D^T + d) + bias``, then the module, each where the site has it.
 
     x: (B, N, in_dims), y: (B, N, out_dims); bias: (out_dims,), zero at the start.
     """
@@ -154,7 +161,7 @@ class SPTDelta(Delta):
             out = out + self.single(x)
         if self.bias is not None:
             out = out + self.bias
-        return out if self.module is None else self.module(out, x, y, ctx)
+        return out if self.module is None else self.module(out, x, ctx)
 
 
 class Found(msgspec.Struct):
@@ -213,7 +220,7 @@ class SPT(Method):
             ``'adapter'``: bottlenecks behind it.
         rank: Of the modules, 8 in the paper.
         drop_rate: Dropout on what enters a module.
-        drop_path: Stochastic depth of the low-rank sum; in windowed attention it is
+        drop_path: Stochastic depth of what a module adds; in windowed attention it is
             drawn for each window.
         alpha: A projection gets a module where at least 1 / alpha as many of its
             weights as the module has parameters are among the most sensitive.
@@ -343,10 +350,10 @@ class SPT(Method):
         return f'SPT({inside}, found={self._found.params:,} parameters)'
 
     def _module(self, site: Site) -> nn.Module:
+        args = site.out_dims, self.rank, self.drop_rate, self.drop_path
         if self.structure == 'adapter':
-            return Behind(site.out_dims, self.rank, self.drop_rate)
-        widths = site.in_dims, site.out_dims
-        return LowRank(*widths, self.rank, self.drop_rate, self.drop_path)
+            return Behind(*args)
+        return LowRank(site.in_dims, *args)
 
     def size(self, site: Site) -> int:
         """Parameters of a module."""

@@ -4,8 +4,9 @@ Paper: Le et al., "Revisit Visual Prompt Tuning: The Expressiveness of Prompt Ex
 2025, https://arxiv.org/abs/2501.18936, section 4.
 Differs from the authors' code: the grid that the linear map over places is for is an
 argument, where theirs is 14 x 14, and a stream on another grid is resampled to it
-(ours). Video (the mean over frames) is our extension. Windows and trunks of several
-stages are refused: a prompt per window is not defined.
+(ours). Variants of that code by which parts are compared are left out. Video (the mean
+over frames) is our extension. Windows and trunks of several stages are refused: a
+prompt per window is not defined.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from mmpetl.registry import METHODS
 
 
 class Refinement(nn.Module):
-    """``z + drop(relu(z Wd^T) Wu^T)``, one pair for all blocks."""
+    """``z + drop(relu(z Wd^T)) Wu^T``, one pair for all blocks."""
 
     def __init__(self, dims: int, hidden_dims: int, drop_rate: float) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Refinement(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, C)."""
-        return z + self.drop(self.up(F.relu(self.down(z))))
+        return z + self.up(self.drop(F.relu(self.down(z))))
 
 
 class AdaptivePrompts(Delta):
@@ -100,7 +101,7 @@ class VAPT(Method):
             another grid is resampled. 14 x 14 is that of patches of 16 in images of
             224.
         drop_rate: Dropout on the prompts of the first block, on whole channels behind
-            the convolution, and behind the refinement; 0.1 there.
+            the convolution, and inside of the refinement; 0.1 there.
     """
 
     targets = ('tokens',)

@@ -7,7 +7,8 @@ Differs from the authors' code: theirs puts the queries into the token sequence 
 both together; here they run through the block by themselves, against the keys and
 values of the tokens, which is the same result without a graph through the trunk. Where
 the trunk has stochastic depth (off by default), queries draw their own. Compressing the
-feature afterwards, and its means over queries, are left out.
+feature afterwards, means and learned sums over queries, and attention over the layers'
+queries are left out.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from mmpetl.methods.rein import queries
 
 
 class LinkedQueries(nn.Module):
-    """Stands where a head keeps the features of its queries, and asks the backbone.
+    """Stands where a head keeps the positions of its queries, and asks the backbone.
 
     Args:
         num_queries: How many the head has.
@@ -56,16 +56,41 @@ class LinkedQueries(nn.Module):
         return found
 
 
-class ReinHead(Mask2FormerHead):
-    """Mask2Former whose query features come from a Rein with ``query_dims``.
+class LinkedFeatures(nn.Module):
+    """Stands where a head keeps the features of its queries: a map of the linked ones.
 
     Args:
+        linked: The queries.
+    """
+
+    def __init__(self, linked: LinkedQueries) -> None:
+        super().__init__()
+        self.linked = linked
+        dims = linked.shape[1]
+        self.map = nn.Linear(dims, dims)
+
+    @property
+    def weight(self) -> Tensor:
+        """(num_queries, dims)."""
+        return self.map(self.linked.weight)
+
+
+class ReinHead(Mask2FormerHead):
+    """Mask2Former whose queries come from a Rein with ``query_dims``.
+
+    They are the positions of its queries, and through a Linear their features.
+
+    Args:
+        replace_query_feat: Whether the features come from them too, as in all configs
+            of the authors; otherwise they are learned as in Mask2Former.
         kwargs: Of mmseg's ``Mask2FormerHead``.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, replace_query_feat: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.query_feat = LinkedQueries(*self.query_feat.weight.shape)
+        self.query_embed = LinkedQueries(*self.query_embed.weight.shape)
+        if replace_query_feat:
+            self.query_feat = LinkedFeatures(self.query_embed)
 
 
 class ReinSegmentor(EncoderDecoder):
@@ -77,7 +102,7 @@ class ReinSegmentor(EncoderDecoder):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        linked = getattr(self.decode_head, 'query_feat', None)
+        linked = getattr(self.decode_head, 'query_embed', None)
         if not isinstance(linked, LinkedQueries):
             raise PETLError(
                 'ReinSegmentor links a decode_head of type mmpetl.ReinHead, got '

@@ -85,7 +85,7 @@ def test_unknown_names_get_one_line_with_the_nearest(args, message):
     ('name', 'message'),
     [
         ('lora/vtab/cifar10', "no row 'cifar10'. Did you mean 'cifar100'"),
-        ('vqt/vtab/svhn', 'configs/recipes/vtab/svhn.py.*type=VQT'),
+        ('full/vtab/svhn', 'configs/recipes/vtab/svhn.py.*type=Full'),
         ('mona/vtab/svhn', 'configs/recipes/vtab/svhn.py.*type=Mona'),
         ('lora/vtab', 'is a table of settings; name one of its rows, such as '),
         ('mona/ade2k', "Did you mean 'ade20k.py'"),

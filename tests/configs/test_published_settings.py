@@ -555,13 +555,59 @@ def test_convpass_has_a_scale_and_a_start_per_task():
         assert value(config, 'optim_wrapper.optimizer.lr') == 1e-3
 
 
-def test_vqt_is_trained_by_adam_without_stochastic_depth():
-    config = leaf('vqt', 'vtab/cifar100')
-    assert config.optim_wrapper.optimizer.type == 'Adam'
-    assert value(config, TRUNK_DROP) == 0
-    assert config.param_scheduler[-1].eta_min == 0
-    assert config.train_dataloader.batch_size == 128
-    assert config.model.backbone.method.drop_rate == 0.1
+# run_demo_exp.sh: one query elsewhere.
+VQT_QUERIES = {
+    'svhn': 20,
+    'dmlab': 20,
+    'kitti': 20,
+    'dsprites_loc': 20,
+    'smallnorb_azi': 20,
+    'clevr_dist': 10,
+    'smallnorb_ele': 10,
+}
+
+
+def test_vqt_has_queries_per_task_adam_and_no_stochastic_depth():
+    for task in CONVPASS:
+        config = leaf('vqt', f'vtab/{task}')
+        method, queries = config.model.backbone.method, VQT_QUERIES.get(task, 1)
+        assert (method.num_tokens, method.drop_rate) == (queries, 0.1), task
+        assert config.model.head.in_channels == 768 * (1 + 12 * queries), task
+        assert config.optim_wrapper.optimizer.type == 'Adam'
+        assert value(config, TRUNK_DROP) == 0
+        assert config.param_scheduler[-1].eta_min == 0
+        assert config.train_dataloader.batch_size == 128
+
+
+# binary_adapter/configs/{lora,adaptformer}/*-bit1-dim32.yaml
+BINARY = {
+    'cifar100': (0.1, 0.1),
+    'caltech101': (10, 10),
+    'dtd': (0.01, 0.01),
+    'oxford_flowers102': (1, 1),
+    'oxford_iiit_pet': (0.1, 0.01),
+    'svhn': (10, 10),
+    'sun397': (0.1, 0.1),
+    'patch_camelyon': (10, 1),
+    'eurosat': (10, 1),
+    'resisc45': (10, 10),
+    'diabetic_retinopathy': (10, 1),
+    'clevr_count': (1, 1),
+    'clevr_dist': (0.1, 0.1),
+    'dmlab': (10, 1),
+    'kitti': (10, 1),
+    'dsprites_loc': (1, 1),
+    'dsprites_ori': (0.1, 0.1),
+    'smallnorb_azi': (10, 1),
+    'smallnorb_ele': (1, 1),
+}
+
+
+def test_matrices_of_few_bits_have_a_scale_per_task():
+    for task, scales in BINARY.items():
+        for name, scale in zip(('vtab', 'vtab_adaptformer'), scales, strict=True):
+            method = leaf('binary', f'{name}/{task}').model.backbone.method
+            assert method.scale == scale, (name, task)
 
 
 VIDEO = [pair for pair in PAIRS if pair[1].startswith(('ssv2', 'hmdb51'))]

@@ -48,6 +48,11 @@ def test_each_map_takes_one_expert() -> None:
     assert len(chosen) > 1
 
 
+def test_biases_of_experts_start_at_zero() -> None:
+    made = ConvLoRADelta(Site('attn.qkv', '', 6, 18), 2, 3, 0.5)
+    assert all(not e.bias.any() and e.weight.any() for e in made.experts)
+
+
 def test_windows_and_frames_are_maps_of_their_own() -> None:
     made = delta(window=(2, 2)).eval()
     x, y = torch.randn(6, 4, 6, dtype=F64), torch.zeros(6, 4, 18, dtype=F64)

@@ -13,7 +13,7 @@ from plain_vit import delta
 from torch import Tensor, nn
 
 import mmpetl
-from mmpetl.core import PETLError
+from mmpetl.core import Context, PETLError
 from mmpetl.core.tasks import task_features
 from mmpetl.methods.mt_lora import MTLoRA, fold_shared
 
@@ -90,6 +90,16 @@ def test_formula(mode):
     assert (want['parts'] - want['semseg']).abs().max() > 1e-3
     dead = delta(model, 1, 'ffn_fc2').pair is None
     assert dead == (mode == 'matrix')
+
+
+def test_streams_of_tasks_have_no_dropout_behind_the_projection() -> None:
+    stream = delta(tuned('timm_vit', drop_rate=0.5), 1, 'ffn_fc1').train()
+    generic, own = (torch.randn(2, 3, stream.pair.A.shape[1], dtype=F64),) * 2
+    y, ctx = torch.randn(2, 3, len(stream.pair.B), dtype=F64), Context(())
+    got = stream.joined(y, generic, {'parts': own}, ctx, stream.drop)
+    shared, task = got.chunk(2)
+    torch.testing.assert_close(task, y + add(stream.tasks['parts'], own))
+    assert not torch.allclose(shared, y + add(stream.pair, generic))
 
 
 @pytest.mark.parametrize('count', [1, 3])

@@ -82,13 +82,22 @@ def test_dropout_is_of_elements_behind_both_sublayers() -> None:
     model = plain_vit.tuned(RLRR(drop_rate=1.0)).train()
     seen = []
     for name in ('drop_path1', 'drop_path2'):
-        part = model.blocks[0].get_submodule(name)
+        part = model.blocks[-1].get_submodule(name)
         part.register_forward_hook(lambda m, i, y: seen.append(i[0]))
     model(tiny.images('timm_vit', dtype=torch.float64))
     assert len(seen) == 2
     assert not any(branch.any() for branch in seen)
-    inside = plain_vit.delta(model, 0, 'ffn_fc1')
-    assert inside.drop.p == 0
+
+
+def test_rate_of_dropout_rises_from_zero_to_that_of_the_last_block() -> None:
+    import timm
+
+    base = timm.create_model('vit_tiny_patch16_224', depth=5, num_classes=0)
+    model = mmpetl.inject(base, RLRR(drop_rate=0.4))
+    for kind in ('attn_proj', 'ffn_fc2'):
+        rates = [plain_vit.delta(model, i, kind).drop.p for i in range(5)]
+        assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert plain_vit.delta(model, 4, 'ffn_fc1').drop.p == 0
 
 
 def test_bad_arguments() -> None:

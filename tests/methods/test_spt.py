@@ -12,8 +12,22 @@ from msgspec import to_builtins
 from torch.nn import functional as F
 
 import mmpetl
-from mmpetl.core import PETLError, count_trainable, delta_state, load_delta_state
-from mmpetl.methods.spt import SPT, packed, unpacked
+from mmpetl.core import (
+    Context,
+    PETLError,
+    count_trainable,
+    delta_state,
+    load_delta_state,
+)
+from mmpetl.methods.spt import (
+    SPT,
+    Behind,
+    LowRank,
+    Single,
+    SPTDelta,
+    packed,
+    unpacked,
+)
 
 F64 = torch.float64
 SMALL = {'rank': 2, 'drop_rate': 0.0, 'drop_path': 0.0}
@@ -162,18 +176,35 @@ def test_what_was_found_acts_folds_and_needs_its_file_once(tmp_path) -> None:
     torch.testing.assert_close(model(x), want, rtol=1e-9, atol=1e-9)
 
 
-def test_stochastic_depth_drops_or_scales_the_sum_of_a_sample() -> None:
-    from mmpetl.core import Context
-    from mmpetl.methods.spt import LowRank
-
-    low = LowRank(4, 4, 2, 0.0, 0.5).train()
-    torch.nn.init.normal_(low.B)
-    x, ctx = torch.randn(64, 3, 4), Context(())
-    nothing = torch.zeros_like(x)
-    whole = low.eval()(nothing, x, x, ctx)
-    got = low.train()(nothing, x, x, ctx)
+@pytest.mark.parametrize('structure', ['lora', 'adapter'])
+def test_stochastic_depth_drops_or_scales_what_a_module_adds(structure: str) -> None:
+    module = LowRank(4, 4, 2, 0.0, 0.5)
+    if structure == 'adapter':
+        module = Behind(4, 2, 0.0, 0.5)
+    for param in module.parameters():
+        torch.nn.init.normal_(param)
+    x, z = torch.randn(64, 3, 4), torch.randn(1, 3, 4).expand(64, 3, 4)
+    whole = module.eval()(z, x, Context(())) - z
+    got = module.train()(z, x, Context(())) - z
     ratio = (got / whole).mean((1, 2))
-    assert {round(r, 3) for r in ratio.tolist()} == {0.0, 2.0}
+    assert {round(r, 2) for r in ratio.tolist()} == {0.0, 2.0}
+
+
+def test_an_adapter_reads_the_projection_with_its_tuned_bias() -> None:
+    index = torch.tensor([3, 11])  # of (4, 3 + 1): biases of the outputs 0 and 2
+    delta = SPTDelta(Behind(4, 2, 0.1, 0.1), Single(3, 4, index), 4, True).to(F64)
+    for param in delta.parameters():
+        torch.nn.init.normal_(param)
+    delta.eval()
+    x, y = torch.randn(2, 5, 3, dtype=F64), torch.randn(2, 5, 4, dtype=F64)
+    z = y + delta.bias
+    z[..., 0] += delta.single.values[0]
+    z[..., 2] += delta.single.values[1]
+    down, up = delta.module.down, delta.module.up
+    h = z @ down.weight.T + down.bias
+    h = h * (1 + torch.erf(h / 2**0.5)) / 2
+    want = z + h @ up.weight.T + up.bias
+    torch.testing.assert_close(delta.after(x, y, Context(())), want)
 
 
 @pytest.mark.parametrize(

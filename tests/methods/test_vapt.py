@@ -11,7 +11,7 @@ from torch import nn
 
 import mmpetl
 from mmpetl.core import Context, PETLError, Site
-from mmpetl.methods.vapt import VAPT
+from mmpetl.methods.vapt import VAPT, Refinement
 
 
 def one(**args) -> tuple[nn.Module, nn.Module]:
@@ -51,6 +51,22 @@ def test_equals_sums_over_the_places_that_a_kernel_sees(one_kernel):
     torch.testing.assert_close(got[:, 1:4], want, rtol=1e-10, atol=1e-10)
     assert torch.equal(got[:, :1], x[:, :1])
     assert torch.equal(got[:, 4:], x[:, 1:])
+
+
+def test_dropout_of_the_refinement_is_behind_the_activation() -> None:
+    torch.manual_seed(0)
+    refine = Refinement(6, 1, 0.5).double()
+    z = torch.randn(40, 1, 6, dtype=torch.double)
+    refine.eval()
+    whole = refine(z) - z
+    acts = whole.abs().sum(-1) > 0
+    got = refine.train()(z) - z
+    # One hidden unit: all channels of a token are dropped, or all are twice as large.
+    ratio = (got / whole)[acts]
+    assert {tuple(r) for r in ratio.round(decimals=9).tolist()} == {
+        (0.0,) * 6,
+        (2.0,) * 6,
+    }
 
 
 def test_prompts_take_the_place_of_those_of_the_block_before():

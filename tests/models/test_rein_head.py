@@ -88,7 +88,31 @@ def test_the_loss_reaches_the_link_and_every_token():
     grads = {n: p.grad for n, p in model.backbone.named_parameters() if 'petl' in n}
     assert any('link' in name for name in grads)
     assert all(grad is not None for grad in grads.values())
-    assert not [n for n, _ in model.named_parameters() if 'query_feat' in n]
+    head = dict(model.decode_head.named_parameters())
+    own = {name for name in head if name.startswith('query')}
+    assert own == {'query_feat.map.weight', 'query_feat.map.bias'}
+    assert all(head[name].grad.abs().max() > 0 for name in own)
+
+
+@torch.no_grad()
+def test_the_link_is_the_position_and_its_map_the_feature():
+    """As in the authors' head, where ``querys2feat`` makes the features."""
+    model = build()
+    head, given = model.decode_head, queries(model.backbone)
+    assert torch.equal(head.query_embed.weight, given)
+    mapped = given @ head.query_feat.map.weight.T + head.query_feat.map.bias
+    torch.testing.assert_close(head.query_feat.weight, mapped)
+
+
+@torch.no_grad()
+def test_features_may_be_learned_ones():
+    config_ = config()
+    config_.decode_head.replace_query_feat = False
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(config_)
+    head = model.decode_head
+    assert isinstance(head.query_feat, torch.nn.Embedding)
+    assert torch.equal(head.query_embed.weight, queries(model.backbone))
 
 
 @torch.no_grad()
@@ -98,7 +122,7 @@ def test_a_copy_of_the_model_reads_its_own_backbone():
     for param in twin.backbone.petl.shared['0'].link.parameters():
         param.add_(1)
     for segmentor in (model, twin):
-        got = segmentor.decode_head.query_feat.weight
+        got = segmentor.decode_head.query_embed.weight
         assert torch.equal(got, queries(segmentor.backbone))
     assert not torch.equal(queries(model.backbone), queries(twin.backbone))
 
@@ -120,4 +144,4 @@ def test_what_does_not_fit_is_refused_in_one_line():
             MODELS.build(other)
         alone = MODELS.build(config().decode_head)
     with pytest.raises(PETLError, match='does not know its backbone'):
-        _ = alone.query_feat.weight
+        _ = alone.query_embed.weight
