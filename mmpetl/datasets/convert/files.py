@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
@@ -45,6 +46,8 @@ def write_whole(path: Path, content: bytes, durable: bool = False) -> None:
                 os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise PETLError(f'cannot write {path}: {error.strerror}') from None
 
 
@@ -94,8 +97,11 @@ def staged(folder: Path) -> Iterator[Path | None]:
 
     Yields:
         Where to write, with what an earlier call has left there; None if the folder
-        is there and nothing is to be done.
+        is there and nothing is to be done. A link counts as the folder that it leads
+        to, whether or not that is there.
     """
+    if folder.is_symlink():
+        folder = folder.resolve()  # a folder takes the name of no link
     if folder.is_dir() and any(folder.iterdir()):
         yield None
         return
@@ -114,9 +120,23 @@ def partial_of(folder: Path) -> Path:
     return folder.with_name(f'.{folder.name}.partial')
 
 
-def unless_there(path: Path, make: Callable[[], bytes]) -> bool:
-    """Write a file unless it is there; whether it was written."""
-    if path.is_file():
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there with this very content.
+
+    That an earlier call has left one of its name or size says nothing: it may have been
+    given other data.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size != len(content):
+            return False
+        return path.read_bytes() == content
+    except OSError:
         return False
-    write_whole(path, make())
+
+
+def write_unless_there(path: Path, content: bytes) -> bool:
+    """Write a file unless it is there with this content; whether it was written."""
+    if holds(path, content):
+        return False
+    write_whole(path, content)
     return True

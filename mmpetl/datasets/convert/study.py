@@ -16,8 +16,8 @@ from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import (
     look_into,
     staged,
-    unless_there,
     write_lines,
+    write_unless_there,
 )
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.convert.members import PICTURES, members
@@ -137,7 +137,7 @@ def _write_part(
         small = max(picture.shape[:2]) <= SIDE
         name = f'images/{part}/{index:06d}.{"png" if small else "jpg"}'
         encode = _as_png if small else as_jpeg
-        unless_there(folder / name, lambda: encode(picture))
+        write_unless_there(folder / name, encode(picture))
         return f'{name} {label}'
 
     return run_all(range(len(examples)), work, workers, part, len(examples))

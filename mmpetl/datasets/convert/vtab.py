@@ -21,7 +21,12 @@ from mmpetl.core import PETLError
 from mmpetl.core.boundary import as_utf8, regular_file
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.convert.dense import Counts
-from mmpetl.datasets.convert.files import partial_of, staged, unless_there, write_lines
+from mmpetl.datasets.convert.files import (
+    partial_of,
+    staged,
+    write_lines,
+    write_unless_there,
+)
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.convert.npz import read_examples
 from mmpetl.datasets.convert.unpack import unpack, write_late
@@ -82,9 +87,10 @@ def convert_processed(
 
     Raises:
         PETLError: Damaged archives, malformed lists, listed pictures that are missing,
-            or no task at all.
+            a link where a task belongs, or no task at all.
     """
     base = root / 'vtab-1k'
+    links = [f for f in TASKS.values() if (base / f.folder).is_symlink()]
     seen: dict[str, DatasetFacts] = {}
     done = {
         facts.id
@@ -100,6 +106,11 @@ def convert_processed(
                 seen[facts.id] = facts
                 if facts.id in done:
                     return None
+                if facts in links:
+                    raise PETLError(
+                        f'{base / facts.folder} is a link to an empty or missing '
+                        f'folder; remove it, or let {base} be the link'
+                    )
                 return PurePosixPath(partial_of(Path(facts.folder)).name) / rest
         return None
 
@@ -303,7 +314,7 @@ def _write_split(
                 f'0 to {facts.num_classes - 1}'
             )
         name = f'images/{split}/{number:06d}.jpg'
-        unless_there(folder / name, lambda: as_jpeg(picture))
+        write_unless_there(folder / name, as_jpeg(picture))
         return f'{name} {label}'
 
     title = f'{facts.id} {split}'
