@@ -120,15 +120,15 @@ def convert_ade20k(sources: Iterable[Path], root: Path, workers: int = 1) -> Cou
             for split in facts.splits:
                 _check_pairs(partial / split.images)
     return [
-        (split.name, len(list((folder / split.images).glob('*.jpg'))), split.size)
+        (split.name, len(list((folder / split.images).glob('[!.]*.jpg'))), split.size)
         for split in facts.splits
     ]
 
 
 def _check_pairs(images: Path) -> None:
     maps = images.parents[1] / 'annotations' / images.name
-    stems = {path.stem for path in images.glob('*.jpg')}
-    labelled = {path.stem for path in maps.glob('*.png')}
+    stems = {path.stem for path in images.glob('[!.]*.jpg')}
+    labelled = {path.stem for path in maps.glob('[!.]*.png')}
     if not stems:
         raise PETLError(
             f'the archive has no images/{images.name}/*.jpg; give '
@@ -173,7 +173,7 @@ def convert_coco(sources: Iterable[Path], root: Path, workers: int = 1) -> Count
             _check_coco_file(folder / split.images, split.file, content)
     write_late(done, folder)
     return [
-        (split.name, len(list((folder / split.images).glob('*.jpg'))), split.size)
+        (split.name, len(list((folder / split.images).glob('[!.]*.jpg'))), split.size)
         for split in splits
     ]
 

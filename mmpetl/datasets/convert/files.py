@@ -22,6 +22,7 @@ from mmpetl.datasets.soundness import (
     fault_of_size,
     lacks_its_end,
 )
+from mmpetl.datasets.walk import is_utf8
 
 PART = '.part'
 BOM = b'\xef\xbb\xbf'
@@ -52,7 +53,19 @@ def write_whole(path: Path, content: bytes, durable: bool = False) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a list, one entry a line."""
+    """Write a list, one entry a line.
+
+    Raises:
+        PETLError: A line that no list can hold, for the name of a file is no UTF-8, or
+            has a line break.
+    """
+    lines = list(lines)
+    for line in lines:
+        if '\n' in line or '\r' in line or not is_utf8(line):
+            raise PETLError(
+                f'{path} cannot name {line!r}: a name with a line break, or that is no '
+                'UTF-8, is read back as another; rename that file'
+            )
     write_whole(path, ''.join(f'{line}\n' for line in lines).encode(), durable=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +26,7 @@ from mmpetl.datasets.convert.unpack import unpack
 from mmpetl.datasets.convert.vtab import Examples, as_jpeg
 from mmpetl.datasets.image_list import imagenet_wnids
 from mmpetl.datasets.lines import as_label
+from mmpetl.datasets.walk import is_hidden, pictures_in
 
 SIDE, PLANES = 32, 3
 RECORD = 2 + PLANES * SIDE * SIDE
@@ -178,7 +179,7 @@ def list_imagenet(root: Path, workers: int = 1, check: bool = False) -> Counts:
         below = folder / split
         if not below.is_dir():
             raise PETLError(f'there is no {below}; a folder per class is needed there')
-        names = sorted(path.name for path in below.iterdir() if path.is_dir())
+        names = _classes(below)
         foreign = [name for name in names if name not in label_of]
         if foreign:
             raise PETLError(
@@ -191,12 +192,15 @@ def list_imagenet(root: Path, workers: int = 1, check: bool = False) -> Counts:
             odd = sorted(set(names) - classes)[0]
             raise PETLError(f'{below / odd} is a class that {folder}/train lacks')
         lists[split] = [
-            f'{path.relative_to(folder).as_posix()} {label_of[name]}'
+            f'{split}/{name}/{file} {label_of[name]}'
             for name in names
-            for path in _pictures(below / name)
+            for file in pictures_in(below / name)
         ]
         if not lists[split]:
-            raise PETLError(f'{below} holds no picture')
+            raise PETLError(
+                f'{below} holds no picture in a folder per class, called by its '
+                'WordNet id'
+            )
         if check:
             files = [folder / line.rpartition(' ')[0] for line in lists[split]]
             run_all(files, _open, workers, f'imagenet {split}', len(files))
@@ -209,8 +213,10 @@ def list_imagenet(root: Path, workers: int = 1, check: bool = False) -> Counts:
     ]
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    return (p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURES)
+def _classes(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted."""
+    found = (path for path in folder.iterdir() if path.is_dir())
+    return sorted(path.name for path in found if not is_hidden(path.name))
 
 
 def _open(path: Path) -> None:
@@ -259,8 +265,8 @@ def convert_variant(
                     f'these archives hold no pictures in class folders called {what}; '
                     f'they are not {facts.title}'
                 )
-    classes = [path for path in folder.iterdir() if path.is_dir()]
-    pictures = sum(1 for path in classes for _ in _pictures(path))
+    classes = _classes(folder)
+    pictures = sum(len(pictures_in(folder / name)) for name in classes)
     return [
         ('test', pictures, facts.split('test').size),
         ('classes', len(classes), facts.num_present),

@@ -32,6 +32,7 @@ from mmpetl.datasets.convert.npz import read_examples
 from mmpetl.datasets.convert.unpack import unpack, write_late
 from mmpetl.datasets.folders import find_folder, is_called, known_names
 from mmpetl.datasets.lines import as_label
+from mmpetl.datasets.walk import is_hidden
 
 TASKS: Mapping[str, DatasetFacts] = {
     facts.id: facts for facts in CATALOG.values() if facts.benchmark == 'vtab'
@@ -145,7 +146,10 @@ def _check_lists(
         if content is None:
             raise PETLError(f'{facts.id}: the archives hold no {split}.txt')
         lines = as_utf8(content, f'{facts.id}, {split}.txt').split('\n')
-        for number, line in enumerate(filter(None, map(str.strip, lines)), 1):
+        entries = list(filter(None, map(str.strip, lines)))
+        if not entries:
+            raise PETLError(f'{facts.id}: {split}.txt lists no picture')
+        for number, line in enumerate(entries, 1):
             match = _LINE.fullmatch(line)
             if match is None or match['split'] != split:
                 raise PETLError(
@@ -247,16 +251,24 @@ class FolderExport:
     def split(self, facts: DatasetFacts, name: str) -> Examples:
         folder = _task_folder(self.folder, facts) / name
         items = []
-        for below in folder.iterdir() if folder.is_dir() else ():
+        for below in _not_hidden(folder) if folder.is_dir() else ():
             label = as_label(below.name)
             if label is None or label < 0:
                 raise PETLError(f'{below} is not called by its label, a number from 0')
-            there = [path for path in below.iterdir() if not path.is_dir()]
+            if not below.is_dir():
+                raise PETLError(
+                    f'{below} is a file; wanted is {folder}/<label>/<picture>'
+                )
+            there = [path for path in _not_hidden(below) if not path.is_dir()]
             files = [regular_file(path, 'picture') for path in there]
             items += [(path, label) for path in files]
         if not items:
             raise PETLError(f'there is no {folder}/<label>/<picture>')
         return _Files(sorted(items, key=lambda item: (item[0].name, item[1])))
+
+
+def _not_hidden(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not is_hidden(path.name)]
 
 
 def _task_folder(folder: Path, facts: DatasetFacts) -> Path:

@@ -1,0 +1,160 @@
+"""Hidden files, links and odd names in folders that somebody has unpacked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from converter_files import clip_file, jpeg, pack, png, refused, under
+
+from mmpetl.datasets.catalog import facts_of
+from mmpetl.datasets.checks import check_dataset
+from mmpetl.datasets.convert import dense, study, videos, vtab
+from mmpetl.datasets.convert.files import write_lines, write_whole
+from mmpetl.datasets.convert.members import members
+from mmpetl.datasets.image_list import read_classes
+from mmpetl.datasets.items import read_items
+
+BESIDE = b'\0\x05\x16\x07\0\x02\0\0Mac OS X'
+"""How the files begin that macOS puts beside others on foreign disks."""
+
+TENCH = 'n01440764'
+
+
+def write(folder: Path, files: dict[str, bytes], stray: bool = True) -> Path:
+    """Files, and beside each what macOS leaves."""
+    for name, content in files.items():
+        path = folder / name
+        write_whole(path, content)
+        if stray:
+            write_whole(path.with_name(f'._{path.name}'), BESIDE)
+            write_whole(path.with_name('.DS_Store'), b'Bud1')
+            write_whole(folder / '__MACOSX' / name, BESIDE)
+    return folder
+
+
+def ade() -> dict[str, bytes]:
+    return {
+        f'{kind}/{part}/a.{suffix}': content
+        for part in ('training', 'validation')
+        for kind, suffix, content in (
+            ('images', 'jpg', jpeg()),
+            ('annotations', 'png', png()),
+        )
+    }
+
+
+def test_a_folder_is_read_as_its_archive(tmp_path):
+    source = write(tmp_path / 'src', ade())
+    assert {str(m.path) for m in members(source)} == set(ade())
+    counts = dense.convert_ade20k([source], tmp_path / 'data')
+    assert [count for _, count, _ in counts] == [1, 1]
+
+
+def test_links_in_a_folder_are_followed_and_circles_are_not(tmp_path):
+    write(tmp_path / 'real', ade(), stray=False)
+    (tmp_path / 'src').mkdir()
+    for name in ('images', 'annotations'):
+        (tmp_path / 'src' / name).symlink_to(tmp_path / 'real' / name)
+    (tmp_path / 'src' / 'again').symlink_to(tmp_path / 'src')
+    counts = dense.convert_ade20k([tmp_path / 'src'], tmp_path / 'data')
+    assert [count for _, count, _ in counts] == [1, 1]
+
+
+def test_stray_files_in_an_unpacked_set_are_no_samples(tmp_path):
+    facts = facts_of('ade20k')
+    folder = write(tmp_path / facts.path, ade())
+    items = [item for s in facts.splits for item in read_items(facts, s, tmp_path)]
+    assert [item.path.name for item in items] == ['a.jpg', 'a.jpg']
+    assert dense.convert_ade20k([], tmp_path) == [
+        ('train', 1, 20_210),
+        ('val', 1, 2_000),
+    ]
+    (folder / 'annotations/training/._a.png').unlink()
+    prefix = dict(img_path='images/training', seg_map_path='annotations/training')
+    cfg = dict(type='ADE20KDataset', data_root=str(folder), data_prefix=prefix)
+    assert check_dataset(cfg, 'mmseg') == 1
+
+
+def test_stray_files_in_class_folders_are_no_pictures(tmp_path):
+    names = {f'{part}/{TENCH}/a.JPEG': jpeg() for part in ('train', 'val')}
+    folder = write(tmp_path / 'imagenet', names)
+    (folder / 'train' / TENCH / 'folder.jpg').mkdir()
+    (folder / 'val' / '__MACOSX').mkdir()
+    assert read_classes(folder / 'val') == [(f'{TENCH}/a.JPEG', 0)]
+    assert study.list_imagenet(tmp_path, check=True)[0][:2] == ('train', 1)
+    assert (folder / 'train.txt').read_text() == f'train/{TENCH}/a.JPEG 0\n'
+    exported = write(
+        tmp_path / 'export',
+        {f'dtd/{name}/7/a.png': png() for name in vtab.DRAWN},
+    )
+    for name in vtab.DRAWN:
+        write_whole(exported / 'dtd' / name / '.DS_Store', b'Bud1')
+    counts = vtab.convert_export(
+        facts_of('dtd'), vtab.FolderExport(exported), tmp_path / 'data'
+    )
+    assert [count for _, count, _ in counts] == [1, 1, 2, 1]
+    write_whole(exported / 'dtd' / 'test' / '3', b'')
+    with refused('test/3 is a file', '<label>/<picture>'):
+        vtab.FolderExport(exported).split(facts_of('dtd'), 'test')
+
+
+def test_stray_files_are_no_clips_and_no_lists(tmp_path):
+    clip = clip_file(tmp_path / 'clip.avi', codec='MJPG').read_bytes()
+    source = write(tmp_path / 'hmdb', {'v/chew/a.avi': clip, 'v/chew/b.avi': clip})
+    lists = {'chew_test_split1.txt': b'a.avi 1\nb.avi 2\n'}
+    write(source / 's', lists)
+    counts = videos.convert_hmdb51(source / 'v', source / 's', tmp_path)
+    assert counts == [('train', 1, 3_570), ('val', 1, 1_530)]
+    for part in ('train', 'val'):
+        folder = tmp_path / 'kinetics400' / f'videos_{part}'
+        write(folder, {'abseiling/a.mp4': clip})
+        # Some classes lie on another disk.
+        write(tmp_path / 'disk' / part, {'air drumming/b b/c.MP4': clip})
+        (folder / 'air drumming').symlink_to(tmp_path / 'disk' / part / 'air drumming')
+    videos.convert_kinetics400(tmp_path)
+    assert (
+        tmp_path / 'kinetics400' / 'kinetics400_val_list_videos.txt'
+    ).read_text() == 'abseiling/a.mp4 0\nair_drumming/b_b/c.MP4 1\n'
+
+
+@pytest.mark.parametrize('name', [b'caf\xe9.JPEG', b'a\nb.JPEG', b'a\rb.JPEG'])
+def test_names_that_no_list_can_hold_are_refused(tmp_path, name):
+    for part in ('train', 'val'):
+        folder = tmp_path / 'imagenet' / part / TENCH
+        folder.mkdir(parents=True)
+        (folder / os.fsdecode(name)).write_bytes(jpeg())
+    with refused('imagenet/train.txt cannot name', 'rename that file'):
+        study.list_imagenet(tmp_path)
+    assert not list((tmp_path / 'imagenet').glob('*.txt'))
+    write_lines(tmp_path / 'a.txt', ['a\x0cb\u2028é 1'])  # which end no line
+    assert (tmp_path / 'a.txt').read_bytes() == 'a\x0cb\u2028é 1\n'.encode()
+
+
+def test_lists_of_nothing_are_not_written(tmp_path):
+    write(tmp_path / 's', {'chew_test_split2.txt': b'a.avi 1\n'}, stray=False)
+    with refused('has no <class>_test_split1.txt'):
+        videos.convert_hmdb51(tmp_path / 'v', tmp_path / 's', tmp_path)
+    write(tmp_path / 's', {'chew_test_split1.txt': b'a.avi 1\n'}, stray=False)
+    clip_file(tmp_path / 'v' / 'chew' / 'a.avi', codec='MJPG')
+    with refused('no clip is left for hmdb51_val_split_1_videos.txt'):
+        videos.convert_hmdb51(tmp_path / 'v', tmp_path / 's', tmp_path)
+    for part in ('train', 'val'):
+        write_whole(tmp_path / f'kinetics400/videos_{part}/abseiling/a.mp4', b'broken')
+    with refused('no clip is left for kinetics400_train_list_videos.txt'):
+        videos.convert_kinetics400(tmp_path)
+    assert not list(tmp_path.rglob('*_videos.txt'))
+    files = {f'images/{name}/000000.jpg': jpeg() for name in (*vtab.DRAWN, vtab.JOINED)}
+    lists = {f'{name}.txt': b'\n' for name in (*vtab.DRAWN, vtab.JOINED)}
+    with refused('dtd: train800.txt lists no picture'):
+        vtab.convert_processed(
+            [pack(tmp_path / 'v.zip', under('dtd', files | lists))], tmp_path
+        )
+
+
+def test_pictures_without_folders_of_their_class_are_told(tmp_path):
+    write_whole(tmp_path / 'imagenet' / 'train' / TENCH / 'a.JPEG', jpeg())
+    write_whole(tmp_path / 'imagenet' / 'val' / 'ILSVRC2012_val_00000001.JPEG', jpeg())
+    with refused('val holds no picture in a folder per class'):
+        study.list_imagenet(tmp_path)
