@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -38,10 +39,9 @@ def parser_for(module: str) -> CommandParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError('at least 1')
-    return number
+    if not re.fullmatch('[0-9]{1,6}', text) or not int(text):
+        raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1')
+    return int(text)
 
 
 @contextmanager

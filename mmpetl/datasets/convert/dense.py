@@ -10,7 +10,7 @@ from mmpetl.core import PETLError
 from mmpetl.core.boundary import as_utf8
 from mmpetl.datasets.annotations import coco_names
 from mmpetl.datasets.catalog import facts_of
-from mmpetl.datasets.convert.files import staged
+from mmpetl.datasets.convert.files import need_in, staged
 from mmpetl.datasets.convert.unpack import Rule, unpack, write_late
 
 Counts = list[tuple[str, int, int | None]]
@@ -110,7 +110,8 @@ def convert_ade20k(sources: Iterable[Path], root: Path, workers: int = 1) -> Cou
     """``ADEChallengeData2016`` from the archive of that name.
 
     Raises:
-        PETLError: Damaged archive, or a picture without its map.
+        PETLError: Damaged archive, a picture without its map, or a folder that is there
+            and holds something else.
     """
     facts = facts_of('ade20k')
     folder = root / facts.path
@@ -119,6 +120,8 @@ def convert_ade20k(sources: Iterable[Path], root: Path, workers: int = 1) -> Cou
             unpack(sources, partial, ADE_RULE, workers=workers, title='ADE20K')
             for split in facts.splits:
                 _check_pairs(partial / split.images)
+    for split in facts.splits:
+        need_in(folder, split.images, split.images.replace('images', 'annotations'))
     return [
         (split.name, len(list((folder / split.images).glob('[!.]*.jpg'))), split.size)
         for split in facts.splits

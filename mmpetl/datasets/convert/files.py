@@ -128,6 +128,20 @@ def staged(folder: Path) -> Iterator[Path | None]:
     partial.rename(folder)
 
 
+def need_in(folder: Path, *names: str) -> None:
+    """See that a folder, which may have been there before, holds what it must.
+
+    Raises:
+        PETLError: It lacks one of the names.
+    """
+    for name in names:
+        if not (folder / name).exists():
+            raise PETLError(
+                f'{folder} is there, but has no {name}: no converter has made it, and '
+                'nothing was done; move it away and call again'
+            )
+
+
 def partial_of(folder: Path) -> Path:
     """Where ``staged`` collects a folder's files."""
     return folder.with_name(f'.{folder.name}.partial')

@@ -60,10 +60,11 @@ def members(source: Path) -> Iterator[Member]:
     if not source.is_file():
         raise PETLError(f'there is no archive or folder {source}')
     try:
-        if zipfile.is_zipfile(source):
-            yield from map(_bounded, _zip_members(source))
-        elif _is_tar(source):
+        # First, for a tar whose last member is a zip ends as a zip does.
+        if _is_tar(source):
             yield from map(_bounded, _tar_members(source))
+        elif zipfile.is_zipfile(source):
+            yield from map(_bounded, _zip_members(source))
         else:
             raise PETLError(_what_else(source))
     except PETLError:

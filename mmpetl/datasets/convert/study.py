@@ -15,6 +15,7 @@ from mmpetl.datasets.catalog import CATALOG, facts_of
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import (
     look_into,
+    need_in,
     staged,
     write_lines,
     write_unless_there,
@@ -118,6 +119,7 @@ def convert_pool(
             }
             for part, lines in lists.items():
                 write_lines(partial / f'{part}.txt', lines)
+    need_in(folder, 'train.txt', 'test.txt')
     sizes = {'train': facts.pool.size if facts.pool else None, 'test': facts.num_test}
     return [
         (part, len((folder / f'{part}.txt').read_text().splitlines()), size)
@@ -266,6 +268,11 @@ def convert_variant(
                     f'they are not {facts.title}'
                 )
     classes = _classes(folder)
+    if not classes:
+        raise PETLError(
+            f'{folder} is there, but has no folder per class; move it away and call '
+            'again'
+        )
     pictures = sum(len(pictures_in(folder / name)) for name in classes)
     return [
         ('test', pictures, facts.split('test').size),

@@ -22,6 +22,7 @@ from mmpetl.core.boundary import as_utf8, regular_file
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import (
+    need_in,
     partial_of,
     staged,
     write_lines,
@@ -169,8 +170,9 @@ def _check_lists(
 
 
 def count(facts: DatasetFacts, root: Path) -> Counts:
-    """Lines of each list beside the official number."""
+    """Lines of each list beside the official number; PETLError where one lacks."""
     folder = root / facts.path
+    need_in(folder, *(split.file for split in facts.splits))
     return [
         (
             split.name,

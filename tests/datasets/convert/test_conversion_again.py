@@ -13,7 +13,7 @@ from converter_files import jpeg, pack, png, refused, under
 from PIL import Image
 
 from mmpetl.datasets.catalog import facts_of
-from mmpetl.datasets.convert import dense, files, study, vtab
+from mmpetl.datasets.convert import dense, fgvc, files, study, vtab
 from mmpetl.datasets.convert.unpack import unpack
 
 SHADES = range(10)
@@ -187,3 +187,26 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
     with refused('cannot write', 'a.jpg', 'No space left'):
         files.write_whole(tmp_path / 'a.jpg', jpeg())
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_no_converter_has_made_is_told(tmp_path):
+    def there(name: str) -> str:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / '.DS_Store').write_bytes(b'Bud1')
+        return f'{tmp_path / name} is there, but has no '
+
+    with refused(there('ADEChallengeData2016'), 'images/training', 'move it away'):
+        dense.convert_ade20k([], tmp_path)
+    with refused(there('vtab-1k/dtd'), 'train800.txt'):
+        vtab.convert_export(facts_of('dtd'), vtab.NpzExport(tmp_path), tmp_path)
+    with refused(there('vtab-1k/svhn'), 'train800.txt'):
+        source = {n.replace('dtd', 'svhn', 1): c for n, c in task([0], True).items()}
+        vtab.convert_processed([pack(tmp_path / 's.zip', source)], tmp_path)
+    names = ('train', 'val', 'test')
+    splits = pack(tmp_path / 'j.zip', {f'{n}.json': b'{"a/b.jpg": 1}' for n in names})
+    with refused(there('fgvc/nabirds'), 'train.json'):
+        fgvc.convert_fgvc('nabirds', splits, [], tmp_path)
+    with refused(there('many_shot/cifar100'), 'train.txt'):
+        study.convert_pool('cifar100', {}, tmp_path)
+    with refused(there('imagenet-r'), 'folder per class'):
+        study.convert_variant('imagenet_r', [], tmp_path)
