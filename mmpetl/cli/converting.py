@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmpetl.cli.arguments import positive
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
 from mmpetl.datasets.convert.jobs import default_workers
+from mmpetl.datasets.walk import check_utf8
 
 
 def parser_for(module: str) -> CommandParser:
@@ -31,17 +32,17 @@ def parser_for(module: str) -> CommandParser:
     )
     parser.add_argument(
         '--workers',
-        type=_positive,
+        type=positive,
         default=default_workers(),
         help='threads (default: %(default)s)',
     )
+    parser.after.append(_check_root)
     return parser
 
 
-def _positive(text: str) -> int:
-    if not re.fullmatch('[0-9]{1,6}', text) or not int(text):
-        raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1')
-    return int(text)
+def _check_root(args: argparse.Namespace) -> None:
+    with one_line_errors():
+        check_utf8(args.root)
 
 
 @contextmanager

@@ -53,6 +53,18 @@ def is_utf8(name: str) -> bool:
     return True
 
 
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """See that a path can be handed to OpenCV, which ends the process at others.
+
+    Raises:
+        PETLError: It is no UTF-8.
+    """
+    if not is_utf8(os.fspath(path)):
+        raise PETLError(
+            f'{ascii(os.fspath(path))} is no UTF-8; rename the file or folder'
+        )
+
+
 def files_below(folder: Path, leave: Path | None = None) -> list[Path]:
     """What is not hidden at any depth in a folder and is none, by path.
 

@@ -6,6 +6,7 @@ class folders are renamed with underscores.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -27,7 +28,7 @@ from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import PART, write_lines
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.lines import as_label, is_file
-from mmpetl.datasets.walk import files_below
+from mmpetl.datasets.walk import check_utf8, files_below
 
 VIDEOS = ('.mp4', '.avi', '.mkv', '.webm')
 Encoder = Literal['ffmpeg', 'opencv']
@@ -121,6 +122,8 @@ def _keep_timing(program: str) -> list[str]:
 def _encode_opencv(source: Path, target: Path) -> None:
     import cv2
 
+    check_utf8(source)
+    check_utf8(target)
     clip = cv2.VideoCapture(str(source))
     rate = clip.get(cv2.CAP_PROP_FPS) or 12.0
     writer = None
@@ -483,12 +486,14 @@ def convert_hmdb51(videos: Path, splits: Path, root: Path, workers: int = 1) -> 
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PART)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, part)
         os.replace(part, target)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise PETLError(f'cannot copy {source} to {target}: {error.strerror}') from None
 
 

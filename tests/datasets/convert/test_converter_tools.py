@@ -90,8 +90,8 @@ def test_tools_say_one_line(tmp_path, monkeypatch, capsys, args, part):
 @pytest.mark.parametrize(
     ('args', 'part'),
     [
-        (('ade20k', 'a.zip', '--workers', 'abc'), "'abc' is no whole number from 1"),
-        (('ade20k', 'a.zip', '--workers', '0'), "'0' is no whole number from 1"),
+        (('ade20k', 'a.zip', '--workers', 'abc'), "invalid positive value: 'abc'"),
+        (('ade20k', 'a.zip', '--workers', '0'), 'at least 1'),
         (('many_shot', 'cifar100', 'a.tgz', '--tfds', 'x'), 'does not go with --tfds'),
         (('imagenet', 'imagenet_r', 'a.tar', '--check'), '--check goes with lists'),
     ],

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from converter_files import clip_file, jpeg, pack, png, refused, under
 
+from mmpetl.apis.draw import draw_video
+from mmpetl.cli.commands.data import verify
+from mmpetl.cli.commands.data.convert import imagenet
+from mmpetl.datasets import mini
 from mmpetl.datasets.catalog import facts_of
 from mmpetl.datasets.checks import check_dataset
 from mmpetl.datasets.convert import dense, study, videos, vtab
@@ -158,3 +165,55 @@ def test_pictures_without_folders_of_their_class_are_told(tmp_path):
     write_whole(tmp_path / 'imagenet' / 'val' / 'ILSVRC2012_val_00000001.JPEG', jpeg())
     with refused('val holds no picture in a folder per class'):
         study.list_imagenet(tmp_path)
+
+
+ODD = os.fsdecode(b'caf\xe9')
+
+
+def test_opencv_is_handed_no_name_that_ends_the_process(tmp_path):
+    (tmp_path / ODD).mkdir()
+    clip = clip_file(tmp_path / 'a.webm')
+    with refused(r'caf\udce9', 'is no UTF-8'):
+        videos.reencode(clip, tmp_path / ODD / 'a.mp4', videos.find_encoder('opencv'))
+    with refused(r'caf\udce9', 'is no UTF-8'):
+        mini.make(tmp_path / ODD, ['digits'], 'tiny')
+    for source, out in ((tmp_path / ODD / 'a.mp4', 'o.mp4'), (clip, f'{ODD}/o.mp4')):
+        with refused(r'caf\udce9', 'is no UTF-8'):
+            draw_video(source, [], tmp_path / out)
+    assert os.listdir(tmp_path / ODD) == []
+
+
+def test_a_copy_that_fails_leaves_no_part_of_a_clip(tmp_path, monkeypatch):
+    def full(source: Path, target: Path) -> None:
+        Path(target).write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(videos.shutil, 'copyfile', full)
+    with refused('cannot copy', 'No space left'):
+        videos._copy_whole(tmp_path / 'a.avi', tmp_path / 'to' / 'a.avi')
+    assert os.listdir(tmp_path / 'to') == []
+
+
+@pytest.mark.parametrize('flags', [[], ['--json']])
+def test_the_verifier_tells_names_that_the_screen_does_not_take(
+    tmp_path, monkeypatch, flags
+):
+    folder = tmp_path / 'imagenet-r' / TENCH
+    folder.mkdir(parents=True)
+    (folder / f'{ODD}.jpg').write_bytes(b'')
+    screen = io.TextIOWrapper(io.BytesIO(), 'utf-8')  # strict, as most are
+    monkeypatch.setattr(sys, 'stdout', screen)
+    assert verify.main(['imagenet_r', '--data-root', str(tmp_path), *flags]) == 1
+    screen.flush()
+    said = screen.buffer.getvalue().decode()
+    # Without the table around it, and escaped once or, by JSON, twice.
+    assert 'cafudce9.jpg' in re.sub('[^a-z0-9.]', '', said)
+
+
+def test_a_data_root_that_is_no_utf8_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        imagenet.main(['lists', '--data-root', str(tmp_path / ODD)])
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith('error: ')
+    assert said.endswith('is no UTF-8; rename the file or folder\n')
