@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def imagenet_wnids() -> dict[str, int]:
 
     names = ImageNetInfo('imagenet1k').label_names()
     return {wnid: label for label, wnid in enumerate(names)}
+
+
+@lru_cache
+def subset_of(id: str) -> tuple[int, ...]:
+    """Classes of ImageNet-R or -A within ImageNet's thousand, in order."""
+    text = (resources.files('timm') / 'data' / '_info' / f'{id}_synsets.txt').read_text(
+        'utf-8'
+    )
+    return tuple(sorted(imagenet_wnids()[wnid] for wnid in text.split()))
 
 
 def read_classes(folder: Path, num_classes: int = 1000) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from mmpetl.core import PETLError
-from mmpetl.datasets.catalog import CATALOG, facts_of
+from mmpetl.datasets.catalog import CATALOG, DatasetFacts, facts_of
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import (
     look_into,
@@ -25,7 +25,7 @@ from mmpetl.datasets.convert.members import PICTURES, members
 from mmpetl.datasets.convert.tfds import TFDS_TASKS, TFDSExport
 from mmpetl.datasets.convert.unpack import unpack
 from mmpetl.datasets.convert.vtab import Examples, as_jpeg
-from mmpetl.datasets.image_list import imagenet_wnids
+from mmpetl.datasets.image_list import imagenet_wnids, subset_of
 from mmpetl.datasets.lines import as_label
 from mmpetl.datasets.walk import is_hidden, pictures_in
 
@@ -74,6 +74,8 @@ def read_cifar100(source: Path) -> dict[str, Examples]:
                     f'{member.path} of {source} has {len(content):,} bytes, which is '
                     f'no multiple of {RECORD:,}'
                 )
+            if member.path.stem in found:
+                raise PETLError(f'{source} holds {member.path.name} twice')
             found[member.path.stem] = _Records(content.reshape(-1, RECORD))
     if set(found) != {'train', 'test'}:
         raise PETLError(
@@ -245,12 +247,18 @@ def convert_variant(
         raise PETLError(f'{name!r} is none of {", ".join(VARIANTS)}')
     facts = facts_of(name)
     folder = root / facts.path
+    present = set() if name == 'imagenet_v2' else _wnids_of(facts)
 
     def is_class(text: str) -> bool:
         if name == 'imagenet_v2':
             label = as_label(text)
             return label is not None and 0 <= label < facts.num_classes
-        return re.fullmatch('n[0-9]{8}', text) is not None
+        if re.fullmatch('n[0-9]{8}', text) and text not in present:
+            raise PETLError(
+                f'{text} is no class of {facts.title}; these archives are of another '
+                'set'
+            )
+        return text in present
 
     def rule(path: PurePosixPath) -> PurePosixPath | None:
         is_picture = path.suffix.lower() in PICTURES and len(path.parts) > 1
@@ -278,3 +286,12 @@ def convert_variant(
         ('test', pictures, facts.split('test').size),
         ('classes', len(classes), facts.num_present),
     ]
+
+
+def _wnids_of(facts: DatasetFacts) -> set[str]:
+    """WordNet ids of the classes that a set holds."""
+    label_of = imagenet_wnids()
+    if facts.subset is None:
+        return set(label_of)
+    labels = set(subset_of(facts.id))
+    return {wnid for wnid, label in label_of.items() if label in labels}

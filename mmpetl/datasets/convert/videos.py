@@ -403,7 +403,13 @@ def _kinetics_table(path: Path) -> dict[str, int]:
                         'the 400; give the CSV of Kinetics-400'
                     )
                 start, end = int(row['time_start']), int(row['time_end'])
-                table[f'{row["youtube_id"]}_{start:06d}_{end:06d}'] = label
+                clip = f'{row["youtube_id"]}_{start:06d}_{end:06d}'
+                if table.setdefault(clip, label) != label:
+                    raise PETLError(
+                        f'{path} gives {clip} two classes, '
+                        f'{KINETICS400_CLASSES[table[clip]]!r} and {row["label"]!r}; '
+                        'get the official one'
+                    )
                 classes_of.setdefault(row['youtube_id'], set()).add(label)
     except FileNotFoundError:
         raise PETLError(f'there is no {path}') from None
