@@ -17,6 +17,7 @@ from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import regular_file
 from mmpetl.core.part_files import whole_file
+from mmpetl.datasets.walk import check_utf8
 
 SHORT_SIDE = 360
 """Smaller inputs are enlarged until text beside them can be read."""
@@ -41,10 +42,12 @@ def draw_video(
     """The video as mp4 with its classes and scores below every frame.
 
     Raises:
-        PETLError: No frame can be read, or no writer exists.
+        PETLError: No frame can be read, no writer exists, or a path is no UTF-8.
     """
     import cv2
 
+    check_utf8(video)
+    check_utf8(out)
     reader = cv2.VideoCapture(str(video))
     fps = reader.get(cv2.CAP_PROP_FPS) or 25.0
     out = Path(out)

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmpetl.cli.arguments import positive
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import PETLError
 from mmpetl.datasets.convert.jobs import default_workers
+from mmpetl.datasets.walk import check_utf8
 
 
 def parser_for(module: str) -> CommandParser:
@@ -30,18 +32,17 @@ def parser_for(module: str) -> CommandParser:
     )
     parser.add_argument(
         '--workers',
-        type=_positive,
+        type=positive,
         default=default_workers(),
         help='threads (default: %(default)s)',
     )
+    parser.after.append(_check_root)
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError('at least 1')
-    return number
+def _check_root(args: argparse.Namespace) -> None:
+    with one_line_errors():
+        check_utf8(args.root)
 
 
 @contextmanager

@@ -271,7 +271,7 @@ def _check_segmentation(cfg: Mapping[str, Any], asked: _Asked) -> int:
         _need_file(ann_file, cfg)
         stems = [(f'{ann_file}:{i}', line) for i, line in _lines(ann_file)]
     else:
-        names = sorted(images.rglob(f'*{image_suffix}'))
+        names = sorted(_listed(images, image_suffix))
         stems = [
             (str(p), str(p.relative_to(images))[: -len(image_suffix)]) for p in names
         ]
@@ -289,7 +289,7 @@ def _check_segmentation(cfg: Mapping[str, Any], asked: _Asked) -> int:
     if cfg.get('ann_file'):
         asked.remarks += repeats(((stem, None) for _, stem in stems), str(ann_file))
     elif maps is not None:
-        alone = {p.relative_to(maps) for p in maps.rglob(f'*{map_suffix}')}
+        alone = {p.relative_to(maps) for p in _listed(maps, map_suffix)}
         alone -= {Path(stem + map_suffix) for _, stem in stems}
         if alone:
             asked.remarks.append(
@@ -304,6 +304,11 @@ def _check_segmentation(cfg: Mapping[str, Any], asked: _Asked) -> int:
                 'label that counts'
             )
     return len(stems)
+
+
+def _listed(folder: Path, suffix: str) -> list[Path]:
+    """Files that mmseg lists: none that is hidden, as what macOS puts beside others."""
+    return [path for path in folder.rglob(f'*{suffix}') if path.name[0] != '.']
 
 
 _LOOKED_AT = 5

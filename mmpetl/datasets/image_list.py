@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,8 @@ from mmpetl.core import PETLError, suggest
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.checks import missing_folder
 from mmpetl.datasets.lines import as_label, below, is_file, read_labelled
+from mmpetl.datasets.walk import is_hidden, pictures_in
 from mmpetl.registry import DATASETS
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-"""What is taken for a picture in a class folder, in lower case."""
 
 STUDY_SETS = {
     facts.id: facts for facts in CATALOG.values() if facts.benchmark == 'study'
@@ -38,6 +37,15 @@ def imagenet_wnids() -> dict[str, int]:
     return {wnid: label for label, wnid in enumerate(names)}
 
 
+@lru_cache
+def subset_of(id: str) -> tuple[int, ...]:
+    """Classes of ImageNet-R or -A within ImageNet's thousand, in order."""
+    text = (resources.files('timm') / 'data' / '_info' / f'{id}_synsets.txt').read_text(
+        'utf-8'
+    )
+    return tuple(sorted(imagenet_wnids()[wnid] for wnid in text.split()))
+
+
 def read_classes(folder: Path, num_classes: int = 1000) -> list[tuple[str, int]]:
     """Path below ``folder`` and label of every picture in its class folders, sorted.
 
@@ -48,13 +56,12 @@ def read_classes(folder: Path, num_classes: int = 1000) -> list[tuple[str, int]]
         raise missing_folder(folder, 'A set with class folders')
     labels = {}
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith('.'):
+        if entry.is_dir() and not is_hidden(entry.name):
             labels[entry.name] = _label_of_folder(entry, num_classes)
     return [
-        (f'{name}/{file.name}', label)
+        (f'{name}/{file}', label)
         for name, label in sorted(labels.items(), key=lambda item: item[1])
-        for file in sorted((folder / name).iterdir())
-        if file.suffix.lower() in SUFFIXES
+        for file in pictures_in(folder / name)
     ]
 
 

@@ -145,7 +145,7 @@ def _ade20k(facts: DatasetFacts, split: Split, folder: Path) -> list[Item]:
     maps = folder / split.images.replace('images', 'annotations', 1)
     return [
         Item(str(path), path, mask=maps / f'{path.stem}.png')
-        for path in sorted(images.glob('*.jpg'))
+        for path in sorted(images.glob('[!.]*.jpg'))
     ]
 
 

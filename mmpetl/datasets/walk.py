@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmpetl.core import PETLError
-from mmpetl.datasets.image_list import SUFFIXES
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+"""What is taken for a picture in a folder, in lower case."""
 
 
 def is_hidden(name: str) -> bool:
@@ -24,6 +26,24 @@ def is_picture(path: Path) -> bool:
     return named and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
+def pictures_in(folder: Path) -> list[str]:
+    """Names of the pictures that lie in a folder itself, sorted.
+
+    As :func:`is_picture`, without a look at each file: folders of ImageNet hold many.
+
+    Raises:
+        OSError: There is no such folder, or it cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if os.path.splitext(entry.name)[1].lower() in SUFFIXES
+            and not is_hidden(entry.name)
+            and not entry.is_dir()
+        )
+
+
 def is_utf8(name: str) -> bool:
     """Whether a name can be written down: a file system holds any bytes."""
     try:
@@ -31,6 +51,18 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """See that a path can be handed to OpenCV, which ends the process at others.
+
+    Raises:
+        PETLError: It is no UTF-8.
+    """
+    if not is_utf8(os.fspath(path)):
+        raise PETLError(
+            f'{ascii(os.fspath(path))} is no UTF-8; rename the file or folder'
+        )
 
 
 def files_below(folder: Path, leave: Path | None = None) -> list[Path]:

@@ -7,8 +7,7 @@ from PIL import Image
 
 from mmpetl.core import PETLError
 from mmpetl.datasets import ImageList, StudyImages, VideoList, check_dataset
-from mmpetl.datasets.image_list import imagenet_wnids
-from mmpetl.datasets.mini.study import subset_of
+from mmpetl.datasets.image_list import imagenet_wnids, subset_of
 
 
 def picture(path):

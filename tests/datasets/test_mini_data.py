@@ -161,6 +161,46 @@ def test_the_stamp_says_what_is_in_a_set(root):
     assert entry['labels'] == list(range(47))
 
 
+def test_a_set_that_is_being_replaced_can_be_killed_at_any_moment(
+    tmp_path, monkeypatch
+):
+    mini.make(tmp_path, ['digits'], 'tiny')
+    remove = storage.shutil.rmtree
+
+    def killed(folder: Path, *args, **kwargs) -> None:
+        for stamp in Path(folder).rglob(storage.STAMP):  # any order is possible
+            stamp.unlink()
+            raise KeyboardInterrupt
+        remove(folder, *args, **kwargs)
+
+    monkeypatch.setattr(storage.shutil, 'rmtree', killed)
+    with pytest.raises(KeyboardInterrupt):
+        mini.make(tmp_path, ['digits'], 'tiny', seed=1)
+    monkeypatch.undo()
+    mini.make(tmp_path, ['digits'], 'tiny', seed=1)
+    assert mini.is_made(tmp_path, 'vtab-1k/digits', 'tiny', seed=1)
+
+
+def test_a_clip_that_is_not_written_to_its_end_is_told(tmp_path, monkeypatch):
+    class Full:
+        """As OpenCV's on a full disk: it says nothing."""
+
+        def __init__(self, path: str, *args) -> None:
+            Path(path).write_bytes(b'\0\0\0\x20ftypisom')
+
+        def isOpened(self) -> bool:
+            return True
+
+        def write(self, frame: np.ndarray) -> None: ...
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr(motion.cv2, 'VideoWriter', Full)
+    monkeypatch.setattr(motion.cv2, 'VideoWriter_fourcc', lambda *_: 0, raising=False)
+    with pytest.raises(OSError, match='could not write'):
+        motion.save_clip(tmp_path / 'a.mp4', np.zeros((3, 32, 32, 3), np.uint8))
+
+
 def test_foreign_files_are_never_replaced(tmp_path):
     real = tmp_path / 'coco' / 'train2017' / '000000000009.jpg'
     real.parent.mkdir(parents=True)

@@ -65,8 +65,7 @@ def files_of(inputs: Sequence[str], run: str = '') -> list[Path]:
         PETLError: A folder holds no picture.
     """
     from mmpetl.core import PETLError
-    from mmpetl.datasets.image_list import SUFFIXES
-    from mmpetl.datasets.walk import files_below, is_picture
+    from mmpetl.datasets.walk import SUFFIXES, files_below, is_picture
 
     work = Path(run) if Path(run).is_dir() else Path(run).parent
     leave = work.resolve() if (work / 'splits.json').is_file() else None

@@ -90,15 +90,20 @@ def _annotations(sources: Iterable[Path]) -> dict[str, bytes]:
     """Content of the annotation files that are there, by name."""
     wanted = (POOLED, *PARTS)
     found: dict[str, bytes] = {}
+
+    def take(name: str, content: bytes, source: Path) -> None:
+        if found.setdefault(name, content) != content:
+            raise PETLError(f'{source} holds another {name} than what comes before it')
+
     for source in sources:
         if source.suffix == '.mat':
             if not source.is_file():
                 raise PETLError(f'there is no file {source}')
-            found[source.name] = source.read_bytes()
+            take(source.name, source.read_bytes(), source)
             continue
         for member in members(source):
             if member.path.name in wanted:
-                found[member.path.name] = member.read()
+                take(member.path.name, member.read(), source)
     return found
 
 

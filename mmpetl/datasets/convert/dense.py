@@ -10,7 +10,7 @@ from mmpetl.core import PETLError
 from mmpetl.core.boundary import as_utf8
 from mmpetl.datasets.annotations import coco_names
 from mmpetl.datasets.catalog import facts_of
-from mmpetl.datasets.convert.files import staged
+from mmpetl.datasets.convert.files import need_in, staged
 from mmpetl.datasets.convert.unpack import Rule, unpack, write_late
 
 Counts = list[tuple[str, int, int | None]]
@@ -110,7 +110,8 @@ def convert_ade20k(sources: Iterable[Path], root: Path, workers: int = 1) -> Cou
     """``ADEChallengeData2016`` from the archive of that name.
 
     Raises:
-        PETLError: Damaged archive, or a picture without its map.
+        PETLError: Damaged archive, a picture without its map, or a folder that is there
+            and holds something else.
     """
     facts = facts_of('ade20k')
     folder = root / facts.path
@@ -119,16 +120,18 @@ def convert_ade20k(sources: Iterable[Path], root: Path, workers: int = 1) -> Cou
             unpack(sources, partial, ADE_RULE, workers=workers, title='ADE20K')
             for split in facts.splits:
                 _check_pairs(partial / split.images)
+    for split in facts.splits:
+        need_in(folder, split.images, split.images.replace('images', 'annotations'))
     return [
-        (split.name, len(list((folder / split.images).glob('*.jpg'))), split.size)
+        (split.name, len(list((folder / split.images).glob('[!.]*.jpg'))), split.size)
         for split in facts.splits
     ]
 
 
 def _check_pairs(images: Path) -> None:
     maps = images.parents[1] / 'annotations' / images.name
-    stems = {path.stem for path in images.glob('*.jpg')}
-    labelled = {path.stem for path in maps.glob('*.png')}
+    stems = {path.stem for path in images.glob('[!.]*.jpg')}
+    labelled = {path.stem for path in maps.glob('[!.]*.png')}
     if not stems:
         raise PETLError(
             f'the archive has no images/{images.name}/*.jpg; give '
@@ -173,7 +176,7 @@ def convert_coco(sources: Iterable[Path], root: Path, workers: int = 1) -> Count
             _check_coco_file(folder / split.images, split.file, content)
     write_late(done, folder)
     return [
-        (split.name, len(list((folder / split.images).glob('*.jpg'))), split.size)
+        (split.name, len(list((folder / split.images).glob('[!.]*.jpg'))), split.size)
         for split in splits
     ]
 

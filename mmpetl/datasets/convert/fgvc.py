@@ -13,7 +13,7 @@ from mmpetl.datasets.annotations import parse_classes
 from mmpetl.datasets.catalog import DatasetFacts, facts_of
 from mmpetl.datasets.convert.cars import NEEDED, pooled_names, pooled_place
 from mmpetl.datasets.convert.dense import Counts
-from mmpetl.datasets.convert.files import staged, write_whole
+from mmpetl.datasets.convert.files import need_in, staged, write_whole
 from mmpetl.datasets.convert.members import members
 from mmpetl.datasets.convert.unpack import unpack
 from mmpetl.datasets.folders import find_folder, is_called
@@ -69,6 +69,7 @@ def convert_fgvc(
             for file, entries in files.items():
                 content = json.dumps(entries).encode()
                 write_whole(partial / file, content, durable=True)
+    need_in(folder, *SPLIT_FILES)
     sizes = {split.file: split.size for split in facts.splits}
     return [
         (file, len(read_json(folder / file, dict[str, Any], 'list')), sizes[file])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
@@ -21,6 +22,7 @@ from mmpetl.datasets.soundness import (
     fault_of_size,
     lacks_its_end,
 )
+from mmpetl.datasets.walk import is_utf8
 
 PART = '.part'
 BOM = b'\xef\xbb\xbf'
@@ -45,11 +47,25 @@ def write_whole(path: Path, content: bytes, durable: bool = False) -> None:
                 os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise PETLError(f'cannot write {path}: {error.strerror}') from None
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a list, one entry a line."""
+    """Write a list, one entry a line.
+
+    Raises:
+        PETLError: A line that no list can hold, for the name of a file is no UTF-8, or
+            has a line break.
+    """
+    lines = list(lines)
+    for line in lines:
+        if '\n' in line or '\r' in line or not is_utf8(line):
+            raise PETLError(
+                f'{path} cannot name {line!r}: a name with a line break, or that is no '
+                'UTF-8, is read back as another; rename that file'
+            )
     write_whole(path, ''.join(f'{line}\n' for line in lines).encode(), durable=True)
 
 
@@ -94,8 +110,11 @@ def staged(folder: Path) -> Iterator[Path | None]:
 
     Yields:
         Where to write, with what an earlier call has left there; None if the folder
-        is there and nothing is to be done.
+        is there and nothing is to be done. A link counts as the folder that it leads
+        to, whether or not that is there.
     """
+    if folder.is_symlink():
+        folder = folder.resolve()  # a folder takes the name of no link
     if folder.is_dir() and any(folder.iterdir()):
         yield None
         return
@@ -109,14 +128,42 @@ def staged(folder: Path) -> Iterator[Path | None]:
     partial.rename(folder)
 
 
+def need_in(folder: Path, *names: str) -> None:
+    """See that a folder, which may have been there before, holds what it must.
+
+    Raises:
+        PETLError: It lacks one of the names.
+    """
+    for name in names:
+        if not (folder / name).exists():
+            raise PETLError(
+                f'{folder} is there, but has no {name}: no converter has made it, and '
+                'nothing was done; move it away and call again'
+            )
+
+
 def partial_of(folder: Path) -> Path:
     """Where ``staged`` collects a folder's files."""
     return folder.with_name(f'.{folder.name}.partial')
 
 
-def unless_there(path: Path, make: Callable[[], bytes]) -> bool:
-    """Write a file unless it is there; whether it was written."""
-    if path.is_file():
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there with this very content.
+
+    That an earlier call has left one of its name or size says nothing: it may have been
+    given other data.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size != len(content):
+            return False
+        return path.read_bytes() == content
+    except OSError:
         return False
-    write_whole(path, make())
+
+
+def write_unless_there(path: Path, content: bytes) -> bool:
+    """Write a file unless it is there with this content; whether it was written."""
+    if holds(path, content):
+        return False
+    write_whole(path, content)
     return True

@@ -33,6 +33,8 @@ def rows_of(content: bytes, table: str, columns: list[str]) -> list[list[int | s
 
 def _value(cell: Any) -> int | str:
     value = cell.item()
+    if not isinstance(value, str) and value != int(value):
+        raise ValueError(f'{value} is no whole number')
     return value if isinstance(value, str) else int(value)
 
 
@@ -41,6 +43,8 @@ def main() -> None:
     table, *columns = sys.argv[1:]
     try:
         said: Any = rows_of(sys.stdin.buffer.read(), table, columns)
+    except NotImplementedError:
+        said = 'it is of version 7.3, which is not read; save it again with -v7'
     except Exception as error:  # SciPy answers a damaged file with any
         lines = str(error).splitlines() or ['']
         said = f'{type(error).__name__}: {lines[0][:200]}'

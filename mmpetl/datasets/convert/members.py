@@ -12,6 +12,7 @@ from mmpetl.compat.archives import DAMAGED_ZIP
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import text_limit
 from mmpetl.datasets.soundness import MAX_BYTES
+from mmpetl.datasets.walk import files_below
 
 DAMAGED = (tarfile.TarError, *DAMAGED_ZIP)
 """What a cut or garbled archive is answered with."""
@@ -46,7 +47,8 @@ class Member:
 def members(source: Path) -> Iterator[Member]:
     """All regular files of a zip, a tar (any compression) or a folder, in its order.
 
-    Folders and what macOS leaves behind are passed over.
+    Folders and what macOS leaves behind are passed over, and what else is hidden in a
+    folder, whose links are followed.
 
     Raises:
         PETLError: Nothing there, no archive, a damaged one, or one with a link or a
@@ -58,10 +60,11 @@ def members(source: Path) -> Iterator[Member]:
     if not source.is_file():
         raise PETLError(f'there is no archive or folder {source}')
     try:
-        if zipfile.is_zipfile(source):
-            yield from map(_bounded, _zip_members(source))
-        elif _is_tar(source):
+        # First, for a tar whose last member is a zip ends as a zip does.
+        if _is_tar(source):
             yield from map(_bounded, _tar_members(source))
+        elif zipfile.is_zipfile(source):
+            yield from map(_bounded, _zip_members(source))
         else:
             raise PETLError(_what_else(source))
     except PETLError:
@@ -219,7 +222,7 @@ def _tar_members(source: Path) -> Iterator[Member]:
 
 
 def _folder_members(source: Path) -> Iterator[Member]:
-    for path in sorted(source.rglob('*')):
+    for path in files_below(source):
         if path.is_file():
             relative = PurePosixPath(path.relative_to(source).as_posix())
             member = Member(relative, path.stat().st_size, path.read_bytes, source)

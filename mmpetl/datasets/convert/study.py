@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from mmpetl.core import PETLError
-from mmpetl.datasets.catalog import CATALOG, facts_of
+from mmpetl.datasets.catalog import CATALOG, DatasetFacts, facts_of
 from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import (
     look_into,
+    need_in,
     staged,
-    unless_there,
     write_lines,
+    write_unless_there,
 )
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.convert.members import PICTURES, members
 from mmpetl.datasets.convert.tfds import TFDS_TASKS, TFDSExport
 from mmpetl.datasets.convert.unpack import unpack
 from mmpetl.datasets.convert.vtab import Examples, as_jpeg
-from mmpetl.datasets.image_list import imagenet_wnids
+from mmpetl.datasets.image_list import imagenet_wnids, subset_of
 from mmpetl.datasets.lines import as_label
+from mmpetl.datasets.walk import is_hidden, pictures_in
 
 SIDE, PLANES = 32, 3
 RECORD = 2 + PLANES * SIDE * SIDE
@@ -72,6 +74,8 @@ def read_cifar100(source: Path) -> dict[str, Examples]:
                     f'{member.path} of {source} has {len(content):,} bytes, which is '
                     f'no multiple of {RECORD:,}'
                 )
+            if member.path.stem in found:
+                raise PETLError(f'{source} holds {member.path.name} twice')
             found[member.path.stem] = _Records(content.reshape(-1, RECORD))
     if set(found) != {'train', 'test'}:
         raise PETLError(
@@ -117,6 +121,7 @@ def convert_pool(
             }
             for part, lines in lists.items():
                 write_lines(partial / f'{part}.txt', lines)
+    need_in(folder, 'train.txt', 'test.txt')
     sizes = {'train': facts.pool.size if facts.pool else None, 'test': facts.num_test}
     return [
         (part, len((folder / f'{part}.txt').read_text().splitlines()), size)
@@ -137,7 +142,7 @@ def _write_part(
         small = max(picture.shape[:2]) <= SIDE
         name = f'images/{part}/{index:06d}.{"png" if small else "jpg"}'
         encode = _as_png if small else as_jpeg
-        unless_there(folder / name, lambda: encode(picture))
+        write_unless_there(folder / name, encode(picture))
         return f'{name} {label}'
 
     return run_all(range(len(examples)), work, workers, part, len(examples))
@@ -178,7 +183,7 @@ def list_imagenet(root: Path, workers: int = 1, check: bool = False) -> Counts:
         below = folder / split
         if not below.is_dir():
             raise PETLError(f'there is no {below}; a folder per class is needed there')
-        names = sorted(path.name for path in below.iterdir() if path.is_dir())
+        names = _classes(below)
         foreign = [name for name in names if name not in label_of]
         if foreign:
             raise PETLError(
@@ -191,12 +196,15 @@ def list_imagenet(root: Path, workers: int = 1, check: bool = False) -> Counts:
             odd = sorted(set(names) - classes)[0]
             raise PETLError(f'{below / odd} is a class that {folder}/train lacks')
         lists[split] = [
-            f'{path.relative_to(folder).as_posix()} {label_of[name]}'
+            f'{split}/{name}/{file} {label_of[name]}'
             for name in names
-            for path in _pictures(below / name)
+            for file in pictures_in(below / name)
         ]
         if not lists[split]:
-            raise PETLError(f'{below} holds no picture')
+            raise PETLError(
+                f'{below} holds no picture in a folder per class, called by its '
+                'WordNet id'
+            )
         if check:
             files = [folder / line.rpartition(' ')[0] for line in lists[split]]
             run_all(files, _open, workers, f'imagenet {split}', len(files))
@@ -209,8 +217,10 @@ def list_imagenet(root: Path, workers: int = 1, check: bool = False) -> Counts:
     ]
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    return (p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURES)
+def _classes(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted."""
+    found = (path for path in folder.iterdir() if path.is_dir())
+    return sorted(path.name for path in found if not is_hidden(path.name))
 
 
 def _open(path: Path) -> None:
@@ -237,12 +247,18 @@ def convert_variant(
         raise PETLError(f'{name!r} is none of {", ".join(VARIANTS)}')
     facts = facts_of(name)
     folder = root / facts.path
+    present = set() if name == 'imagenet_v2' else _wnids_of(facts)
 
     def is_class(text: str) -> bool:
         if name == 'imagenet_v2':
             label = as_label(text)
             return label is not None and 0 <= label < facts.num_classes
-        return re.fullmatch('n[0-9]{8}', text) is not None
+        if re.fullmatch('n[0-9]{8}', text) and text not in present:
+            raise PETLError(
+                f'{text} is no class of {facts.title}; these archives are of another '
+                'set'
+            )
+        return text in present
 
     def rule(path: PurePosixPath) -> PurePosixPath | None:
         is_picture = path.suffix.lower() in PICTURES and len(path.parts) > 1
@@ -259,9 +275,23 @@ def convert_variant(
                     f'these archives hold no pictures in class folders called {what}; '
                     f'they are not {facts.title}'
                 )
-    classes = [path for path in folder.iterdir() if path.is_dir()]
-    pictures = sum(1 for path in classes for _ in _pictures(path))
+    classes = _classes(folder)
+    if not classes:
+        raise PETLError(
+            f'{folder} is there, but has no folder per class; move it away and call '
+            'again'
+        )
+    pictures = sum(len(pictures_in(folder / name)) for name in classes)
     return [
         ('test', pictures, facts.split('test').size),
         ('classes', len(classes), facts.num_present),
     ]
+
+
+def _wnids_of(facts: DatasetFacts) -> set[str]:
+    """WordNet ids of the classes that a set holds."""
+    label_of = imagenet_wnids()
+    if facts.subset is None:
+        return set(label_of)
+    labels = set(subset_of(facts.id))
+    return {wnid for wnid, label in label_of.items() if label in labels}

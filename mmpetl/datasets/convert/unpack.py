@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mmpetl.core import PETLError
-from mmpetl.datasets.convert.files import look_into, write_whole
+from mmpetl.datasets.convert.files import holds, look_into, write_whole
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.convert.members import Member, members
 
@@ -21,7 +22,7 @@ class Unpacked:
 
     Attributes:
         written: Files written by this call.
-        skipped: Files that were there, whole.
+        skipped: Files that were there with the same content.
         ignored: Members that the rule does not want.
         late: Content of members that were held back, by place.
     """
@@ -52,51 +53,61 @@ def unpack(
         title: In front of the bar.
 
     Raises:
-        PETLError: A damaged archive or member, or a rule's place outside the target.
+        PETLError: A damaged archive or member, a rule's place outside the target, or
+            two members of different content with one place.
     """
-    counts = {'skipped': 0, 'ignored': 0}
+    ignored = 0
     late: dict[PurePosixPath, bytes] = {}
+    seen: dict[str, tuple[int, int]] = {}
+
+    def comes_again(member: Member, place: PurePosixPath, content: bytes) -> bool:
+        """Whether a place has come before; two threads must not write one file."""
+        facts = len(content), zlib.crc32(content)
+        if str(place) not in seen:
+            seen[str(place)] = facts
+            return False
+        if seen[str(place)] != facts:
+            raise PETLError(
+                f'{member.path} of {member.source} belongs at {place}, where another '
+                'member of other content belongs, too; give one copy of the set'
+            )
+        return True
 
     def wanted() -> Iterator[tuple[Member, PurePosixPath, bytes]]:
+        nonlocal ignored
         for source in sources:
             for member in members(source):
                 place = rule(member.path)
                 if place is None:
-                    counts['ignored'] += 1
+                    ignored += 1
                     continue
                 if place.is_absolute() or '..' in place.parts:
                     raise PETLError(f'{member.path} of {source} belongs to no place')
-                path = target / place
-                if not is_late(place) and _is_whole(path, member.size):
-                    counts['skipped'] += 1
-                    continue
                 content = member.read()
+                if comes_again(member, place, content):
+                    continue
                 if is_late(place):
                     _look(member, content)
                     late[place] = content
                 else:
                     yield member, place, content
 
-    def work(item: tuple[Member, PurePosixPath, bytes]) -> None:
+    def work(item: tuple[Member, PurePosixPath, bytes]) -> bool:
         member, place, content = item
+        if holds(target / place, content):
+            return False
         _look(member, content)
         write_whole(target / place, content)
+        return True
 
-    written = len(run_all(wanted(), work, workers, title))
-    return Unpacked(written, counts['skipped'], counts['ignored'], late)
+    fresh = run_all(wanted(), work, workers, title)
+    return Unpacked(sum(fresh), len(fresh) - sum(fresh), ignored, late)
 
 
 def write_late(unpacked: Unpacked, target: Path) -> None:
     """Write the files that were held back: the set is usable from now on."""
     for place, content in unpacked.late.items():
         write_whole(target / place, content, durable=True)
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False
 
 
 def _look(member: Member, content: bytes) -> None:

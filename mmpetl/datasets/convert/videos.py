@@ -6,6 +6,7 @@ class folders are renamed with underscores.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -27,6 +28,7 @@ from mmpetl.datasets.convert.dense import Counts
 from mmpetl.datasets.convert.files import PART, write_lines
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.lines import as_label, is_file
+from mmpetl.datasets.walk import check_utf8, files_below
 
 VIDEOS = ('.mp4', '.avi', '.mkv', '.webm')
 Encoder = Literal['ffmpeg', 'opencv']
@@ -64,6 +66,12 @@ def count_frames(path: Path) -> int:
     if not frames:
         raise PETLError(f'the clip {path} holds no frame')
     return frames
+
+
+def _clips_below(folder: Path) -> list[Path]:
+    """Clips at any depth, by path, through links; none that is hidden."""
+    found = files_below(folder) if folder.is_dir() else []
+    return [p for p in found if p.suffix.lower() in VIDEOS and p.is_file()]
 
 
 # --- re-encoding -------------------------------------------------------------
@@ -114,6 +122,8 @@ def _keep_timing(program: str) -> list[str]:
 def _encode_opencv(source: Path, target: Path) -> None:
     import cv2
 
+    check_utf8(source)
+    check_utf8(target)
     clip = cv2.VideoCapture(str(source))
     rate = clip.get(cv2.CAP_PROP_FPS) or 12.0
     writer = None
@@ -201,7 +211,7 @@ def convert_ssv2(
     todo = [c for c in clips if not is_file(folder / 'videos' / c.path)]
     if todo:
         encode = find_encoder(encoder)
-        found = {path.stem: path for path in videos.rglob('*') if path.suffix in VIDEOS}
+        found = {path.stem: path for path in _clips_below(videos)}
         missing = [c.path for c in todo if Path(c.path).stem not in found]
         if missing:
             raise PETLError(
@@ -308,7 +318,7 @@ def convert_kinetics400(
     lists: dict[str, list[Clip]] = {}
     for split in facts.splits:
         videos = folder / split.images
-        _without_blanks(videos)
+        _without_blanks(videos, [path for path, _ in labelled[split.name]])
         clips = [
             Clip(_underscored(path), label) for path, label in labelled[split.name]
         ]
@@ -337,9 +347,7 @@ def _labelled(videos: Path, table: Path | None) -> list[tuple[PurePath, int]]:
         raise PETLError(f'there is no {videos}; put the clips of the release there')
     listed = None if table is None else _kinetics_table(table)
     clips, unknown = [], []
-    for path in sorted(videos.rglob('*')):
-        if path.suffix.lower() not in VIDEOS or not path.is_file():
-            continue
+    for path in _clips_below(videos):
         if ' ' in path.name:
             raise PETLError(f'{path} holds a blank, which separates columns; rename it')
         if listed is None:
@@ -371,10 +379,10 @@ def _underscored(path: PurePath) -> str:
     return path.as_posix().replace(' ', '_')
 
 
-def _without_blanks(videos: Path) -> None:
-    """Rename folders with blanks, the inner ones first."""
-    folders = [p for p in videos.rglob('* *') if p.is_dir()]
-    for below in sorted(folders, key=lambda path: -len(path.parts)):
+def _without_blanks(videos: Path, clips: Iterable[PurePath]) -> None:
+    """Rename folders of clips that have blanks, the inner ones first."""
+    folders = {videos / p for clip in clips for p in clip.parents if ' ' in p.name}
+    for below in sorted(folders, key=lambda path: (-len(path.parts), path)):
         target = below.with_name(below.name.replace(' ', '_'))
         if target.exists():
             raise PETLError(f'{below} and {target} are one class; merge them')
@@ -395,7 +403,13 @@ def _kinetics_table(path: Path) -> dict[str, int]:
                         'the 400; give the CSV of Kinetics-400'
                     )
                 start, end = int(row['time_start']), int(row['time_end'])
-                table[f'{row["youtube_id"]}_{start:06d}_{end:06d}'] = label
+                clip = f'{row["youtube_id"]}_{start:06d}_{end:06d}'
+                if table.setdefault(clip, label) != label:
+                    raise PETLError(
+                        f'{path} gives {clip} two classes, '
+                        f'{KINETICS400_CLASSES[table[clip]]!r} and {row["label"]!r}; '
+                        'get the official one'
+                    )
                 classes_of.setdefault(row['youtube_id'], set()).add(label)
     except FileNotFoundError:
         raise PETLError(f'there is no {path}') from None
@@ -478,12 +492,14 @@ def convert_hmdb51(videos: Path, splits: Path, root: Path, workers: int = 1) -> 
 
 
 def _copy_whole(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PART)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, part)
         os.replace(part, target)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise PETLError(f'cannot copy {source} to {target}: {error.strerror}') from None
 
 
@@ -491,11 +507,14 @@ def _hmdb51_tables(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
     """(class, split number) to {file: part}.
 
     Raises:
-        PETLError: No split files, malformed ones, two that differ, or a class that is
-            none of the 51.
+        PETLError: No files of the first split, malformed ones, two that differ, or a
+            class that is none of the 51.
     """
     tables: dict[tuple[str, int], dict[str, int]] = {}
-    for path in sorted(folder.rglob('*_test_split[123].txt')):
+    below = files_below(folder) if folder.is_dir() else []
+    for path in below:
+        if re.fullmatch(r'.*_test_split[123]\.txt', path.name) is None:
+            continue
         name, _, number = path.stem.rpartition('_test_split')
         rows = {}
         for count, line in enumerate(read_utf8(path).split('\n'), 1):
@@ -511,7 +530,7 @@ def _hmdb51_tables(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
             )
         if tables.setdefault((name, int(number)), rows) != rows:
             raise PETLError(f'{folder} holds two files {path.name} that differ')
-    if not tables:
+    if not any(number == 1 for _, number in tables):
         raise PETLError(
             f'{folder} has no <class>_test_split1.txt; unpack test_train_splits.rar '
             'there (unrar x, 7z x)'
@@ -523,10 +542,20 @@ def _hmdb51_tables(folder: Path) -> dict[tuple[str, int], dict[str, int]]:
 
 
 def _write_lists(
-    folder: Path, splits: Sequence[Any], lists: Mapping[str, Iterable[Clip]]
+    folder: Path, splits: Sequence[Any], lists: Mapping[str, Sequence[Clip]]
 ) -> Counts:
-    """Write the lists, which declare the set complete, and count them."""
+    """Write the lists, which declare the set complete, and count them.
+
+    Raises:
+        PETLError: One that must be there would be empty.
+    """
     counts: Counts = []
+    for split in splits:
+        if not lists[split.name] and not split.optional:
+            raise PETLError(
+                f'no clip is left for {split.file} in {folder}, so no list is written; '
+                'a set of no clips is neither trained nor tested on'
+            )
     for split in splits:
         lines = [f'{clip.path} {clip.label}' for clip in lists[split.name]]
         if not lines and split.optional:

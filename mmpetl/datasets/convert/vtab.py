@@ -21,12 +21,19 @@ from mmpetl.core import PETLError
 from mmpetl.core.boundary import as_utf8, regular_file
 from mmpetl.datasets.catalog import CATALOG, DatasetFacts
 from mmpetl.datasets.convert.dense import Counts
-from mmpetl.datasets.convert.files import partial_of, staged, unless_there, write_lines
+from mmpetl.datasets.convert.files import (
+    need_in,
+    partial_of,
+    staged,
+    write_lines,
+    write_unless_there,
+)
 from mmpetl.datasets.convert.jobs import run_all
 from mmpetl.datasets.convert.npz import read_examples
 from mmpetl.datasets.convert.unpack import unpack, write_late
 from mmpetl.datasets.folders import find_folder, is_called, known_names
 from mmpetl.datasets.lines import as_label
+from mmpetl.datasets.walk import is_hidden
 
 TASKS: Mapping[str, DatasetFacts] = {
     facts.id: facts for facts in CATALOG.values() if facts.benchmark == 'vtab'
@@ -82,9 +89,10 @@ def convert_processed(
 
     Raises:
         PETLError: Damaged archives, malformed lists, listed pictures that are missing,
-            or no task at all.
+            a link where a task belongs, or no task at all.
     """
     base = root / 'vtab-1k'
+    links = [f for f in TASKS.values() if (base / f.folder).is_symlink()]
     seen: dict[str, DatasetFacts] = {}
     done = {
         facts.id
@@ -100,6 +108,11 @@ def convert_processed(
                 seen[facts.id] = facts
                 if facts.id in done:
                     return None
+                if facts in links:
+                    raise PETLError(
+                        f'{base / facts.folder} is a link to an empty or missing '
+                        f'folder; remove it, or let {base} be the link'
+                    )
                 return PurePosixPath(partial_of(Path(facts.folder)).name) / rest
         return None
 
@@ -134,7 +147,10 @@ def _check_lists(
         if content is None:
             raise PETLError(f'{facts.id}: the archives hold no {split}.txt')
         lines = as_utf8(content, f'{facts.id}, {split}.txt').split('\n')
-        for number, line in enumerate(filter(None, map(str.strip, lines)), 1):
+        entries = list(filter(None, map(str.strip, lines)))
+        if not entries:
+            raise PETLError(f'{facts.id}: {split}.txt lists no picture')
+        for number, line in enumerate(entries, 1):
             match = _LINE.fullmatch(line)
             if match is None or match['split'] != split:
                 raise PETLError(
@@ -154,8 +170,9 @@ def _check_lists(
 
 
 def count(facts: DatasetFacts, root: Path) -> Counts:
-    """Lines of each list beside the official number."""
+    """Lines of each list beside the official number; PETLError where one lacks."""
     folder = root / facts.path
+    need_in(folder, *(split.file for split in facts.splits))
     return [
         (
             split.name,
@@ -236,16 +253,24 @@ class FolderExport:
     def split(self, facts: DatasetFacts, name: str) -> Examples:
         folder = _task_folder(self.folder, facts) / name
         items = []
-        for below in folder.iterdir() if folder.is_dir() else ():
+        for below in _not_hidden(folder) if folder.is_dir() else ():
             label = as_label(below.name)
             if label is None or label < 0:
                 raise PETLError(f'{below} is not called by its label, a number from 0')
-            there = [path for path in below.iterdir() if not path.is_dir()]
+            if not below.is_dir():
+                raise PETLError(
+                    f'{below} is a file; wanted is {folder}/<label>/<picture>'
+                )
+            there = [path for path in _not_hidden(below) if not path.is_dir()]
             files = [regular_file(path, 'picture') for path in there]
             items += [(path, label) for path in files]
         if not items:
             raise PETLError(f'there is no {folder}/<label>/<picture>')
         return _Files(sorted(items, key=lambda item: (item[0].name, item[1])))
+
+
+def _not_hidden(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not is_hidden(path.name)]
 
 
 def _task_folder(folder: Path, facts: DatasetFacts) -> Path:
@@ -303,7 +328,7 @@ def _write_split(
                 f'0 to {facts.num_classes - 1}'
             )
         name = f'images/{split}/{number:06d}.jpg'
-        unless_there(folder / name, lambda: as_jpeg(picture))
+        write_unless_there(folder / name, as_jpeg(picture))
         return f'{name} {label}'
 
     title = f'{facts.id} {split}'

@@ -18,6 +18,7 @@ from mmpetl.core import PETLError
 from mmpetl.datasets.catalog import CATALOG
 from mmpetl.datasets.items import list_path, read_items
 from mmpetl.datasets.subsets import sha256_of
+from mmpetl.datasets.walk import check_utf8
 
 from . import dense, images, letters, multi_task, study, videos
 from .images import OWN_TASKS, VTAB_CLASSES, ImageCounts
@@ -236,11 +237,12 @@ def make(
         Name to folder.
 
     Raises:
-        ValueError: Unknown name or size.
+        ValueError: Unknown name or size, or a root that is no UTF-8.
         FileExistsError: A set's folder holds files that were not drawn here.
     """
     if size not in ('tiny', 'small'):
         raise ValueError(f"size must be 'tiny' or 'small', got {size!r}")
+    check_utf8(root)
     folders = {}
     for name in names_for(names):
         recipe = _recipe(name, size, seed)

@@ -187,7 +187,7 @@ def save_clip(path: Path, clip: np.ndarray, fps: float = 15.0) -> None:
     """Write (T, H, W, 3) uint8 RGB as an mp4 (MPEG-4 part 2) file.
 
     Raises:
-        OSError: OpenCV has no writer for it.
+        OSError: OpenCV has no writer for it, or not all of it was written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = clip.shape[1:3]
@@ -198,3 +198,9 @@ def save_clip(path: Path, clip: np.ndarray, fps: float = 15.0) -> None:
     for frame in clip:
         writer.write(np.ascontiguousarray(frame[..., ::-1]))
     writer.release()
+    # A writer does not say that the disk is full.
+    written = cv2.VideoCapture(str(path))
+    count = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+    written.release()
+    if count != len(clip):
+        raise OSError(f'could not write {path}')

@@ -102,8 +102,9 @@ def write_once(
         write(partial)
         stamp = {**recipe, 'manifest': describe(scratch)}
         (partial / STAMP).write_text(json.dumps(stamp), 'utf-8')
-        if folder.exists():
-            shutil.rmtree(folder)
+        if os.path.lexists(folder):
+            # At once: half removed, without its stamp, it would not be known as ours.
+            folder.rename(scratch / 'replaced')
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(folder)
         shutil.rmtree(scratch)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmpetl.datasets.catalog import CATALOG
-from mmpetl.datasets.image_list import imagenet_wnids, read_classes
+from mmpetl.datasets.image_list import imagenet_wnids, read_classes, subset_of
 from mmpetl.datasets.subsets import sets_of, write_subsets
 
 from .images import number_picture, vtab_draw
@@ -106,15 +106,6 @@ def write_shifted(folder: Path, id: str, count: int, seed: int) -> None:
         # ImageNet-A's names hold blanks.
         stem = f'0.{index:06d}_a thing' if id == 'imagenet_a' else f'{index:06d}'
         _save(folder / name / f'{stem}.{tail}', rng, label, id == 'imagenet_sketch')
-
-
-@lru_cache
-def subset_of(id: str) -> tuple[int, ...]:
-    """Classes of ImageNet-R or -A within ImageNet's thousand, in order."""
-    from importlib.resources import files
-
-    text = (files('timm') / 'data' / '_info' / f'{id}_synsets.txt').read_text('utf-8')
-    return tuple(sorted(imagenet_wnids()[wnid] for wnid in text.split()))
 
 
 @lru_cache(maxsize=1024)

@@ -25,10 +25,15 @@ from PIL import Image
 from mmpetl.compat.pictures import eight_bits
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_utf8
-from mmpetl.datasets.image_list import SUFFIXES
 from mmpetl.datasets.lines import is_file
 from mmpetl.datasets.soundness import MAX_BYTES, fault_of_picture
-from mmpetl.datasets.walk import files_below, is_hidden, is_picture, is_utf8
+from mmpetl.datasets.walk import (
+    SUFFIXES,
+    files_below,
+    is_hidden,
+    is_picture,
+    is_utf8,
+)
 
 PARTS = ('train', 'val', 'test')
 

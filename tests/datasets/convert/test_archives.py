@@ -89,3 +89,12 @@ def test_each_file_is_looked_into(tmp_path):
         with refused(f'x/{name}', 'is damaged'):
             unpacking.unpack([archive], tmp_path / 't', lambda path: path)
         assert not (tmp_path / 't' / 'x' / name).exists()
+
+
+def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
+    inner = pack(tmp_path / 'inner.zip', {'inner.txt': b'x'}).read_bytes()
+    archive = pack(tmp_path / 'a.tar', {'a.txt': b'one', 'b.zip': inner})
+    assert {str(m.path): m.read() for m in members(archive)} == {
+        'a.txt': b'one',
+        'b.zip': inner,
+    }

@@ -85,3 +85,20 @@ def test_tools_say_one_line(tmp_path, monkeypatch, capsys, args, part):
     assert err.startswith('error: ')
     assert err.count('\n') == 1
     assert part in err
+
+
+@pytest.mark.parametrize(
+    ('args', 'part'),
+    [
+        (('ade20k', 'a.zip', '--workers', 'abc'), "invalid positive value: 'abc'"),
+        (('ade20k', 'a.zip', '--workers', '0'), 'at least 1'),
+        (('many_shot', 'cifar100', 'a.tgz', '--tfds', 'x'), 'does not go with --tfds'),
+        (('imagenet', 'imagenet_r', 'a.tar', '--check'), '--check goes with lists'),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused(monkeypatch, capsys, args, part):
+    code, _, err = run_tool(monkeypatch, capsys, *args)
+    assert code == 2
+    assert err.startswith('error: ')
+    assert err.count('\n') == 1
+    assert part in err

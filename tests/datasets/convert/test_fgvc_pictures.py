@@ -199,3 +199,29 @@ def test_annotations_that_kill_their_reader_are_refused():
     content = zlib.decompress(base64.b64decode(_CRASH))
     with pytest.raises(PETLError, match='a.mat does not hold annotations with fname'):
         read_table('a.mat', content, 'annotations', ('fname',))
+
+
+def test_annotations_that_are_not_read_say_why():
+    newer = b'MATLAB 7.3 MAT-file'.ljust(124) + b'\x00\x02IM' + bytes(400)
+    with refused('cars_annos.mat', 'version 7.3', 'save it again with -v7'):
+        read_table('cars_annos.mat', newer, 'annotations', ('fname',))
+    rows = [(1, 2, 3, 4, 4.7, '00001.jpg')]
+    with refused('a.mat', '4.7 is no whole number'):
+        read_table('a.mat', annotations(rows, 'fname'), 'annotations', ('class',))
+
+
+def test_annotation_files_that_differ_are_refused(cars, tmp_path):
+    splits, (pictures, devkit), _ = cars
+    (tmp_path / 'new').mkdir()
+    other = annotations([(1, 2, 3, 4, 4, '00001.jpg')], 'fname')
+    (tmp_path / 'new' / 'cars_train_annos.mat').write_bytes(other)
+    same = devkit / 'cars_train_annos.mat'
+    for more, parts in (
+        (tmp_path / 'new', ('another cars_train_annos.mat',)),
+        (tmp_path / 'new' / same.name, ('another cars_train_annos.mat',)),
+    ):
+        with refused(*parts):
+            sources = [pictures, devkit, more]
+            fgvc.convert_fgvc('stanford_cars', splits, sources, tmp_path / 'data')
+    sources = [pictures, devkit, same]
+    fgvc.convert_fgvc('stanford_cars', splits, sources, tmp_path / 'data')

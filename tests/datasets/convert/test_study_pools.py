@@ -105,3 +105,25 @@ def test_variants_keep_their_class_folders(tmp_path, name, members_, place):
         study.convert_variant(
             name, [pack(tmp_path / 'b.zip', {'x/y.jpg': jpeg()})], tmp_path / 'none'
         )
+
+
+@pytest.mark.parametrize(
+    ('name', 'title', 'wnid'),
+    [
+        ('imagenet_r', 'ImageNet-R', 'n01558993'),  # the robin, of ImageNet-A alone
+        ('imagenet_a', 'ImageNet-A', 'n01443537'),  # the goldfish, of ImageNet-R alone
+        ('imagenet_sketch', 'ImageNet-Sketch', 'n00004475'),  # of ImageNet-21k alone
+    ],
+)
+def test_archives_of_another_set_are_refused(tmp_path, name, title, wnid):
+    archive = pack(tmp_path / 'a.tar', {f'x/{wnid}/a.jpg': jpeg()})
+    with refused(f'{wnid} is no class of {title}', 'another set'):
+        study.convert_variant(name, [archive], tmp_path / 'data')
+    assert not list(tmp_path.rglob('*.jpg'))
+
+
+def test_an_archive_with_two_training_files_is_refused(tmp_path):
+    rows = bytes(study.RECORD)
+    files = {'a/train.bin': rows, 'b/train.bin': 2 * rows, 'a/test.bin': rows}
+    with refused('a.tgz holds train.bin twice'):
+        study.read_cifar100(pack(tmp_path / 'a.tgz', files))

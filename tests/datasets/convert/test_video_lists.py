@@ -307,3 +307,14 @@ def test_hmdb51_has_three_splits(official, tmp_path):
         videos.convert_hmdb51(source, splits, tmp_path)
     with refused('unpack test_train_splits.rar'):
         videos.convert_hmdb51(source, tmp_path / 'webm', tmp_path)
+
+
+def test_a_clip_with_two_classes_in_a_table_is_refused(tmp_path):
+    head = 'label,youtube_id,time_start,time_end,split\n'
+    row = 'abseiling,0123456789a,1,11,train\n'
+    table = tmp_path / 'train.csv'
+    table.write_text(head + row + row)
+    assert videos._kinetics_table(table)['0123456789a_000001_000011'] == 0
+    table.write_text(head + row + row.replace('abseiling', 'zumba'))
+    with refused('train.csv', '0123456789a_000001_000011', "'abseiling' and 'zumba'"):
+        videos._kinetics_table(table)

@@ -131,7 +131,8 @@ def table_of(reports: list[Report], mini: bool) -> Table:
 
 
 def _plain(text: str) -> str:
-    """Text whose square brackets are not styles."""
+    """Text whose square brackets are not styles, and that any stream takes."""
+    text = text.encode(errors='backslashreplace').decode()
     return text.replace('[', r'\[')
 
 
@@ -155,5 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(table_of(reports, args.mini))
         states = [report.state for report in reports]
         tally = ', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states))
-        console.print(f'{len(reports)} data sets in {args.data_root}: {tally}')
+        console.print(
+            f'{len(reports)} data sets in {_plain(str(args.data_root))}: {tally}'
+        )
     return 0 if all(report.ok for report in reports) else 1

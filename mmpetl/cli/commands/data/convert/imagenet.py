@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if (args.what == 'lists') == bool(args.archives):
         parser.error('lists takes no archive, a shifted set at least one')
+    if args.check and args.what != 'lists':
+        parser.error('--check goes with lists; what is unpacked is looked into anyway')
     with one_line_errors():
         if args.what == 'lists':
             counts = list_imagenet(args.root, args.workers, args.check)

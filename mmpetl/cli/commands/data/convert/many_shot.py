@@ -27,7 +27,10 @@ def make_parser() -> CommandParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.tfds and args.archive:
+        parser.error('an archive does not go with --tfds: which of them is meant?')
     with one_line_errors():
         if args.tfds:
             parts = study.read_tfds_pool(args.name, args.tfds)
