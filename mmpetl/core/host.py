@@ -945,7 +945,7 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     def visit(module: nn.Module, parent: bool) -> None:
         trains, asks = whole.get(module, parent), by_host[id(module)]
         kind = type(module).__name__
-        keeps = record.frozen_drop_path and kind == 'DropPath'
+        keeps = record.frozen_drop_path and kind.endswith(STOCHASTIC_DEPTH)
         _set_mode(module, asks and (trains or keeps or kind in MORE_BRANCHES))
         for name, child in module.named_children():
             if name == 'petl':
@@ -960,6 +960,10 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     if record.site_map.own_forward:
         backbone.training = asked
 
+
+STOCHASTIC_DEPTH = ('DropPath', 'StochasticDepth')
+"""How the names of classes of stochastic depth end: DropPath of timm and mmcv,
+SwinDropPath and the like of transformers, StochasticDepth of torchvision."""
 
 MORE_BRANCHES = ('TridentBottleneck', 'TridentConv')
 """Classes that run more branches in training, which what follows them counts on."""

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import Everything, Nothing, randomise_, shake_
+from tiny import TINY, Everything, Nothing, outputs, randomise_, shake_
 from torch import Tensor, nn
 
 import mmpetl
@@ -90,6 +90,41 @@ def test_options_agree_with_upstream(kind: str, args: dict, x: Tensor) -> None:
             assert (grad is None) == (others[name] is None), name
             if grad is not None:
                 torch.testing.assert_close(others[name], grad, msg=name, **near)
+
+
+DEEP = (
+    'beit',
+    'dinov2',
+    'dinov2_registers',
+    'dinov3',
+    'segformer',
+    'swin',
+    'vjepa2',
+)
+"""Trunks with stochastic depth, whose class is another in each."""
+
+
+@pytest.mark.parametrize('kind', DEEP)
+@torch.no_grad()
+def test_stochastic_depth_of_a_frozen_trunk_acts_where_it_is_asked_for(
+    kind: str,
+) -> None:
+    entry = TINY[f'transformers_{kind}']
+    plain = randomise_(entry.build(drop_path_rate=0.6)).double().eval()
+    acts = inject(copy.deepcopy(plain), 'LoRA', frozen_drop_path=True).train()
+    still = inject(copy.deepcopy(plain), 'LoRA').train()
+    x = torch.randn(4, *entry.shape, dtype=torch.float64)
+    want = outputs(partial(entry.forward, plain), x)
+    for module in plain.modules():
+        if type(module).__name__.endswith('DropPath'):
+            module.training = True
+    found = []
+    for model in (plain, acts, still):
+        torch.manual_seed(3)
+        found.append(outputs(partial(entry.forward, model), x))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], want)
+    assert not torch.allclose(found[0][-1], want[-1])
 
 
 @pytest.mark.parametrize('kind', CONFIGS)
