@@ -271,6 +271,15 @@ class SiteMap:
         for path, classes in self.outer_parts.items():
             self.check_class(path, backbone.get_submodule(path), classes)
 
+    def check_outputs(self, backbone: nn.Module) -> None:
+        """Refuse outputs that are counted from the end, where upstream gives none."""
+        taken = tuple(getattr(backbone, 'out_indices', ()))
+        if any(i < 0 for i in taken):
+            raise PETLError(
+                f'out_indices {taken} count from the end, which upstream takes for no '
+                'output at all; count them from 0'
+            )
+
     def check_class(
         self, path: str, module: nn.Module, classes: tuple[type[nn.Module], ...]
     ) -> None:

@@ -226,6 +226,10 @@ class WindowSiteMap(SiteMap):
     absent = {'feature': 'outputs of a trunk of windows are maps'}
     position_biases = ('relative_position_bias_table',)
 
+    def check(self, backbone: nn.Module) -> None:
+        super().check(backbone)
+        self.check_outputs(backbone)
+
     def projection(self, backbone: nn.Module) -> nn.Module:
         """Convolution of the patch embedding."""
         raise NotImplementedError
