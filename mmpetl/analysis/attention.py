@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +22,12 @@ from torch import Tensor, nn
 
 from mmpetl.core import (
     Context,
+    Partition,
     PETLError,
     Site,
     WindowBlockHost,
-    from_windows,
     injection_of,
     score_terms,
-    to_windows,
     watching,
 )
 
@@ -47,9 +47,11 @@ class BlockAttention:
         weights: (B, windows, heads, queries, keys) float32, one window where attention
             is global. Queries are class tokens, extra tokens, cells of the grid; keys
             are the same behind the added ones. Cells of a window are in its own order
-            (:func:`mmpetl.core.to_windows`).
+            (:class:`mmpetl.core.Partition`).
         mismatch: Largest distance of ``weights @ v`` from the output of the block's
             own attention.
+        roll_first: Whether the map is shifted in front of its padding
+            (:class:`mmpetl.core.Partition`).
     """
 
     block: int
@@ -61,6 +63,7 @@ class BlockAttention:
     num_added: int
     weights: np.ndarray
     mismatch: float
+    roll_first: bool = False
 
     @property
     def num_heads(self) -> int:
@@ -72,6 +75,11 @@ class BlockAttention:
         """Queries in front of the cells."""
         return self.num_class + self.num_extra
 
+    @property
+    def partition(self) -> Partition:
+        """How the grid is cut into windows, where attention is in windows."""
+        return Partition(self.grid, self.window, self.shift, self.roll_first)
+
     def to_grid(self, values: np.ndarray) -> np.ndarray:
         """Put values of cells on the map: (B, windows, n, K) -> (B, prod(grid), K).
 
@@ -80,14 +88,14 @@ class BlockAttention:
         if self.window is None:
             return values[:, 0]
         flat = torch.from_numpy(np.array(values)).flatten(0, 1)
-        return from_windows(flat, self.grid, self.window, self.shift).numpy()
+        return self.partition.join(flat).numpy()
 
     def to_cells(self, values: np.ndarray) -> np.ndarray:
         """Undo :meth:`to_grid`; padding is filled with zeros."""
         if self.window is None:
             return values[:, None]
         flat = torch.from_numpy(np.array(values))
-        cut = to_windows(flat, self.grid, self.window, self.shift)
+        cut = self.partition.split(flat)
         return cut.unflatten(0, (len(flat), -1)).numpy()
 
     def places(self) -> np.ndarray:
@@ -184,14 +192,12 @@ def probing(
         yield
 
 
-def window_of(
-    host: nn.Module, grid: tuple[int, ...]
-) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Window and shift of a block on a grid, None where attention is global."""
+def windows_of(host: nn.Module, ctx: Context) -> dict[str, Any]:
+    """Window and shift of a block in a pass, None where attention is global."""
     if not isinstance(host, WindowBlockHost):
-        return None, None
-    partition = host.partition(grid)
-    return partition.window, partition.shift
+        return {'window': None, 'shift': None}
+    cut = host.cut(ctx)
+    return {'window': cut.window, 'shift': cut.shift, 'roll_first': cut.roll_first}
 
 
 @contextmanager
@@ -210,9 +216,14 @@ def watch_attention(
         blocks: Which blocks; None means all.
 
     Raises:
-        PETLError: There is no such block, or the model is in training mode.
+        PETLError: There is no such block, the model is in training mode, or its tokens
+            lie on no grid.
     """
     module, state = injection_of(backbone)
+    if state.site_map.flat:
+        raise PETLError(
+            f'{type(module).__name__} has no attention maps: {state.site_map.flat}'
+        )
     # One each: of a block that looks along time first and then at space, the latter.
     cores = {site.block: site for site in state.sites if site.kind == 'attn.core'}
     sites = list(cores.values())
@@ -231,14 +242,12 @@ def watch_attention(
 
     def see(site, host, images, qkv, o, ctx) -> None:
         q, k, v = (t.detach() for t in qkv)
-        window, shift = window_of(host, ctx.grid)
         weights = scores_to_weights(q, k, *host.score_terms(q, ctx))
         records.append(
             BlockAttention(
                 block=site.block,
                 grid=tuple(ctx.grid),
-                window=window,
-                shift=shift,
+                **windows_of(host, ctx),
                 num_class=ctx.num_prefix - ctx.num_extra,
                 num_extra=ctx.num_extra,
                 num_added=k.shape[-2] - q.shape[-2],

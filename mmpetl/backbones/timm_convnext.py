@@ -176,6 +176,7 @@ class TimmConvNeXt(ConvSiteMap):
     host = ConvNeXt
     host_block = ConvNeXtBlock
     head = ('head.fc',)
+    head_dropout = ('head.drop',)
     swapped = PETLConvNeXt
     swapped_block = PETLConvNeXtBlock
     parts = {'mlp': (Mlp, GlobalResponseNormMlp), 'shortcut': (nn.Identity,)}

@@ -134,6 +134,7 @@ class TimmPVTv2(PyramidSiteMap):
     host = PyramidVisionTransformerV2
     host_block = Block
     head = ('head',)
+    head_dropout = ('head_drop',)
     swapped = PETLPyramidVisionTransformerV2
     swapped_block = PETLBlock
     parts = {'attn': (Attention,), 'mlp': (MlpWithDepthwiseConv,)}

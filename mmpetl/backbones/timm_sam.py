@@ -144,6 +144,7 @@ class TimmSAM(TimmPlainMap):
     parts = {'attn': (Attention,), 'mlp': (Mlp,)}
     position_biases = ('rel_pos_h', 'rel_pos_w')
     scales = ('gamma',)
+    head_dropout = ()  # it stands inside of the head
     absent = {'feature': 'a neck of convolutions stands in front of the pooling'}
 
     def example(self) -> nn.Module:

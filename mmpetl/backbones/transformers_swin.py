@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.models.swin.configuration_swin import SwinConfig
 from transformers.models.swin.modeling_swin import (
     SwinAttention,
+    SwinBackbone,
     SwinEmbeddings,
     SwinForImageClassification,
     SwinForMaskedImageModeling,
@@ -46,8 +47,18 @@ class PETLSwinLayer(LayerHost, WindowBlockHost, SwinLayer):
     """A layer that runs sites.
 
     Where a map is no larger than a window, upstream forgets the shift for good; here
-    that holds for the pass.
+    that holds for the pass. With ``always_partition`` a map is padded to whole windows
+    and shifted, however small it is.
     """
+
+    def take(
+        self,
+        ctx: Context,
+        input_dimensions: tuple[int, int] = (),
+        always_partition: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        ctx.handed = always_partition
 
     def norms(self) -> tuple[nn.Module, nn.Module]:
         return self.layernorm_before, self.layernorm_after
@@ -67,6 +78,12 @@ class PETLSwinLayer(LayerHost, WindowBlockHost, SwinLayer):
             )
         shift = self.shift_size if min(grid) > size[0] else 0
         return Partition(tuple(grid), tuple(size), (shift, shift))
+
+    def cut(self, ctx: Context) -> Partition:
+        if not ctx.handed:
+            return super().cut(ctx)
+        size = self.attention.relative_position_bias.window_size
+        return Partition(tuple(ctx.grid), tuple(size), (self.shift_size,) * 2)
 
     def position_bias(self, num_tokens: int) -> Tensor:
         return self.attention.relative_position_bias()[0]
@@ -97,7 +114,7 @@ class PETLSwinStage(SwinStage):
             )
         x = hidden_states
         for block in self.blocks:
-            x, _ = block(x, input_dimensions)
+            x, _ = block(x, input_dimensions, always_partition=always_partition)
         inside = without_extra(x, at.ctx)
         if self.downsample is not None:
             index = at.model.place_of_stage(self)
@@ -122,8 +139,6 @@ class PETLSwinEmbeddings(Tap, SwinEmbeddings):
 
 class PETLSwinModel(ModelHost, WindowBackboneHost, SwinModel):
     """A SwinModel that runs sites."""
-
-    refused = {'always_partition': 'as windows are read off each map; leave it out'}
 
     @property
     def depth(self) -> int:
@@ -160,7 +175,9 @@ class TransformersSwin(TransformersMap):
     host_block = SwinLayer
     swapped = PETLSwinModel
     swapped_block = PETLSwinLayer
-    holders = {SwinForImageClassification: 'swin', SwinForMaskedImageModeling: 'swin'}
+    holders = dict.fromkeys(
+        (SwinBackbone, SwinForImageClassification, SwinForMaskedImageModeling), 'swin'
+    )
     embed_norm = 'embeddings.norm'
     parts = {'attention': (SwinAttention,), 'mlp': (SwinMLP,)}
     taps = {

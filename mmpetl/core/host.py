@@ -930,8 +930,9 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     """Put frozen modules in eval mode; called after the host's own ``train``.
 
     A module trains if all parameters below it train and the host lets it; one without
-    parameters follows its parent, so that dropout runs in trained blocks only. What
-    the host itself has put in eval mode (``norm_eval``, frozen stages) stays there.
+    parameters follows its parent, so that dropout runs in trained blocks only, and that
+    in front of a head inside of the backbone follows the head. What the host itself has
+    put in eval mode (``norm_eval``, frozen stages) stays there.
     Deltas are in the mode that was asked for, those of a frozen slot in eval mode. A
     model that runs its own forward pass is too: some give more outputs in training.
     """
@@ -941,11 +942,13 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     by_host = {id(module): module.training for module in backbone.modules()}
     asleep = {name for name, slot in record.slots.items() if slot.frozen}
     whole = wholly(backbone, lambda param: param.requires_grad)
+    for dropout in record.site_map.head_dropouts(backbone):
+        whole[dropout] = True
 
     def visit(module: nn.Module, parent: bool) -> None:
         trains, asks = whole.get(module, parent), by_host[id(module)]
         kind = type(module).__name__
-        keeps = record.frozen_drop_path and kind == 'DropPath'
+        keeps = record.frozen_drop_path and kind.endswith(STOCHASTIC_DEPTH)
         _set_mode(module, asks and (trains or keeps or kind in MORE_BRANCHES))
         for name, child in module.named_children():
             if name == 'petl':
@@ -960,6 +963,10 @@ def apply_modes(backbone: nn.Module, record: Injection, mode: bool) -> None:
     if record.site_map.own_forward:
         backbone.training = asked
 
+
+STOCHASTIC_DEPTH = ('DropPath', 'StochasticDepth')
+"""How the names of classes of stochastic depth end: DropPath of timm and mmcv,
+SwinDropPath and the like of transformers, StochasticDepth of torchvision."""
 
 MORE_BRANCHES = ('TridentBottleneck', 'TridentConv')
 """Classes that run more branches in training, which what follows them counts on."""

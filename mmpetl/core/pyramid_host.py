@@ -283,6 +283,7 @@ class PyramidSiteMap(SiteMap):
 
     def check(self, backbone: nn.Module) -> None:
         super().check(backbone)
+        self.check_outputs(backbone)
         for i, stage in enumerate(self.pyramid(backbone)):
             if stage.conv is not None:
                 name = f'the patch embedding of stage {i}'

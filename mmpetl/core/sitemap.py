@@ -30,6 +30,7 @@ class SiteMap:
         host: The foreign backbone class.
         host_block: The foreign block class.
         head: Path prefixes of task heads inside of the backbone; they always train.
+        head_dropout: Paths of the dropout in front of them, which trains with them.
         swapped: Subclass of ``(BackboneHost, host)``, called ``PETL`` and the name of
             ``host``: code of other libraries reads class names.
         swapped_block: Subclass of ``(BlockHost, host_block)``, likewise.
@@ -65,6 +66,7 @@ class SiteMap:
     host: type[nn.Module]
     host_block: type[nn.Module]
     head: tuple[str, ...] = ()
+    head_dropout: tuple[str, ...] = ()
     swapped: type[nn.Module]
     swapped_block: type[nn.Module]
     blocks_served: dict[type[nn.Module], type[nn.Module]] = {}
@@ -247,6 +249,13 @@ class SiteMap:
         """Whether a parameter belongs to a head inside of the backbone."""
         return any(is_below(name, prefix) for prefix in self.head)
 
+    def head_dropouts(self, backbone: nn.Module) -> list[nn.Module]:
+        """The dropout in front of heads, where there are some and all of them train."""
+        heads = [p for n, p in backbone.named_parameters() if self.in_head(n)]
+        if not heads or not all(p.requires_grad for p in heads):
+            return []
+        return [backbone.get_submodule(path) for path in self.head_dropout]
+
     def is_unused(self, name: str) -> bool:
         """Whether no forward pass reads a parameter."""
         return any(fnmatchcase(name, pattern) for pattern in self.unused)
@@ -270,6 +279,15 @@ class SiteMap:
                 self.check_class(f'{path}.{part}', block.get_submodule(part), classes)
         for path, classes in self.outer_parts.items():
             self.check_class(path, backbone.get_submodule(path), classes)
+
+    def check_outputs(self, backbone: nn.Module) -> None:
+        """Refuse outputs that are counted from the end, where upstream gives none."""
+        taken = tuple(getattr(backbone, 'out_indices', ()))
+        if any(i < 0 for i in taken):
+            raise PETLError(
+                f'out_indices {taken} count from the end, which upstream takes for no '
+                'output at all; count them from 0'
+            )
 
     def check_class(
         self, path: str, module: nn.Module, classes: tuple[type[nn.Module], ...]

@@ -44,6 +44,10 @@ class WindowBlockHost(BlockHost):
         """How this grid is cut into windows."""
         raise NotImplementedError
 
+    def cut(self, ctx: Context) -> Partition:
+        """How the grid of this pass is cut into windows."""
+        return self.partition(ctx.grid)
+
     def partition_behind(self, partition: Partition) -> Partition:
         """How the grid of what leaves is put together of the same windows.
 
@@ -67,7 +71,7 @@ class WindowBlockHost(BlockHost):
     def score_terms(
         self, q: Tensor, ctx: Context
     ) -> tuple[Tensor | None, Tensor | None, float]:
-        terms = self.window_terms(self.partition(ctx.grid), ctx, q.device)
+        terms = self.window_terms(self.cut(ctx), ctx, q.device)
         parts = self.attention_parts()
         bias = self.position_terms(q, ctx, terms['bias'], 0)
         scale = parts.get('scale')
@@ -76,7 +80,7 @@ class WindowBlockHost(BlockHost):
     def attention(self, x: Tensor, ctx: Context) -> Tensor:
         if not all(ctx.grid):
             return super().attention(x, ctx)
-        partition = self.partition(ctx.grid)
+        partition = self.cut(ctx)
         p, count = ctx.num_prefix, partition.count
         w = partition.split(x[:, p:])
         if p:
@@ -221,6 +225,10 @@ class WindowSiteMap(SiteMap):
     channels_first: bool
     absent = {'feature': 'outputs of a trunk of windows are maps'}
     position_biases = ('relative_position_bias_table',)
+
+    def check(self, backbone: nn.Module) -> None:
+        super().check(backbone)
+        self.check_outputs(backbone)
 
     def projection(self, backbone: nn.Module) -> nn.Module:
         """Convolution of the patch embedding."""

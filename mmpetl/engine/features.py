@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mmpetl.core import Context, fingerprint, injections, tensor_digests
-from mmpetl.core.host import BlockHost
+from mmpetl.core.host import STOCHASTIC_DEPTH, BlockHost
 from mmpetl.datasets.fixed import drawing_step, steps_as_data
 from mmpetl.datasets.identity import read_of
 from mmpetl.engine.feature_files import FeatureSet, Rows
@@ -44,7 +44,7 @@ PACKAGES = (
 )
 """What reads pictures and computes."""
 
-VARYING = ('Dropout', 'DropPath', 'BatchNorm', 'InstanceNorm')
+VARYING = ('Dropout', *STOCHASTIC_DEPTH, 'BatchNorm', 'InstanceNorm')
 """Parts of names of modules whose output varies in training."""
 
 

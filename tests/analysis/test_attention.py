@@ -148,6 +148,35 @@ def test_a_query_sees_its_window_where_it_lies_on_the_map():
     assert np.nansum(middle, axis=(1, 2)) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_map_that_is_shifted_in_front_of_its_padding_is_read_so():
+    """timm's Swin; the window of a cell and the padding are counted by hand."""
+    model = mmpetl.inject(tiny.base('timm_swin'), 'LinearProbe')
+    model.eval()
+    shifted = watch(model, torch.randn(1, 3, 44, 60))[1]
+    facts = shifted.grid, shifted.window, shifted.shift
+    assert facts == ((11, 15), (4, 4), (2, 2))
+    rows = np.pad(np.roll(np.arange(11), -2), (0, 1), constant_values=-1)
+    columns = np.pad(np.roll(np.arange(15), -2), (0, 1), constant_values=-1)
+    cells = np.where(
+        (rows[:, None] < 0) | (columns < 0), -1, rows[:, None] * 15 + columns
+    )
+    hand = cells.reshape(3, 4, 4, 4).transpose(0, 2, 1, 3).reshape(12, 16)
+    assert (shifted.places() == hand).all()
+    # The last window holds rows 10, 0, 1 and columns 14, 0, 1, and padding.
+    seen = np.isfinite(query_map(shifted, (10, 14))[0, 0])
+    rows, columns = (np.isin(np.arange(n), (n - 1, 0, 1)) for n in (11, 15))
+    assert (seen == np.outer(rows, columns)).all()
+
+
+def test_tokens_on_no_grid_have_no_maps():
+    model = mmpetl.inject(tiny.base('timm_hiera'), 'LinearProbe').eval()
+    with (
+        pytest.raises(PETLError, match='Hiera has no attention maps: its tokens lie'),
+        watch_attention(model),
+    ):
+        pass
+
+
 def test_a_mean_map_is_the_mean_of_the_maps_of_its_cells():
     model = mmpetl.inject(tiny.base('mmaction_swin3d'), 'LinearProbe')
     model.eval()

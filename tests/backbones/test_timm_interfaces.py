@@ -320,3 +320,39 @@ def test_features_and_head_apart() -> None:
     tokens = model.forward_features(x)
     with pytest.raises(PETLError, match='call the model as a whole'):
         model.forward_head(tokens)
+
+
+@pytest.mark.parametrize(
+    'trunk',
+    [
+        'timm_beit',
+        'timm_convnext',
+        'timm_deit',
+        'timm_eva',
+        'timm_hiera',
+        'timm_hieradet',
+        'timm_pvt_v2',
+        'timm_sam',
+        'timm_swin',
+        'timm_vit',
+    ],
+)
+@torch.no_grad()
+def test_dropout_in_front_of_a_head_trains_with_it(trunk: str) -> None:
+    """Also where a frozen norm stands beside it; without a head it is the trunk's."""
+    entry = tiny.TINY[trunk]
+    x = torch.randn(8, *entry.shape, dtype=torch.float64)
+    for count in (5, 0):
+        plain = entry.build(drop_rate=0.5, num_classes=count)
+        randomise_(plain).double().eval()
+        model = inject(copy.deepcopy(plain), 'LoRA').train()
+        still = plain(x)
+        head = getattr(plain, 'head_drop', None) or plain.head.drop
+        head.training = bool(count)
+        found = []
+        for m in (model, plain):
+            torch.manual_seed(4)
+            found.append(m(x))
+        torch.testing.assert_close(*found)
+        assert torch.allclose(found[0], still) is not bool(count)
+        assert not any(part.training for part in model.eval().modules())

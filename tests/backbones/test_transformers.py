@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import Everything, Nothing, randomise_, shake_
+from tiny import TINY, Everything, Nothing, outputs, randomise_, shake_
 from torch import Tensor, nn
 
 import mmpetl
@@ -90,6 +90,41 @@ def test_options_agree_with_upstream(kind: str, args: dict, x: Tensor) -> None:
             assert (grad is None) == (others[name] is None), name
             if grad is not None:
                 torch.testing.assert_close(others[name], grad, msg=name, **near)
+
+
+DEEP = (
+    'beit',
+    'dinov2',
+    'dinov2_registers',
+    'dinov3',
+    'segformer',
+    'swin',
+    'vjepa2',
+)
+"""Trunks with stochastic depth, whose class is another in each."""
+
+
+@pytest.mark.parametrize('kind', DEEP)
+@torch.no_grad()
+def test_stochastic_depth_of_a_frozen_trunk_acts_where_it_is_asked_for(
+    kind: str,
+) -> None:
+    entry = TINY[f'transformers_{kind}']
+    plain = randomise_(entry.build(drop_path_rate=0.6)).double().eval()
+    acts = inject(copy.deepcopy(plain), 'LoRA', frozen_drop_path=True).train()
+    still = inject(copy.deepcopy(plain), 'LoRA').train()
+    x = torch.randn(4, *entry.shape, dtype=torch.float64)
+    want = outputs(partial(entry.forward, plain), x)
+    for module in plain.modules():
+        if type(module).__name__.endswith('DropPath'):
+            module.training = True
+    found = []
+    for model in (plain, acts, still):
+        torch.manual_seed(3)
+        found.append(outputs(partial(entry.forward, model), x))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], want)
+    assert not torch.allclose(found[0][-1], want[-1])
 
 
 @pytest.mark.parametrize('kind', CONFIGS)
@@ -440,10 +475,43 @@ def test_traced_and_compiled(kind: str, x: Tensor) -> None:
     assert torch.equal(model(x), y)
 
 
+SWIN = {'depths': [2, 2], 'num_heads': [2, 4], 'window_size': 4, 'embed_dim': 16}
+
+
+@pytest.mark.parametrize('size', [(32, 32), (12, 20), (38, 53)], ids=str)
+def test_a_swin_backbone_pads_and_shifts_maps_of_any_size(size: tuple) -> None:
+    """Its maps, and ``always_partition`` of the model; small maps are padded too."""
+    args = {'image_size': 32, 'out_indices': [0, 1, 2], **SWIN}
+    plain = transformers.SwinBackbone(transformers.SwinConfig(**args))
+    randomise_(plain).double().eval()
+    ours = inject(copy.deepcopy(plain), Everything())
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    grads = []
+    for m in (plain, ours):
+        m.train()
+        torch.manual_seed(2)
+        y = m(x, output_hidden_states=True)
+        sum(t.square().sum() for t in y.feature_maps).backward()
+        named = m.named_parameters()
+        grads.append((y, {n: p.grad for n, p in named if p.grad is not None}))
+    for name in ('feature_maps', 'hidden_states'):
+        torch.testing.assert_close(grads[1][0][name], grads[0][0][name])
+    assert grads[0][1].keys() == grads[1][1].keys()
+    for name, grad in grads[0][1].items():
+        torch.testing.assert_close(grads[1][1][name], grad, msg=name)
+    with torch.no_grad():
+        plain.eval(), ours.eval()
+        found = [m.swin(x, always_partition=True)[0] for m in (plain, ours)]
+        torch.testing.assert_close(*reversed(found))
+        prompted = shaken(copy.deepcopy(plain))
+        maps, theirs = prompted(x).feature_maps, plain(x).feature_maps
+        assert [y.shape for y in maps] == [y.shape for y in theirs]
+        assert not torch.allclose(maps[-1], theirs[-1])
+
+
 @torch.no_grad()
 def test_states_of_a_swin_shrink_with_its_maps() -> None:
-    args = {'depths': [2, 2], 'num_heads': [2, 4], 'window_size': 4, 'embed_dim': 16}
-    swin = transformers.SwinConfig(image_size=32, **args)
+    swin = transformers.SwinConfig(image_size=32, **SWIN)
     model = randomise_(transformers.SwinForImageClassification(swin)).eval()
     x = torch.randn(2, 3, 72, 64)
     plain = model.swin(x, output_hidden_states=True)

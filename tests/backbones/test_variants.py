@@ -230,6 +230,26 @@ def test_options_of_openmmlab_without_sites(
     assert said in refused(getattr(tiny, build)(**args))
 
 
+@pytest.mark.parametrize(
+    'trunk',
+    [
+        'mmaction_swin3d',
+        'mmdet_pvt',
+        'mmdet_swin',
+        'mmpretrain_svt',
+        'mmpretrain_swin',
+        'mmpretrain_swin_v2',
+        'mmseg_mit',
+        'mmseg_svt',
+        'mmseg_swin',
+    ],
+)
+def test_outputs_that_count_from_the_end_are_refused(trunk: str) -> None:
+    """Upstream compares stages with these numbers, and leaves out such an output."""
+    model = tiny.TINY[trunk].build(out_indices=(0, -1))
+    assert 'out_indices (0, -1) count from the end' in refused(model)
+
+
 def test_a_shortcut_of_values_is_refused() -> None:
     model = tiny.mmpretrain_vit()
     model.layers[1].attn.v_shortcut = True

@@ -413,6 +413,26 @@ def test_a_described_backbones_frozen_stages_stay_in_eval_mode() -> None:
     assert isinstance(model, BaseModule)
 
 
+@torch.no_grad()
+def test_stochastic_depth_of_torchvision_acts_where_it_is_asked_for() -> None:
+    from torchvision.models.convnext import CNBlock
+
+    plain = nn.Sequential(CNBlock(8, 1.0, 0.5), nn.Dropout(0.5)).double()
+    x = torch.randn(64, 8, 4, 4, dtype=torch.float64)
+    want, moved = plain.eval()(x), [False, False]
+    for asked in (False, True):
+        model = inject(
+            copy.deepcopy(plain), LoRA(rank=2), layers='*', frozen_drop_path=asked
+        )
+        y = model.train()(x)
+        skipped = (y == x).all(dim=(1, 2, 3))
+        moved[asked] = bool(skipped.any()) and not bool(skipped.all())
+        # What is kept of the branch is divided by the rate.
+        wider = x + (want - x) / 0.5
+        torch.testing.assert_close(y[~skipped], (wider if asked else want)[~skipped])
+    assert moved == [False, True]
+
+
 class Shares(nn.Module):
     """One table of a buffer for all layers, as ViTEVA02's rotary positions."""
 

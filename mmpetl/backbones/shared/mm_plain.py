@@ -128,11 +128,7 @@ class MMPlainMap(SiteMap):
         super().check(backbone)
         for path, block in self.blocks(backbone):
             check_ffn(f'{path}.ffn', self.ffn(block), self.add_identity)
-        if any(i < 0 for i in backbone.out_indices):
-            raise PETLError(
-                f'out_indices {tuple(backbone.out_indices)} count from the end, which '
-                'upstream takes for no output at all; count them from 0'
-            )
+        self.check_outputs(backbone)
 
     def ffn(self, block: nn.Module) -> nn.Module:
         """The feed-forward network of a block."""

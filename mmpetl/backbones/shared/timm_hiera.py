@@ -175,6 +175,7 @@ class HieraMap(SiteMap):
     """Site map of such a backbone."""
 
     head = ('head.fc',)
+    head_dropout = ('head.drop',)
     scales = ('gamma',)
     tokens = ()
     absent = {

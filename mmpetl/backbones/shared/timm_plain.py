@@ -329,6 +329,7 @@ class TimmPlainMap(SiteMap):
     """
 
     head = ('head',)
+    head_dropout = ('head_drop',)
     embeds: tuple[type[nn.Module], ...] = (PatchEmbed,)
     tokens = ('cls_token', 'reg_token')
     biases = ('bias', 'q_bias', 'v_bias')
