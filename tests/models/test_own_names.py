@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_weights import image, mm_vit, randomise, refuse
+from small_weights import image, mm_vit, positions, randomise, refuse
 from torch import nn
 
 from mmpetl import compat
@@ -373,6 +373,35 @@ def test_absolute_positions_at_another_size(tmp_path, rows):
     new = (rows[0] // 8, rows[1] // 8)
     theirs = type(model).resize_pos_embed(small.pos_embed, new, (4, 4), 'bicubic')
     torch.testing.assert_close(model.pos_embed.data, theirs.data)
+
+
+@pytest.mark.parametrize('old', [(8, 8), (4, 16), (16, 4), (8, 32)])
+def test_absolute_positions_on_another_grid(tmp_path, old):
+    """8 x 8 and 16 x 4 are as many as 4 x 16."""
+    cls, sizes = mmseg_backbones.VisionTransformer, (8 * old[0], 8 * old[1])
+    state = randomise(cls(img_size=sizes, **SEG)).state_dict()
+    state['pos_embed'][:, 1:] = positions(old, 16)
+    path = tmp_path / 'vit.pth'
+    torch.save(state, path)
+    model = cls(img_size=(32, 128), **SEG)
+    report = load_base_weights(model, path)
+    assert bool(report.resized) == (old != (4, 16))
+    theirs = cls.resize_pos_embed(state['pos_embed'], (4, 16), old, 'bicubic')
+    torch.testing.assert_close(model.pos_embed.data, theirs)
+
+
+def test_positions_of_a_model_that_states_no_grid_stay(tmp_path):
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pos_embed = nn.Parameter(torch.zeros(1, 65, 16))
+
+    path = tmp_path / 'plain.pth'
+    table = torch.cat([torch.zeros(1, 1, 16), positions((8, 8), 16)], dim=1)
+    torch.save({'pos_embed': table}, path)
+    model = Plain()
+    assert not load_base_weights(model, path).resized
+    assert torch.equal(model.pos_embed, table)
 
 
 def test_pvt_positions_at_another_size(tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from official_files import TIMM, one_epsilon, randomised
-from small_weights import image, randomise
+from official_files import TIMM, one_epsilon, randomised, renamed
+from small_weights import image, positions, randomise
 from torch import nn
 
 transformers = pytest.importorskip('transformers', minversion='5')
@@ -119,6 +119,63 @@ def test_another_size_of_image(tmp_path):
     assert report.resized == (
         ('embeddings.position_embeddings', (1, 17, 16), (1, 65, 16)),
     )
+
+
+def test_as_many_positions_on_another_grid(tmp_path):
+    """The package's own loader takes them as they are."""
+    name = 'embeddings.position_embeddings'
+    reference = model_of('ViT', image_size=64)
+    table = torch.cat([torch.zeros(1, 1, 16), positions((8, 8), 16)], dim=1)
+    with torch.no_grad():
+        reference.get_parameter(name).copy_(table)
+    model = model_of('ViT', seed=5, image_size=(32, 128))
+    report = filled(model, saved(reference, tmp_path))
+    assert report.resized == ((name, (1, 65, 16), (1, 65, 16)),)
+    plane = table[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2)
+    plane = nn.functional.interpolate(plane, (4, 16), mode='bicubic')
+    ours = model.get_parameter(name)
+    torch.testing.assert_close(ours[:, 1:], plane.flatten(2).transpose(1, 2))
+
+
+def test_values_are_not_rounded_to_the_dtype_of_a_config(tmp_path):
+    reference = model_of('ViT')
+    model = model_of('ViT', seed=5, dtype='float16').float()
+    filled(model, saved(reference, tmp_path))
+    assert torch.equal(model.pooler.dense.weight, reference.pooler.dense.weight)
+
+
+@pytest.mark.parametrize('gated', [False, True])
+@pytest.mark.parametrize('registers', [0, 4])
+@pytest.mark.parametrize('size', [32, 48])
+def test_official_dinov2(tmp_path, same_features, registers, gated, size):
+    """The authors' file, against what timm's converter makes of it."""
+    # Two thirds of 2 x 16, in multiples of 8, twice.
+    options = dict(mlp_layer=timm.layers.SwiGLUPacked, mlp_ratio=3) if gated else {}
+    options |= dict(init_values=0.1, act_layer=nn.SiLU if gated else nn.GELU)
+    state = dict(randomised(timm_vit(**options | {'img_size': size})).state_dict())
+    if registers:
+        state['register_tokens'] = torch.linspace(-1, 1, 64).reshape(1, 4, 16)
+    state['mask_token'] = torch.zeros(1, 16)
+    if gated:
+        rules = (r'\.fc1\.', '.w12.'), (r'\.fc2\.', '.w3.')
+        state = renamed(state, *rules)
+    torch.save(state, tmp_path / 'dinov2.pth')
+    reference = timm_vit(reg_tokens=registers, no_embed_class=registers > 0, **options)
+    convert = timm.models.vision_transformer.checkpoint_filter_fn
+    reference.load_state_dict(convert(dict(state), reference, antialias=False))
+    kind = 'Dinov2WithRegisters' if registers else 'Dinov2'
+    model = model_of(kind, seed=5, use_swiglu_ffn=gated)
+    report = filled(model, tmp_path / 'dinov2.pth')
+    assert not report.fresh
+    assert bool(report.resized) == (size == 48)
+    expected = one_epsilon(reference).forward_features(image())
+    same_features(hidden(model), expected, 1e-5, f'{kind} | transformers | timm')
+    # And from there back, by the names in memory.
+    torch.save(model.state_dict(), tmp_path / 'memory.pth')
+    again = timm_vit(reg_tokens=registers, no_embed_class=registers > 0, **options)
+    filled(again, tmp_path / 'memory.pth')
+    ours = again.forward_features(image())
+    same_features(ours, expected, 1e-5, f'transformers {kind} | timm | timm')
 
 
 def test_another_width_is_refused(tmp_path):

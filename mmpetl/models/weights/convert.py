@@ -28,6 +28,7 @@ from mmpetl.models.weights.own_names import Spare
 from mmpetl.models.weights.target import Target, library_of
 from mmpetl.models.weights.transformers_names import (
     beit_of_transformers,
+    dinov2_to_transformers,
     dinov3_of_transformers,
     segformer_of_transformers,
 )
@@ -156,22 +157,28 @@ def _vit(step: Callable[[Tensors], State]) -> Reader:
     """A converter of all namings of a plain ViT that have a layout."""
 
     def read(tensors: Tensors, target: Target) -> Converted | None:
-        try:
-            prefix = trunk_prefix(tensors, '')
-            inside = {
-                k.removeprefix(prefix): t
-                for k, t in tensors.items()
-                if k.startswith(prefix)
-            }
-            layout = find_layout(inside, '')
-        except WeightsError:
-            return None
-        if layout.family != 'vit':
-            return None
-        state = {k: entry.tensor for k, entry in layout.read(inside).items()}
-        return Converted(layout.name, step(state), prefix)
+        found = _vit_names(tensors)
+        return found and found._replace(state=step(found.state))
 
     return read
+
+
+def _vit_names(tensors: Tensors) -> Converted | None:
+    """A plain ViT in canonical names."""
+    try:
+        prefix = trunk_prefix(tensors, '')
+        inside = {
+            k.removeprefix(prefix): t
+            for k, t in tensors.items()
+            if k.startswith(prefix)
+        }
+        layout = find_layout(inside, '')
+    except WeightsError:
+        return None
+    if layout.family != 'vit':
+        return None
+    state = {k: entry.tensor for k, entry in layout.read(inside).items()}
+    return Converted(layout.name, state, prefix)
 
 
 def _beit(tensors: Tensors, target: Target) -> Converted | None:
@@ -293,6 +300,11 @@ def _of_transformers(
     model = target.core
     if not hasattr(type(model), 'from_pretrained'):
         return
+    title, prefix = "transformers' own loader", ''
+    found = _vit_names(tensors) if type(model).__name__.startswith('Dinov2') else None
+    if found is not None and found.title == 'timm ViT':
+        title, prefix = f'official DINOv2, through {title}', found.prefix
+        tensors = dinov2_to_transformers(found.state)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             loaded, info = type(model).from_pretrained(
@@ -301,6 +313,8 @@ def _of_transformers(
                 state_dict=dict(tensors),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                # Not that of the config, in which values would be rounded.
+                dtype=torch.promote_types(model.dtype, torch.float32),
             )
     except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
         line = str(error).strip().splitlines()
@@ -314,12 +328,12 @@ def _of_transformers(
     for name, *_ in info['mismatched_keys']:
         # Position tables keep their last names: ours are resized, others refused.
         state.pop(name, None)
-        found = [t for k, t in tensors.items() if k.endswith(name)]
-        if len(found) == 1:
-            state[name] = found[0]
+        same = [t for k, t in tensors.items() if k.endswith(name)]
+        if len(same) == 1:
+            state[name] = same[0]
     for name in info['unexpected_keys']:
         state[name] = tensors[name] if name in tensors else torch.empty(0)
-    yield Converted("transformers' own loader", state)
+    yield Converted(title, state, prefix)
 
 
 FAMILY_CLASSES = frozenset(

@@ -228,6 +228,14 @@ def _read_openai(tensors: Tensors) -> Entries:
     return named
 
 
+# DINOv2 names its registers and its gated network otherwise than timm.
+_read_timm_vit = rename(
+    (r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'),
+    (r'^register_tokens$', 'reg_token'),
+    (r'\.mlp\.w12\.', '.mlp.fc1.'),
+    (r'\.mlp\.w3\.', '.mlp.fc2.'),
+)
+
 _read_mmpretrain_vit = rename(
     (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
     (r'^pre_norm\.', 'norm_pre.'),
@@ -239,6 +247,8 @@ _read_mmpretrain_vit = rename(
     (r'\.ffn\.gamma2\.weight$', '.ls2.gamma'),
     (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
     (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+    (r'\.ffn\.w12\.', '.mlp.fc1.'),
+    (r'\.ffn\.w3\.', '.mlp.fc2.'),
 )
 
 # --- Swin ----------------------------------------------------------------------
@@ -415,7 +425,7 @@ LAYOUTS: tuple[Layout, ...] = (
         'timm ViT',
         'vit',
         lambda t: _patch_axes(t, 'proj') == 4 and 'blocks.0.attn.qkv.weight' in t,
-        rename((r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma')),
+        _read_timm_vit,
         native=True,
     ),
     Layout(

@@ -37,7 +37,7 @@ from mmpetl.models.weights.resize import (
     resize_grid,
     resize_window,
     resize_window_3d,
-    square_grid,
+    source_grid,
 )
 from mmpetl.models.weights.target import LIBRARIES, Target
 
@@ -76,7 +76,12 @@ HINTS: tuple[tuple[str, str, str], ...] = (
         r'^norm\.',
         'the file was tuned with mean pooling and has no norm before it',
     ),
-    ('unexpected', r'^(reg_token|register_tokens)$', 'the file has register tokens'),
+    (
+        'unexpected',
+        r'^reg_token$',
+        'the file has register tokens: build a model of timm with reg_tokens',
+    ),
+    ('missing', r'^reg_token$', 'the model has register tokens, the file has none'),
 )
 
 
@@ -393,7 +398,7 @@ def _resize(plan: _Plan, host: _Host) -> None:
             new = _resize_bias(plan, host, name, tensor, target[0])
         else:
             continue
-        if new.shape != tensor.shape:
+        if new is not tensor:
             plan.resized.append((name, tuple(tensor.shape), tuple(new.shape)))
         plan.entries[name] = Entry(new, source)
     if 'cls_token' in plan.entries and 'cls_token' not in host.entries:
@@ -401,25 +406,45 @@ def _resize(plan: _Plan, host: _Host) -> None:
 
 
 def _resize_positions(plan: _Plan, host: _Host, table: Tensor) -> Tensor:
-    """To the model's grid; a class token's row is kept, or cut where it has none."""
+    """To the model's grid; a class token's row is kept, folded or cut."""
     embed = host.trunk.patch_embed
     new = getattr(embed, 'init_out_size', None) or embed.grid_size
     new = (int(new[0]), int(new[1]))
-    host_prefix = host.entries['pos_embed'].tensor.shape[1] - new[0] * new[1]
-    count = table.shape[1]
-    has_token = 'cls_token' in plan.entries
-    num_prefix = int(has_token and square_grid(count - 1) is not None)
-    if num_prefix and host_prefix == 0 and 'cls_token' not in host.entries:
-        table, num_prefix, count = table[:, 1:], 0, count - 1
-    if num_prefix != host_prefix or count - num_prefix == new[0] * new[1]:
+    ours = host.entries['pos_embed'].tensor.shape[1] - new[0] * new[1]
+    theirs = _rows_in_front(plan, table, new, ours)
+    if theirs == 1 and ours == 0:
+        if 'cls_token' in host.entries:
+            _fold_position(plan, table[:, :1])
+        table, theirs = table[:, 1:], 0
+    if theirs != ours:
         return table
-    old = square_grid(count - num_prefix)
+    old = source_grid(table[:, theirs:], new)
     if old is None:
         raise WeightsError(
-            f'{plan.where}: its {count - num_prefix} positions are no square grid, so '
-            f'they cannot be resized to the {new[0]} x {new[1]} of {host.title}'
+            f'{plan.where}: its {table.shape[1] - theirs} positions are no square '
+            f'grid, nor one of the shape of the {new[0]} x {new[1]} of {host.title}, '
+            'to which they cannot be resized'
         )
-    return resize_grid(table, old, new, num_prefix)
+    return table if old == new else resize_grid(table, old, new, theirs)
+
+
+def _rows_in_front(plan: _Plan, table: Tensor, new: tuple[int, int], ours: int) -> int:
+    """Rows of a table that belong to tokens: as in the model, one, or none."""
+    tokens = [plan.entries.get(name) for name in ('cls_token', 'reg_token')]
+    most = sum(entry.tensor.shape[1] for entry in tokens if entry is not None)
+    for rows in (ours, 1):
+        if rows <= most and source_grid(table[:, rows:], new) is not None:
+            return rows
+    return 0
+
+
+def _fold_position(plan: _Plan, row: Tensor) -> None:
+    """Add a class token's position to it, where the model's tokens have none.
+
+    As DINOv2's files with registers go into timm's models.
+    """
+    token, source = plan.entries['cls_token']
+    plan.entries['cls_token'] = Entry(token.float() + row.float(), source)
 
 
 def _resize_bias(

@@ -208,19 +208,18 @@ def _pair(
         return
     if loose and tensor.shape != own.shape and _squeezed(tensor) == _squeezed(own):
         tensor = tensor.reshape(own.shape)
-    if tensor.shape != own.shape:
-        try:
-            fitted = fit_table(target, name, tensor)
-        except ValueError as error:
-            if strict:
-                raise WeightsError(
-                    f'{where}: {key} {_shape(tensor)} cannot be resized to the '
-                    f'{_shape(own)} of {target.title}: {error}'
-                ) from None
-            fitted = None
-        if fitted is not None and fitted.shape == own.shape:
-            found.resized.append((name, tuple(tensor.shape), tuple(own.shape)))
-            tensor = fitted
+    try:
+        fitted = fit_table(target, name, tensor)
+    except ValueError as error:
+        if strict:
+            raise WeightsError(
+                f'{where}: {key} {_shape(tensor)} cannot be resized to the '
+                f'{_shape(own)} of {target.title}: {error}'
+            ) from None
+        fitted = None
+    if fitted is not None and fitted is not tensor and fitted.shape == own.shape:
+        found.resized.append((name, tuple(tensor.shape), tuple(own.shape)))
+        tensor = fitted
     if tensor.shape == own.shape:
         found.pairs[name] = Entry(tensor, key)
     elif HEAD.match(name) or not strict:
