@@ -44,7 +44,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2  # noqa: E402
 from timm.models.twins import Twins  # noqa: E402
 from timm.models.vision_transformer_sam import VisionTransformerSAM  # noqa: E402
 
-from mmpetl.models.weights import load_base_weights  # noqa: E402
+from mmpetl.models.weights import WeightsError, load_base_weights  # noqa: E402
 
 # --- plain transformers -------------------------------------------------------------
 
@@ -189,6 +189,19 @@ def test_eva02(tmp_path, same_features):
     same_features(
         other.forward_features(image()), tokens, 0, 'EVA-02 | timm Eva | timm'
     )
+
+
+def test_what_the_filter_of_timm_resamples(tmp_path):
+    """Tables are reported; another patch size is refused, as it is everywhere."""
+    state = official_eva02(randomised(eva02(img_size=64)).state_dict())
+    report = load(eva02(), state, tmp_path)
+    assert report.resized == (('pos_embed', (1, 65, 16), (1, 17, 16)),)
+    state = official_eva02(eva02(img_size=64, patch_size=16).state_dict())
+    with pytest.raises(WeightsError, match='patch size 16 x 16 in the file, 8 x 8 in'):
+        load(eva02(), state, tmp_path)
+    distilled = VisionTransformerDistilled(**{**TIMM, 'img_size': 64, 'patch_size': 16})
+    with pytest.raises(WeightsError, match='patch size 16 x 16 in the file, 8 x 8 in'):
+        load(VisionTransformerDistilled(**TIMM), distilled.state_dict(), tmp_path)
 
 
 def test_dinov3(tmp_path, same_features):

@@ -165,6 +165,47 @@ def classifier(classes: int) -> nn.Module:
     return model
 
 
+def test_a_pair_of_which_one_has_more(tmp_path):
+    """The student has a mask token: it was taken for the only model of the file."""
+    net = moved(Net())
+    state = {f'online.{k}': t for k, t in net.state_dict().items()}
+    state |= {f'target.{k}': t + 1 for k, t in net.state_dict().items()}
+    for name in ('head.weight', 'head.bias'):
+        del state[f'target.{name}']
+    path = tmp_path / 'pair.pth'
+    torch.save(state, path)
+    refuse(Net(), path, '2 trunks', 'online', 'target', 'checkpoint_part')
+    model = Net()
+    load_base_weights(model, path, part='target')
+    assert torch.equal(model.stem.weight, net.stem.weight + 1)
+
+
+def test_a_pair_in_names_that_are_converted(tmp_path):
+    official = timm.models.ConvNeXt(depths=(1,) * 4, dims=(8,) * 4, num_classes=0)
+    arch = dict(depths=[1] * 4, channels=[8] * 4)
+    one = {f'online.{k}': t for k, t in moved(official).state_dict().items()}
+    two = {f'target.{k[7:]}': t + 1 for k, t in one.items()}
+    path = tmp_path / 'pair.pth'
+    torch.save(one | two, path)
+    model = mmpretrain_backbones.ConvNeXt(arch=arch)
+    refuse(model, path, '2 trunks', 'online', 'target')
+    load_base_weights(model, path, part='target')
+    ours = model.state_dict()['downsample_layers.0.0.weight']
+    assert torch.equal(ours, official.stem[0].weight + 1)
+
+
+def test_values_beyond_the_dtype_of_the_model(tmp_path):
+    """They would become infinite in silence."""
+    state = {k: t * 1e6 for k, t in moved(Net()).state_dict().items()}
+    path = tmp_path / 'large.pth'
+    torch.save(state, path)
+    load_base_weights(Net(), path)
+    refuse(Net().half(), path, 'stem.weight', 'torch.float16')
+    vit = mm_vit()
+    torch.save({k: t * 1e6 for k, t in vit.state_dict().items()}, path)
+    refuse(mm_vit().half(), path, 'cls_token', 'torch.float16')
+
+
 def test_a_whole_model(tmp_path):
     whole = randomise(classifier(5))
     path = tmp_path / 'whole.pth'

@@ -121,20 +121,19 @@ def test_another_size_of_image(tmp_path):
     )
 
 
-def test_as_many_positions_on_another_grid(tmp_path):
-    """The package's own loader takes them as they are."""
+def test_positions_stay_a_square(tmp_path):
+    """As transformers reads them at any size of pictures."""
     name = 'embeddings.position_embeddings'
-    reference = model_of('ViT', image_size=64)
+    reference = model_of('Dinov2', image_size=64)
     table = torch.cat([torch.zeros(1, 1, 16), positions((8, 8), 16)], dim=1)
     with torch.no_grad():
         reference.get_parameter(name).copy_(table)
-    model = model_of('ViT', seed=5, image_size=(32, 128))
+    model = model_of('Dinov2', seed=5, image_size=(32, 128))
     report = filled(model, saved(reference, tmp_path))
-    assert report.resized == ((name, (1, 65, 16), (1, 65, 16)),)
-    plane = table[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2)
-    plane = nn.functional.interpolate(plane, (4, 16), mode='bicubic')
-    ours = model.get_parameter(name)
-    torch.testing.assert_close(ours[:, 1:], plane.flatten(2).transpose(1, 2))
+    assert not report.resized
+    wide = torch.randn(1, 3, 32, 128)
+    expected = reference(pixel_values=wide).last_hidden_state
+    torch.testing.assert_close(model(pixel_values=wide).last_hidden_state, expected)
 
 
 def test_values_are_not_rounded_to_the_dtype_of_a_config(tmp_path):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmpetl.models.weights.entries import Entries, Entry, Tensors, fuse, put, rename
-from mmpetl.models.weights.errors import WeightsError
+from mmpetl.models.weights.errors import WeightsError, several_trunks
 from mmpetl.models.weights.transformers_names import (
     read_transformers_clip,
     read_transformers_swin,
@@ -93,11 +93,7 @@ def trunk_prefix(tensors: Tensors, where: str) -> str:
             f'among its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...)'
         )
     if len(found) > 1:
-        raise WeightsError(
-            f'{where} holds {len(found)} trunks (below {", ".join(map(repr, found))}); '
-            'name one as `checkpoint_part` of mmpetl.PETLBackbone, as in '
-            f'{found[0].rstrip(".")!r}'
-        )
+        raise several_trunks(where, found)
     return found[0]
 
 

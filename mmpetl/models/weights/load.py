@@ -18,7 +18,7 @@ from mmpetl.models.weights.address import resolve
 from mmpetl.models.weights.containers import read_tensors, sha256_of
 from mmpetl.models.weights.convert import FAMILY_CLASSES, is_known
 from mmpetl.models.weights.entries import Entries, Entry
-from mmpetl.models.weights.errors import WeightsError, shorten
+from mmpetl.models.weights.errors import OF_SHAPES, WeightsError, misshapen, shorten
 from mmpetl.models.weights.facts import compare_facts
 from mmpetl.models.weights.identity import check_name, describe
 from mmpetl.models.weights.layouts import (
@@ -30,6 +30,7 @@ from mmpetl.models.weights.layouts import (
     trunk_prefix,
 )
 from mmpetl.models.weights.load_own import load_own
+from mmpetl.models.weights.own_names import check_finite
 from mmpetl.models.weights.report import LoadReport
 from mmpetl.models.weights.resize import (
     inflate_patches,
@@ -180,6 +181,7 @@ def load_base_weights(
             f'{where}: a classifier of {head_classes} classes is expected, the file '
             f'has {has}; it is another training stage of the model'
         )
+    _refuse_other_heads(target, tensors, where)
     if host is None:
         own = load_own(target, tensors, where, trunk)
         return replace(
@@ -286,9 +288,12 @@ def _read(tensors: Mapping[str, Tensor], where: str) -> _Plan:
         for name in tensors
         if not name.startswith(prefix)
     ]
+    try:
+        read = layout.read(inside)
+    except OF_SHAPES as error:
+        raise misshapen(where, layout.name, error) from None
     entries = {
-        name: Entry(tensor, prefix + source)
-        for name, (tensor, source) in layout.read(inside).items()
+        name: Entry(tensor, prefix + source) for name, (tensor, source) in read.items()
     }
     return _Plan(where, layout, entries, dropped, [], {})
 
@@ -354,6 +359,25 @@ def _refuse_other_size(plan: _Plan, host: _Host) -> None:
     difference = compare_facts(host.layout.family, plan.entries, host.entries)
     if difference:
         raise WeightsError(f'{plan.where} does not fit {host.title}: {difference}')
+
+
+HEADS = re.compile(
+    r'^(?!.*\btxt/).*encoderblock_0/MultiHeadDotProductAttention_[01]/query/kernel$'
+)
+
+
+def _refuse_other_heads(
+    target: Target, tensors: Mapping[str, Tensor], where: str
+) -> None:
+    """Flax keeps heads as an axis; a model of other heads takes the same shapes."""
+    theirs = [t.shape[1] for n, t in tensors.items() if HEADS.match(n) and t.dim() == 3]
+    counts = (getattr(module, 'num_heads', None) for module in target.model.modules())
+    ours = {count for count in counts if isinstance(count, int)}
+    if theirs and ours and not ours & set(theirs):
+        raise WeightsError(
+            f'{where} does not fit {target.title}: {theirs[0]} heads in the file, '
+            f'{min(ours)} in the model'
+        )
 
 
 def _inflate(plan: _Plan, host: _Host) -> str:
@@ -496,14 +520,14 @@ def _refuse_mismatch(plan: _Plan, host: _Host) -> None:
 
 @torch.no_grad()
 def _copy(plan: _Plan, host: _Host) -> None:
-    for tensor, source in plan.entries.values():
+    for name, (tensor, source) in plan.entries.items():
         if not tensor.is_floating_point():
             raise WeightsError(
                 f'{plan.where}: {source} is {tensor.dtype}, which holds no weights; '
                 'save them as floating point'
             )
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f'{plan.where}: {source} has non-finite values')
+        dtype = host.entries[name].tensor.dtype
+        check_finite(tensor, dtype, f'{plan.where}: {source}')
     for name, (tensor, _) in plan.entries.items():
         target = host.entries[name]
         parameter = host.trunk.get_parameter(target.source)

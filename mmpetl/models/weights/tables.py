@@ -157,15 +157,14 @@ def _grid_of(target: Target, name: str, rows: int) -> tuple[int, int] | None:
 
 
 def _owners(target: Target, name: str) -> Iterator[nn.Module | None]:
-    """Modules that may state the grid of a table: its owner, and what makes patches."""
-    path = name.rpartition('.')[0]
-    owner = target.core.get_submodule(path)
-    # transformers' CLIP and SigLIP keep the table in an nn.Embedding.
-    if isinstance(owner, nn.Embedding):
-        owner = target.core.get_submodule(path.rpartition('.')[0])
+    """Modules that may state the grid of a table: its owner, and what makes patches.
+
+    Those of transformers state none: they read a table as a square, whatever the shape
+    of their pictures.
+    """
+    owner = target.owner(name)
     embed = getattr(owner, 'patch_embed', None)
     yield from (owner, embed, getattr(embed, 'patch_embed', None))
-    yield getattr(owner, 'patch_embeddings', None)
 
 
 def _squared(rows: int) -> tuple[int, int]:
@@ -179,8 +178,7 @@ def _squared(rows: int) -> tuple[int, int]:
 
 def _patches(module: nn.Module | None) -> tuple[int, int] | None:
     """Patches along each axis, where a module keeps the sizes of both."""
-    image = getattr(module, 'img_size', getattr(module, 'image_size', None))
-    sizes = (image, getattr(module, 'patch_size', None))
+    sizes = [getattr(module, name, None) for name in ('img_size', 'patch_size')]
     pairs = [(size, size) if isinstance(size, int) else size for size in sizes]
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         return None

@@ -97,7 +97,7 @@ def dinov2_to_transformers(state: Tensors) -> State:
         if match is None:
             result[name] = tensor
             continue
-        for part, rows in zip(('query', 'key', 'value'), tensor.chunk(3), strict=True):
+        for part, rows in zip(('query', 'key', 'value'), tensor.chunk(3), strict=False):
             result[f'{match[1]}attention.attention.{part}.{match[2]}'] = rows
     first, last = (state.get(f'blocks.0.mlp.fc{i}.weight') for i in '12')
     is_gated = first is not None and last is not None and len(first) > last.shape[1]
