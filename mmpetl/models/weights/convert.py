@@ -24,6 +24,7 @@ from mmpetl.models.weights import official_transformers as official
 from mmpetl.models.weights.entries import State, Tensors, renamed
 from mmpetl.models.weights.errors import (
     OF_SHAPES,
+    SeveralTrunksError,
     WeightsError,
     misshapen,
     several_trunks,
@@ -177,22 +178,24 @@ def _vit(step: Callable[[Tensors], State]) -> Reader:
     """A converter of all namings of a plain ViT that have a layout."""
 
     def read(tensors: Tensors, target: Target, where: str) -> Converted | None:
-        found = _vit_names(tensors)
+        found = _vit_names(tensors, where)
         return found and found._replace(state=step(found.state))
 
     return read
 
 
-def _vit_names(tensors: Tensors) -> Converted | None:
+def _vit_names(tensors: Tensors, where: str) -> Converted | None:
     """A plain ViT in canonical names."""
     try:
-        prefix = trunk_prefix(tensors, '')
+        prefix = trunk_prefix(tensors, where)
         inside = {
             k.removeprefix(prefix): t
             for k, t in tensors.items()
             if k.startswith(prefix)
         }
-        layout = find_layout(inside, '')
+        layout = find_layout(inside, where)
+    except SeveralTrunksError:
+        raise
     except WeightsError:
         return None
     if layout.family != 'vit':
@@ -280,7 +283,7 @@ def _resampled(
                 f'{where} does not fit {target.title}: patch size {sizes[0]} in the '
                 f'file, {sizes[1]} in the model'
             )
-        if old != new:
+        if not torch.equal(source, tensor):
             found.append((name, old, new))
     return tuple(found)
 
@@ -352,7 +355,8 @@ def _of_transformers(
     if not hasattr(type(model), 'from_pretrained'):
         return
     title, prefix = "transformers' own loader", ''
-    found = _vit_names(tensors) if type(model).__name__.startswith('Dinov2') else None
+    is_dinov2 = type(model).__name__.startswith('Dinov2')
+    found = _vit_names(tensors, where) if is_dinov2 else None
     if found is not None and found.title == 'timm ViT':
         title, prefix = f'official DINOv2, through {title}', found.prefix
         tensors = dinov2_to_transformers(found.state)

@@ -22,6 +22,10 @@ class WeightsBusyError(WeightsError):
     """Another process is fetching the same file into the same folder."""
 
 
+class SeveralTrunksError(WeightsError):
+    """Several models in one file, of which none was asked for."""
+
+
 OF_SHAPES = (IndexError, RuntimeError)
 """How torch fails where a tensor has not the axes that its name promises."""
 
@@ -32,12 +36,13 @@ def misshapen(where: str, names: str, error: Exception) -> WeightsError:
     return WeightsError(f'{where} has {names} names, but not their shapes: {said}')
 
 
-def several_trunks(where: str, prefixes: Sequence[str]) -> WeightsError:
+def several_trunks(where: str, prefixes: Sequence[str]) -> SeveralTrunksError:
     """The refusal of a file in which several models fit, by the paths before them."""
-    return WeightsError(
+    part = next(filter(None, prefixes)).rstrip('./')
+    return SeveralTrunksError(
         f'{where} holds {len(prefixes)} trunks (below '
         f'{" and ".join(map(repr, prefixes))}); name one as `checkpoint_part` of '
-        f'mmpetl.PETLBackbone, as in {prefixes[0].rstrip("./")!r}'
+        f'mmpetl.PETLBackbone, as in {part!r}'
     )
 
 
