@@ -25,6 +25,7 @@ import mmseg.models.backbones as mmseg_backbones  # noqa: E402
 from timm.models.beit import Beit  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
 
+from mmpetl.models.hf_backbone import HFBackbone  # noqa: E402
 from mmpetl.models.weights import WeightsError, load_base_weights  # noqa: E402
 
 SIZES = dict(
@@ -141,6 +142,15 @@ def test_values_are_not_rounded_to_the_dtype_of_a_config(tmp_path):
     model = model_of('ViT', seed=5, dtype='float16').float()
     filled(model, saved(reference, tmp_path))
     assert torch.equal(model.pooler.dense.weight, reference.pooler.dense.weight)
+
+
+def test_a_folder_in_half_precision_gives_a_backbone_in_float32(tmp_path):
+    """Its features went into heads of float32 as they were."""
+    folder = saved(model_of('ViT').half(), tmp_path)
+    (features,) = HFBackbone(folder)(image())
+    assert features.dtype is torch.float32
+    half = HFBackbone(folder, model_args=dict(dtype='float16'))
+    assert {p.dtype for p in half.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize('gated', [False, True])
