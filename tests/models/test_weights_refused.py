@@ -242,6 +242,15 @@ def test_known_names_of_other_shapes(tmp_path, name, shape):
     refuse(mm_vit(), path, 'Google npz names, but not their shapes')
 
 
+@pytest.mark.parametrize('shape', [(WIDTH,), (17, WIDTH), (1, 1, WIDTH), (1, 17, 6)])
+def test_positions_of_other_axes(tmp_path, shape):
+    path = tmp_path / 'vit.pth'
+    torch.save(timm_vit().state_dict() | {'pos_embed': torch.zeros(shape)}, path)
+    refuse(mm_vit(), path, 'pos_embed (')
+    torch.save(timm_vit().state_dict() | {'cls_token': torch.zeros(WIDTH)}, path)
+    refuse(mm_vit(), path, 'cls_token (48,) in the file')
+
+
 def test_a_part_of_a_fused_tensor_is_not_lost(tmp_path):
     """A model without the bias took a file that has it for query and value alone."""
     path = tmp_path / 'vit.npz'

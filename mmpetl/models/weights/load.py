@@ -412,7 +412,8 @@ def _resize(plan: _Plan, host: _Host) -> None:
         if name not in host.entries:
             continue
         target = tuple(host.entries[name].tensor.shape)
-        if name == 'pos_embed' and host.layout.family == 'vit':
+        is_table = tensor.dim() == 3 and tensor.shape[::2] == target[::2]
+        if name == 'pos_embed' and host.layout.family == 'vit' and is_table:
             new = _resize_positions(plan, host, tensor)
         elif (
             name.endswith('relative_position_bias_table')
@@ -455,7 +456,8 @@ def _resize_positions(plan: _Plan, host: _Host, table: Tensor) -> Tensor:
 def _rows_in_front(plan: _Plan, table: Tensor, new: tuple[int, int], ours: int) -> int:
     """Rows of a table that belong to tokens: as in the model, one, or none."""
     tokens = [plan.entries.get(name) for name in ('cls_token', 'reg_token')]
-    most = sum(entry.tensor.shape[1] for entry in tokens if entry is not None)
+    tensors = [entry.tensor for entry in tokens if entry is not None]
+    most = sum(tensor.shape[1] for tensor in tensors if tensor.dim() == 3)
     for rows in (ours, 1):
         if rows <= most and source_grid(table[:, rows:], new) is not None:
             return rows

@@ -164,6 +164,8 @@ def source_grid(table: Tensor, new: tuple[int, int]) -> tuple[int, int] | None:
         nor has a grid of the model's shape.
     """
     count = table.shape[1]
+    if not count:
+        return None
     square = square_grid(count)
     shape = new[0] // gcd(*new), new[1] // gcd(*new)
     factor = isqrt(count // (shape[0] * shape[1]))
