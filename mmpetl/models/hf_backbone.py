@@ -43,7 +43,8 @@ class HFBackbone(BaseModule):
             are counted from the last.
         out_type: ``'featmap'`` for maps (B, C, *grid), ``'cls_token'`` for the first
             token (B, C), ``'avg_featmap'`` for the mean of the grid (B, C).
-        model_args: Further arguments of the model's config.
+        model_args: Further arguments of the model's config. Without ``dtype`` among
+            them the model is in float32, whatever its file is in.
         init_cfg: As in every module of MMEngine.
 
     Raises:
@@ -233,6 +234,8 @@ def build_model(
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            # Else that of the file, which heads and inputs do not have.
+            dtype=model_args.get('dtype', 'float32'),
             **build,
         )
     except OSError as error:

@@ -103,6 +103,15 @@ def clip(frames: int = 4, size: int = SIZE) -> torch.Tensor:
     )
 
 
+def positions(grid: tuple[int, int], channels: int = WIDTH) -> torch.Tensor:
+    """(1, h*w, C) as training leaves them: neighbours are close, far ones are not."""
+    generator = torch.Generator().manual_seed(1)
+    waves = torch.rand(3, channels, generator=generator) - 0.5
+    rows, columns = torch.meshgrid(*map(torch.arange, grid), indexing='ij')
+    places = torch.stack([rows, columns, torch.full(grid, 6)], dim=-1).flatten(0, 1)
+    return torch.cos(places.float() @ waves)[None]
+
+
 def google_arrays(
     head: int | None = 11, pre_logits: bool = False, patch: int = PATCH
 ) -> dict:

@@ -24,7 +24,7 @@ from official_files import (
     randomised,
     renamed,
 )
-from small_weights import image, timm_vit
+from small_weights import image, positions, timm_vit
 from torch import nn
 
 from mmpetl import compat
@@ -44,7 +44,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2  # noqa: E402
 from timm.models.twins import Twins  # noqa: E402
 from timm.models.vision_transformer_sam import VisionTransformerSAM  # noqa: E402
 
-from mmpetl.models.weights import load_base_weights  # noqa: E402
+from mmpetl.models.weights import WeightsError, load_base_weights  # noqa: E402
 
 # --- plain transformers -------------------------------------------------------------
 
@@ -62,6 +62,15 @@ def test_timm_vit_in_mmseg(tmp_path, same_features):
     assert report.head_classes == 5
     expected = grid(reference.forward_features(image()), 1)
     same_features(model(image()), expected, 1e-5, 'timm ViT | mmseg ViT | timm')
+
+
+def test_two_vits_for_mmseg(tmp_path):
+    state = timm.models.VisionTransformer(**TIMM).state_dict()
+    pair = {f'{side}.{k}': t for side in ('one', 'two') for k, t in state.items()}
+    with pytest.raises(WeightsError, match="2 trunks .below 'one.' and 'two.'."):
+        load(mmseg_vit(), pair, tmp_path)
+    with pytest.raises(WeightsError, match="below '' and 'two.'.*as in 'two'"):
+        load(mmseg_vit(), state | {f'two.{k}': state[k] for k in state}, tmp_path)
 
 
 def test_google_npz_in_mmseg(tmp_path, same_features):
@@ -189,6 +198,22 @@ def test_eva02(tmp_path, same_features):
     same_features(
         other.forward_features(image()), tokens, 0, 'EVA-02 | timm Eva | timm'
     )
+
+
+def test_what_the_filter_of_timm_resamples(tmp_path):
+    """Tables are reported; another patch size is refused, as it is everywhere."""
+    state = official_eva02(randomised(eva02(img_size=64)).state_dict())
+    report = load(eva02(), state, tmp_path)
+    assert report.resized == (('pos_embed', (1, 65, 16), (1, 17, 16)),)
+    state['pos_embed'][:, 1:] = positions((8, 8), 16)
+    report = load(eva02(img_size=(32, 128)), state, tmp_path)
+    assert report.resized == (('pos_embed', (1, 65, 16), (1, 65, 16)),)
+    state = official_eva02(eva02(img_size=64, patch_size=16).state_dict())
+    with pytest.raises(WeightsError, match='patch size 16 x 16 in the file, 8 x 8 in'):
+        load(eva02(), state, tmp_path)
+    distilled = VisionTransformerDistilled(**{**TIMM, 'img_size': 64, 'patch_size': 16})
+    with pytest.raises(WeightsError, match='patch size 16 x 16 in the file, 8 x 8 in'):
+        load(VisionTransformerDistilled(**TIMM), distilled.state_dict(), tmp_path)
 
 
 def test_dinov3(tmp_path, same_features):

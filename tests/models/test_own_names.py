@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_weights import image, mm_vit, randomise, refuse
+from small_weights import image, mm_vit, positions, randomise, refuse
 from torch import nn
 
 from mmpetl import compat
@@ -163,6 +163,47 @@ def classifier(classes: int) -> nn.Module:
     model = ImageClassifier(backbone=backbone, head=head)
     model.neck = neck
     return model
+
+
+def test_a_pair_of_which_one_has_more(tmp_path):
+    """The student has a mask token: it was taken for the only model of the file."""
+    net = moved(Net())
+    state = {f'online.{k}': t for k, t in net.state_dict().items()}
+    state |= {f'target.{k}': t + 1 for k, t in net.state_dict().items()}
+    for name in ('head.weight', 'head.bias'):
+        del state[f'target.{name}']
+    path = tmp_path / 'pair.pth'
+    torch.save(state, path)
+    refuse(Net(), path, '2 trunks', 'online', 'target', 'checkpoint_part')
+    model = Net()
+    load_base_weights(model, path, part='target')
+    assert torch.equal(model.stem.weight, net.stem.weight + 1)
+
+
+def test_a_pair_in_names_that_are_converted(tmp_path):
+    official = timm.models.ConvNeXt(depths=(1,) * 4, dims=(8,) * 4, num_classes=0)
+    arch = dict(depths=[1] * 4, channels=[8] * 4)
+    one = {f'online.{k}': t for k, t in moved(official).state_dict().items()}
+    two = {f'target.{k[7:]}': t + 1 for k, t in one.items()}
+    path = tmp_path / 'pair.pth'
+    torch.save(one | two, path)
+    model = mmpretrain_backbones.ConvNeXt(arch=arch)
+    refuse(model, path, '2 trunks', 'online', 'target')
+    load_base_weights(model, path, part='target')
+    ours = model.state_dict()['downsample_layers.0.0.weight']
+    assert torch.equal(ours, official.stem[0].weight + 1)
+
+
+def test_values_beyond_the_dtype_of_the_model(tmp_path):
+    """They would become infinite in silence."""
+    state = {k: t * 1e6 for k, t in moved(Net()).state_dict().items()}
+    path = tmp_path / 'large.pth'
+    torch.save(state, path)
+    load_base_weights(Net(), path)
+    refuse(Net().half(), path, 'stem.weight', 'torch.float16')
+    vit = mm_vit()
+    torch.save({k: t * 1e6 for k, t in vit.state_dict().items()}, path)
+    refuse(mm_vit().half(), path, 'cls_token', 'torch.float16')
 
 
 def test_a_whole_model(tmp_path):
@@ -373,6 +414,35 @@ def test_absolute_positions_at_another_size(tmp_path, rows):
     new = (rows[0] // 8, rows[1] // 8)
     theirs = type(model).resize_pos_embed(small.pos_embed, new, (4, 4), 'bicubic')
     torch.testing.assert_close(model.pos_embed.data, theirs.data)
+
+
+@pytest.mark.parametrize('old', [(8, 8), (4, 16), (16, 4), (8, 32)])
+def test_absolute_positions_on_another_grid(tmp_path, old):
+    """8 x 8 and 16 x 4 are as many as 4 x 16."""
+    cls, sizes = mmseg_backbones.VisionTransformer, (8 * old[0], 8 * old[1])
+    state = randomise(cls(img_size=sizes, **SEG)).state_dict()
+    state['pos_embed'][:, 1:] = positions(old, 16)
+    path = tmp_path / 'vit.pth'
+    torch.save(state, path)
+    model = cls(img_size=(32, 128), **SEG)
+    report = load_base_weights(model, path)
+    assert bool(report.resized) == (old != (4, 16))
+    theirs = cls.resize_pos_embed(state['pos_embed'], (4, 16), old, 'bicubic')
+    torch.testing.assert_close(model.pos_embed.data, theirs)
+
+
+def test_positions_of_a_model_that_states_no_grid_stay(tmp_path):
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pos_embed = nn.Parameter(torch.zeros(1, 65, 16))
+
+    path = tmp_path / 'plain.pth'
+    table = torch.cat([torch.zeros(1, 1, 16), positions((8, 8), 16)], dim=1)
+    torch.save({'pos_embed': table}, path)
+    model = Plain()
+    assert not load_base_weights(model, path).resized
+    assert torch.equal(model.pos_embed, table)
 
 
 def test_pvt_positions_at_another_size(tmp_path):

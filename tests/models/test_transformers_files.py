@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from official_files import TIMM, one_epsilon, randomised
-from small_weights import image, randomise
+from official_files import TIMM, one_epsilon, randomised, renamed
+from small_weights import image, positions, randomise
 from torch import nn
 
 transformers = pytest.importorskip('transformers', minversion='5')
@@ -25,6 +25,7 @@ import mmseg.models.backbones as mmseg_backbones  # noqa: E402
 from timm.models.beit import Beit  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
 
+from mmpetl.models.hf_backbone import HFBackbone  # noqa: E402
 from mmpetl.models.weights import WeightsError, load_base_weights  # noqa: E402
 
 SIZES = dict(
@@ -119,6 +120,71 @@ def test_another_size_of_image(tmp_path):
     assert report.resized == (
         ('embeddings.position_embeddings', (1, 17, 16), (1, 65, 16)),
     )
+
+
+def test_positions_stay_a_square(tmp_path):
+    """As transformers reads them at any size of pictures."""
+    name = 'embeddings.position_embeddings'
+    reference = model_of('Dinov2', image_size=64)
+    table = torch.cat([torch.zeros(1, 1, 16), positions((8, 8), 16)], dim=1)
+    with torch.no_grad():
+        reference.get_parameter(name).copy_(table)
+    model = model_of('Dinov2', seed=5, image_size=(32, 128))
+    report = filled(model, saved(reference, tmp_path))
+    assert not report.resized
+    wide = torch.randn(1, 3, 32, 128)
+    expected = reference(pixel_values=wide).last_hidden_state
+    torch.testing.assert_close(model(pixel_values=wide).last_hidden_state, expected)
+
+
+def test_values_are_not_rounded_to_the_dtype_of_a_config(tmp_path):
+    reference = model_of('ViT')
+    model = model_of('ViT', seed=5, dtype='float16').float()
+    filled(model, saved(reference, tmp_path))
+    assert torch.equal(model.pooler.dense.weight, reference.pooler.dense.weight)
+
+
+def test_a_folder_in_half_precision_gives_a_backbone_in_float32(tmp_path):
+    """Its features went into heads of float32 as they were."""
+    folder = saved(model_of('ViT').half(), tmp_path)
+    (features,) = HFBackbone(folder)(image())
+    assert features.dtype is torch.float32
+    half = HFBackbone(folder, model_args=dict(dtype='float16'))
+    assert {p.dtype for p in half.parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize('gated', [False, True])
+@pytest.mark.parametrize('registers', [0, 4])
+@pytest.mark.parametrize('size', [32, 48])
+def test_official_dinov2(tmp_path, same_features, registers, gated, size):
+    """The authors' file, against what timm's converter makes of it."""
+    # Two thirds of 2 x 16, in multiples of 8, twice.
+    options = dict(mlp_layer=timm.layers.SwiGLUPacked, mlp_ratio=3) if gated else {}
+    options |= dict(init_values=0.1, act_layer=nn.SiLU if gated else nn.GELU)
+    state = dict(randomised(timm_vit(**options | {'img_size': size})).state_dict())
+    if registers:
+        state['register_tokens'] = torch.linspace(-1, 1, 64).reshape(1, 4, 16)
+    state['mask_token'] = torch.zeros(1, 16)
+    if gated:
+        rules = (r'\.fc1\.', '.w12.'), (r'\.fc2\.', '.w3.')
+        state = renamed(state, *rules)
+    torch.save(state, tmp_path / 'dinov2.pth')
+    reference = timm_vit(reg_tokens=registers, no_embed_class=registers > 0, **options)
+    convert = timm.models.vision_transformer.checkpoint_filter_fn
+    reference.load_state_dict(convert(dict(state), reference, antialias=False))
+    kind = 'Dinov2WithRegisters' if registers else 'Dinov2'
+    model = model_of(kind, seed=5, use_swiglu_ffn=gated)
+    report = filled(model, tmp_path / 'dinov2.pth')
+    assert not report.fresh
+    assert bool(report.resized) == (size == 48)
+    expected = one_epsilon(reference).forward_features(image())
+    same_features(hidden(model), expected, 1e-5, f'{kind} | transformers | timm')
+    # And from there back, by the names in memory.
+    torch.save(model.state_dict(), tmp_path / 'memory.pth')
+    again = timm_vit(reg_tokens=registers, no_embed_class=registers > 0, **options)
+    filled(again, tmp_path / 'memory.pth')
+    ours = again.forward_features(image())
+    same_features(ours, expected, 1e-5, f'transformers {kind} | timm | timm')
 
 
 def test_another_width_is_refused(tmp_path):

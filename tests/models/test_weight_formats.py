@@ -331,6 +331,13 @@ def test_a_key_that_nobody_else_uses_is_followed_or_asked_about(tmp_path):
     assert torch.equal(host.pos_embed, two.pos_embed)
 
 
+def test_settings_are_not_taken_for_the_model(tmp_path):
+    path = tmp_path / 'run.pth'
+    settings = dict(lr=0.1, depth=2)
+    torch.save({'params': settings, 'weights': timm_vit().state_dict()}, path)
+    assert 'weights' in load_base_weights(mm_vit(), path).container
+
+
 def test_one_of_two_trunks_can_be_named(tmp_path):
     one, two = timm_vit(), randomise(timm_vit(), 8)
     state = {f'backbone.{k}': v for k, v in one.state_dict().items()}

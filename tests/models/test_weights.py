@@ -14,6 +14,10 @@ from mmdet.models.backbones.swin import SwinTransformer as DetSwin
 from mmseg.models.backbones.swin import SwinTransformer as SegSwin
 from safetensors.torch import save_file
 from small_weights import (
+    DEPTH,
+    HEADS,
+    HIDDEN,
+    SIZE,
     WIDTH,
     clip,
     clip_host,
@@ -25,6 +29,7 @@ from small_weights import (
     official_swin,
     official_videomae,
     openai_state,
+    positions,
     randomise,
     scripted,
     swin_kwargs,
@@ -35,7 +40,7 @@ from small_weights import (
 )
 from torch import nn
 
-from mmpetl.models.weights import load_base_weights
+from mmpetl.models.weights import WeightsError, load_base_weights
 
 
 @pytest.mark.parametrize('pre_logits', [True, False], ids=['original', 'augreg'])
@@ -214,6 +219,105 @@ def test_a_resized_position_table_gives_timm_features(tmp_path, same_features):
     expected = reference.forward_features(image())[:, 0]
     what = 'DINOv2, positions 7 x 7 -> 4 x 4 | mmpretrain ViT | timm'
     same_features(host(image()), expected, 1e-6, what)
+
+
+WIDE = dict(img_size=(32, 128))
+"""As many patches as a picture of 64 x 64, on a grid of 4 x 16."""
+
+
+@pytest.mark.parametrize('make', [timm_vit, mm_vit])
+@pytest.mark.parametrize('old', [(8, 8), (4, 16), (16, 4), (8, 32)])
+def test_positions_are_resized_by_their_grid(tmp_path, make, old):
+    """Also where the model has as many; what has the model's shape is not a square."""
+    patches = positions(old)
+    state = timm_vit(img_size=(8 * old[0], 8 * old[1])).state_dict()
+    state['pos_embed'] = torch.cat([state['pos_embed'][:, :1], patches], dim=1)
+    torch.save(state, tmp_path / 'vit.pth')
+    host = make(**WIDE)
+    report = load_base_weights(host, tmp_path / 'vit.pth')
+    plane = patches.unflatten(1, old).permute(0, 3, 1, 2)
+    if old != (4, 16):
+        plane = nn.functional.interpolate(plane, (4, 16), mode='bicubic')
+    assert torch.equal(host.pos_embed[:, :1], state['pos_embed'][:, :1])
+    assert torch.equal(host.pos_embed[:, 1:], plane.flatten(2).transpose(1, 2))
+    shapes = (1, 1 + old[0] * old[1], WIDTH), (1, 65, WIDTH)
+    assert report.resized == (() if old == (4, 16) else (('pos_embed', *shapes),))
+    assert ('on another grid' in report.summary()) == (old in [(8, 8), (16, 4)])
+
+
+def test_positions_without_an_order_are_the_models_own(tmp_path):
+    source, host = timm_vit(**WIDE), mm_vit(**WIDE)
+    torch.save(source.state_dict(), tmp_path / 'vit.pth')
+    assert not load_base_weights(host, tmp_path / 'vit.pth').resized
+    assert torch.equal(host.pos_embed, source.pos_embed)
+
+
+def dinov2_with_registers(size: int, gated: bool = False) -> dict[str, torch.Tensor]:
+    """Random tensors as in dinov2_vitb14_reg4_pretrain.pth."""
+    model = timm_vit(img_size=size, init_values=0.1, **(GATED if gated else {}))
+    state = dict(model.state_dict())
+    generator = torch.Generator().manual_seed(7)
+    state['register_tokens'] = torch.randn(1, 4, WIDTH, generator=generator)
+    state['mask_token'] = torch.zeros(1, WIDTH)
+    if gated:
+        state = {
+            name.replace('mlp.fc1', 'mlp.w12').replace('mlp.fc2', 'mlp.w3'): tensor
+            for name, tensor in state.items()
+        }
+    return state
+
+
+GATED = dict(mlp_layer=timm.layers.SwiGLUPacked, act_layer=nn.SiLU)
+
+
+@pytest.mark.parametrize('gated', [False, True])
+@pytest.mark.parametrize('size', [SIZE, 56])
+def test_dinov2_with_registers_in_timm(tmp_path, same_features, size, gated):
+    """Its tokens have no positions in timm: that of the class goes into the token."""
+    state = dinov2_with_registers(size, gated)
+    torch.save(state, tmp_path / 'dinov2.pth')
+    sizes = dict(init_values=0.1, reg_tokens=4, no_embed_class=True)
+    sizes |= GATED if gated else {}
+    reference, host = timm_vit(**sizes), randomise(timm_vit(**sizes), 9)
+    report = load_base_weights(host, tmp_path / 'dinov2.pth')
+    assert [name for name, _ in report.dropped] == ['mask_token']
+    convert = timm.models.vision_transformer.checkpoint_filter_fn
+    reference.load_state_dict(convert(state, reference, antialias=False))
+    expected = reference.forward_features(image())
+    same_features(host.forward_features(image()), expected, 1e-6, 'DINOv2 | timm')
+    with pytest.raises(WeightsError, match='build a model of timm with reg_tokens'):
+        load_base_weights(
+            timm_vit(init_values=0.1, **(GATED if gated else {})),
+            tmp_path / 'dinov2.pth',
+        )
+
+
+def test_a_gated_dinov2_in_mmpretrain(tmp_path, same_features):
+    """dinov2_vitg14, whose network has the same names there."""
+    reference = timm_vit(init_values=0.1, **GATED)
+    state = {
+        name.replace('mlp.fc1', 'mlp.w12').replace('mlp.fc2', 'mlp.w3'): tensor
+        for name, tensor in reference.state_dict().items()
+    }
+    torch.save(state, tmp_path / 'dinov2.pth')
+    arch = dict(embed_dims=WIDTH, num_layers=DEPTH, num_heads=HEADS)
+    # Upstream takes two thirds of what it is given.
+    host = mm_vit(
+        arch=dict(arch, feedforward_channels=3 * HIDDEN // 4),
+        layer_cfgs=dict(ffn_type='swiglu_fused'),
+        layer_scale_init_value=0.1,
+    )
+    load_base_weights(host, tmp_path / 'dinov2.pth')
+    expected = reference.forward_features(image())[:, 0]
+    same_features(host(image()), expected, 1e-6, 'DINOv2, gated | mmpretrain | timm')
+
+
+def test_a_plain_vit_in_a_model_whose_class_has_no_position(tmp_path, same_features):
+    reference, host = timm_vit(), timm_vit(no_embed_class=True)
+    torch.save(reference.state_dict(), tmp_path / 'vit.pth')
+    load_base_weights(host, tmp_path / 'vit.pth')
+    expected = reference.forward_features(image())
+    same_features(host.forward_features(image()), expected, 1e-6, 'ViT | DeiT3 | timm')
 
 
 def test_mean_pooling_leaves_the_norm_after_it_fresh(tmp_path):

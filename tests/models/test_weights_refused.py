@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from small_weights import (
+    DEPTH,
+    HIDDEN,
+    WIDTH,
     Payload,
     clip_reference,
     google_arrays,
@@ -107,7 +110,7 @@ def test_files_without_a_trunk(tmp_path):
     state = timm_vit().state_dict()
     both = {f'{who}.{k}': v for who in ('left', 'right') for k, v in state.items()}
     torch.save(both, path)
-    refuse(mm_vit(), path, "2 trunks (below 'left.', 'right.')")
+    refuse(mm_vit(), path, "2 trunks (below 'left.' and 'right.')")
 
 
 def test_files_of_another_family(tmp_path):
@@ -135,6 +138,15 @@ def test_files_of_another_size(tmp_path):
     path = tmp_path / 'swin.pth'
     torch.save(official_swin(timm_swin(depths=(2, 2, 4, 1))), path)
     refuse(mm_swin(), path, 'depth 2-2-4-1 in the file, 2-2-2-1 in the model')
+
+
+def test_another_number_of_heads(tmp_path):
+    """Flax's shapes tell it; the tensors of torch are alike."""
+    path = tmp_path / 'vit.npz'
+    np.savez(path, **google_arrays())
+    arch = dict(num_layers=DEPTH, num_heads=2, feedforward_channels=HIDDEN)
+    refuse(mm_vit(arch=dict(arch, embed_dims=WIDTH)), path, '4 heads', '2 in the model')
+    refuse(timm_vit(num_heads=2), path, '4 heads', '2 in the model')
 
 
 @pytest.mark.parametrize(
@@ -214,6 +226,41 @@ def test_keys_that_do_not_match_are_named_with_the_way_out(tmp_path):
     del arrays['Transformer/encoderblock_1/MultiHeadDotProductAttention_1/key/kernel']
     np.savez(tmp_path / 'vit.npz', **arrays)
     refuse(mm_vit(), tmp_path / 'vit.npz', 'layers.1.attn.qkv.weight')
+
+
+@pytest.mark.parametrize(
+    ('name', 'shape'),
+    [
+        ('Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel', (2, 2, 2)),
+        ('Transformer/encoderblock_1/MultiHeadDotProductAttention_1/out/kernel', (3,)),
+        ('embedding/kernel', (8, 8, 3)),
+    ],
+)
+def test_known_names_of_other_shapes(tmp_path, name, shape):
+    path = tmp_path / 'vit.npz'
+    np.savez(path, **google_arrays() | {name: np.zeros(shape, np.float32)})
+    refuse(mm_vit(), path, 'Google npz names, but not their shapes')
+
+
+@pytest.mark.parametrize('shape', [(WIDTH,), (17, WIDTH), (1, 1, WIDTH), (1, 17, 6)])
+def test_positions_of_other_axes(tmp_path, shape):
+    path = tmp_path / 'vit.pth'
+    torch.save(timm_vit().state_dict() | {'pos_embed': torch.zeros(shape)}, path)
+    refuse(mm_vit(), path, 'pos_embed (')
+    torch.save(timm_vit().state_dict() | {'cls_token': torch.zeros(WIDTH)}, path)
+    refuse(mm_vit(), path, 'cls_token (48,) in the file')
+
+
+def test_a_part_of_a_fused_tensor_is_not_lost(tmp_path):
+    """A model without the bias took a file that has it for query and value alone."""
+    path = tmp_path / 'vit.npz'
+    arrays = google_arrays()
+    for name in [n for n in arrays if n.endswith('/key/bias')]:
+        del arrays[name]
+    np.savez(path, **arrays)
+    refuse(
+        timm_vit(qkv_bias=False), path, '2 of its keys have no place', '2 of 3 parts'
+    )
 
 
 def test_a_fine_tuned_vit_is_refused_where_the_21k_trunk_is_asked_for(tmp_path):

@@ -22,12 +22,20 @@ from mmpetl.core.sitemap import SiteMap, class_name, find_site_map
 from mmpetl.models.weights import official_convnets as convnets
 from mmpetl.models.weights import official_transformers as official
 from mmpetl.models.weights.entries import State, Tensors, renamed
-from mmpetl.models.weights.errors import WeightsError
+from mmpetl.models.weights.errors import (
+    OF_SHAPES,
+    SeveralTrunksError,
+    WeightsError,
+    misshapen,
+    several_trunks,
+)
 from mmpetl.models.weights.layouts import find_layout, trunk_prefix
 from mmpetl.models.weights.own_names import Spare
+from mmpetl.models.weights.tables import is_table
 from mmpetl.models.weights.target import Target, library_of
 from mmpetl.models.weights.transformers_names import (
     beit_of_transformers,
+    dinov2_to_transformers,
     dinov3_of_transformers,
     segformer_of_transformers,
 )
@@ -41,14 +49,17 @@ class Converted(NamedTuple):
         state: Tensors by the model's names.
         prefix: What stood before the names in the file; what lies outside is not in
             the state.
+        resized: (name, shape in the file, shape in the state) of tables that a
+            converter of upstream has resized.
     """
 
     title: str
     state: State
     prefix: str = ''
+    resized: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
-Reader = Callable[[Tensors, Target], Converted | None]
+Reader = Callable[[Tensors, Target, str], Converted | None]
 
 
 def conversions(target: Target, tensors: Tensors, where: str) -> Iterator[Converted]:
@@ -66,7 +77,10 @@ def conversions(target: Target, tensors: Tensors, where: str) -> Iterator[Conver
             yield Converted(f'{type(site_map).__name__}.convert', state)
     for name in target.classes():
         for reader in READERS.get(name, ()):
-            found = reader(tensors, target)
+            try:
+                found = reader(tensors, target, where)
+            except OF_SHAPES as error:
+                raise misshapen(where, target.title, error) from None
             if found is not None:
                 yield found
         if name in READERS:
@@ -113,20 +127,28 @@ def _described(model: nn.Module) -> SiteMap | None:
         return None
 
 
-def _below(tensors: Tensors, stem: str) -> tuple[str, State] | None:
-    """The path at which a name first matches, and the tensors below it."""
+def _below(tensors: Tensors, stem: str, where: str) -> tuple[str, State] | None:
+    """The path at which a name matches, and the tensors below it.
+
+    Raises:
+        WeightsError: There are several, none inside of another.
+    """
     pattern = re.compile(rf'^(?P<prefix>(?:.*\.)?){stem}')
-    prefix = next((m['prefix'] for k in tensors if (m := pattern.match(k))), None)
-    if prefix is None:
+    found = {m['prefix'] for k in tensors if (m := pattern.match(k))}
+    outer = [p for p in sorted(found) if not any(p.startswith(q) for q in found - {p})]
+    if not outer:
         return None
+    if len(outer) > 1:
+        raise several_trunks(where, outer)
+    prefix = outer[0]
     inside = {
         k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)
     }
     return prefix, inside
 
 
-def _resnet(tensors: Tensors, target: Target) -> Converted | None:
-    found = _below(tensors, r'conv1\.(?:0\.)?weight$')
+def _resnet(tensors: Tensors, target: Target, where: str) -> Converted | None:
+    found = _below(tensors, r'layer1\.0\.conv1\.weight$', where)
     if found is None:
         return None
     state = convnets.resnet_to_mm(found[1], set(target.tensors))
@@ -140,8 +162,8 @@ def _reader(
 ) -> Reader:
     """A converter for files in which some name matches ``stem``."""
 
-    def read(tensors: Tensors, target: Target) -> Converted | None:
-        found = _below(tensors, stem)
+    def read(tensors: Tensors, target: Target, where: str) -> Converted | None:
+        found = _below(tensors, stem, where)
         if found is None:
             return None
         prefix, state = found
@@ -155,39 +177,48 @@ def _reader(
 def _vit(step: Callable[[Tensors], State]) -> Reader:
     """A converter of all namings of a plain ViT that have a layout."""
 
-    def read(tensors: Tensors, target: Target) -> Converted | None:
-        try:
-            prefix = trunk_prefix(tensors, '')
-            inside = {
-                k.removeprefix(prefix): t
-                for k, t in tensors.items()
-                if k.startswith(prefix)
-            }
-            layout = find_layout(inside, '')
-        except WeightsError:
-            return None
-        if layout.family != 'vit':
-            return None
-        state = {k: entry.tensor for k, entry in layout.read(inside).items()}
-        return Converted(layout.name, step(state), prefix)
+    def read(tensors: Tensors, target: Target, where: str) -> Converted | None:
+        found = _vit_names(tensors, where)
+        return found and found._replace(state=step(found.state))
 
     return read
 
 
-def _beit(tensors: Tensors, target: Target) -> Converted | None:
-    found = _beit_names(tensors)
+def _vit_names(tensors: Tensors, where: str) -> Converted | None:
+    """A plain ViT in canonical names."""
+    try:
+        prefix = trunk_prefix(tensors, where)
+        inside = {
+            k.removeprefix(prefix): t
+            for k, t in tensors.items()
+            if k.startswith(prefix)
+        }
+        layout = find_layout(inside, where)
+    except SeveralTrunksError:
+        raise
+    except WeightsError:
+        return None
+    if layout.family != 'vit':
+        return None
+    state = {k: entry.tensor for k, entry in layout.read(inside).items()}
+    return Converted(layout.name, state, prefix)
+
+
+def _beit(tensors: Tensors, target: Target, where: str) -> Converted | None:
+    found = _beit_names(tensors, where)
     if found is None:
         return None
     state = official.beit_to_mm(found.state, set(target.tensors))
     return found._replace(state=state)
 
 
-def _beit_names(tensors: Tensors) -> Converted | None:
+def _beit_names(tensors: Tensors, where: str) -> Converted | None:
     """A BEiT in its authors' names."""
-    found = _below(tensors, r'blocks\.0\.attn\.qkv\.weight$')
+    found = _below(tensors, r'blocks\.0\.attn\.qkv\.weight$', where)
     if found is not None:
         return Converted('official BEiT or MAE', found[1], found[0])
-    found = _below(tensors, r'embeddings\.patch_embeddings\.projection\.weight$')
+    stem = r'embeddings\.patch_embeddings\.projection\.weight$'
+    found = _below(tensors, stem, where)
     if found is not None:
         return Converted('transformers BEiT', beit_of_transformers(found[1]), found[0])
     return None
@@ -200,7 +231,7 @@ FOREIGN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 def _of_timm(tensors: Tensors, target: Target, where: str) -> Iterator[Converted]:
     """Through the filter that timm keeps beside the model."""
     model = target.core
-    for found in _for_timm(tensors, target):
+    for found in _for_timm(tensors, target, where):
         if type(model).__name__ in FEATURE_LISTS:
             yield found
             return
@@ -208,7 +239,10 @@ def _of_timm(tensors: Tensors, target: Target, where: str) -> Iterator[Converted
         state = _filtered(found.state, model)
         if state is not None:
             yield Converted(
-                f"{found.title}, through timm's filter", state, found.prefix
+                f"{found.title}, through timm's filter",
+                state,
+                found.prefix,
+                _resampled(found.state, state, target, where),
             )
 
 
@@ -227,7 +261,34 @@ def _filtered(state: State, model: nn.Module) -> State | None:
         return None
 
 
-def _for_timm(tensors: Tensors, target: Target) -> Iterator[Converted]:
+def _resampled(
+    state: State, filtered: State, target: Target, where: str
+) -> tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]:
+    """Tables that a filter of timm has resized.
+
+    Raises:
+        WeightsError: It has resized the kernel of the patches, too, of which it says
+            nothing.
+    """
+    found = []
+    for name, tensor in filtered.items():
+        is_kernel = name.endswith('patch_embed.proj.weight')
+        source = state.get(name)
+        if source is None or not (is_kernel or is_table(name)):
+            continue
+        old, new = tuple(source.shape), tuple(tensor.shape)
+        if is_kernel and len(old) == len(new) and old != new:
+            sizes = [' x '.join(map(str, shape[2:])) for shape in (old, new)]
+            raise WeightsError(
+                f'{where} does not fit {target.title}: patch size {sizes[0]} in the '
+                f'file, {sizes[1]} in the model'
+            )
+        if not torch.equal(source, tensor):
+            found.append((name, old, new))
+    return tuple(found)
+
+
+def _for_timm(tensors: Tensors, target: Target, where: str) -> Iterator[Converted]:
     """States in names that the filter of the model may know."""
     name = type(target.core).__name__
     wants = set(target.tensors)
@@ -235,19 +296,19 @@ def _for_timm(tensors: Tensors, target: Target) -> Iterator[Converted]:
         yield Converted('timm', _flattened(tensors, wants))
         return
     if name == 'Beit':
-        found = _beit_names(tensors)
+        found = _beit_names(tensors, where)
         if found is not None:
             state = official.share_table(found.state, wants)
             yield found._replace(state=official.fit_bias(state, wants))
         return
     stem = r'embeddings\.patch_embeddings\.weight$'
-    if name == 'Eva' and (found := _below(tensors, stem)) is not None:
+    if name == 'Eva' and (found := _below(tensors, stem, where)) is not None:
         state = dinov3_of_transformers(found[1])
         yield Converted('transformers DINOv3', state, found[0])
         return
     # The filters know some paths themselves, and not those of training scripts.
     states = [('', dict(tensors))]
-    found = _below(tensors, r'patch_embed\.proj\.weight$')
+    found = _below(tensors, r'patch_embed\.proj\.weight$', where)
     if found is not None and found[0]:
         states.append(found)
     for prefix, state in states:
@@ -293,6 +354,12 @@ def _of_transformers(
     model = target.core
     if not hasattr(type(model), 'from_pretrained'):
         return
+    title, prefix = "transformers' own loader", ''
+    is_dinov2 = type(model).__name__.startswith('Dinov2')
+    found = _vit_names(tensors, where) if is_dinov2 else None
+    if found is not None and found.title == 'timm ViT':
+        title, prefix = f'official DINOv2, through {title}', found.prefix
+        tensors = dinov2_to_transformers(found.state)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             loaded, info = type(model).from_pretrained(
@@ -301,6 +368,8 @@ def _of_transformers(
                 state_dict=dict(tensors),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                # Not that of the config, in which values would be rounded.
+                dtype=torch.promote_types(model.dtype, torch.float32),
             )
     except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
         line = str(error).strip().splitlines()
@@ -314,12 +383,12 @@ def _of_transformers(
     for name, *_ in info['mismatched_keys']:
         # Position tables keep their last names: ours are resized, others refused.
         state.pop(name, None)
-        found = [t for k, t in tensors.items() if k.endswith(name)]
-        if len(found) == 1:
-            state[name] = found[0]
+        same = [t for k, t in tensors.items() if k.endswith(name)]
+        if len(same) == 1:
+            state[name] = same[0]
     for name in info['unexpected_keys']:
         state[name] = tensors[name] if name in tensors else torch.empty(0)
-    yield Converted("transformers' own loader", state)
+    yield Converted(title, state, prefix)
 
 
 FAMILY_CLASSES = frozenset(

@@ -61,9 +61,17 @@ def put(entries: Entries, name: str, tensor: Tensor, source: str) -> None:
 
 
 def fuse(entries: Entries, name: str, parts: list[Tensor | None]) -> None:
-    """Query, key and value stacked; with one of them missing the key stays missing."""
-    if all(part is not None for part in parts):
-        put(entries, name, torch.cat(parts), f'{name} (query, key, value)')
+    """Query, key and value stacked; with one of them missing the key stays missing.
+
+    What is there then is kept under a name that no model has, so that it is not lost
+    where the model has no such key.
+    """
+    found = [part for part in parts if part is not None]
+    if len(found) == len(parts):
+        put(entries, name, torch.cat(found), f'{name} (query, key, value)')
+    elif found:
+        whole = f'{name} ({len(found)} of {len(parts)} parts)'
+        put(entries, whole, torch.cat(found), whole)
 
 
 def stack_rows(

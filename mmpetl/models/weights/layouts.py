@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmpetl.models.weights.entries import Entries, Entry, Tensors, fuse, put, rename
-from mmpetl.models.weights.errors import WeightsError
+from mmpetl.models.weights.errors import WeightsError, several_trunks
 from mmpetl.models.weights.transformers_names import (
     read_transformers_clip,
     read_transformers_swin,
@@ -93,11 +93,7 @@ def trunk_prefix(tensors: Tensors, where: str) -> str:
             f'among its {len(tensors)} tensors ({", ".join(list(tensors)[:3])}, ...)'
         )
     if len(found) > 1:
-        raise WeightsError(
-            f'{where} holds {len(found)} trunks (below {", ".join(map(repr, found))}); '
-            'name one as `checkpoint_part` of mmpetl.PETLBackbone, as in '
-            f'{found[0].rstrip(".")!r}'
-        )
+        raise several_trunks(where, found)
     return found[0]
 
 
@@ -228,6 +224,14 @@ def _read_openai(tensors: Tensors) -> Entries:
     return named
 
 
+# DINOv2 names its registers and its gated network otherwise than timm.
+_read_timm_vit = rename(
+    (r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'),
+    (r'^register_tokens$', 'reg_token'),
+    (r'\.mlp\.w12\.', '.mlp.fc1.'),
+    (r'\.mlp\.w3\.', '.mlp.fc2.'),
+)
+
 _read_mmpretrain_vit = rename(
     (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
     (r'^pre_norm\.', 'norm_pre.'),
@@ -239,6 +243,8 @@ _read_mmpretrain_vit = rename(
     (r'\.ffn\.gamma2\.weight$', '.ls2.gamma'),
     (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
     (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+    (r'\.ffn\.w12\.', '.mlp.fc1.'),
+    (r'\.ffn\.w3\.', '.mlp.fc2.'),
 )
 
 # --- Swin ----------------------------------------------------------------------
@@ -415,7 +421,7 @@ LAYOUTS: tuple[Layout, ...] = (
         'timm ViT',
         'vit',
         lambda t: _patch_axes(t, 'proj') == 4 and 'blocks.0.attn.qkv.weight' in t,
-        rename((r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma')),
+        _read_timm_vit,
         native=True,
     ),
     Layout(

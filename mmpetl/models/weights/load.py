@@ -18,7 +18,7 @@ from mmpetl.models.weights.address import resolve
 from mmpetl.models.weights.containers import read_tensors, sha256_of
 from mmpetl.models.weights.convert import FAMILY_CLASSES, is_known
 from mmpetl.models.weights.entries import Entries, Entry
-from mmpetl.models.weights.errors import WeightsError, shorten
+from mmpetl.models.weights.errors import OF_SHAPES, WeightsError, misshapen, shorten
 from mmpetl.models.weights.facts import compare_facts
 from mmpetl.models.weights.identity import check_name, describe
 from mmpetl.models.weights.layouts import (
@@ -30,6 +30,7 @@ from mmpetl.models.weights.layouts import (
     trunk_prefix,
 )
 from mmpetl.models.weights.load_own import load_own
+from mmpetl.models.weights.own_names import check_finite
 from mmpetl.models.weights.report import LoadReport
 from mmpetl.models.weights.resize import (
     inflate_patches,
@@ -37,7 +38,7 @@ from mmpetl.models.weights.resize import (
     resize_grid,
     resize_window,
     resize_window_3d,
-    square_grid,
+    source_grid,
 )
 from mmpetl.models.weights.target import LIBRARIES, Target
 
@@ -76,7 +77,12 @@ HINTS: tuple[tuple[str, str, str], ...] = (
         r'^norm\.',
         'the file was tuned with mean pooling and has no norm before it',
     ),
-    ('unexpected', r'^(reg_token|register_tokens)$', 'the file has register tokens'),
+    (
+        'unexpected',
+        r'^reg_token$',
+        'the file has register tokens: build a model of timm with reg_tokens',
+    ),
+    ('missing', r'^reg_token$', 'the model has register tokens, the file has none'),
 )
 
 
@@ -175,6 +181,7 @@ def load_base_weights(
             f'{where}: a classifier of {head_classes} classes is expected, the file '
             f'has {has}; it is another training stage of the model'
         )
+    _refuse_other_heads(target, tensors, where)
     if host is None:
         own = load_own(target, tensors, where, trunk)
         return replace(
@@ -281,9 +288,12 @@ def _read(tensors: Mapping[str, Tensor], where: str) -> _Plan:
         for name in tensors
         if not name.startswith(prefix)
     ]
+    try:
+        read = layout.read(inside)
+    except OF_SHAPES as error:
+        raise misshapen(where, layout.name, error) from None
     entries = {
-        name: Entry(tensor, prefix + source)
-        for name, (tensor, source) in layout.read(inside).items()
+        name: Entry(tensor, prefix + source) for name, (tensor, source) in read.items()
     }
     return _Plan(where, layout, entries, dropped, [], {})
 
@@ -351,6 +361,25 @@ def _refuse_other_size(plan: _Plan, host: _Host) -> None:
         raise WeightsError(f'{plan.where} does not fit {host.title}: {difference}')
 
 
+HEADS = re.compile(
+    r'^(?!.*\btxt/).*encoderblock_0/MultiHeadDotProductAttention_[01]/query/kernel$'
+)
+
+
+def _refuse_other_heads(
+    target: Target, tensors: Mapping[str, Tensor], where: str
+) -> None:
+    """Flax keeps heads as an axis; a model of other heads takes the same shapes."""
+    theirs = [t.shape[1] for n, t in tensors.items() if HEADS.match(n) and t.dim() == 3]
+    counts = (getattr(module, 'num_heads', None) for module in target.model.modules())
+    ours = {count for count in counts if isinstance(count, int)}
+    if theirs and ours and not ours & set(theirs):
+        raise WeightsError(
+            f'{where} does not fit {target.title}: {theirs[0]} heads in the file, '
+            f'{min(ours)} in the model'
+        )
+
+
 def _inflate(plan: _Plan, host: _Host) -> str:
     """Give an image Swin's tensors the axis of time; what was done, for the log."""
     stem = 'patch_embed.proj.weight'
@@ -383,7 +412,8 @@ def _resize(plan: _Plan, host: _Host) -> None:
         if name not in host.entries:
             continue
         target = tuple(host.entries[name].tensor.shape)
-        if name == 'pos_embed' and host.layout.family == 'vit':
+        is_table = tensor.dim() == 3 and tensor.shape[::2] == target[::2]
+        if name == 'pos_embed' and host.layout.family == 'vit' and is_table:
             new = _resize_positions(plan, host, tensor)
         elif (
             name.endswith('relative_position_bias_table')
@@ -393,7 +423,7 @@ def _resize(plan: _Plan, host: _Host) -> None:
             new = _resize_bias(plan, host, name, tensor, target[0])
         else:
             continue
-        if new.shape != tensor.shape:
+        if new is not tensor:
             plan.resized.append((name, tuple(tensor.shape), tuple(new.shape)))
         plan.entries[name] = Entry(new, source)
     if 'cls_token' in plan.entries and 'cls_token' not in host.entries:
@@ -401,25 +431,46 @@ def _resize(plan: _Plan, host: _Host) -> None:
 
 
 def _resize_positions(plan: _Plan, host: _Host, table: Tensor) -> Tensor:
-    """To the model's grid; a class token's row is kept, or cut where it has none."""
+    """To the model's grid; a class token's row is kept, folded or cut."""
     embed = host.trunk.patch_embed
     new = getattr(embed, 'init_out_size', None) or embed.grid_size
     new = (int(new[0]), int(new[1]))
-    host_prefix = host.entries['pos_embed'].tensor.shape[1] - new[0] * new[1]
-    count = table.shape[1]
-    has_token = 'cls_token' in plan.entries
-    num_prefix = int(has_token and square_grid(count - 1) is not None)
-    if num_prefix and host_prefix == 0 and 'cls_token' not in host.entries:
-        table, num_prefix, count = table[:, 1:], 0, count - 1
-    if num_prefix != host_prefix or count - num_prefix == new[0] * new[1]:
+    ours = host.entries['pos_embed'].tensor.shape[1] - new[0] * new[1]
+    theirs = _rows_in_front(plan, table, new, ours)
+    if theirs == 1 and ours == 0:
+        if 'cls_token' in host.entries:
+            _fold_position(plan, table[:, :1])
+        table, theirs = table[:, 1:], 0
+    if theirs != ours:
         return table
-    old = square_grid(count - num_prefix)
+    old = source_grid(table[:, theirs:], new)
     if old is None:
         raise WeightsError(
-            f'{plan.where}: its {count - num_prefix} positions are no square grid, so '
-            f'they cannot be resized to the {new[0]} x {new[1]} of {host.title}'
+            f'{plan.where}: its {table.shape[1] - theirs} positions are no square '
+            f'grid, nor one of the shape of the {new[0]} x {new[1]} of {host.title}, '
+            'to which they cannot be resized'
         )
-    return resize_grid(table, old, new, num_prefix)
+    return table if old == new else resize_grid(table, old, new, theirs)
+
+
+def _rows_in_front(plan: _Plan, table: Tensor, new: tuple[int, int], ours: int) -> int:
+    """Rows of a table that belong to tokens: as in the model, one, or none."""
+    tokens = [plan.entries.get(name) for name in ('cls_token', 'reg_token')]
+    tensors = [entry.tensor for entry in tokens if entry is not None]
+    most = sum(tensor.shape[1] for tensor in tensors if tensor.dim() == 3)
+    for rows in (ours, 1):
+        if rows <= most and source_grid(table[:, rows:], new) is not None:
+            return rows
+    return 0
+
+
+def _fold_position(plan: _Plan, row: Tensor) -> None:
+    """Add a class token's position to it, where the model's tokens have none.
+
+    As DINOv2's files with registers go into timm's models.
+    """
+    token, source = plan.entries['cls_token']
+    plan.entries['cls_token'] = Entry(token.float() + row.float(), source)
 
 
 def _resize_bias(
@@ -471,14 +522,14 @@ def _refuse_mismatch(plan: _Plan, host: _Host) -> None:
 
 @torch.no_grad()
 def _copy(plan: _Plan, host: _Host) -> None:
-    for tensor, source in plan.entries.values():
+    for name, (tensor, source) in plan.entries.items():
         if not tensor.is_floating_point():
             raise WeightsError(
                 f'{plan.where}: {source} is {tensor.dtype}, which holds no weights; '
                 'save them as floating point'
             )
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f'{plan.where}: {source} has non-finite values')
+        dtype = host.entries[name].tensor.dtype
+        check_finite(tensor, dtype, f'{plan.where}: {source}')
     for name, (tensor, _) in plan.entries.items():
         target = host.entries[name]
         parameter = host.trunk.get_parameter(target.source)

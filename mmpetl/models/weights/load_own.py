@@ -112,7 +112,10 @@ def _report(
         family=f'own:{target.title.replace(" ", ".")}',
         matched=tuple(prefix + name for name in found.pairs),
         dropped=tuple(dropped),
-        resized=tuple((prefix + name, old, new) for name, old, new in found.resized),
+        resized=tuple(
+            (prefix + name, old, new)
+            for name, old, new in (*found.resized, *chosen.resized)
+        ),
         fresh=tuple((prefix + name, why) for name, why in found.fresh.items()),
         head_classes=0 if has_head else None,
     )

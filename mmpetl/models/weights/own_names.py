@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmpetl.models.weights.entries import Entry, Tensors
-from mmpetl.models.weights.errors import WeightsError, shorten
+from mmpetl.models.weights.errors import WeightsError, several_trunks, shorten
 from mmpetl.models.weights.tables import fit_table
 from mmpetl.models.weights.target import Target
 
@@ -148,7 +148,7 @@ def find_prefix(names: Iterable[str], tensors: Tensors, where: str) -> str:
     """What stands before most of a model's names in a file.
 
     Raises:
-        WeightsError: Two places fit equally well: a student and a teacher, say.
+        WeightsError: Two places fit almost equally well: a student and a teacher, say.
     """
     names = set(names)
     votes: Counter[str] = Counter()
@@ -164,14 +164,14 @@ def find_prefix(names: Iterable[str], tensors: Tensors, where: str) -> str:
     best = votes.most_common(2)
     if not best:
         return ''
-    if len(best) == 2 and best[0][1] == best[1][1] and best[0][1] > len(names) // 2:
-        both = ' and '.join(repr(prefix) for prefix, _ in best)
-        part = best[0][0].rstrip('.')
-        raise WeightsError(
-            f'{where} holds 2 trunks (below {both}); name one as `checkpoint_part` of '
-            f'mmpetl.PETLBackbone, as in {part!r}'
-        )
+    if len(best) == 2 and best[1][1] > max(len(names) / 2, ALMOST * best[0][1]):
+        raise several_trunks(where, [prefix for prefix, _ in best])
     return best[0][0]
+
+
+ALMOST = 0.75
+"""Share of the best place's names at which another is a model of its own: one of a pair
+may have a classifier or a mask token more."""
 
 
 def _miss(
@@ -208,19 +208,18 @@ def _pair(
         return
     if loose and tensor.shape != own.shape and _squeezed(tensor) == _squeezed(own):
         tensor = tensor.reshape(own.shape)
-    if tensor.shape != own.shape:
-        try:
-            fitted = fit_table(target, name, tensor)
-        except ValueError as error:
-            if strict:
-                raise WeightsError(
-                    f'{where}: {key} {_shape(tensor)} cannot be resized to the '
-                    f'{_shape(own)} of {target.title}: {error}'
-                ) from None
-            fitted = None
-        if fitted is not None and fitted.shape == own.shape:
-            found.resized.append((name, tuple(tensor.shape), tuple(own.shape)))
-            tensor = fitted
+    try:
+        fitted = fit_table(target, name, tensor)
+    except ValueError as error:
+        if strict:
+            raise WeightsError(
+                f'{where}: {key} {_shape(tensor)} cannot be resized to the '
+                f'{_shape(own)} of {target.title}: {error}'
+            ) from None
+        fitted = None
+    if fitted is not None and fitted is not tensor and fitted.shape == own.shape:
+        found.resized.append((name, tuple(tensor.shape), tuple(own.shape)))
+        tensor = fitted
     if tensor.shape == own.shape:
         found.pairs[name] = Entry(tensor, key)
     elif HEAD.match(name) or not strict:
@@ -301,7 +300,28 @@ def copy(found: Fit, target: Target, where: str) -> None:
                 f'{where}: {key} is {tensor.dtype}, which holds no weights; save them '
                 'as floating point'
             )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise WeightsError(f'{where}: {key} has non-finite values')
+        check_finite(tensor, own.dtype, f'{where}: {key}')
     for name, (tensor, _) in found.pairs.items():
         target.tensors[name].copy_(tensor)
+
+
+def check_finite(tensor: Tensor, dtype: torch.dtype, what: str) -> None:
+    """Refuse values that are not finite, or not in the dtype of a model.
+
+    Args:
+        tensor: Values.
+        dtype: Of the parameter that takes them.
+        what: The file and the tensor, for the message.
+
+    Raises:
+        WeightsError: As above.
+    """
+    if not tensor.is_floating_point():
+        return
+    if not torch.isfinite(tensor).all():
+        raise WeightsError(f'{what} has non-finite values')
+    if not torch.isfinite(tensor.to(dtype)).all():
+        raise WeightsError(
+            f'{what} has values up to {tensor.abs().max():.3g}, which {dtype} of the '
+            'model does not hold; build it in a wider one'
+        )

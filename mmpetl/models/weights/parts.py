@@ -91,7 +91,10 @@ def _usual(
     content: Mapping, sets: list[str], where: str, part: str | None
 ) -> str | None:
     """The key to follow where none was asked for; None where tensors lie open."""
-    known = next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
+    # Training scripts call their settings `model` or `params`, too.
+    known = next((k for k in WRAPPERS if k in sets), None)
+    if not sets:
+        known = next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
     flat = any(isinstance(v, Tensor) for v in content.values())
     pair = any(set(pair) <= set(sets) for pair in PAIRS)
     if part is None and (pair or (known is None and not flat and len(sets) > 1)):

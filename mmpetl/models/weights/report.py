@@ -19,7 +19,8 @@ class LoadReport:
             ``'own:mmseg.SVT'`` for a class that is read by its own names.
         matched: Keys that now hold the file's values.
         dropped: (key in the file, reason) for tensors that were left aside.
-        resized: (key, shape in the file, shape in the model).
+        resized: (key, shape in the file, shape in the model); both are alike where
+            as many positions lay on another grid.
         fresh: (key, reason) for keys that keep the model's own initial values.
         head_classes: Outputs of the classifier in the file, if it has one. 1000
             tells a fine-tuned ImageNet-1k file from a 21k trunk.
@@ -49,7 +50,8 @@ class LoadReport:
             parts.append(f'classifier of {self.head_classes} classes left aside')
         for key, old, new in self.resized[:1]:
             more = f' and {len(self.resized) - 1} more' if len(self.resized) > 1 else ''
-            parts.append(f'resized {key} {old} -> {new}{more}')
+            same = ' on another grid' if old == new else ''
+            parts.append(f'resized {key} {old} -> {new}{same}{more}')
         for reason, count in Counter(r for _, r in self.dropped).items():
             parts.append(f'{count} dropped ({reason})')
         for reason, count in Counter(r for _, r in self.fresh).items():

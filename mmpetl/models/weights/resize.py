@@ -7,7 +7,7 @@ features of a resized table differ from theirs; at the native size nothing is to
 
 from __future__ import annotations
 
-from math import isqrt
+from math import gcd, inf, isqrt
 
 import numpy as np
 import torch
@@ -145,6 +145,51 @@ def square_grid(count: int) -> tuple[int, int] | None:
     """(h, h) if ``count`` is a square, else None."""
     side = isqrt(count)
     return (side, side) if side * side == count else None
+
+
+def source_grid(table: Tensor, new: tuple[int, int]) -> tuple[int, int] | None:
+    """The grid (h, w) of positions that are to be laid on the grid ``new``.
+
+    A table does not say its grid. Published ones are squares, those that a model saves
+    have its shape; where several grids have as many positions (24 x 24, 18 x 32), it is
+    the one on which neighbours down a column are closest, as training leaves them. What
+    training has not touched counts as the model's own.
+
+    Args:
+        table: (1, N, C), positions alone.
+        new: The model's grid.
+
+    Returns:
+        The grid, ``new`` where nothing is to be done, None where N is neither square
+        nor has a grid of the model's shape.
+    """
+    count = table.shape[1]
+    if not count:
+        return None
+    square = square_grid(count)
+    shape = new[0] // gcd(*new), new[1] // gcd(*new)
+    factor = isqrt(count // (shape[0] * shape[1]))
+    own = shape[0] * factor, shape[1] * factor
+    if own[0] * own[1] != count:
+        return square
+    grids = {own, own[::-1], square or own}
+    if len(grids) == 1:
+        return own
+    rough = {grid: _roughness(table, grid[1]) for grid in grids}
+    best = min(grids, key=lambda grid: (rough[grid], grid != own))
+    return best if rough[best] < CLEARLY * rough[own] else own
+
+
+CLEARLY = 0.6
+"""Ratio of roughness that noise does not reach, nor a table stretched along an axis."""
+
+
+def _roughness(table: Tensor, width: int) -> float:
+    """Mean square of the steps down the columns of a grid ``width`` wide."""
+    table = table.float()
+    if width >= table.shape[1]:
+        return inf
+    return float((table[:, width:] - table[:, :-width]).square().mean())
 
 
 def _side(rows: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import isqrt
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from mmpetl.models.weights.resize import (
     resize_plane,
     resize_window,
     resize_window_3d,
+    source_grid,
     square_grid,
 )
 from mmpetl.models.weights.target import Target
@@ -47,17 +49,26 @@ def fit_table(target: Target, name: str, table: Tensor) -> Tensor | None:
         table: What the file has.
 
     Returns:
-        The table in the model's shape, None where it is another kind of table.
+        The table in the model's shape, ``table`` itself where nothing is to be done,
+        None where it is another kind of table.
 
     Raises:
-        ValueError: It is no table of a square grid, or the model's grid is unknown.
+        ValueError: Its grid is unknown, or the model's is.
     """
     if not is_table(name):
         return None
     goal = target.tensors[name].shape
     if table.dim() != len(goal):
         return None
+    if table.shape == goal and not _is_flat(name, table):
+        return table
     return _fitted(target, name, table, goal)
+
+
+def _is_flat(name: str, table: Tensor) -> bool:
+    """Absolute positions one behind the other, (N, C) or (1, N, C)."""
+    is_row = table.dim() == 2 or (table.dim() == 3 and table.shape[0] == 1)
+    return is_row and not name.rpartition('.')[2].startswith('rel')
 
 
 def _fitted(
@@ -114,31 +125,50 @@ def _is_odd_square(count: int) -> bool:
 def _absolute(target: Target, name: str, table: Tensor, rows: int) -> Tensor:
     """(1, N, C) to ``rows`` rows; the rows of class tokens come first and stay."""
     new = _grid_of(target, name, rows)
+    if new is None:
+        if table.shape[1] == rows:
+            return table
+        new = _squared(rows)
     prefix = rows - new[0] * new[1]
-    old = square_grid(table.shape[1] - prefix)
+    old = source_grid(table[:, prefix:], new)
     if old is None:
-        raise ValueError(f'{table.shape[1] - prefix} positions are no square grid')
-    return resize_grid(table, old, new, prefix)
+        raise ValueError(
+            f'{table.shape[1] - prefix} positions are no square grid, nor one of the '
+            f"shape of the model's {new[0]} x {new[1]}"
+        )
+    return table if old == new else resize_grid(table, old, new, prefix)
 
 
-def _grid_of(target: Target, name: str, rows: int) -> tuple[int, int]:
-    """The model's grid, of which at most 16 rows less than ``rows`` are left."""
-    owner = target.owner(name)
-    embed = getattr(owner, 'patch_embed', None)
-    for module in (owner, embed, getattr(embed, 'patch_embed', None)):
-        for attribute in GRIDS:
-            size = getattr(module, attribute, None)
+def _grid_of(target: Target, name: str, rows: int) -> tuple[int, int] | None:
+    """The grid that a model states, of at most 16 rows less than ``rows``, or None."""
+    for module in _owners(target, name):
+        sizes = [getattr(module, attribute, None) for attribute in GRIDS]
+        for size in [*sizes, _patches(module)]:
             if isinstance(size, int):
                 size = (size, size)
             if (
                 isinstance(size, tuple | list)
                 and len(size) == 2
+                and min(size) > 0
                 and 0 <= rows - size[0] * size[1] <= 16
             ):
                 return int(size[0]), int(size[1])
-    size = _patches(owner)
-    if size is not None and 0 <= rows - size[0] * size[1] <= 16:
-        return size
+    return None
+
+
+def _owners(target: Target, name: str) -> Iterator[nn.Module | None]:
+    """Modules that may state the grid of a table: its owner, and what makes patches.
+
+    Those of transformers state none: they read a table as a square, whatever the shape
+    of their pictures.
+    """
+    owner = target.owner(name)
+    embed = getattr(owner, 'patch_embed', None)
+    yield from (owner, embed, getattr(embed, 'patch_embed', None))
+
+
+def _squared(rows: int) -> tuple[int, int]:
+    """The square grid of ``rows`` rows, behind those of a few tokens."""
     for prefix in (0, 1, 2, 5):
         grid = square_grid(rows - prefix)
         if grid is not None:
@@ -146,9 +176,9 @@ def _grid_of(target: Target, name: str, rows: int) -> tuple[int, int]:
     raise ValueError(f'the grid of its {rows} rows is not known')
 
 
-def _patches(owner: nn.Module) -> tuple[int, int] | None:
+def _patches(module: nn.Module | None) -> tuple[int, int] | None:
     """Patches along each axis, where a module keeps the sizes of both."""
-    sizes = [getattr(owner, name, None) for name in ('img_size', 'patch_size')]
+    sizes = [getattr(module, name, None) for name in ('img_size', 'patch_size')]
     pairs = [(size, size) if isinstance(size, int) else size for size in sizes]
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         return None

@@ -30,6 +30,7 @@ PART = r'(?:self\.|attention\.)?(?P<part>[qkv])(?:uery|ey|alue|_proj)\.'
 _rename_vit = rename(
     (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
     (r'^embeddings\.position_embeddings$', 'pos_embed'),
+    (r'^embeddings\.register_tokens$', 'reg_token'),
     (r'^embeddings\.', ''),
     (r'^layernorm\.', 'norm.'),
     (r'^(?:encoder\.layer|layers)\.(\d+)\.', r'blocks.\1.'),
@@ -40,7 +41,7 @@ _rename_vit = rename(
     (r'\.intermediate\.dense\.', '.mlp.fc1.'),
     (r'^(blocks\.\d+)\.output\.dense\.', r'\1.mlp.fc2.'),
     (r'\.mlp\.weights_in\.', '.mlp.fc1.'),
-    (r'\.mlp\.weights_out\.', '.mlp.fc2.'),
+    (r'\.mlp\.(?:weights_out|down_proj)\.', '.mlp.fc2.'),
 )
 _rename_clip = rename(
     (r'^embeddings\.class_embedding$', 'cls_token'),
@@ -72,8 +73,48 @@ _rename_swin = rename(
 
 
 def read_transformers_vit(tensors: Tensors) -> Entries:
-    """ViT and DINOv2 of transformers keep query, key and value one by one."""
-    return _fused(_rename_vit(tensors))
+    """ViT and DINOv2 of transformers keep query, key and value one by one.
+
+    In memory DINOv2's gated networks have the rows of ``weights_in`` one by one, too.
+    """
+    entries = _rename_vit(tensors)
+    for stem in [n[: -len('gate_proj.weight')] for n in entries if GATE.match(n)]:
+        for kind in ('weight', 'bias'):
+            parts = [entries.pop(f'{stem}{p}_proj.{kind}', None) for p in GATED]
+            fuse(entries, f'{stem}fc1.{kind}', [p and p.tensor for p in parts])
+    return _fused(entries)
+
+
+GATED = ('gate', 'up')
+GATE = re.compile(r'^blocks\.\d+\.mlp\.gate_proj\.weight$')
+
+
+def dinov2_to_transformers(state: Tensors) -> State:
+    """A DINOv2 in canonical names as files of transformers have it."""
+    result: State = {}
+    for name, tensor in state.items():
+        match = re.match(r'^(blocks\.\d+\.)attn\.qkv\.(weight|bias)$', name)
+        if match is None:
+            result[name] = tensor
+            continue
+        for part, rows in zip(('query', 'key', 'value'), tensor.chunk(3), strict=False):
+            result[f'{match[1]}attention.attention.{part}.{match[2]}'] = rows
+    first, last = (state.get(f'blocks.0.mlp.fc{i}.weight') for i in '12')
+    is_gated = first is not None and last is not None and len(first) > last.shape[1]
+    names = ('weights_in', 'weights_out') if is_gated else ('fc1', 'fc2')
+    return renamed(
+        result,
+        (r'^patch_embed\.proj\.', 'embeddings.patch_embeddings.projection.'),
+        (r'^pos_embed$', 'embeddings.position_embeddings'),
+        (r'^reg_token$', 'embeddings.register_tokens'),
+        (r'^(cls_token|mask_token)$', r'embeddings.\1'),
+        (r'^norm\.', 'layernorm.'),
+        (r'^blocks\.', 'encoder.layer.'),
+        (r'\.attn\.proj\.', '.attention.output.dense.'),
+        (r'\.ls([12])\.gamma$', r'.layer_scale\1.lambda1'),
+        (r'\.mlp\.fc1\.', f'.mlp.{names[0]}.'),
+        (r'\.mlp\.fc2\.', f'.mlp.{names[1]}.'),
+    )
 
 
 def read_transformers_clip(tensors: Tensors) -> Entries:
