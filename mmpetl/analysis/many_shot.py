@@ -19,6 +19,7 @@ from mmpetl.benchmark.job_config import METHOD
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.scores import percent
 from mmpetl.core import PETLError, check_range
+from mmpetl.engine.schedule_nodes import schedule_nodes
 
 INDICES = 'train_dataloader.dataset.indices'
 """Key of a job's option that says which images train."""
@@ -112,12 +113,10 @@ def stretched(config: Any, full: int, shots: int) -> dict[str, Any]:
     batch = config.train_dataloader.batch_size
     factor = math.ceil(full / batch) / math.ceil(shots / batch)
     options: dict[str, Any] = {'train_cfg.max_epochs': round(epochs * factor)}
-    schedulers = config.param_scheduler or []
-    for i, scheduler in enumerate(schedulers):
+    for place, scheduler in schedule_nodes(config.param_scheduler):
         for key in ('begin', 'end', 'T_max'):
             if scheduler.get(key):
-                value = round(scheduler[key] * factor)
-                options[f'param_scheduler.{i}.{key}'] = value
+                options[f'{place}.{key}'] = round(scheduler[key] * factor)
     # Checkpoints and validations are of epochs, which are short now.
     options['default_hooks.checkpoint.interval'] = max(1, round(factor))
     if config.get('val_cfg') is not None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmpetl.apis.delta import TURNED
 from mmpetl.apis.names import is_named
 from mmpetl.apis.runs import find_run, is_run
 from mmpetl.apis.runs import open_run as open_named
@@ -242,9 +243,7 @@ def as_pictures(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def _is_rgb(prep: Any) -> bool:
     """Whether a preprocessor of pictures, which are read as BGR, hands out RGB."""
-    # Names of mmpretrain, MMEngine and mmdet, and mmseg.
-    names = ('to_rgb', '_channel_conversion', 'channel_conversion')
-    said = [getattr(prep, name) for name in names if hasattr(prep, name)]
+    said = [getattr(prep, name) for name in TURNED if hasattr(prep, name)]
     return any(said) if said else True
 
 

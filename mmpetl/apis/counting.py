@@ -89,14 +89,17 @@ def without_files(config: Any) -> Any:
         _drop_files(config.model)
     else:
         node['checkpoint'] = None
+        _drop_files(node)
     return config
 
 
 def _drop_files(model: Any) -> None:
-    """Let the model of a config start from no file."""
+    """Let the model of a config, or what is below it, start from no file."""
     model.pop('base', None)
     for node in (model, *(v for v in model.values() if isinstance(v, Mapping))):
         node.pop('pretrained', None)
+        if node.get('pretrained2d'):
+            node['pretrained2d'] = False  # it would inflate a file
         entries = node.get('init_cfg')
         entries = entries if isinstance(entries, list | tuple) else [entries or {}]
         if any(str(entry.get('type')).startswith('Pretrained') for entry in entries):

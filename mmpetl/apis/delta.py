@@ -32,7 +32,12 @@ from mmpetl.apis.building import build_model, dataset_meta
 from mmpetl.apis.names import locate
 from mmpetl.compat import load_file
 from mmpetl.config.load import as_config
-from mmpetl.config.nodes import built_model, method_of, test_pipeline
+from mmpetl.config.nodes import (
+    built_model,
+    method_of,
+    test_pipeline,
+    turns_channels,
+)
 from mmpetl.config.text import read_text
 from mmpetl.core import (
     Owner,
@@ -219,7 +224,8 @@ def load_delta(model: nn.Module | Any, path: str | os.PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: A file is missing.
-        PETLError: Format, method, depth, base, sizes: what differs, both sides named.
+        PETLError: Format, method, depth, base, sizes, order of channels: what differs,
+            both sides named.
     """
     model = model if isinstance(model, nn.Module) else build_model(model)
     fill_from(model, path)
@@ -236,6 +242,7 @@ def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
         )
     try:
         check_facts(delta.meta, delta_meta(model))
+        _check_channels(delta, model)
         wanted = delta_state(model)
         state = state_for(delta.state, wanted, slot_names(model))
         load_delta_state(model, completed(model, wanted, state, delta.meta))
@@ -243,6 +250,30 @@ def fill_from(model: nn.Module, path: str | os.PathLike) -> DeltaFile:
         raise PETLError(f'{delta.path}: {error}') from None
     _compare_classes(delta, model)
     return delta
+
+
+def _check_channels(delta: DeltaFile, model: nn.Module) -> None:
+    """Refuse a model that gets channels in another order than the delta has learnt."""
+    said = (delta.meta.get('model') or {}).get('data_preprocessor')
+    given = getattr(model, 'data_preprocessor', None)
+    turned = [getattr(given, name, None) for name in TURNED]
+    turned = [value for value in turned if value is not None]
+    if not isinstance(said, Mapping) or not turned or 'mean' not in said:
+        return
+    learnt, here = turns_channels(said), any(turned)
+    if learnt != here:
+        raise PETLError(
+            'it has learnt from channels that the preprocessor '
+            f'{"turns" if learnt else "does not turn"} (to_rgb, bgr_to_rgb), and the '
+            f'one of this model {"turns them" if here else "does not"}: colours would '
+            "be swapped; set model.data_preprocessor as in the delta's .json, or name "
+            'the delta without a config'
+        )
+
+
+TURNED = ('to_rgb', '_channel_conversion', 'channel_conversion')
+"""What preprocessors of mmpretrain, MMEngine and mmdet, and mmseg keep the turning of
+channels as."""
 
 
 def _compare_classes(delta: DeltaFile, model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from mmpetl.apis.names import is_named
 from mmpetl.apis.runs import open_run
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import find_dataset, test_pipeline
+from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError
 
 
@@ -66,7 +67,10 @@ def inferencer(
     # A data set of data sets holds its pipeline deeper than an Inferencer looks.
     config.test_dataloader = {'dataset': {**find_dataset(config), 'pipeline': steps}}
     model = init_model(config, delta, device)
-    return _MAKERS[scope](model, config, str(pick_device(device)), kwargs)
+    # Upstream's classes resolve types by the scope of the process, which who made a
+    # detector or an Inferencer before may have set, and leave it set.
+    with scope_of(config):
+        return _MAKERS[scope](model, config, str(pick_device(device)), kwargs)
 
 
 def _given(base: type, model: Any) -> type:

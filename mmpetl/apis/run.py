@@ -132,7 +132,8 @@ def build_runner(
         config: A config, as :func:`load_config` gives it.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
         check_data: Phases whose datasets are looked at first: annotation files
-            and folders, listed files, labels in range.
+            and folders, listed files, labels in range. With ``'train'`` among them,
+            schedules are looked at too.
         test_data: Config of the data set that is tested in the end, where the config
             has none.
 
@@ -147,6 +148,7 @@ def build_runner(
     from mmpetl.engine.allocator import keep_freed_memory
     from mmpetl.engine.full_disk import let_log_fail, logs_may_fail
     from mmpetl.engine.run_names import named_apart
+    from mmpetl.engine.schedule_nodes import check_schedules
     from mmpetl.engine.zero import check_runner
 
     check_runner(config)
@@ -160,6 +162,8 @@ def build_runner(
         import_scope(config)
     init_default_scope(scope)
     remarks: list[str] = []
+    if 'train' in check_data:
+        check_schedules(config.get('param_scheduler'))
     if check_data:
         from mmpetl.datasets.checks import check_config
 

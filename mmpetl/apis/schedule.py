@@ -13,6 +13,7 @@ from mmpetl.apis.estimate import batch_of, optimizer_of
 from mmpetl.config.load import as_config
 from mmpetl.config.scope import scope_of
 from mmpetl.core import PETLError, check_range
+from mmpetl.engine.schedule_nodes import by_optimizer, check_schedules, schedule_nodes
 
 VALUES = {'lr': ('lr',), 'momentum': ('momentum', 'betas')}
 
@@ -32,7 +33,8 @@ def schedule_of(
         optimizer take it, and a number where several courses are taken by as many.
 
     Raises:
-        PETLError: The config says no steps, or its optimizer has no such value.
+        PETLError: The config says no steps, its optimizer has no such value, there are
+            schedules of several, or one cannot go on behind its first step.
     """
     from mmengine.registry import PARAM_SCHEDULERS
 
@@ -47,8 +49,14 @@ def schedule_of(
         check_range('schedule', '--epoch-length', epoch_length, 1)
     length = iters or epoch_length or _steps_of_epoch(config)
     without_files(config)
-    nodes = config.get('param_scheduler') or []
-    nodes = [nodes] if isinstance(nodes, dict) else nodes
+    given = config.get('param_scheduler') or []
+    check_schedules(given)
+    if by_optimizer(given):
+        raise PETLError(
+            f'param_scheduler is of several optimizers ({", ".join(given)}), and the '
+            'schedule of one is read'
+        )
+    nodes = [node for _, node in schedule_nodes(given)]
     whole = length * (epochs or 1)
     with scope_of(config):
         optimizer = optimizer_of(config, build_model(config, quiet=True))

@@ -29,7 +29,7 @@ class Efficiency(msgspec.Struct):
 
     Attributes:
         counts: Parameters by owner.
-        step_time_s: Median time of a step.
+        step_time_s: Median time of a step of the optimizer.
     """
 
     counts: dict[str, int] = {}
@@ -91,7 +91,7 @@ def collect(job: Job, config: Any, folder: Path, digest: str) -> Record:
         base=base,
         preprocessing=run_facts.preprocessing_of(config),
         test_reads=reads,
-        step_seconds=efficiency.step_time_s or _step_seconds(lines),
+        step_seconds=efficiency.step_time_s or _step_seconds(lines, passes_of(config)),
         device=run_facts.device(),
         versions=run_facts.versions(job.method),
         commit=run_facts.commit(),
@@ -270,15 +270,20 @@ def curves_of(
     }
 
 
-def _step_seconds(lines: list[dict[str, Any]]) -> float | None:
-    """Median time of a step as the log's times tell it, data loading included."""
+def _step_seconds(lines: list[dict[str, Any]], passes: int = 1) -> float | None:
+    """Median time of a step as the log's times tell it, data loading included.
+
+    Args:
+        lines: Of a log, which counts passes.
+        passes: Behind one step of the optimizer.
+    """
     gaps = []
     for one, other in itertools.pairwise(x for x in lines if 'loss' in x):
         steps = other['step'] - one['step']
         seconds = other.get('t', 0.0) - one.get('t', 0.0)
         if steps > 0 and seconds > 0:
             gaps.append(seconds / steps)
-    return statistics.median(gaps) if gaps else None
+    return passes * statistics.median(gaps) if gaps else None
 
 
 def _base(folder: Path) -> dict[str, Any]:

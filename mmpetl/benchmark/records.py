@@ -132,7 +132,8 @@ class Record:
         preprocessing: Named preset: normalisation, augmentation, interpolation.
         test_reads: How often the test set was scored in this run.
         seconds: Wall time of the run, over all its attempts.
-        step_seconds: Median time of a training step.
+        step_seconds: Median time of a step of the optimizer, all passes of it; of a
+            calibration, and in older records, of a pass.
         peak_memory_bytes: Peak over the run.
         device: Name of the device.
         versions: Package versions.

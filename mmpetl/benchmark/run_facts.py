@@ -246,16 +246,20 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def preprocessing_of(config: Any) -> dict[str, Any]:
-    """The named preset that a config states; else what its pipelines do."""
+    """The named preset that a config states; else what its pipelines do.
+
+    Without a preset ``channels`` is the order that mean and deviation are in.
+    """
     from mmpetl.apis.delta import to_data
+    from mmpetl.config.nodes import channel_order, statistics_node
 
     named = config.get('preprocessing')
     if named:
         return to_data(dict(named))
-    stats = config.get('model', {}).get('data_preprocessor') or {}
-    stats = stats or config.get('data_preprocessor') or {}
+    stats = statistics_node(config)
     return {
         'normalisation': to_data({k: stats.get(k) for k in ('mean', 'std')}),
+        'channels': channel_order(config),
         'augmentation': None,
         'pipeline': [step for step in _steps(config)],
     }

@@ -36,7 +36,9 @@ def add_petl(
     checkpoints, guards, and an optimizer that applies ``paramwise_cfg`` to what is
     outside of the backbone. The file that starts the trunk (``load_from``, or
     ``init_cfg`` or ``pretrained`` of the backbone) is named as ``model.base``, which
-    upstream's ``init_detector`` and ``init_model`` leave alone. What comes out can be
+    upstream's ``init_detector`` and ``init_model`` leave alone. Where a config leaves
+    that file to be named (``checkpoint=''``, as those that tune MAE's weights do), so
+    does what comes out: by ``base``, or ``model.base`` later. What comes out can be
     dumped, and the dump repeats the run.
 
     Args:
@@ -153,8 +155,9 @@ def _name_base(config: Any, model: Any) -> list[str]:
     for entry in entries:
         # With another prefix, or of another type, only the class knows how it is read.
         prefix = str(entry.get('prefix') or 'backbone').rstrip('.')
-        if entry.get('type') == 'Pretrained' and prefix == 'backbone':
-            model.base = entry['checkpoint']
+        named = entry.get('type') == 'Pretrained' and entry.get('checkpoint')
+        if named and prefix == 'backbone':
+            model.base = named
             return []
     for given in (model.get('pretrained'), backbone.get('pretrained')):
         if isinstance(given, str) and given:

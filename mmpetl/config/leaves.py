@@ -27,6 +27,7 @@ from typing import Any
 from mmpetl.config.names import method_class, recipe_names, recipe_path
 from mmpetl.core import PETLError, suggest
 from mmpetl.core.method import arguments_of
+from mmpetl.engine.schedule_nodes import LEAST_FACTOR
 
 OWN_KEYS = ('recipes', 'method', 'values', 'tables')
 
@@ -166,11 +167,6 @@ def row_config(path: Path, task: str) -> Any:
     config.merge_from_dict(options_of(cells, config))
     config.merge_from_dict(dict(table.extra))
     return config
-
-
-LEAST_FACTOR = 1e-8
-"""Of the rate, where a warm-up begins at 0: MMEngine multiplies from step to step, and
-divides by what it came from."""
 
 
 def options_of(cells: Mapping[str, Any], config: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ recipe's schedules count in: every ``begin`` and ``end``, ``T_max``, milestones,
 and warm-up become the same share of the new length. So 50 epochs of a recipe of 100
 have 5 of its 10 epochs of warm-up, and the cosine reaches its floor at the end. Warm-up
 counted in iterations is stretched likewise. A schedule of which less than half an epoch
-is left is taken out.
+is left is taken out. Those of several optimizers, in a dict by name, follow likewise.
 
 An option that speaks of ``param_scheduler`` says the lengths itself: then all of them
 stay as they are written.

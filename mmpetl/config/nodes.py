@@ -48,6 +48,31 @@ def built_model(config: Any) -> Any:
     return model
 
 
+CHANNELS = ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
+"""What preprocessors call the turning of channels."""
+
+
+def statistics_node(config: Any) -> Mapping[str, Any]:
+    """The preprocessor of a config's model, which normalises; empty if it has none."""
+    model = config.get('model') or {}
+    return model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+
+
+def turns_channels(preprocessor: Mapping[str, Any]) -> bool:
+    """Whether a preprocessor's config turns the order of channels around."""
+    return any(preprocessor.get(key) for key in CHANNELS)
+
+
+def channel_order(config: Any) -> str:
+    """``RGB`` or ``BGR``, the order in which a config's model gets channels.
+
+    Pictures are read as BGR, and clips, which mmaction reads, as RGB.
+    """
+    read_as_rgb = config.get('default_scope') == 'mmaction'
+    is_rgb = read_as_rgb != turns_channels(statistics_node(config))
+    return 'RGB' if is_rgb else 'BGR'
+
+
 def petl_backbone_of(config: Any) -> Any | None:
     """The ``mmpetl.PETLBackbone`` node below ``config.model``, or None."""
 

@@ -232,6 +232,10 @@ def _inject_one(
             check_found(
                 module, site_map, method, where, wanted, offered, names, selected, every
             )
+        if method.trains_weights:
+            selected |= _weights_behind(module, site_map, wanted) & {
+                role.name for role in roles
+            }
         selected |= moving_statistics(module, selected)
         entry = Slot(
             method,
@@ -636,6 +640,15 @@ def _selected(method: Method, module: nn.Module, roles: list[Role]) -> frozenset
             )
         )
     return frozenset(method.select(roles))
+
+
+def _weights_behind(
+    module: nn.Module, site_map: SiteMap, sites: Iterable[Site]
+) -> frozenset[str]:
+    """Names of the parameters that hold the base weights of sites."""
+    views = (w for site in sites for w in site_map.affine(module, site).weights)
+    held = {id(w if isinstance(w, nn.Parameter) else w._base) for w in views}
+    return frozenset(n for n, param in module.named_parameters() if id(param) in held)
 
 
 def _restores(module: nn.Module, record: Injection, selected: frozenset[str]) -> bool:

@@ -238,6 +238,14 @@ class Method:
         """
         return {role.name for role in roles if self.selects(role)}
 
+    @property
+    def trains_weights(self) -> bool:
+        """Whether the base weights behind its own sites stay trainable, too.
+
+        These and no others: what a role says does not tell whether a site is there.
+        """
+        return False
+
     def initialise(
         self, deltas: Mapping[Site, Delta], weights: Callable[..., Affine]
     ) -> None:

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 
 from mmpetl.core.several import PLUS, written_out
 from mmpetl.engine.latest import file_to_resume, seed_of
+from mmpetl.engine.schedule_nodes import check_schedules
 from mmpetl.registry import RUNNERS
 
 CHECKPOINTS = 'mmpetl.DeltaCheckpointHook'
@@ -49,6 +50,15 @@ class TuningRunner(Runner):
         runner = super().from_cfg(cfg)
         runner.logger.info(f'{cls.__name__} added {", ".join(added) or "nothing"}')
         return runner
+
+    def train(self) -> Any:
+        """Train, unless a schedule cannot go on behind its first step.
+
+        Raises:
+            PETLError: As of :func:`mmpetl.engine.schedule_nodes.check_schedules`.
+        """
+        check_schedules(self.param_schedulers)
+        return super().train()
 
 
 def _take_seed(config: Any) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from mmpetl.core import PETLError
+from mmpetl.engine.schedule_nodes import by_optimizer, scheduler_name
 
 SPANS = ('begin', 'end', 'T_max', 'warmup')
 """Arguments that count epochs or iterations from the start, or how many there are."""
@@ -31,26 +31,31 @@ KNOWN = (
 """Schedulers that count in nothing but what is listed here."""
 
 
-def stretched(schedules: Any, old: int, new: int, message: str) -> list[Any]:
+def stretched(schedules: Any, old: int, new: int, message: str) -> Any:
     """Schedules at another length of the training.
 
     Args:
-        schedules: Config of a scheduler, or of several; changed in place.
+        schedules: Config of a scheduler, or of several, or a dict of either by the
+            name of the optimizer; changed in place.
         old: The length that they are made for.
         new: That of the training, in the same count.
         message: What to say of a scheduler that is not known, with ``{}`` for it.
 
     Returns:
-        Those of which half a count or more is left.
+        List of those of which half a count or more is left; where they are given by the
+        name of the optimizer, a dict of such lists.
 
     Raises:
         PETLError: A scheduler is not one whose arguments are known.
     """
-    nodes: Sequence[Any]
+    if by_optimizer(schedules):
+        return {
+            optimizer: stretched(own, old, new, message) if own else own
+            for optimizer, own in schedules.items()
+        }
     nodes = schedules if isinstance(schedules, list | tuple) else [schedules]
     for node in nodes:
-        kind = node.get('type')
-        name = kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+        name = scheduler_name(node)
         if name.rpartition('.')[2] not in KNOWN:
             raise PETLError(message.format(name))
     return [node for node in nodes if _stretch(node, new / old, old, new)]

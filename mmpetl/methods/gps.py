@@ -238,15 +238,21 @@ class GPSMask(Delta):
         self.register_buffer('index', first.repeat(out_dims, 1))
         self.in_dims = in_dims
 
-    def watch(self, parts: Sequence[tuple[nn.Parameter, int, int]]) -> None:
+    def watch(
+        self,
+        parts: Sequence[tuple[nn.Parameter, int, int]],
+        closed: Sequence[tuple[nn.Parameter, list[int]]] = (),
+    ) -> None:
         """Name the weights whose gradients are masked.
 
         Args:
             parts: For the rows of the site in their order: a parameter, the first of
                 its rows that are meant, and how many.
+            closed: Parameters, each with the rows of it that do not train at all.
         """
         # In tuples they are no parameters of this module, and copies keep the link.
         self.__dict__['_parts'] = tuple(parts)
+        self.__dict__['_closed'] = tuple(closed)
         self.__dict__['_hooked'] = {}
 
     def after(self, x: Tensor, y: Tensor, ctx: Context) -> Tensor:
@@ -254,12 +260,15 @@ class GPSMask(Delta):
         # A copy of the model has weights of its own, on which nothing hangs yet.
         hooked = self.__dict__['_hooked']
         me, first = weakref.ref(self), 0  # the mask ends with the delta
-        for number, (weight, row, count) in enumerate(self._parts):
+        masks = []
+        for weight, row, count in self._parts:
+            masks.append((weight, partial(_masked, me, (row, first, count))))
+            first += count
+        masks += [(weight, partial(_closed, me, rows)) for weight, rows in self._closed]
+        for number, (weight, mask) in enumerate(masks):
             if weight.requires_grad and hooked.get(number) != id(weight):
                 hooked[number] = id(weight)
-                rows = row, first, count
-                weight.register_hook(partial(_masked, me, rows))
-            first += count
+                weight.register_hook(mask)
         return y
 
 
@@ -286,6 +295,16 @@ def _masked(
     inside = grad[row : row + count]
     inside.mul_(kept.view_as(inside))
     return grad
+
+
+def _closed(
+    delta: Callable[[], GPSMask | None], rows: list[int], grad: Tensor
+) -> Tensor | None:
+    """The gradient with zeros at some rows; as :func:`_masked`."""
+    delta = delta()
+    if delta is None or getattr(delta.shared, 'sees_all', False):
+        return None
+    return grad.index_fill(0, torch.tensor(rows, device=grad.device), 0)
 
 
 def supervised_contrast(features: Tensor, labels: Tensor) -> Tensor | None:
@@ -403,14 +422,24 @@ class GPS(Method):
     def initialise(
         self, deltas: Mapping[Site, Delta], weights: Callable[[str, str], Affine]
     ) -> None:
-        if self.mode == 'mask':
-            for site, delta in deltas.items():
-                affine = weights(site.host, site.kind, site.index)
-                delta.watch(_parts_of(site, affine))
+        if self.mode != 'mask':
+            return
+        parts = {
+            site: _parts_of(site, weights(site.host, site.kind, site.index))
+            for site in deltas
+        }
+        closed = _rows_of_none([part for some in parts.values() for part in some])
+        for site, delta in deltas.items():
+            own = dict.fromkeys(param for param, _, _ in parts[site])
+            # The first that reads a parameter closes the rows that no site has.
+            rows = [(param, closed.pop(param)) for param in own if param in closed]
+            delta.watch(parts[site], rows)
+
+    @property
+    def trains_weights(self) -> bool:
+        return self.mode == 'mask'
 
     def selects(self, role: Role) -> bool:
-        if role.kind == 'projection' and role.part == 'weight':
-            return self.mode == 'mask'
         if role.is_norm or not self.train_bias:
             return False
         return role.kind == 'scale' or role.part == 'bias'
@@ -555,6 +584,20 @@ def _parts_of(site: Site, affine: Affine) -> list[tuple[nn.Parameter, int, int]]
         start = weight.storage_offset() - param.storage_offset()
         parts.append((param, start // weight[0].numel(), len(weight)))
     return parts
+
+
+def _rows_of_none(
+    parts: Iterable[tuple[nn.Parameter, int, int]],
+) -> dict[nn.Parameter, list[int]]:
+    """The rows of each parameter that are in no part, where there are any.
+
+    Of queries, keys and values in one weight, ``layers`` may name some only.
+    """
+    rows: dict[nn.Parameter, set[int]] = {}
+    for param, row, count in parts:
+        left = rows.setdefault(param, set(range(len(param))))
+        left.difference_update(range(row, row + count))
+    return {param: sorted(left) for param, left in rows.items() if left}
 
 
 def _feature(out: Site, x: Tensor, ctx: Context) -> Tensor:

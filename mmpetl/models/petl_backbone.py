@@ -31,6 +31,7 @@ from mmpetl.core import (
     quantise,
 )
 from mmpetl.core.several import Methods
+from mmpetl.models.init_entries import drop_nameless, is_nameless
 from mmpetl.models.weights import load_base_weights
 from mmpetl.models.weights.address import base_name
 from mmpetl.models.weights.convert import may_lack
@@ -297,6 +298,14 @@ def _filling(
         PETLError: Its base weights are named twice, or not at all where they must be.
     """
     is_filled = source is None or getattr(module, '_is_init', False)
+    if not is_filled and any(map(is_nameless, module.modules())):
+        if checkpoint is None:
+            raise PETLError(
+                f"init_cfg of {type(module).__name__} has checkpoint='': the config "
+                'leaves the file of the base to be named; name it as `checkpoint` of '
+                'mmpetl.PETLBackbone, or set init_cfg to None for a random base'
+            )
+        drop_nameless(module)
     own = None if is_filled else _pretrained_of(module, source)
     if checkpoint is not None and own:
         # It would read a second file, unchecked.

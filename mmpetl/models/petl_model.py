@@ -110,7 +110,7 @@ def petl_model(
     _check_names(built, paths)
     for method in methods:
         _check_head(method, built, paths, model)
-    if base is None:
+    if not base:
         filled = initialise(built, paths, model)
     else:
         inflated = [
@@ -134,7 +134,7 @@ def petl_model(
         record.source = {
             'backbone': _config_of(model, trunk),
             'checkpoint': filled[trunk].file,
-            'given': None if base is None else os.fspath(base),
+            'given': os.fspath(base) if base else None,
         }
     for _, _, record in injections(built):
         record.source['fingerprint'] = fingerprint(built)

@@ -331,6 +331,7 @@ def _made(run: OwnRun) -> str:
     drawn = ' and '.join(splits.drawn)
     divided = f'{drawn} drawn with seed {splits.seed}' if drawn else 'as the data say'
     height, width = trunk.size
+    order = 'RGB' if trunk.rgb else 'BGR'
     items = [
         ('pictures', f'{task.data} ({splits.layout})'),
         *((f'pictures of {part}', f'{len(splits.parts[part]):,}') for part in PARTS),
@@ -338,7 +339,7 @@ def _made(run: OwnRun) -> str:
         ('digest of the division', splits.digest[:16]),
         ('trunk', trunk.name),
         ('its weights', trunk.weights),
-        ('input', f'{height} x {width} px, {trunk.interpolation}'),
+        ('input', f'{height} x {width} px, {trunk.interpolation}, {order}'),
         ('method', f'{run.method} {_arguments(record.settings)}'.strip()),
         ('epochs', f'{record.epochs}'),
         ('steps', 'not known' if record.steps is None else f'{record.steps:,}'),

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from mmpetl.config.load import load_config
-from mmpetl.config.nodes import BUILDER, test_pipeline
+from mmpetl.config.nodes import (
+    BUILDER,
+    statistics_node,
+    test_pipeline,
+    turns_channels,
+)
 from mmpetl.core import PETLError, suggest
 from mmpetl.models.petl_backbone import named_weights
 
@@ -303,20 +308,15 @@ def _of_config(name: str, weights: str, file: str | None, size: int | None) -> T
     )
 
 
-CHANNELS = ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
-"""What preprocessors call the turning of channels. Pictures are read as BGR."""
-
-
 def statistics_of(config: Any) -> dict[str, Any]:
     """``mean``, ``std`` and ``rgb`` of a trunk by a config; empty if it has none."""
-    model = config.get('model') or {}
-    stats = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    stats = statistics_node(config)
     if not stats.get('mean'):
         return {}
     return {
         'mean': list(stats['mean']),
         'std': list(stats['std']),
-        'rgb': any(stats.get(key) for key in CHANNELS),
+        'rgb': turns_channels(stats),  # pictures are read as BGR
     }
 
 

@@ -63,6 +63,13 @@ def test_fewer_images_take_as_many_steps():
         many_shot.shot_options(_config(), labels, 1001, seed=0)
 
 
+def test_one_schedule_that_is_no_list_follows_too():
+    config = _config()
+    config.param_scheduler = {'type': 'CosineAnnealingLR', 'T_max': 40}
+    found = many_shot.shot_options(config, np.arange(1000) % 10, 100, seed=0)
+    assert found['param_scheduler.T_max'] == 320
+
+
 def test_subsets_of_a_seed_are_nested():
     labels = np.arange(300) % 7
     few, many = (

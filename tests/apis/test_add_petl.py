@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from upstream import whole_file, without_file
 
 from mmpetl import apis
+from mmpetl.apis.counting import count_config
 from mmpetl.core import Owner, PETLError, owners
 from mmpetl.engine import OwnerOptimWrapperConstructor, TuningRunner
 from mmpetl.engine.hooks.common import plain_model
@@ -61,6 +62,59 @@ def test_the_file_that_starts_the_trunk_is_named_as_base():
     assert apis.add_petl(config, 'BitFit', base='x.pth').model.base == 'x.pth'
     vit = read('mmseg::vit/vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512.py')
     assert apis.add_petl(vit, 'LoRA').model.base == vit.model.pretrained
+
+
+MAE = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py'
+
+
+def nameless(config):
+    """A config that leaves its file to be named, as upstream's for MAE do."""
+    config.model.pop('base', None)
+    config.model.backbone.init_cfg = {
+        'type': 'Pretrained',
+        'checkpoint': '',
+        'prefix': 'backbone.',
+    }
+    return config
+
+
+def test_a_file_that_is_to_be_named_is_no_base():
+    config = read(MAE)
+    assert config.model.backbone.init_cfg.checkpoint == ''
+    assert 'base' not in apis.add_petl(config, 'LoRA').model
+    named = apis.add_petl(config, 'LoRA', base='mae.pth')
+    assert named.model.base == 'mae.pth'
+    assert count_config(apis.add_petl(config, 'LinearProbe'))['selected'] == 0
+
+
+@pytest.mark.parametrize('name', ['mmpretrain', 'mmseg', 'mmdet'])
+def test_a_file_that_is_to_be_named_is_named_in_its_place(name, tmp_path):
+    file = whole_file(name, tmp_path)
+    config = nameless(without_file(upstream.config_of(name, tmp_path)))
+    for base in (None, ''):
+        config.model.base = base
+        with pytest.raises(
+            PETLError, match=r"^init_cfg of backbone has checkpoint=''"
+        ) as e:
+            upstream.build(config)
+        assert '--base FILE' in str(e.value)
+        assert '\n' not in str(e.value)
+    config.model.base = str(file)
+    model = upstream.build(config)
+    want = torch.load(file)['state_dict']
+    own = {k: v for k, v in model.backbone.state_dict().items() if 'petl' not in k}
+    for key, value in own.items():
+        assert torch.equal(value, want[f'backbone.{key}']), key
+    assert not model.backbone.init_cfg
+
+
+def test_a_file_that_is_to_be_named_for_the_model(tmp_path):
+    config = without_file(upstream.config_of('mmpretrain', tmp_path))
+    config.model.init_cfg = {'type': 'Pretrained', 'checkpoint': None}
+    with pytest.raises(PETLError, match=r"^init_cfg of the model has checkpoint=''"):
+        upstream.build(config)
+    config.model.base = str(whole_file('mmpretrain', tmp_path))
+    assert not upstream.build(config).init_cfg
 
 
 def test_what_cannot_be_tuned_is_one_line():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import re
@@ -219,6 +220,27 @@ def test_another_depth_is_refused(bench, published):
     message = refusal(bench.tuned(bench.config(LORA, base, arch=arch)), published[2])
     assert '2 blocks' in message
     assert 'has 3' in message
+
+
+@pytest.mark.parametrize('here', [True, False])
+def test_another_order_of_channels_is_refused(bench, here):
+    file = bench.config(LORA)
+    config = apis.load_config(file)
+    node = config.model.get('data_preprocessor') or config.data_preprocessor
+    assert node.to_rgb
+    other = copy.deepcopy(config)
+    (other.model.get('data_preprocessor') or other.data_preprocessor).to_rgb = False
+    learnt, asked = (other, config) if here else (config, other)
+    path = apis.export_delta(bench.tuned(file), learnt, bench.folder / 'delta')
+    said = refusal(apis.init_model(asked, device='cpu'), path)
+    assert 'colours would be swapped' in said
+    assert ('preprocessor does not turn' in said) == here
+    again = apis.load_delta(learnt, path)
+    assert again.data_preprocessor.to_rgb is not here
+    # By itself it knows its own order.
+    base = {'model.backbone.checkpoint': config.model.backbone.checkpoint}
+    run = apis.open_run(path, options=base)
+    assert run.config.model.data_preprocessor.to_rgb is not here
 
 
 def test_another_head_is_refused(bench, published):

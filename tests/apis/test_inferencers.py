@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DefaultScope
+from mmengine.registry import DefaultScope, init_default_scope
 from PIL import Image
 
 from mmpetl import apis
@@ -19,9 +19,11 @@ MINI = Path(__file__).resolve().parents[2] / 'configs' / 'mini'
 
 @pytest.fixture
 def tuned(tmp_path, monkeypatch):
-    """``tuned(name)``: a config of ours and a delta of it, published."""
+    """``tuned(name)``: a config of ours and a delta of it, published.
+
+    Behind it the scope of the process is that of another toolbox.
+    """
     monkeypatch.setenv('MMPETL_DATA', str(tmp_path / 'none'))
-    DefaultScope._instance_dict.clear()
 
     def make(name: str):
         config = apis.load_config(
@@ -33,10 +35,13 @@ def tuned(tmp_path, monkeypatch):
             for param in model.parameters():
                 if param.requires_grad:
                     param.add_(0.05 * torch.randn_like(param))
-        return config, apis.export_delta(model, config, tmp_path / name)
+        delta = apis.export_delta(model, config, tmp_path / name)
+        other = 'mmseg' if config.default_scope == 'mmdet' else 'mmdet'
+        init_default_scope(other)
+        return config, delta
 
-    yield make
-    DefaultScope._instance_dict.clear()
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        yield make
 
 
 @pytest.fixture
@@ -97,6 +102,15 @@ def test_a_clip_is_recognised(tuned):
         sample = model.test_step(pseudo_collate([packed]))[0]
     assert sample.pred_score.shape == (12,)
     np.testing.assert_allclose(said['rec_scores'][0], sample.pred_score, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['digits', 'ade20k', 'voc'])
+def test_the_scope_of_the_process_stays(tuned, name):
+    config, delta = tuned(name)
+    before = DefaultScope.get_current_instance().scope_name
+    apis.inferencer(config, delta, 'cpu')
+    assert DefaultScope.get_current_instance().scope_name == before
+    assert before != config.default_scope
 
 
 def test_what_no_inferencer_takes(tuned):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
 
 from mmpetl.config.compose import compose
 from mmpetl.config.lengths import length_of, stretch
@@ -79,3 +82,45 @@ def test_what_cannot_follow_is_told_in_a_line():
         changed(config(type='OneCycleLR', total_steps=9), max_epochs=5)
     with pytest.raises(PETLError, match='made for 10 of epochs, and the options count'):
         changed(config(type='LinearLR', end=3), max_iters=5)
+
+
+def by_name():
+    warm = {'type': 'LinearLR', 'start_factor': 0.1, 'end': 2}
+    cosine = {'type': 'CosineAnnealingLR', 'begin': 2, 'end': 10, 'T_max': 8}
+    short = {'type': 'ConstantLR', 'end': 1}
+    nodes = {'a': [warm, cosine], 'b': {'type': 'StepLR', 'step_size': 4}, 'c': [short]}
+    return Config({'train_cfg': {'max_epochs': 10}, 'param_scheduler': nodes})
+
+
+def test_schedules_of_several_optimizers_follow():
+    made = changed(by_name(), max_epochs=40).param_scheduler
+    assert [node['end'] for node in made.a] == [8, 40]
+    assert (made.a[1].begin, made.a[1].T_max) == (8, 32)
+    assert made.b == [{'type': 'StepLR', 'step_size': 16}]
+    assert made.c[0].end == 4
+    short = changed(by_name(), max_epochs=4).param_scheduler
+    assert [node.get('end') for node in short.a] == [1, 4]
+    assert short.c == []  # less than half an epoch, and the optimizer keeps its name
+
+
+def test_a_schedule_of_several_that_cannot_follow_is_told_in_a_line():
+    config = by_name()
+    config.param_scheduler.b = {'type': 'OneCycleLR', 'total_steps': 9}
+    with pytest.raises(PETLError, match='how OneCycleLR is to follow is not known'):
+        changed(config, max_epochs=5)
+
+
+def test_several_optimizers_run_by_what_has_followed(monkeypatch):
+    monkeypatch.setattr(Runner, 'train_dataloader', [0])
+    parts = torch.nn.ModuleDict({k: torch.nn.Linear(1, 1) for k in 'abc'})
+    wrappers = OptimWrapperDict(
+        **{
+            k: OptimWrapper(torch.optim.SGD(p.parameters(), 1.0))
+            for k, p in parts.items()
+        }
+    )
+    runner = object.__new__(Runner)
+    runner.optim_wrapper, runner._train_loop = wrappers, None
+    given = changed(by_name(), max_epochs=4).param_scheduler.to_dict()
+    built = runner.build_param_scheduler(given)
+    assert {k: len(v) for k, v in built.items()} == {'a': 2, 'b': 1, 'c': 0}

@@ -583,8 +583,8 @@ def test_mask_mode_takes_the_steps_of_the_values() -> None:
             assert moved == 2 * len(value), name
 
 
-def test_mask_mode_trains_the_weights_behind_the_sites_and_no_others(stem: str) -> None:
-    model = mmpetl.inject(tiny.base(stem), GPS(mode='mask'))
+def test_mask_mode_trains_the_weights_behind_the_sites_alone(any_stem: str) -> None:
+    model = mmpetl.inject(tiny.base(any_stem), GPS(mode='mask'))
     core = tiny.core(model)
     own = owners(core)
     masks = [m for m in core.modules() if type(m).__name__ == 'GPSMask']
@@ -604,6 +604,49 @@ def test_mask_mode_trains_the_weights_behind_the_sites_and_no_others(stem: str) 
         if own[n] is Owner.SELECTED and p.ndim >= 2
     }
     assert watched == wide
+    values = tiny.core(mmpetl.inject(tiny.base(any_stem), GPS()))
+    both = (owners(core), owners(values))
+    chosen = [{n for n in o if o[n] is Owner.SELECTED} for o in both]
+    names = {n for n, p in core.named_parameters() if id(p) in watched}
+    assert chosen[0] == chosen[1] | names
+
+
+@pytest.mark.parametrize(
+    ('name', 'weight'),
+    [
+        ('timm_swin_v2', 'layers.0.blocks.0.attn.cpb_mlp.2'),
+        ('mmpretrain_swin_v2', 'stages.1.blocks.1.attn.w_msa.cpb_mlp.0'),
+        ('timm_hiera', 'blocks.1.proj'),
+        ('timm_hieradet', 'blocks.1.proj'),
+        ('mmpretrain_mvit', 'blocks.1.proj'),
+        ('mmaction_mvit', 'blocks.1.proj'),
+        ('mmaction_uniformerv2', 'transformer.dec.1.attn.out_proj'),
+        ('timm_sam', 'neck.0'),
+        ('mmpretrain_sam', 'channel_reduction.0'),
+    ],
+)
+def test_mask_mode_leaves_a_weight_behind_no_site(name: str, weight: str) -> None:
+    core = tiny.core(mmpetl.inject(tiny.base(name), GPS(mode='mask')))
+    assert owners(core)[f'{weight}.weight'] is Owner.BASE
+    assert not core.get_parameter(f'{weight}.weight').requires_grad
+
+
+@pytest.mark.parametrize('kind', ['q', 'v'])
+def test_mask_mode_leaves_rows_at_no_named_site(kind: str) -> None:
+    method = GPS(3, mode='mask', train_bias=False)
+    model = mmpetl.inject(tiny.base('mmdet_pvt'), method, layers=f'*attn.{kind}')
+    pick_(model)
+    sum(
+        o.square().sum() for o in tiny.outputs(model, tiny.images('mmdet_pvt'))
+    ).backward()
+    weight = model.get_parameter('layers.0.1.1.attn.attn.in_proj_weight')
+    width = weight.shape[1]
+    first = {'q': 0, 'v': 2 * width}[kind]
+    want = torch.zeros(3 * width, dtype=torch.int64)
+    want[first : first + width] = 3
+    assert torch.equal((weight.grad != 0).sum(1), want)
+    trains = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert all(n.endswith('in_proj_weight') for n in trains)
 
 
 def test_a_copy_of_a_masked_model_is_masked_itself() -> None:

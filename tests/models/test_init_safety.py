@@ -347,3 +347,40 @@ def test_a_detector_initialises_its_parts_alone(kind):
     model.init_weights()
     assert_kept(model.backbone, before)
     assert fingerprint(model) == mark
+
+
+@pytest.mark.parametrize('empty', ['', None])
+def test_a_file_that_is_to_be_named_is_named_as_checkpoint(empty, tmp_path):
+    entry = {'type': 'Pretrained', 'checkpoint': empty, 'prefix': 'backbone.'}
+    trunk = {**ARCHS['vit'], 'init_cfg': entry}
+    with pytest.raises(
+        PETLError, match=r"^init_cfg of VisionTransformer has checkpoint=''"
+    ):
+        petl_backbone(trunk, 'LoRA')
+    file = tmp_path / 'base.pth'
+    plain = MODELS.build(ARCHS['vit'])
+    torch.save({'state_dict': plain.state_dict()}, file)
+    tuned = petl_backbone(trunk, 'LoRA', checkpoint=str(file))
+    assert not tuned.init_cfg
+    for name, value in plain.state_dict().items():
+        assert torch.equal(tuned.state_dict()[name], value), name
+
+
+def test_counts_need_no_file_that_a_trunk_names():
+    from mmengine.config import Config
+
+    from mmpetl.apis.counting import count_config
+
+    entry = {'type': 'Pretrained', 'checkpoint': 'nowhere.pth'}
+    trunk = {**ARCHS['vit'], 'init_cfg': entry}
+    node = {
+        'type': 'mmpetl.PETLBackbone',
+        'backbone': trunk,
+        'method': {'type': 'LoRA'},
+    }
+    head = {'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': 32}
+    model = {'type': 'ImageClassifier', 'backbone': node, 'head': head}
+    config = Config({'model': model, 'default_scope': 'mmpretrain'})
+    found = count_config(config)
+    entry['checkpoint'] = ''
+    assert count_config(Config({**config, 'model': model})) == found

@@ -528,7 +528,13 @@ def test_the_tool_lists_and_refuses(tmp_path, tool):
     assert 'md5 begins d9715d' in out
     for args, part in (
         (('ViT-B_17.npz',), 'ViT-B_16.npz'),
-        (('--recipe', 'nothing'), 'no known file serves'),
+        (('--recipe', 'nothing'), "there is no recipe 'nothing'"),
+        (('--recipe', 'vtab/nonsense'), "there is no recipe 'vtab/nonsense'"),
+        (('--recipe', 'fgvc/nabird'), "Did you mean 'fgvc/nabirds'"),
+        (('--recipe', 'many_shot/x'), "there is no recipe 'many_shot/x'"),
+        (('--recipe', 'ssf/vtab/svnh'), "no row 'svnh'"),
+        (('--recipe', 'mini/digits'), "no known file serves the recipe 'mini/digits'"),
+        (('--recipe', 'ssf/vtab/svhn', '--mirror', tmp_path), 'has no B_16-i21k-300ep'),
         ((), '--list shows what there is'),
         (('ViT-B_16.npz', '--mirror', tmp_path), 'has no ViT-B_16.npz'),
         (('--recipe', 'vtab/svhn', '--mirror', tmp_path), 'has no ViT-B_16.npz'),

@@ -183,13 +183,21 @@ def described(run: Run) -> Iterator[Check]:
         'task': task,
         'group': group,
         'backbone': run_facts.backbone_of(config),
-        'preprocessing': run_facts.preprocessing_of(config),
+        'preprocessing': _preprocessing(record, config),
     }
     found |= {k: v for k, v in _later(record, config).items() if v is not None}
     for field, value in found.items():
         yield same(
             field, to_data(getattr(record, field)), to_data(value), 'of its config'
         )
+
+
+def _preprocessing(record: Record, config: Any) -> dict[str, Any]:
+    """As of the config; older records do not say the order of channels."""
+    found = run_facts.preprocessing_of(config)
+    if record.preprocessing and 'channels' not in record.preprocessing:
+        found.pop('channels', None)
+    return found
 
 
 def _later(record: Record, config: Any) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from pathlib import Path, PurePosixPath
 
 from mmpetl import apis
 from mmpetl.cli.parsing import CommandParser
+from mmpetl.compat.bases import OWN
+from mmpetl.config.load import read_config
+from mmpetl.config.names import BESIDE, config_root, recipe_path
 from mmpetl.core import PETLError
 from mmpetl.models import weights
 
@@ -52,6 +55,8 @@ def chosen(args: argparse.Namespace) -> list[weights.KnownFile]:
     files = [weights.find_known(name) for name in args.names]
     if args.recipe:
         is_config = args.recipe.endswith('.py')
+        if not is_config:
+            check_name(args.recipe)
         needed = weights.needed_by(args.recipe)
         files += read_off(args.recipe) if is_config else needed
         if not is_config and not needed:
@@ -61,6 +66,18 @@ def chosen(args: argparse.Namespace) -> list[weights.KnownFile]:
                 'configs/lora/vtab/svhn.py'
             )
     return files
+
+
+def check_name(recipe: str) -> None:
+    """Refuse a name that is neither of a recipe nor of a method's settings for one.
+
+    Files are known by folders of recipes, which say nothing of what is in them.
+    """
+    folder = recipe.partition('/')[0]
+    if folder not in BESIDE and (config_root() / folder).is_dir():
+        read_config(f'{OWN}{recipe}.py')
+    else:
+        recipe_path(recipe)
 
 
 def read_off(config: str) -> list[weights.KnownFile]:

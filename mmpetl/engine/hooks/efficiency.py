@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from mmpetl.core import count_trainable, describe
@@ -28,7 +29,8 @@ class EfficiencyHook(Hook):
     """Logs parameters by owner, step time and peak memory, and adds PPT to metrics.
 
     Leaves ``efficiency.json`` in the work folder: counts, ``step_time_s`` (median
-    over training steps without data loading, the first five left out), ``train_s``,
+    over steps of the optimizer, all passes of each, without data loading, the first
+    five left out), ``train_s``,
     ``peak_memory_bytes`` (allocated on the GPU, or the process's peak resident set
     on a CPU), device, and the last metrics, those per class as lists; what is not
     finite is null. PPT is left out where a metric is no number in its range.
@@ -38,6 +40,7 @@ class EfficiencyHook(Hook):
 
     def __init__(self) -> None:
         self.steps: list[float] = []
+        self._passes = 0.0
         self.record: dict[str, Any] = {}
 
     def before_run(self, runner: Runner) -> None:
@@ -63,7 +66,10 @@ class EfficiencyHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        self.steps.append(time.perf_counter() - self.step_started)
+        self._passes += time.perf_counter() - self.step_started
+        if _has_stepped(runner.optim_wrapper):
+            self.steps.append(self._passes)
+            self._passes = 0.0
 
     def after_train(self, runner: Runner) -> None:
         later = self.steps[5:] or self.steps
@@ -107,6 +113,17 @@ class EfficiencyHook(Hook):
             path = Path(runner.work_dir) / 'efficiency.json'
             text = json.dumps(finite(self.record), indent=2) + '\n'
             AtomicLocalBackend().put_text(text, path)
+
+
+def _has_stepped(wrapper: Any) -> bool:
+    """Whether the pass that has just ended was the last of a step.
+
+    Several optimizers, and engines that step themselves, do not say; each pass counts.
+    """
+    plain = isinstance(wrapper, OptimWrapper)
+    if not plain or isinstance(wrapper, OptimWrapperDict):
+        return True
+    return wrapper.should_update()
 
 
 def peak_memory_bytes() -> int:

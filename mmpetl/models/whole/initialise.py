@@ -20,6 +20,12 @@ from torch import Tensor, nn
 from mmpetl.core import PETLError
 from mmpetl.core.errors import shorten
 from mmpetl.core.sitemap import is_below, is_norm
+from mmpetl.models.init_entries import (
+    entries_of,
+    is_nameless,
+    is_pretrained,
+    loads_file,
+)
 from mmpetl.models.weights.address import base_name
 
 BEHIND = re.compile(r'(norm|ln)\d*|fc_norm')
@@ -145,6 +151,21 @@ def _refuse_to_inflate_nothing(model: nn.Module, asked: Iterable[str]) -> None:
             )
 
 
+def _refuse_nameless(model: nn.Module, paths: Iterable[str]) -> None:
+    """Raise PETLError where a model has ``checkpoint=''`` in the way of its trunks."""
+    where = 'the model' if is_nameless(model) else None
+    for path in paths:
+        for at, part in model.get_submodule(path).named_modules():
+            if where is None and is_nameless(part):
+                where = f'{path}.{at}'.rstrip('.')
+    if where is not None:
+        raise PETLError(
+            f"init_cfg of {where} has checkpoint='': the config leaves the file of the "
+            'base to be named; name it as model.base (--base FILE), or set init_cfg '
+            'there to None for a random base'
+        )
+
+
 def initialise(
     model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]
 ) -> dict[str, Filled]:
@@ -160,9 +181,11 @@ def initialise(
         loudly.
 
     Raises:
-        PETLError: A file is named and cannot be read, or does not fill its trunk.
+        PETLError: A file is named and cannot be read, or does not fill its trunk; or
+            one is to be named, and is not.
     """
     asked = {path: file_asked_for(model, path, config) for path in paths}
+    _refuse_nameless(model, asked)
     filled = {p: getattr(model.get_submodule(p), '_is_init', False) for p in paths}
     watches = {path: LoadWatch(model.get_submodule(path)) for path in paths}
     try:
@@ -271,20 +294,6 @@ def file_asked_for(
     return next((file for file in given if isinstance(file, str) and file), None)
 
 
-def entries_of(module: nn.Module) -> list[Mapping[str, Any]]:
-    """The entries of a module's ``init_cfg``."""
-    config = getattr(module, 'init_cfg', None) or []
-    entries = config if isinstance(config, list | tuple) else [config]
-    return [entry for entry in entries if isinstance(entry, Mapping)]
-
-
-def is_pretrained(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry of an ``init_cfg`` loads a file."""
-    kind = entry.get('type')
-    kind = str(getattr(kind, '__name__', kind))
-    return kind.startswith('Pretrained') and bool(entry.get('checkpoint'))
-
-
 def drop_files(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """Let no setting of a model load into its trunks; returns the files left out."""
     dropped = []
@@ -297,12 +306,11 @@ def drop_files(model: nn.Module, paths: Iterable[str]) -> list[str]:
             trunk.pretrained = None
         for module in [model, *trunk.modules()]:
             entries = entries_of(module)
-            files = [str(e['checkpoint']) for e in entries if is_pretrained(e)]
-            if files:
-                rest = [e for e in entries if not is_pretrained(e)]
+            rest = [e for e in entries if not loads_file(e)]
+            if len(rest) < len(entries):
                 module.init_cfg = rest or None
-                dropped += files
-    return list(dict.fromkeys(dropped))
+                dropped += [str(e['checkpoint']) for e in entries if is_pretrained(e)]
+    return [file for file in dict.fromkeys(dropped) if file]
 
 
 def _first_line(error: BaseException) -> str:
