@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import tempfile
 import time
@@ -544,6 +545,7 @@ def main() -> None:
             x = torch.randn(args.batch, *shape, device=device)
             references = References(seeded, x)
         methods = {}
+        gc.collect()  # those before are in cycles, and hold gigabytes
         for name in names:
             try:
                 methods[name] = Measured(name, references)

@@ -99,3 +99,17 @@ def test_a_row_says_what_a_method_adds(script: Any, references: Any) -> None:
     assert [line.split(' | ')[0] for line in lines[2:]] == ['| LoRA', '| LNTune']
     assert lines[3].endswith(' | 1.50 |')
     assert lines[2].endswith(' | - |')
+
+
+def test_a_step_from_products_and_traffic(script: Any) -> None:
+    """By hand: 0.2 for 2 and 0.1 for 1 above their products, so 0.1 for each."""
+    rows = [
+        {'method': 'A', 'products': 1.0, 'traffic': 3.0},
+        {'method': 'B', 'products': 1.5, 'traffic': 2.0},
+        {'method': 'C', 'products': 1.0, 'traffic': 9.0},
+    ]
+    timed = {'A': 1.2, 'B': 1.6}
+    assert script['weight_of_traffic'](rows, timed) == pytest.approx(0.1)
+    lines = script['table'](rows, timed).splitlines()
+    assert lines[2] == '| B | 1.500 | 2.00 | 1.60 | 1.60 |'
+    assert '| C | 1.000 | 9.00 | - | - |' in lines
