@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import gc
 import json
 import tempfile
@@ -491,8 +492,7 @@ def main() -> None:
     args = parser.parse_args()
     make, shape = BACKBONES[args.backbone]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device == 'cpu':
-        keep_freed_memory()  # as a run does
+    keeps = device == 'cpu' and keep_freed_memory()  # as a run does
     case = {
         'backbone': args.backbone,
         'blocks': args.depth or DEPTHS[args.backbone],
@@ -546,6 +546,8 @@ def main() -> None:
             references = References(seeded, x)
         methods = {}
         gc.collect()  # those before are in cycles, and hold gigabytes
+        if keeps:
+            ctypes.CDLL(None).malloc_trim(0)
         for name in names:
             try:
                 methods[name] = Measured(name, references)
