@@ -174,9 +174,7 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int) -> Values:
     }
 
 
-def _temperature(
-    model: Any, config: Any, run: selection.Run, bins: int
-) -> Values:
+def _temperature(model: Any, config: Any, run: selection.Run, bins: int) -> Values:
     """The temperature that validation data ask for, and the ECE with it.
 
     Data that the model was trained on say nothing of its confidence elsewhere, and the
