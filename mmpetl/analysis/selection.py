@@ -305,8 +305,8 @@ def load_seeds(
         name = names[record.job.id]
         groups.setdefault(name, []).append(load_run(out, record, name))
     groups = {name: runs for name, runs in groups.items() if len(runs) > 1}
-    for runs in groups.values():
-        same_labels(runs)
+    if groups:
+        same_labels([run for runs in groups.values() for run in runs])
     return groups
 
 
