@@ -339,11 +339,16 @@ def own_share(attention: BlockAttention) -> np.ndarray:
 def entropy(attention: BlockAttention) -> np.ndarray:
     """Entropy of attention, (B, heads) in [0, 1]: 0 is one key, 1 all keys alike.
 
-    Mean over all queries. Keys that a shift mask keeps apart count as possible ones.
+    Mean over all queries but the padding of windows. Keys that a shift mask keeps
+    apart, and padding, count as possible ones.
     """
     w = attention.weights
     nats = -(w * np.log(np.clip(w, 1e-30, None))).sum(-1)
-    return (nats / max(math.log(w.shape[-1]), 1e-30)).mean((1, 3))
+    real = attention.places() >= 0
+    prefix = np.ones((len(real), attention.num_prefix), bool)
+    counts = np.concatenate((prefix, real), axis=1).astype(w.dtype)
+    total = np.einsum('bwhq,wq->bh', nats, counts)
+    return total / counts.sum() / max(math.log(w.shape[-1]), 1e-30)
 
 
 def _on_map(attention: BlockAttention, rows: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,22 +23,55 @@ WARMUP = 5
 def read_log(run: str | os.PathLike) -> dict[str, Curve]:
     """What MMEngine has logged of a run, by key: ``loss``, ``accuracy/top1``.
 
+    A run that was resumed has a log for each part. They are put together; of steps that
+    were taken twice, the later ones count. A run that began anew in the folder of
+    another stands for itself.
+
     Args:
-        run: Work folder, of which the newest log is read, or a ``scalars.json``.
+        run: Work folder, or a ``scalars.json``, which is read alone.
 
     Raises:
         PETLError: There is no log, or a line of it cannot be read.
     """
     path = Path(run)
+    logs = [path]
     if path.is_dir():
-        logs = sorted(path.glob('*/vis_data/scalars.json'), key=os.path.getmtime)
+        # Folders are named by the time at which they were made.
+        logs = sorted(path.glob('*/vis_data/scalars.json'))
         if not logs:
             raise PETLError(f'{run} holds no <time>/vis_data/scalars.json of a run')
-        path = logs[-1]
-    if not path.is_file():
+    elif not path.is_file():
         raise PETLError(f'there is no folder of a run, and no log, at {run}')
+    found: dict[str, Curve] = {}
+    for log in logs:
+        found = _joined(found, _read(log))
+    if not found:
+        raise PETLError(f'{logs[-1]} has logged nothing yet')
+    return found
+
+
+def _joined(old: dict[str, Curve], new: dict[str, Curve]) -> dict[str, Curve]:
+    """The curves of a log behind those of the logs before it."""
+    shared = old.keys() & new.keys()
+    if not any(new[key][0][0] > old[key][0][0] for key in shared):
+        return new or old
+    found = dict(old)
+    for key, (steps, values) in new.items():
+        before = zip(*old.get(key, ((), ())), strict=True)
+        kept = [(step, value) for step, value in before if step < steps[0]]
+        found[key] = (
+            [*(step for step, _ in kept), *steps],
+            [*(value for _, value in kept), *values],
+        )
+    return found
+
+
+def _read(path: Path) -> dict[str, Curve]:
+    """The curves of one log; a last line that was cut off is left out."""
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
+    text = path.read_text('utf-8')
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             step = row['step']
@@ -47,13 +81,13 @@ def read_log(run: str | os.PathLike) -> dict[str, Curve]:
                 if isinstance(v, int | float) and k not in ('step', 'iter', 'epoch')
             }
         except (AttributeError, KeyError, TypeError, ValueError):
+            if 1 < number == len(lines) and not text.endswith('\n'):
+                break
             raise PETLError(f'line {number} of {path} is no line of a log') from None
         for key, value in numbers.items():
             steps, values = found.setdefault(key, ([], []))
             steps.append(step)
             values.append(value)
-    if not found:
-        raise PETLError(f'{path} has logged nothing yet')
     return found
 
 
@@ -78,7 +112,8 @@ def summary(log: Mapping[str, Curve]) -> list[str]:
         f'{"key":28}{"values":>8}{"first":>12}{"least":>12}{"most":>12}{"last":>12}'
     ]
     for key, (_, values) in sorted(log.items()):
-        numbers = (values[0], min(values), max(values), values[-1])
+        known = [value for value in values if not math.isnan(value)] or values
+        numbers = (values[0], min(known), max(known), values[-1])
         row = ''.join(f'{number:>12.5g}' for number in numbers)
         lines.append(f'{key:28}{len(values):>8}{row}')
     if 'time' in log:

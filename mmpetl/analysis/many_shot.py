@@ -7,6 +7,7 @@ they can; each seed draws its own.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,16 @@ from mmpetl.analysis.selection import by_family
 from mmpetl.benchmark.job_config import METHOD
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.scores import percent
+from mmpetl.benchmark.statistics import rounded
 from mmpetl.core import PETLError, check_range
 from mmpetl.engine.schedule_nodes import schedule_nodes
+from mmpetl.engine.stretching import EVERY, POINTS, SPANS
+from mmpetl.engine.stretching import stretched as engine_stretched
 
 INDICES = 'train_dataloader.dataset.indices'
 """Key of a job's option that says which images train."""
+
+UNKNOWN = 'how {} is to follow the number of epochs is not known; give --same-epochs'
 
 
 def balanced_order(labels: Sequence[int], seed: int) -> np.ndarray:
@@ -106,22 +112,47 @@ def shot_options(
 
 
 def stretched(config: Any, full: int, shots: int) -> dict[str, Any]:
-    """Options that keep the number of steps: more epochs, in a longer schedule."""
+    """Options that keep the number of steps: more epochs, in a longer schedule.
+
+    Raises:
+        PETLError: The training counts no epochs, its batches leave no step, or how a
+            scheduler is to follow is not known.
+    """
     epochs = config.train_cfg.get('max_epochs')
     if not epochs or not config.train_cfg.get('by_epoch', True):
         raise PETLError('steps are kept for schedules in epochs; give --same-epochs')
-    batch = config.train_dataloader.batch_size
-    factor = math.ceil(full / batch) / math.ceil(shots / batch)
-    options: dict[str, Any] = {'train_cfg.max_epochs': round(epochs * factor)}
-    for place, scheduler in schedule_nodes(config.param_scheduler):
-        for key in ('begin', 'end', 'T_max'):
-            if scheduler.get(key):
-                options[f'{place}.{key}'] = round(scheduler[key] * factor)
+    factor = _steps(config, full) / _steps(config, shots)
+    longer = round(epochs * factor)
+    options: dict[str, Any] = {'train_cfg.max_epochs': longer}
+    for place, node in schedule_nodes(config.get('param_scheduler') or []):
+        if not node.get('by_epoch', True):
+            # There are as many iterations as before. Saying so keeps the config's
+            # reader from stretching them with the epochs.
+            options[f'{place}.by_epoch'] = False
+            continue
+        (new,) = engine_stretched([copy.deepcopy(node)], epochs, longer, UNKNOWN)
+        for key in (*SPANS, *EVERY, *POINTS):
+            if new.get(key):
+                options[f'{place}.{key}'] = new[key]
     # Checkpoints and validations are of epochs, which are short now.
     options['default_hooks.checkpoint.interval'] = max(1, round(factor))
     if config.get('val_cfg') is not None:
         options['train_cfg.val_interval'] = max(1, round(factor))
     return options
+
+
+def _steps(config: Any, images: int) -> int:
+    """Steps of an epoch over so many images."""
+    loader = config.train_dataloader
+    batch = loader.batch_size
+    if not loader.get('drop_last'):
+        return math.ceil(images / batch)
+    if images < batch:
+        raise PETLError(
+            f'{images} images fill no batch of {batch}, and drop_last of the '
+            'train_dataloader drops what does not; train on more of them'
+        )
+    return images // batch
 
 
 @dataclass(frozen=True)
@@ -209,14 +240,24 @@ def crossings(
 ) -> list[tuple[float, str]]:
     """Where one curve overtakes another: images, and who leads from there on.
 
-    Between two measured sizes the place is interpolated on a logarithmic axis.
+    Between two measured sizes the place is interpolated on a logarithmic axis. Where
+    both are equal in between, it is the last size at which they are.
     """
     other = {p.shots: p.mean for p in second}
-    both = [(p.shots, p.mean - other[p.shots]) for p in first if p.shots in other]
+    both = [p for p in first if p.shots in other]
+    gaps = rounded(p.mean - other[p.shots] for p in both)
     found = []
-    for (a, d), (b, e) in zip(both, both[1:], strict=False):
-        if d * e < 0:
+    last: tuple[int, float] | None = None
+    equal: int | None = None
+    for b, e in zip((p.shots for p in both), gaps, strict=True):
+        if not e:
+            equal = b
+            continue
+        if last is not None and last[1] * e < 0:
+            a, d = last
             share = d / (d - e)
             place = math.exp(math.log(a) + share * (math.log(b) - math.log(a)))
-            found.append((place, first[0].name if e > 0 else second[0].name))
+            leader = first[0].name if e > 0 else second[0].name
+            found.append((place if equal is None else float(equal), leader))
+        last, equal = (b, e), None
     return found

@@ -210,7 +210,8 @@ def log_with_zero(axes: Any, values: Sequence[float]) -> list[float]:
 
     Args:
         axes: Where; the scale, the limits and the ticks of its x axis are set.
-        values: What will be drawn, zero or above, at least one above.
+        values: What will be drawn, zero or above. Where none is above zero, the axis
+            stays as it is.
 
     Returns:
         The values, zero replaced by its place.
@@ -218,6 +219,8 @@ def log_with_zero(axes: Any, values: Sequence[float]) -> list[float]:
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
     positive = [value for value in values if value > 0]
+    if not positive:
+        return list(values)
     low, high = math.log10(min(positive)), math.log10(max(positive))
     margin = 0.05 * max(high - low, 0.3)
     axes.set_xscale('log')

@@ -295,6 +295,14 @@ def common_seed(records: Sequence[Record]) -> int:
     return min(counts, key=lambda s: (-counts[s], s))
 
 
+def seeds_said(counts: Iterable[int]) -> str:
+    """How many seeds stand behind some points: ``2 seeds``, ``1 to 3 seeds``."""
+    counts = sorted(counts)
+    low, high = counts[0], counts[-1]
+    text = f'{high}' if low == high else f'{low} to {high}'
+    return f'{text} seed{"s" if high > 1 else ""}'
+
+
 def load_seeds(
     out: str | os.PathLike, records: Sequence[Record]
 ) -> dict[str, list[Run]]:
@@ -305,8 +313,8 @@ def load_seeds(
         name = names[record.job.id]
         groups.setdefault(name, []).append(load_run(out, record, name))
     groups = {name: runs for name, runs in groups.items() if len(runs) > 1}
-    for runs in groups.values():
-        same_labels(runs)
+    if groups:
+        same_labels([run for runs in groups.values() for run in runs])
     return groups
 
 

@@ -65,11 +65,10 @@ def estimate_memory(
     check_range('estimate', 'batch', batch, 1)
     check_range('estimate', 'processes', processes, 1)
     sides = tuple(size or pictures_of(config))
-    frames = frames_of(config)
     where = pick_device(device)
     model = build_model(config, quiet=True).to(where).train()
     sample = sample_maker(model, sides)
-    shape = (1, 3, frames, *sides) if frames else (3, *sides)
+    shape = input_shape(config, sides)
 
     offloads = bool(config.get('offload_activations'))
     if offloads and config.get('compile'):
@@ -143,6 +142,25 @@ def frames_of(config: Any) -> int | None:
         if step.get('clip_len'):
             return int(step['clip_len'])
     return None
+
+
+def input_shape(config: Any, sides: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a sample: (3, H, W), (1, 3, T, H, W) of a clip.
+
+    Where a trunk of pictures reads frames one by one, (clips * T, 3, H, W).
+
+    Args:
+        config: A ``Config``.
+        sides: Height and width.
+    """
+    frames = frames_of(config)
+    if not frames:
+        return (3, *sides)
+    steps = train_pipeline(config)
+    if any(step.get('input_format') == 'NCHW' for step in steps):
+        clips = next((s['num_clips'] for s in steps if s.get('num_clips')), 1)
+        return (clips * frames, 3, *sides)
+    return (1, 3, frames, *sides)
 
 
 def optimizer_of(config: Any, model: nn.Module) -> torch.optim.Optimizer:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -206,9 +205,7 @@ def _inject(model: nn.Module, facts: Mapping[str, Any], repo_id: str) -> None:
 
 
 def _copy(folder: Path, target: Path) -> str:
-    target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(folder.iterdir()):
-        shutil.copyfile(file, target / file.name)
+    write_all({target / file.name: file.read_bytes() for file in folder.iterdir()})
     return str(target)
 
 

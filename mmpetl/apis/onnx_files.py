@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -137,10 +138,15 @@ def _gap(scores: nn.Module, content: bytes, pictures: Tensor) -> float | None:
     session = InferenceSession(content, providers=['CPUExecutionProvider'])
     found = session.run(None, {'pictures': pictures.numpy()})
     wanted = list(_tensors(scores(pictures)))
-    return max(
-        float((torch.from_numpy(y) - z).abs().max() / z.abs().max())
-        for y, z in zip(found, wanted, strict=True)
-    )
+    gaps = [_apart(torch.from_numpy(y), z) for y, z in zip(found, wanted, strict=True)]
+    return float(torch.tensor(gaps).max())  # which is NaN where one of them is
+
+
+def _apart(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest value; 0 of equals, whatever their size."""
+    gap = float((found - wanted).abs().max())
+    size = float(wanted.abs().max())
+    return gap / size if size else (gap and math.inf)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

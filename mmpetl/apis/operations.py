@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from mmpetl.analysis.costs import flops_of
 from mmpetl.apis.building import build_model
 from mmpetl.apis.counting import without_files
-from mmpetl.apis.estimate import frames_of, sample_maker
+from mmpetl.apis.estimate import input_shape, sample_maker
 from mmpetl.config.load import as_config
 from mmpetl.config.nodes import sides_made, test_pipeline
 from mmpetl.config.scope import scope_of
@@ -26,7 +25,8 @@ class OperationCount:
     Attributes:
         flops: Operations, two for each multiplication with its addition, of matrix
             products, convolutions and attention, fused attention included.
-        shape: Of the input, without the batch: (3, H, W), or (1, 3, T, H, W) of a clip.
+        shape: Of the input, without the batch: (3, H, W), (1, 3, T, H, W) of a clip, or
+            (clips * T, 3, H, W) of frames that a trunk of pictures reads.
         parameters: Of the whole model.
         trainable: Those of them that train.
     """
@@ -48,16 +48,15 @@ def count_operations(config: Any, size: Sequence[int] | None = None) -> Operatio
     Raises:
         PETLError: No size is said, or the model takes no input of that size.
     """
-    config = copy.deepcopy(as_config(config))
+    config = as_config(config)
     sides = tuple(size or sides_made(test_pipeline(config)) or ())
     if len(sides) != 2 or min(sides) < 1:
         raise PETLError(
             'no step of the test pipeline says how large its pictures are; say it: '
             '--shape 224 224'
         )
-    frames = frames_of(config)
-    shape = (1, 3, frames, *sides) if frames else (3, *sides)
-    without_files(config)
+    shape = input_shape(config, sides)
+    config = without_files(config)
     model = build_model(config, quiet=True)
     scope = config.get('default_scope')
     # mmaction2 computes the trunk alone unless it is told how far to go.

@@ -80,13 +80,16 @@ def predict_video(
 ) -> list[Prediction]:
     """The ``topk`` most probable classes of a video, best first; see `predict_image`.
 
-    Views are averaged as the config says; logits become probabilities at the end.
+    Views are averaged as the config says; logits become probabilities at the end. Where
+    it does not say, the probabilities of views are averaged.
     """
     path = _existing(video)
     data = {'filename': str(path), 'start_index': 0, 'modality': 'RGB', 'label': -1}
     scores = _part(model, _predict(model, data), 'pred_score', 'a video')
     if getattr(model.cls_head, 'average_clips', None) != 'prob':
         scores = scores.softmax(-1)
+    if scores.ndim > 1:
+        scores = scores.flatten(0, -2).mean(0)
     return _ranked(model, scores, topk)
 
 

@@ -48,7 +48,7 @@ def schedule_of(
     if epoch_length is not None:
         check_range('schedule', '--epoch-length', epoch_length, 1)
     length = iters or epoch_length or _steps_of_epoch(config)
-    without_files(config)
+    config = without_files(config)
     given = config.get('param_scheduler') or []
     check_schedules(given)
     if by_optimizer(given):

@@ -25,7 +25,7 @@ from mmpetl.benchmark.verdicts import digest_of
 from mmpetl.core import PETLError
 from mmpetl.core.boundary import read_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _measure(
     values |= calibration(run.logits, run.labels, settings.bins)
     config = Config.fromfile(run.folder / 'config.py')
     model = robustness.load_classifier(run.folder, settings.device)
-    values |= _temperature(model, config, run)
+    values |= _temperature(model, config, run, settings.bins)
     values |= _strange(shared, model, record, records, run.logits)
     values |= _shifted(shared, model, record, config)
     values |= _kept_base(model, settings)
@@ -174,7 +174,7 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int) -> Values:
     }
 
 
-def _temperature(model: Any, config: Any, run: selection.Run) -> Values:
+def _temperature(model: Any, config: Any, run: selection.Run, bins: int) -> Values:
     """The temperature that validation data ask for, and the ECE with it.
 
     Data that the model was trained on say nothing of its confidence elsewhere, and the
@@ -185,7 +185,7 @@ def _temperature(model: Any, config: Any, run: selection.Run) -> Values:
         return {'temperature': why, 'ece_scaled': why}
     logits, labels = robustness.logits_of(model, robustness.samples_of(config, 'val'))
     found = measures.fit_temperature(logits, labels)
-    scaled = measures.reliability(run.logits / found, run.labels).ece
+    scaled = measures.reliability(run.logits / found, run.labels, bins).ece
     return {'temperature': found, 'ece_scaled': 100 * scaled}
 
 
@@ -218,12 +218,13 @@ def _strange(
         names = ('auroc_softmax', 'fpr95_softmax', 'auroc_energy', 'fpr95_energy')
         return dict.fromkeys(names, why)
     parts: dict[str, list[float]] = {}
-    for task, other in sorted(others.items()):
-        path = store.folder(other.job) / 'config.py'
+    for _, other in sorted(others.items()):
+        config = Config.fromfile(store.folder(other.job) / 'config.py')
+        # Another backbone is shown the pictures of a task at another size.
         samples = shared.kept(
-            f'strange {task}',
-            lambda path=path: robustness.samples_of(
-                Config.fromfile(path), limit=shared.settings.limit
+            f'strange {config.test_dataloader.dataset!r}',
+            lambda config=config: robustness.samples_of(
+                config, limit=shared.settings.limit
             ),
         )
         logits, _ = robustness.logits_of(model, samples)
@@ -341,9 +342,10 @@ def _folded(model: Any, x: Any) -> tuple[Any, str]:
         return None, f'no: {" ".join(str(error).split())[:120]}'
     with torch.no_grad():
         one, other = model(x, mode='tensor'), plain(x, mode='tensor')
-    gap = float((one - other).abs().max() / one.std())
-    if gap > 1e-3:
-        return None, f'no: folded outputs differ by {gap:.1g} of their spread'
+    gap, spread = float((one - other).abs().max()), float(one.std())
+    if not gap <= 1e-3 * spread:  # NaN is no small difference
+        share = gap / spread if spread else math.inf
+        return None, f'no: folded outputs differ by {share:.1g} of their spread'
     return plain, 'yes'
 
 

@@ -339,7 +339,8 @@ def draw_critical_difference(
     names = sorted(ranks, key=lambda name: ranks[name])
     half = math.ceil(len(names) / 2)
     bars = cliques(ranks, difference)
-    low, high = 1, max(math.ceil(max(ranks.values())), 2)
+    ends = [end for both in (intervals or {}).values() for end in both]
+    low, high = 1, max(math.ceil(max([*ranks.values(), *ends])), 2)
     pad = (high - low) * 0.05
     bar_gap, row_gap = 0.22, 0.42
     depth = 0.35 + bar_gap * len(bars)
@@ -356,7 +357,9 @@ def draw_critical_difference(
             axes.text(tick, 0.22, str(tick), ha='center', va='bottom', fontsize=9)
     axes.plot([low, min(low + difference, high)], [1.0, 1.0], color='black', lw=2)
     over = f', {num_tasks} tasks' if num_tasks else ''
-    axes.text(low, 1.12, f'critical difference {difference:.2f}{over}', fontsize=9)
+    beyond = ', longer than this line' if difference > high - low else ''
+    text = f'critical difference {difference:.2f}{over}{beyond}'
+    axes.text(low, 1.12, text, fontsize=9)
     for level, bar in enumerate(bars):
         y = -0.2 - bar_gap * level
         start, end = ranks[bar[0]], ranks[bar[-1]]
@@ -372,8 +375,9 @@ def draw_critical_difference(
         rank = ranks[name]
         axes.plot([rank, rank, edge], [0, y, y], color='0.35', lw=0.8)
         if intervals and name in intervals:
-            ends = intervals[name]
-            axes.plot(ends, [y, y], color='#b3541e', lw=1.6, marker='|', ms=6)
+            axes.plot(
+                intervals[name], [y, y], color='#b3541e', lw=1.6, marker='|', ms=6
+            )
         axes.text(
             edge - pad * 0.3 if left else edge + pad * 0.3,
             y,

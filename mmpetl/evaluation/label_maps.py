@@ -45,7 +45,8 @@ class LabelMaps(BaseMetric):
             said = sample['pred_sem_seg']['data'].squeeze(0).cpu().numpy()
             truth = sample['gt_sem_seg']['data'].squeeze(0).cpu().numpy()
             data = io.BytesIO()
-            Image.fromarray(said.astype(np.uint8)).save(data, 'PNG')
+            kind = np.uint8 if count <= 256 else np.uint16
+            Image.fromarray(said.astype(kind)).save(data, 'PNG')
             cells = confusion(truth, said, count, self.ignore_index)
             self.results.append({'confusion': cells, 'labels': data.getvalue()})
 

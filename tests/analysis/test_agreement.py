@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_up_runs import check_picture, make_bench, refused, run_tool
 
-from mmpetl.analysis import agreement
+from mmpetl.analysis import agreement, selection
 from mmpetl.core import PETLError
 
 
@@ -102,6 +102,22 @@ def test_the_tool_writes_pictures_and_numbers(tmp_path, monkeypatch, capsys):
     assert set(found['between_seeds']) == set(found['methods'])
     assert len((to / 'digits.csv').read_text().splitlines()) == 1 + 15
     assert 'digits: 6 methods' in capsys.readouterr().out
+
+
+def test_a_seed_that_is_named_leaves_the_others_to_compare_with(tmp_path, monkeypatch):
+    make_bench(tmp_path, tasks=['digits'], seeds=[1, 2])
+    run_tool(monkeypatch, 'agreement', tmp_path, '--seed', 2)
+    to = tmp_path / 'analysis' / 'agreement'
+    found = json.loads((to / 'digits.numbers.json').read_text())
+    assert found['seed'] == 2
+    assert set(found['between_seeds']) == set(found['methods'])
+
+
+def test_seeds_of_methods_that_saw_other_pictures_are_refused(tmp_path):
+    store = make_bench(tmp_path, tasks=['digits'], methods=['LoRA'], seeds=[1, 2])
+    make_bench(tmp_path, tasks=['digits'], methods=['SSF'], seeds=[3, 4], samples=50)
+    with pytest.raises(PETLError, match='60 and 50 samples|50 and 60 samples'):
+        selection.load_seeds(tmp_path, store.all())
 
 
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):

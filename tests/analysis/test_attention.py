@@ -249,6 +249,18 @@ def test_entropy_is_zero_of_one_key_and_one_of_all():
     np.testing.assert_allclose(entropy(made(weights, (2, 2)))[0], [0, 1], atol=1e-6)
 
 
+def test_entropy_leaves_the_padding_of_windows_out():
+    """A map of 1 x 3 in windows of 1 x 2: the last place of the second is padding."""
+    weights = np.zeros((1, 2, 1, 2, 2), np.float32)
+    weights[0, :, 0] = [1, 0]  # cells look at one key
+    weights[0, 1, 0, 1] = [0.5, 0.5]  # what stands on padding at both
+    a = BlockAttention(0, (1, 3), (1, 2), (0, 0), 0, 0, 0, weights, 0.0)
+    assert a.places().tolist() == [[0, 1], [2, -1]]
+    np.testing.assert_allclose(entropy(a), [[0]], atol=1e-6)
+    weights[0, 1, 0, 0] = [0.5, 0.5]
+    np.testing.assert_allclose(entropy(a), [[1 / 3]], atol=1e-6)
+
+
 def test_pictures_have_a_place_for_every_map():
     from mmpetl.analysis.pictures import Column, draw_attention, draw_filmstrip
 

@@ -70,6 +70,71 @@ def test_one_schedule_that_is_no_list_follows_too():
     assert found['param_scheduler.T_max'] == 320
 
 
+def _longer(shots, *schedules, **loader):
+    """A config as options make it: 1,000 images in batches of 64, 10 epochs."""
+    config = Config(
+        {
+            'train_cfg': {'max_epochs': 10, 'by_epoch': True},
+            'train_dataloader': {'batch_size': 64, **loader},
+            'param_scheduler': [dict(node) for node in schedules],
+        }
+    )
+    labels = np.arange(1000) % 10
+    options = many_shot.shot_options(config, labels, shots, seed=0)
+    config.merge_from_dict({k: v for k, v in options.items() if 'hooks' not in k})
+    return config, options
+
+
+def test_every_count_of_a_schedule_is_stretched():
+    """16 steps of an epoch become 2: eight times as many epochs."""
+    config, _ = _longer(
+        100,
+        {'type': 'MultiStepLR', 'milestones': [6, 9], 'end': 10},
+        {'type': 'StepLR', 'step_size': 3},
+        {'type': 'mmpetl.TimmCosineLR', 'T_max': 10, 'warmup': 2},
+    )
+    steps, every, cosine = config.param_scheduler
+    assert (steps.milestones, steps.end) == ([48, 72], 80)
+    assert every.step_size == 24
+    assert (cosine.T_max, cosine.warmup) == (80, 16)
+
+
+def test_a_cosine_ends_with_the_training_whatever_is_rounded():
+    # 16 steps become 7, 10 epochs 23; 3 and 7 of ten are 6.9 and 16.1 of 23.
+    config, _ = _longer(
+        400,
+        {'type': 'LinearLR', 'end': 3},
+        {'type': 'CosineAnnealingLR', 'begin': 3, 'end': 10, 'T_max': 7},
+    )
+    warm, cosine = config.param_scheduler
+    assert config.train_cfg.max_epochs == 23
+    assert (warm.end, cosine.begin, cosine.end, cosine.T_max) == (7, 7, 23, 16)
+
+
+def test_what_counts_iterations_stays_where_these_stay_as_many():
+    """Also when the config is read with the options, which stretches schedules."""
+    from mmpetl.config.lengths import length_of, stretch
+
+    node = {'type': 'LinearLR', 'by_epoch': False, 'end': 50}
+    config, options = _longer(100, node)
+    stretch(config, ('max_epochs', 10), options)
+    assert length_of(config) == ('max_epochs', 80)
+    assert config.param_scheduler[0].end == 50
+
+
+def test_batches_that_are_dropped_are_no_steps():
+    # 15 whole batches of 1,000 images and one of 100.
+    config, _ = _longer(100, drop_last=True)
+    assert config.train_cfg.max_epochs == 150
+    with pytest.raises(PETLError, match='50 images fill no batch of 64'):
+        _longer(50, drop_last=True)
+
+
+def test_a_schedule_of_an_unknown_kind_is_refused():
+    with pytest.raises(PETLError, match='how OneCycleLR is to follow .* --same-epochs'):
+        _longer(100, {'type': 'OneCycleLR', 'total_steps': 10})
+
+
 def test_subsets_of_a_seed_are_nested():
     labels = np.arange(300) % 7
     few, many = (
@@ -164,6 +229,15 @@ def test_a_crossing_lies_between_two_sizes():
     assert place == pytest.approx(10**1.5)
     assert leader == 'a'
     assert many_shot.crossings(a, a) == []
+
+
+def test_curves_that_meet_at_a_size_cross_there():
+    b = _points('b', dict.fromkeys((10, 20, 50, 100), 7.0))
+    a = _points('a', {10: 5.0, 20: 7.0, 50: 7.0, 100: 9.0})
+    assert many_shot.crossings(a, b) == [(50.0, 'a')]
+    # To touch is not to overtake; noise of float32 is no lead.
+    a = _points('a', {10: 5.0, 20: 7.0, 50: 7.0 + 1e-6, 100: 6.0})
+    assert many_shot.crossings(a, b) == []
 
 
 @pytest.fixture

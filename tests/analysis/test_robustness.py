@@ -106,6 +106,35 @@ def test_above_the_line_is_what_least_squares_leaves():
     assert np.isnan(robustness.above_line([1.0, 2], [1.0, 2])).all()
 
 
+def test_captions_say_what_is_there(tmp_path):
+    """No line through two points, and as many seeds as each method has."""
+    from mmpetl.analysis.selection import seeds_said
+    from mmpetl.cli.commands.analyse.robustness import draw_scatter
+
+    assert seeds_said([1]) == '1 seed'
+    assert seeds_said([2, 2]) == '2 seeds'
+    assert seeds_said(n for n in (3, 1)) == '1 to 3 seeds'
+    rows = {}
+    for name, seeds, clean in (('LoRA', 2, 80.0), ('SSF', 1, 70.0), ('Full', 2, 75.0)):
+        spread = 1.0 if seeds > 1 else None
+        rows[name] = {
+            'family': 'adapter',
+            'seeds': [{}] * seeds,
+            'clean': clean,
+            'shifted': clean - 20,
+            'clean_spread': spread,
+            'shifted_spread': spread,
+            'above_line': 0.0,
+        }
+        if len(rows) > 1:
+            draw_scatter('t', rows, 'Words.', tmp_path)
+            told = json.loads((tmp_path / 't-scatter.json').read_text())
+            line = len(rows) > 2
+            assert ('dashed line' in told['caption']) == line
+            assert ('farthest above the line' in told['alt']) == line
+            assert 'deviation over 1 to 2 seeds.' in told['caption']
+
+
 def test_a_step_goes_behind_the_reading_wherever_it_is():
     step = {'type': 'mmpetl.Corruption'}
     load = {'type': 'LoadImageFromFile'}

@@ -109,6 +109,12 @@ def test_zero_has_a_place_of_its_own_on_a_logarithmic_axis():
     assert not free.lines
 
 
+def test_where_all_are_zero_the_axis_stays_linear():
+    axes = charts.new_figure(6, 4)[1][0, 0]
+    assert scatter.log_with_zero(axes, [0.0, 0]) == [0.0, 0]
+    assert axes.get_xscale() == 'linear'
+
+
 def test_family_colours_can_be_seen_and_read():
     from matplotlib.colors import to_rgb
 

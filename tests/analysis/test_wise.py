@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_runs import make_bench
 from tiny import Nothing, Tuned, base, core, fits, images, method_cases, shake_
 
 from mmpetl.analysis.wise import best_alpha, check_base, interpolated, obstacle
+from mmpetl.benchmark.records import Job, Record
 from mmpetl.core import Delta, PETLError, disable, enable, inject
 
 STEMS = ('mmpretrain_vit', 'mmpretrain_swin')
@@ -229,3 +231,22 @@ def test_of_equal_scores_the_lower_alpha_is_chosen():
     assert best_alpha([0.0, 0.5, 1.0], [1.0, 3.0, 3.0]) == 1
     with pytest.raises(PETLError, match='a score per alpha'):
         best_alpha([0.0], [])
+
+
+def test_a_run_that_failed_is_trained_anew(tmp_path, monkeypatch):
+    from mmpetl.analysis import further_runs
+    from mmpetl.cli.commands.analyse import wise as command
+
+    store = make_bench(tmp_path, tasks=['digits'], methods=['LoRA'], seeds=[1])
+    job = Job('mini/digits', 'LoRA', seed=2)
+    store.write(Record(job, 'failed'))
+
+    def run(jobs, *args):
+        raise PETLError(f'trains {jobs[0].id}')
+
+    monkeypatch.setattr(further_runs, 'run_jobs', run)
+    monkeypatch.setattr(command, 'held_out_jobs', lambda *args: ({'LoRA': job}, None))
+    args = command.make_parser().parse_args([str(tmp_path), '--methods', 'LoRA'])
+    args.out = tmp_path
+    with pytest.raises(PETLError, match='trains'):
+        command.compare(args, tmp_path)

@@ -77,6 +77,22 @@ def test_a_folder_serves_as_the_hub(tuned, tmp_path, monkeypatch) -> None:
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
 
 
+def test_a_folder_is_filled_as_a_whole_or_not_at_all(tmp_path) -> None:
+    from mmpetl.apis.hub import _copy
+
+    made, target = tmp_path / 'made', tmp_path / 'target'
+    for folder, text in ((made, 'new'), (target, 'old')):
+        folder.mkdir()
+        (folder / 'a').write_text(text)
+    (made / 'b').mkdir()  # which cannot be read as a file
+    with pytest.raises(IsADirectoryError):
+        _copy(made, target)
+    assert [(p.name, p.read_text()) for p in target.iterdir()] == [('a', 'old')]
+    (made / 'b').rmdir()
+    _copy(made, target)
+    assert [(p.name, p.read_text()) for p in target.iterdir()] == [('a', 'new')]
+
+
 def test_the_card_says_what_is_on_record(tuned, tmp_path) -> None:
     folder = push_to_hub(
         tuned, 'me/birds', record=record(tmp_path), licence='mit', hub=tmp_path

@@ -14,7 +14,7 @@ from mmpetl.analysis import selection
 from mmpetl.analysis.forgetting import base_head, forgetting
 from mmpetl.benchmark import scorecard
 from mmpetl.benchmark.job import run_job
-from mmpetl.benchmark.records import Job, RecordStore
+from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.scorecard import Line, Settings, lines_of, measure
 from mmpetl.benchmark.scorecard_files import draw, markdown, write_files
 
@@ -107,6 +107,76 @@ def test_a_card_has_every_value_or_says_why(out: Path) -> None:
     pictures = draw(out, lines)
     words = json.loads(pictures[0].with_suffix('.json').read_text())
     assert 'Least calibration error' in words['alt']
+
+
+def test_the_scaled_error_has_the_bins_of_the_plain_one(monkeypatch) -> None:
+    """With two bins, by hand: temperature 2 makes 4 nats 2, a confidence of 0.881."""
+    logits = np.array([[4.0, 0], [4, 0], [0, 0.2]], np.float32)
+    labels = np.array([0, 1, 1])
+    monkeypatch.setattr(scorecard, '_no_validation', lambda config: None)
+    monkeypatch.setattr(scorecard.robustness, 'samples_of', lambda *args: None)
+    monkeypatch.setattr(
+        scorecard.robustness, 'logits_of', lambda *args: (logits, labels)
+    )
+    monkeypatch.setattr(scorecard.measures, 'fit_temperature', lambda *args: 2.0)
+    run = selection.Run(None, Path(), logits, labels)
+    found = scorecard._temperature(None, None, run, 2)['ece_scaled']
+    sure, unsure = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-0.1))
+    # All three are above one half; two are right.
+    mean = (2 * sure + unsure) / 3
+    assert found == pytest.approx(100 * abs(2 / 3 - mean), abs=1e-4)
+
+
+def test_strange_pictures_are_those_of_the_backbone(monkeypatch, tmp_path) -> None:
+    """Two backbones see a task's pictures at sizes of their own."""
+    from mmengine.config import Config
+
+    store = RecordStore(tmp_path)
+    records = []
+    for backbone, size in (('small', 32), ('large', 64)):
+        for task in ('digits', 'textures'):
+            job = Job(f'mini/{task}', 'LoRA', options={'size': size})
+            record = Record(job, 'done', task=task, backbone=backbone)
+            folder = store.folder(job)
+            folder.mkdir(parents=True)
+            dataset = {'type': task, 'size': size}
+            Config({'test_dataloader': {'dataset': dataset}}).dump(folder / 'config.py')
+            records.append(record)
+    seen = []
+
+    def logits_of(model, samples):
+        seen.append(samples)
+        return np.zeros((2, 2), np.float32), np.zeros(2, np.int64)
+
+    monkeypatch.setattr(scorecard.robustness, 'logits_of', logits_of)
+    monkeypatch.setattr(
+        scorecard.robustness,
+        'samples_of',
+        lambda config, limit: config.test_dataloader.dataset.size,
+    )
+    shared = scorecard._Shared(tmp_path, SETTINGS)
+    for record in records:
+        scorecard._strange(shared, None, record, records, np.zeros((2, 2), np.float32))
+    assert seen == [32, 32, 64, 64]
+
+
+@pytest.mark.parametrize(('value', 'folds'), [(1.0, True), (float('nan'), False)])
+def test_a_fold_that_computes_no_number_is_none(monkeypatch, value, folds) -> None:
+    class Model(torch.nn.Module):
+        value = 1.0
+
+        def forward(self, x, mode):
+            return self.value * x
+
+    def fold(module):
+        module.value = value
+
+    model = Model()
+    monkeypatch.setattr('mmpetl.core.find_injected', lambda model: [('', model)])
+    monkeypatch.setattr('mmpetl.core.fold', fold)
+    plain, why = scorecard._folded(model, torch.arange(4.0).reshape(2, 2))
+    assert (plain is not None) == folds
+    assert (why == 'yes') == folds
 
 
 def test_long_reasons_stand_below_their_table() -> None:

@@ -192,6 +192,30 @@ def test_the_picture_is_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['cd.png']
 
 
+def test_the_axis_of_ranks_holds_every_interval(tmp_path, monkeypatch):
+    """And a difference that no line can show is said to be longer than its own."""
+    from matplotlib.axes import Axes
+
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, 'plot', lambda self, *a, **k: drawn.append(a) or plot(self, *a, **k)
+    )
+    said = []
+    text = Axes.text
+    monkeypatch.setattr(
+        Axes, 'text', lambda self, *a, **k: said.append(a[2]) or text(self, *a, **k)
+    )
+    ranks = {'a': 1.4, 'b': 1.6, 'c': 3.0}
+    intervals = {'a': (1.0, 3.6), 'b': (1.0, 3.8), 'c': (2.0, 4.0)}
+    draw_critical_difference(ranks, 4.5, tmp_path / 'cd.png', intervals=intervals)
+    assert drawn[0][0] == [1, 4]
+    assert 'critical difference 4.50, longer than this line' in said
+    said.clear()
+    draw_critical_difference(ranks, 1.5, tmp_path / 'cd.png', intervals=intervals)
+    assert 'critical difference 1.50' in said
+
+
 def test_many_signed_rank_tests_are_those_of_each():
     rng = np.random.default_rng(0)
     rows = [list(rng.normal(0.3, 1, n)) for n in (5, 6, 19, 19, 19, 57, 57, 6)]

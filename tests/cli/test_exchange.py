@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from workbench import BACKBONE, CONFIG, Workbench
 
 from mmpetl import apis
+from mmpetl.apis.onnx_files import _apart
 from mmpetl.cli.main import mmpetl as command
 
 LORA = {'type': 'LoRA', 'rank': 2, 'targets': ['attn.qkv', 'ffn.fc1']}
@@ -92,6 +93,14 @@ def test_onnx_needs_its_packages(call, run, monkeypatch):
     said = call('export', delta, '--onnx', 'a.onnx', '--config', config, code=1)
     assert 'pip install "onnx' in said.splitlines()[-1]
     assert not Path('a.onnx').exists()
+
+
+def test_the_gap_of_an_onnx_file_hides_nothing():
+    nothing, one = torch.zeros(2), torch.ones(2)
+    assert _apart(nothing, nothing) == 0
+    assert _apart(one, nothing) == float('inf')
+    assert _apart(one, 4 * one) == 0.75
+    assert _apart(one * float('nan'), one) != _apart(one, one)
 
 
 @pytest.mark.slow

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from mmpetl.core import PETLError
-from mmpetl.evaluation.label_maps import confusion
+from mmpetl.evaluation.label_maps import LabelMaps, confusion
+
+
+@pytest.mark.parametrize('count', [256, 300])
+def test_labels_are_kept_as_they_were_said(count):
+    metric = LabelMaps(ignore_index=count)
+    metric.dataset_meta = {'classes': list(map(str, range(count)))}
+    said = torch.tensor([[[0, count - 1]]])
+    sample = {'pred_sem_seg': {'data': said}, 'gt_sem_seg': {'data': said}}
+    metric.process(None, [sample])
+    kept = np.asarray(Image.open(io.BytesIO(metric.results[0]['labels'])))
+    assert kept.tolist() == said[0].tolist()
+    assert metric.compute_metrics(metric.results)['aAcc'] == 100
 
 
 def test_pixels_that_do_not_count_may_be_called_anything():

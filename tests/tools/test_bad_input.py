@@ -222,3 +222,5 @@ def test_metrics_may_be_lists_or_absent():
 
     metrics = (torch.tensor([1.5, 2.0]), None, torch.tensor(3), 4, [np.float32(5)])
     assert [plain(m) for m in metrics] == [[1.5, 2.0], None, 3.0, 4.0, [5.0]]
+    # NaN is no JSON: an IoU of a class that no picture shows.
+    assert plain(np.array([50.0, np.nan])) == [50.0, None]

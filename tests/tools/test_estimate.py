@@ -33,6 +33,52 @@ def test_every_task_has_an_estimate(name):
     assert found.peak > found.resting + found.kept
 
 
+NO_FILE = {**BITFIT, 'model.backbone.checkpoint': 'none/of/it.pth'}
+
+
+def test_what_is_counted_needs_no_file_of_the_base():
+    from mmpetl.apis.operations import count_operations
+    from mmpetl.apis.schedule import schedule_of
+
+    config = load_config(MINI / 'digits.py', NO_FILE)
+    plain = load_config(MINI / 'digits.py', BITFIT)
+    assert count_operations(config) == count_operations(plain)
+    found, wanted = (schedule_of(c, epoch_length=4) for c in (config, plain))
+    assert found.keys() == wanted.keys()
+    assert config.model.backbone.checkpoint == 'none/of/it.pth'
+
+
+def test_frames_that_a_trunk_of_pictures_reads():
+    """TSN of mmaction2: three clips of a frame, each a picture."""
+    from mmpetl.apis.operations import count_operations
+
+    name = 'tsn_imagenet-pretrained-r50_8xb32-1x1x3-100e_kinetics400-rgb.py'
+    config = load_config(
+        f'mmaction::recognition/tsn/{name}',
+        {
+            'model': {
+                'type': 'mmpetl.PETLModel',
+                'of': 'Recognizer2D',
+                'petl': 'BitFit',
+                'backbone': {'depth': 18},
+                'cls_head': {'in_channels': 512},
+            }
+        },
+    )
+    found = estimate_memory(config, batch=2, size=(32, 32))
+    # A picture and its activations behind the stem, in float32, for three frames.
+    assert found.kept_per_sample > 3 * 4 * (3 * 32 * 32 + 64 * 16 * 16)
+    three = count_operations(config, (32, 32))
+    assert three.shape == (3, 3, 32, 32)
+    step = config.train_dataloader.dataset.pipeline[1]
+    assert step.num_clips == 3
+    step.num_clips = 1
+    one = count_operations(config, (32, 32))
+    # The trunk runs three times, the head once, on the mean of the frames.
+    head = 2 * 512 * 400
+    assert three.flops - head == 3 * (one.flops - head)
+
+
 def test_a_size_and_a_batch_that_no_config_says():
     config = load_config(MINI / 'digits.py', BITFIT)
     config.train_dataloader.batch_size = None

@@ -15,6 +15,7 @@ taken, else the newest.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -74,11 +75,16 @@ def make_parser() -> CommandParser:
 
 
 def plain(value: Any) -> Any:
-    """A metric as JSON has it: a number, None, or a list, one number for each class."""
+    """A metric as JSON has it: a number, None, or a list, one number for each class.
+
+    What is not finite is None, as a class that no picture shows has no IoU.
+    """
     value = value.tolist() if hasattr(value, 'tolist') else value
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value if value is None or isinstance(value, str) else float(value)
+    if value is None or isinstance(value, str):
+        return value
+    return float(value) if math.isfinite(value) else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmpetl.apis.runs import open_run
     from mmpetl.apis.testing import set_test_options
     from mmpetl.core import PETLError
+    from mmpetl.core.part_files import whole_file
 
     with cli_errors(of_run=True):
         choose_device(args.device)
@@ -115,5 +122,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             in_processes(args.gpus, 'test', argv)
         metrics = test(run.config, run.weights, launcher=args.launcher)
         if args.out and int(os.environ.get('RANK', 0)) == 0:
-            with open(args.out, 'w', encoding='utf-8') as file:
-                json.dump({k: plain(v) for k, v in metrics.items()}, file, indent=2)
+            text = json.dumps({k: plain(v) for k, v in metrics.items()}, indent=2)
+            with whole_file(args.out) as part:
+                part.write_text(text, encoding='utf-8')

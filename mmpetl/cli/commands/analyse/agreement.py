@@ -179,13 +179,14 @@ def write_pairs(task: str, found: dict[str, Any], to: Path) -> None:
 
 def compare(args: argparse.Namespace, to: Path) -> list[str]:
     """Measure and draw every task; returns the lines to print."""
-    records = selection.plain(selection.finished(args.out))
     records = selection.choose(
-        records,
+        selection.plain(selection.finished(args.out)),
         tasks=args.tasks,
         methods=args.methods,
-        seeds=None if args.seed is None else [args.seed],
     )
+    if args.seed is not None:
+        # Known, and no choice: seeds of a method are compared with one another too.
+        selection.choose(records, seeds=[args.seed])
     lines = []
     for task, rows in selection.by_task(records).items():
         there = selection.has_predictions(args.out, rows, args.seed)

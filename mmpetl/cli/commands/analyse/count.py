@@ -20,6 +20,7 @@ from mmpetl.apis.counting import FULL_SIZE, count_config, count_pairs
 from mmpetl.cli.arguments import add_config_or_run, check_out, config_of
 from mmpetl.cli.parsing import CommandParser
 from mmpetl.core import registered_methods
+from mmpetl.core.part_files import whole_file
 
 COLUMNS = ('delta', 'selected', 'head', 'base')
 
@@ -80,5 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             show(row)
             rows.append(row)
         if args.out:
-            with open(args.out, 'w', encoding='utf-8') as file:
-                json.dump(rows, file, indent=2)
+            text = json.dumps(rows, indent=2)
+            with whole_file(args.out) as part:
+                part.write_text(text, encoding='utf-8')

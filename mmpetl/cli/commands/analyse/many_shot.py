@@ -117,7 +117,7 @@ def draw_curves(
     axis.set_ylabel(metric_of(metric).label)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.01, 1))
-    seeds = max(len(p.scores) for rows in groups.values() for p in rows)
+    seeds = selection.seeds_said(len(p.scores) for r in groups.values() for p in r)
     low, high = shots[0], shots[-1]
 
     def best(count: int) -> str:
@@ -131,7 +131,7 @@ def draw_curves(
         title=f'Score against training images on {task}',
         caption=(
             f'Class-balanced, nested subsets of the training set, drawn per seed; '
-            f'every run takes {same}. Points are means over {seeds} seeds, bars one '
+            f'every run takes {same}. Points are means over {seeds}, bars one '
             f'standard deviation over seeds.'
         ),
         alt=(

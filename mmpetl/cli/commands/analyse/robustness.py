@@ -212,7 +212,7 @@ def draw_scatter(
     x = [row['clean'] for row in rows.values()]
     y = [row['shifted'] for row in rows.values()]
     families = [row['family'] for row in rows.values()]
-    seeds = max(len(row['seeds']) for row in rows.values())
+    counts = [len(row['seeds']) for row in rows.values()]
     wide = [row['clean_spread'] for row in rows.values()]
     tall = [row['shifted_spread'] for row in rows.values()]
     line = robustness.line_of(x, y)
@@ -235,18 +235,23 @@ def draw_scatter(
         to / f'{task}-scatter.png',
         title=f'In and out of distribution on {task}',
         caption=(
-            f'{words} The dashed line is the least-squares line through all methods; '
-            f'what lies above it is more robust than its accuracy says.'
+            words
             + (
-                f' Bars: one standard deviation over {seeds} seeds.'
-                if seeds > 1
+                ' The dashed line is the least-squares line through all methods; what '
+                'lies above it is more robust than its accuracy says.'
+                if line is not None
+                else ''
+            )
+            + (
+                f' Bars: one standard deviation over {selection.seeds_said(counts)}.'
+                if max(counts) > 1
                 else ''
             )
         ),
         alt=(
             f'{len(rows)} methods. Best on the shifted sets: {best} with {max(y):.1f} '
-            f'% at {x[int(np.argmax(y))]:.1f} % on the test set; farthest above the '
-            f'line: {above}.'
+            f'% at {x[int(np.argmax(y))]:.1f} % on the test set'
+            + (f'; farthest above the line: {above}.' if line is not None else '.')
         ),
         section=SECTION,
     )
@@ -316,7 +321,8 @@ def run_task(
     )
     if args.limit:
         words += f' {args.limit:,} samples of each set.'
-    words += f' Mean over {len(seeds)} seed{"s" if len(seeds) > 1 else ""}.'
+    counts = [len(row['seeds']) for row in found.values()]
+    words += f' Mean over {selection.seeds_said(counts)}.'
     draw_scatter(task, found, words, to)
     draw_kinds(task, found, words, to)
     sets = list(next(iter(found.values()))['scores'])

@@ -274,7 +274,8 @@ def compare(args: argparse.Namespace, to: Path) -> list[str]:
     planned, tune = held_out_jobs(args, records, task)
     lines = []
     runs = RecordStore(args.out)
-    if any(runs.read(job) is None for job in planned.values()):
+    there = [runs.read(job) for job in planned.values()]
+    if any(record is None or record.status != 'done' for record in there):
         runs = RecordStore(args.out / 'analysis' / 'wise' / 'bench')
         further_runs.run_jobs(
             list(planned.values()), runs.out, 'held out', args.executor, args.workers
