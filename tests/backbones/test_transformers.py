@@ -602,7 +602,7 @@ def test_an_output_reads_a_side_network_as_its_layer_ends() -> None:
 
 
 def whole_models() -> dict[str, nn.Module]:
-    """Models with a ``*Backbone`` in them, by the path of what is injected into."""
+    """Models with a Dinov2Backbone and a SwinBackbone at ``backbone``."""
     t = transformers
     states = t.Dinov2Config(
         **SIZE, out_indices=[0, 1, 2, 3], reshape_hidden_states=False
@@ -615,41 +615,41 @@ def whole_models() -> dict[str, nn.Module]:
     uper = t.UperNetConfig(backbone_config=windows, num_labels=3, **head)
     depth = t.DepthAnythingForDepthEstimation(depth)
     nn.init.ones_(depth.head.conv3.bias)  # what is below zero is cut
-    return {
-        'backbone': depth,
-        'backbone.swin': t.UperNetForSemanticSegmentation(uper),
-    }
+    return {'depth': depth, 'uper': t.UperNetForSemanticSegmentation(uper)}
 
 
-@pytest.mark.parametrize('path', ['backbone', 'backbone.swin'])
-def test_a_whole_model_around_a_backbone(path: str, tmp_path, x: Tensor) -> None:
+@pytest.mark.parametrize('kind', ['depth', 'uper'])
+def test_a_whole_model_around_a_backbone(kind: str, tmp_path, x: Tensor) -> None:
     """Depth Anything and UperNet: a step, the delta in a file and back, folded."""
-    base = whole_models()[path].eval()
-    with pytest.raises(PETLError, match=f'inject into model.{path} '):
+    base = whole_models()[kind].eval()
+    with pytest.raises(PETLError, match=r'inject into model\.backbone \('):
         inject(copy.deepcopy(base), 'AdaptFormer')
     model = copy.deepcopy(base)
-    inject(model.get_submodule(path), 'LoRA')
+    inject(model.backbone, 'LoRA')
     torch.testing.assert_close(model(x)[0], base(x)[0], rtol=1e-4, atol=1e-4)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    around = [n for n in trained if not n.startswith(f'{path}.')]
+    around = [n for n in trained if not n.startswith('backbone.')]
     assert around
-    assert all('.petl.' in n for n in trained if n not in around)
+    inside = {n for n in trained if n not in around}
+    assert any('.petl.' in n for n in inside)
+    # Upstream's norms of a SwinBackbone stand outside of its trunk.
+    assert all('.petl.' in n or 'hidden_states_norms' in n for n in inside)
     optimizer = torch.optim.SGD(trained.values(), lr=1e-3)
     for _ in range(2):  # the second factor starts at zero
         optimizer.zero_grad()
         model.train()(x)[0].square().mean().backward()
         optimizer.step()
-    inside = dict(base.named_parameters())
+    before = dict(base.named_parameters())
     for name, param in model.named_parameters():
         if name not in trained:
-            assert torch.equal(param, inside[name]), name
+            assert torch.equal(param, before[name]), name
     model.eval()
     with torch.no_grad():
         y = model(x)[0]
         assert not torch.allclose(y, base(x)[0])
         mmpetl.save_delta(model, tmp_path / 'delta.safetensors')
         other = copy.deepcopy(base)
-        inject(other.get_submodule(path), 'LoRA')
+        inject(other.backbone, 'LoRA')
         load_delta(other, tmp_path / 'delta.safetensors')
         assert torch.equal(other.eval()(x)[0], y)
         fold(other)
@@ -689,6 +689,46 @@ def test_a_swin_backbone_pads_and_shifts_maps_of_any_size(size: tuple) -> None:
         maps, theirs = prompted(x).feature_maps, plain(x).feature_maps
         assert [y.shape for y in maps] == [y.shape for y in theirs]
         assert not torch.allclose(maps[-1], theirs[-1])
+
+
+def holders_of_states() -> dict[str, nn.Module]:
+    """Classes that read recorded states of the trunk in them, in double precision."""
+    t = transformers
+    beit = CONFIGS['beit'] | {'out_indices': [1, 3]}
+    small = {'num_labels': 3, 'pool_scales': [1, 2], 'use_auxiliary_head': False}
+    # Counted from one there, so that 0 is the last state.
+    four = CONFIGS['beit'] | {'out_indices': [0, 1, 2, 3], **small}
+    found = {
+        'beit': t.BeitBackbone(t.BeitConfig(**beit)),
+        'beit_normed': t.BeitBackbone(t.BeitConfig(**beit, use_mean_pooling=False)),
+        'beit_seg': t.BeitForSemanticSegmentation(t.BeitConfig(**four)),
+        'swin': t.SwinBackbone(t.SwinConfig(image_size=32, out_indices=[1, 2], **SWIN)),
+    }
+    return {k: randomise_(model).double().eval() for k, model in found.items()}
+
+
+@pytest.mark.parametrize('kind', list(holders_of_states()))
+def test_methods_act_on_the_states_that_are_read(kind: str) -> None:
+    """The final norm is not, and what stands at the last output alone did nothing."""
+    plain = holders_of_states()[kind]
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    theirs = list(outputs(plain, x))
+    nothing = inject(copy.deepcopy(plain), Nothing())
+    for y, z in zip(outputs(nothing, x), theirs, strict=True):
+        torch.testing.assert_close(y, z)
+    for method in ('LNTune', 'SSF', 'LST', {'type': 'E3VA', 'rank': 4}, 'VPTDeep'):
+        model = shaken(copy.deepcopy(plain), method)
+        ys = list(outputs(model, x))
+        assert [y.shape for y in ys] == [z.shape for z in theirs]
+        assert not any(torch.allclose(y, z) for y, z in zip(ys, theirs, strict=True))
+        sum(y.square().sum() for y in ys).backward()
+        core = find_injected(model)[0][1]
+        named = core.named_parameters()
+        assert all(p.grad is not None for _, p in named if p.requires_grad)
+        if method == 'SSF':
+            with torch.no_grad():
+                folded = list(outputs(fold(model), x))
+            torch.testing.assert_close(folded, ys)
 
 
 @torch.no_grad()

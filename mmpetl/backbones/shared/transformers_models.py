@@ -14,7 +14,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import wraps
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 from transformers.utils import output_capturing
 
 from mmpetl.core import (
@@ -331,13 +332,16 @@ class ModelHost(BackboneHost):
             _RUNNING.now = outer
         hidden = getattr(result, 'hidden_states', None)
         if hidden is not None:
-            if at.states:
-                pairs = zip(hidden, at.states, strict=True)
-                hidden = [None if h is None else state for h, state in pairs]
-            result.hidden_states = tuple(
-                self.own_tokens(h, at.ctx, at.grid_of(i)) for i, h in enumerate(hidden)
-            )
+            result.hidden_states = self.handed(hidden, at)
         return result if tuples else result.to_tuple()
+
+    def handed(
+        self, states: Iterable[Tensor | None], at: Pass
+    ) -> tuple[Tensor | None, ...]:
+        """Recorded states as they leave, None where one was not asked for."""
+        return tuple(
+            self.own_tokens(h, at.ctx, at.grid_of(i)) for i, h in enumerate(states)
+        )
 
     def check_arguments(self, given: dict[str, Any]) -> None:
         """Refuse what a pass with sites cannot do.
@@ -398,6 +402,8 @@ class ModelHost(BackboneHost):
         """
         place = record_of(self).site_map.place_of(self, tap)
         if place == 'final':
+            if record_of(self).site_map.states_of(self):  # made before, and not of this
+                return run(self.own_tokens(args[0], ctx, ctx.grid))
             return self.emit(args[0], run, ctx, self.depth - 1)[1]
         if place == 'vector_norm':
             return self.norm_vector(run, args[0], ctx, self.depth)
@@ -483,12 +489,23 @@ class ModelHost(BackboneHost):
 
 
 class StatesHost(ModelHost):
-    """A ``*Backbone`` class, whose outputs are states that upstream has recorded.
+    """A model whose outputs may be states that upstream has recorded.
 
     An output is made as its layer ends: its site reads streams that go on from there.
-    Upstream finds it in the place of the state, as it looks through all of them behind
-    the last layer, and its norm leaves alone what has been normed.
+    It stands in the place of the state where upstream looks through all of them: in a
+    ``*Backbone`` class itself, whose norm leaves alone what has been normed, or behind
+    the model, in one that holds it.
     """
+
+    def handed(
+        self, states: Iterable[Tensor | None], at: Pass
+    ) -> tuple[Tensor | None, ...]:
+        own = at.states or [
+            state if out is None else out
+            for state, out in zip(states, at.outs, strict=True)
+        ]
+        pairs = zip(states, own, strict=True)
+        return super().handed([None if h is None else state for h, state in pairs], at)
 
     def embedded(self, y: Tensor, ctx: Context) -> Tensor:
         y = super().embedded(y, ctx)
@@ -526,7 +543,7 @@ class StatesHost(ModelHost):
                 for state, out in zip(at.states, at.outs, strict=True)
             )
             return y
-        if place == 'final':
+        if place == 'final' and at.states:
             is_done = any(args[0] is out for out in at.outs)
             return args[0] if is_done else self.norm_tokens(args[0], tap, ctx)
         return super().tapped(tap, run, ctx, *args, **kwargs)
@@ -601,15 +618,46 @@ class TransformersMap(SiteMap):
 
     def norm_of(self, backbone: nn.Module) -> nn.Module | None:
         """The norm on the tokens that leave."""
+        if states := self.states_of(backbone):
+            norms = (self.norm_at(backbone, i - 1) for i in states)
+            return next((norm for norm in norms if norm is not None), None)
         norm = _below(backbone, self.final) if self.final else None
         return norm if isinstance(norm, nn.LayerNorm) else None
 
+    def core(self, backbone: nn.Module) -> nn.Module:
+        inner = super().core(backbone)
+        if inner is not backbone:
+            inner.states_read = self.read_by(backbone)
+        return inner
+
+    def read_by(self, holder: nn.Module) -> list[int]:
+        """Recorded states that a class around the model reads, none of most."""
+        return selected_states(holder) if isinstance(holder, BackboneMixin) else []
+
+    def states_of(self, backbone: nn.Module) -> list[int]:
+        """Recorded states that leave in place of the last output, by a class around it.
+
+        The first is what enters the first layer.
+        """
+        return vars(backbone).get('states_read', [])
+
     def leaving(self, backbone: nn.Module) -> list[int]:
-        """Layers whose output leaves."""
+        """Layers, or stages, whose output leaves."""
+        if states := self.states_of(backbone):
+            return [i - 1 for i in states if i]
         return [len(backbone.get_submodule(self.layers)) - 1]
 
+    def norm_at(self, backbone: nn.Module, layer: int) -> nn.Module | None:
+        """The norm on a state that leaves, by its layer, -1 for what enters the first.
+
+        None: what holds the model norms it, if anything does.
+        """
+        return None
+
     def unread_in(self, backbone: nn.Module) -> tuple[str, ...]:
-        """:attr:`unread` of this very instance."""
+        """:attr:`unread` of this very instance, with a norm that no output has seen."""
+        if self.states_of(backbone) and self.norm_of(backbone) is None:
+            return (*self.unread, self.final)
         return self.unread
 
     def parts_of(self, block: nn.Module) -> LayerHost:
@@ -686,31 +734,23 @@ class StatesMap(TransformersMap):
     norms_last = False
 
     def states_of(self, backbone: nn.Module) -> list[int]:
-        """States that leave; the first is what enters the first layer."""
-        names = backbone.stage_names
-        return [i for i, name in enumerate(names) if name in backbone.out_features]
-
-    def leaving(self, backbone: nn.Module) -> list[int]:
-        return [i - 1 for i in self.states_of(backbone) if i]
+        return selected_states(backbone)
 
     def norm_at(self, backbone: nn.Module, layer: int) -> nn.Module | None:
-        """The norm on what leaves of a layer, -1 for what enters the first."""
         last = self.norms_last and layer == len(backbone.stage_names) - 2
         read = last or backbone.config.apply_layernorm
         return backbone.get_submodule(self.final) if read else None
-
-    def norm_of(self, backbone: nn.Module) -> nn.Module | None:
-        norms = (self.norm_at(backbone, i - 1) for i in self.states_of(backbone))
-        return next((norm for norm in norms if norm is not None), None)
-
-    def unread_in(self, backbone: nn.Module) -> tuple[str, ...]:
-        is_read = self.norm_of(backbone) is not None
-        return self.unread if is_read else (*self.unread, self.final)
 
     def inner_hosts(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from super().inner_hosts(backbone)
         if self.norm_of(backbone) is not None:
             yield self.encoder, backbone.get_submodule(self.encoder)
+
+
+def selected_states(backbone: BackboneMixin) -> list[int]:
+    """Places of ``out_features`` among the states of a ``*Backbone`` class."""
+    names = backbone.stage_names
+    return [i for i, name in enumerate(names) if name in backbone.out_features]
 
 
 def _below(backbone: nn.Module, path: str) -> nn.Module | None:
