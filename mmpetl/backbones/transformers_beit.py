@@ -21,10 +21,10 @@ from transformers.models.beit.modeling_beit import (
 
 from mmpetl.backbones.shared.transformers_models import (
     LayerHost,
-    ModelHost,
     PETLConv2d,
     PETLIdentity,
     PETLLayerNorm,
+    StatesHost,
     Tap,
     TransformersMap,
 )
@@ -73,7 +73,7 @@ class PETLBeitEmbeddings(Tap, BeitEmbeddings):
     """Patches, class token and, in some models, positions."""
 
 
-class PETLBeitModel(ModelHost, BeitModel):
+class PETLBeitModel(StatesHost, BeitModel):
     """A BeitModel that runs sites."""
 
 
@@ -104,6 +104,12 @@ class TransformersBeit(TransformersMap):
         nn.Identity: PETLIdentity,
     }
     position_biases = ('relative_position_bias_table',)
+
+    def read_by(self, holder: nn.Module) -> list[int]:
+        if not isinstance(holder, BeitForSemanticSegmentation):
+            return super().read_by(holder)
+        count = holder.config.num_hidden_layers + 1
+        return sorted({(i - 1) % count for i in holder.config.out_indices})
 
     def example(self) -> nn.Module:
         return BeitModel(BeitConfig(use_relative_position_bias=True))

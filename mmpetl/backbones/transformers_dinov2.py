@@ -1,4 +1,4 @@
-"""Sites of transformers' Dinov2Model, with and without registers."""
+"""Sites of transformers' Dinov2Model and Dinov2Backbone, with and without registers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from mmpetl.backbones.shared.transformers_models import (
     ModelHost,
     PETLConv2d,
     PETLLayerNorm,
+    StatesHost,
+    StatesMap,
     Tap,
     TransformersMap,
 )
@@ -43,6 +45,14 @@ class PETLDinov2Model(ModelHost, dinov2.Dinov2Model):
     """A Dinov2Model that runs sites."""
 
 
+class PETLDinov2Encoder(Tap, dinov2.Dinov2Encoder):
+    """The layers, and the states that a Dinov2Backbone hands out."""
+
+
+class PETLDinov2Backbone(StatesHost, dinov2.Dinov2Backbone):
+    """A Dinov2Backbone that runs sites."""
+
+
 class PETLDinov2WithRegistersLayer(ScaledLayer, registers.Dinov2WithRegistersLayer):
     """A layer that runs sites."""
 
@@ -53,6 +63,16 @@ class PETLDinov2WithRegistersEmbeddings(Tap, registers.Dinov2WithRegistersEmbedd
 
 class PETLDinov2WithRegistersModel(ModelHost, registers.Dinov2WithRegistersModel):
     """A Dinov2WithRegistersModel that runs sites."""
+
+
+class PETLDinov2WithRegistersEncoder(Tap, registers.Dinov2WithRegistersEncoder):
+    """The layers, and the states that a Dinov2WithRegistersBackbone hands out."""
+
+
+class PETLDinov2WithRegistersBackbone(
+    StatesHost, registers.Dinov2WithRegistersBackbone
+):
+    """A Dinov2WithRegistersBackbone that runs sites."""
 
 
 @BACKBONES.register_module()
@@ -77,6 +97,19 @@ class TransformersDinov2(TransformersMap):
 
     def example(self) -> nn.Module:
         return dinov2.Dinov2Model(Dinov2Config(image_size=518, patch_size=14))
+
+
+@BACKBONES.register_module()
+class TransformersDinov2Backbone(StatesMap, TransformersDinov2):
+    """``transformers.Dinov2Backbone``."""
+
+    host = dinov2.Dinov2Backbone
+    swapped = PETLDinov2Backbone
+    encoder = 'encoder'
+    taps = TransformersDinov2.taps | {dinov2.Dinov2Encoder: PETLDinov2Encoder}
+
+    def example(self) -> nn.Module:
+        return dinov2.Dinov2Backbone(Dinov2Config(image_size=518, patch_size=14))
 
 
 @BACKBONES.register_module()
@@ -107,3 +140,21 @@ class TransformersDinov2WithRegisters(TransformersMap):
     def example(self) -> nn.Module:
         config = Dinov2WithRegistersConfig(image_size=518, patch_size=14)
         return registers.Dinov2WithRegistersModel(config)
+
+
+@BACKBONES.register_module()
+class TransformersDinov2WithRegistersBackbone(
+    StatesMap, TransformersDinov2WithRegisters
+):
+    """``transformers.Dinov2WithRegistersBackbone``."""
+
+    host = registers.Dinov2WithRegistersBackbone
+    swapped = PETLDinov2WithRegistersBackbone
+    encoder = 'encoder'
+    taps = TransformersDinov2WithRegisters.taps | {
+        registers.Dinov2WithRegistersEncoder: PETLDinov2WithRegistersEncoder
+    }
+
+    def example(self) -> nn.Module:
+        config = Dinov2WithRegistersConfig(image_size=518, patch_size=14)
+        return registers.Dinov2WithRegistersBackbone(config)

@@ -1,4 +1,4 @@
-"""Sites of transformers' DINOv3ViTModel."""
+"""Sites of transformers' DINOv3ViTModel and DINOv3ViTBackbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     DINOv3ViTAttention,
+    DINOv3ViTBackbone,
     DINOv3ViTEmbeddings,
+    DINOv3ViTEncoder,
     DINOv3ViTGatedMLP,
     DINOv3ViTLayer,
     DINOv3ViTMLP,
@@ -22,6 +24,8 @@ from mmpetl.backbones.shared.transformers_models import (
     ModelHost,
     PETLConv2d,
     PETLLayerNorm,
+    StatesHost,
+    StatesMap,
     Tap,
     TransformersMap,
 )
@@ -71,6 +75,14 @@ class PETLDINOv3ViTModel(ModelHost, DINOv3ViTModel):
     """A DINOv3ViTModel that runs sites."""
 
 
+class PETLDINOv3ViTEncoder(Tap, DINOv3ViTEncoder):
+    """The layers, and the states that a DINOv3ViTBackbone hands out."""
+
+
+class PETLDINOv3ViTBackbone(StatesHost, DINOv3ViTBackbone):
+    """A DINOv3ViTBackbone that runs sites."""
+
+
 @BACKBONES.register_module()
 class TransformersDINOv3(TransformersMap):
     """``transformers.DINOv3ViTModel``."""
@@ -93,6 +105,25 @@ class TransformersDINOv3(TransformersMap):
     }
 
     def example(self) -> nn.Module:
-        size = {'hidden_size': 768, 'intermediate_size': 3072}
-        heads = {'num_attention_heads': 12, 'num_register_tokens': 4}
-        return DINOv3ViTModel(DINOv3ViTConfig(num_hidden_layers=12, **size, **heads))
+        return DINOv3ViTModel(config_of_base())
+
+
+@BACKBONES.register_module()
+class TransformersDINOv3Backbone(StatesMap, TransformersDINOv3):
+    """``transformers.DINOv3ViTBackbone``."""
+
+    host = DINOv3ViTBackbone
+    swapped = PETLDINOv3ViTBackbone
+    encoder = 'model'
+    norms_last = True
+    taps = TransformersDINOv3.taps | {DINOv3ViTEncoder: PETLDINOv3ViTEncoder}
+
+    def example(self) -> nn.Module:
+        return DINOv3ViTBackbone(config_of_base())
+
+
+def config_of_base() -> DINOv3ViTConfig:
+    """The size that papers use."""
+    size = {'hidden_size': 768, 'intermediate_size': 3072}
+    heads = {'num_attention_heads': 12, 'num_register_tokens': 4}
+    return DINOv3ViTConfig(num_hidden_layers=12, **size, **heads)

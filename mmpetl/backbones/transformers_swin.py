@@ -40,6 +40,7 @@ from mmpetl.core import (
     block_sites,
     without_extra,
 )
+from mmpetl.core.injection import record_of
 from mmpetl.registry import BACKBONES
 
 
@@ -115,9 +116,9 @@ class PETLSwinStage(SwinStage):
         x = hidden_states
         for block in self.blocks:
             x, _ = block(x, input_dimensions, always_partition=always_partition)
-        inside = without_extra(x, at.ctx)
+        index = at.model.place_of_stage(self)
+        inside = at.model.ended(index, x, at.ctx)
         if self.downsample is not None:
-            index = at.model.place_of_stage(self)
             x = at.model.merge_patches(index, self.downsample, x, at.ctx)
         at.grids.append(at.ctx.grid)
         maps = self.get_reshaped_hidden_states(
@@ -148,6 +149,12 @@ class PETLSwinModel(ModelHost, WindowBackboneHost, SwinModel):
     def place_of_stage(self, stage: nn.Module) -> int:
         """Index of a stage."""
         return next(i for i, s in enumerate(self.encoder.layers) if s is stage)
+
+    def ended(self, index: int, x: Tensor, ctx: Context) -> Tensor:
+        """The map of a stage, (B, N, C), in front of the merging."""
+        if not record_of(self).site_map.states_of(self):
+            return without_extra(x, ctx)
+        return self.emit(x, None, ctx, index)[1]
 
     def embedded(
         self, y: tuple[Tensor, tuple[int, int]], ctx: Context
@@ -213,7 +220,7 @@ class TransformersSwin(TransformersMap):
         sites = [Site('embed.proj', '', patch, d, **first)]
         sites.append(Site('embed.norm', '', d, d, **first))
         sites.append(Site('embed', '', d, d, **first))
-        counter = 0
+        counter, states = 0, self.states_of(backbone)
         for i, stage in enumerate(stages):
             for j, block in enumerate(stage.blocks):
                 sites += block_sites(
@@ -230,6 +237,9 @@ class TransformersSwin(TransformersMap):
                 )
                 counter += 1
             at = {**facts, 'stage': i, 'has_grid': True, 'index': i}
+            if i + 1 in states:
+                window = tuple(self.table(stage.blocks[-1]).window_size)
+                sites.append(Site('out', '', d, d, window=window, **at))
             if stage.downsample is not None:
                 wide, out = 4 * d, stage.downsample.reduction.out_features
                 between = {**at, 'merged': (2, 2)}
@@ -237,6 +247,8 @@ class TransformersSwin(TransformersMap):
                 sites.append(Site('downsample.reduction', '', wide, out, **between))
                 sites.append(Site('downsample', '', d, out, **between))
                 d = out
+        if states:
+            return sites
         sites.append(Site('out.norm', '', d, d, **at))
         window = tuple(self.table(stages[-1].blocks[-1]).window_size)
         sites.append(Site('out', '', d, d, window=window, pooled=True, **at))

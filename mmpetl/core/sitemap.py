@@ -530,7 +530,8 @@ def why_unknown(model: nn.Module) -> str:
             )
     for path, part in model.named_modules():
         for site_map in _load_descriptions(part) if path else ():
-            if type(part) in (site_map.host, getattr(site_map, 'swapped', None)):
+            swapped = getattr(site_map, 'swapped', None)
+            if type(part) in (site_map.host, swapped, *site_map.holders):
                 return (
                     f'{name} is no backbone, but holds one: inject into model.{path} '
                     f'({class_name(type(part))})'

@@ -475,6 +475,188 @@ def test_traced_and_compiled(kind: str, x: Tensor) -> None:
     assert torch.equal(model(x), y)
 
 
+STATES = {
+    'dinov2': ('Dinov2', {}),
+    'dinov2-gated': ('Dinov2', {'use_swiglu_ffn': True, 'out_indices': [0, 1]}),
+    'dinov2-plain': ('Dinov2', {'apply_layernorm': False, 'out_indices': [0, 2, 3]}),
+    'registers': ('Dinov2WithRegisters', {'num_register_tokens': 3}),
+    'registers-tokens': (
+        'Dinov2WithRegisters',
+        {'reshape_hidden_states': False, 'out_features': ['stem', 'stage2']},
+    ),
+    'dinov3': ('DINOv3ViT', {'return_class_token': True, 'out_indices': [0, 2, 3]}),
+    'dinov3-plain': ('DINOv3ViT', {'apply_layernorm': False}),
+    'dinov3-inner': ('DINOv3ViT', {'apply_layernorm': False, 'out_indices': [1, 2]}),
+}
+"""Classes called ``*Backbone``, and what differs from maps of layers 1 and 3."""
+
+
+def backbone_of(kind: str) -> nn.Module:
+    """One of :data:`STATES`, in double precision."""
+    name, args = STATES[kind]
+    size = WIDE if name == 'DINOv3ViT' else SIZE
+    if 'out_features' not in args:
+        args = {'out_indices': [1, 3]} | args
+    built = getattr(transformers, f'{name}Config')(**size | args, drop_path_rate=0.3)
+    return randomise_(getattr(transformers, f'{name}Backbone')(built)).double()
+
+
+@pytest.mark.parametrize('train', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('kind', STATES)
+def test_backbones_hand_out_what_upstreams_do(kind: str, train: bool) -> None:
+    plain = backbone_of(kind)
+    ours = inject(copy.deepcopy(plain), Everything())
+    x = torch.randn(2, 3, 40, 35, dtype=torch.float64)
+    found = []
+    for m in (plain, ours):
+        m.train(train)
+        torch.manual_seed(2)
+        y = m(x, output_hidden_states=True)
+        maps = (*y.feature_maps, *(getattr(y, 'cls_tokens', None) or ()))
+        sum(t.square().sum() for t in maps).backward()
+        named = m.named_parameters()
+        found.append((y, {n: p.grad for n, p in named if p.grad is not None}))
+    (theirs, grads), (y, others) = found
+    assert type(y) is type(theirs)
+    assert y.keys() == theirs.keys()
+    for name in y:
+        torch.testing.assert_close(y[name], theirs[name], msg=name)
+    if 'DINOv3' in STATES[kind][0]:  # no field of it
+        torch.testing.assert_close(y.last_hidden_state, theirs.last_hidden_state)
+    assert others.keys() == grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(others[name], grad, msg=name)
+    with torch.no_grad():
+        for args in (
+            {},
+            {'return_dict': False},
+            {'output_hidden_states': [-1, 0], 'return_dict': False},
+        ):
+            torch.manual_seed(2)
+            theirs = plain(x, **args)
+            torch.manual_seed(2)
+            torch.testing.assert_close(ours(x, **args), theirs)
+    ours = eject(inject(copy.deepcopy(plain), Nothing()))
+    assert [type(m) for m in ours.modules()] == [type(m) for m in plain.modules()]
+
+
+@pytest.mark.parametrize('kind', STATES)
+def test_all_that_trains_in_a_backbone_is_read(kind: str) -> None:
+    """A norm that no output has been through is no site; blocks behind all stay."""
+    plain = backbone_of(kind).eval()
+    x = torch.randn(2, 3, 32, 40, dtype=torch.float64)
+    theirs = plain(x).feature_maps
+    last = max(i for i in plain.out_indices)
+    side = {'type': 'LST', 'init': 'random'}  # of a gated network too
+    for method in ('LNTune', 'SSF', side, 'ResTuningBypass', 'E3VA'):
+        model = shaken(copy.deepcopy(plain), method)
+        y = model(x, output_hidden_states=True)
+        assert [z.shape for z in y.feature_maps] == [z.shape for z in theirs]
+        assert not torch.allclose(y.feature_maps[-1], theirs[-1])
+        sum(z.square().sum() for z in y.feature_maps).backward()
+        dead = [
+            name
+            for name, p in model.named_parameters()
+            if p.requires_grad and p.grad is None
+        ]
+        behind = [re.search(r'layer\.(\d+)\.', name) for name in dead]
+        assert all(match and int(match[1]) >= last for match in behind), dead
+        if method == 'SSF' and not kind.startswith('dinov3'):  # keys without a bias
+            with torch.no_grad():
+                folded = fold(model)(x).feature_maps
+            assert type(model) is type(plain)
+            torch.testing.assert_close(folded, y.feature_maps)
+
+
+@pytest.mark.parametrize('kind', STATES)
+@torch.no_grad()
+def test_prompts_are_in_no_map_and_no_state(kind: str) -> None:
+    plain = backbone_of(kind).eval()
+    x = torch.randn(2, 3, 40, 35, dtype=torch.float64)
+    theirs = plain(x, output_hidden_states=True)
+    for method in ('VPTDeep', {'type': 'VPTDeep', 'num_tokens': 3}):
+        y = shaken(copy.deepcopy(plain), method)(x, output_hidden_states=True)
+        for name in ('feature_maps', 'hidden_states'):
+            assert [t.shape for t in y[name]] == [t.shape for t in theirs[name]]
+            assert not torch.allclose(y[name][-1], theirs[name][-1])
+    # What enters the layers knows nothing of them.
+    torch.testing.assert_close(y.hidden_states[0], theirs.hidden_states[0])
+    if plain.config.apply_layernorm and plain.out_indices[-1] == 3:
+        norm = plain.norm if hasattr(plain, 'norm') else plain.layernorm
+        own = 1 + getattr(plain.config, 'num_register_tokens', 0)
+        last = norm(y.hidden_states[3])[:, own:].mT.unflatten(2, (5, 4))
+        torch.testing.assert_close(y.feature_maps[-1], last)
+
+
+def test_an_output_reads_a_side_network_as_its_layer_ends() -> None:
+    plain = backbone_of('dinov2').eval()
+    model = shaken(copy.deepcopy(plain), 'LST')
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    model(x).feature_maps[0].square().sum().backward()
+    layers = {
+        int(match[1])
+        for name, p in model.named_parameters()
+        if p.grad is not None and (match := re.search(r'layer\.(\d+)\.', name))
+    }
+    assert layers == {0}
+
+
+def whole_models() -> dict[str, nn.Module]:
+    """Models with a Dinov2Backbone and a SwinBackbone at ``backbone``."""
+    t = transformers
+    states = t.Dinov2Config(
+        **SIZE, out_indices=[0, 1, 2, 3], reshape_hidden_states=False
+    )
+    small = dict.fromkeys(('fusion_hidden_size', 'head_hidden_size'), 8)
+    small |= {'reassemble_hidden_size': 32, 'neck_hidden_sizes': [8, 8, 8, 8]}
+    depth = t.DepthAnythingConfig(backbone_config=states, patch_size=8, **small)
+    windows = t.SwinConfig(image_size=32, out_indices=[1, 2], **SWIN)
+    head = {'hidden_size': 8, 'pool_scales': [1, 2], 'use_auxiliary_head': False}
+    uper = t.UperNetConfig(backbone_config=windows, num_labels=3, **head)
+    depth = t.DepthAnythingForDepthEstimation(depth)
+    nn.init.ones_(depth.head.conv3.bias)  # what is below zero is cut
+    return {'depth': depth, 'uper': t.UperNetForSemanticSegmentation(uper)}
+
+
+@pytest.mark.parametrize('kind', ['depth', 'uper'])
+def test_a_whole_model_around_a_backbone(kind: str, tmp_path, x: Tensor) -> None:
+    """Depth Anything and UperNet: a step, the delta in a file and back, folded."""
+    base = whole_models()[kind].eval()
+    with pytest.raises(PETLError, match=r'inject into model\.backbone \('):
+        inject(copy.deepcopy(base), 'AdaptFormer')
+    model = copy.deepcopy(base)
+    inject(model.backbone, 'LoRA')
+    torch.testing.assert_close(model(x)[0], base(x)[0], rtol=1e-4, atol=1e-4)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    around = [n for n in trained if not n.startswith('backbone.')]
+    assert around
+    inside = {n for n in trained if n not in around}
+    assert any('.petl.' in n for n in inside)
+    # Upstream's norms of a SwinBackbone stand outside of its trunk.
+    assert all('.petl.' in n or 'hidden_states_norms' in n for n in inside)
+    optimizer = torch.optim.SGD(trained.values(), lr=1e-3)
+    for _ in range(2):  # the second factor starts at zero
+        optimizer.zero_grad()
+        model.train()(x)[0].square().mean().backward()
+        optimizer.step()
+    before = dict(base.named_parameters())
+    for name, param in model.named_parameters():
+        if name not in trained:
+            assert torch.equal(param, before[name]), name
+    model.eval()
+    with torch.no_grad():
+        y = model(x)[0]
+        assert not torch.allclose(y, base(x)[0])
+        mmpetl.save_delta(model, tmp_path / 'delta.safetensors')
+        other = copy.deepcopy(base)
+        inject(other.backbone, 'LoRA')
+        load_delta(other, tmp_path / 'delta.safetensors')
+        assert torch.equal(other.eval()(x)[0], y)
+        fold(other)
+        assert [type(m) for m in other.modules()] == [type(m) for m in base.modules()]
+        torch.testing.assert_close(other(x)[0], y, rtol=1e-4, atol=1e-4)
+
+
 SWIN = {'depths': [2, 2], 'num_heads': [2, 4], 'window_size': 4, 'embed_dim': 16}
 
 
@@ -507,6 +689,46 @@ def test_a_swin_backbone_pads_and_shifts_maps_of_any_size(size: tuple) -> None:
         maps, theirs = prompted(x).feature_maps, plain(x).feature_maps
         assert [y.shape for y in maps] == [y.shape for y in theirs]
         assert not torch.allclose(maps[-1], theirs[-1])
+
+
+def holders_of_states() -> dict[str, nn.Module]:
+    """Classes that read recorded states of the trunk in them, in double precision."""
+    t = transformers
+    beit = CONFIGS['beit'] | {'out_indices': [1, 3]}
+    small = {'num_labels': 3, 'pool_scales': [1, 2], 'use_auxiliary_head': False}
+    # Counted from one there, so that 0 is the last state.
+    four = CONFIGS['beit'] | {'out_indices': [0, 1, 2, 3], **small}
+    found = {
+        'beit': t.BeitBackbone(t.BeitConfig(**beit)),
+        'beit_normed': t.BeitBackbone(t.BeitConfig(**beit, use_mean_pooling=False)),
+        'beit_seg': t.BeitForSemanticSegmentation(t.BeitConfig(**four)),
+        'swin': t.SwinBackbone(t.SwinConfig(image_size=32, out_indices=[1, 2], **SWIN)),
+    }
+    return {k: randomise_(model).double().eval() for k, model in found.items()}
+
+
+@pytest.mark.parametrize('kind', list(holders_of_states()))
+def test_methods_act_on_the_states_that_are_read(kind: str) -> None:
+    """The final norm is not, and what stands at the last output alone did nothing."""
+    plain = holders_of_states()[kind]
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    theirs = list(outputs(plain, x))
+    nothing = inject(copy.deepcopy(plain), Nothing())
+    for y, z in zip(outputs(nothing, x), theirs, strict=True):
+        torch.testing.assert_close(y, z)
+    for method in ('LNTune', 'SSF', 'LST', {'type': 'E3VA', 'rank': 4}, 'VPTDeep'):
+        model = shaken(copy.deepcopy(plain), method)
+        ys = list(outputs(model, x))
+        assert [y.shape for y in ys] == [z.shape for z in theirs]
+        assert not any(torch.allclose(y, z) for y, z in zip(ys, theirs, strict=True))
+        sum(y.square().sum() for y in ys).backward()
+        core = find_injected(model)[0][1]
+        named = core.named_parameters()
+        assert all(p.grad is not None for _, p in named if p.requires_grad)
+        if method == 'SSF':
+            with torch.no_grad():
+                folded = list(outputs(fold(model), x))
+            torch.testing.assert_close(folded, ys)
 
 
 @torch.no_grad()

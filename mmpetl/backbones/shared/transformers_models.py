@@ -14,7 +14,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import wraps
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 from transformers.utils import output_capturing
 
 from mmpetl.core import (
@@ -82,6 +83,8 @@ class Pass:
         grids: Extents behind each recorded state, where they change.
         stream: What one stage hands to the next, where that is more than its output:
             the tokens behind its last block, and the same behind its norm.
+        states: What upstream has recorded, of a model whose outputs are made of it.
+        outs: What leaves of each state, None of one that does not.
     """
 
     def __init__(self, model: ModelHost) -> None:
@@ -89,6 +92,8 @@ class Pass:
         self.ctx = model.new_context(())
         self.grids: list[tuple[int, ...]] = []
         self.stream: tuple[Tensor, Tensor] | None = None
+        self.states: tuple[Tensor, ...] = ()
+        self.outs: list[Tensor | None] = []
 
     def grid_of(self, index: int) -> tuple[int, ...]:
         """Extents of the tokens in a recorded state."""
@@ -103,8 +108,18 @@ def running() -> Pass | None:
     return _RUNNING.now
 
 
+def _record_as(cls: type, outputs: Any) -> None:
+    """Say what of a model may be recorded, which is looked up by its class's name."""
+    dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(cls), outputs)
+
+
 class Tap:
     """A part outside of blocks that a site stands at; alone it computes as ever."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, PreTrainedModel):
+            _record_as(cls, cls._can_record_outputs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         at = running()
@@ -163,7 +178,9 @@ class LayerHost(BlockHost):
                 'as a whole'
             )
         self.take(at.ctx, *args, **kwargs)
-        return self.returned(BlockHost.forward(self, hidden_states, at.ctx))
+        y = BlockHost.forward(self, hidden_states, at.ctx)
+        at.model.recorded(y, at)
+        return self.returned(y)
 
     def context_of(self, args: tuple[Any, ...]) -> Context:
         return running().ctx
@@ -280,9 +297,7 @@ class ModelHost(BackboneHost):
             return self.run_pass(super().forward, given)
 
         cls.forward = forward
-        # What may be recorded is looked up by the name of the class.
-        registry = output_capturing._CAN_RECORD_REGISTRY
-        dict.__setitem__(registry, str(cls), cls._can_record_outputs)
+        _record_as(cls, cls._can_record_outputs)
 
     @property
     def depth(self) -> int:
@@ -292,7 +307,7 @@ class ModelHost(BackboneHost):
     def train(self, mode: bool = True) -> ModelHost:
         super().train(mode)
         own = {n: p for n, p in self.named_parameters() if 'petl' not in n.split('.')}
-        unread = record_of(self).site_map.unread
+        unread = record_of(self).site_map.unread_in(self)
         if mode and all(
             p.requires_grad or any(is_below(n, prefix) for prefix in unread)
             for n, p in own.items()
@@ -317,10 +332,16 @@ class ModelHost(BackboneHost):
             _RUNNING.now = outer
         hidden = getattr(result, 'hidden_states', None)
         if hidden is not None:
-            result.hidden_states = tuple(
-                self.own_tokens(h, at.ctx, at.grid_of(i)) for i, h in enumerate(hidden)
-            )
+            result.hidden_states = self.handed(hidden, at)
         return result if tuples else result.to_tuple()
+
+    def handed(
+        self, states: Iterable[Tensor | None], at: Pass
+    ) -> tuple[Tensor | None, ...]:
+        """Recorded states as they leave, None where one was not asked for."""
+        return tuple(
+            self.own_tokens(h, at.ctx, at.grid_of(i)) for i, h in enumerate(states)
+        )
 
     def check_arguments(self, given: dict[str, Any]) -> None:
         """Refuse what a pass with sites cannot do.
@@ -381,6 +402,8 @@ class ModelHost(BackboneHost):
         """
         place = record_of(self).site_map.place_of(self, tap)
         if place == 'final':
+            if record_of(self).site_map.states_of(self):  # made before, and not of this
+                return run(self.own_tokens(args[0], ctx, ctx.grid))
             return self.emit(args[0], run, ctx, self.depth - 1)[1]
         if place == 'vector_norm':
             return self.norm_vector(run, args[0], ctx, self.depth)
@@ -404,6 +427,9 @@ class ModelHost(BackboneHost):
         ctx.num_prefix = int(own) if torch.jit.is_tracing() else own
         return self.after('embed', y, y, ctx)
 
+    def recorded(self, x: Tensor, at: Pass) -> None:
+        """Called with what enters the first layer, and with what leaves each."""
+
     def projected(
         self, projection: nn.Module, images: Tensor, y: Tensor, ctx: Context
     ) -> Tensor:
@@ -415,17 +441,21 @@ class ModelHost(BackboneHost):
         x = self.after('embed.proj', patches, y.flatten(2).mT, ctx)
         return x.mT.unflatten(2, ctx.grid)
 
-    def norm_tokens(self, x: Tensor, norm: nn.Module) -> Tensor:
+    def norm_tokens(
+        self, x: Tensor, norm: nn.Module, ctx: Context | None = None
+    ) -> Tensor:
         """The final norm on the tokens of another layer, for dense outputs.
 
         Args:
             x: (B, N, C), of ``hidden_states``.
             norm: The final norm, as it is in the model.
+            ctx: Facts of the pass, None outside of one.
         """
         place = record_of(self).site_map.place_of(self, norm)
         index = self.depth - (place != 'vector_norm')
         call = super(Tap, norm).forward
-        return self.through('out.norm', call, x, self.new_context(()), index)
+        ctx = self.new_context(()) if ctx is None else ctx
+        return self.through('out.norm', call, x, ctx, index)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         if _is_saving(sys._getframe(1)):
@@ -456,6 +486,67 @@ class ModelHost(BackboneHost):
             f'build the plain model with transformers.{name}.from_pretrained, then '
             'inject a method or call mmpetl.load_delta'
         )
+
+
+class StatesHost(ModelHost):
+    """A model whose outputs may be states that upstream has recorded.
+
+    An output is made as its layer ends: its site reads streams that go on from there.
+    It stands in the place of the state where upstream looks through all of them: in a
+    ``*Backbone`` class itself, whose norm leaves alone what has been normed, or behind
+    the model, in one that holds it.
+    """
+
+    def handed(
+        self, states: Iterable[Tensor | None], at: Pass
+    ) -> tuple[Tensor | None, ...]:
+        own = at.states or [
+            state if out is None else out
+            for state, out in zip(states, at.outs, strict=True)
+        ]
+        pairs = zip(states, own, strict=True)
+        return super().handed([None if h is None else state for h, state in pairs], at)
+
+    def embedded(self, y: Tensor, ctx: Context) -> Tensor:
+        y = super().embedded(y, ctx)
+        self.recorded(y, running())
+        return y
+
+    def recorded(self, x: Tensor, at: Pass) -> None:
+        layer, ctx, out = len(at.outs) - 1, at.ctx, None
+        site_map = record_of(self).site_map
+        if layer + 1 in site_map.states_of(self):
+            norm = site_map.norm_at(self, layer)
+            if layer >= 0:
+                x = self.before('out', x, ctx, layer)
+            if norm is not None:
+                x = self.norm_tokens(x, norm, ctx)
+            out = self.own_tokens(x, ctx, ctx.grid)
+            if layer >= 0:
+                out = self.after('out', x, out, ctx, layer)
+        at.outs.append(out)
+
+    def tapped(
+        self,
+        tap: nn.Module,
+        run: Callable[..., Any],
+        ctx: Context,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        at, place = running(), record_of(self).site_map.place_of(self, tap)
+        if place == 'encoder':
+            y = run(*args, **kwargs)
+            at.states = y.hidden_states
+            y.hidden_states = tuple(
+                self.own_tokens(state, ctx, ctx.grid) if out is None else out
+                for state, out in zip(at.states, at.outs, strict=True)
+            )
+            return y
+        if place == 'final' and at.states:
+            is_done = any(args[0] is out for out in at.outs)
+            return args[0] if is_done else self.norm_tokens(args[0], tap, ctx)
+        return super().tapped(tap, run, ctx, *args, **kwargs)
 
 
 def _is_saving(frame: Any) -> bool:
@@ -527,8 +618,47 @@ class TransformersMap(SiteMap):
 
     def norm_of(self, backbone: nn.Module) -> nn.Module | None:
         """The norm on the tokens that leave."""
+        if states := self.states_of(backbone):
+            norms = (self.norm_at(backbone, i - 1) for i in states)
+            return next((norm for norm in norms if norm is not None), None)
         norm = _below(backbone, self.final) if self.final else None
         return norm if isinstance(norm, nn.LayerNorm) else None
+
+    def core(self, backbone: nn.Module) -> nn.Module:
+        inner = super().core(backbone)
+        if inner is not backbone:
+            inner.states_read = self.read_by(backbone)
+        return inner
+
+    def read_by(self, holder: nn.Module) -> list[int]:
+        """Recorded states that a class around the model reads, none of most."""
+        return selected_states(holder) if isinstance(holder, BackboneMixin) else []
+
+    def states_of(self, backbone: nn.Module) -> list[int]:
+        """Recorded states that leave in place of the last output, by a class around it.
+
+        The first is what enters the first layer.
+        """
+        return vars(backbone).get('states_read', [])
+
+    def leaving(self, backbone: nn.Module) -> list[int]:
+        """Layers, or stages, whose output leaves."""
+        if states := self.states_of(backbone):
+            return [i - 1 for i in states if i]
+        return [len(backbone.get_submodule(self.layers)) - 1]
+
+    def norm_at(self, backbone: nn.Module, layer: int) -> nn.Module | None:
+        """The norm on a state that leaves, by its layer, -1 for what enters the first.
+
+        None: what holds the model norms it, if anything does.
+        """
+        return None
+
+    def unread_in(self, backbone: nn.Module) -> tuple[str, ...]:
+        """:attr:`unread` of this very instance, with a norm that no output has seen."""
+        if self.states_of(backbone) and self.norm_of(backbone) is None:
+            return (*self.unread, self.final)
+        return self.unread
 
     def parts_of(self, block: nn.Module) -> LayerHost:
         """A block as its swapped class sees it, before or after the swap."""
@@ -563,7 +693,8 @@ class TransformersMap(SiteMap):
             )
         if self.norm_of(backbone) is not None:
             sites.append(Site('out.norm', '', d, d, index=depth - 1, **grid))
-        sites.append(Site('out', '', d, d, index=depth - 1, **grid))
+        for i in self.leaving(backbone):
+            sites.append(Site('out', '', d, d, index=i, **grid))
         if self.vector_norm and _below(backbone, self.vector_norm) is not None:
             sites.append(Site('out.norm', '', d, d, index=depth, **facts))
         return sites
@@ -587,8 +718,39 @@ class TransformersMap(SiteMap):
             if below(role.name, self.apart) and role.place != 'out'
             else role
             for role in super().roles(backbone)
-            if not below(role.name, self.unread)
+            if not below(role.name, self.unread_in(backbone))
         ]
+
+
+class StatesMap(TransformersMap):
+    """Site map of a ``*Backbone`` class; one site of its norm serves every output.
+
+    Attributes:
+        norms_last: Whether the state behind the last layer is normed whatever
+            ``apply_layernorm`` says.
+    """
+
+    holders: dict[type[nn.Module], str] = {}
+    norms_last = False
+
+    def states_of(self, backbone: nn.Module) -> list[int]:
+        return selected_states(backbone)
+
+    def norm_at(self, backbone: nn.Module, layer: int) -> nn.Module | None:
+        last = self.norms_last and layer == len(backbone.stage_names) - 2
+        read = last or backbone.config.apply_layernorm
+        return backbone.get_submodule(self.final) if read else None
+
+    def inner_hosts(self, backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        yield from super().inner_hosts(backbone)
+        if self.norm_of(backbone) is not None:
+            yield self.encoder, backbone.get_submodule(self.encoder)
+
+
+def selected_states(backbone: BackboneMixin) -> list[int]:
+    """Places of ``out_features`` among the states of a ``*Backbone`` class."""
+    names = backbone.stage_names
+    return [i for i, name in enumerate(names) if name in backbone.out_features]
 
 
 def _below(backbone: nn.Module, path: str) -> nn.Module | None:
