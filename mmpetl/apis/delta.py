@@ -10,6 +10,7 @@ published here says more:
 ``preset``         its name: normalisation, augmentation, interpolation, size
 ``classes``        names by label, null where nothing names them
 ``palette``        an RGB triple for each class, or null
+``seed``           of the run, where no file holds its base: it draws that again
 ``metrics``        what was measured, as the exporter was told or the checkpoint says
 =================  ===================================================================
 
@@ -163,6 +164,8 @@ def export_delta(
             'classes': dataset.get('classes'),
             'palette': dataset.get('palette'),
         }
+        if facts.get('base') is None:
+            facts |= _seed_of(config)
     figures = delta.metrics if metrics is None else metrics
     facts['metrics'] = {name: plain_value(value) for name, value in figures.items()}
     keys = file_keys(delta.state, slots)
@@ -174,6 +177,12 @@ def export_delta(
         return write_delta_file(out, tensors, facts, bits)
     except PETLError as error:
         raise PETLError(f'{delta.path}: {error}') from None
+
+
+def _seed_of(config: Any) -> dict[str, int]:
+    """The seed of a config: a base that no file holds is drawn again from it."""
+    seed = (config.get('randomness') or {}).get('seed')
+    return {'seed': seed} if isinstance(seed, int) else {}
 
 
 def _filled(path: Path, config: Any) -> tuple[DeltaFile, nn.Module]:

@@ -370,6 +370,7 @@ def _of_delta(path: Path) -> dict[str, Any]:
         # Written out, as the config of a run.
         'stage': 'final',
         'protocol': None,
+        **({'randomness': {'seed': facts['seed']}} if 'seed' in facts else {}),
     }
 
 

@@ -77,6 +77,7 @@ class Sealed(msgspec.Struct):
 
 Digest = Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{16}$')]
 Channel = Annotated[int, msgspec.Meta(ge=0, le=255)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
 
 ClassName = Annotated[
@@ -135,6 +136,7 @@ class PublishedRecord(RunRecord, kw_only=True):
     preprocessing: list[dict[str, Any]] | None = None
     preset: dict[str, Any] | None = None
     metrics: dict[str, Metric] | None = None
+    seed: Seed | None = None
 
 
 # ------------------------------------------------------------------------ keys

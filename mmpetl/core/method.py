@@ -499,7 +499,8 @@ def build_method(config: Method | type[Method] | str | Mapping[str, Any]) -> Met
         return _checked(config)
     if isinstance(config, type) and issubclass(config, Method):
         return _checked(config())
-    if not isinstance(config, str | Mapping):
+    is_typed = isinstance(config, Mapping) and config.get('type') is not None
+    if not isinstance(config, str) and not is_typed:
         shown = repr(config)
         shown = shown if len(shown) < 80 else f'an object {type(config).__name__}'
         raise PETLError(

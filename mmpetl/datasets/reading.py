@@ -12,6 +12,7 @@ never leaves one out.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -263,6 +264,7 @@ def _read(
     except Exception as error:
         lines = str(error).strip().splitlines()
         why = f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+        why = re.sub(r' <[^<>]* object at 0x[0-9a-f]+>', '', why)  # Pillow's buffer
         raise UnreadableFileError(f'Cannot read {source} ({name}: {why}).') from error
     # OpenCV opens any file and counts no frames in what it does not understand.
     if result is not None and result.get('total_frames') == 0:

@@ -150,8 +150,8 @@ def no_backbone(name: str, configs: str) -> PETLError:
 def _near(name: str) -> str:
     import timm
 
-    hint = suggest(name, timm.list_models())
-    return f' ({hint.strip()})' if hint else ''
+    hint = suggest(name, timm.list_models()).strip()
+    return f' ({hint})'.replace("you mean '", "you mean 'timm/") if hint else ''
 
 
 # ---- timm ----------------------------------------------------------------------------

@@ -379,3 +379,9 @@ def test_the_wrapper_of_mmpretrain_is_what_comes_back() -> None:
 def test_the_package_offers_the_verbs() -> None:
     for name in mmpetl.__all__:
         assert getattr(mmpetl, name) is not None
+
+
+@pytest.mark.parametrize('method', [{'rank': 3}, {'type': None}, {}])
+def test_a_method_without_a_type_is_no_unknown_one(method):
+    with pytest.raises(PETLError, match=r'a method is a name or dict\(type='):
+        build_method(method)

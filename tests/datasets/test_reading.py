@@ -8,12 +8,13 @@ import zlib
 import mmcv.transforms
 import numpy as np
 import pytest
-from mmengine.dataset import RepeatDataset, pseudo_collate
+from mmengine.dataset import Compose, RepeatDataset, pseudo_collate
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmpetl.core import PETLError
 from mmpetl.datasets import VTAB, UnreadableFileError, guard_reading
+from mmpetl.datasets.reading import GuardedPipeline
 
 
 @pytest.fixture
@@ -303,3 +304,16 @@ def test_demos_draw_thin_pictures_in_bounds(tmp_path):
     Image.fromarray(np.ones((1, 20_000, 3), np.uint8)).save(path)
     out = draw_detection(path, [], tmp_path / 'out.png')
     assert Image.open(out).size == (20_000, 1)
+
+
+def test_a_picture_that_pillow_does_not_know_is_told_without_an_address(tmp_path):
+    path = tmp_path / 'a.jpg'
+    path.write_bytes(b'abc')
+    load = mmcv.transforms.LoadImageFromFile(imdecode_backend='pillow')
+    guarded = GuardedPipeline(Compose([load]))
+    with pytest.raises(UnreadableFileError) as caught:
+        guarded(dict(img_path=str(path)))
+    assert str(caught.value) == (
+        f"Cannot read '{path}' (LoadImageFromFile: UnidentifiedImageError: "
+        'cannot identify image file).'
+    )

@@ -58,6 +58,45 @@ def test_folder_config_and_delta_name_one_run(run, tmp_path, monkeypatch):
     assert all(other == one for other in others)
 
 
+def test_a_delta_of_a_drawn_base_draws_it_again(tmp_path, monkeypatch):
+    import json
+
+    from mmpetl.apis import export_delta
+
+    monkeypatch.chdir(tmp_path)
+    task = prepare(
+        paint(tmp_path / 'colours', 5),
+        backbone='timm/test_vit',
+        weights='random',
+        size=32,
+        epochs=1,
+        seed=7,
+        augmentation='none',
+    )
+    run = train_own(task, 'lora')
+    picture = task.root / 'red' / '00.png'
+    wanted = scores(task.folder, picture)
+    alone = export_delta(run.delta, open_run(task.folder).config, tmp_path / 'a' / 'b')
+    again = export_delta(alone, open_run(alone).config, tmp_path / 'c' / 'd')
+    for delta in (run.delta, alone, again):
+        assert json.loads(delta.with_suffix('.json').read_text())['seed'] == 7
+        assert scores(delta, picture) == wanted
+    record = alone.with_suffix('.json')
+    record.write_text(record.read_text().replace('"seed": 7', '"seed": -7'))
+    with pytest.raises(PETLError, match='seed'):
+        open_run(alone)
+
+
+def test_a_delta_of_a_file_says_no_seed(run):
+    record = run.task.root.parent / run.delta.with_suffix('.json')
+    assert 'seed' not in record.read_text()
+
+
+def test_a_name_of_timm_alone_proposes_the_one_to_write(tmp_path):
+    with pytest.raises(PETLError, match=r"\(Did you mean 'timm/test_vit'\?\)"):
+        prepare(paint(tmp_path / 'colours', 5), backbone='test_vit')
+
+
 def test_a_delta_is_tested_as_its_folder_is(run, tmp_path, monkeypatch, capsys):
     import json
 

@@ -51,6 +51,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         delta = read_delta(path)
     size = delta.meta['tensors']
     print(f'{path}: {size["values"]:,} values, {size["bytes"]:,} bytes')
-    print(
-        f'{path.with_suffix(".json")}: {delta.meta["method"]} on {delta.meta["base"]}'
-    )
+    base = delta.meta['base'] or 'a base without a file'
+    print(f'{path.with_suffix(".json")}: {delta.meta["method"]} on {base}')
