@@ -114,7 +114,7 @@ def test_pairs_are_files_or_rows():
     pairs = list(published_pairs())
     assert ('lora', 'vtab/svhn') in pairs
     assert ('mona', 'ade20k') in pairs
-    assert ('vqt', 'vtab/svhn') not in pairs
+    assert ('full', 'vtab/svhn') not in pairs
     assert {f'{stem}/{name}' for stem, name in pairs} >= set(FILES)
 
 
