@@ -22,9 +22,22 @@ def call(monkeypatch, *args) -> int:
 
 
 def test_the_page_is_not_stale(monkeypatch):
+    assert call(monkeypatch, '--costs', '--check') == 0
     text = (ROOT / 'docs' / 'choosing.md').read_text(encoding='utf-8')
     if 'digits_all/records.json' in text:  # else it is of a folder that lies elsewhere
         assert call(monkeypatch, '--check') == 0
+
+
+def test_costs_alone_are_written_anew(tmp_path, monkeypatch, capsys):
+    page = tmp_path / 'page.md'
+    page.write_text('a\n## By cost\nold\n## By accuracy\n80.0\n', encoding='utf-8')
+    assert call(monkeypatch, '--costs', '--to', page) == 0
+    text = page.read_text(encoding='utf-8')
+    assert text.startswith('a\n## By cost\n\nDrawn from')
+    assert text.endswith(' |\n\n## By accuracy\n80.0\n')
+    page.write_text('a\n', encoding='utf-8')
+    assert call(monkeypatch, '--costs', '--to', page) != 0
+    assert 'no "## By cost"' in capsys.readouterr().err
 
 
 def test_toy_records_are_cut_by_budget_and_only_methods_count():

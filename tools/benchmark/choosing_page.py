@@ -3,11 +3,12 @@ r"""Write docs/choosing.md: which method to take, drawn from records.
 Examples:
     python tools/benchmark/choosing_page.py --check
     python tools/benchmark/choosing_page.py --out work_dirs/bench/vtab
+    python tools/benchmark/choosing_page.py --costs
 
 What a step takes and keeps comes from docs/speed/methods.json. Accuracy comes from a
 benchmark folder or a release (--out), by the same computation as
 tools/benchmark/choose.py; without one, from the toy records of docs/digits_all. The
-page says which.
+page says which. With --costs that part stays as the page has it.
 """
 
 from __future__ import annotations
@@ -121,8 +122,6 @@ def page(out: Path | None) -> str:
     Args:
         out: A benchmark folder or a release; None for the toy records.
     """
-    case = json.loads(SPEED.read_text(encoding='utf-8'))['vit_b']
-    facts = case['case']
     if out is None:
         source = (
             'Drawn from [digits_all/records.json](digits_all/records.json): '
@@ -141,16 +140,33 @@ def page(out: Path | None) -> str:
         source = f'Drawn from the {len(records)} records of `{out.name}`.'
         accuracy = answers(records, read_cards(out, records))
         command = f'python tools/benchmark/choosing_page.py --out {out.name}'
-    return TEMPLATE.format(
-        command=command,
-        device=facts['device'],
-        blocks=facts['blocks'],
-        batch=facts['batch'],
-        costs=costs(case['rows']),
-        source=source,
-        accuracy=accuracy,
-    )
+    text = TEMPLATE.format(command=command, source=source, accuracy=accuracy)
+    return with_costs(text)
 
+
+def with_costs(text: str) -> str:
+    """The page with its part on costs as docs/speed/methods.json has them now.
+
+    Raises:
+        PETLError: It has no such part.
+    """
+    case = json.loads(SPEED.read_text(encoding='utf-8'))['vit_b']
+    head, begin, rest = text.partition('## By cost\n')
+    _, end, tail = rest.partition('## By accuracy\n')
+    if not end:
+        raise PETLError('the page has no "## By cost" in front of "## By accuracy"')
+    new = COSTS.format(costs=costs(case['rows']), **case['case'])
+    return f'{head}{begin}{new}{end}{tail}'
+
+
+COSTS = """
+Drawn from [speed/methods.json](speed/methods.json): ratios to full fine-tuning, on
+{blocks} blocks of a ViT-B/16, batch {batch}, {device}; smaller is less. Whole tables
+with their spread are in [speed and memory](speed.md).
+
+{costs}
+
+"""
 
 TEMPLATE = """# Which method to take
 
@@ -170,12 +186,6 @@ say what fits. This page is written by `{command}`.
 - **A model that nobody describes**: the last column of [the grid](grid.md).
 
 ## By cost
-
-Drawn from [speed/methods.json](speed/methods.json): ratios to full fine-tuning, on
-{blocks} blocks of a ViT-B/16, batch {batch}, {device}; smaller is less. Whole tables
-with their spread are in [speed and memory](speed.md).
-
-{costs}
 
 ## By accuracy
 
@@ -216,14 +226,17 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--out', type=Path, help='a benchmark folder, or a release')
+    parser.add_argument('--costs', action='store_true', help='only the part on costs')
     parser.add_argument(
         '--to', type=Path, default=PAGE, help='default: docs/choosing.md'
     )
     parser.add_argument('--check', action='store_true', help='only say if it is stale')
     args = parser.parse_args()
     with cli_errors():
-        text = page(args.out)
+        if args.costs and args.out:
+            raise PETLError('--out is for the part on accuracy, which --costs leaves')
         old = args.to.read_text(encoding='utf-8') if args.to.is_file() else ''
+        text = with_costs(old) if args.costs else page(args.out)
         if text == old:
             return 0
         if not args.check:
