@@ -224,6 +224,7 @@ class Step:
         if self.x.device.type != 'cuda':
             return None
         self()  # what the optimizer keeps is made by the first
+        self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         self()

@@ -240,12 +240,10 @@ def main() -> None:
             f'traffic {row["traffic"]:.2f}',
             flush=True,
         )
-    shown, timed = (
-        [rows[name] for name in wanted if name in rows],
-        measured(args.backbone),
-    )
+    shown = [rows[name] for name in wanted if name in rows]
+    timed = measured(args.backbone)
     text = table(shown, timed)
-    case['weight of traffic'] = f'{weight_of_traffic(shown, timed):.3f}'
+    case = case | {'weight of traffic': f'{weight_of_traffic(shown, timed):.3f}'}
     print(f'\n{case}\n\n{text}')
     if args.write:
         write_table(f'operations {args.backbone}', case, text)

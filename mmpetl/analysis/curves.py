@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,17 +45,32 @@ def read_log(run: str | os.PathLike) -> dict[str, Curve]:
         raise PETLError(f'there is no folder of a run, and no log, at {run}')
     found: dict[str, Curve] = {}
     for log in logs:
-        found = _joined(found, _read(log))
+        new = _read(log)
+        found = _joined(found, new) if _goes_on(log, found, new) else new or found
     if not found:
         raise PETLError(f'{logs[-1]} has logged nothing yet')
     return found
 
 
+def _goes_on(log: Path, old: dict[str, Curve], new: dict[str, Curve]) -> bool:
+    """Whether a log is of the same run as the logs before it.
+
+    The config beside it says whether to resume, which a run that finds no checkpoint
+    does not; so its first steps are looked at, too.
+    """
+    config = log.with_name('config.py')
+    resumes = None
+    if config.is_file():
+        resumes = re.search('^resume = (?!False)', config.read_text('utf-8'), re.M)
+        if not resumes:
+            return False
+    shared = old.keys() & new.keys()
+    later = any(new[key][0][0] > old[key][0][0] for key in shared)
+    return later or bool(resumes and not shared)
+
+
 def _joined(old: dict[str, Curve], new: dict[str, Curve]) -> dict[str, Curve]:
     """The curves of a log behind those of the logs before it."""
-    shared = old.keys() & new.keys()
-    if not any(new[key][0][0] > old[key][0][0] for key in shared):
-        return new or old
     found = dict(old)
     for key, (steps, values) in new.items():
         before = zip(*old.get(key, ((), ())), strict=True)

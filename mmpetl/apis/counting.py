@@ -21,6 +21,7 @@ from mmpetl.core import (
     suggest,
 )
 from mmpetl.core.delta_file import to_data
+from mmpetl.models.init_entries import loads_file
 
 FULL_SIZE: dict[str, dict[str, Any]] = {
     'vit_b16': {
@@ -102,7 +103,7 @@ def _drop_files(model: Any) -> None:
             node['pretrained2d'] = False  # it would inflate a file
         entries = node.get('init_cfg')
         entries = entries if isinstance(entries, list | tuple) else [entries or {}]
-        if any(str(entry.get('type')).startswith('Pretrained') for entry in entries):
+        if any(map(loads_file, entries)):
             node.pop('init_cfg')
 
 

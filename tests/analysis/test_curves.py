@@ -44,6 +44,23 @@ def test_a_run_that_began_anew_stands_for_itself(tmp_path):
     assert read_log(tmp_path) == {'loss': ([10, 20], [190, 180])}
 
 
+@pytest.mark.parametrize('resumes', [False, True])
+def test_the_config_says_whether_a_run_goes_on(tmp_path, resumes):
+    log(tmp_path, '20260101_000000', losses(10, 40, 100))
+    late = log(tmp_path, '20260102_000000', [{'loss': 7.0, 'step': 50}])
+    late.with_name('config.py').write_text(f'seed = 1\nresume = {resumes}\n')
+    kept = ([10, 20, 30, 40], [90, 80, 70, 60]) if resumes else ([], [])
+    assert read_log(tmp_path) == {'loss': ([*kept[0], 50], [*kept[1], 7.0])}
+
+
+def test_a_resumed_part_may_have_logged_validation_alone(tmp_path):
+    log(tmp_path, '20260101_000000', losses(10, 20, 100))
+    late = log(tmp_path, '20260102_000000', [{'top1': 5.0, 'step': 2}])
+    late.with_name('config.py').write_text('resume = True\n')
+    found = read_log(tmp_path)
+    assert found == {'loss': ([10, 20], [90, 80]), 'top1': ([2], [5.0])}
+
+
 def test_a_log_that_was_cut_off_is_read_up_to_there(tmp_path):
     path = log(tmp_path, '20260101_000000', losses(10, 20, 100), '\n{"loss": 7')
     assert read_log(path)['loss'] == ([10, 20], [90, 80])

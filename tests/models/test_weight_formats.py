@@ -526,3 +526,11 @@ def test_a_missing_file_is_found_missing_behind_a_home_sign(monkeypatch, tmp_pat
     torch.save(timm_vit().state_dict(), tmp_path / 'vit.pth')
     for name in ('~/vit.pth', f'file://{tmp_path}/vit.pth', tmp_path / 'vit.pth'):
         assert load_base_weights(mm_vit(), name).matched
+
+
+def test_two_trunks_side_by_side_cannot_be_named(tmp_path):
+    state = timm_vit().state_dict()
+    state['patch_embed.projection.weight'] = state['patch_embed.proj.weight']
+    path = tmp_path / 'both.pth'
+    torch.save(state, path)
+    refuse(mm_vit(), path, 'the names of 2 trunks side by side', 'a file of its own')

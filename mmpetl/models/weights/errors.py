@@ -38,7 +38,12 @@ def misshapen(where: str, names: str, error: Exception) -> WeightsError:
 
 def several_trunks(where: str, prefixes: Sequence[str]) -> SeveralTrunksError:
     """The refusal of a file in which several models fit, by the paths before them."""
-    part = next(filter(None, prefixes)).rstrip('./')
+    part = next(filter(None, prefixes), '').rstrip('./')
+    if not part:
+        return SeveralTrunksError(
+            f'{where} holds the names of {len(prefixes)} trunks side by side; keep '
+            'those of one in a file of its own'
+        )
     return SeveralTrunksError(
         f'{where} holds {len(prefixes)} trunks (below '
         f'{" and ".join(map(repr, prefixes))}); name one as `checkpoint_part` of '
