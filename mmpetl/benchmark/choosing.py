@@ -19,7 +19,13 @@ from mmpetl.benchmark.designs import ALPHA, Design
 from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.resampling import Interval, uncertainty
 from mmpetl.benchmark.scores import percent, suite_of, with_facts
-from mmpetl.benchmark.statistics import DECIMALS, holm, mean_ranks, wilcoxon_p
+from mmpetl.benchmark.statistics import (
+    DECIMALS,
+    holm,
+    mean_ranks,
+    shared_seeds,
+    wilcoxon_p,
+)
 from mmpetl.benchmark.table_parts import Table
 from mmpetl.benchmark.tables import build_tables, runs_of
 from mmpetl.core import Method, PETLError, check_range, registered_methods, suggest
@@ -283,16 +289,12 @@ def _choice(
             fit[row.label] = facts, tuple(unknown)
     candidates = _ranked(table, fit)
     tasks = pictures_of(record for record, _ in runs)
-    seeds = [
-        len(c.scores)
-        for row in table.rows
-        if row.label in fit
-        for c in row.cells.values()
-    ]
+    cells = table.runs()
+    seeds = shared_seeds({label: cells[label] for label in fit})
     return Choice(
         table.title,
         tasks,
-        Design(table.suite, len(fit), len(table.tasks), min(seeds, default=0)),
+        Design(table.suite, len(fit), len(table.tasks), seeds),
         candidates,
         excluded,
         incomplete,
@@ -405,11 +407,7 @@ def _ranked(
         label: {t: dict(c.scores) for t, c in rows[label].cells.items()}
         for label in order
     }
-    shared = all(
-        set.intersection(*(set(row[task]) for row in runs.values()))
-        for task in table.tasks
-    )
-    uncertain = (uncertainty(runs) if shared else None) or {}
+    uncertain = (uncertainty(runs) if shared_seeds(runs) else None) or {}
     first, *others = order
     p_values = dict(
         zip(
@@ -473,7 +471,8 @@ def _unknown(
         if blank:
             names = 'any task' if len(blank) == len(tasks) else ', '.join(blank)
             lines.append(
-                f'training pictures: no record tells how many {names} has; kept'
+                'training pictures: records do not tell, or not alike, how many '
+                f'{names} has; kept'
             )
     if limits.kind is not None:
         blank = sorted({r.task for r in records if kind_of(r) is None and r.primary})

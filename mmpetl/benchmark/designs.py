@@ -253,6 +253,11 @@ class Design:
 
     def _over_seeds(self) -> str:
         p, needed = least_p(self.num_seeds), num_needed(self.alpha)
+        if self.num_seeds < 1:
+            return (
+                'On some task the methods have no seed in common: what a seed does is '
+                'not told from what a method does.'
+            )
         if self.num_seeds < 2:
             return (
                 'One seed has no spread: what a seed does is not told from what a '

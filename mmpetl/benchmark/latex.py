@@ -188,7 +188,8 @@ def _usual(table: Table) -> int:
 
 def _cell(column: Column, row: Row, narrow: bool, usual: int) -> str:
     if column.kind == 'task':
-        return _score(row.cells[column.key], narrow)
+        # Of a printed row nobody says over how many seeds it is.
+        return _score(row.cells[column.key], narrow, 0 if row.source else usual)
     if column.kind == 'mean':
         return _mean(row.means[column.key], narrow, usual)
     if column.key == 'trainable':
@@ -213,11 +214,12 @@ def _million(count: int) -> str:
     return f'{float(f"{value:.3g}"):f}'.rstrip('0').rstrip('.')
 
 
-def _score(cell: Cell, narrow: bool) -> str:
+def _score(cell: Cell, narrow: bool, usual: int) -> str:
     if cell.mean is None:
         return 'failed' if cell.state == 'failed' else '--'
     text = _number(cell.mean, None if narrow else cell.spread, narrow)
-    return text + (_small(f'n={len(cell.scores)}') if cell.state == 'partial' else '')
+    count = len(cell.scores)
+    return text + (_small(f'n={count}') if usual and count != usual else '')
 
 
 def _mean(mean: Mean, narrow: bool, usual: int) -> str:

@@ -60,7 +60,7 @@ def pictures_of(
             metric than accuracy has no pictures that are right or wrong.
         records: Those that it was built from.
         store: Where their runs lie.
-        rows: Only rows of these labels.
+        rows: Only those of these labels, of the rows that may be compared.
 
     Raises:
         PETLError: A file of predictions is damaged.
@@ -73,7 +73,7 @@ def pictures_of(
     found: dict[str, list[tuple[Record, str, np.ndarray, np.ndarray]]] = {}
     missing = []
     for record, label in runs_of(table, records):
-        if label not in (known if rows is None else rows):
+        if label not in known or (rows is not None and label not in rows):
             continue
         path = store.folder(record.job) / PREDICTIONS
         if not path.is_file():

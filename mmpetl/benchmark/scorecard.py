@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -372,7 +373,7 @@ class Line:
         family: Of the method.
         task: What it was trained for.
         seeds: How many.
-        values: Means of numbers; a text where no seed has a number.
+        values: Means of numbers; a text where some seed has none, or seeds differ.
         bins: Reliability over all seeds together.
     """
 
@@ -414,12 +415,23 @@ def _means(cards: Sequence[Mapping[str, Any]]) -> Values:
         all_of_it = [card.get(name) for card in cards]
         numbers = [v for v in all_of_it if isinstance(v, int | float)]
         texts = [v for v in all_of_it if isinstance(v, str)]
-        if numbers:
+        if numbers and len(numbers) == len(cards):
             mean = median if name in MEDIANS else fmean
             values[name] = mean(numbers)
+        elif numbers:
+            values[name] = f'known of {len(numbers)} of {len(cards)} seeds'
         else:
-            values[name] = texts[0] if texts else None
+            values[name] = _said(texts, len(cards))
     return values
+
+
+def _said(texts: Sequence[str], seeds: int) -> str | None:
+    """What all seeds say, or what each says; None where none says anything."""
+    counts = Counter(texts)
+    if len(texts) == seeds and len(counts) == 1:
+        return texts[0]
+    parts = [f'{text} ({number} of {seeds} seeds)' for text, number in counts.items()]
+    return '; '.join(parts) or None
 
 
 def _together(bins: Iterable[Mapping[str, Sequence[float | None]]]) -> dict[str, Any]:

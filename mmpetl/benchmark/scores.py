@@ -82,8 +82,11 @@ def search_spaces(records: Iterable[Record]) -> list[str]:
     spent: dict[str, int] = {}
     for record in records:
         if record.search and 'settings' in record.search:
-            sizes[record.job.method] = record.search['settings']
-            spent[record.job.method] = search_budget(record)
+            method, size = record.job.method, record.search['settings']
+            # Spaces and budgets may differ from task to task.
+            known = [n for n in (sizes.get(method), size) if n is not None]
+            sizes[method] = min(known, default=None)
+            spent[method] = max(spent.get(method, 0), search_budget(record))
     most = max(spent.values(), default=0)
     small = {m: n for m, n in sizes.items() if n is not None and n < most}
     lines = []

@@ -70,6 +70,17 @@ def shared_tasks(scores: Mapping[str, Mapping[str, object]]) -> list[str]:
     return [t for t in rows[0] if all(t in row for row in rows)] if rows else []
 
 
+def shared_seeds(runs: Runs) -> int:
+    """Fewest seeds that every method has on a shared task; 0 where there is no task."""
+    return min(
+        (
+            len(set.intersection(*(set(row[task]) for row in runs.values())))
+            for task in shared_tasks(runs)
+        ),
+        default=0,
+    )
+
+
 def task_ranks(scores: Scores) -> dict[str, dict[str, float]]:
     """Rank of each method on each shared task: 1 is best, ties share their mean.
 

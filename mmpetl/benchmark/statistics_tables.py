@@ -28,6 +28,7 @@ from mmpetl.benchmark.statistics import (
     friedman,
     mean_ranks,
     rounded,
+    shared_seeds,
     shared_tasks,
 )
 from mmpetl.benchmark.table_parts import Table
@@ -35,20 +36,21 @@ from mmpetl.core import PETLError, suggest
 
 
 def design_of(table: Table) -> Design:
-    """What a table's complete rows can show, with the seeds that every cell has."""
-    rows = [r for r in table.rows if r.complete and not r.source and not r.marks]
-    seeds = min((len(c.scores) for row in rows for c in row.cells.values()), default=0)
-    return Design(table.suite, len(rows), len(table.tasks), seeds)
+    """What a table's complete rows can show, with the seeds that all of them have."""
+    whole = _whole(table)
+    return Design(table.suite, len(whole), len(table.tasks), shared_seeds(whole))
+
+
+def _whole(table: Table) -> dict[str, dict[str, dict[int, float]]]:
+    """Scores by label, task and seed of the rows that are ranked."""
+    runs = table.runs()
+    return {label: runs[label] for label in table.scores()}
 
 
 def ranks_uncertain(table: Table) -> Mapping[str, Uncertain] | None:
     """Intervals of the complete rows; None where nothing can be drawn anew."""
-    runs, scores = table.runs(), table.scores()
-    whole = {label: runs[label] for label in scores}
-    for task in shared_tasks(whole):
-        if not set.intersection(*(set(row[task]) for row in whole.values())):
-            return None
-    return uncertainty(whole) if len(whole) > 1 else None
+    whole = _whole(table)
+    return uncertainty(whole) if len(whole) > 1 and shared_seeds(whole) else None
 
 
 def check_rows(tables: Sequence[Table], rows: Collection[str]) -> None:
@@ -119,7 +121,13 @@ def _ranks(table: Table, scores: Mapping[str, Mapping[str, float]]) -> list[str]
         lines += [
             f'| {markdown(label)} | {rank:.2f} |' for label, rank in ranks.items()
         ]
-        lines += ['', 'One task with one seed gives no interval of a rank.', '']
+        why = (
+            'One task with one seed gives no interval of a rank.'
+            if design_of(table).num_seeds
+            else 'No interval of a rank: on some task the methods have no seed in '
+            'common.'
+        )
+        lines += ['', why, '']
     else:
         lines += [
             '| method | mean rank | 95 % interval | best in |',

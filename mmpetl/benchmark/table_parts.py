@@ -79,8 +79,10 @@ class Row:
         method: Our name of the method.
         family: Family of the method.
         source: Who published it; empty for ours.
-        trainable: Smallest and largest count over tasks, head excluded; None unknown.
-        mean_trainable: Mean of the counts over tasks, exact; the P of PPT.
+        trainable: Smallest and largest count over tasks, head excluded; None where a
+            run does not tell.
+        mean_trainable: Mean of the counts over tasks, exact; the P of PPT. None where
+            a run does not tell.
         cells: One per task.
         means: By short name: a group, ``plain``, ``group``.
         ppt: PPT of the plain mean, in [0, 1]; None of incomplete rows.

@@ -31,6 +31,7 @@ from mmpetl.benchmark.statistics import mean_ranks
 from mmpetl.benchmark.table_parts import Cell, Mean, Row, Table
 from mmpetl.benchmark.verdicts import note_of
 from mmpetl.core import PETLError
+from mmpetl.core.errors import shorten
 from mmpetl.evaluation.ppt import ppt
 from mmpetl.lazy import moved_names
 
@@ -222,10 +223,10 @@ def build_table(
         key=lambda row: (
             not row.complete,
             bool(row.marks),
-            -(row.means['plain'].value or -1),
+            _none_last(row.means['plain'].value),
         )
     )
-    warnings = [*_warnings(records), *found.warnings]
+    warnings = [*_warnings(records), *_fewer_seeds(rows), *found.warnings]
     notes = [*_notes(records, rows, tasks), *warnings, *found.unknown]
     if published:
         rows, more = _with_published(rows, tasks, backbone, metric)
@@ -240,6 +241,11 @@ def build_table(
         tuple(notes),
         tuple(warnings),
     )
+
+
+def _none_last(value: float | None) -> float:
+    """What sorts scores from high to low."""
+    return math.inf if value is None else -value
 
 
 def _marked(row: Row, reasons: tuple[str, ...]) -> Row:
@@ -276,7 +282,9 @@ def _row(
     expected: Mapping[str, int],
 ) -> Row:
     cells: dict[str, Cell] = {}
-    counts: dict[str, float] = {}
+    counts: list[float] = []
+    every: list[int] = []
+    all_known = True
     for task in tasks:
         runs = found.get(task, {})
         scores = {seed: percent(record) for seed, record in sorted(runs.items())}
@@ -285,20 +293,15 @@ def _row(
             tuple(seed for seed, score in scores.items() if score is None),
             expected[task],
         )
-        known = [
-            r.trainable for r in runs.values() if r.counts and percent(r) is not None
-        ]
-        if known:
-            counts[task] = fmean(known)
+        done = [r for r in runs.values() if percent(r) is not None]
+        all_known &= all(r.counts for r in done)
+        if done:
+            counts.append(fmean(r.trainable for r in done))
+            every += [r.trainable for r in done]
     any_record = next(r for runs in found.values() for r in runs.values())
     means = _means(cells, tasks)
-    every = [
-        r.trainable
-        for runs in found.values()
-        for r in runs.values()
-        if r.counts and percent(r) is not None
-    ]
-    mean_count = fmean(counts.values()) if counts else None
+    # A mean over the runs that tell would be of other tasks than the score.
+    mean_count = fmean(counts) if counts and all_known else None
     plain = means['plain']
     value = None
     if plain.complete and plain.value is not None and mean_count is not None:
@@ -310,7 +313,7 @@ def _row(
         any_record.job.method,
         any_record.family,
         '',
-        (min(every), max(every)) if every else None,
+        None if mean_count is None else (min(every), max(every)),
         mean_count,
         cells,
         means,
@@ -407,6 +410,25 @@ def _notes(
     return notes
 
 
+def _fewer_seeds(rows: Sequence[Row]) -> list[str]:
+    """Which of the rows that are ranked lack seeds, and where."""
+    found = []
+    for row in rows:
+        few = [
+            f'{task} {len(cell.scores)} of {cell.expected}'
+            for task, cell in row.cells.items()
+            if cell.state == 'partial'
+        ]
+        if few and row.complete and not row.marks:
+            found.append(f'{row.label} ({shorten(few, 3)})')
+    if not found:
+        return []
+    return [
+        'Means and ranks of some rows are over fewer seeds than the table has: '
+        f'{shorten(found, 3)}.'
+    ]
+
+
 def _warnings(records: Sequence[Record]) -> list[str]:
     """What a reader must know before comparing."""
     warnings = []
@@ -472,10 +494,10 @@ def _published_row(
         else Cell()
         for task in tasks
     }
-    counts = [item.params[t] for t in tasks if t in item.params]
+    counts = [item.params.get(t) for t in tasks if t in item.scores]
     means = _means(cells, tasks)
     plain, notes = means['plain'], []
-    count = fmean(counts) if counts else None
+    count = fmean(counts) if counts and None not in counts else None
     value = None
     if plain.complete and plain.value is not None and count is not None:
         value = ppt(plain.value / 100, count)
@@ -499,7 +521,7 @@ def _published_row(
         item.method,
         family,
         item.source,
-        (min(counts), max(counts)) if counts else None,
+        None if count is None else (min(counts), max(counts)),
         count,
         cells,
         means,

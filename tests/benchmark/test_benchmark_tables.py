@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import runpy
 import sys
 from dataclasses import replace
@@ -18,7 +19,13 @@ from mmpetl.benchmark.config_digest import config_hash
 from mmpetl.benchmark.plan import choose_recipes
 from mmpetl.benchmark.records import Job, Record, RecordStore
 from mmpetl.benchmark.render import render
-from mmpetl.benchmark.scores import METRICS, labels_of, metric_of, percent
+from mmpetl.benchmark.scores import (
+    METRICS,
+    labels_of,
+    metric_of,
+    percent,
+    search_spaces,
+)
 from mmpetl.benchmark.statistics_tables import compare, draw
 from mmpetl.benchmark.tables import build_table, build_tables
 from mmpetl.config.compose import compose as compose_recipe
@@ -80,6 +87,31 @@ def test_ppt_is_of_the_plain_mean_and_the_exact_count():
     assert table.rows[0].ppt == pytest.approx(value)
     assert f'| {value:.3f} |' in render(table)
     assert '294,912' in render(table)
+
+
+def test_ppt_needs_the_counts_of_every_run():
+    found = [
+        record('LoRA', 'cifar100', 70.0, counts={'delta': 5_000_000}),
+        record('LoRA', 'svhn', 80.0, counts={'delta': 1_000}),
+        record('LoRA', 'dmlab', 40.0, counts={}),
+        record('LoRA', 'dmlab', None, 7),
+    ]
+    (table,) = build_tables(found)
+    assert (table.rows[0].ppt, table.rows[0].trainable) == (None, None)
+    found[2].counts = {'delta': 3_000}
+    (table,) = build_tables(found)
+    # (5,000,000 + 1,000 + 3,000) / 3 = 1,668,000; log10(1.1668) = 0.0669968
+    assert table.rows[0].trainable == (1_000, 5_000_000)
+    assert table.rows[0].ppt == pytest.approx(190 / 300 * math.exp(-0.0669968), 1e-6)
+
+
+def test_scores_at_and_below_zero_are_sorted_like_others():
+    found = [
+        record(name, 'svhn', metrics={'r2': value}, primary='r2')
+        for name, value in (('LoRA', -0.5), ('SSF', 0.0), ('BitFit', -2.0))
+    ]
+    (table,) = build_tables(found)
+    assert [row.label for row in table.rows] == ['SSF', 'LoRA', 'BitFit']
 
 
 def test_protocols_and_backbones_are_never_mixed():
@@ -287,6 +319,21 @@ def test_spaces_that_are_too_small_or_differ_are_told():
     assert table.warnings == ()
 
 
+def test_spaces_are_those_of_all_tasks_in_any_order():
+    found = [
+        searched('LoRA', 30, None),
+        replace(searched('LoRA', 5, None), task='svhn'),
+        searched('SSF', 10, 10),
+        replace(searched('SSF', 5, 20), task='svhn'),
+    ]
+    for records in (found, found[::-1]):
+        assert search_spaces(records) == [
+            'Not like for like: the search spaces of SSF (10) hold fewer settings than '
+            'the 30 that others tried.',
+            'Settings in the search spaces: SSF 10; the others have no end.',
+        ]
+
+
 def test_a_test_set_that_was_read_twice_is_told():
     rows = three_tasks()
     rows[0].test_reads, rows[1].test_reads = 1, 2
@@ -388,6 +435,19 @@ def test_comparison_of_a_table(tmp_path):
     assert 'correction of Holm' in text
     (path,) = draw(tables, tmp_path / 'cd.png')
     assert path.is_file()
+
+
+def test_methods_without_a_seed_in_common_have_no_interval_and_it_is_said():
+    found = three_tasks()
+    for one in three_tasks():
+        job = replace(one.job, method='SSF', seed=one.job.seed + 2)
+        found.append(replace(one, job=job))
+    (table,) = build_tables(found)
+    text = compare(table)
+    assert 'vtab: 2 methods, 3 tasks, 0 seeds:' in text
+    assert 'On some task the methods have no seed in common' in text
+    assert 'No interval of a rank: on some task the methods have no seed' in text
+    assert 'One task with one seed' not in text
 
 
 def test_tables_of_a_folder_recompute_from_its_records(tmp_path):

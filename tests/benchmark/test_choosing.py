@@ -24,6 +24,7 @@ MB = 2**20
 
 def record(method, task, score, seed=1, **changes):
     facts = dict(
+        status='done',
         family='f',
         task=task,
         group='natural',
@@ -36,7 +37,7 @@ def record(method, task, score, seed=1, **changes):
         device='one',
         data={'train': DataRead(count=1000)},
     )
-    return Record(Job(f'vtab/{task}', method, seed), 'done', **{**facts, **changes})
+    return Record(Job(f'vtab/{task}', method, seed), **{**facts, **changes})
 
 
 def rows(method, level, tasks=TASKS, seeds=(1, 2), **changes):
@@ -192,7 +193,7 @@ def test_only_tasks_like_ones_own_count():
     assert set(choice.tasks) == set(TASKS) - {'svhn'}
     assert choice.tasks['dtd'] is None
     assert choice.unknown == (
-        'training pictures: no record tells how many dtd has; kept',
+        'training pictures: records do not tell, or not alike, how many dtd has; kept',
     )
     (choice,) = choose(found, Limits(pictures=40_000))
     assert set(choice.tasks) == {'svhn', 'dtd'}
@@ -219,6 +220,27 @@ def test_rows_that_lack_tasks_are_named_and_not_ranked():
     assert 'GPS' not in labels(choice)
     assert len(choice.incomplete['GPS']) == 4
     assert 'tasks are missing: GPS (4)' in choice_text(choice, Limits())
+
+
+def test_a_row_that_lacks_a_seed_says_where():
+    lost = [r for r in rows('SSF', 69.0) if (r.task, r.job.seed) != ('dtd', 1)]
+    failed = record('SSF', 'dtd', 0.0, status='failed', metrics={}, error='killed')
+    # With or without the record of a failure, one seed of dtd is not there.
+    for found in (lost, [*lost, failed]):
+        (choice,) = choose([*rows('LoRA', 70.0), *found])
+        assert choice.candidates[1].mean == pytest.approx((71.65 * 6 + 0.05) / 6)
+        assert choice.design.num_seeds == 1
+        said = 'over fewer seeds than the table has: SSF (dtd 1 of 2).'
+        assert said in choice_text(choice, Limits())
+
+
+def test_seeds_that_no_row_shares_are_none_of_the_design():
+    found = [*rows('LoRA', 70.0, seeds=(1, 2)), *rows('SSF', 69.0, seeds=(2, 3))]
+    (choice,) = choose(found)
+    assert choice.design.num_seeds == 1
+    (choice,) = choose([*found, *rows('BitFit', 60.0, seeds=(3, 4))])
+    assert choice.design.num_seeds == 0
+    assert choice.candidates[0].rank_interval is None
 
 
 def test_nothing_that_fits_is_an_answer():

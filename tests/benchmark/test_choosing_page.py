@@ -99,3 +99,21 @@ def test_an_empty_folder_is_refused(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, '--out', tmp_path, '--to', tmp_path / 'page.md') == 1
     assert 'holds no record' in capsys.readouterr().err
     assert not (tmp_path / 'page.md').exists()
+
+
+def test_the_page_of_a_release_says_where_seeds_are_fewer():
+    tool = runpy.run_path(str(TOOL.with_name('mini_release_page.py')))
+    rows = [
+        {
+            'recipe': 'mini/digits',
+            'method': method,
+            'family': 'f',
+            'seed': seed,
+            'score': 70.0 + seed,
+            'trained': 10,
+        }
+        for method, seeds in (('LoRA', (1, 2, 3)), ('SSF', (1, 2)), ('BitFit', (3,)))
+        for seed in seeds
+    ]
+    cells = [line.split(' | ')[2] for line in tool['table'](rows).splitlines()[2:]]
+    assert cells == ['73.0 (n=1)', '72.0 ± 1.0', '71.5 ± 0.7 (n=2)']

@@ -198,6 +198,22 @@ def test_a_spread_over_fewer_seeds_says_over_how_many():
     assert 'Where no n is given it is 3.' in tex
 
 
+def test_a_task_that_all_ran_with_fewer_seeds_says_over_how_many():
+    found = [
+        record(method, task, 70.0 + seed, seed)
+        for method in ('LoRA', 'SSF')
+        for task, seeds in (('svhn', (1, 2, 3)), ('dtd', (1, 2)))
+        for seed in seeds
+    ]
+    (table,) = build_tables(found)
+    tex = render(table, 'tex', columns=['method', 'svhn', 'dtd'])
+    few = '{\\tiny$\\pm$0.71}\\textsuperscript{\\tiny n=2}'
+    for line in lines_of(tex)[1:]:
+        assert 'n=' not in line[1]
+        assert line[2].endswith(few)
+    assert 'Where no n is given it is 3.' in tex
+
+
 def test_a_published_row_is_never_bold():
     table = small()
     best = max(table.rows, key=lambda row: row.means['plain'].value or 0)

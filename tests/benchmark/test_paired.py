@@ -188,6 +188,18 @@ def test_runs_on_other_pictures_are_left_out_and_named(tmp_path):
         check_rows([table], ['LoRA', 'Lora'])
 
 
+def test_a_marked_row_is_compared_in_no_table_though_it_is_named(tmp_path):
+    store = fill(tmp_path)
+    records = store.all()
+    for record in records:
+        record.test_reads = 1 + (record.job.method == 'SSF')
+    (table,) = build_tables(records)
+    assert [row.label for row in table.rows if row.marks] == ['SSF']
+    # Where another table has a row SSF that may be compared, it can be asked for.
+    for rows in (None, ['LoRA', 'SSF']):
+        assert set(pictures_of(table, records, store, rows).hits) == {'LoRA'}
+
+
 # ------------------------------------------------------------- tasks and seeds
 
 

@@ -123,6 +123,8 @@ def test_the_study_is_taken_at_its_last_epoch():
     [
         ('ViT-B', 'ViT-B/16', True),
         ('ViT-B/16', 'ViT-B/16', True),
+        ('ViT-B', 'ViT-B/32', False),
+        ('Video Swin-B', 'Video Swin-B', True),
         ('Swin-B', 'Swin-L', False),
         ('ViT-B/16', 'mini ViT', False),
         ('ViT-B', 'VideoMAE ViT-B', True),

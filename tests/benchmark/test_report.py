@@ -33,6 +33,16 @@ def test_columns_hold_every_final_run_once():
     assert len(scores) == sum(record.status == 'done' for record in records[:60])
 
 
+def test_a_task_of_two_suites_is_in_both():
+    record = synthetic.records(1)[0]
+    found = [
+        replace(record, job=replace(record.job, recipe=f'{suite}/{record.task}'))
+        for suite in ('vtab', 'few')
+    ]
+    column = page_data(found)['main']['columns']['suite']
+    assert [column['levels'][code] for code in column['codes']] == ['vtab', 'few']
+
+
 def test_script_data_cannot_leave_its_element():
     data = {'a': EVIL, 'b': '<!--', 'c': '\u2028&'}
     text = to_script(data)

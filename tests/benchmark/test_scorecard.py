@@ -237,3 +237,17 @@ def test_forgetting_is_what_the_head_of_the_base_loses(tmp_path: Path) -> None:
             right += int((guess == torch.tensor(labels)).sum())
     assert lost == 100 - 25 * right
     assert forgetting(bare, config, device='cpu') == 0
+
+
+def test_seeds_that_differ_are_all_told() -> None:
+    """No seed speaks for another, and no mean is over fewer than the line says."""
+    one = {'folds': 'yes', 'base_back': 'bit-equal', 'gflops': 1.0, 'folded': 2.0}
+    other = {'folds': 'no: x', 'base_back': 'bit-equal', 'gflops': 4.0, 'folded': None}
+    found = scorecard._means([one, other, one])
+    assert found == {
+        'folds': 'yes (2 of 3 seeds); no: x (1 of 3 seeds)',
+        'base_back': 'bit-equal',
+        'gflops': 2.0,
+        'folded': 'known of 2 of 3 seeds',
+    }
+    assert scorecard._means([{'joules': None}]) == {'joules': None}

@@ -59,6 +59,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Methods by family: mean and deviation over seeds, trained parameters."""
     known = registered_methods()
     names = {row['method']: row['family'] for row in rows}
+    seeds = len({row['seed'] for row in rows})
     head = ['method', 'family', *TASKS.values(), 'trained, digits']
     lines = [head, [':---', ':---', *['---:'] * (len(head) - 2)]]
     for name in sorted(names, key=lambda n: (names[n], n.lower())):
@@ -66,16 +67,22 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells = []
         for recipe in TASKS:
             scores = [row['score'] for row in mine if row['recipe'] == recipe]
-            cells.append(
-                f'{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}'
-                if len(scores) > 1
-                else '-'
-            )
+            cells.append(_cell(scores, seeds))
         trained = {r['trained'] for r in mine if r['recipe'] == 'mini/digits'}
         count = f'{trained.pop():,}' if len(trained) == 1 else '-'
         link = f'[{name}](../methods/{known[name].stem()}.md)'
         lines.append([link, names[name].replace('_', '-'), *cells, count])
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _cell(scores: Sequence[float], seeds: int) -> str:
+    """Mean and deviation, with their number where it is not that of the page."""
+    if not scores:
+        return '-'
+    text = f'{statistics.mean(scores):.1f}'
+    if len(scores) > 1:
+        text += f' ± {statistics.stdev(scores):.1f}'
+    return text if len(scores) == seeds else f'{text} (n={len(scores)})'
 
 
 def page(out: Path, records: Sequence[Record]) -> str:
@@ -141,11 +148,11 @@ falsifications in copies of its runs and prints what the verifier says of each.
 - **Settings**: on digits each method's are the best of {tried} that a search tried on
   validation data ([how](../benchmark.md)); on clips and scenes all have the plan's, and
   `Full` and `PartialK` a tenth of its rate.
-- **Figures**: mean and standard deviation, n = {n} seeds, each read once from the test
-  set. A dash: the backbone cannot serve the method, or its runs failed: NOAH's on clips
-  and scenes, whose search was not told what is reported there, and GPS's on scenes,
-  which have no one label. The plan says both by now. Methods of several tasks, and AIM,
-  are not in it; the plan has had a recipe for each since.
+- **Figures**: mean and standard deviation, n = {n} seeds where no n is given, each read
+  once from the test set. A dash: the backbone cannot serve the method, or its runs
+  failed: NOAH's on clips and scenes, whose search was not told what is reported there,
+  and GPS's on scenes, which have no one label. The plan says both by now. Methods of
+  several tasks, and AIM, are not in it; the plan has had a recipe for each since.
 - **What this can show**: {designs}
 
 These are toys: trunks of half a million parameters that have seen drawn letters. What

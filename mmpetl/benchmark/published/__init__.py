@@ -308,11 +308,14 @@ def rows_for(
 
 
 def same_backbone(printed: str, ours: str) -> bool:
-    """Whether a printed name means our backbone: ``ViT-B`` is ``ViT-B/16``."""
+    """Whether a printed name means our backbone.
+
+    ``ViT-B`` is ``ViT-B/16``, the only patch that is printed without its size.
+    """
     short, full = (
         ''.join(c for c in name.lower() if c.isalnum()) for name in (printed, ours)
     )
-    return bool(short) and (full.startswith(short) or full.endswith(short))
+    return bool(short) and (full == f'{short}16' or full.endswith(short))
 
 
 def _cell(figure: Figure) -> tuple[str, ...]:

@@ -163,8 +163,10 @@ function aggregate() {
     // PPT takes the mean over tasks where counts differ.
     const perTask = names.map((task) => good.filter((run) => run.task === task && run.trainable !== null).map((run) => run.trainable));
     const counts = perTask.filter((xs) => xs.length).map(mean);
-    row.trainable = counts.length ? mean(counts) : null;
-    row.range = known.length ? [Math.min(...known), Math.max(...known)] : null;
+    // A mean over the runs that tell would be of other tasks than the score.
+    const told = known.length > 0 && known.length === good.length;
+    row.trainable = told ? mean(counts) : null;
+    row.range = told ? [Math.min(...known), Math.max(...known)] : null;
     row.ppt = row.fair && row.trainable !== null && row.plain >= 0 && row.plain <= 100
       ? row.plain / 100 * Math.exp(-Math.log10(row.trainable / DATA.scale + 1)) : null;
     const memory = good.map((run) => run.memory).filter((x) => x !== null);

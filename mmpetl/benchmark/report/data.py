@@ -14,7 +14,13 @@ from mmpetl.benchmark.records import Record
 from mmpetl.benchmark.report.choices import choice, draws
 from mmpetl.benchmark.report.details import details
 from mmpetl.benchmark.report.pairs import pairs
-from mmpetl.benchmark.scores import labels_of, metric_of, percent, with_facts
+from mmpetl.benchmark.scores import (
+    labels_of,
+    metric_of,
+    percent,
+    suite_of,
+    with_facts,
+)
 from mmpetl.benchmark.statistics import (
     cliques,
     critical_difference,
@@ -56,13 +62,17 @@ def page_data(
     for place, table in enumerate(tables):
         for row in table.rows:
             for task in table.tasks:
-                names[table.protocol, table.backbone, row.label, task] = place
+                key = table.protocol, table.suite, table.backbone, row.label, task
+                names[key] = place
     # Two tables of one suite and backbone are told apart by metric.
     many = _ambiguous(tables)
     rows, labels = [], labels_of(final)
     for record in final:
         label = labels[record.job.id]
-        key = record.job.protocol, record.backbone, label, record.task
+        key = (
+            *(record.job.protocol, suite_of(record), record.backbone),
+            *(label, record.task),
+        )
         rows.append(_row(record, label, _suite(tables[names[key]], many)))
     return {
         'main': {
