@@ -187,6 +187,22 @@ def test_official_dinov2(tmp_path, same_features, registers, gated, size):
     same_features(ours, expected, 1e-5, f'transformers {kind} | timm | timm')
 
 
+def test_official_dinov2_in_chunks(tmp_path):
+    """As its training saves it: ``blocks.1.1`` is block 1, of chunk 1."""
+    state = dict(randomised(timm_vit(init_values=0.1)).state_dict())
+    state['mask_token'] = torch.ones(1, 16)
+    chunks = {f'backbone.{k}': t for k, t in state.items()}
+    chunks = renamed(chunks, (r'\.blocks\.(\d+)\.', r'.blocks.\1.\1.'))
+    found = []
+    for name, content in (('plain', state), ('chunks', {'teacher': chunks})):
+        torch.save(content, tmp_path / f'{name}.pth')
+        model = model_of('Dinov2', seed=len(found))
+        filled(model, tmp_path / f'{name}.pth')
+        found.append(model.state_dict())
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+
+
 def test_another_width_is_refused(tmp_path):
     folder = saved(model_of('ViT'), tmp_path)
     model = model_of('ViT', hidden_size=24)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 
 import mmpretrain.models as mmpretrain
 import numpy as np
@@ -267,6 +268,12 @@ def dinov2_with_registers(size: int, gated: bool = False) -> dict[str, torch.Ten
     return state
 
 
+ARCH = dict(
+    embed_dims=WIDTH,
+    num_layers=DEPTH,
+    num_heads=HEADS,
+    feedforward_channels=HIDDEN,
+)
 GATED = dict(mlp_layer=timm.layers.SwiGLUPacked, act_layer=nn.SiLU)
 
 
@@ -290,6 +297,52 @@ def test_dinov2_with_registers_in_timm(tmp_path, same_features, size, gated):
             timm_vit(init_values=0.1, **(GATED if gated else {})),
             tmp_path / 'dinov2.pth',
         )
+
+
+def in_chunks(state: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """As DINOv2's training saves them: the chunk, then the number among all blocks."""
+
+    def named(match: re.Match) -> str:
+        return f'blocks.{int(match[1]) // size}.{match[1]}.'
+
+    return {re.sub(r'^blocks\.(\d+)\.', named, k): t for k, t in state.items()}
+
+
+@pytest.mark.parametrize('size', [1, 2], ids=['chunks of 1', 'chunks of 2'])
+@pytest.mark.parametrize('kept', ['backbone', 'teacher', 'both'])
+@pytest.mark.parametrize('make', [timm_vit, mm_vit])
+def test_dinov2_as_its_training_saves_it(tmp_path, same_features, make, kept, size):
+    reference = timm_vit(init_values=0.1, depth=4)
+    state = in_chunks(dinov2_with_registers(SIZE) | reference.state_dict(), size)
+    del state['register_tokens']
+    assert f'blocks.{3 // size}.3.norm1.weight' in state
+    if kept != 'backbone':
+        state = {f'backbone.{name}': tensor for name, tensor in state.items()}
+        state['dino_head.mlp.0.weight'] = torch.ones(4, WIDTH)
+    pair = {f'teacher.{k}': t for k, t in state.items()}
+    pair |= {f'student.{k}': -t for k, t in state.items()}
+    files = {'teacher': {'teacher': state}, 'both': {'model': pair, 'iteration': 7}}
+    torch.save(files.get(kept, state), tmp_path / 'dinov2.pth')
+    scale = {timm_vit: 'init_values', mm_vit: 'layer_scale_init_value'}[make]
+    depth = dict(arch=dict(ARCH, num_layers=4)) if make is mm_vit else dict(depth=4)
+    host = randomise(make(**{scale: 0.1}, **depth), 9)
+    part = 'teacher' if kept == 'both' else None
+    report = load_base_weights(host, tmp_path / 'dinov2.pth', part=part)
+    assert not report.fresh
+    expected = reference.forward_features(image())
+    ours = host(image())[0] if make is mm_vit else host.forward_features(image())[:, 0]
+    same_features(ours, expected[:, 0], 1e-6, 'DINOv2 in chunks | timm')
+
+
+def test_chunks_that_count_their_own_blocks_are_refused(tmp_path):
+    state = in_chunks(timm_vit(depth=4).state_dict(), 2)
+    state = {
+        re.sub(r'^blocks\.1\.(\d)', lambda m: f'blocks.1.{int(m[1]) - 2}', name): tensor
+        for name, tensor in state.items()
+    }
+    torch.save(state, tmp_path / 'vit.pth')
+    with pytest.raises(WeightsError, match='both mean blocks.0.norm1.weight'):
+        load_base_weights(timm_vit(depth=4), tmp_path / 'vit.pth')
 
 
 def test_a_gated_dinov2_in_mmpretrain(tmp_path, same_features):

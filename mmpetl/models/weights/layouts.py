@@ -224,8 +224,11 @@ def _read_openai(tensors: Tensors) -> Entries:
     return named
 
 
-# DINOv2 names its registers and its gated network otherwise than timm.
+# DINOv2 names its registers and its gated network otherwise than timm, and its training
+# puts blocks into chunks: `blocks.2.7` is block 7, of chunk 2.
+CHUNK = re.compile(r'^blocks\.\d+\.\d+\.attn\.qkv\.weight$')
 _read_timm_vit = rename(
+    (r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.'),
     (r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma'),
     (r'^register_tokens$', 'reg_token'),
     (r'\.mlp\.w12\.', '.mlp.fc1.'),
@@ -420,7 +423,10 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         'timm ViT',
         'vit',
-        lambda t: _patch_axes(t, 'proj') == 4 and 'blocks.0.attn.qkv.weight' in t,
+        lambda t: (
+            _patch_axes(t, 'proj') == 4
+            and ('blocks.0.attn.qkv.weight' in t or any(map(CHUNK.match, t)))
+        ),
         _read_timm_vit,
         native=True,
     ),
