@@ -80,7 +80,7 @@ def swin_kwargs(**kwargs) -> dict:
 def mm_swin(window_size: int = 4, **kwargs) -> nn.Module:
     arch = swin_kwargs()
     model = mmpretrain.SwinTransformer(
-        arch=arch, img_size=128, window_size=window_size, **kwargs
+        arch=arch, window_size=window_size, **{'img_size': 128, **kwargs}
     )
     return randomise(model, 99)
 

@@ -143,6 +143,11 @@ def test_swin(tmp_path, same_features):
     expected = reference.forward_features(image(128)).permute(0, 3, 1, 2)
     what = 'transformers Swin | mmpretrain Swin | timm'
     same_features(host(image(128)), expected, 1e-5, what)
+    table = torch.randn(1, 32 * 32, 16)
+    save_file(state | {'swin.embeddings.position_embeddings': table}, path)
+    host = mm_swin(use_abs_pos_embed=True)
+    load_base_weights(host, path)
+    assert torch.equal(host.absolute_pos_embed, table)
 
 
 def drawn(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:

@@ -443,6 +443,60 @@ def test_dense_swin_files_keep_their_output_norms(tmp_path):
         assert torch.equal(host.state_dict()[name], tensor)
 
 
+SWINS = {
+    'mmpretrain': lambda size: mm_swin(img_size=size, use_abs_pos_embed=True),
+    'mmdet': lambda size: dense_swin(DetSwin, size),
+    'mmseg': lambda size: dense_swin(SegSwin, size),
+}
+
+
+def dense_swin(cls, size) -> nn.Module:
+    options = swin_kwargs(window_size=4, use_abs_pos_embed=True)
+    return randomise(cls(pretrain_img_size=size, **options), 99)
+
+
+def swin_with_positions(path, old: tuple[int, int]) -> torch.Tensor:
+    """Write an official file of that grid, and return it as (1, C, h, w)."""
+    table = positions(old, 16)
+    state = official_swin(timm_swin(num_classes=0)) | {'absolute_pos_embed': table}
+    torch.save({'model': state}, path)
+    return table.unflatten(1, old).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize('package', SWINS)
+@pytest.mark.parametrize('old', [(32, 32), (24, 24)])
+def test_absolute_positions_of_swin_are_resized_by_their_grid(tmp_path, package, old):
+    plane = swin_with_positions(tmp_path / 'swin.pth', old)
+    host = SWINS[package](192)
+    report = load_base_weights(host, tmp_path / 'swin.pth')
+    plane = nn.functional.interpolate(plane, (48, 48), mode='bicubic')
+    assert torch.equal(host.absolute_pos_embed, plane.flatten(2).transpose(1, 2))
+    shapes = (1, old[0] * old[1], 16), (1, 48 * 48, 16)
+    assert report.resized == (('absolute_pos_embed', *shapes),)
+
+
+def test_absolute_positions_of_swin_on_a_wide_picture(tmp_path):
+    """mmpretrain keeps the grid of its table; mmdet and mmseg do not."""
+    plane = swin_with_positions(tmp_path / 'swin.pth', (32, 32))
+    host = SWINS['mmpretrain']((64, 256))
+    load_base_weights(host, tmp_path / 'swin.pth')
+    plane = nn.functional.interpolate(plane, (16, 64), mode='bicubic')
+    assert torch.equal(host.absolute_pos_embed, plane.flatten(2).transpose(1, 2))
+    # 50 is 1 + 7 x 7, and Swin has no class token.
+    for size, rows in (((64, 192), 768), ((20, 40), 50)):
+        with pytest.raises(WeightsError, match=f'the {rows} rows of the model are no'):
+            load_base_weights(SWINS['mmdet'](size), tmp_path / 'swin.pth')
+
+
+def test_absolute_positions_of_swin_on_one_side_alone(tmp_path):
+    swin_with_positions(tmp_path / 'swin.pth', (32, 32))
+    with pytest.raises(WeightsError, match='with use_abs_pos_embed=True'):
+        load_base_weights(timm_swin(), tmp_path / 'swin.pth')
+    torch.save(official_swin(timm_swin()), tmp_path / 'plain.pth')
+    with pytest.raises(WeightsError, match='has absolute positions, the file has none'):
+        load_base_weights(SWINS['mmseg'](128), tmp_path / 'plain.pth')
+
+
 def test_window_tables_are_resized_as_mmseg_does_it(tmp_path):
     source = randomise(SegSwin(window_size=4, **swin_kwargs()), 1)
     path = tmp_path / 'seg.pth'

@@ -40,6 +40,7 @@ from mmpetl.models.weights.resize import (
     resize_window_3d,
     source_grid,
 )
+from mmpetl.models.weights.tables import fit_table
 from mmpetl.models.weights.target import LIBRARIES, Target
 
 # What a file may hold that no backbone takes: (pattern on canonical names, reason).
@@ -81,6 +82,17 @@ HINTS: tuple[tuple[str, str, str], ...] = (
         'unexpected',
         r'^reg_token$',
         'the file has register tokens: build a model of timm with reg_tokens',
+    ),
+    (
+        'unexpected',
+        r'^absolute_pos_embed$',
+        'the file has absolute positions: build a model of OpenMMLab with '
+        'use_abs_pos_embed=True',
+    ),
+    (
+        'missing',
+        r'^absolute_pos_embed$',
+        'the model has absolute positions, the file has none',
     ),
     ('missing', r'^reg_token$', 'the model has register tokens, the file has none'),
 )
@@ -415,6 +427,8 @@ def _resize(plan: _Plan, host: _Host) -> None:
         is_table = tensor.dim() == 3 and tensor.shape[::2] == target[::2]
         if name == 'pos_embed' and host.layout.family == 'vit' and is_table:
             new = _resize_positions(plan, host, tensor)
+        elif name == 'absolute_pos_embed' and is_table:
+            new = _resize_absolute(plan, host, tensor, source)
         elif (
             name.endswith('relative_position_bias_table')
             and tensor.shape[0] != target[0]
@@ -451,6 +465,19 @@ def _resize_positions(plan: _Plan, host: _Host, table: Tensor) -> Tensor:
             'to which they cannot be resized'
         )
     return table if old == new else resize_grid(table, old, new, theirs)
+
+
+def _resize_absolute(plan: _Plan, host: _Host, table: Tensor, source: str) -> Tensor:
+    """Swin's table, which has no rows but those of the grid."""
+    target = Target.of(host.trunk)
+    name = host.entries['absolute_pos_embed'].source
+    try:
+        return fit_table(target, name, table)
+    except ValueError as error:
+        raise WeightsError(
+            f'{plan.where}: {source} {tuple(table.shape)} cannot be resized to the '
+            f'{tuple(target.tensors[name].shape)} of {host.title}: {error}'
+        ) from None
 
 
 def _rows_in_front(plan: _Plan, table: Tensor, new: tuple[int, int], ours: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from math import isqrt
 
@@ -24,6 +25,10 @@ GRIDS = ('init_out_size', 'grid_size', 'patches_resolution', 'patch_shape', 'pos
 """Attributes in which packages keep the grid of patches."""
 CLASS_ROWS = 3
 """Rows of BEiT's tables for pairs with the class token: to it, from it, with itself."""
+
+
+TOKEN = re.compile(r'(token|class_embedding)s?$')
+"""Last names of tokens that may have rows in front of those of the grid."""
 
 
 def is_table(name: str) -> bool:
@@ -128,7 +133,7 @@ def _absolute(target: Target, name: str, table: Tensor, rows: int) -> Tensor:
     if new is None:
         if table.shape[1] == rows:
             return table
-        new = _squared(rows)
+        new = _squared(target, rows)
     prefix = rows - new[0] * new[1]
     old = source_grid(table[:, prefix:], new)
     if old is None:
@@ -167,13 +172,16 @@ def _owners(target: Target, name: str) -> Iterator[nn.Module | None]:
     yield from (owner, embed, getattr(embed, 'patch_embed', None))
 
 
-def _squared(rows: int) -> tuple[int, int]:
+def _squared(target: Target, rows: int) -> tuple[int, int]:
     """The square grid of ``rows`` rows, behind those of a few tokens."""
-    for prefix in (0, 1, 2, 5):
+    has_tokens = any(TOKEN.search(name) for name in target.tensors)
+    for prefix in (0, 1, 2, 5) if has_tokens else (0,):
         grid = square_grid(rows - prefix)
         if grid is not None:
             return grid
-    raise ValueError(f'the grid of its {rows} rows is not known')
+    raise ValueError(
+        f'the {rows} rows of the model are no square grid, and it states no other'
+    )
 
 
 def _patches(module: nn.Module | None) -> tuple[int, int] | None:

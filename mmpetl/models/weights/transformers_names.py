@@ -61,6 +61,7 @@ _rename_clip = rename(
 _rename_swin = rename(
     (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
     (r'^embeddings\.norm\.', 'patch_embed.norm.'),
+    (r'^embeddings\.position_embeddings$', 'absolute_pos_embed'),
     (r'^encoder\.layers\.', 'layers.'),
     (r'^layernorm\.', 'norm.'),
     (r'\.layernorm_before\.', '.norm1.'),
