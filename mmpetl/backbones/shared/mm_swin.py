@@ -89,12 +89,16 @@ class MMSwinBackbone(WindowBackboneHost):
     def gather(
         self, merge: nn.Module, x: Tensor, grid: tuple[int, ...]
     ) -> tuple[Tensor, tuple[int, ...]]:
-        x = x.transpose(1, 2).unflatten(2, grid)
+        x = x.unflatten(1, grid)
         padding = self.padding_of(merge)
         if padding:
-            x = padding(x)
-        grid = tuple(n // 2 for n in x.shape[2:])
-        return merge.sampler(x).transpose(1, 2), grid
+            x = padding(x.movedim(-1, 1)).movedim(1, -1)
+        height, width = (n // 2 for n in x.shape[1:3])
+        x = x[:, : 2 * height, : 2 * width]
+        # What `merge.sampler` gives. Behind that function gradients are maps in memory,
+        # and stay so down the stage, where each sum and product has to turn them.
+        x = x.unflatten(2, (width, 2)).unflatten(1, (height, 2))
+        return x.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2), (height, width)
 
     def repeat_four(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(4, dim=-1)
