@@ -129,7 +129,10 @@ def switch_checkpointing(model: nn.Module) -> bool:
     for module in model.modules():
         if 'with_cp' in vars(module):
             module.with_cp = found = True
-    for name in ('set_grad_checkpointing', 'gradient_checkpointing_enable'):
+    names = ['set_grad_checkpointing']
+    if getattr(model, 'supports_gradient_checkpointing', False):
+        names.append('gradient_checkpointing_enable')  # of transformers
+    for name in names:
         if hasattr(model, name):
             getattr(model, name)()
             found = True

@@ -94,6 +94,8 @@ def test_options_agree_with_upstream(kind: str, args: dict, x: Tensor) -> None:
 
 DEEP = (
     'beit',
+    'convnext',
+    'convnext_v2',
     'dinov2',
     'dinov2_registers',
     'dinov3',
