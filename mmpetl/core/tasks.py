@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -155,7 +156,8 @@ def task_features(
         return features
     with switch.asking(tasks):
         outs = _as_tuple(backbone(x))
-    return {task: _part(outs, i, len(tasks)) for i, task in enumerate(tasks)}
+    part = partial(_part, num_inputs=len(x), count=len(tasks))
+    return {task: part(outs, i) for i, task in enumerate(tasks)}
 
 
 def _as_tuple(outs: Any) -> tuple[Any, ...]:
@@ -165,8 +167,12 @@ def _as_tuple(outs: Any) -> tuple[Any, ...]:
     return tuple(outs.values() if isinstance(outs, Mapping) else outs)
 
 
-def _part(outs: Any, index: int, count: int) -> Any:
-    """One of ``count`` equal parts of every tensor, cut along the batch axis."""
+def _part(outs: Any, index: int, num_inputs: int, count: int) -> Any:
+    """One of ``count`` equal parts of every tensor, cut along the batch axis.
+
+    What leaves before streams part, as the patches in front of the first block, has as
+    many rows as went in: it is that of all tasks.
+    """
     if isinstance(outs, Tensor):
-        return outs.chunk(count)[index]
-    return tuple(_part(y, index, count) for y in _as_tuple(outs))
+        return outs if len(outs) == num_inputs else outs.chunk(count)[index]
+    return tuple(_part(y, index, num_inputs, count) for y in _as_tuple(outs))
