@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -196,7 +197,10 @@ def _shared(rank: int, folder: Path) -> None:
     model = wide()
     optimizer = adam(model)
     together = nn.parallel.DistributedDataParallel(model)
-    found = {'whole': allocated(together, optimizer, file, FEW)}
+    # What was allocated before a step and is given back in it can hide a part of it.
+    found = {
+        'whole': median(allocated(together, optimizer, file, FEW) for _ in range(3))
+    }
     found['spared'] = shard_base(together)
     # Threads that exchange give buffers back when they come to it: now and then a
     # step has one or two shares more.
