@@ -142,7 +142,8 @@ def task_features(
         tasks: Names.
 
     Raises:
-        PETLError: The method does not know one of the tasks.
+        PETLError: The method does not know one of the tasks, or no output has a part
+            for each of several, as where a backbone shapes its maps by the images.
     """
     tasks, switch = tuple(tasks), task_switch(backbone)
     if switch is None:
@@ -156,6 +157,13 @@ def task_features(
         return features
     with switch.asking(tasks):
         outs = _as_tuple(backbone(x))
+    rows = [len(y) for y in _tensors(outs)]
+    if len(tasks) > 1 and len(tasks) * len(x) not in rows:
+        raise PETLError(
+            f'{type(backbone).__name__} gives outputs with {rows} rows for {len(x)} '
+            f'inputs and {len(tasks)} tasks, none with a part for each task; ask for '
+            'one task at a time'
+        )
     part = partial(_part, num_inputs=len(x), count=len(tasks))
     return {task: part(outs, i) for i, task in enumerate(tasks)}
 
@@ -165,6 +173,15 @@ def _as_tuple(outs: Any) -> tuple[Any, ...]:
     if isinstance(outs, Tensor):
         return (outs,)
     return tuple(outs.values() if isinstance(outs, Mapping) else outs)
+
+
+def _tensors(outs: Any) -> Iterator[Tensor]:
+    """Every tensor of outputs, however deep."""
+    if isinstance(outs, Tensor):
+        yield outs
+        return
+    for y in _as_tuple(outs):
+        yield from _tensors(y)
 
 
 def _part(outs: Any, index: int, num_inputs: int, count: int) -> Any:

@@ -55,6 +55,22 @@ def test_every_backbone_serves_several_tasks_together(any_stem):
                 torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
+@torch.no_grad()
+def test_outputs_in_front_of_the_streams_are_those_of_all_tasks(monkeypatch):
+    model = tuned('MTLoRA')
+    x = tiny.images('mmpretrain_swin', dtype=torch.float64)
+    run = model.forward
+    want = task_features(model, x, TASKS)
+    monkeypatch.setattr(model, 'forward', lambda x: (x, *run(x)))
+    for task, outs in task_features(model, x, TASKS).items():
+        assert outs[0] is x
+        assert all(map(torch.equal, outs[1:], want[task]))
+
+    monkeypatch.setattr(model, 'forward', lambda x: (x,))
+    with pytest.raises(PETLError, match='none with a part for each task'):
+        task_features(model, x, TASKS)
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_checkpointed_blocks_meet_the_tasks_of_their_own_pass(name):
     x = tiny.images('mmpretrain_swin', dtype=torch.float64)
