@@ -242,9 +242,7 @@ class ConvMap(ConvSiteMap, TransformersMap):
         self, backbone: nn.Module
     ) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
         for i, stage in enumerate(backbone.encoder.stages):
-            opening = (
-                stage.downsampling_layer if len(stage.downsampling_layer) else None
-            )
+            opening = stage.downsampling_layer or None
             yield f'encoder.stages.{i}.layers', stage.layers, opening
 
     def stem(self, backbone: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mmpetl.core.context import Context
 from mmpetl.core.delta import Delta
@@ -157,7 +158,7 @@ def task_features(
         return features
     with switch.asking(tasks):
         outs = _as_tuple(backbone(x))
-    rows = [len(y) for y in _tensors(outs)]
+    rows = [len(y) for y in tree_leaves(outs) if isinstance(y, Tensor)]
     if len(tasks) > 1 and len(tasks) * len(x) not in rows:
         raise PETLError(
             f'{type(backbone).__name__} gives outputs with {rows} rows for {len(x)} '
@@ -173,15 +174,6 @@ def _as_tuple(outs: Any) -> tuple[Any, ...]:
     if isinstance(outs, Tensor):
         return (outs,)
     return tuple(outs.values() if isinstance(outs, Mapping) else outs)
-
-
-def _tensors(outs: Any) -> Iterator[Tensor]:
-    """Every tensor of outputs, however deep."""
-    if isinstance(outs, Tensor):
-        yield outs
-        return
-    for y in _as_tuple(outs):
-        yield from _tensors(y)
 
 
 def _part(outs: Any, index: int, num_inputs: int, count: int) -> Any:

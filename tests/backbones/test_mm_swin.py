@@ -224,3 +224,20 @@ def test_inside_of_a_model_of_upstream_it_trains_and_its_delta_loads(
         for a, b in zip(other.backbone(x), model.backbone(x), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
         assert (model.backbone(x)[-1] - plain.backbone(x)[-1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize('grid', [(4, 6), (5, 7)])
+@pytest.mark.parametrize('package', PACKAGES)
+def test_patch_merging_cuts_as_upstream_and_hands_on_tokens(package, grid):
+    """Its gradient lies as tokens do, where that of ``nn.Unfold`` lies as a map."""
+    model = inject(build(package), Nothing())
+    merge = model.stages[0].downsample
+    count = grid[0] * grid[1]
+    x = torch.randn(1, count, merge.norm.normalized_shape[0] // 4, requires_grad=True)
+    cut, after = model.gather(merge, x, grid)
+    maps = x.transpose(1, 2).unflatten(2, grid)
+    want = merge.sampler(merge.adap_padding(maps)).transpose(1, 2)
+    assert torch.equal(cut, want)
+    assert after == (-(-grid[0] // 2), -(-grid[1] // 2))
+    (grad,) = torch.autograd.grad(cut, x, torch.randn_like(cut))
+    assert grad.stride()[-2:] == (x.shape[-1], 1)
