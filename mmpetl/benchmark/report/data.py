@@ -68,11 +68,8 @@ def page_data(
     many = _ambiguous(tables)
     rows, labels = [], labels_of(final)
     for record in final:
-        label = labels[record.job.id]
-        key = (
-            *(record.job.protocol, suite_of(record), record.backbone),
-            *(label, record.task),
-        )
+        label, protocol = labels[record.job.id], record.job.protocol
+        key = protocol, suite_of(record), record.backbone, label, record.task
         rows.append(_row(record, label, _suite(tables[names[key]], many)))
     return {
         'main': {
